@@ -1,0 +1,36 @@
+"""Errors that reach a user, and the exit codes of the console command.
+
+Everything a user can cause is raised as :class:`UserError` with ONE sentence that names the file, key or
+rank at fault and how to mend it. The console command prints that sentence alone and exits with 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_DONE = 0
+"""All of the work was done."""
+EXIT_SKIPPED = 1
+"""Done, but some items were skipped; each was named."""
+EXIT_INPUT = 2
+"""Wrong input or configuration; nothing was changed."""
+EXIT_FAILED = 3
+"""The job itself failed."""
+
+
+class UserError(Exception):
+    """Wrong input or configuration. The message is one sentence: what is wrong, where, and the mend."""
+
+
+class JobError(Exception):
+    """The job itself failed after its input was accepted, for example a loss that became NaN."""
+
+
+def did_you_mean(word: str, options: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"`` for the nearest option, else the list of options."""
+    choices = list(options)
+    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean '{near[0]}'?"
+    return f"; choose one of: {', '.join(choices)}" if choices else ""
