@@ -1,0 +1,180 @@
+"""YAML files and command-line overrides to a checked configuration, and back.
+
+A file may name another with ``extends: other.yaml`` (relative to itself); its own keys win. Overrides are
+``key.sub=value`` with YAML values. The first problem found is reported with file, key and mend.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pscl_hpc.config.schema import METHODS, FinetuneConfig, PretrainConfig
+from pscl_hpc.errors import UserError, did_you_mean
+
+Config = PretrainConfig | FinetuneConfig
+KINDS: dict[str, type[PretrainConfig] | type[FinetuneConfig]] = {
+    "pretrain": PretrainConfig,
+    "finetune": FinetuneConfig,
+}
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = (), *, kind: str | None = None) -> Config:
+    """Read, merge and check a configuration file.
+
+    Args:
+        path: YAML file.
+        overrides: ``key.sub=value`` strings, applied in order.
+        kind: when given, the file must be of this kind.
+
+    Raises:
+        UserError: naming the file, the key and the mend.
+    """
+    path = Path(path)
+    tree = _read(path, ())
+    for text in overrides:
+        _override(tree, text)
+    found = tree.setdefault("kind", kind or "pretrain")
+    if found not in KINDS:
+        raise UserError(f"{path}: kind is '{found}'{did_you_mean(str(found), KINDS)}")
+    if kind is not None and found != kind:
+        raise UserError(f"{path}: this is a {found} configuration; use 'pscl-hpc {found}' or another file")
+    return resolve_config(tree, source=str(path))
+
+
+def resolve_config(tree: Mapping[str, Any], *, source: str) -> Config:
+    """Check a tree of plain values and give the typed configuration. ``source`` names it in errors."""
+    schema = KINDS[str(tree.get("kind", "pretrain"))]
+    try:
+        return schema.model_validate(dict(tree))
+    except ValidationError as error:
+        raise UserError(f"{source}: {_sentence(schema, error)}") from None
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration, every key written out, as YAML that :func:`load_config` reads."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    real = path.resolve()
+    if real in seen:
+        raise UserError(
+            f"{path}: extends itself through {' -> '.join(p.name for p in (*seen, real))}; break the circle"
+        )
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such configuration file; check the path after --config") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder; name a YAML file after --config") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        line = getattr(getattr(error, "problem_mark", None), "line", None)
+        where = f" at line {line + 1}" if line is not None else ""
+        raise UserError(f"{path}: not valid YAML{where}; correct the file") from None
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise UserError(
+            f"{path}: holds a {type(tree).__name__}, not keys and values; see configs/ for examples"
+        )
+    base = tree.pop("extends", None)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise UserError(f"{path}: extends must name one YAML file")
+    return _merge(_read(path.parent / base, (*seen, real)), tree)
+
+
+def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        old = merged.get(key)
+        # Another method brings its own keys: merging into those of the old one would leave strangers behind.
+        other = (
+            isinstance(value, Mapping)
+            and isinstance(old, Mapping)
+            and value.get("name", old.get("name")) != old.get("name")
+        )
+        merged[key] = (
+            _merge(dict(old), value)
+            if isinstance(old, Mapping) and isinstance(value, Mapping) and not other
+            else value
+        )
+    return merged
+
+
+def _override(tree: dict[str, Any], text: str) -> None:
+    key, equals, raw = text.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise UserError(f"'{text}' is no override; write key=value, for example schedule.steps=200")
+    try:
+        value = yaml.safe_load(raw) if raw.strip() else ""
+    except yaml.YAMLError:
+        raise UserError(f"override '{text}': the value is not valid YAML; quote it") from None
+    if isinstance(value, str):
+        value = _number(value)
+    node = tree
+    for part in parts[:-1]:
+        child = node.setdefault(part, {})
+        if not isinstance(child, dict):
+            raise UserError(f"override '{text}': {part} holds a value, not keys; see the configuration file")
+        node = child
+    node[parts[-1]] = value
+
+
+def _number(text: str) -> str | float:
+    # YAML 1.1 reads 1e-4 as text, for want of a dot.
+    try:
+        return float(text) if any(c.isdigit() for c in text) and "_" not in text else text
+    except ValueError:
+        return text
+
+
+def _sentence(schema: type[BaseModel], error: ValidationError) -> str:
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"]]
+    key = ".".join(part for part in location if not (part in METHODS and part != location[-1]))
+    kind = first["type"]
+    if kind == "extra_forbidden":
+        options = _keys_at(schema, location[:-1])
+        return f"unknown key '{key}'{did_you_mean(location[-1], options)}"
+    if kind == "missing":
+        return f"key '{key}' is missing; add it"
+    if kind.startswith("union_tag"):
+        given = first.get("input")
+        name = given.get("name", "") if isinstance(given, dict) else given
+        return f"key '{key}.name' is '{name}'{did_you_mean(str(name), METHODS)}"
+    message = str(first["msg"]).removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    shown = f", but it is {first['input']!r}" if kind != "value_error" and key else ""
+    return f"key '{key}': {message}{shown}" if key else message
+
+
+def _keys_at(schema: type[BaseModel], location: Sequence[str]) -> list[str]:
+    """Keys that are valid below ``location``, following unions by their discriminator."""
+    nodes: list[type[BaseModel]] = [schema]
+    for part in location:
+        deeper: list[type[BaseModel]] = []
+        for node in nodes:
+            if part in node.model_fields:
+                deeper += _models(node.model_fields[part].annotation)
+            elif node.model_fields.get("name") is not None and node.model_fields["name"].default == part:
+                deeper.append(node)
+        nodes = deeper or nodes
+    return sorted({key for node in nodes for key in node.model_fields})
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _models(get_args(annotation)[0])
+    if origin in (Union, types.UnionType):
+        return [model for argument in get_args(annotation) for model in _models(argument)]
+    return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []

@@ -1,0 +1,338 @@
+"""The configuration of a run, as typed models. Every key has its meaning under it.
+
+Two kinds exist, told apart by ``kind``: :class:`PretrainConfig` and :class:`FinetuneConfig`. Checks that need
+one file alone happen here, at construction; checks that need the archive happen when it is opened.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Size = tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]]
+"""Height and width in pixels."""
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Strict(BaseModel):
+    """Base of all sections: unknown keys are errors, values do not change after construction."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelConfig(Strict):
+    """The U-Net trunk (spec: Sci. Rep. 2025 PSCL, network)."""
+
+    in_channels: Literal[1, 3] = 1
+    """1: grey. 3: colour, or grey replicated."""
+    widths: tuple[Count, ...] = (32, 64, 128, 256)
+    """Feature channels from full resolution down to the bottleneck; each step halves the grid."""
+    mean: tuple[float, ...] = (0.5,)
+    """Subtracted from the input in 0..1; one value, or one per channel."""
+    std: tuple[Positive, ...] = (0.25,)
+    """The input is divided by it; one value, or one per channel."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelConfig:
+        if len(self.widths) < 2:
+            raise ValueError("widths needs at least two entries, one scale and the bottleneck")
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, self.in_channels):
+                raise ValueError(f"{key} needs 1 or {self.in_channels} values, it has {len(values)}")
+        return self
+
+
+class DataConfig(Strict):
+    """Which images of which archive."""
+
+    archive: str
+    """An archive file, or a folder of shards; relative paths start at the working directory."""
+    datasets: tuple[str, ...] | None = None
+    """Collections to use; all when absent."""
+    splits: tuple[str, ...] = ("train", "")
+    """Splits to use; the empty name stands for images without one."""
+    exclude_specimens: tuple[str, ...] = ()
+    """Specimens left out."""
+
+
+class JitterConfig(Strict):
+    """Intensity changes, drawn anew for each image and view (spec section 1)."""
+
+    brightness: NonNegative = 0.16
+    """The image is multiplied by U(1 - b, 1 + b)."""
+    contrast: NonNegative = 0.16
+    """Distance from the mean level is multiplied by U(1 - c, 1 + c)."""
+    saturation: NonNegative = 0.16
+    """Distance from grey is multiplied by U(1 - s, 1 + s); nothing happens to a grey image."""
+    hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.04
+    """Hue is turned by U(-h, h) of a full turn; nothing happens to a grey image."""
+    gamma: NonNegative = 0.0
+    """The image is raised to exp(U(-g, g)); 0 as released."""
+    noise: NonNegative = 0.0
+    """Standard deviation, at most, of added white noise; 0 as released."""
+    blur: NonNegative = 0.0
+    """Standard deviation, at most, in pixels of a Gaussian blur; 0 as released."""
+    probability: Fraction = 0.8
+    """Share of images that are changed."""
+
+
+class ViewConfig(Strict):
+    """How two views of an image are made (spec section 1)."""
+
+    size: Size = (376, 376)
+    """Pixels cut from the archive for each image; smaller images are mirrored at their edges."""
+    flip: bool = True
+    """The second view is flipped upside down with probability 1/2."""
+    rotate: bool = True
+    """The second view is turned by a multiple of 90 degrees."""
+    crop: Annotated[float, Field(ge=0.0, lt=0.9)] = 0.2
+    """The second view keeps 1 - U(0, crop) of the height and, independently, of the width."""
+    jitter: JitterConfig = JitterConfig()
+    """Intensity changes, drawn independently for both views."""
+
+
+class ReferenceConfig(Strict):
+    """The annotated images whose cells serve as class templates."""
+
+    ids: tuple[str, ...] = ()
+    """Image ids in the archive, ``dataset/stem``. Each step uses ``per_batch`` of them, drawn at random."""
+    per_batch: Count = 1
+    """Reference images in each batch. Templates come from all of them."""
+    crop: Literal["random", "covering"] = "covering"
+    """covering: of 16 random windows the one that shows the most classes; random: the first window."""
+
+
+class PsclSimclrConfig(Strict):
+    """PSCL with in-batch negatives (spec sections 3 and 4)."""
+
+    name: Literal["pscl-simclr"] = "pscl-simclr"
+    reference: ReferenceConfig = ReferenceConfig()
+    """Where templates come from."""
+    templates_per_class: Count = 4
+    """Template cells per class at the coarsest scale."""
+    template_growth: Count = 2
+    """Each finer scale has this many times more template cells."""
+    purity: Annotated[float, Field(gt=0.5, le=1.0)] = 0.95
+    """A cell can be a template of a class when at least this share of it has that class. Classes with fewer such
+    cells have fewer templates, absent classes none. Not used by ``template_rule: released``."""
+    template_rule: Literal["pure", "released"] = "pure"
+    """pure: random cells among those of sufficient purity. released: the highest label values with exclusion by
+    subtraction, overflowing into mixed and arbitrary cells of a rare class, as the released code does."""
+    matching: Literal["cosine", "dot"] = "cosine"
+    """Similarity by which cells are matched to templates. dot: as released, not normalised."""
+    exclusion: Literal["strict", "released"] = "strict"
+    """strict: a cell is taken once. released: the largest similarity is subtracted from a taken cell, which lets it be
+    taken again where similarities are negative."""
+    antialias: bool = True
+    """Labels are averaged over the whole cell. false: bilinear samples, as torchvision before 0.17."""
+    temperature: Positive = 0.5
+    """Temperature of both contrastive losses."""
+    patch_weight: Fraction = 0.7
+    """Weight of the patch loss; the image loss has the rest."""
+    scale_weights: tuple[NonNegative, ...] = ()
+    """Weight of each scale's loss from coarse to fine; all 1 when empty. The sum is divided by the number of scales."""
+    negatives: Literal["all", "across"] = "all"
+    """all: cells of other classes in every image and view. across: not those of the same view of the same image."""
+    projection: Count = 64
+    """Width of the contrasted vectors."""
+    hidden: Count = 128
+    """Hidden width of the heads, at most the width of their input."""
+    head_groups: Count = 4
+    """Groups of the 1x1 convolutions in the patch heads."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PsclSimclrConfig:
+        if self.projection % self.head_groups:
+            raise ValueError(
+                f"projection ({self.projection}) must be a multiple of head_groups ({self.head_groups})"
+            )
+        return self
+
+
+class SimclrConfig(Strict):
+    """SimCLR on the pooled bottleneck: the image loss of PSCL alone (Chen et al. 2020)."""
+
+    name: Literal["simclr"] = "simclr"
+    temperature: Positive = 0.5
+    """Temperature of NT-Xent."""
+    projection: Count = 64
+    """Width of the contrasted vectors."""
+    hidden: Count = 128
+    """Hidden width of the head, at most the width of the bottleneck."""
+
+
+MethodConfig = Annotated[PsclSimclrConfig | SimclrConfig, Field(discriminator="name")]
+METHODS = ("pscl-simclr", "simclr")
+"""The names that ``method.name`` can have."""
+
+
+class ScheduleConfig(Strict):
+    """How long, and how the learning rate goes."""
+
+    steps: Count = 1000
+    """Optimiser steps."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """The learning rate rises linearly over these steps."""
+    decay: Literal["constant", "cosine"] = "constant"
+    """constant as released, or cosine to zero at the last step."""
+
+
+class OptimiserConfig(Strict):
+    """Optimiser and learning rate."""
+
+    name: Literal["adam", "adamw", "lars"] = "adam"
+    lr: Positive = 1e-4
+    """Learning rate; of the decoder and the head in fine-tuning."""
+    weight_decay: NonNegative = 0.0
+    """Not applied to biases and normalisation by adamw and lars."""
+    momentum: Fraction = 0.9
+    """Momentum of lars."""
+    clip_norm: NonNegative = 0.0
+    """Gradients are scaled down to this norm; 0 turns it off."""
+
+
+class RuntimeConfig(Strict):
+    """What does not change the result's meaning, only where and how fast it is computed."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: autocast of the network; losses stay in fp32."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads of torch; 0 leaves torch's choice."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Reading processes; 0 reads in the training process."""
+    kernels: Literal["auto", "reference", "chunked", "triton"] = "auto"
+    """Backend of the contrastive operations."""
+
+
+class CheckpointConfig(Strict):
+    """When the state is saved, and how much is kept."""
+
+    every_steps: Count = 200
+    """A checkpoint every so many steps, and after the last."""
+    keep: Count = 2
+    """The newest checkpoints kept."""
+    keep_best: bool = True
+    """Also keep the checkpoint with the lowest smoothed loss (pretraining)."""
+
+
+class LogConfig(Strict):
+    """What is written while running."""
+
+    every_steps: Count = 10
+    """A line in metrics.jsonl every so many steps."""
+    similarity: bool = True
+    """Log positive and hardest-negative similarity of each scale."""
+    purity: bool = True
+    """Log the share of sampled cells whose mask has the template's class, where masks are known."""
+    tensorboard: bool = False
+    """Also write TensorBoard events (extra ``tensorboard``)."""
+
+
+class RunConfig(Strict):
+    """Keys that both kinds share."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
+    """Names the run and its folder."""
+    run: str = ""
+    """The run folder. Empty: a new folder ``runs/<name>-<time>``. An unfinished run with the same configuration goes on."""
+    seed: Annotated[int, Field(ge=0)] = 10
+    """Same configuration and seed, same numbers (CPU)."""
+
+
+class PretrainConfig(RunConfig):
+    """Pretraining of the trunk on unlabelled images."""
+
+    kind: Literal["pretrain"] = "pretrain"
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    views: ViewConfig = ViewConfig()
+    method: MethodConfig = PsclSimclrConfig()
+    batch_size: Count = 8
+    """Unlabelled images per step, over all ranks; references come on top."""
+    accumulate: Count = 1
+    """Forward passes per step, each on an equal part of the batch with its own negatives."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    optimiser: OptimiserConfig = OptimiserConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PretrainConfig:
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of accumulate ({self.accumulate})"
+            )
+        if isinstance(self.method, PsclSimclrConfig):
+            if not self.method.reference.ids:
+                raise ValueError(
+                    "method.reference.ids names no annotated image; pscl-simclr needs at least one"
+                )
+            scales = len(self.model.widths) - 1
+            if self.method.scale_weights and len(self.method.scale_weights) != scales:
+                raise ValueError(f"method.scale_weights needs {scales} values, one per scale")
+        elif self.batch_size // self.accumulate < 2:
+            raise ValueError("batch_size / accumulate must be at least 2: an image alone has no negatives")
+        return self
+
+
+class FinetuneLossConfig(Strict):
+    """Cross entropy plus Dice (spec section 7)."""
+
+    ce_weight: NonNegative = 0.5
+    dice_weight: NonNegative = 0.5
+    class_weights: Literal["uniform", "balanced"] | tuple[NonNegative, ...] = "balanced"
+    """Weights of the cross entropy: one per class, or balanced: by the inverse root of each class's share of the
+    annotated pixels, at most 10."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FinetuneLossConfig:
+        if self.ce_weight + self.dice_weight == 0:
+            raise ValueError("ce_weight and dice_weight are both 0: nothing would be learnt")
+        return self
+
+
+class FinetuneConfig(RunConfig):
+    """Fine-tuning of trunk and segmentation head on the annotated images."""
+
+    kind: Literal["finetune"] = "finetune"
+    data: DataConfig
+    references: tuple[str, ...]
+    """Annotated images to train on, ``dataset/stem``, all of one collection."""
+    pretrained: str = ""
+    """A pretraining run folder or its trunk.safetensors; empty starts from random weights."""
+    model: ModelConfig = ModelConfig()
+    """Used from scratch only; a pretrained trunk brings its own."""
+    crop: Size = (160, 160)
+    """Random windows trained on."""
+    batch_size: Count = 4
+    """Windows per step."""
+    jitter: JitterConfig = JitterConfig(brightness=0.08, contrast=0.08, saturation=0.08, hue=0.02)
+    flip: bool = True
+    """Windows are flipped at random."""
+    rotate: bool = True
+    """Windows are turned by a random multiple of 90 degrees."""
+    loss: FinetuneLossConfig = FinetuneLossConfig()
+    schedule: ScheduleConfig = ScheduleConfig(steps=300)
+    optimiser: OptimiserConfig = OptimiserConfig(lr=1e-3)
+    encoder_lr_scale: NonNegative = 0.1
+    """A pretrained encoder learns at this share of ``optimiser.lr``; one from scratch at the whole of it."""
+    validation_split: str = "val"
+    """The split that chooses the checkpoint; the test split never does."""
+    validate_every: Count = 50
+    """Steps between validations; the best mean Dice is kept. The last step always validates."""
+    runtime: RuntimeConfig = RuntimeConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+    @field_validator("references")
+    @classmethod
+    def _some(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("references names no annotated image; fine-tuning needs at least one")
+        return value

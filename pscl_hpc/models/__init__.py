@@ -1,0 +1,28 @@
+"""U-Net trunk, projection heads, weights on disk."""
+
+from pscl_hpc.models.heads import CellHead, GlobalHead
+from pscl_hpc.models.unet import Features, SegmentationNet, UNet
+from pscl_hpc.models.weights import (
+    MODEL_FILE,
+    TRUNK_FILE,
+    ModelCard,
+    load_segmentation,
+    load_trunk,
+    save_segmentation,
+    save_trunk,
+)
+
+__all__ = [
+    "MODEL_FILE",
+    "TRUNK_FILE",
+    "CellHead",
+    "Features",
+    "GlobalHead",
+    "ModelCard",
+    "SegmentationNet",
+    "UNet",
+    "load_segmentation",
+    "load_trunk",
+    "save_segmentation",
+    "save_trunk",
+]

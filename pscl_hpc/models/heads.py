@@ -1,0 +1,60 @@
+"""Projection heads of pretraining (spec section 2). They are dropped before fine-tuning."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class GlobalHead(nn.Module):
+    """Bottleneck map (B, C, h, w) to one vector per image (B, projection): mean, linear, ReLU, linear."""
+
+    def __init__(self, channels: int, *, hidden: int, projection: int) -> None:
+        super().__init__()
+        hidden = min(hidden, channels)
+        self.layers = nn.Sequential(
+            nn.Linear(channels, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, projection)
+        )
+
+    def forward(self, bottleneck: Tensor) -> Tensor:
+        return self.layers(bottleneck.mean(dim=(2, 3)))  # type: ignore[no-any-return]
+
+
+class GroupedLinear(nn.Module):
+    """A 1x1 convolution with groups, applied to cell vectors (..., in) as one batched product: (..., out)."""
+
+    def __init__(self, in_features: int, out_features: int, groups: int) -> None:
+        super().__init__()
+        if in_features % groups or out_features % groups:
+            raise ValueError(f"groups ({groups}) must divide the widths {in_features} and {out_features}")
+        self.groups = groups
+        self.weight = nn.Parameter(torch.empty(out_features, in_features // groups))
+        self.bias = nn.Parameter(torch.empty(out_features))
+        # The bounds of nn.Conv2d: fan-in counts the inputs of one group.
+        bound = (in_features // groups) ** -0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, cells: Tensor) -> Tensor:
+        lead = cells.shape[:-1]
+        grouped = cells.reshape(-1, self.groups, self.weight.shape[1]).transpose(0, 1)
+        weight = self.weight.view(self.groups, -1, self.weight.shape[1]).transpose(1, 2)
+        return (torch.bmm(grouped, weight).transpose(0, 1).reshape(*lead, -1)) + self.bias
+
+
+class CellHead(nn.Module):
+    """Cell vectors (..., C) of one decoder map to (..., projection).
+
+    Grouped linear, LayerNorm, ReLU, grouped linear. It acts on each cell alone, so it is run on the sampled cells only.
+    """
+
+    def __init__(self, channels: int, *, hidden: int, projection: int, groups: int) -> None:
+        super().__init__()
+        hidden = min(hidden, channels)
+        self.expand = GroupedLinear(channels, hidden, groups)
+        self.norm = nn.LayerNorm(hidden)
+        self.project = GroupedLinear(hidden, projection, groups)
+
+    def forward(self, cells: Tensor) -> Tensor:
+        return self.project(F.relu(self.norm(self.expand(cells))))  # type: ignore[no-any-return]

@@ -1,0 +1,207 @@
+"""A run folder: made once, continued by the same configuration, never overwritten."""
+
+from __future__ import annotations
+
+import datetime
+import fcntl
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import torch
+import yaml
+
+from pscl_hpc.config import Config, load_config, to_yaml
+from pscl_hpc.errors import JobError, UserError
+from pscl_hpc.runs.checkpoint import CheckpointStore
+from pscl_hpc.runs.files import write_json, write_text
+from pscl_hpc.runs.metrics import MetricsLog, read_metrics
+from pscl_hpc.runs.provenance import describe_attempt, describe_device, now
+
+CONFIG_FILE = "config.yaml"
+RECORD_FILE = "run.json"
+METRICS_FILE = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+
+
+class RunFolder:
+    """Paths and record of one run. Use :meth:`start` to work in it and :meth:`load` to read it."""
+
+    def __init__(self, path: Path, config: Config, record: dict[str, Any]) -> None:
+        self.path = path
+        self.config = config
+        self.record = record
+        self._lock: IO[str] | None = None
+
+    @classmethod
+    def start(cls, config: Config, device: torch.device) -> RunFolder:
+        """Make the folder of a new run, or continue an unfinished one with the same configuration.
+
+        Raises:
+            UserError: when the folder holds another run, another configuration, or is being written now.
+        """
+        path = Path(config.run) if config.run else _fresh_path(config.name)
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path}: is a file; choose another folder with run=...")
+        if not (path / CONFIG_FILE).exists():
+            if path.is_dir() and any(p.name != "run.lock" for p in path.iterdir()):
+                raise UserError(f"{path}: is not empty and holds no run; choose another folder with run=...")
+            path.mkdir(parents=True, exist_ok=True)
+        folder = cls(path, config, {})
+        folder._acquire()
+        try:
+            folder._open_record(device)
+        except BaseException:
+            folder._release()
+            raise
+        return folder
+
+    @classmethod
+    def load(cls, path: str | Path) -> RunFolder:
+        """Open an existing run for reading."""
+        path = Path(path)
+        if not path.is_dir():
+            raise UserError(f"{path}: no such run folder; runs lie in runs/ by default")
+        if not (path / CONFIG_FILE).is_file() or not (path / RECORD_FILE).is_file():
+            raise UserError(f"{path}: is no run folder, it has no {CONFIG_FILE} and {RECORD_FILE}")
+        return cls(path, load_config(path / CONFIG_FILE), _read_record(path))
+
+    @property
+    def done(self) -> bool:
+        """Whether the run ended well."""
+        return bool(self.record.get("status") == "done")
+
+    @property
+    def checkpoints(self) -> CheckpointStore:
+        """The run's checkpoints."""
+        return CheckpointStore(self.path / CHECKPOINTS, keep=self.config.checkpoint.keep)
+
+    def metrics_log(self) -> MetricsLog:
+        """The log to append to."""
+        board = self.path / "tensorboard" if self.config.log.tensorboard else None
+        try:
+            return MetricsLog(self.path / METRICS_FILE, tensorboard=board)
+        except ImportError:
+            raise UserError(
+                "log.tensorboard needs the package tensorboard; pip install 'pscl-hpc[tensorboard]'"
+            ) from None
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All logged lines."""
+        return read_metrics(self.path / METRICS_FILE)
+
+    def update(self, **values: Any) -> None:
+        """Change entries of run.json."""
+        self.record.update(values)
+        write_json(self.path / RECORD_FILE, self.record)
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Record how the work ended: done, failed with its reason, or stopped (to be continued)."""
+        try:
+            if error is None:
+                self.update(status="done", finished=now(), error="")
+            elif isinstance(error, KeyboardInterrupt | SystemExit):
+                self.update(status="stopped", error=type(error).__name__)
+            else:
+                text = (
+                    str(error)
+                    if isinstance(error, JobError | UserError)
+                    else f"{type(error).__name__}: {error}"
+                )
+                self.update(status="failed", finished=now(), error=text)
+        finally:
+            self._release()
+
+    def _open_record(self, device: torch.device) -> None:
+        stored = self.path / CONFIG_FILE
+        if stored.exists():
+            self._check_same(stored)
+            self.record = _read_record(self.path) if (self.path / RECORD_FILE).exists() else {}
+        else:
+            write_text(stored, to_yaml(self.config))
+        if self.done:
+            return
+        attempts = [*self.record.get("attempts", []), describe_attempt()]
+        self.update(
+            kind=self.config.kind,
+            name=self.config.name,
+            status="running",
+            created=self.record.get("created", now()),
+            device=describe_device(device),
+            attempts=attempts,
+            error="",
+        )
+
+    def _check_same(self, stored: Path) -> None:
+        old = _flat(yaml.safe_load(stored.read_text(encoding="utf-8")))
+        new = _flat(yaml.safe_load(to_yaml(self.config)))
+        # The folder's own name and the machine's resources may change between attempts.
+        changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+        changed = [
+            key for key in changed if key != "run" and key not in ("runtime.workers", "runtime.device")
+        ]
+        if changed:
+            key = changed[0]
+            raise UserError(
+                f"{self.path}: holds a run with another configuration ({key} is {old.get(key)!r} there, "
+                f"{new.get(key)!r} now); choose another folder with run=..."
+            )
+
+    def _acquire(self) -> None:
+        handle = (self.path / "run.lock").open("a+")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            owner = handle.read().strip() or "another process"
+            handle.close()
+            raise UserError(
+                f"{self.path}: is being written by {owner}; wait for it or choose another folder"
+            ) from None
+        except OSError:
+            pass  # A file system without locks: `pscl-hpc doctor` says so.
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()}\n")
+        handle.flush()
+        self._lock = handle
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def _fresh_path(name: str) -> Path:
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    path = Path("runs") / f"{name}-{stamp}"
+    count = 1
+    while path.exists():
+        count += 1
+        path = Path("runs") / f"{name}-{stamp}-{count}"
+    return path
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads((path / RECORD_FILE).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        raise UserError(f"{path / RECORD_FILE}: cannot be read as JSON; restore it from a copy") from None
+    if not isinstance(record, dict):
+        raise UserError(f"{path / RECORD_FILE}: does not hold a run's record; restore it from a copy")
+    return record
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat.update(_flat(value, f"{prefix}.{key}" if prefix else str(key)))
+    return flat

@@ -1,0 +1,71 @@
+"""metrics.jsonl: one JSON object per line, always with ``step`` and ``time`` (Unix seconds)."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pscl_hpc.runs.files import write_text
+
+
+class MetricsLog:
+    """Appends lines; on resume, forgets what lies after the step that the run goes on from."""
+
+    def __init__(self, path: Path, *, tensorboard: Path | None = None) -> None:
+        self.path = path
+        self._writer: Any = None
+        if tensorboard is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(tensorboard))
+
+    def rewind(self, step: int) -> None:
+        """Drop lines after ``step`` and a torn last line."""
+        if self.path.exists():
+            kept = [line for line in read_metrics(self.path) if int(line["step"]) <= step]
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Append one line. Numbers that are not finite become null: JSON has no NaN."""
+        line = {"step": step, "time": round(time.time(), 3)}
+        line.update({key: _plain(value) for key, value in values.items()})
+        with self.path.open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps(line) + "\n")
+        if self._writer is not None:
+            for key, value in line.items():
+                if isinstance(value, int | float) and key not in ("step", "time"):
+                    self._writer.add_scalar(key, value, step)
+
+    def close(self) -> None:
+        """Flush the TensorBoard events, if any."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a metrics file; none when it does not exist."""
+    lines: list[dict[str, Any]] = []
+    if not path.exists():
+        return lines
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(line, dict) and "step" in line:
+            lines.append(line)
+    return lines
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
