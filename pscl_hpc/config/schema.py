@@ -239,7 +239,7 @@ class RunConfig(Strict):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
     """Names the run and its folder."""
     run: str = ""
-    """The run folder. Empty: a new folder ``runs/<name>-<time>``. An unfinished run with the same configuration goes on."""
+    """The run folder; empty makes a new one, ``runs/<name>-<time>``. An unfinished run of the same configuration goes on."""
     seed: Annotated[int, Field(ge=0)] = 10
     """Same configuration and seed, same numbers (CPU)."""
 

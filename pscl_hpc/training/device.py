@@ -1,0 +1,35 @@
+"""Device, threads, determinism and precision of a run."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import torch
+
+from pscl_hpc.config import RuntimeConfig
+from pscl_hpc.errors import UserError
+
+
+def setup_device(runtime: RuntimeConfig) -> torch.device:
+    """Choose the device and set what decides numbers on it.
+
+    Raises:
+        UserError: when a GPU is asked for and there is none.
+    """
+    if runtime.threads:
+        torch.set_num_threads(runtime.threads)
+    has_gpu = torch.cuda.is_available()
+    if runtime.device == "cuda" and not has_gpu:
+        raise UserError(
+            "runtime.device is 'cuda', but torch sees no GPU here; use auto or cpu, or see 'pscl-hpc doctor'"
+        )
+    device = torch.device("cuda" if has_gpu and runtime.device != "cpu" else "cpu")
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")
+    return device
+
+
+def autocast(device: torch.device, runtime: RuntimeConfig) -> AbstractContextManager[object]:
+    """The network's precision: bfloat16 autocast, or a context that does nothing."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=runtime.precision == "bf16")

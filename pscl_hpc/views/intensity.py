@@ -1,0 +1,90 @@
+"""Intensity changes on a batch at once, each image with its own draw (spec section 1).
+
+Kornia's ColorJitter refuses one channel and torchvision has no CPU build for every torch, hence this small module.
+Images are (B, C, h, w) in 0..1 with C = 1 or 3.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pscl_hpc.config.schema import JitterConfig
+
+_LUMA = (0.299, 0.587, 0.114)
+
+
+def jitter(images: Tensor, config: JitterConfig, generator: torch.Generator) -> Tensor:
+    """Change brightness, contrast, saturation, hue, gamma, blur and noise, in this order, and clamp to 0..1.
+
+    Each image is changed with ``config.probability`` and left as it is otherwise. All random numbers are drawn whatever
+    the configuration, so that turning one change off does not shift the others.
+
+    Args:
+        images: (B, C, h, w) in 0..1.
+        config: Ranges.
+        generator: On the CPU; the draws are a few numbers per image.
+
+    Returns:
+        A new tensor of the same shape.
+    """
+    batch, channels = images.shape[:2]
+    draws = torch.rand((8, batch, 1, 1, 1), generator=generator).to(images)
+    chosen, brightness, contrast, saturation, hue, gamma, blur, noise = draws
+
+    def factor(draw: Tensor, width: float) -> Tensor:
+        return (1 + width * (2 * draw - 1)).clamp_min(0)
+
+    changed = (images * factor(brightness, config.brightness)).clamp(0, 1)
+    mean = _grey(changed).mean(dim=(1, 2, 3), keepdim=True)
+    changed = (mean + (changed - mean) * factor(contrast, config.contrast)).clamp(0, 1)
+    if channels == 3:
+        grey = _grey(changed)
+        changed = (grey + (changed - grey) * factor(saturation, config.saturation)).clamp(0, 1)
+        if config.hue:
+            changed = _turn_hue(changed, config.hue * (2 * hue - 1))
+    if config.gamma:
+        changed = changed.clamp_min(1e-6) ** torch.exp(config.gamma * (2 * gamma - 1))
+    if config.blur:
+        changed = _blur(changed, (config.blur * blur).view(batch), config.blur)
+    if config.noise:
+        seed = int(torch.randint(0, 2**62, (), generator=generator))
+        white = torch.randn(
+            images.shape, generator=torch.Generator(images.device).manual_seed(seed), device=images.device
+        )
+        changed = changed + config.noise * noise * white.to(images)
+    return torch.where(chosen < config.probability, changed.clamp(0, 1), images)
+
+
+def _grey(images: Tensor) -> Tensor:
+    if images.shape[1] == 1:
+        return images
+    weights = images.new_tensor(_LUMA).view(1, 3, 1, 1)
+    return (images * weights).sum(dim=1, keepdim=True)
+
+
+def _turn_hue(images: Tensor, turn: Tensor) -> Tensor:
+    """Turn hue by ``turn`` full turns, (B, 1, 1, 1): a rotation about the grey axis of RGB space."""
+    angle = (turn * 2 * math.pi).flatten()
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    third, root = (1 - cos) / 3, sin / math.sqrt(3)
+    diagonal, up, down = cos + third, third - root, third + root
+    rows = (diagonal, up, down, down, diagonal, up, up, down, diagonal)
+    matrix = torch.stack(rows, dim=1).view(-1, 3, 3)
+    return torch.einsum("bij,bjhw->bihw", matrix, images).clamp(0, 1)
+
+
+def _blur(images: Tensor, sigma: Tensor, largest: float) -> Tensor:
+    """Gaussian blur with one standard deviation (B,) in pixels per image."""
+    batch, channels, height, width = images.shape
+    radius = min(max(1, math.ceil(3 * largest)), height - 1, width - 1)
+    offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
+    kernel = torch.exp(-0.5 * (offsets / sigma.clamp_min(1e-3).view(-1, 1)) ** 2)
+    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(channels, dim=0)
+    flat = F.pad(images.reshape(1, batch * channels, height, width), (radius,) * 4, mode="reflect")
+    flat = F.conv2d(flat, kernel.view(-1, 1, 1, 2 * radius + 1), groups=batch * channels)
+    flat = F.conv2d(flat, kernel.view(-1, 1, 2 * radius + 1, 1), groups=batch * channels)
+    return flat.view(batch, channels, height, width)
