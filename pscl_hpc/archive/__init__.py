@@ -1,0 +1,17 @@
+"""Archives of micrographs: HDF5 format, ingest, reading, checks and synthesis."""
+
+from pscl_hpc.archive.format import IGNORE_INDEX, Collection, ImageRecord, Window
+from pscl_hpc.archive.order import epoch_order, rank_slice
+from pscl_hpc.archive.reader import Archive
+from pscl_hpc.archive.writer import ShardWriter
+
+__all__ = [
+    "IGNORE_INDEX",
+    "Archive",
+    "Collection",
+    "ImageRecord",
+    "ShardWriter",
+    "Window",
+    "epoch_order",
+    "rank_slice",
+]

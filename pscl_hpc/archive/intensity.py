@@ -1,0 +1,66 @@
+"""The explicit intensity range of an image: which stored values mean black and white."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+SAMPLE_PIXELS = 1 << 24
+"""A float image above this size is sampled on a regular grid of rows and columns for its percentiles."""
+
+
+class RangeEstimator:
+    """Intensity range of one image, gathered strip by strip.
+
+    uint8 is 0..255. uint16 takes exact percentiles from a histogram of all values; float32 takes percentiles of
+    the finite values, of all pixels up to :data:`SAMPLE_PIXELS` and of a regular grid above.
+    """
+
+    def __init__(self, dtype: str, height: int, width: int, percentiles: tuple[float, float]) -> None:
+        low, high = percentiles
+        if not 0 <= low < high <= 100:
+            raise ValueError(f"percentiles must satisfy 0 <= low < high <= 100, got {percentiles}")
+        self._dtype = dtype
+        self._percentiles = percentiles
+        self._histogram = np.zeros(1 << 16, np.int64)
+        self._samples: list[npt.NDArray[np.float32]] = []
+        self._step = max(1, int(np.ceil(np.sqrt(height * width / SAMPLE_PIXELS))))
+        self._row = 0
+
+    def add(self, strip: npt.NDArray[Any]) -> None:
+        """Take the next rows, (rows, width, channels)."""
+        if self._dtype == "uint16":
+            self._histogram += np.bincount(strip.reshape(-1), minlength=1 << 16)
+        elif self._dtype == "float32":
+            values = strip[-self._row % self._step :: self._step, :: self._step].astype(np.float32)
+            self._samples.append(values[np.isfinite(values)])
+        self._row += strip.shape[0]
+
+    def range(self) -> tuple[float, float]:
+        """(low, high); high == low only where the image is constant."""
+        if self._dtype == "uint8":
+            return 0.0, 255.0
+        if self._dtype == "uint16":
+            return _histogram_percentiles(self._histogram, self._percentiles)
+        values = np.concatenate(self._samples) if self._samples else np.empty(0, np.float32)
+        if not values.size:
+            return 0.0, 0.0
+        low, high = np.percentile(values, self._percentiles)
+        return float(low), float(high)
+
+
+def _histogram_percentiles(
+    histogram: npt.NDArray[np.int64], percentiles: tuple[float, float]
+) -> tuple[float, float]:
+    """Percentiles by linear interpolation between order statistics, as numpy.percentile."""
+    cumulative = np.cumsum(histogram)
+    last = int(cumulative[-1]) - 1
+    values = []
+    for percent in percentiles:
+        place = percent / 100 * last
+        lower = int(np.searchsorted(cumulative, int(place), side="right"))
+        upper = int(np.searchsorted(cumulative, min(int(place) + 1, last), side="right"))
+        values.append(lower + (upper - lower) * (place - int(place)))
+    return float(values[0]), float(values[1])

@@ -1,0 +1,247 @@
+"""Reading an archive: any number of processes and threads, random windows, no locks."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from pscl_hpc.archive.format import MASK_POOL, Collection, ImageRecord, Row, Window, fingerprint
+from pscl_hpc.archive.manifest import read_manifest
+from pscl_hpc.archive.shard import Shard, TilePool, open_shard, stamp_of
+from pscl_hpc.errors import UserError, did_you_mean
+
+_OPEN_FILES = 64
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+
+
+class Archive:
+    """A read-only archive: one ``.h5`` file, or a folder of shards with ``manifest.json``.
+
+    The index is read once, here. Pixels are read from files opened on first use in each process; an instance
+    can be pickled, forked and shared between threads.
+
+    Attributes:
+        records: all images, sorted by id over all shards; ``records[i].index == i``.
+        collections: the datasets by name.
+        fingerprint: SHA-256 of the content (pixels, masks, ids, metadata), whatever the paths and shards.
+
+    Raises:
+        UserError: there is no archive at ``path``, or it is damaged or not to be trusted.
+    """
+
+    path: Path
+    records: tuple[ImageRecord, ...]
+    collections: dict[str, Collection]
+    fingerprint: str
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        files = [self.path]
+        if self.path.is_dir():
+            files = [self.path / entry.file for entry in read_manifest(self.path)]
+        self.shards = tuple(open_shard(file) for file in files)
+        self.collections = merge_collections(self.shards)
+        places = [(row, shard) for shard, found in enumerate(self.shards) for row in found.rows]
+        places.sort(key=lambda place: place[0].id)
+        self.rows: tuple[Row, ...] = tuple(row for row, _ in places)
+        self._shard_of = tuple(shard for _, shard in places)
+        for before, after in zip(self.rows, self.rows[1:], strict=False):
+            if before.id == after.id:
+                raise UserError(f"{self.path} holds the image {after.id} in two shards; build it again")
+        self.records = tuple(row.record(index) for index, row in enumerate(self.rows))
+        self._by_id = {record.id: record for record in self.records}
+        self.fingerprint = fingerprint(self.rows, self.collections.values())
+        self._files = _Files()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_files": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _files=_Files())
+
+    def close(self) -> None:
+        """Close the open files; reading again opens them again."""
+        self._files = _Files()
+
+    def find(self, image_id: str) -> ImageRecord:
+        """The record of an image id; UserError names the nearest id."""
+        if image_id not in self._by_id:
+            raise UserError(f"{self.path} has no image {image_id!r}{did_you_mean(image_id, self._by_id)}")
+        return self._by_id[image_id]
+
+    def select(
+        self,
+        *,
+        datasets: Sequence[str] | None = None,
+        splits: Sequence[str] | None = None,
+        has_mask: bool | None = None,
+    ) -> list[ImageRecord]:
+        """Records that meet every given condition, in archive order; UserError for an unknown dataset."""
+        for name in datasets or ():
+            if name not in self.collections:
+                raise UserError(f"{self.path} has no dataset {name!r}{did_you_mean(name, self.collections)}")
+        return [
+            record
+            for record in self.records
+            if (datasets is None or record.dataset in datasets)
+            and (splits is None or record.split in splits)
+            and (has_mask is None or record.has_mask == has_mask)
+        ]
+
+    def read_image(self, index: int, window: Window | None = None) -> npt.NDArray[Any]:
+        """(h, w, channels) pixels in the stored dtype.
+
+        Args:
+            index: position in :attr:`records`.
+            window: (y0, x0, height, width) in pixels; None is the whole image.
+
+        Raises:
+            ValueError: the window is empty or reaches outside the image.
+            UserError: the file is damaged or was replaced meanwhile.
+        """
+        row = self._row(index)
+        return self._read(index, row.pool, row.first_tile, window)
+
+    def read_mask(self, index: int, window: Window | None = None) -> npt.NDArray[np.uint8]:
+        """(h, w) class indices, 255 where not annotated; ValueError also for an image without a mask."""
+        row = self._row(index)
+        if row.mask_first_tile < 0:
+            raise ValueError(f"{row.id} has no mask")
+        return self._read(index, MASK_POOL, row.mask_first_tile, window)[:, :, 0]
+
+    def read_unit(
+        self, index: int, window: Window | None = None, *, channels: int = 1
+    ) -> npt.NDArray[np.float32]:
+        """(channels, h, w) float32 in 0..1: ``low`` is 0, ``high`` is 1, beyond is clipped, NaN is 0.
+
+        Args:
+            channels: 1 (colour becomes BT.601 luma) or 3 (grey is repeated).
+        """
+        if channels not in (1, 3):
+            raise ValueError(f"channels must be 1 or 3, got {channels}")
+        row = self._row(index)
+        pixels = self.read_image(index, window).astype(np.float32)
+        span = row.high - row.low
+        if span > 0:
+            pixels -= np.float32(row.low)
+            pixels *= np.float32(1 / span)
+            np.clip(pixels, 0, 1, out=pixels)
+            if row.pool.startswith("float"):
+                np.nan_to_num(pixels, copy=False, nan=0.0)
+        else:
+            pixels[...] = 0
+        if channels == 1 and pixels.shape[2] == 3:
+            pixels = pixels @ _LUMA[:, None]
+        if channels == 3 and pixels.shape[2] == 1:
+            pixels = np.repeat(pixels, 3, axis=2)
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+    def pool_of(self, index: int) -> TilePool:
+        """The tile pool that holds the pixels of an image."""
+        return self.shards[self._shard_of[index]].pools[self._row(index).pool]
+
+    def _row(self, index: int) -> Row:
+        if not 0 <= index < len(self.rows):
+            raise ValueError(f"image index {index} is outside 0..{len(self.rows) - 1}")
+        return self.rows[index]
+
+    def _read(self, index: int, pool: str, first_tile: int, window: Window | None) -> npt.NDArray[Any]:
+        row = self.rows[index]
+        if window is None:
+            window = (0, 0, row.height, row.width)
+        top, left, height, width = window
+        inside = min(top, left) >= 0 and top + height <= row.height and left + width <= row.width
+        if not inside or min(height, width) < 1:
+            raise ValueError(f"window {window} is not inside {row.id} of {row.height} x {row.width} pixels")
+        shard = self.shards[self._shard_of[index]]
+        reader = self._files.reader(shard)
+        try:
+            return shard.pools[pool].read(reader, first_tile, row.height, row.width, window)
+        except ValueError as error:
+            raise UserError(
+                f"{shard.path} is damaged at {row.id} ({error}); restore it from a copy or build it again"
+            ) from error
+
+
+def merge_collections(shards: Sequence[Shard]) -> dict[str, Collection]:
+    """The collections of all shards; of one named in several, references are united."""
+    merged: dict[str, Collection] = {}
+    for shard in shards:
+        for name, new in shard.collections.items():
+            old = merged.get(name, new)
+            if (old.classes, old.background, old.ignore_classes) != (
+                new.classes,
+                new.background,
+                new.ignore_classes,
+            ):
+                raise UserError(
+                    f"{shard.path} has other classes in collection {name} than the shards before it"
+                )
+            references = tuple(dict.fromkeys(old.references + new.references))
+            merged[name] = Collection(name, new.classes, new.background, new.ignore_classes, references)
+    return dict(sorted(merged.items()))
+
+
+class _Files:
+    """Open files of the current process, least recently used closed first.
+
+    A descriptor inherited over fork would still be right (``pread`` has no position), but the lock beside it
+    might be held by a thread that the child does not have: the state is keyed by process.
+    """
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._open: OrderedDict[Path, _PositionedFile] = OrderedDict()
+
+    def reader(self, shard: Shard) -> _PositionedFile:
+        if os.getpid() != self._process:
+            self._reset()
+        with self._lock:
+            file = self._open.pop(shard.path, None) or _PositionedFile(shard)
+            self._open[shard.path] = file
+            if len(self._open) > _OPEN_FILES:
+                # Not closed here: another thread may be reading from it; the last reference closes it.
+                self._open.popitem(last=False)
+        return file
+
+
+class _PositionedFile:
+    """Callable (offset, size) -> bytes on one shard."""
+
+    def __init__(self, shard: Shard) -> None:
+        try:
+            self._file = shard.path.open("rb", buffering=0)
+        except OSError as error:
+            raise UserError(f"{shard.path} cannot be opened any more ({error.strerror})") from error
+        self._descriptor = self._file.fileno()
+        if stamp_of(os.fstat(self._descriptor)) != shard.stamp:
+            raise UserError(f"{shard.path} was replaced while it was being read; start again")
+
+    def __call__(self, offset: int, size: int) -> bytes:
+        data = os.pread(self._descriptor, size, offset)
+        while len(data) < size:  # a signal or a network filesystem may cut a read short
+            more = os.pread(self._descriptor, size - len(data), offset + len(data))
+            if not more:
+                raise ValueError(f"the file ends {size - len(data)} bytes early")
+            data += more
+        return data

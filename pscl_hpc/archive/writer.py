@@ -1,0 +1,333 @@
+"""Writing one shard: tiles as raw chunks, the index at the end, an atomic rename last."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Required, Self, TypedDict, Unpack
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from pscl_hpc.archive.codecs import AUTO, codec_for, create_dataset
+from pscl_hpc.archive.format import (
+    CHANNELS,
+    COLUMN_TYPES,
+    DTYPES,
+    FORMAT,
+    IGNORE_INDEX,
+    MASK_POOL,
+    TILE,
+    VERSION,
+    Collection,
+    Row,
+    collections_to_json,
+    parse_pool,
+    pool_name,
+    stored_dtype,
+    tile_grid,
+    tile_shape,
+)
+from pscl_hpc.archive.intensity import RangeEstimator
+
+Pixels = npt.NDArray[Any]
+_COLUMN_DTYPES: dict[str, Any] = {
+    "str": h5py.string_dtype(),
+    "int": np.dtype("<i8"),
+    "float": np.dtype("<f8"),
+}
+
+
+class ImageFields(TypedDict, total=False):
+    """What is kept beside the pixels of an image."""
+
+    id: Required[str]
+    """``"<dataset>/<stem>"``, unique. Readers sort by it: zero-pad numbers."""
+    dataset: Required[str]
+    """Name of one of the shard's collections."""
+    split: str
+    specimen: str
+    condition: str
+    """Production batch."""
+    alloy: str
+    magnification: float | None
+    um_per_pixel: float | None
+    source: str
+    sha256: str
+    mask_sha256: str
+    intensity: tuple[float, float] | None
+    """(low, high) mapped to 0..1; None means 0..255 for uint8 and percentiles otherwise."""
+
+
+class ShardWriter:
+    """Writes one archive file; nothing appears under ``path`` before a clean exit.
+
+    Use as a context manager. The file is written beside ``path`` under a temporary name, synced and renamed when
+    the block ends without an exception; after an exception the temporary file is removed and an older file
+    at ``path`` is left as it was.
+
+    Args:
+        path: the file to make; an existing one is replaced on success.
+        collections: every dataset that images will name.
+        compression: ``"auto"`` (per dtype, any h5py reads it) or a name in ``codecs.CODECS``.
+        percentiles: the intensity range of uint16 and float images when none is given.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        collections: Sequence[Collection],
+        compression: str = AUTO,
+        *,
+        percentiles: tuple[float, float] = (0.5, 99.5),
+    ) -> None:
+        codec_for(compression, "uint8", is_mask=False)
+        self.path = Path(path)
+        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        self._collections = {item.name: item for item in collections}
+        self._compression = compression
+        self._percentiles = percentiles
+        self._rows: list[Row] = []
+        self._ids: set[str] = set()
+        self._pools: dict[str, _PoolWriter] = {}
+        self._file: h5py.File | None = None
+
+    def __enter__(self) -> Self:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = h5py.File(self._temporary, "w", locking=False)
+        self._file.create_group("tiles")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._file is not None, "use ShardWriter as a context manager"
+        try:
+            if error is None:
+                self._finish(self._file)
+            self._file.close()
+            if error is None:
+                sync(self._temporary)
+                os.replace(self._temporary, self.path)
+                sync(self.path.parent)
+        finally:
+            self._file = None
+            self._temporary.unlink(missing_ok=True)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        return tuple(self._rows)
+
+    def add(self, image: Pixels, *, mask: Pixels | None = None, **fields: Unpack[ImageFields]) -> None:
+        """Append one image.
+
+        Args:
+            image: (h, w), (h, w, 1) or (h, w, 3), uint8, uint16 or float32.
+            mask: (h, w) class indices of the collection, 255 where not annotated.
+            fields: see :class:`ImageFields`; ``id`` and ``dataset`` are required.
+
+        Raises:
+            ValueError: what was given does not fit the format; the shard is as before.
+        """
+        if image.ndim == 2:
+            image = image[:, :, None]
+        if image.ndim != 3:
+            raise ValueError(f"{fields['id']}: an image has shape (h, w) or (h, w, c), not {image.shape}")
+        height, width, channels = image.shape
+        strips = (image[top : top + TILE] for top in range(0, height, TILE))
+        dtype = image.dtype.newbyteorder("=").name
+        self.add_strips(strips, shape=(height, width, channels), dtype=dtype, mask=mask, **fields)
+
+    def add_strips(
+        self,
+        strips: Iterable[Pixels],
+        *,
+        shape: tuple[int, int, int],
+        dtype: str,
+        mask: Pixels | None = None,
+        **fields: Unpack[ImageFields],
+    ) -> None:
+        """As :meth:`add`, for an image of (height, width, channels) that comes as strips of 256 rows.
+
+        Memory is one strip, so an image may be larger than the memory of the machine. An exception from
+        ``strips`` leaves the shard as it was before the call.
+        """
+        height, width, channels = shape
+        name, dataset = fields["id"], fields["dataset"]
+        if dtype not in DTYPES or channels not in CHANNELS or height < 1 or width < 1:
+            raise ValueError(f"{name}: cannot store {height} x {width} x {channels} pixels of {dtype}")
+        if not name.startswith(f"{dataset}/") or len(name) == len(dataset) + 1:
+            raise ValueError(f"{name}: an id is '<dataset>/<stem>', here '{dataset}/...'")
+        if name in self._ids:
+            raise ValueError(f"{name}: this id was added before")
+        if dataset not in self._collections:
+            raise ValueError(f"{name}: no collection is named {dataset!r}")
+        if mask is not None:
+            check_mask(mask, height, width, self._collections[dataset])
+        pool = self._pool(pool_name(dtype, channels))
+        estimator = RangeEstimator(dtype, height, width, self._percentiles)
+        first_tile = pool.count
+        try:
+            checksum = pool.append(_measured(strips, estimator), height, width)
+        except BaseException:
+            pool.count = first_tile
+            raise
+        mask_first, mask_checksum = -1, ""
+        if mask is not None:
+            masks = self._pool(MASK_POOL)
+            mask_first = masks.count
+            plane = mask.astype(np.uint8, copy=False)[:, :, None]
+            mask_checksum = masks.append((plane[y : y + TILE] for y in range(0, height, TILE)), height, width)
+        low, high = fields.get("intensity") or estimator.range()
+        self._ids.add(name)
+        self._rows.append(
+            Row(
+                id=name,
+                dataset=dataset,
+                source=fields.get("source", ""),
+                sha256=fields.get("sha256", ""),
+                mask_sha256=fields.get("mask_sha256", ""),
+                pixel_checksum=checksum,
+                mask_checksum=mask_checksum,
+                pool=pool_name(dtype, channels),
+                first_tile=first_tile,
+                mask_first_tile=mask_first,
+                height=height,
+                width=width,
+                low=float(low),
+                high=float(high),
+                split=fields.get("split", ""),
+                specimen=fields.get("specimen", ""),
+                condition=fields.get("condition", ""),
+                alloy=fields.get("alloy", ""),
+                magnification=_or_nan(fields.get("magnification")),
+                um_per_pixel=_or_nan(fields.get("um_per_pixel")),
+            )
+        )
+
+    def _pool(self, name: str) -> _PoolWriter:
+        assert self._file is not None, "use ShardWriter as a context manager"
+        if name not in self._pools:
+            self._pools[name] = _PoolWriter(self._file["tiles"], name, self._compression)
+        return self._pools[name]
+
+    def _finish(self, file: h5py.File) -> None:
+        for pool in self._pools.values():
+            pool.trim()
+        write_index(file, self._rows, list(self._collections.values()))
+
+
+class _PoolWriter:
+    """Appends tiles to one dataset, as raw chunks."""
+
+    def __init__(self, group: h5py.Group, name: str, compression: str) -> None:
+        dtype, channels = parse_pool(name)
+        self._dtype = stored_dtype(dtype)
+        self._tile = tile_shape(channels)
+        self._channels = channels
+        self._codec = codec_for(compression, dtype, is_mask=name == MASK_POOL)
+        self._dataset = create_dataset(group, name, (0, *self._tile), self._dtype, self._codec)
+        self._capacity = 0
+        self.count = 0
+        """Tiles in use; set it back to drop the last ones."""
+
+    def append(self, strips: Iterable[Pixels], height: int, width: int) -> str:
+        """Store strips of 256 rows, (rows, width, channels) each; returns the SHA-256 of the pixels."""
+        down, across = tile_grid(height, width)
+        self._reserve(self.count + down * across)
+        digest = hashlib.sha256()
+        rest = height
+        for strip in strips:
+            rows = min(TILE, rest)
+            if strip.shape != (rows, width, self._channels) or rows == 0:
+                raise ValueError(
+                    f"a strip of shape {strip.shape} where {(rows, width, self._channels)} belongs"
+                )
+            rest -= rows
+            strip = np.ascontiguousarray(strip, self._dtype)
+            digest.update(strip.data)
+            for left in range(0, width, TILE):
+                part = strip[:, left : left + TILE]
+                tile = np.zeros((TILE, TILE, self._channels), self._dtype)
+                tile[: part.shape[0], : part.shape[1]] = part
+                self._put(tile)
+        if rest:
+            raise ValueError(f"{rest} of {height} rows are missing")
+        return digest.hexdigest()
+
+    def _put(self, tile: Pixels) -> None:
+        filter_mask, data = self._codec.encode(tile)
+        place = (self.count,) + (0,) * len(self._tile)
+        self._dataset.id.write_direct_chunk(place, data, filter_mask)
+        self.count += 1
+
+    def _reserve(self, count: int) -> None:
+        if count > self._capacity:
+            self._capacity = max(count, 2 * self._capacity)
+            self._dataset.resize(self._capacity, axis=0)
+
+    def trim(self) -> None:
+        self._dataset.resize(self.count, axis=0)
+
+
+def check_mask(mask: Pixels, height: int, width: int, collection: Collection) -> None:
+    """ValueError unless ``mask`` is (height, width) class indices of ``collection`` or 255."""
+    if mask.shape != (height, width):
+        raise ValueError(
+            f"the mask is {' x '.join(map(str, mask.shape))}, the image {height} x {width} pixels"
+        )
+    if mask.dtype.kind not in "ui":
+        raise ValueError(f"the mask holds {mask.dtype} values, not class indices")
+    used = mask_values(mask)
+    wrong = [value for value in used if not (0 <= value < len(collection.classes) or value == IGNORE_INDEX)]
+    if wrong:
+        raise ValueError(
+            f"the mask holds {', '.join(map(str, wrong[:8]))}{' ...' if len(wrong) > 8 else ''} but "
+            f"collection {collection.name} has classes 0 to {len(collection.classes) - 1}"
+            if collection.classes
+            else f"collection {collection.name} has no classes, so no image of it can have a mask"
+        )
+
+
+def mask_values(mask: Pixels) -> list[int]:
+    """The distinct values of an integer mask, ascending."""
+    if mask.dtype == np.uint8:
+        return [int(value) for value in np.flatnonzero(np.bincount(mask.reshape(-1), minlength=256))]
+    return [int(value) for value in np.unique(mask)]
+
+
+def write_index(file: h5py.File, rows: Sequence[Row], collections: Sequence[Collection]) -> None:
+    """Write the index columns, the collections and the format marks of a shard."""
+    images = file.create_group("images")
+    for name, kind in COLUMN_TYPES.items():
+        values = [getattr(row, name) for row in rows]
+        images.create_dataset(name, (len(values),), dtype=_COLUMN_DTYPES[kind], data=values)
+    file.create_dataset("collections", data=collections_to_json(collections), dtype=h5py.string_dtype())
+    file.attrs["format"] = FORMAT
+    file.attrs["version"] = VERSION
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a folder entry to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _measured(strips: Iterable[Pixels], estimator: RangeEstimator) -> Iterator[Pixels]:
+    for strip in strips:
+        estimator.add(strip)
+        yield strip
+
+
+def _or_nan(value: float | None) -> float:
+    return float("nan") if value is None else float(value)
