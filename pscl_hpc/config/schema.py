@@ -135,8 +135,6 @@ class PsclSimclrConfig(Strict):
     """Weight of the patch loss; the image loss has the rest."""
     scale_weights: tuple[NonNegative, ...] = ()
     """Weight of each scale's loss from coarse to fine; all 1 when empty. The sum is divided by the number of scales."""
-    negatives: Literal["all", "across"] = "all"
-    """all: cells of other classes in every image and view. across: not those of the same view of the same image."""
     projection: Count = 64
     """Width of the contrasted vectors."""
     hidden: Count = 128
@@ -239,7 +237,8 @@ class RunConfig(Strict):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
     """Names the run and its folder."""
     run: str = ""
-    """The run folder; empty makes a new one, ``runs/<name>-<time>``. An unfinished run of the same configuration goes on."""
+    """The run folder; empty makes a new one, ``runs/<name>-<time>``. An unfinished run of the same
+    configuration goes on."""
     seed: Annotated[int, Field(ge=0)] = 10
     """Same configuration and seed, same numbers (CPU)."""
 
