@@ -1,0 +1,180 @@
+"""Entry of the console command ``pscl-hpc``.
+
+The help page is drawn from the table below without importing any command: a command's module is imported when
+it is run. Errors that a user can cause end as one sentence and exit code 2, see :mod:`pscl_hpc.errors`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import traceback
+from dataclasses import dataclass
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from pscl_hpc import __version__
+from pscl_hpc.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, JobError, UserError
+
+EXIT_INTERRUPTED = 130
+"""Ended by Ctrl-C, as shells report it."""
+EXIT_TERMINATED = 143
+"""Ended by SIGTERM, as shells report it."""
+TRACEBACK_VARIABLE = "PSCL_HPC_TRACEBACK"
+
+DATA, TRAIN, LOOK, CLUSTER = "Data", "Train", "Look", "Cluster and machine"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the help page, and where its command is: ``module:attribute``.
+
+    The attribute is a Typer application (a command group) or a function that registers commands on one.
+    """
+
+    name: str
+    panel: str
+    help: str
+    target: str
+
+
+COMMANDS = (
+    Entry("archive", DATA, "Pack micrographs and masks into an HDF5 archive, check it, look into it.",
+          "pscl_hpc.cli.archive:archive_app"),
+    Entry("pretrain", TRAIN, "Pretrain a U-Net on unlabelled micrographs and one annotated image.",
+          "pscl_hpc.cli.pretraining:register"),
+    Entry("finetune", TRAIN, "Train a segmentation model on one annotated image.",
+          "pscl_hpc.cli.segmentation:register"),
+    Entry("evaluate", LOOK, "Score a fine-tuned run on annotated images: Dice, IoU, pixel accuracy.",
+          "pscl_hpc.cli.segmentation:register"),
+    Entry("predict", LOOK, "Segment images of any size with a fine-tuned run.",
+          "pscl_hpc.cli.segmentation:register"),
+    Entry("report", LOOK, "Show runs on one self-contained HTML page.",
+          "pscl_hpc.cli.report:register"),
+    Entry("demo", LOOK, "Go the whole way on synthetic alloys: archive, pretrain, finetune, report.",
+          "pscl_hpc.cli.demo:register"),
+    Entry("submit", CLUSTER, "Run pretrain or finetune as a job, on this machine or on Slurm.",
+          "pscl_hpc.cli.launch:register"),
+    Entry("jobs", CLUSTER, "List, follow and cancel jobs.",
+          "pscl_hpc.cli.launch:register"),
+    Entry("doctor", CLUSTER, "Say what this machine can do, and what to mend.",
+          "pscl_hpc.cli.doctor:register"),
+)  # fmt: skip
+
+
+class LazyGroup(TyperGroup):
+    """A group that shows placeholders and imports the command that is asked for."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The name, the imported command and the arguments left."""
+        name, command, rest = super().resolve_command(ctx, args)
+        entry = next((entry for entry in COMMANDS if entry.name == name), None)
+        return name, (load_command(entry) if entry else command), rest
+
+
+def load_command(entry: Entry) -> Any:
+    """Import the command of a line of the help page."""
+    module, _, attribute = entry.target.partition(":")
+    target = getattr(importlib.import_module(module), attribute)
+    home = typer.Typer()
+    if isinstance(target, typer.Typer):
+        home.add_typer(target, name=entry.name)
+    else:
+        target(home)
+    return typer.main.get_group(home).commands[entry.name]
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with 'pscl-hpc doctor' and 'pscl-hpc demo'. 'pscl-hpc COMMAND --help' shows examples of a command. "
+    "Exit codes: 0 done, 1 done with items skipped (named), 2 wrong input or configuration, 3 the job itself failed.",
+)
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    show_traceback: Annotated[
+        bool,
+        typer.Option(
+            "--traceback", help=f"Show where an unexpected error arose; or set {TRACEBACK_VARIABLE}=1."
+        ),
+    ] = False,
+) -> None:
+    """Segment alloy micrographs from one annotated image.
+
+    An archive of micrographs is packed once; a U-Net is pretrained on it by patch-sampled contrastive learning
+    (PSCL) and fine-tuned on ONE annotated image; the run is scored, shown, and can be sent to a cluster.
+    """
+    if version:
+        typer.echo(f"pscl-hpc {__version__}")
+        raise typer.Exit(EXIT_DONE)
+    if show_traceback:
+        os.environ[TRACEBACK_VARIABLE] = "1"
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+        raise typer.Exit(EXIT_INPUT)
+
+
+def _placeholder() -> None:
+    raise AssertionError("a placeholder of the help page was run")
+
+
+for _entry in COMMANDS:
+    app.command(_entry.name, help=_entry.help, rich_help_panel=_entry.panel)(_placeholder)
+
+
+def run() -> NoReturn:
+    """Run the console command and exit with its code."""
+    # Without this, a plain `kill` would leave the run's record saying that it still runs.
+    signal.signal(signal.SIGTERM, _terminated)
+    sys.exit(main(sys.argv[1:]))
+
+
+def main(arguments: list[str]) -> int:
+    """Run with ``arguments`` and give the exit code; never raises for what a command does."""
+    try:
+        code = typer.main.get_command(app).main(arguments, prog_name="pscl-hpc", standalone_mode=False)
+    except (UserError, JobError) as error:
+        return _fail(str(error), EXIT_INPUT if isinstance(error, UserError) else EXIT_FAILED)
+    except typer.Abort:
+        code = EXIT_INTERRUPTED
+    except Exception as error:
+        if hasattr(error, "format_message"):
+            return _usage(error)
+        return _fail(
+            f"{type(error).__name__}: {error or 'no message'}".replace("\n", " ")
+            + "; run again as 'pscl-hpc --traceback ...' to see where",
+            EXIT_FAILED,
+        )
+    if code == EXIT_INTERRUPTED:
+        print("interrupted", file=sys.stderr)
+    return code if isinstance(code, int) else EXIT_DONE
+
+
+def _usage(error: Any) -> int:
+    """Arguments that the command line does not know, as one sentence."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return EXIT_INPUT
+    where = f"; see '{error.ctx.command_path} --help'" if getattr(error, "ctx", None) else ""
+    return _fail(str(error.format_message()).strip().rstrip(".").replace("\n", " ") + where, EXIT_INPUT)
+
+
+def _fail(sentence: str, code: int) -> int:
+    if os.environ.get(TRACEBACK_VARIABLE, "0") not in ("", "0"):
+        traceback.print_exc()
+    print(f"error: {sentence}", file=sys.stderr)
+    return code
+
+
+def _terminated(number: int, frame: object) -> NoReturn:
+    sys.exit(EXIT_TERMINATED)
