@@ -1,0 +1,101 @@
+"""Supervised-assisted patch sampling (spec section 3): templates from annotated cells, matches in other images.
+
+Shape legend: R references, B images, C classes, H W cells of a map, P = H * W, T templates, k templates per class.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pscl_hpc.config import PsclSimclrConfig
+from pscl_kernels import sample_similar
+
+
+def choose_templates(
+    shares: Tensor, paired: Tensor, count: int, config: PsclSimclrConfig, generator: torch.Generator
+) -> Tensor:
+    """Template cells of each reference, class after class.
+
+    Args:
+        shares: Share of each class in each cell, (R, C, P).
+        paired: Cells that have a partner in view q, bool (R, P).
+        count: Templates per class, k.
+        config: ``template_rule`` and ``purity``.
+        generator: On the device of ``shares``.
+
+    Returns:
+        int64 (R, C * k); -1 where a class has fewer cells of sufficient purity than templates.
+    """
+    count = min(count, shares.shape[-1])
+    noise = torch.rand(shares.shape, generator=generator, device=shares.device, dtype=shares.dtype)
+    if config.template_rule == "released":
+        return _released_templates(shares, paired, count, noise)
+    # A purity above one half makes the classes' cells disjoint, so that all classes choose at once.
+    eligible = (shares >= config.purity) & paired.unsqueeze(1)
+    score, cells = torch.where(eligible, noise, -1.0).topk(count, dim=-1)
+    return torch.where(score >= 0, cells, -1).flatten(1)
+
+
+def match_templates(
+    templates: Tensor, chosen: Tensor, cells: Tensor, paired: Tensor, config: PsclSimclrConfig
+) -> Tensor:
+    """For each image and template the most similar cell that is still free.
+
+    Args:
+        templates: Vectors of the template cells, (B, T, D).
+        chosen: Whether a template exists, bool (B, T).
+        cells: Vectors of all cells of view k, (B, P, D).
+        paired: Cells that may be taken, bool (B, P).
+        config: ``matching`` and ``exclusion``.
+
+    Returns:
+        int64 (B, T); -1 where there is no template or no free cell.
+    """
+    if config.matching == "dot":
+        templates, cells = _cosine_of_dot(templates, cells)
+    # Templates that do not exist go last, where they can take nothing from those that do.
+    order = chosen.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
+    queue = templates.gather(1, order.unsqueeze(-1).expand_as(templates))
+    if config.exclusion == "released":
+        found = _released_greedy(queue, cells, paired)
+    else:
+        found = sample_similar(queue, cells, paired)
+    back = torch.empty_like(found).scatter_(1, order, found)
+    return torch.where(chosen, back, -1)
+
+
+def _cosine_of_dot(templates: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+    """Vectors whose cosine orders cells as the dot product does: cells are lifted onto one sphere."""
+    templates, cells = templates.float(), cells.float()
+    square = cells.square().sum(dim=-1, keepdim=True)
+    lift = (square.amax(dim=1, keepdim=True) - square).clamp_min(0).sqrt()
+    return torch.cat((templates, torch.zeros_like(templates[..., :1])), -1), torch.cat((cells, lift), -1)
+
+
+def _released_templates(shares: Tensor, paired: Tensor, count: int, noise: Tensor) -> Tensor:
+    """Section 3a to the letter: labels of 0..255, noise of U(0, 0.1), exclusion by subtracting the largest value."""
+    values = torch.where(paired.unsqueeze(1), 255 * shares, -torch.inf)
+    largest = values.amax(dim=(1, 2)).unsqueeze(-1)
+    history = torch.zeros_like(values[:, 0])
+    picked = []
+    for of_class, of_noise in zip(values.unbind(1), noise.unbind(1), strict=True):
+        cells = (of_class + 0.1 * of_noise + history).topk(count, dim=-1).indices
+        history = history.scatter_add(1, cells, -largest.expand(-1, count))
+        picked.append(cells)
+    chosen = torch.cat(picked, dim=1)
+    return torch.where(paired.gather(1, chosen), chosen, -1)
+
+
+def _released_greedy(templates: Tensor, cells: Tensor, paired: Tensor) -> Tensor:
+    """Section 3b to the letter, serial over templates: the largest similarity is subtracted from a taken cell."""
+    similarity = torch.einsum("btd,bpd->btp", templates.float(), cells.float())
+    similarity.masked_fill_(~paired.unsqueeze(1), -torch.inf)
+    largest = similarity.amax(dim=(1, 2)).view(-1, 1, 1)
+    found = []
+    for template in range(templates.shape[1]):
+        best = similarity[:, template].argmax(dim=-1)
+        column = best.view(-1, 1, 1).expand(-1, templates.shape[1], 1)
+        similarity.scatter_add_(2, column, -largest.expand_as(column))
+        found.append(best)
+    return torch.stack(found, dim=1)

@@ -1,0 +1,205 @@
+"""Batches of pretraining: which images, which windows, which references, as pure functions of seed and step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pscl_hpc.archive import Archive, Collection, ImageRecord, epoch_order
+from pscl_hpc.archive.windows import draw_window, read_window
+from pscl_hpc.config import PretrainConfig, PsclSimclrConfig, ReferenceConfig
+from pscl_hpc.errors import UserError
+from pscl_hpc.methods import Views
+from pscl_hpc.seeding import numpy_generator, torch_generator
+from pscl_hpc.views import draw_geometry, jitter, warp
+
+_REFERENCE_WINDOWS = 16
+"""Windows of a reference from which the one with the most classes is taken."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows of one forward pass, references first, before any augmentation."""
+
+    images: Tensor
+    """(B, C, h, w) float32 in 0..1."""
+    labels: Tensor
+    """(B, h, w) uint8, 255 where unknown."""
+    comparable: Tensor
+    """bool (B,): the image is of the references' collection."""
+    references: int
+    """Number of references at the front."""
+    ids: tuple[str, ...]
+    """Archive ids, (B,)."""
+
+
+class PretrainData(Dataset[Batch]):
+    """Batches by number: item ``step * accumulate + part`` is one forward pass.
+
+    Args:
+        archive: Open archive.
+        config: Run configuration.
+
+    Raises:
+        UserError: when no image is selected, or a reference is unknown, has no mask, or belongs to a split that
+            must not be learnt from.
+    """
+
+    def __init__(self, archive: Archive, config: PretrainConfig) -> None:
+        self.archive = archive
+        self.config = config
+        self.records = self._select()
+        self.references = _find_references(archive, config)
+
+    @property
+    def annotated(self) -> Collection | None:
+        """The collection of the references; None without references."""
+        return self.archive.collections[self.references[0].dataset] if self.references else None
+
+    @property
+    def per_pass(self) -> int:
+        """Unlabelled images in one forward pass."""
+        return self.config.batch_size // self.config.accumulate
+
+    def __len__(self) -> int:
+        return self.config.schedule.steps * self.config.accumulate
+
+    def __getitem__(self, number: int) -> Batch:
+        random = numpy_generator(self.config.seed, "windows", number)
+        size, channels = self.config.views.size, self.config.model.in_channels
+        references = self._draw_references(random)
+        chosen = [(record, self._reference_window(record, random)) for record in references]
+        for slot in range(self.per_pass):
+            record = self.records[self._position(number * self.per_pass + slot)]
+            chosen.append((record, draw_window(record, size, random)))
+        pairs = [
+            read_window(self.archive, record, window, size, channels=channels) for record, window in chosen
+        ]
+        home = references[0].dataset if references else ""
+        return Batch(
+            images=torch.from_numpy(np.stack([image for image, _ in pairs])),
+            labels=torch.from_numpy(np.stack([mask for _, mask in pairs])),
+            comparable=torch.tensor([record.dataset == home for record, _ in chosen]),
+            references=len(references),
+            ids=tuple(record.id for record, _ in chosen),
+        )
+
+    def batches(self, first: int) -> Iterator[Batch]:
+        """Batches from number ``first`` on, read ahead by ``runtime.workers`` processes."""
+        workers = self.config.runtime.workers
+        loader = DataLoader(
+            self,
+            batch_size=None,
+            sampler=range(first, len(self)),
+            num_workers=workers,
+            persistent_workers=False,
+            multiprocessing_context="forkserver" if workers else None,
+        )
+        return iter(loader)
+
+    def _position(self, count: int) -> int:
+        """Index of the ``count``-th image of the endless stream of shuffled epochs.
+
+        An epoch leaves out its last images where they fill no whole pass, so that a pass has no image twice.
+        """
+        total = len(self.records)
+        usable = total - total % self.per_pass if total >= self.per_pass else total
+        epoch, place = divmod(count, usable)
+        return int(self._epoch(epoch)[place])
+
+    def _epoch(self, epoch: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        cached = getattr(self, "_order", None)
+        if cached is None or cached[0] != epoch:
+            cached = (epoch, epoch_order(len(self.records), seed=self.config.seed, epoch=epoch))
+            self._order = cached
+        return cached[1]
+
+    def _select(self) -> list[ImageRecord]:
+        data = self.config.data
+        found = [
+            record
+            for record in self.archive.select(datasets=data.datasets, splits=data.splits)
+            if not record.specimen or record.specimen not in data.exclude_specimens
+        ]
+        if not found:
+            splits = sorted({record.split for record in self.archive.records})
+            raise UserError(
+                f"{self.archive.path}: no image is in the splits {list(data.splits)} of the chosen datasets; "
+                f"the archive has the splits {splits}, set data.splits"
+            )
+        return found
+
+    def _draw_references(self, random: np.random.Generator) -> list[ImageRecord]:
+        if not self.references:
+            return []
+        settings = _reference_config(self.config)
+        places = random.permutation(len(self.references))
+        return [self.references[places[i % len(places)]] for i in range(settings.per_batch)]
+
+    def _reference_window(
+        self, record: ImageRecord, random: np.random.Generator
+    ) -> tuple[int, int, int, int]:
+        size = self.config.views.size
+        windows = [draw_window(record, size, random) for _ in range(_REFERENCE_WINDOWS)]
+        if _reference_config(self.config).crop == "random":
+            return windows[0]
+        collection = self.archive.collections[record.dataset]
+        wanted = [c for c in range(len(collection.classes)) if c not in collection.ignore_classes]
+        counts = [
+            np.bincount(self.archive.read_mask(record.index, w).ravel(), minlength=256) for w in windows
+        ]
+        # Most classes first; among equals the one whose rarest class is largest.
+        scores = [
+            (int((n[wanted] > 0).sum()), int(np.sort(n[wanted][n[wanted] > 0])[:1].sum())) for n in counts
+        ]
+        return windows[max(range(len(windows)), key=lambda i: scores[i])]
+
+
+def make_views(batch: Batch, config: PretrainConfig, number: int, device: torch.device) -> Views:
+    """Two augmented views of a batch on ``device``. ``number`` keys the random draws."""
+    random = torch_generator(config.seed, "views", number)
+    images = batch.images.to(device, non_blocking=True)
+    geometry = draw_geometry(len(images), config.views, random).to(device)
+    query = jitter(images, config.views.jitter, random)
+    key = warp(jitter(images, config.views.jitter, random), geometry)
+    return Views(
+        query=query,
+        key=key,
+        geometry=geometry,
+        references=batch.references,
+        labels=batch.labels.to(device, non_blocking=True),
+        comparable=batch.comparable.to(device, non_blocking=True),
+    )
+
+
+def _reference_config(config: PretrainConfig) -> ReferenceConfig:
+    if not isinstance(config.method, PsclSimclrConfig):
+        raise ValueError(f"{config.method.name} has no references")
+    return config.method.reference
+
+
+def _find_references(archive: Archive, config: PretrainConfig) -> list[ImageRecord]:
+    if not isinstance(config.method, PsclSimclrConfig):
+        return []
+    found = [archive.find(image_id) for image_id in config.method.reference.ids]
+    for record in found:
+        if not record.has_mask:
+            raise UserError(
+                f"method.reference.ids: {record.id} has no mask in {archive.path}; name an annotated image"
+            )
+        if record.split not in ("", "train"):
+            raise UserError(
+                f"method.reference.ids: {record.id} is in the split '{record.split}', which scores the result; "
+                "name an annotated training image"
+            )
+        if record.dataset != found[0].dataset:
+            raise UserError(
+                f"method.reference.ids: {found[0].id} and {record.id} are of different datasets, whose classes differ; "
+                "name references of one dataset"
+            )
+    return found
