@@ -80,7 +80,7 @@ def load_command(entry: Entry) -> Any:
     """Import the command of a line of the help page."""
     module, _, attribute = entry.target.partition(":")
     target = getattr(importlib.import_module(module), attribute)
-    home = typer.Typer()
+    home = typer.Typer(rich_markup_mode="markdown")
     if isinstance(target, typer.Typer):
         home.add_typer(target, name=entry.name)
     else:
@@ -166,7 +166,8 @@ def _usage(error: Any) -> int:
         error.show()
         return EXIT_INPUT
     where = f"; see '{error.ctx.command_path} --help'" if getattr(error, "ctx", None) else ""
-    return _fail(str(error.format_message()).strip().rstrip(".").replace("\n", " ") + where, EXIT_INPUT)
+    sentence = " ".join(str(error.format_message()).split()).rstrip(".")
+    return _fail(sentence + where, EXIT_INPUT)
 
 
 def _fail(sentence: str, code: int) -> int:

@@ -1,0 +1,61 @@
+"""``pscl-hpc doctor``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pscl_hpc.errors import EXIT_FAILED
+
+MARKS = {"ok": "green", "note": "yellow", "problem": "bold red"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to ``app``."""
+    app.command("doctor")(doctor)
+
+
+def doctor(
+    folder: Annotated[Path, typer.Option(help="The folder that runs are to be written to.")] = Path("."),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Say what this machine can do, and what to mend.
+
+    Each line is **ok**, a **note** (works, but something is absent, slow or risky) or a **problem** (the main job
+    cannot run); exit code 3 when there is a problem.
+
+    Examples:
+
+        pscl-hpc doctor
+
+        pscl-hpc doctor --folder /scratch/me/runs
+
+        pscl-hpc doctor --json
+    """
+    from pscl_hpc.doctor import examine
+
+    findings = list(examine(folder))
+    failed = any(finding.level == "problem" for finding in findings)
+    if as_json:
+        values = [dataclasses.asdict(finding) for finding in findings]
+        typer.echo(json.dumps({"ready": not failed, "findings": values}, indent=2))
+    else:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, show_header=False, pad_edge=False)
+        for finding in findings:
+            text = Text(finding.text)
+            if finding.mend:
+                text.append(f"\n-> {finding.mend}", style="cyan")
+            table.add_row(Text(finding.level, style=MARKS[finding.level]), finding.area, text)
+        console = Console()
+        console.print(table)
+        console.print("The main job cannot run here." if failed else "The main job can run here.")
+    if failed:
+        raise typer.Exit(EXIT_FAILED)

@@ -1,0 +1,63 @@
+"""Slurm: its commands, and whether a controller and the accounting answer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+
+from pscl_hpc.doctor.findings import Finding
+
+COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sacct")
+WAIT_S = 15
+
+
+def commands() -> Iterator[Finding]:
+    """What ``submit --cluster slurm`` would find."""
+    missing = [name for name in COMMANDS if shutil.which(name) is None]
+    if len(missing) == len(COMMANDS):
+        yield Finding(
+            "Slurm", "note", "not here; 'pscl-hpc submit' runs jobs on this machine (--cluster local)"
+        )
+        return
+    if missing:
+        yield Finding(
+            "Slurm",
+            "note",
+            f"{', '.join(missing)} missing",
+            "install the whole Slurm client, or log in to a login node",
+        )
+    inside = os.environ.get("SLURM_JOB_ID")
+    where = f", inside job {inside}" if inside else ""
+    if "scontrol" in missing:
+        return
+    version = _ask("scontrol", "--version")
+    ping = _ask("scontrol", "ping")
+    if ping is None or " UP" not in f" {ping}".upper():
+        yield Finding(
+            "Slurm",
+            "note",
+            f"{version or 'installed'}, but no controller answers{where}",
+            "check SLURM_CONF and 'scontrol ping', or use --cluster local",
+        )
+        return
+    yield Finding("Slurm", "ok", f"{version}, the controller answers{where}")
+    if "sacct" not in missing and _ask("sacct", "--noheader", "--starttime", "now") is None:
+        yield Finding(
+            "Slurm",
+            "note",
+            "sacct does not answer, so a job that was killed looks like one of unknown state",
+            "ask the site for accounting (slurmdbd)",
+        )
+
+
+def _ask(*command: str) -> str | None:
+    """What a command prints, None when it fails or does not answer in time."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=WAIT_S, check=True, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,110 @@
+"""The folder that runs are written to: writing, renaming, locking, free space."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from pscl_hpc.doctor.findings import Finding
+
+GIB = 1024**3
+LOCK_MEND = "write runs to a file system with locks, or take care that no two processes share a run folder"
+
+
+def writing(folder: Path) -> Iterator[Finding]:
+    """Whether files can be written, synced and renamed, as checkpoints and archives need it."""
+    kind = file_system(folder)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".doctor-", dir=folder) as name:
+            path = Path(name) / "a"
+            with path.open("wb") as handle:
+                handle.write(b"x")
+                os.fsync(handle.fileno())
+            path.replace(Path(name) / "b")
+    except OSError as error:
+        yield Finding(
+            "folder",
+            "problem",
+            f"{folder} ({kind}): {error.strerror}",
+            "choose a folder that you can write to",
+        )
+        return
+    yield Finding("folder", "ok", f"{folder.resolve()} ({kind}): files can be written, synced and renamed")
+
+
+def locking(folder: Path) -> Iterator[Finding]:
+    """Whether a lock taken by one handle holds another one off, and whether HDF5 can lock."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=".doctor-", dir=folder) as name:
+            yield _flock(Path(name) / "lock")
+            yield from _hdf5_lock(Path(name) / "lock.h5")
+    except OSError as error:
+        yield Finding("file locks", "note", f"cannot be tried in {folder}: {error.strerror}", LOCK_MEND)
+
+
+def space(folder: Path) -> Iterator[Finding]:
+    """Free space and free file names."""
+    free = shutil.disk_usage(folder).free
+    text = f"{free / GIB:.1f} GiB free in {folder.resolve()}"
+    if free < GIB // 10:
+        yield Finding(
+            "disk", "problem", text, "make room or choose another folder; a run needs at least 0.1 GiB"
+        )
+    elif free < 5 * GIB:
+        yield Finding("disk", "note", text, "checkpoints of large models will not fit; watch checkpoint.keep")
+    else:
+        yield Finding("disk", "ok", text)
+
+
+def file_system(folder: Path) -> str:
+    """The type of the file system under ``folder``, ``unknown type`` where the system does not tell."""
+    best, kind = "", "unknown type"
+    place = str(folder.resolve())
+    try:
+        lines = Path("/proc/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return kind
+    for line in lines:
+        _, mount, name, *_ = line.split()
+        # The mount table writes blanks as \040.
+        mount = mount.replace("\\040", " ")
+        inside = place == mount or place.startswith(mount.rstrip("/") + "/")
+        if inside and len(mount) >= len(best):
+            best, kind = mount, name
+    return kind
+
+
+def _flock(path: Path) -> Finding:
+    with path.open("w") as first, path.open("w") as second:
+        try:
+            fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return Finding("file locks", "note", f"not supported here: {error.strerror}", LOCK_MEND)
+        try:
+            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return Finding("file locks", "ok", "a locked run folder holds other writers off")
+        return Finding(
+            "file locks", "note", "locks are granted twice here, so they protect nothing", LOCK_MEND
+        )
+
+
+def _hdf5_lock(path: Path) -> Iterator[Finding]:
+    import h5py
+
+    try:
+        with h5py.File(path, "w", locking=True) as handle:
+            handle["x"] = 1
+        with h5py.File(path, "r", locking=True) as handle:
+            handle["x"][()]
+    except (OSError, BlockingIOError) as error:
+        yield Finding(
+            "file locks",
+            "note",
+            f"HDF5 cannot lock files here ({error}); archives are read without locks in any case",
+            "set HDF5_USE_FILE_LOCKING=FALSE for other HDF5 programs",
+        )
