@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pscl_hpc.config import PsclSimclrConfig
 from pscl_kernels import sample_similar
@@ -54,6 +55,8 @@ def match_templates(
     """
     if config.matching == "dot":
         templates, cells = _cosine_of_dot(templates, cells)
+    elif config.exclusion == "released":
+        templates, cells = F.normalize(templates.float(), dim=-1), F.normalize(cells.float(), dim=-1)
     # Templates that do not exist go last, where they can take nothing from those that do.
     order = chosen.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
     queue = templates.gather(1, order.unsqueeze(-1).expand_as(templates))
