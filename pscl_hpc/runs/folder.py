@@ -56,6 +56,8 @@ class RunFolder:
         except BaseException:
             folder._release()
             raise
+        if folder.done:
+            folder._release()
         return folder
 
     @classmethod

@@ -1,0 +1,140 @@
+"""``finetune``, ``evaluate``, ``predict``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pscl_hpc.errors import EXIT_SKIPPED
+
+_JSON = typer.Option("--json", help="Print one JSON object, for programs.")
+_RUN = typer.Argument(metavar="RUN", help="Folder of a finished fine-tuning run.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    app.command("finetune")(finetune_command)
+    app.command("evaluate")(evaluate_command)
+    app.command("predict")(predict_command)
+
+
+def finetune_command(
+    config: Annotated[Path, typer.Option("--config", help="Configuration file; see configs/finetune/.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace those of the file."),
+    ] = None,
+    as_json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Train a segmentation model on one annotated image (or a few).
+
+    Prints the run folder. A run that was interrupted goes on when the same command names its folder with run=...
+
+    **Examples**
+
+    `pscl-hpc finetune --config configs/finetune/default.yaml data.archive=alloys.h5 references=[steel/0007]`
+
+    `pscl-hpc finetune --config configs/finetune/default.yaml data.archive=alloys.h5 references=[steel/0007]
+    pretrained=runs/pretrain-1 run=runs/steel-0007`
+    """
+    from pscl_hpc.config import FinetuneConfig, load_config
+    from pscl_hpc.segmentation import finetune
+
+    loaded = load_config(config, overrides or (), kind="finetune")
+    assert isinstance(loaded, FinetuneConfig)
+    folder = finetune(loaded, progress=not as_json)
+    if as_json:
+        _print_json({"run": str(folder.path), "best": folder.record.get("best")})
+    else:
+        best = folder.record.get("best", {})
+        if best.get("mean_dice") is not None:
+            typer.echo(
+                f"best step {best['step']}: mean Dice {best['mean_dice']:.4f} on the validation images"
+            )
+        typer.echo(folder.path)
+
+
+def evaluate_command(
+    run: Annotated[Path, _RUN],
+    split: Annotated[
+        list[str] | None,
+        typer.Option("--split", help="Split to score; repeat it for several. Default: all test splits."),
+    ] = None,
+    archive: Annotated[
+        Path | None, typer.Option("--archive", help="Archive to score on, when not that of the training.")
+    ] = None,
+    as_json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Score a fine-tuned run: Dice per class pooled over the images, IoU, pixel accuracy.
+
+    Writes evaluation.json and the predictions into the run folder and prints the file.
+
+    **Examples**
+
+    `pscl-hpc evaluate runs/steel-0007`
+
+    `pscl-hpc evaluate runs/steel-0007 --split val --split test --json`
+    """
+    from pscl_hpc.segmentation import EVALUATION_FILE, evaluate
+
+    content = evaluate(run, splits=split, archive=archive, progress=not as_json)
+    if as_json:
+        _print_json(content)
+        return
+    for name, scores in content["splits"].items():
+        typer.echo(
+            f"{name}: {scores['images']} images, mean Dice {_number(scores['mean_dice'])}, "
+            f"mean IoU {_number(scores['mean_iou'])}, pixel accuracy {_number(scores['pixel_accuracy'])}"
+        )
+        for label, value in scores["dice"].items():
+            typer.echo(f"  {_number(value)}  {label}")
+    typer.echo(run / EVALUATION_FILE)
+
+
+def predict_command(
+    run: Annotated[Path, _RUN],
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE...", help="Image files; with --archive image ids.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the pictures; RUN/predictions/files by default.")
+    ] = None,
+    archive: Annotated[
+        Path | None, typer.Option("--archive", help="Take the images from this archive, by id.")
+    ] = None,
+    as_json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Segment images of any size: a PNG of class indices and a colour overlay for each.
+
+    Large images are taken in overlapping tiles, so memory stays bounded. A file with other content is never
+    overwritten. Prints the folder.
+
+    **Examples**
+
+    `pscl-hpc predict runs/steel-0007 micrographs/*.tif --out segmented`
+
+    `pscl-hpc predict runs/steel-0007 steel/0295 --archive alloys.h5`
+    """
+    from pscl_hpc.segmentation import predict
+
+    report = predict(run, images, out=out, archive=archive, progress=not as_json)
+    for source, reason in report.skipped:
+        print(f"skipped {source}: {reason}", file=sys.stderr)
+    if as_json:
+        _print_json(report.to_json())
+    else:
+        typer.echo(report.folder)
+    if report.skipped:
+        raise typer.Exit(EXIT_SKIPPED)
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+def _number(value: float | None) -> str:
+    return "   -  " if value is None else f"{value:.4f}"

@@ -1,0 +1,19 @@
+"""Segmentation: fine-tuning on few annotated images, scores, predictions."""
+
+from pscl_hpc.segmentation.classes import ClassList
+from pscl_hpc.segmentation.evaluate import EVALUATION_FILE, evaluate
+from pscl_hpc.segmentation.finetune import finetune
+from pscl_hpc.segmentation.metrics import ConfusionMatrix, Scores
+from pscl_hpc.segmentation.summary import Spread, Summary, summarise
+
+__all__ = [
+    "EVALUATION_FILE",
+    "ClassList",
+    "ConfusionMatrix",
+    "Scores",
+    "Spread",
+    "Summary",
+    "evaluate",
+    "finetune",
+    "summarise",
+]

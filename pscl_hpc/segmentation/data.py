@@ -1,0 +1,195 @@
+"""The annotated images of a fine-tuning run, and the random windows cut from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pscl_hpc.archive import IGNORE_INDEX, Archive, Collection, ImageRecord
+from pscl_hpc.archive.windows import draw_window, read_window
+from pscl_hpc.config import FinetuneConfig
+from pscl_hpc.errors import UserError
+from pscl_hpc.seeding import numpy_generator
+from pscl_hpc.segmentation.classes import ClassList
+
+_TRIES = 16
+"""Windows drawn until one shows an annotated pixel."""
+
+
+@dataclass(frozen=True)
+class FinetuneData:
+    """What a fine-tuning run reads."""
+
+    collection: Collection
+    classes: ClassList
+    references: tuple[ImageRecord, ...]
+    validation: tuple[ImageRecord, ...]
+    pixels: npt.NDArray[np.int64]
+    """Annotated pixels of each class in the references, ignored classes 0."""
+
+
+def select_data(config: FinetuneConfig, archive: Archive) -> FinetuneData:
+    """Find and check references and validation images.
+
+    Raises:
+        UserError: a reference is unknown, has no annotated pixel, is from a split that may not be trained on or from
+            another collection than the first; there is nothing to validate on; class weights do not fit the classes.
+    """
+    references = tuple(archive.find(name) for name in dict.fromkeys(config.references))
+    collection = archive.collections[references[0].dataset]
+    for record in references:
+        _check_reference(record, collection, config, archive)
+    classes = class_list(collection, archive)
+    rule = config.loss.class_weights
+    if not isinstance(rule, str) and len(rule) != classes.count:
+        raise UserError(
+            f"loss.class_weights has {len(rule)} values, but {collection.name} has {classes.count} classes; "
+            f"give one for each of: {', '.join(classes.names)}"
+        )
+    pixels = np.zeros(classes.count, np.int64)
+    for record in references:
+        found = count_classes(archive, record, classes)
+        if not found.sum():
+            raise UserError(
+                f"references: no pixel of {record.id} is annotated with a class that is learnt; choose another"
+            )
+        pixels += found
+    validation = _select_validation(config, archive, collection, classes)
+    return FinetuneData(collection, classes, references, validation, pixels)
+
+
+def class_list(collection: Collection, archive: Archive) -> ClassList:
+    """The classes of a collection; UserError when fewer than two can be learnt."""
+    try:
+        return ClassList.of(collection)
+    except ValueError as error:
+        raise UserError(
+            f"{archive.path}: collection {collection.name} cannot be segmented ({error}); name its classes "
+            "when the archive is built"
+        ) from None
+
+
+def count_classes(archive: Archive, record: ImageRecord, classes: ClassList) -> npt.NDArray[np.int64]:
+    """Annotated pixels of each class in one mask, ignored classes 0: (classes,)."""
+    mask = classes.without_ignored(archive.read_mask(record.index))
+    return np.bincount(mask.reshape(-1), minlength=256)[: classes.count].astype(np.int64)
+
+
+def _check_reference(
+    record: ImageRecord, collection: Collection, config: FinetuneConfig, archive: Archive
+) -> None:
+    if record.dataset != collection.name:
+        raise UserError(
+            f"references: {record.id} is not from {collection.name} like the first one; "
+            "all references must be of one collection"
+        )
+    if config.data.datasets is not None and record.dataset not in config.data.datasets:
+        raise UserError(f"references: {record.id} is not from data.datasets; add {record.dataset} to it")
+    held_out = record.split.startswith("test") or (record.split and record.split == config.validation_split)
+    if held_out or record.split not in config.data.splits:
+        usable = archive.select(datasets=[collection.name], splits=config.data.splits, has_mask=True)
+        example = f", for example {usable[0].id}" if usable else ""
+        raise UserError(
+            f"references: {record.id} is from the split '{record.split}', which is not for training; "
+            f"choose an image of the splits {list(config.data.splits)}{example}"
+        )
+    if record.specimen and record.specimen in config.data.exclude_specimens:
+        raise UserError(
+            f"references: {record.id} is of the specimen {record.specimen}, which data.exclude_specimens "
+            "leaves out; drop one of the two"
+        )
+    if not record.has_mask:
+        raise UserError(f"references: {record.id} has no mask in {archive.path}; choose an annotated image")
+
+
+def _select_validation(
+    config: FinetuneConfig, archive: Archive, collection: Collection, classes: ClassList
+) -> tuple[ImageRecord, ...]:
+    split = config.validation_split
+    if not split:
+        return ()
+    if split.startswith("test"):
+        raise UserError(
+            f"validation_split is '{split}': test images must not choose the checkpoint; "
+            'name another split, or "" to keep the last checkpoint'
+        )
+    found = [
+        record
+        for record in archive.select(datasets=[collection.name], splits=[split], has_mask=True)
+        if record.id not in config.references
+        and not (record.specimen and record.specimen in config.data.exclude_specimens)
+    ]
+    foreground = list(classes.foreground)
+    if not any(count_classes(archive, record, classes)[foreground].any() for record in found):
+        what = "shows no foreground class" if found else "has no image with a mask"
+        raise UserError(
+            f"validation_split '{split}' of {collection.name} {what}; name another split, "
+            'or "" to keep the last checkpoint'
+        )
+    return tuple(found)
+
+
+class Windows(NamedTuple):
+    """One training batch."""
+
+    images: Tensor
+    """(B, C, h, w) float32 in 0..1."""
+    targets: Tensor
+    """(B, h, w) uint8 class indices; 255 where not annotated or ignored."""
+    ids: list[str]
+    """The image that each window was cut from."""
+
+
+class WindowDataset(Dataset[Windows]):
+    """Batches by step: random windows of the references, each a pure function of (seed, step, place in the batch).
+
+    An image smaller than the window is mirrored at its far edges, mask included.
+    """
+
+    def __init__(
+        self,
+        archive: Archive,
+        references: Sequence[ImageRecord],
+        classes: ClassList,
+        config: FinetuneConfig,
+        *,
+        channels: int,
+    ) -> None:
+        self.archive = archive
+        self.references = tuple(references)
+        self.classes = classes
+        self.config = config
+        self.channels = channels
+
+    def __len__(self) -> int:
+        return self.config.schedule.steps
+
+    def __getitem__(self, step: int) -> Windows:
+        cut = [self._window(step, slot) for slot in range(self.config.batch_size)]
+        images = torch.from_numpy(np.stack([image for image, _, _ in cut]))
+        targets = torch.from_numpy(np.stack([target for _, target, _ in cut]))
+        return Windows(images, targets, [name for _, _, name in cut])
+
+    def _window(self, step: int, slot: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], str]:
+        rng = numpy_generator(self.config.seed, "window", step, slot)
+        record = self.references[int(rng.integers(len(self.references)))]
+        flip = bool(rng.integers(2)) and self.config.flip
+        turns = int(rng.integers(4)) if self.config.rotate else 0
+        size = self.config.crop if turns % 2 == 0 else self.config.crop[::-1]
+        for _ in range(_TRIES):
+            window = draw_window(record, size, rng)
+            image, mask = read_window(self.archive, record, window, size, channels=self.channels)
+            target = self.classes.without_ignored(mask)
+            if (target != IGNORE_INDEX).any():
+                break
+        if flip:
+            image, target = image[:, ::-1], target[::-1]
+        image, target = np.rot90(image, turns, axes=(1, 2)), np.rot90(target, turns)
+        return np.ascontiguousarray(image), np.ascontiguousarray(target), record.id

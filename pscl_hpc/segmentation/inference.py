@@ -1,0 +1,121 @@
+"""Class indices of an image of any size, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from monai.inferers.utils import sliding_window_inference
+from torch import Tensor
+from torch.nn import functional as F
+
+from pscl_hpc.archive import Archive, Window
+from pscl_hpc.config import RuntimeConfig
+from pscl_hpc.models import SegmentationNet
+from pscl_hpc.segmentation.classes import ClassList
+from pscl_hpc.training import autocast
+
+ReadWindow = Callable[[Window], npt.NDArray[np.float32]]
+"""(y0, x0, height, width) to (channels, height, width) in 0..1."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a large image is taken apart."""
+
+    tile: int = 512
+    """Side of the windows that the network sees; an image up to this size is one window."""
+    overlap: float = 0.25
+    """Share of a tile that overlaps the next; probabilities are blended by a Gaussian."""
+    block: int = 4096
+    """Side of the parts that are read and blended at once: what bounds the memory."""
+
+
+class Predictor:
+    """A network in evaluation mode on a device.
+
+    What surrounds an image never enters: windows lie inside the image, and only an image too small for the network's
+    poolings is mirrored at its edges.
+    """
+
+    def __init__(
+        self,
+        net: SegmentationNet,
+        classes: ClassList,
+        device: torch.device,
+        *,
+        runtime: RuntimeConfig | None = None,
+        tiling: Tiling | None = None,
+    ) -> None:
+        self.net = net
+        self.classes = classes
+        self.device = device
+        self.runtime = runtime or RuntimeConfig()
+        self.tiling = tiling or Tiling()
+        self.channels = net.trunk.config.in_channels
+        self._smallest = 2 ** (len(net.trunk.config.widths) - 1)
+        self._kept = torch.tensor(classes.kept, device=device)
+
+    def __call__(self, read: ReadWindow, height: int, width: int) -> npt.NDArray[np.uint8]:
+        """(height, width) class indices; an ignored class is never among them.
+
+        Args:
+            read: Gives any window of the image.
+            height: Of the image in pixels.
+            width: Of the image in pixels.
+        """
+        block, halo = self.tiling.block, round(self.tiling.tile * self.tiling.overlap)
+        labels = np.empty((height, width), np.uint8)
+        was_training = self.net.training
+        self.net.eval()
+        try:
+            for y0 in range(0, height, block):
+                for x0 in range(0, width, block):
+                    y1, x1 = min(y0 + block, height), min(x0 + block, width)
+                    top, left = max(0, y0 - halo), max(0, x0 - halo)
+                    bottom, right = min(height, y1 + halo), min(width, x1 + halo)
+                    part = self._block(read((top, left, bottom - top, right - left)))
+                    labels[y0:y1, x0:x1] = part[y0 - top : y1 - top, x0 - left : x1 - left]
+        finally:
+            self.net.train(was_training)
+        return labels
+
+    def archive_image(self, archive: Archive, index: int) -> npt.NDArray[np.uint8]:
+        """(h, w) class indices of one image of an archive, read part by part."""
+        record = archive.records[index]
+
+        def read(window: Window) -> npt.NDArray[np.float32]:
+            return archive.read_unit(index, window, channels=self.channels)
+
+        return self(read, record.height, record.width)
+
+    @torch.inference_mode()
+    def _block(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+        height, width = image.shape[1:]
+        rim = tuple((0, max(0, self._smallest - size)) for size in (height, width))
+        image = np.pad(image, ((0, 0), *rim), mode="symmetric")
+        inputs = torch.from_numpy(image).unsqueeze(0)
+        roi = tuple(min(self.tiling.tile, size) for size in inputs.shape[2:])
+        if roi == tuple(inputs.shape[2:]):
+            blended = self._probabilities(inputs.to(self.device))
+        else:
+            blended = sliding_window_inference(  # type: ignore[assignment]
+                inputs,
+                roi,
+                1,
+                self._probabilities,
+                overlap=self.tiling.overlap,
+                mode="gaussian",
+                sw_device=self.device,
+                device=torch.device("cpu"),
+            )
+        best = self._kept.to(blended.device)[blended[0].argmax(dim=0)]
+        return best[:height, :width].to("cpu", torch.uint8).numpy()
+
+    def _probabilities(self, images: Tensor) -> Tensor:
+        with autocast(self.device, self.runtime):
+            logits = self.net(images)
+        return F.softmax(logits.float().index_select(1, self._kept), dim=1)

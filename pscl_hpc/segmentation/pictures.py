@@ -1,0 +1,69 @@
+"""Predictions as picture files: class-index PNGs and colour overlays."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pscl_hpc.segmentation.classes import ClassList
+from pscl_hpc.segmentation.palette import class_colours
+
+_TINT = 0.4
+"""Share of the class colour inside a region; its outline has the full colour."""
+
+
+def overlay(
+    image: npt.NDArray[np.float32], labels: npt.NDArray[np.uint8], classes: ClassList
+) -> npt.NDArray[np.uint8]:
+    """The micrograph with its foreground tinted by class.
+
+    Args:
+        image: (channels, h, w) in 0..1, 1 or 3 channels.
+        labels: (h, w) class indices; the background and indices outside the class list (255) stay untinted.
+
+    Returns:
+        (h, w, 3) RGB.
+    """
+    shown = np.broadcast_to(np.moveaxis(image, 0, -1), (*labels.shape, 3)) * np.float32(255)
+    colours = np.zeros((256, 3), np.float32)
+    colours[: classes.count] = class_colours(classes.count, classes.background)
+    strength = np.zeros(256, np.float32)
+    strength[list(classes.foreground)] = 1
+    tint = strength[labels] * np.where(_outline(labels), 1, np.float32(_TINT))
+    mixed = shown + tint[..., None] * (colours[labels] - shown)
+    picture: npt.NDArray[np.uint8] = np.clip(mixed + 0.5, 0, 255).astype(np.uint8)
+    return picture
+
+
+def png_bytes(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """An 8-bit PNG of (h, w) or (h, w, 3); the same pixels always give the same bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def read_labels(path: Path) -> npt.NDArray[np.uint8]:
+    """A class-index PNG as (h, w)."""
+    with Image.open(path) as picture:
+        return np.array(picture, np.uint8)
+
+
+def picture_name(image_id: str) -> str:
+    """The stem of an image's files: its id with ``/`` as ``__``, and nothing that leaves the folder."""
+    return image_id.replace("/", "__").replace("\\", "__").replace("\0", "_").lstrip(".") or "_"
+
+
+def _outline(labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """Pixels whose right or lower neighbour, or left or upper one, has another class."""
+    edge = np.zeros(labels.shape, np.bool_)
+    down = labels[1:] != labels[:-1]
+    right = labels[:, 1:] != labels[:, :-1]
+    edge[1:] |= down
+    edge[:-1] |= down
+    edge[:, 1:] |= right
+    edge[:, :-1] |= right
+    return edge
