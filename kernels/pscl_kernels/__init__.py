@@ -1,0 +1,17 @@
+"""Operations of patch-sampled contrastive learning whose obvious form does not fit in memory.
+
+Every operation exists in several backends behind one interface; see `kernels/README.md`.
+"""
+
+from pscl_kernels.backends import BACKENDS, ENVIRONMENT_VARIABLE, available_backends
+from pscl_kernels.patch_nt_xent import patch_nt_xent, patch_similarity_stats
+from pscl_kernels.sample_similar import sample_similar
+
+__all__ = [
+    "BACKENDS",
+    "ENVIRONMENT_VARIABLE",
+    "available_backends",
+    "patch_nt_xent",
+    "patch_similarity_stats",
+    "sample_similar",
+]

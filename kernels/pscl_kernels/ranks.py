@@ -1,0 +1,61 @@
+"""Collectives of the operations that see rows of several ranks."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def name_and_size(process_group: dist.ProcessGroup | None) -> tuple[str, int]:
+    """Name and world size of `process_group`; ("", 1) for None, which stands for this process alone.
+
+    Operators take the name, because their arguments must be plain values or tensors.
+    """
+    if process_group is None:
+        return "", 1
+    return process_group.group_name, process_group.size()
+
+
+def rank_in(group_name: str) -> int:
+    """Rank of this process in the group of that name; 0 for ""."""
+    return dist.get_rank(_resolve(group_name)) if group_name else 0
+
+
+def gather(tensor: Tensor, group_name: str, world_size: int) -> Tensor:
+    """`tensor` of every rank stacked along a new first dimension, (world_size, *tensor.shape), in rank order.
+
+    The shape must be the same on every rank. No gradient flows through.
+    """
+    if not group_name:
+        return tensor.unsqueeze(0)
+    gathered = tensor.new_empty((world_size, *tensor.shape))
+    dist.all_gather(list(gathered.unbind(0)), tensor.contiguous(), group=_resolve(group_name))
+    return gathered
+
+
+def total(tensor: Tensor, group_name: str) -> Tensor:
+    """Sum of `tensor` over the ranks."""
+    if group_name:
+        tensor = tensor.clone()
+        dist.all_reduce(tensor, group=_resolve(group_name))
+    return tensor
+
+
+def check_same_shape(tensor: Tensor, group_name: str, world_size: int) -> None:
+    """Raise ValueError on every rank unless the (N, D) `tensor` has one shape on all ranks.
+
+    On an accelerator the comparison stays on the device, so that the host never waits: the error is then the
+    device's assertion failure, raised at its next synchronisation.
+    """
+    if not group_name:
+        return
+    shapes = gather(torch.tensor(tensor.shape, device=tensor.device), group_name, world_size)
+    if tensor.device.type == "cpu":
+        rows = sorted({tuple(shape) for shape in shapes.tolist()})
+        if len(rows) > 1:
+            raise ValueError(f"every rank must pass the same number of rows and width, got {rows}")
+    else:
+        torch._assert_async((shapes == shapes[0]).all(), "ranks passed different numbers of rows or widths")
+
+
+def _resolve(group_name: str) -> dist.ProcessGroup:
+    return dist.distributed_c10d._resolve_process_group(group_name)  # type: ignore[attr-defined, arg-type]

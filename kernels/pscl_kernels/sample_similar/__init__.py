@@ -1,0 +1,5 @@
+"""Greedy similarity sampling of cells without replacement."""
+
+from pscl_kernels.sample_similar.interface import sample_similar
+
+__all__ = ["sample_similar"]

@@ -1,0 +1,89 @@
+"""Similarity sampling without the matrix of similarities, for any device that torch runs on.
+
+A first pass over the cells keeps, for each template and each tile of `TILE` cells, the greatest similarity. Then each
+template, in order and for all images at once, goes to the tile with the greatest value, computes the
+similarities of that one tile again, takes the best free cell, and renews the tile's values without it.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+TILE = 128
+"""Cells per tile: the memory of the first pass against the work of the second."""
+
+CHUNK_CELLS = 1024
+"""Cells, over all images, whose similarities the first pass holds at a time (one tile per image at least)."""
+
+ALIGNMENT = 16
+"""Templates are padded to a multiple of this. Matrix products of one such width give a cell the same bits wherever it
+lies and however many cells go along, so that both passes agree and copies of a cell tie."""
+
+
+@torch.library.custom_op("pscl_kernels::sample_similar_chunked", mutates_args=())
+def sample_similar(templates: Tensor, cells: Tensor, valid: Tensor | None) -> Tensor:
+    """(B, T) int64 cells of `interface.sample_similar`."""
+    batch, places, _ = cells.shape
+    count = templates.shape[-2]
+    taken = torch.full((batch, count), -1, dtype=torch.int64, device=cells.device)
+    if taken.numel() == 0 or places == 0:
+        return taken
+    with torch.no_grad(), torch.autocast(cells.device.type, enabled=False):
+        t = _computed(templates)
+        t = t / torch.linalg.vector_norm(t, dim=-1, keepdim=True).clamp_min_(1e-8)
+        t = torch.nn.functional.pad(t, (0, 0, 0, -count % ALIGNMENT))
+        t = t.transpose(-1, -2).contiguous().expand(batch, -1, t.shape[-2])
+        best = _tile_maxima(t, cells, valid)
+
+        image = torch.arange(batch, device=cells.device)
+        place = torch.arange(TILE, device=cells.device)
+        for m in range(count):
+            tile = best[:, :, m].argmax(1)
+            index = tile.mul(TILE).unsqueeze(1) + place
+            inside = index.clamp_max(places - 1)
+            excluded = (index.unsqueeze(2) == taken.unsqueeze(1)).any(2).logical_or_(index >= places)
+            if valid is not None:
+                excluded.logical_or_(~valid[image.unsqueeze(1), inside])
+            similarity = _similarities(t, cells[image.unsqueeze(1), inside])
+            similarity.masked_fill_(excluded.unsqueeze(2), -math.inf)
+            value, offset = similarity[:, :, m].max(1)
+            taken[:, m] = torch.where(value == -math.inf, -1, inside[image, offset])
+            similarity[image, offset] = -math.inf
+            best[image, tile] = similarity.amax(1)
+    return taken
+
+
+@sample_similar.register_fake
+def _(templates: Tensor, cells: Tensor, valid: Tensor | None) -> Tensor:
+    return cells.new_empty((cells.shape[0], templates.shape[-2]), dtype=torch.int64)
+
+
+def _computed(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _similarities(t: Tensor, cells: Tensor) -> Tensor:
+    """(B, cells, T) cosines of unit templates t (B, D, T) and cells (B, cells, D)."""
+    x = _computed(cells)
+    inverse = torch.linalg.vector_norm(x, dim=2, keepdim=True).clamp_min_(1e-8).reciprocal_()
+    return torch.bmm(x, t).mul_(inverse)
+
+
+def _tile_maxima(t: Tensor, cells: Tensor, valid: Tensor | None) -> Tensor:
+    """(B, tiles, T) greatest similarity of each template among the valid cells of each tile."""
+    batch, places, _ = cells.shape
+    tiles, count = -(-places // TILE), t.shape[2]
+    best = t.new_empty((batch, tiles, count))
+    step = max(1, CHUNK_CELLS // (TILE * batch))
+    for first in range(0, tiles, step):
+        last = min(first + step, tiles)
+        span = slice(first * TILE, min(last * TILE, places))
+        similarity = _similarities(t, cells[:, span])
+        if valid is not None:
+            similarity.masked_fill_(~valid[:, span].unsqueeze(2), -math.inf)
+        missing = (last - first) * TILE - similarity.shape[1]
+        if missing:
+            similarity = torch.nn.functional.pad(similarity, (0, 0, 0, missing), value=-math.inf)
+        torch.amax(similarity.view(batch, last - first, TILE, count), 2, out=best[:, first:last])
+    return best

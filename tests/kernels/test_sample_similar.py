@@ -1,0 +1,168 @@
+"""Similarity sampling against brute force."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.profiler import ProfilerActivity, profile
+
+from pscl_kernels import sample_similar
+
+
+def by_hand(templates, cells, valid=None):
+    """The definition with Python lists, for vectors whose similarities are exact."""
+    batch, places, _ = cells.shape
+    templates = templates.expand(batch, *templates.shape[-2:])
+    out = []
+    for b in range(batch):
+        free = [valid is None or bool(valid[b, p]) for p in range(places)]
+        out.append([])
+        for t in templates[b].tolist():
+            best, choice = None, -1
+            for p in range(places):
+                c = cells[b, p].tolist()
+                norms = max(sum(v * v for v in t) ** 0.5, 1e-8) * max(sum(v * v for v in c) ** 0.5, 1e-8)
+                s = sum(x * y for x, y in zip(t, c, strict=True)) / norms
+                if free[p] and (best is None or s > best):
+                    best, choice = s, p
+            if choice >= 0:
+                free[choice] = False
+            out[-1].append(choice)
+    return torch.tensor(out, dtype=torch.int64).reshape(batch, templates.shape[1])
+
+
+def lattice(shape, generator):
+    """Vectors with one or four entries of +-2^j: norms are powers of two, so that similarities are exact."""
+    signs = torch.randint(0, 2, (*shape, 4), generator=generator) * 2 - 1
+    one = torch.randint(0, 5, shape, generator=generator)  # 4: all entries, else a single one
+    keep = (torch.arange(4) == one[..., None]) | (one == 4)[..., None]
+    power = 2.0 ** torch.randint(-2, 3, (*shape, 1), generator=generator)
+    return signs * keep * power
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    count=st.integers(0, 12),
+    places=st.integers(0, 300),
+    own=st.booleans(),
+    masked=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_exact_ties_duplicates_and_shortage(batch, count, places, own, masked, seed):
+    """Few distinct directions: almost every choice is a tie; many cases have fewer cells than templates."""
+    generator = torch.Generator().manual_seed(seed)
+    cells = lattice((batch, places), generator)
+    templates = lattice((batch, count) if own else (count,), generator)
+    valid = torch.rand(batch, places, generator=generator) < 0.4 if masked else None
+    expected = by_hand(templates, cells, valid)
+    for backend in ("reference", "chunked"):
+        assert torch.equal(sample_similar(templates, cells, valid, backend=backend), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("places", "count", "width"), [(1, 1, 1), (129, 40, 3), (1000, 63, 64), (3001, 16, 100)]
+)
+def test_equals_brute_force(dtype, places, count, width):
+    cells, templates = torch.randn(3, places, width).to(dtype), torch.randn(count, width).to(dtype)
+    valid = torch.rand(3, places) < 0.7
+    assert_greedy(templates, cells, valid, sample_similar(templates, cells, valid, backend="chunked"))
+
+
+def assert_greedy(templates, cells, valid, taken, tolerance=2e-6):
+    """Each choice is a free valid cell whose exact similarity is the greatest free one, to rounding."""
+    t, c = (torch.nn.functional.normalize(x.double(), dim=-1, eps=1e-8) for x in (templates, cells))
+    similarity = torch.einsum("btd,bpd->btp", t.expand(len(c), *t.shape[-2:]), c)
+    for image in range(len(c)):
+        free = valid[image].clone()
+        for template, cell in enumerate(taken[image].tolist()):
+            if cell < 0:
+                assert not free.any()
+                continue
+            assert free[cell]
+            best = similarity[image, template][free].max()
+            assert similarity[image, template, cell] >= best - tolerance
+            free[cell] = False
+
+
+def test_correlated_templates_collide_and_stay_exact():
+    """Templates of one class want the same cells; all similarities are negative in the second image."""
+    base = torch.randn(1, 16)
+    templates = base + 0.05 * torch.randn(64, 16)
+    cells = torch.stack([base + 0.5 * torch.randn(700, 16), -base - 0.1 * torch.rand(700, 16)])
+    taken = sample_similar(templates, cells, backend="chunked")
+    assert torch.equal(taken, sample_similar(templates, cells, backend="reference"))
+    assert all(len(set(row)) == 64 for row in taken.tolist())
+
+
+def test_copies_are_taken_in_order_of_index():
+    """Arbitrary directions, each stored ten times in different tiles: equal to the last bit, lowest index first."""
+    cells = torch.randn(60, 24).repeat(10, 1)[None]
+    templates = cells[0, :60].repeat(5, 1)
+    taken = sample_similar(templates, cells, backend="chunked")[0]
+    assert torch.equal(taken, torch.arange(300))
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+def test_zero_and_nan_vectors(backend):
+    cells = torch.tensor([[[-1.0, 0], [0, 0], [1, 0], [torch.nan, 0]]])
+    templates = torch.tensor([[0.0, 0], [1, 0], [-1, 0], [1, 1], [1, 0]])
+    taken = sample_similar(templates, cells, backend=backend)
+    assert taken.tolist() == [[3, 2, 0, 1, -1]]
+    finite = cells.nan_to_num(0.5)
+    nan_template = torch.full((2, 2), torch.nan)
+    assert sample_similar(nan_template, finite, backend=backend).tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+def test_no_cells_and_no_templates(backend):
+    assert sample_similar(torch.ones(3, 2), torch.ones(2, 0, 2), backend=backend).tolist() == [[-1] * 3] * 2
+    assert sample_similar(torch.ones(0, 2), torch.ones(2, 5, 2), backend=backend).shape == (2, 0)
+    assert sample_similar(torch.ones(3, 2), torch.ones(0, 5, 2), backend=backend).shape == (0, 3)
+    nothing_valid = torch.zeros(1, 5, dtype=torch.bool)
+    assert sample_similar(torch.ones(2, 2), torch.ones(1, 5, 2), nothing_valid, backend=backend).tolist() == [
+        [-1, -1]
+    ]
+
+
+def test_feature_maps_need_no_copy():
+    maps = torch.randn(2, 16, 20, 19)
+    cells = maps.flatten(2).transpose(1, 2)
+    templates = torch.randn(9, 16)
+    assert torch.equal(
+        sample_similar(templates, cells), sample_similar(templates, cells.contiguous(), backend="reference")
+    )
+
+
+def test_memory_stays_far_below_the_similarity_matrix():
+    batch, places, count, width = 2, 20_000, 48, 32
+    cells, templates = torch.randn(batch, places, width), torch.randn(count, width)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        sample_similar(templates, cells, backend="chunked")
+    sizes = [e.nbytes() for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    assert max(itertools.accumulate(sizes)) < 0.2 * batch * places * count * 4
+
+
+def test_no_gradient_and_compiles():
+    cells, templates = torch.randn(2, 200, 8, requires_grad=True), torch.randn(5, 8, requires_grad=True)
+    expected = sample_similar(templates, cells)
+    assert not expected.requires_grad
+    compiled = torch.compile(sample_similar, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(templates, cells), expected)
+
+
+def test_wrong_arguments():
+    cells = torch.randn(2, 5, 3)
+    with pytest.raises(ValueError, match="cells must be"):
+        sample_similar(torch.randn(2, 3), cells[0])
+    with pytest.raises(ValueError, match="templates must be"):
+        sample_similar(torch.randn(2, 4), cells)
+    with pytest.raises(ValueError, match="templates must be"):
+        sample_similar(torch.randn(3, 2, 3), cells)
+    with pytest.raises(ValueError, match="one floating dtype"):
+        sample_similar(torch.randn(2, 3).half(), cells)
+    with pytest.raises(ValueError, match="valid must be"):
+        sample_similar(torch.randn(2, 3), cells, torch.ones(2, 5))
