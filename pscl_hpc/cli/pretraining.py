@@ -1,0 +1,47 @@
+"""``pretrain``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("pretrain")(pretrain_command)
+
+
+def pretrain_command(
+    config: Annotated[Path, typer.Option("--config", help="Configuration file; see configs/pretrain/.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace those of the file."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
+) -> None:
+    """Pretrain a U-Net on unlabelled micrographs.
+
+    Prints the run folder. A run that was interrupted goes on when the same command names its folder with run=...
+
+    **Examples**
+
+    `pscl-hpc pretrain --config configs/pretrain/pscl-simclr.yaml data.archive=alloys.h5
+    method.reference.ids=[steel/0007]`
+
+    `pscl-hpc pretrain --config configs/pretrain/simclr.yaml data.archive=alloys.h5 run=runs/simclr
+    schedule.steps=5000`
+    """
+    from pscl_hpc.config import PretrainConfig, load_config
+    from pscl_hpc.pretraining import pretrain
+
+    loaded = load_config(config, overrides or (), kind="pretrain")
+    assert isinstance(loaded, PretrainConfig)
+    folder = pretrain(loaded, progress=not as_json)
+    if as_json:
+        lines = folder.metrics()
+        typer.echo(json.dumps({"run": str(folder.path), "last": lines[-1] if lines else None}))
+    else:
+        typer.echo(folder.path)

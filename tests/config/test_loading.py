@@ -1,0 +1,177 @@
+"""Configuration files, overrides, and the sentence for each mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pscl_hpc.config import FinetuneConfig, PretrainConfig, load_config, resolve_config, to_yaml
+from pscl_hpc.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+BASE = "data: {archive: a.h5}\nmethod: {name: pscl-simclr, reference: {ids: [a/b]}}\n"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "pretrain.yaml"
+    path.write_text(BASE)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("schedule.step=5", "unknown key 'schedule.step'; did you mean 'steps'?"),
+        ("method.temprature=1", "unknown key 'method.temprature'; did you mean 'temperature'?"),
+        ("method.reference.idz=[a]", "unknown key 'method.reference.idz'; did you mean 'ids'?"),
+        ("method.name=psclsimclr", "key 'method.name' is 'psclsimclr'; did you mean 'pscl-simclr'?"),
+        ("batch_size=0", "key 'batch_size': input should be greater than or equal to 1, but it is 0"),
+        ("batch_size=many", "key 'batch_size'"),
+        ("views.size=[3,400]", "key 'views.size.0'"),
+        ("method.temperature=-1", "key 'method.temperature'"),
+        ("method.reference.ids=[]", "method.reference.ids names no annotated image"),
+        ("method.scale_weights=[1,2]", "method.scale_weights needs 3 values"),
+        ("method.projection=30", "must be a multiple of head_groups"),
+        ("accumulate=3", "batch_size (8) must be a multiple of accumulate (3)"),
+        ("model.widths=[8]", "widths needs at least two entries"),
+        ("model.mean=[1,2]", "mean needs 1 or 1 values"),
+        ("name='a/b'", "key 'name'"),
+        ("seed=-1", "key 'seed'"),
+        ("kind=pretraining", "kind is 'pretraining'; did you mean 'pretrain'?"),
+        ("nonsense", "'nonsense' is no override; write key=value"),
+        ("batch_size.x=1", "key 'batch_size'"),
+        ("data=[", "the value is not valid YAML"),
+        ("seed.a.b=1", "key 'seed'"),
+    ],
+)
+def test_every_mistake_is_one_sentence(file: Path, override: str, sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(file, [override])
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("a: [1, 2", "not valid YAML at line"),
+        ("- a\n- b\n", "holds a list, not keys and values"),
+        ("just text", "holds a str"),
+        ("extends: gone.yaml\n", "gone.yaml: no such configuration file"),
+        ("extends: bad.yaml\n", "extends itself"),
+        ("extends: [a]\n", "extends must name one YAML file"),
+        ("data: {}\nmethod: {name: simclr}\n", "key 'data.archive' is missing"),
+        ("", "key 'data' is missing"),
+        ("!!python/object/apply:os.system ['true']", "not valid YAML"),
+    ],
+)
+def test_broken_files(tmp_path: Path, text: str, sentence: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"(bad|gone)\.yaml") as caught:
+        load_config(path)
+    assert sentence in str(caught.value)
+
+
+def test_missing_file_folder_and_other_kind(tmp_path: Path, file: Path) -> None:
+    with pytest.raises(UserError, match="no such configuration file"):
+        load_config(tmp_path / "none.yaml")
+    with pytest.raises(UserError, match="is a folder"):
+        load_config(tmp_path)
+    with pytest.raises(UserError, match="this is a pretrain configuration; use 'pscl-hpc pretrain'"):
+        load_config(file.with_name("pretrain.yaml"), ["kind=pretrain"], kind="finetune")
+
+
+def test_overrides_have_yaml_types_and_later_ones_win(file: Path) -> None:
+    config = load_config(
+        file, ["optimiser.lr=1e-3", "schedule.steps=5", "schedule.steps=7", "data.splits=[train]"]
+    )
+    assert isinstance(config, PretrainConfig)
+    assert config.optimiser.lr == 1e-3
+    assert config.schedule.steps == 7
+    assert config.data.splits == ("train",)
+
+
+def test_extends_merges_and_another_method_starts_afresh(tmp_path: Path, file: Path) -> None:
+    top = tmp_path / "top.yaml"
+    top.write_text("extends: pretrain.yaml\nschedule: {steps: 3}\nmethod: {name: simclr}\n")
+    config = load_config(top)
+    assert isinstance(config, PretrainConfig)
+    assert config.method.name == "simclr"
+    assert config.schedule.steps == 3
+    assert config.data.archive == "a.h5"
+
+
+def test_round_trip_through_yaml(file: Path, tmp_path: Path) -> None:
+    config = load_config(file, ["views.size=[64,48]", "method.purity=0.9"])
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(to_yaml(config))
+    assert load_config(copy) == config
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    steps=st.integers(1, 10**7),
+    lr=st.floats(1e-8, 10, allow_nan=False),
+    size=st.tuples(st.integers(16, 4096), st.integers(16, 4096)),
+    widths=st.lists(st.integers(1, 512), min_size=2, max_size=6),
+    name=st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,20}\Z"),
+)
+def test_any_valid_configuration_survives_yaml(
+    steps: int, lr: float, size: tuple[int, int], widths: list[int], name: str
+) -> None:
+    tree = {
+        "kind": "pretrain",
+        "name": name,
+        "data": {"archive": "a.h5"},
+        "model": {"widths": widths},
+        "views": {"size": list(size)},
+        "method": {"name": "simclr"},
+        "schedule": {"steps": steps},
+        "optimiser": {"lr": lr},
+    }
+    config = resolve_config(tree, source="test")
+    assert resolve_config(yaml.safe_load(to_yaml(config)), source="test") == config
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_shipped_configurations_are_valid(path: Path) -> None:
+    needed = {
+        "pretrain": ["method.reference.ids=[a/b]"],
+        "finetune": ["references=[a/b]"],
+    }
+    kind = path.parent.name
+    if kind == "demo":
+        load_config(path)
+        return
+    extra = [] if "pscl" not in path.stem and kind == "pretrain" else needed[kind]
+    config = load_config(path, extra)
+    assert isinstance(config, PretrainConfig if kind == "pretrain" else FinetuneConfig)
+
+
+def test_paper_preset_has_the_released_settings() -> None:
+    config = load_config(ROOT / "configs/pretrain/pscl-simclr-paper.yaml", ["method.reference.ids=[a/b]"])
+    assert isinstance(config, PretrainConfig)
+    method = config.method
+    assert method.name == "pscl-simclr"
+    assert (method.template_rule, method.matching, method.exclusion, method.antialias) == (
+        "released",
+        "dot",
+        "released",
+        False,
+    )
+    assert (method.temperature, method.patch_weight, method.templates_per_class) == (0.5, 0.7, 4)
+    assert (config.batch_size, config.optimiser.name, config.optimiser.lr, config.seed) == (
+        8,
+        "adam",
+        1e-4,
+        10,
+    )
+    assert config.views.size == (376, 376)

@@ -1,0 +1,148 @@
+"""The whole loss against an oracle that loops over images, scales, classes and rows."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pscl_hpc.config import ModelConfig, PsclSimclrConfig, ViewConfig
+from pscl_hpc.methods import PsclSimclr, Views, cell_purity
+from pscl_hpc.models import UNet
+from pscl_hpc.views import draw_geometry, partner_cells, warp
+from tests.helpers import micrograph
+
+
+def make_views(batch: int, references: int, size: tuple[int, int] = (32, 40)) -> Views:
+    pictures = [micrograph(i, size) for i in range(batch)]
+    images = torch.stack([torch.from_numpy(image).float() / 255 for image, _ in pictures])[:, None]
+    geometry = draw_geometry(batch, ViewConfig(size=size), torch.Generator().manual_seed(4))
+    labels = torch.stack([torch.from_numpy(mask) for _, mask in pictures])
+    return Views(
+        images, warp(images, geometry), geometry, references, labels, torch.ones(batch, dtype=torch.bool)
+    )
+
+
+def make_method(**changes: object) -> PsclSimclr:
+    torch.manual_seed(0)
+    settings = {"templates_per_class": 2, "projection": 16, "hidden": 16, **changes}
+    trunk = UNet(ModelConfig(widths=(4, 8, 8, 16)))
+    return PsclSimclr(trunk, PsclSimclrConfig.model_validate(settings), classes=3)
+
+
+def nt_xent(q: Tensor, k: Tensor, classes: list[int], tau: float) -> float:
+    """Spec section 4, row by row, in double precision."""
+    z = F.normalize(torch.cat((q, k)).double(), dim=1)
+    total, n = 0.0, len(q)
+    for i in range(2 * n):
+        positive = (i + n) % (2 * n)
+        logits = [float(z[i] @ z[positive]) / tau]
+        logits += [float(z[i] @ z[j]) / tau for j in range(2 * n) if classes[j % n] != classes[i % n]]
+        total += math.log(sum(math.exp(x) for x in logits)) - logits[0]
+    return total / (2 * n)
+
+
+@pytest.mark.parametrize("references", [1, 2])
+def test_loss_equals_the_oracle(references: int) -> None:
+    views, method = make_views(4, references), make_method()
+    output = method(views, torch.Generator().manual_seed(7), True)
+    query, key = method.trunk(views.query), method.trunk(views.key)
+    samples = method.sample_cells(views, key, torch.Generator().manual_seed(7))
+    losses = []
+    for scale, sample in enumerate(samples):
+        width = key.scales[scale].shape[3]
+        partners = partner_cells(views.geometry, sample.key_cells.clamp_min(0), *key.scales[scale].shape[2:])
+        q, k, classes = [], [], []
+        for image in range(4):
+            for template, cell in enumerate(sample.key_cells[image].tolist()):
+                if cell < 0:
+                    continue
+                partner = int(partners[image, template])
+                head = method.cell_heads[scale]
+                q.append(head(query.scales[scale][image, :, partner // width, partner % width]))
+                k.append(head(key.scales[scale][image, :, cell // width, cell % width]))
+                classes.append(int(sample.classes[template]))
+        losses.append(nt_xent(torch.stack(q).detach(), torch.stack(k).detach(), classes, 0.5))
+        assert float(output.terms[f"scale{scale}/loss"]) == pytest.approx(losses[-1], rel=1e-4)
+    image = nt_xent(
+        method.global_head(query.bottleneck).detach(),
+        method.global_head(key.bottleneck).detach(),
+        list(range(4)),
+        0.5,
+    )
+    assert float(output.terms["image/loss"]) == pytest.approx(image, rel=1e-4)
+    assert float(output.loss.detach()) == pytest.approx(0.3 * image + 0.7 * sum(losses) / 3, rel=1e-4)
+
+
+def test_both_views_and_all_parameters_learn() -> None:
+    views, method = make_views(3, 1), make_method()
+    method(views, torch.Generator().manual_seed(0)).loss.backward()
+    for name, parameter in method.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool(parameter.grad.isfinite().all()), name
+        assert bool(parameter.grad.abs().sum() > 0), name
+
+
+def test_references_alone_and_absent_classes() -> None:
+    method = make_method()
+    alone = make_views(1, 1)
+    assert bool(method(alone, torch.Generator().manual_seed(0)).loss.isfinite())
+    views = make_views(3, 1)
+    views.labels.zero_()
+    output = method(views, torch.Generator().manual_seed(0), True)
+    assert bool(output.loss.isfinite())
+    assert float(output.terms["scale0/templates"]) == 2, "one class is left, with two templates"
+    views.labels.fill_(255)
+    output = method(views, torch.Generator().manual_seed(0), True)
+    assert bool(output.loss.isfinite())
+    assert float(output.terms["scale0/loss"]) == 0, "no annotation, no patch loss"
+
+
+def test_ignored_classes_give_no_templates() -> None:
+    trunk = UNet(ModelConfig(widths=(4, 8, 8, 16)))
+    method = PsclSimclr(trunk, PsclSimclrConfig(templates_per_class=2), classes=3, ignored=(2,))
+    views = make_views(3, 1)
+    for sample in method.sample_cells(views, trunk(views.key), torch.Generator().manual_seed(0)):
+        assert not bool(sample.valid[:, sample.classes == 2].any())
+        assert bool(sample.valid[:, sample.classes == 0].any())
+
+
+def test_purity_of_references_is_one_and_unknown_is_nan() -> None:
+    views, method = make_views(4, 1), make_method()
+    views.labels[3] = 255
+    key = method.trunk(views.key)
+    for scale, sample in enumerate(method.sample_cells(views, key, torch.Generator().manual_seed(0))):
+        purity = cell_purity(views, sample, *key.scales[scale].shape[2:])
+        assert float(purity[0]) == 1.0
+        assert math.isnan(float(purity[3]))
+        assert bool(((purity[1:3] >= 0) & (purity[1:3] <= 1)).all())
+
+
+def test_labels_of_unlabelled_images_never_reach_the_loss() -> None:
+    method = make_method()
+    first, second = make_views(4, 1), make_views(4, 1)
+    second.labels[1:] = torch.randint(0, 3, second.labels[1:].shape, dtype=torch.uint8)
+    a = method(first, torch.Generator().manual_seed(0)).loss
+    method = make_method()
+    b = method(second, torch.Generator().manual_seed(0)).loss
+    assert torch.equal(a, b)
+
+
+def test_cells_are_taken_once() -> None:
+    views, method = make_views(4, 1), make_method(templates_per_class=4)
+    for sample in method.sample_cells(views, method.trunk(views.key), torch.Generator().manual_seed(0)):
+        for row in sample.key_cells:
+            taken = row[row >= 0].tolist()
+            assert len(taken) == len(set(taken))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"matching": "dot"}, {"exclusion": "released"}, {"template_rule": "released"}, {"antialias": False}],
+)
+def test_released_options_train(changes: dict[str, object]) -> None:
+    method = make_method(**changes)
+    assert bool(method(make_views(3, 1), torch.Generator().manual_seed(0)).loss.isfinite())

@@ -1,0 +1,104 @@
+"""Trunk, heads, and weights on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from pscl_hpc.config import ModelConfig
+from pscl_hpc.errors import UserError
+from pscl_hpc.models import (
+    CellHead,
+    GlobalHead,
+    ModelCard,
+    SegmentationNet,
+    UNet,
+    load_segmentation,
+    load_trunk,
+    save_segmentation,
+    save_trunk,
+)
+
+SMALL = ModelConfig(widths=(4, 8, 8))
+
+
+def count(*modules: nn.Module) -> int:
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+
+def test_sizes_of_the_paper() -> None:
+    """Spec section 2: trunk 2,142,016 parameters, heads 50,976, segmentation head 132."""
+    trunk = UNet(ModelConfig(in_channels=3))
+    heads = [CellHead(width, hidden=128, projection=64, groups=4) for width in trunk.scale_widths]
+    assert count(trunk) == 2_142_016
+    assert count(*heads, GlobalHead(256, hidden=128, projection=64)) == 50_976
+    assert count(SegmentationNet(trunk, 4)) - count(trunk) == 132
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (4, 9), (17, 4)])
+def test_any_size(size: tuple[int, int]) -> None:
+    trunk = UNet(SMALL)
+    features = trunk(torch.rand(2, 1, *size))
+    assert features.bottleneck.shape == (2, 8, size[0] // 4, size[1] // 4)
+    assert [tuple(f.shape[1:]) for f in features.scales] == [(8, size[0] // 2, size[1] // 2), (4, *size)]
+
+
+def test_cell_head_equals_grouped_convolutions() -> None:
+    head = CellHead(8, hidden=12, projection=8, groups=4)
+    expand = nn.Conv2d(8, 8, 1, groups=4)
+    project = nn.Conv2d(8, 8, 1, groups=4)
+    for conv, part in ((expand, head.expand), (project, head.project)):
+        conv.weight.data.copy_(part.weight.data.view_as(conv.weight))
+        conv.bias.data.copy_(part.bias.data)  # type: ignore[union-attr]
+    cells = torch.rand(2, 8, 5, 6)
+    normed = head.norm(expand(cells).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    expected = project(torch.relu(normed)).permute(0, 2, 3, 1)
+    torch.testing.assert_close(head(cells.permute(0, 2, 3, 1)), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_groups_must_divide() -> None:
+    with pytest.raises(ValueError, match="groups"):
+        CellHead(6, hidden=128, projection=64, groups=4)
+
+
+def test_intensity_normalisation_is_part_of_the_trunk() -> None:
+    trunk = UNet(ModelConfig(widths=(4, 8), mean=(0.3,), std=(0.2,))).eval()
+    plain = UNet(ModelConfig(widths=(4, 8), mean=(0.0,), std=(1.0,))).eval()
+    plain.load_state_dict(trunk.state_dict())
+    image = torch.rand(1, 1, 16, 16)
+    torch.testing.assert_close(trunk(image).scales[0], plain((image - 0.3) / 0.2).scales[0])
+
+
+def test_weights_round_trip(tmp_path: Path) -> None:
+    net = SegmentationNet(UNet(SMALL), 3).eval()
+    net(torch.rand(1, 1, 16, 16))
+    card = ModelCard(SMALL, ("a", "b", "c"), 0, (2,))
+    save_segmentation(tmp_path / "model.safetensors", net, card)
+    loaded, found = load_segmentation(tmp_path)
+    assert found == card
+    image = torch.rand(1, 1, 20, 24)
+    assert torch.equal(loaded.eval()(image), net(image))
+    trunk = load_trunk(tmp_path / "model.safetensors").eval()
+    assert torch.equal(trunk(image).bottleneck, net.trunk(image).bottleneck)
+    save_trunk(tmp_path / "trunk.safetensors", net.trunk)
+    assert torch.equal(load_trunk(tmp_path).eval()(image).bottleneck, net.trunk(image).bottleneck)
+
+
+def test_files_that_are_no_models(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such model"):
+        load_trunk(tmp_path / "none.safetensors")
+    with pytest.raises(UserError, match="is the run finished"):
+        load_trunk(tmp_path)
+    (tmp_path / "text.safetensors").write_text("hello")
+    with pytest.raises(UserError, match="not a readable safetensors file"):
+        load_trunk(tmp_path / "text.safetensors")
+    save_file({"x": torch.ones(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(UserError, match="was not written by pscl-hpc"):
+        load_trunk(tmp_path / "foreign.safetensors")
+    save_trunk(tmp_path / "trunk.safetensors", UNet(SMALL))
+    with pytest.raises(UserError, match="without a classifier"):
+        load_segmentation(tmp_path / "trunk.safetensors")

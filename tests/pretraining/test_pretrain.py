@@ -1,0 +1,255 @@
+"""Whole pretrainings: determinism, resume after a kill, refusals."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pscl_hpc.archive import Archive
+from pscl_hpc.config import PretrainConfig, to_yaml
+from pscl_hpc.errors import JobError, UserError
+from pscl_hpc.models import load_trunk
+from pscl_hpc.pretraining import PretrainData, Trainer, pretrain
+from pscl_hpc.pretraining import trainer as trainer_module
+from pscl_hpc.runs import RunFolder
+from tests.helpers import small_archive, small_config
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_archive(tmp_path_factory.mktemp("archive") / "small.h5")
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return dict(load_trunk(run).state_dict())
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for key in a:
+        assert torch.equal(a[key], b[key]), key
+
+
+def values(run: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    changing = ("time", "images_per_second", "memory_mb")
+    return [{key: value for key, value in line.items() if key not in changing} for line in lines]
+
+
+def test_run_folder_holds_what_is_promised(archive: Path, tmp_path: Path) -> None:
+    folder = pretrain(small_config(archive, tmp_path / "run"))
+    assert folder.done
+    names = {path.name for path in folder.path.iterdir()}
+    assert {"config.yaml", "run.json", "metrics.jsonl", "trunk.safetensors", "inspection.npz"} <= names
+    assert [line["step"] for line in values(folder.path)] == [1, 2, 3, 4, 5, 6]
+    assert {"scale0/loss", "scale2/purity", "image/loss", "lr"} <= values(folder.path)[0].keys()
+    assert folder.checkpoints.steps() == [4, 6], "the newest two are kept"
+    with np.load(folder.path / "inspection.npz", allow_pickle=False) as pictures:
+        assert pictures["images"].shape[1:] == (32, 32)
+        assert pictures["pca2"].shape[1:] == (32, 32, 3)
+        assert pictures["cells0"].shape[1:] == (6, 2)
+    record = json.loads((folder.path / "run.json").read_text())
+    assert record["status"] == "done"
+    assert record["attempts"][0]["versions"]["torch"]
+
+
+def test_same_seed_same_numbers_other_seed_other_numbers(archive: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        pretrain(small_config(archive, tmp_path / name, seed=seed))
+    assert values(tmp_path / "a") == values(tmp_path / "b")
+    assert_same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert values(tmp_path / "a") != values(tmp_path / "c")
+
+
+def test_reading_processes_change_nothing(archive: Path, tmp_path: Path) -> None:
+    pretrain(small_config(archive, tmp_path / "here", schedule={"steps": 2}))
+    pretrain(
+        small_config(archive, tmp_path / "there", schedule={"steps": 2}, runtime={"threads": 1, "workers": 1})
+    )
+    assert_same(weights(tmp_path / "here"), weights(tmp_path / "there"))
+
+
+def test_killed_and_resumed_equals_uninterrupted(archive: Path, tmp_path: Path) -> None:
+    whole = small_config(archive, tmp_path / "whole", schedule={"steps": 40}, log={"every_steps": 5})
+    pretrain(whole)
+    broken = small_config(archive, tmp_path / "broken", schedule={"steps": 40}, log={"every_steps": 5})
+    file = tmp_path / "config.yaml"
+    file.write_text(to_yaml(broken))
+    command = [sys.executable, "-m", "pscl_hpc.cli", "pretrain", "--config", str(file)]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    checkpoints = tmp_path / "broken" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list(checkpoints.glob("step-*.pt")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert list(checkpoints.glob("step-*.pt"))
+    assert not (tmp_path / "broken" / "trunk.safetensors").exists(), "killed too late to test anything"
+    folder = pretrain(broken)
+    assert len(folder.record["attempts"]) == 2
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "broken"))
+    assert values(tmp_path / "whole") == values(tmp_path / "broken")
+
+
+def test_resume_forgets_log_lines_after_the_checkpoint(archive: Path, tmp_path: Path) -> None:
+    config = small_config(archive, tmp_path / "run")
+    folder = pretrain(config)
+    expected = values(folder.path)
+    (folder.path / "checkpoints" / "step-00000006.pt").unlink()
+    folder.update(status="running")
+    with (folder.path / "metrics.jsonl").open("a") as handle:
+        handle.write('{"step": 7, "loss"')
+    pretrain(config)
+    assert values(folder.path) == expected
+
+
+def test_a_damaged_checkpoint_is_passed_over(archive: Path, tmp_path: Path) -> None:
+    config = small_config(archive, tmp_path / "run")
+    folder = pretrain(config)
+    expected = weights(folder.path)
+    newest = folder.path / "checkpoints" / "step-00000006.pt"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    folder.update(status="running")
+    with pytest.warns(UserWarning, match=r"step-00000006\.pt.*checksum"):
+        pretrain(config)
+    assert_same(expected, weights(folder.path))
+
+
+def test_a_finished_run_is_left_alone(archive: Path, tmp_path: Path) -> None:
+    config = small_config(archive, tmp_path / "run")
+    folder = pretrain(config)
+    stamp = (folder.path / "trunk.safetensors").stat().st_mtime_ns
+    assert pretrain(config).done
+    assert (folder.path / "trunk.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_another_configuration_is_refused(archive: Path, tmp_path: Path) -> None:
+    pretrain(small_config(archive, tmp_path / "run"))
+    with pytest.raises(UserError, match=r"another configuration \(batch_size is 3 there, 2 now\)"):
+        pretrain(small_config(archive, tmp_path / "run", batch_size=2))
+
+
+def test_a_changed_archive_is_refused(tmp_path: Path) -> None:
+    archive = small_archive(tmp_path / "a.h5")
+    config = small_config(archive, tmp_path / "run")
+    folder = pretrain(config)
+    folder.update(status="running")
+    archive.unlink()
+    small_archive(archive, images=5)
+    with pytest.raises(JobError, match="has changed since this run began"):
+        pretrain(config)
+
+
+def test_accumulation_averages_the_parts(archive: Path, tmp_path: Path) -> None:
+    config = small_config(archive, tmp_path / "run", batch_size=4, accumulate=2, method={"name": "simclr"})
+    with Archive(archive) as opened:
+        data = PretrainData(opened, config)
+        folder = RunFolder.start(config, torch.device("cpu"))
+        trainer = Trainer(config, data, folder, torch.device("cpu"))
+        terms = trainer.step([data[0], data[1]], measure=True)
+        parts = []
+        for number in (0, 1):
+            single = Trainer(config, data, folder, torch.device("cpu"))
+            views = trainer_module.make_views(data[number], config, number, torch.device("cpu"))
+            parts.append(float(single.method(views, torch.Generator(), False).loss.detach()))
+    assert terms["loss"] == pytest.approx(sum(parts) / 2, rel=1e-5)
+
+
+def test_order_visits_every_image_once_an_epoch(archive: Path, tmp_path: Path) -> None:
+    config = small_config(archive, tmp_path / "run", batch_size=2)
+    with Archive(archive) as opened:
+        data = PretrainData(opened, config)
+        ids = [image for number in range(3) for image in data[number].ids[1:]]
+    assert len(data.records) == 6
+    assert sorted(ids) == sorted(record.id for record in data.records)
+
+
+def test_loss_that_is_not_finite_stops_the_run(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = trainer_module.make_views
+
+    def poisoned(batch, config, number, device):  # type: ignore[no-untyped-def]
+        views = make(batch, config, number, device)
+        if number == 3:
+            views.query[1] = math.nan
+        return views
+
+    monkeypatch.setattr(trainer_module, "make_views", poisoned)
+    config = small_config(archive, tmp_path / "run")
+    with pytest.raises(JobError, match=r"not finite at step 4 \(loss=nan.*images: alloy/0, "):
+        pretrain(config)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["status"] == "failed"
+    assert "step 4" in record["error"]
+    monkeypatch.undo()
+    assert pretrain(config).done, "the run goes on from its last checkpoint"
+
+
+def _references(*ids: str) -> dict[str, object]:
+    return {"name": "pscl-simclr", "reference": {"ids": list(ids)}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": _references("alloy/9")}, "no image 'alloy/9'"),
+        ({"method": _references("other/0")}, "other/0 has no mask"),
+        ({"method": _references("alloy/5")}, "alloy/5 is in the split 'val'"),
+        ({"data": {"archive": "ARCHIVE", "splits": ["trian"]}}, "no image is in the splits"),
+        ({"data": {"archive": "ARCHIVE", "datasets": ["aloy"]}}, "did you mean 'alloy'"),
+        ({"data": {"archive": "nowhere.h5"}}, "nowhere.h5"),
+        ({"runtime": {"device": "cuda"}}, "no GPU"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_writes_nothing(
+    archive: Path, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    text = json.loads(json.dumps(changes).replace("ARCHIVE", str(archive)))
+    if torch.cuda.is_available() and "runtime" in changes:
+        return
+    with pytest.raises(UserError) as caught:
+        pretrain(small_config(archive, tmp_path / "run", **text))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_simclr_needs_no_annotation(archive: Path, tmp_path: Path) -> None:
+    config = small_config(
+        archive, tmp_path / "run", method={"name": "simclr"}, data={"archive": str(archive)}
+    )
+    assert isinstance(config, PretrainConfig)
+    folder = pretrain(config)
+    with np.load(folder.path / "inspection.npz", allow_pickle=False) as pictures:
+        assert "cells0" not in pictures
+        assert pictures["references"] == 0
+
+
+@pytest.mark.parametrize("optimiser", ["adam", "adamw", "lars"])
+def test_optimisers_and_schedules_resume(archive: Path, tmp_path: Path, optimiser: str) -> None:
+    changes = {
+        "optimiser": {"name": optimiser, "lr": 0.01, "weight_decay": 0.01, "clip_norm": 1.0},
+        "schedule": {"steps": 4, "warmup_steps": 2, "decay": "cosine"},
+        "method": {"name": "simclr"},
+    }
+    whole = pretrain(small_config(archive, tmp_path / "whole", **changes))
+    part = small_config(archive, tmp_path / "part", **changes)
+    folder = pretrain(part)
+    for name in ("step-00000004.pt", "step-00000004.sha256"):
+        (folder.path / "checkpoints" / name).unlink()
+    folder.update(status="stopped")
+    pretrain(part)
+    assert_same(weights(whole.path), weights(folder.path))
+    rates = [line["lr"] for line in values(folder.path)]
+    assert rates[0] < rates[2], "warm-up"

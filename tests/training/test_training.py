@@ -1,0 +1,118 @@
+"""Optimisers, schedule, random streams, intensity changes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pscl_hpc.config import JitterConfig, OptimiserConfig, ScheduleConfig
+from pscl_hpc.seeding import derive_seed, numpy_generator, torch_generator
+from pscl_hpc.training import Lars, build_optimiser, lr_factor, parameter_groups, set_lr
+from pscl_hpc.views import jitter
+
+
+@given(steps=st.integers(1, 500), warmup=st.integers(0, 600), decay=st.sampled_from(["constant", "cosine"]))
+def test_learning_rate_stays_between_zero_and_base(steps: int, warmup: int, decay: str) -> None:
+    config = ScheduleConfig.model_validate({"steps": steps, "warmup_steps": warmup, "decay": decay})
+    factors = [lr_factor(step, config) for step in range(steps)]
+    assert all(0 < factor <= 1 for factor in factors)
+    rising = factors[: min(warmup, steps)]
+    assert rising == sorted(rising)
+    if decay == "cosine" and steps > warmup:
+        falling = factors[warmup:]
+        assert falling == sorted(falling, reverse=True)
+        assert falling[0] == 1
+
+
+def test_groups_keep_their_own_rates() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
+    groups = parameter_groups(model[0], 0.1, 0.5) + parameter_groups(model[1], 0.01, 0.5)
+    optimiser = build_optimiser(groups, OptimiserConfig(name="adamw", lr=1.0))
+    set_lr(optimiser, 0, ScheduleConfig(steps=10, warmup_steps=1))
+    assert [group["lr"] for group in optimiser.param_groups] == [0.05, 0.05, 0.005]
+    assert [group["weight_decay"] for group in optimiser.param_groups] == [0.5, 0.0, 0.0]
+
+
+def test_lars_takes_the_published_step() -> None:
+    weight = torch.nn.Parameter(torch.tensor([[3.0, 4.0]], dtype=torch.float64))
+    bias = torch.nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
+    optimiser = Lars([{"params": [weight, bias]}], lr=2.0, momentum=0.5, weight_decay=0.1, trust=0.01)
+    expected_w, expected_b = weight.detach().clone(), bias.detach().clone()
+    momentum_w, momentum_b = torch.zeros_like(expected_w), torch.zeros_like(expected_b)
+    for _ in range(3):
+        weight.grad, bias.grad = torch.tensor([[1.0, -2.0]]).double(), torch.tensor([0.5]).double()
+        optimiser.step()
+        update = torch.tensor([[1.0, -2.0]]).double() + 0.1 * expected_w
+        momentum_w = 0.5 * momentum_w + 0.01 * expected_w.norm() / update.norm() * update
+        momentum_b = 0.5 * momentum_b + 0.5
+        expected_w, expected_b = expected_w - 2 * momentum_w, expected_b - 2 * momentum_b
+    torch.testing.assert_close(weight.detach(), expected_w)
+    torch.testing.assert_close(bias.detach(), expected_b)
+
+
+def test_lars_survives_zero_weights() -> None:
+    weight = torch.nn.Parameter(torch.zeros(2, 2))
+    weight.grad = torch.ones(2, 2)
+    Lars([weight], lr=0.1).step()
+    assert bool(weight.isfinite().all())
+    assert bool((weight != 0).all())
+
+
+def test_random_streams_depend_on_every_part_of_the_key() -> None:
+    seeds = {
+        derive_seed(1, "views", 3),
+        derive_seed(2, "views", 3),
+        derive_seed(1, "view", 3),
+        derive_seed(1, "views", 4),
+    }
+    assert len(seeds) == 4
+    assert numpy_generator(1, "a").integers(1 << 40) == numpy_generator(1, "a").integers(1 << 40)
+    first = torch.rand(3, generator=torch_generator(5, "x", 1))
+    assert torch.equal(first, torch.rand(3, generator=torch_generator(5, "x", 1)))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jitter_stays_in_range_and_off_means_off(channels: int) -> None:
+    images = torch.rand(6, channels, 9, 13)
+    full = JitterConfig(gamma=0.5, noise=0.1, blur=1.0, hue=0.5, probability=1.0)
+    changed = jitter(images, full, torch.Generator().manual_seed(0))
+    assert changed.shape == images.shape
+    assert float(changed.min()) >= 0
+    assert float(changed.max()) <= 1
+    assert all(not torch.equal(a, b) for a, b in zip(changed, images, strict=True))
+    assert torch.equal(changed, jitter(images, full, torch.Generator().manual_seed(0)))
+    off = JitterConfig(brightness=0, contrast=0, saturation=0, hue=0, probability=1.0)
+    torch.testing.assert_close(jitter(images, off, torch.Generator()), images)
+    never = jitter(images, full.model_copy(update={"probability": 0.0}), torch.Generator())
+    assert torch.equal(never, images)
+
+
+def test_brightness_and_contrast_follow_their_formulas() -> None:
+    image = torch.rand(1, 1, 8, 8, dtype=torch.float64) * 0.2 + 0.4
+    config = JitterConfig(brightness=0.2, contrast=0.3, probability=1.0)
+    draws = torch.rand((8, 1, 1, 1, 1), generator=torch.Generator().manual_seed(3)).double()
+    bright = image * (1 + 0.2 * (2 * draws[1] - 1))
+    expected = bright.mean() + (bright - bright.mean()) * (1 + 0.3 * (2 * draws[2] - 1))
+    torch.testing.assert_close(jitter(image, config, torch.Generator().manual_seed(3)), expected)
+
+
+def test_hue_keeps_grey_and_turns_red_to_green() -> None:
+    from pscl_hpc.views.intensity import _turn_hue
+
+    grey = torch.full((1, 3, 2, 2), 0.4)
+    torch.testing.assert_close(_turn_hue(grey, torch.full((1, 1, 1, 1), 0.3)), grey)
+    red = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1)
+    turned = _turn_hue(red, torch.full((1, 1, 1, 1), 1 / 3)).flatten()
+    torch.testing.assert_close(turned, torch.tensor([0.0, 1.0, 0.0]), atol=1e-6, rtol=0)
+
+
+def test_blur_keeps_the_mean_and_smooths() -> None:
+    image = torch.rand(1, 1, 40, 40)
+    config = JitterConfig(brightness=0, contrast=0, blur=2.0, probability=1.0)
+    blurred = jitter(image, config, torch.Generator().manual_seed(1))
+    assert math.isclose(float(blurred.mean()), float(image.mean()), abs_tol=0.02)
+    assert float(blurred.std()) < 0.5 * float(image.std())
