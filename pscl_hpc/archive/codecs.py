@@ -79,7 +79,11 @@ def _shuffle(data: bytes, itemsize: int) -> bytes:
 
 
 def _unshuffle(data: bytes, itemsize: int) -> bytes:
-    return np.frombuffer(data, np.uint8).reshape(itemsize, -1).T.tobytes()
+    planes = np.frombuffer(data, np.uint8).reshape(itemsize, -1)
+    items = np.empty((planes.shape[1], itemsize), np.uint8)
+    for place, plane in enumerate(planes):  # four times as fast as copying the transposed view
+        items[:, place] = plane
+    return items.tobytes()
 
 
 def _same(data: bytes, size: int) -> bytes:
@@ -100,8 +104,8 @@ CODECS: dict[str, Codec] = {
             "gzip",
             (SHUFFLE, DEFLATE),
             (_GZIP_LEVEL,),
-            lambda data, _: bytes(imagecodecs.zlib_encode(data, level=_GZIP_LEVEL)),
-            lambda data, size: bytes(imagecodecs.zlib_decode(data, out=size)),
+            lambda data, _: bytes(imagecodecs.deflate_encode(data, level=_GZIP_LEVEL)),
+            lambda data, size: bytes(imagecodecs.deflate_decode(data, out=size)),
         ),
         Codec(
             "lzf",

@@ -17,7 +17,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TypeVar
 
 import numpy as np
@@ -101,6 +101,19 @@ class Collection:
         for index in self.ignore_classes:
             if index not in known:
                 raise ValueError(f"collection {self.name}: ignored class {index} is not a class index")
+
+
+def unite(old: Collection, new: Collection) -> Collection:
+    """One collection described twice: an empty class list gives way, references are joined.
+
+    Raises:
+        ValueError: both have classes and they differ, so the same mask value would mean two things.
+    """
+    classes = new if new.classes else old
+    for other in (old, new):
+        if other.classes and replace(other, references=()) != replace(classes, references=()):
+            raise ValueError(f"collection {new.name} has other classes")
+    return replace(classes, references=tuple(dict.fromkeys(old.references + new.references)))
 
 
 @dataclass(frozen=True)

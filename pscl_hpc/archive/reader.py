@@ -12,9 +12,9 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from pscl_hpc.archive.format import MASK_POOL, Collection, ImageRecord, Row, Window, fingerprint
+from pscl_hpc.archive.format import MASK_POOL, Collection, ImageRecord, Row, Window, fingerprint, unite
 from pscl_hpc.archive.manifest import read_manifest
-from pscl_hpc.archive.shard import Shard, TilePool, open_shard, stamp_of
+from pscl_hpc.archive.shard import PositionedFile, Shard, TilePool, open_shard
 from pscl_hpc.errors import UserError, did_you_mean
 
 _OPEN_FILES = 64
@@ -180,21 +180,14 @@ class Archive:
 
 
 def merge_collections(shards: Sequence[Shard]) -> dict[str, Collection]:
-    """The collections of all shards; of one named in several, references are united."""
+    """The collections of all shards; class lists may be added later, never changed; references are united."""
     merged: dict[str, Collection] = {}
     for shard in shards:
         for name, new in shard.collections.items():
-            old = merged.get(name, new)
-            if (old.classes, old.background, old.ignore_classes) != (
-                new.classes,
-                new.background,
-                new.ignore_classes,
-            ):
-                raise UserError(
-                    f"{shard.path} has other classes in collection {name} than the shards before it"
-                )
-            references = tuple(dict.fromkeys(old.references + new.references))
-            merged[name] = Collection(name, new.classes, new.background, new.ignore_classes, references)
+            try:
+                merged[name] = unite(merged.get(name, new), new)
+            except ValueError as error:
+                raise UserError(f"{shard.path} does not fit the shards before it: {error}") from error
     return dict(sorted(merged.items()))
 
 
@@ -211,37 +204,15 @@ class _Files:
     def _reset(self) -> None:
         self._process = os.getpid()
         self._lock = threading.Lock()
-        self._open: OrderedDict[Path, _PositionedFile] = OrderedDict()
+        self._open: OrderedDict[Path, PositionedFile] = OrderedDict()
 
-    def reader(self, shard: Shard) -> _PositionedFile:
+    def reader(self, shard: Shard) -> PositionedFile:
         if os.getpid() != self._process:
             self._reset()
         with self._lock:
-            file = self._open.pop(shard.path, None) or _PositionedFile(shard)
+            file = self._open.pop(shard.path, None) or PositionedFile(shard)
             self._open[shard.path] = file
             if len(self._open) > _OPEN_FILES:
                 # Not closed here: another thread may be reading from it; the last reference closes it.
                 self._open.popitem(last=False)
         return file
-
-
-class _PositionedFile:
-    """Callable (offset, size) -> bytes on one shard."""
-
-    def __init__(self, shard: Shard) -> None:
-        try:
-            self._file = shard.path.open("rb", buffering=0)
-        except OSError as error:
-            raise UserError(f"{shard.path} cannot be opened any more ({error.strerror})") from error
-        self._descriptor = self._file.fileno()
-        if stamp_of(os.fstat(self._descriptor)) != shard.stamp:
-            raise UserError(f"{shard.path} was replaced while it was being read; start again")
-
-    def __call__(self, offset: int, size: int) -> bytes:
-        data = os.pread(self._descriptor, size, offset)
-        while len(data) < size:  # a signal or a network filesystem may cut a read short
-            more = os.pread(self._descriptor, size - len(data), offset + len(data))
-            if not more:
-                raise ValueError(f"the file ends {size - len(data)} bytes early")
-            data += more
-        return data

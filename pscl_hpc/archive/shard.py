@@ -109,6 +109,28 @@ class Shard:
     """(size, modification time in ns): a file that changed under a reader is noticed."""
 
 
+class PositionedFile:
+    """Callable (offset, size) -> bytes on one shard."""
+
+    def __init__(self, shard: Shard) -> None:
+        try:
+            self._file = shard.path.open("rb", buffering=0)
+        except OSError as error:
+            raise UserError(f"{shard.path} cannot be opened any more ({error.strerror})") from error
+        self._descriptor = self._file.fileno()
+        if stamp_of(os.fstat(self._descriptor)) != shard.stamp:
+            raise UserError(f"{shard.path} was replaced while it was being read; start again")
+
+    def __call__(self, offset: int, size: int) -> bytes:
+        data = os.pread(self._descriptor, size, offset)
+        while len(data) < size:  # a signal or a network filesystem may cut a read short
+            more = os.pread(self._descriptor, size - len(data), offset + len(data))
+            if not more:
+                raise ValueError(f"the file ends {size - len(data)} bytes early")
+            data += more
+        return data
+
+
 def stamp_of(status: os.stat_result) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Required, Self, TypedDict, Unpack
@@ -33,6 +34,7 @@ from pscl_hpc.archive.format import (
     tile_shape,
 )
 from pscl_hpc.archive.intensity import RangeEstimator
+from pscl_hpc.archive.shard import ReadAt, Shard, TilePool
 
 Pixels = npt.NDArray[Any]
 _COLUMN_DTYPES: dict[str, Any] = {
@@ -212,6 +214,27 @@ class ShardWriter:
             )
         )
 
+    def truncate(self, count: int) -> None:
+        """Drop the images after the first ``count``."""
+        for row in reversed(self._rows[count:]):
+            self._ids.remove(row.id)
+            self._pools[row.pool].count = row.first_tile
+            if row.mask_first_tile >= 0:
+                self._pools[MASK_POOL].count = row.mask_first_tile
+        del self._rows[count:]
+
+    def copy(self, row: Row, shard: Shard, read_at: ReadAt) -> None:
+        """Append an image of another shard; tiles of the same codec are not recompressed."""
+        if row.id in self._ids:
+            raise ValueError(f"{row.id}: this id was added before")
+        first = self._pool(row.pool).copy(shard.pools[row.pool], read_at, row.first_tile, row.tiles)
+        mask_first = -1
+        if row.mask_first_tile >= 0:
+            masks = shard.pools[MASK_POOL]
+            mask_first = self._pool(MASK_POOL).copy(masks, read_at, row.mask_first_tile, row.tiles)
+        self._ids.add(row.id)
+        self._rows.append(replace(row, first_tile=first, mask_first_tile=mask_first))
+
     def _pool(self, name: str) -> _PoolWriter:
         assert self._file is not None, "use ShardWriter as a context manager"
         if name not in self._pools:
@@ -262,8 +285,23 @@ class _PoolWriter:
             raise ValueError(f"{rest} of {height} rows are missing")
         return digest.hexdigest()
 
+    def copy(self, pool: TilePool, read_at: ReadAt, first: int, tiles: int) -> int:
+        """Append stored tiles of another pool of the same type; returns the place of the first."""
+        self._reserve(self.count + tiles)
+        start = self.count
+        for tile in range(first, first + tiles):
+            filter_mask, data = pool.chunk(read_at, tile)
+            if pool.codec != self._codec:
+                size = int(np.prod(self._tile)) * self._dtype.itemsize
+                raw = pool.codec.decode(data, filter_mask, size, self._dtype.itemsize)
+                filter_mask, data = self._codec.encode(np.frombuffer(raw, self._dtype))
+            self._put_chunk(filter_mask, data)
+        return start
+
     def _put(self, tile: Pixels) -> None:
-        filter_mask, data = self._codec.encode(tile)
+        self._put_chunk(*self._codec.encode(tile))
+
+    def _put_chunk(self, filter_mask: int, data: bytes) -> None:
         place = (self.count,) + (0,) * len(self._tile)
         self._dataset.id.write_direct_chunk(place, data, filter_mask)
         self.count += 1

@@ -1,0 +1,1 @@
+"""Image files and folders on their way into an archive."""

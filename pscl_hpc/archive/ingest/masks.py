@@ -1,0 +1,63 @@
+"""Reading class-index masks."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+from PIL import Image
+
+from pscl_hpc.archive.format import IGNORE_INDEX, Collection
+from pscl_hpc.archive.ingest.errors import Unreadable, decoding
+from pscl_hpc.archive.writer import check_mask, mask_values
+
+MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
+_WANTED = "a mask is an image of class indices (0, 1, 2, ...; 255 = not annotated)"
+
+
+def read_mask(
+    path: Path, collection: Collection, height: int, width: int, cropped: int
+) -> npt.NDArray[np.uint8]:
+    """(cropped, width) class indices of an image.
+
+    Args:
+        height, width: size of the image file.
+        cropped: rows that are left without the information bar; the mask may have either height.
+
+    Raises:
+        Unreadable: the file is damaged, colour-coded, of another size or holds unknown classes.
+    """
+    mask = _decode(path)
+    if mask.ndim == 3:
+        colours = mask[:, :, :3] if mask.shape[2] in (3, 4) else mask[:, :, :1]
+        if (colours != colours[:, :, :1]).any():
+            raise Unreadable(f"the mask {path.name} is colour-coded; {_WANTED}")
+        mask = colours[:, :, 0]
+    if mask.dtype == bool:
+        mask = mask.astype(np.uint8)
+    if mask.shape == (height, width):
+        mask = mask[:cropped]
+    try:
+        if mask.dtype.kind == "u" and len(collection.classes) == 2 and mask_values(mask) == [0, IGNORE_INDEX]:
+            raise Unreadable(f"the mask {path.name} holds 0 and 255; {_WANTED}, so write 0 and 1")
+        check_mask(mask, cropped, width, collection)
+    except ValueError as error:
+        raise Unreadable(f"{error} ({path.name})") from error
+    return mask.astype(np.uint8)
+
+
+def _decode(path: Path) -> npt.NDArray[Any]:
+    if path.suffix.lower() not in MASK_SUFFIXES:
+        raise Unreadable(f"the mask {path.name} is not PNG, BMP or TIFF, so its values cannot be exact")
+    with decoding(f"mask {path.name}"):
+        data = path.read_bytes()
+        if path.suffix.lower() in (".tif", ".tiff"):
+            return np.asarray(tifffile.imread(io.BytesIO(data)))
+        # Pillow hands out the indices of a palette image; libpng would expand them to colours.
+        with Image.open(io.BytesIO(data), formats=("PNG", "BMP")) as image:
+            image.load()
+            return np.asarray(image)

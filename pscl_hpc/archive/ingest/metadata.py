@@ -1,0 +1,79 @@
+"""Micrometres per pixel and magnification from the tags that microscopes write into TIFF files.
+
+Read: FEI / Thermo Fisher (tag 34682), Zeiss SEM (34118), Olympus SIS (33560) and ImageJ. The plain resolution
+tags are not: most programs fill them with the dots per inch of a screen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import tifffile
+
+Scale = tuple[float | None, float | None]
+"""(micrometres per pixel, magnification), None where unknown."""
+
+_UM = {"pm": 1e-6, "nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
+_UM["\\u00b5m"] = 1.0  # ImageJ writes its unit in ASCII
+
+
+def scale_of(file: tifffile.TiffFile) -> Scale:
+    """The first scale that a microscope left in the file; (None, None) when there is none."""
+    readers: tuple[tuple[str, Callable[[Mapping[str, Any]], Scale]], ...] = (
+        ("fei_metadata", _fei),
+        ("sem_metadata", _zeiss),
+        ("sis_metadata", _olympus),
+    )
+    for attribute, read in readers:
+        try:
+            tags = getattr(file, attribute)
+            um_per_pixel, magnification = read(tags) if isinstance(tags, Mapping) else (None, None)
+        except (KeyError, ValueError, TypeError, IndexError):
+            continue  # tags that a later program mangled are as good as none
+        if um_per_pixel or magnification:
+            return _positive(um_per_pixel), _positive(magnification)
+    return _positive(_imagej(file)), None
+
+
+def _fei(tags: Mapping[str, Any]) -> Scale:
+    for section in ("Scan", "EScan", "IScan"):
+        width = tags.get(section, {}).get("PixelWidth")
+        if width:
+            return float(width) * 1e6, None
+    return None, None
+
+
+def _zeiss(tags: Mapping[str, Any]) -> Scale:
+    um_per_pixel = magnification = None
+    for key in ("ap_image_pixel_size", "ap_pixel_size"):
+        if key in tags:
+            _, value, unit = tags[key]
+            um_per_pixel = float(value) * _UM[str(unit).strip()]
+            break
+    if "ap_mag" in tags:
+        _, value, *unit = tags["ap_mag"]
+        text = str(value).upper().replace("X", "").strip()
+        kilo = text.endswith("K") or (bool(unit) and str(unit[0]).strip().upper().startswith("K"))
+        magnification = float(text.rstrip("K").strip()) * (1000 if kilo else 1)
+    return um_per_pixel, magnification
+
+
+def _olympus(tags: Mapping[str, Any]) -> Scale:
+    size, magnification = tags.get("pixelsizex"), tags.get("magnification")
+    return (float(size) * 1e6 if size else None), (float(magnification) if magnification else None)
+
+
+def _imagej(file: tifffile.TiffFile) -> float | None:
+    tags = file.imagej_metadata
+    resolution = file.pages[0].aspage().tags.get("XResolution")
+    if not tags or resolution is None:
+        return None
+    unit = _UM.get(str(tags.get("unit", "")).strip())
+    numerator, denominator = resolution.value
+    return unit * denominator / numerator if unit and numerator else None
+
+
+def _positive(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) and value > 0 else None

@@ -1,0 +1,240 @@
+"""From folders to a list of what to pack.
+
+A *dataset folder* holds ``img/`` or ``images/`` and, beside it, optionally ``gt/``, ``masks/`` or ``labels/`` with
+masks of the same stem and a ``splits.json``. A folder of dataset folders gives each of them; any other
+folder of images is one collection without masks. The collection is named after the folder.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pscl_hpc.archive.format import Collection
+from pscl_hpc.archive.ingest.images import IMAGE_SUFFIXES
+from pscl_hpc.archive.ingest.masks import MASK_SUFFIXES
+from pscl_hpc.archive.ingest.sidecar import NUMBERS, TEXTS, Sidecar
+from pscl_hpc.archive.ingest.splits import SPLITS_FILE, Splits, read_splits
+from pscl_hpc.errors import UserError
+
+IMAGE_FOLDERS = ("img", "images")
+MASK_FOLDERS = ("gt", "masks", "labels")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image file to pack."""
+
+    path: Path
+    source: str
+    """``path`` relative to the folder that the user named, with that folder's name in front."""
+    dataset: str
+    stem: str
+    mask: Path | None = None
+    split: str = ""
+    specimen: str = ""
+    condition: str = ""
+    alloy: str = ""
+    magnification: float | None = None
+    um_per_pixel: float | None = None
+
+    @property
+    def id(self) -> str:
+        return f"{self.dataset}/{self.stem}"
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file that was not packed, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a build will pack, in a fixed order."""
+
+    items: tuple[Item, ...]
+    collections: dict[str, Collection]
+    skipped: tuple[Skipped, ...]
+
+
+def plan(sources: Sequence[Path], *, metadata: Path | None = None, classes: Sequence[str] = ()) -> Plan:
+    """List the images under ``sources``, sorted by id, with masks, splits and metadata.
+
+    Args:
+        sources: image files or folders.
+        metadata: a CSV file that names images and what is known of them (see :mod:`.sidecar`).
+        classes: class names of datasets that have masks but no ``splits.json``.
+
+    Raises:
+        UserError: a source is missing or holds no image, classes are not named, ``splits.json`` or the CSV
+            is wrong.
+    """
+    finder = _Finder(tuple(classes))
+    for source in sources:
+        finder.add(source)
+    if not finder.items:
+        raise UserError(
+            f"there is no image ({', '.join(IMAGE_SUFFIXES)}) in {', '.join(map(str, sources)) or 'no source'}"
+        )
+    items = sorted(finder.items, key=lambda item: (item.id, item.source))
+    collections = finder.collections
+    if metadata is not None:
+        sidecar = Sidecar.read(metadata)
+        items, collections = _annotate(items, collections, sidecar, list(sources), tuple(classes))
+    unique: dict[str, Item] = {}
+    skipped = list(finder.skipped)
+    for item in items:
+        if item.id in unique:
+            skipped.append(Skipped(item.source, f"{unique[item.id].source} has the same image id {item.id}"))
+        else:
+            unique[item.id] = item
+    for item in unique.values():
+        if item.mask is not None and not collections[item.dataset].classes:
+            raise UserError(
+                f"{item.mask} is a mask but the classes of {item.dataset} are not named; use --classes a,b"
+            )
+    return Plan(tuple(unique.values()), collections, tuple(skipped))
+
+
+class _Finder:
+    def __init__(self, classes: tuple[str, ...]) -> None:
+        self._classes = classes
+        self._roots: dict[str, Path] = {}
+        self.items: list[Item] = []
+        self.skipped: list[Skipped] = []
+        self.collections: dict[str, Collection] = {}
+
+    def add(self, source: Path) -> None:
+        if source.is_file():
+            self._collect(source.absolute().parent, [source], source.absolute().parent, None, None)
+        elif not source.is_dir():
+            raise UserError(f"{source} does not exist; name image files or folders of images")
+        elif _subfolder(source, IMAGE_FOLDERS):
+            self._dataset(source, source)
+        else:
+            inner = [
+                path for path in sorted(source.iterdir()) if path.is_dir() and _subfolder(path, IMAGE_FOLDERS)
+            ]
+            for folder in inner:
+                self._dataset(folder, source)
+            if not inner:
+                self._collect(source, _images(source), source, None, None)
+
+    def _dataset(self, folder: Path, root: Path) -> None:
+        images = _subfolder(folder, IMAGE_FOLDERS)
+        assert images is not None
+        splits = None
+        if (folder / SPLITS_FILE).is_file():
+            splits = read_splits(folder / SPLITS_FILE)
+        self._collect(images, _images(images), root, _subfolder(folder, MASK_FOLDERS), splits, folder)
+
+    def _collect(
+        self,
+        base: Path,
+        paths: Sequence[Path],
+        root: Path,
+        mask_folder: Path | None,
+        splits: Splits | None,
+        named: Path | None = None,
+    ) -> None:
+        name = _plain((named or base).resolve().name)
+        if self._roots.setdefault(name, base.resolve()) != base.resolve():
+            raise UserError(
+                f"{base} and {self._roots[name]} would both be the dataset {name!r}; rename one of the folders"
+            )
+        masks = _by_stem(mask_folder) if mask_folder else {}
+        found = set()
+        for path in paths:
+            relative = path.absolute().relative_to(base.absolute())
+            stem = relative.with_suffix("").as_posix()
+            found.add(stem)
+            item = Item(
+                path=path,
+                source=f"{root.resolve().name}/{path.absolute().relative_to(root.absolute()).as_posix()}",
+                dataset=name,
+                stem=_plain(stem),
+                mask=masks.get(stem),
+                split=splits.split_of(relative.as_posix()) if splits else "",
+            )
+            self.items.append(item)
+        for stem in sorted(masks.keys() - found):
+            self.skipped.append(Skipped(str(masks[stem]), "a mask without an image of the same name"))
+        if splits:
+            names = {item.path.name for item in self.items if item.dataset == name}
+            for missing in splits.missing(names):
+                self.skipped.append(Skipped(str(base / missing), f"named in {SPLITS_FILE} but not there"))
+        self.collections[name] = Collection(
+            name=name,
+            classes=splits.classes if splits and splits.classes else (self._classes if masks else ()),
+            background=splits.background if splits else 0,
+            ignore_classes=splits.ignore_classes if splits else (),
+            references=tuple(f"{name}/{_plain(stem)}" for stem in splits.references) if splits else (),
+        )
+
+
+def _annotate(
+    items: list[Item],
+    collections: dict[str, Collection],
+    sidecar: Sidecar,
+    sources: list[Path],
+    classes: tuple[str, ...],
+) -> tuple[list[Item], dict[str, Collection]]:
+    """Apply the lines of a CSV file to the images that they name."""
+    roots = [sidecar.path.parent, *(path if path.is_dir() else path.parent for path in sources)]
+    changed = {item.path: item for item in items}
+    by_name: dict[str, list[tuple[str, Path]]] = {}
+    for item in items:
+        by_name.setdefault(item.path.name, []).append((item.source, item.path))
+    collections = dict(collections)
+    for line in sidecar.lines:
+        path = sidecar.match(line, by_name)
+        item = changed[path]
+        if line.text("dataset"):
+            item = replace(item, dataset=_plain(line.text("dataset")))
+        known = collections.get(item.dataset, Collection(item.dataset))
+        if line.text("mask"):
+            item = replace(item, mask=sidecar.inside(line, "mask", roots))
+            if not known.classes:
+                known = replace(known, classes=classes)
+        known_of: dict[str, Any] = {name: line.text(name) for name in TEXTS if line.text(name)}
+        known_of |= {name: line.number(name) for name in NUMBERS if line.text(name)}
+        item = replace(item, **known_of)
+        if line.flag("reference") and item.id not in known.references:
+            known = replace(known, references=(*known.references, item.id))
+        changed[path] = item
+        collections[item.dataset] = known
+    annotated = sorted(changed.values(), key=lambda item: (item.id, item.source))
+    used = {item.dataset for item in annotated}
+    return annotated, {name: item for name, item in collections.items() if name in used}
+
+
+def _subfolder(folder: Path, names: Sequence[str]) -> Path | None:
+    return next((folder / name for name in names if (folder / name).is_dir()), None)
+
+
+def _images(folder: Path) -> list[Path]:
+    """Image files under a folder, sorted; hidden files and folders are not looked at."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    """Mask files by relative path without suffix; an exact format wins over JPEG."""
+    paths = sorted(_images(folder), key=lambda path: path.suffix.lower() in MASK_SUFFIXES)
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
+
+
+def _plain(name: str) -> str:
+    """A name without folders and control characters, fit for ids and for file names made from them."""
+    return re.sub(r"[\x00-\x1f]", "_", name.replace("/", "__")) or "images"

@@ -1,0 +1,122 @@
+"""TIFF pages, read by bands of their own tiles or strips so that a huge mosaic never lies in memory whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import tifffile
+
+from pscl_hpc.archive.ingest.errors import Unreadable, decoding
+from pscl_hpc.archive.ingest.images import Page, Pixels, drop_alpha, to_stored
+from pscl_hpc.archive.ingest.metadata import scale_of
+
+_REDUCED = 1
+"""Bit of NewSubfileType: a smaller copy of another page (thumbnail, pyramid level)."""
+_GREY_WHITE_ZERO, _GREY, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
+_SEPARATE = 2
+_MAX_WHOLE = 1 << 31
+"""Bytes of a page that can only be decoded whole."""
+
+
+@contextmanager
+def open_tiff(path: Path) -> Iterator[list[TiffPage]]:
+    """The full-size pages of a TIFF file; Unreadable when it is damaged."""
+    with decoding("TIFF"):
+        file = tifffile.TiffFile(path)
+    with file:
+        with decoding("TIFF"):
+            um_per_pixel, magnification = scale_of(file)
+            frames = [page for page in file.pages if not page.aspage().subfiletype & _REDUCED]
+            pages = [TiffPage(frame.aspage(), file.filehandle) for frame in frames]
+        if not pages:
+            raise Unreadable("the TIFF holds no page")
+        for page in pages:
+            page.um_per_pixel, page.magnification = um_per_pixel, magnification
+        yield pages
+
+
+class TiffPage(Page):
+    """One page of a TIFF file."""
+
+    def __init__(self, page: tifffile.TiffPage, handle: tifffile.FileHandle) -> None:
+        self._tiff = page
+        self._handle = handle
+        self._band: tuple[int, Pixels] | None = None
+        if page.photometric not in (_GREY_WHITE_ZERO, _GREY, _RGB, _PALETTE, _YCBCR):
+            raise Unreadable(f"its colour model {page.photometric} has no exact grey or RGB form")
+        if page.imagedepth != 1 or page.dtype is None or not page.dataoffsets:
+            raise Unreadable(f"a TIFF page of shape {page.shape} and type {page.dtype} is not an image")
+        self.height, self.width = page.imagelength, page.imagewidth
+        self._whole = page.planarconfig == _SEPARATE and page.samplesperpixel > 1
+        if self._whole and page.nbytes > _MAX_WHOLE:
+            raise Unreadable(
+                "its colour planes are too large to decode whole; save it with interleaved colour"
+            )
+        self._band_rows = self.height if self._whole else page.chunks[0]
+        sample = self._convert(np.zeros((1, 1, page.samplesperpixel), page.dtype))
+        self.channels, self.dtype = sample.shape[2], sample.dtype.name
+        bits = page.bitspersample
+        if self.dtype != "float32" and page.photometric != _PALETTE and 1 < bits < 8 * sample.itemsize:
+            self.intensity = (0.0, float((1 << bits) - 1))
+
+    def rows(self, start: int, stop: int) -> Pixels:
+        parts = []
+        while start < stop:
+            number, offset = divmod(start, self._band_rows)
+            band = self._read_band(number)
+            part = band[offset : offset + stop - start]
+            parts.append(part)
+            start += len(part)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _read_band(self, number: int) -> Pixels:
+        """One row of tiles (or one strip) over the whole width; the last one read is kept."""
+        if self._band is None or self._band[0] != number:
+            with decoding("TIFF"):
+                raw = self._decode_whole() if self._whole else self._decode_band(number)
+                self._band = (number, self._convert(raw))
+        return self._band[1]
+
+    def _decode_whole(self) -> Pixels:
+        return np.moveaxis(self._tiff.asarray(), 0, 2)
+
+    def _decode_band(self, number: int) -> Pixels:
+        page = self._tiff
+        top = number * self._band_rows
+        rows = min(self._band_rows, self.height - top)
+        band = np.zeros((rows, self.width, page.samplesperpixel), page.dtype)
+        across = page.chunked[1]
+        for index in range(number * across, (number + 1) * across):
+            size = page.databytecounts[index]
+            if not size:
+                raise ValueError(f"segment {index} is empty")
+            self._handle.seek(page.dataoffsets[index])
+            data = self._handle.read(size)
+            if len(data) != size:
+                raise ValueError(f"the file ends inside segment {index}")
+            segment, (_, _, y, x, _), shape = page.decode(data, index, jpegtables=page.jpegtables)
+            if segment is None:
+                raise ValueError(f"segment {index} is empty")
+            height, width = shape[1:3]
+            if segment.shape[1] < min(height, rows) or y != top:
+                raise ValueError(f"segment {index} is too short")
+            band[:, x : x + width] = segment[0, :rows, : self.width - x]
+        return band
+
+    def _convert(self, raw: Pixels) -> Pixels:
+        """Stored type, without alpha, palette looked up, black as zero."""
+        page = self._tiff
+        if page.photometric == _PALETTE:
+            colours = np.asarray(page.colormap)
+            if not (colours & 255).any() or (colours % 257 == 0).all():
+                colours = (colours >> 8).astype(np.uint8)
+            return colours.T[raw[:, :, 0]]
+        if page.photometric == _GREY_WHITE_ZERO:
+            if raw.dtype.kind == "b":
+                raw = ~raw
+            elif raw.dtype.kind == "u":
+                raw = ((1 << page.bitspersample) - 1 - raw.astype(np.int64)).astype(raw.dtype)
+        return drop_alpha(to_stored(raw))
