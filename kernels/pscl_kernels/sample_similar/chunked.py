@@ -36,27 +36,31 @@ def sample_similar(templates: Tensor, cells: Tensor, valid: Tensor | None) -> Te
         t = t.transpose(-1, -2).contiguous().expand(batch, -1, t.shape[-2])
         best = _tile_maxima(t, cells, valid)
 
-        image = torch.arange(batch, device=cells.device)
-        place = torch.arange(TILE, device=cells.device)
         for m in range(count):
-            tile = best[:, :, m].argmax(1)
-            index = tile.mul(TILE).unsqueeze(1) + place
-            inside = index.clamp_max(places - 1)
-            excluded = (index.unsqueeze(2) == taken.unsqueeze(1)).any(2).logical_or_(index >= places)
-            if valid is not None:
-                excluded.logical_or_(~valid[image.unsqueeze(1), inside])
-            similarity = _similarities(t, cells[image.unsqueeze(1), inside])
-            similarity.masked_fill_(excluded.unsqueeze(2), -math.inf)
-            value, offset = similarity[:, :, m].max(1)
-            taken[:, m] = torch.where(value == -math.inf, -1, inside[image, offset])
-            similarity[image, offset] = -math.inf
-            best[image, tile] = similarity.amax(1)
+            _choose(m, taken, best, t, cells, valid)
     return taken
 
 
 @sample_similar.register_fake
 def _(templates: Tensor, cells: Tensor, valid: Tensor | None) -> Tensor:
     return cells.new_empty((cells.shape[0], templates.shape[-2]), dtype=torch.int64)
+
+
+def _choose(m: int, taken: Tensor, best: Tensor, t: Tensor, cells: Tensor, valid: Tensor | None) -> None:
+    """Write the choice of template m into `taken` (B, T), and take it out of the tile values `best` (B, tiles, T)."""
+    image = torch.arange(len(cells), device=cells.device)
+    tile = best[:, :, m].argmax(1)
+    index = tile.mul(TILE).unsqueeze(1) + torch.arange(TILE, device=cells.device)
+    inside = index.clamp_max(cells.shape[1] - 1)
+    excluded = (index.unsqueeze(2) == taken.unsqueeze(1)).any(2).logical_or_(index >= cells.shape[1])
+    if valid is not None:
+        excluded.logical_or_(~valid[image.unsqueeze(1), inside])
+    similarity = _similarities(t, cells[image.unsqueeze(1), inside])
+    similarity.masked_fill_(excluded.unsqueeze(2), -math.inf)
+    value, offset = similarity[:, :, m].max(1)
+    taken[:, m] = torch.where(value == -math.inf, -1, inside[image, offset])
+    similarity[image, offset] = -math.inf
+    best[image, tile] = similarity.amax(1)
 
 
 def _computed(x: Tensor) -> Tensor:

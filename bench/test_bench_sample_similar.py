@@ -1,0 +1,93 @@
+"""Similarity sampling on a CPU: tiles against the loop over templates.
+
+Run by hand: `pytest bench/test_bench_sample_similar.py --benchmark-only`, which rewrites
+`bench/results/cpu-sample-similar.json`.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench.peak_memory import peak_bytes
+from bench.record import record
+from pscl_kernels import sample_similar
+
+BATCH, TEMPLATES, WIDTH, PLACES = 8, 64, 64, 35_344
+COMMAND = "pytest bench/test_bench_sample_similar.py --benchmark-only"
+
+
+def loop(templates: Tensor, cells: Tensor, cosine: bool = True) -> Tensor:
+    """The loop of the method's first implementation: image by image, template by template.
+
+    On cosines it answers the same question as the operation; on raw dot products it is cheaper, and another question
+    where norms differ.
+    """
+    if cosine:
+        templates = torch.nn.functional.normalize(templates, dim=1)
+    taken = torch.empty(cells.shape[0], templates.shape[0], dtype=torch.int64)
+    for image in range(cells.shape[0]):
+        features = torch.nn.functional.normalize(cells[image], dim=1) if cosine else cells[image]
+        similarity = torch.einsum("td,pd->tp", templates, features)
+        highest = similarity.max()
+        for template in range(templates.shape[0]):
+            cell = similarity[template].argmax()
+            taken[image, template] = cell
+            similarity[:, cell] -= highest
+    return taken
+
+
+def loop_of_dots(templates: Tensor, cells: Tensor) -> Tensor:
+    return loop(templates, cells, cosine=False)
+
+
+def chunked(templates: Tensor, cells: Tensor) -> Tensor:
+    return sample_similar(templates, cells, backend="chunked")
+
+
+IMPLEMENTATIONS = {"loop": loop, "loop_of_dots": loop_of_dots, "chunked": chunked}
+
+
+@pytest.fixture(scope="module")
+def inputs() -> tuple[Tensor, Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(TEMPLATES, WIDTH), torch.randn(BATCH, PLACES, WIDTH)
+
+
+@pytest.fixture(scope="module")
+def results() -> Any:
+    measured: dict[str, dict[str, float]] = {}
+    yield measured
+    if set(measured) != set(IMPLEMENTATIONS):
+        return
+    ours, theirs = measured["chunked"], measured["loop"]
+    shape = {
+        "images": BATCH,
+        "templates": TEMPLATES,
+        "width": WIDTH,
+        "cells_per_image": PLACES,
+        "dtype": "float32",
+    }
+    ratios = {
+        "speedup": theirs["median_seconds"] / ours["median_seconds"],
+        "speedup_over_dots": measured["loop_of_dots"]["median_seconds"] / ours["median_seconds"],
+        "memory_ratio": ours["peak_bytes"] / theirs["peak_bytes"],
+    }
+    record("cpu-sample-similar", {"shape": shape, "measured": measured, **ratios}, command=COMMAND)
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_sampling(name: str, inputs: Any, results: dict[str, dict[str, float]], benchmark: Any) -> None:
+    benchmark.pedantic(IMPLEMENTATIONS[name], args=inputs, rounds=15, warmup_rounds=3)
+    if benchmark.enabled:
+        seconds = torch.tensor(benchmark.stats.stats.data)
+        values = torch.quantile(seconds, torch.tensor([0.2, 0.5, 0.8])).tolist()
+        results[name] = dict(zip(("q20_seconds", "median_seconds", "q80_seconds"), values, strict=True))
+        results[name]["peak_bytes"] = peak_bytes(lambda: IMPLEMENTATIONS[name](*inputs))
+        benchmark.extra_info.update(results[name])
+
+
+def test_same_answer(inputs: Any) -> None:
+    templates, cells = inputs
+    assert torch.equal(chunked(templates, cells), loop(templates, cells))
