@@ -1,0 +1,200 @@
+"""What runs and their jobs are doing; following their logs; cancelling them."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pscl_hpc.errors import JobError, UserError
+from pscl_hpc.launch.local import STOP_GRACE_S
+from pscl_hpc.launch.registry import JOBS, JobRecord, latest_job
+from pscl_hpc.launch.schedulers import SCHEDULERS, JobState, wait_for_end
+from pscl_hpc.runs import RunFolder
+
+State = Literal["queued", "starting", "running", "done", "failed", "stopped", "lost"]
+"""lost: the record says that it runs, but nothing does; submitting it again continues from the last checkpoint."""
+WINDOW = 20
+"""Logged lines over which the pace is measured."""
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """Where a run stands."""
+
+    run: str
+    kind: str
+    state: State
+    step: int
+    total: int
+    loss: float | None
+    images_per_second: float | None
+    eta_s: float | None
+    """Seconds left at the pace of the last lines; None unless the run is running."""
+    checkpoint: int | None
+    """Step of the newest checkpoint."""
+    attempts: int
+    """How often the run was begun or continued."""
+    job: str
+    """Job id; empty for a run started by hand."""
+    cluster: str
+    detail: str
+    """What the scheduler says, or why the run failed."""
+
+
+def run_status(run: Path) -> RunStatus:
+    """Read a run folder and ask the scheduler of its newest job.
+
+    Raises:
+        UserError: when ``run`` is no run folder.
+    """
+    folder = RunFolder.load(run)
+    job = latest_job(run)
+    asked = SCHEDULERS[job.cluster].state(job) if job else None
+    state = _state(folder, asked)
+    lines = [line for line in folder.metrics() if "loss" in line]
+    steps = folder.checkpoints.steps()
+    last: dict[str, Any] = lines[-1] if lines else {}
+    total = folder.config.schedule.steps
+    return RunStatus(
+        run=str(run),
+        kind=folder.config.kind,
+        state=state,
+        step=int(last.get("step", 0)),
+        total=total,
+        loss=last.get("loss"),
+        images_per_second=last.get("images_per_second"),
+        eta_s=_eta(lines[-WINDOW:], total) if state == "running" else None,
+        checkpoint=steps[-1] if steps else None,
+        attempts=len(folder.record.get("attempts", [])),
+        job=job.job if job else "",
+        cluster=job.cluster if job else "",
+        detail=str(folder.record.get("error") or "") or _explain(run, state, asked),
+    )
+
+
+def find_runs(parent: Path) -> list[Path]:
+    """Run folders below ``parent``, oldest first.
+
+    Raises:
+        UserError: when there is no such folder.
+    """
+    if not parent.is_dir():
+        raise UserError(f"{parent}: no such folder; runs lie in runs/ by default, name another with --runs")
+    records = [path for path in parent.rglob("run.json") if (path.parent / "config.yaml").is_file()]
+    return [
+        path.parent
+        for path in sorted(records, key=lambda path: (path.parent / "config.yaml").stat().st_mtime)
+    ]
+
+
+def log_path(run: Path, rank: int = 0) -> Path:
+    """The log of a rank of the newest job of a run.
+
+    Raises:
+        UserError: when the run has no job, or its job no such rank.
+    """
+    job = _job_of(run)
+    if not 0 <= rank < job.tasks:
+        raise UserError(f"{run}: job {job.job} has ranks 0 to {job.tasks - 1}; there is no rank {rank}")
+    return job.log(run, rank)
+
+
+def follow_log(run: Path, rank: int = 0, *, follow: bool) -> Iterator[str]:
+    """The text of a log as it comes; with ``follow`` until the job ends."""
+    path = log_path(run, rank)
+    job = _job_of(run)
+    position = 0
+    while True:
+        # Asked before reading: what was written up to the end is then read after it.
+        alive = follow and SCHEDULERS[job.cluster].state(job).phase in ("pending", "running")
+        if path.is_file():
+            with path.open("rb") as handle:
+                handle.seek(position)
+                data = handle.read()
+            position += len(data)
+            if data:
+                yield data.decode(errors="replace")
+        if not alive:
+            return
+        time.sleep(0.5 if job.cluster == "local" else 2.0)
+
+
+def cancel(run: Path) -> RunStatus:
+    """Stop the newest job of a run: it is asked first, and killed when it does not stop.
+
+    The run keeps its checkpoints and can be submitted again.
+
+    Raises:
+        UserError: when nothing of the run is running.
+        JobError: when the job outlives even that.
+    """
+    job = _job_of(run)
+    scheduler = SCHEDULERS[job.cluster]
+    if scheduler.state(job).phase == "ended":
+        raise UserError(f"{run}: job {job.job} has ended already; there is nothing to cancel")
+    scheduler.interrupt(job)
+    if not wait_for_end(job, STOP_GRACE_S + 5):
+        scheduler.kill(job)
+        if not wait_for_end(job, STOP_GRACE_S + 5):
+            raise JobError(f"job {job.job} of {run} does not stop; ask the administrator of {job.host}")
+    folder = RunFolder.load(run)
+    if folder.record.get("status") in ("queued", "running"):
+        folder.update(status="stopped", error="cancelled")
+    return run_status(run)
+
+
+def _job_of(run: Path) -> JobRecord:
+    RunFolder.load(run)
+    job = latest_job(run)
+    if job is None:
+        raise UserError(f"{run}: was not started by 'pscl-hpc submit'; it has no job and no log")
+    return job
+
+
+def _state(folder: RunFolder, asked: JobState | None) -> State:
+    recorded = str(folder.record.get("status"))
+    phase = asked.phase if asked else "ended"
+    if recorded == "done":
+        return "done"
+    if phase == "pending":
+        return "queued"
+    if phase == "running":
+        return "running" if recorded == "running" else "starting"
+    if recorded in ("failed", "stopped"):
+        return "failed" if recorded == "failed" else "stopped"
+    if recorded == "running" and (phase == "unknown" or _is_locked(folder.path / "run.lock")):
+        return "running"
+    return "queued" if phase == "unknown" else "lost"
+
+
+def _explain(run: Path, state: State, asked: JobState | None) -> str:
+    if state == "lost" and asked is not None:
+        said = f" ({asked.detail})" if asked.detail else ""
+        return f"its job ended without a word{said}; see 'pscl-hpc jobs logs' and {run / JOBS}"
+    if state == "lost":
+        return "its process is gone; the same command continues it"
+    return asked.detail if asked else ""
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether a process holds the lock of a run folder."""
+    try:
+        with path.open() as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _eta(lines: list[dict[str, Any]], total: int) -> float | None:
+    if len(lines) < 2:
+        return None
+    steps = int(lines[-1]["step"]) - int(lines[0]["step"])
+    seconds = float(lines[-1]["time"]) - float(lines[0]["time"])
+    return (total - int(lines[-1]["step"])) * seconds / steps if steps > 0 else None

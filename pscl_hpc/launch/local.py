@@ -1,0 +1,90 @@
+"""Jobs on this machine: submitit's local executor, made to outlive the shell and to stop gently.
+
+Run as ``python -m pscl_hpc.launch.local FOLDER`` this module is the process that watches the tasks of one job; its
+process id is the job's id. SIGINT asks it to stop.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from submitit.local.local import Controller, LocalExecutor, LocalJob
+
+STOP_GRACE_S = 60.0
+"""How long tasks may take to stop before they are killed."""
+NO_LIMIT_MIN = 60 * 24 * 365
+"""Minutes that stand for no time limit."""
+
+
+class DetachedExecutor(LocalExecutor):
+    """Starts jobs in a session of their own, without the streams of the submitting shell.
+
+    submitit's own local jobs end with the terminal, hold its pipes open, and see no GPU unless told so.
+    """
+
+    def _submit_command(self, command: str) -> LocalJob[Any]:
+        tasks = int(self.parameters.get("tasks_per_node", 1))
+        environment = {
+            **os.environ,
+            **self.parameters.get("environment", {}),
+            "SUBMITIT_EXECUTOR": "local",
+            "SUBMITIT_LOCAL_COMMAND": command,
+            "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
+            "SUBMITIT_LOCAL_NODEID": "0",
+            "SUBMITIT_LOCAL_NTASKS": str(tasks),
+            "SUBMITIT_LOCAL_SIGNAL_DELAY_S": str(int(self.parameters["signal_delay_s"])),
+            "SUBMITIT_LOCAL_TIMEOUT_S": str(int(60 * self.parameters["timeout_min"])),
+            "SUBMITIT_LOCAL_WITH_SHELL": "",
+            "SUBMITIT_STDERR_TO_STDOUT": "1",
+        }
+        with (Path(self.folder) / "controller.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "pscl_hpc.launch.local", str(self.folder)],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        return LocalJob(
+            folder=self.folder, job_id=str(process.pid), process=process, tasks=list(range(tasks))
+        )
+
+
+class PatientController(Controller):
+    """Watches the tasks of a job; gives them time to stop, where submitit's kills after one second."""
+
+    def kill_tasks(self) -> None:
+        """Ask the tasks to stop, kill those that do not, and close their logs."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._forward_signal(signal.SIGINT)
+        end = time.monotonic() + STOP_GRACE_S
+        while any(task.poll() is None for task in self.tasks) and time.monotonic() < end:
+            time.sleep(0.05)
+        self._forward_signal(signal.SIGKILL)
+        for task in self.tasks:
+            task.wait()
+        self.tasks = []
+        for stream in {*self.stdouts, *self.stderrs}:
+            stream.close()
+        self.stdouts, self.stderrs = [], []
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def control(folder: Path) -> None:
+    """Run the job that the environment describes, with its restarts, until it ends or is asked to stop."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        PatientController(folder).run()
+    except KeyboardInterrupt:
+        print(f"job {os.getpid()}: stopped by request", flush=True)
+
+
+if __name__ == "__main__":
+    control(Path(sys.argv[1]))

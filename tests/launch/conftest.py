@@ -1,0 +1,54 @@
+"""Jobs of a toy stage in a folder of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pscl_hpc.config import Config, resolve_config
+from pscl_hpc.launch import job as job_module
+from pscl_hpc.launch.jobs import find_runs
+from pscl_hpc.launch.registry import job_records
+from pscl_hpc.launch.schedulers import SCHEDULERS, wait_for_end
+
+MakeConfig = Callable[..., Config]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory with an archive, in which stages are the toy; jobs left over are killed."""
+    folder = tmp_path / "with 'quotes' and blanks"
+    folder.mkdir()
+    (folder / "a.h5").write_bytes(b"")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=":")
+    monkeypatch.setitem(job_module.STAGES, "pretrain", "toy_stage:train")
+    yield folder
+    for run in find_runs(folder):
+        for record in job_records(run):
+            SCHEDULERS[record.cluster].kill(record)
+            wait_for_end(record, 10)
+
+
+@pytest.fixture
+def make_config() -> MakeConfig:
+    """Configurations of the toy: its behaviour by name, the run folder, the steps."""
+
+    def make(name: str = "fast", run: str = "", steps: int = 20, **keys: object) -> Config:
+        tree = {
+            "kind": "pretrain",
+            "name": name,
+            "run": run,
+            "data": {"archive": "a.h5"},
+            "method": {"name": "simclr"},
+            "schedule": {"steps": steps},
+            "checkpoint": {"every_steps": 5},
+            **keys,
+        }
+        return resolve_config(tree, source="test")
+
+    return make

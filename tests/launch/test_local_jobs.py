@@ -1,0 +1,157 @@
+"""Real jobs on this machine: they run, are seen, followed, stopped, continued, and fail with their reason."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pscl_hpc.config import to_yaml
+from pscl_hpc.errors import UserError
+from pscl_hpc.launch import jobs
+from pscl_hpc.launch.executors import Resources
+from pscl_hpc.launch.jobs import RunStatus, cancel, find_runs, follow_log, run_status
+from pscl_hpc.launch.registry import job_records
+from pscl_hpc.launch.schedulers import SCHEDULERS, wait_for_end
+from pscl_hpc.launch.submission import Submission, submit
+from pscl_hpc.runs import RunFolder
+
+from .conftest import MakeConfig
+
+pytestmark = pytest.mark.usefixtures("place")
+
+
+def finish(done: Submission) -> RunStatus:
+    assert wait_for_end(done.job, 60)
+    return run_status(done.run)
+
+
+def wait_for_step(run: Path, step: int) -> RunStatus:
+    for _ in range(600):
+        found = run_status(run)
+        if found.step >= step:
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"no step {step} in {run}: {found}")
+
+
+def test_a_job_runs_to_its_end_and_everything_about_it_is_known(make_config: MakeConfig) -> None:
+    done = submit(make_config(), cluster="local")
+    assert done.run.parent == Path("runs")
+    text = "".join(follow_log(done.run, follow=True))
+    assert "beginning after step 0" in text
+    assert "the end" in text  # what goes to stderr is in the same log
+    found = finish(done)
+    assert (found.state, found.step, found.total, found.checkpoint) == ("done", 20, 20, 20)
+    assert (found.loss, found.images_per_second) == (1.0 / 20, 100.0)
+    assert (found.job, found.cluster, found.attempts) == (done.job.job, "local", 1)
+    assert find_runs(Path("runs")) == [done.run]
+    with pytest.raises(UserError, match="already"):
+        cancel(done.run)
+
+
+def test_a_cancelled_run_keeps_its_checkpoint_and_goes_on_when_submitted_again(
+    make_config: MakeConfig,
+) -> None:
+    config = make_config("slow", run="runs/long", steps=100_000)
+    done = submit(config, cluster="local")
+    running = wait_for_step(done.run, 12)
+    assert running.state == "running"
+    assert running.eta_s is not None
+    assert running.eta_s > 100
+    with pytest.raises(UserError, match="is at work on it"):
+        submit(config, cluster="local")
+    stopped = cancel(done.run)
+    assert stopped.state == "stopped"
+    assert stopped.checkpoint is not None
+    assert SCHEDULERS["local"].state(done.job).phase == "ended"
+
+    again = submit(config, cluster="local")
+    wait_for_step(again.run, stopped.step + 1)
+    assert f"beginning after step {stopped.checkpoint}" in "".join(follow_log(again.run, follow=False))
+    assert len(job_records(again.run)) == 2
+    assert cancel(again.run).attempts == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "state", "reason"),
+    [
+        ("refused", "failed", "the archive is wrong; mend it"),
+        ("nan", "failed", "the loss is not finite at step 3"),
+        ("bug", "failed", "ZeroDivisionError: a slip of the programmer"),
+        ("dies", "lost", "its job ended without a word; see 'pscl-hpc jobs logs'"),
+    ],
+)
+def test_a_job_that_fails_says_why(make_config: MakeConfig, name: str, state: str, reason: str) -> None:
+    done = submit(make_config(name), cluster="local")
+    found = finish(done)
+    assert found.state == state
+    assert found.detail.startswith(reason)
+    assert ("Traceback" in "".join(follow_log(done.run, follow=False))) == (name == "bug")
+
+
+def test_a_preempted_job_goes_on_by_itself_from_its_checkpoint(make_config: MakeConfig) -> None:
+    done = submit(make_config("preempted"), cluster="local")
+    found = finish(done)
+    assert (found.state, found.attempts) == ("done", 2)
+    assert "beginning after step 15" in "".join(follow_log(done.run, follow=False))
+    steps = [line["step"] for line in RunFolder.load(done.run).metrics()]
+    assert steps == list(range(1, 21))
+
+
+def test_a_deaf_job_is_killed(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "STOP_GRACE_S", -4.0)  # one second
+    done = submit(make_config("deaf", steps=100_000), cluster="local")
+    wait_for_step(done.run, 6)
+    found = cancel(done.run)
+    assert (found.state, found.detail) == ("stopped", "cancelled")
+    with RunFolder.start(make_config("deaf", steps=100_000, run=str(done.run)), torch.device("cpu")):
+        pass  # the killed task no longer holds the lock
+
+
+def test_a_job_outlives_the_shell_and_holds_none_of_its_streams(make_config: MakeConfig, place: Path) -> None:
+    (place / "c.yaml").write_text(to_yaml(make_config("slow", run="runs/long", steps=100_000)))
+    script = (
+        "import toy_stage\n"
+        "from pscl_hpc.launch import job\n"
+        "job.STAGES['pretrain'] = 'toy_stage:train'\n"
+        "from pscl_hpc.cli.main import run\n"
+        "run()\n"
+    )
+    command = [sys.executable, "-c", script, "submit", "pretrain", "--config", "c.yaml", "--cluster", "local"]
+    # A job that kept the pipes of its shell would hold this call until the time-out.
+    shell = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    out, err = shell.communicate(timeout=60)
+    assert shell.returncode == 0, err
+    assert out.splitlines()[-1] == "runs/long"
+    # What a closing terminal does to all that belongs to it.
+    with pytest.raises(ProcessLookupError):
+        os.killpg(shell.pid, signal.SIGHUP)
+    assert wait_for_step(Path("runs/long"), 5).state == "running"
+    assert cancel(Path("runs/long")).state == "stopped"
+
+
+def test_a_reused_process_id_is_not_taken_for_the_job(make_config: MakeConfig) -> None:
+    done = submit(make_config(), cluster="local")
+    assert finish(done).state == "done"
+    stranger = dataclasses.replace(done.job, job=str(os.getpid()))
+    assert SCHEDULERS["local"].state(stranger).phase == "ended"
+    SCHEDULERS["local"].kill(stranger)  # would end this test
+
+
+def test_cpus_and_gpus_reach_the_job(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,7")
+    done = submit(make_config(), cluster="local", resources=Resources(cpus=3, gpus=2))
+    environment = Path(f"/proc/{done.job.job}/environ").read_text().split("\0")
+    assert "OMP_NUM_THREADS=3" in environment
+    assert "CUDA_VISIBLE_DEVICES=4,6" in environment
+    assert done.job.resources == {"cpus": 3, "gpus": 2}

@@ -1,0 +1,188 @@
+"""What is refused before anything runs, and what is known of runs without a live job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pscl_hpc.config import Config
+from pscl_hpc.errors import UserError
+from pscl_hpc.launch.executors import Resources, build_executor, default_cluster, parse_time
+from pscl_hpc.launch.jobs import cancel, find_runs, log_path, run_status
+from pscl_hpc.launch.submission import submit
+from pscl_hpc.runs import RunFolder
+
+from .conftest import MakeConfig
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [("90", 90), ("1:30:00", 90), ("0:00:01", 1), ("1-00:00:00", 1440), ("2-12:00:30", 2 * 1440 + 721)],
+)
+def test_time_limits_are_read(text: str, minutes: int) -> None:
+    assert parse_time(text) == minutes
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-5", "1:30", "1-12:30", "0", "0:00:00", "1:2:3:4", "9O"])
+def test_what_is_no_time_limit_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="--time"):
+        parse_time(text)
+
+
+@given(days=st.integers(0, 30), hours=st.integers(0, 23), minutes=st.integers(1, 59))
+def test_time_limits_add_up(days: int, hours: int, minutes: int) -> None:
+    assert parse_time(f"{days}-{hours:02d}:{minutes:02d}:00") == (days * 24 + hours) * 60 + minutes
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize(
+    ("keys", "resources", "cluster", "sentence"),
+    [
+        ({"data": {"archive": "b.h5"}}, Resources(), "local", "b.h5: no such archive"),
+        ({"run": "a.h5"}, Resources(), "local", "a.h5: is a file"),
+        ({"run": "."}, Resources(), "local", "is not empty and holds no run"),
+        ({"run": "runs/50%"}, Resources(), "local", "must not contain '%'"),
+        ({}, Resources(partition="gpu"), "local", "--partition is for Slurm"),
+        ({}, Resources(gpus=99), "local", "--gpus 99"),
+        ({}, Resources(), "slurm", "sbatch and srun are not on this machine"),
+    ],
+)
+def test_bad_submissions_are_refused_and_leave_nothing(
+    make_config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    keys: dict[str, object],
+    resources: Resources,
+    cluster: str,
+    sentence: str,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setenv("PATH", "/nowhere")
+    before = sorted(Path.cwd().rglob("*"))
+    with pytest.raises(UserError, match=r"^[^\n]+$") as caught:
+        submit(make_config(**keys), cluster=cluster, resources=resources)
+    assert sentence in str(caught.value)
+    assert sorted(Path.cwd().rglob("*")) == before
+
+
+@pytest.mark.usefixtures("place")
+def test_a_finished_or_different_run_is_not_touched(make_config: MakeConfig) -> None:
+    config = make_config(run="runs/a")
+    with RunFolder.start(config, torch.device("cpu")):
+        pass
+    before = Path("runs/a/run.json").read_bytes()
+    with pytest.raises(UserError, match="this run is done"):
+        submit(config, cluster="local")
+    with RunFolder.start(make_config(run="runs/b"), torch.device("cpu")) as folder:
+        folder.update(status="failed")
+    RunFolder.load("runs/b").update(status="failed")
+    with pytest.raises(UserError, match="schedule differs"):
+        submit(make_config(run="runs/b", steps=21), cluster="local")
+    assert Path("runs/a/run.json").read_bytes() == before
+    assert not list(Path("runs").rglob("jobs"))
+
+
+@pytest.mark.usefixtures("place")
+def test_a_run_started_by_hand_is_seen_too(make_config: MakeConfig) -> None:
+    with RunFolder.start(make_config(run="runs/a"), torch.device("cpu")) as folder:
+        log = folder.metrics_log()
+        for step in range(1, 6):
+            log.write(step, {"loss": 2.0, "images_per_second": 8.0})
+        folder.checkpoints.save(5, {})
+        running = run_status(folder.path)
+        assert (running.state, running.job, running.step, running.checkpoint) == ("running", "", 5, 5)
+        with pytest.raises(UserError, match="was not started by 'pscl-hpc submit'"):
+            log_path(folder.path)
+        with pytest.raises(UserError, match="was not started by 'pscl-hpc submit'"):
+            cancel(folder.path)
+    assert run_status(folder.path).state == "done"
+
+
+@pytest.mark.usefixtures("place")
+def test_a_run_whose_process_is_gone_is_lost(make_config: MakeConfig) -> None:
+    with RunFolder.start(make_config(run="runs/a"), torch.device("cpu")) as folder:
+        pass
+    folder.update(status="running")
+    assert run_status(folder.path).state == "lost"
+
+
+@pytest.mark.usefixtures("place")
+def test_time_left_is_at_the_pace_of_the_last_lines(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, *(1000.0 + 10.0 * count for count in range(25))])
+    with RunFolder.start(make_config(run="runs/a", steps=100), torch.device("cpu")) as folder:
+        log = folder.metrics_log()
+        monkeypatch.setattr("pscl_hpc.runs.metrics.time.time", lambda: next(clock))
+        for step in range(1, 27):
+            log.write(step * 2, {"loss": 1.0})
+        # 48 steps left, 2 steps in 10 seconds; the long pause after the first line does not count.
+        assert run_status(folder.path).eta_s == pytest.approx((100 - 52) * 5.0)
+
+
+@pytest.mark.usefixtures("place")
+def test_what_is_no_run_is_named(tmp_path: Path) -> None:
+    for ask in (run_status, cancel, log_path):
+        with pytest.raises(UserError, match="no such run folder"):
+            ask(tmp_path / "absent")
+    with pytest.raises(UserError, match="no such folder"):
+        find_runs(tmp_path / "absent")
+    assert find_runs(tmp_path) == []
+
+
+def test_the_default_cluster_is_slurm_where_its_commands_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert default_cluster() == "local"
+    for name in ("sbatch", "srun"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    assert default_cluster() == "slurm"
+
+
+@pytest.fixture
+def slurm_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for stand-ins of Slurm's commands, first on the path."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("sbatch", "srun"):
+        (folder / name).write_text(
+            "#!/bin/sh\necho 'sbatch: error: invalid partition specified' >&2\nexit 1\n"
+        )
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    return folder
+
+
+@pytest.mark.usefixtures("place", "slurm_commands")
+def test_slurm_needs_a_time_limit_and_its_refusal_is_passed_on(make_config: MakeConfig) -> None:
+    with pytest.raises(UserError, match="give one with --time"):
+        submit(make_config(), cluster="slurm")
+    config: Config = make_config(run="runs/a")
+    with pytest.raises(UserError, match=r"refused the job: .*invalid partition"):
+        submit(config, cluster="slurm", resources=Resources(partition="x", time_min=5))
+    assert run_status(Path("runs/a")).state == "failed"
+
+
+@pytest.mark.usefixtures("slurm_commands")
+def test_the_batch_script_asks_for_what_was_asked(tmp_path: Path) -> None:
+    resources = Resources(partition="gpu", time_min=90, cpus=8, gpus=1)
+    executor = build_executor("slurm", tmp_path / "jobs", "my-run", resources)
+    script = executor._make_submission_file_text("command", "uid")
+    for line in (
+        "partition=gpu",
+        "time=90",
+        "cpus-per-task=8",
+        "gpus-per-node=1",
+        "job-name=my-run",
+        "requeue",
+    ):
+        assert f"#SBATCH --{line}\n" in script
+    assert "#SBATCH --signal=USR2@120\n" in script
+    assert "wckey" not in script
+    assert "--kill-on-bad-exit=1" in script
+    assert script.index("SRUN_CPUS_PER_TASK") < script.index("srun ")

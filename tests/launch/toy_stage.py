@@ -1,0 +1,45 @@
+"""A stage that jobs of the tests run: it keeps a run folder like the real ones, and counts instead of training.
+
+The run's name says how it behaves. Jobs import this file by its name, so it needs no test around it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+import torch
+
+from pscl_hpc.config import PretrainConfig
+from pscl_hpc.errors import JobError, UserError
+from pscl_hpc.runs import RunFolder
+
+
+def train(config: PretrainConfig) -> None:
+    """Count to ``schedule.steps``, a hundredth of a second each (``slow``: until stopped)."""
+    if config.name == "refused":
+        raise UserError("the archive is wrong; mend it")
+    with RunFolder.start(config, torch.device("cpu")) as folder:
+        state = folder.checkpoints.load_latest()
+        first = int(state["step"]) if state else 0
+        print(f"beginning after step {first}", flush=True)
+        log = folder.metrics_log()
+        log.rewind(first)
+        for step in range(first + 1, config.schedule.steps + 1):
+            if config.name == "deaf":
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+            time.sleep(0.01)
+            log.write(step, {"loss": 1.0 / step, "images_per_second": 100.0})
+            if step % config.checkpoint.every_steps == 0:
+                folder.checkpoints.save(step, {"sum": torch.tensor(float(step))})
+            if config.name == "nan" and step == 3:
+                raise JobError("the loss is not finite at step 3")
+            if config.name == "bug" and step == 3:
+                raise ZeroDivisionError("a slip of the programmer")
+            if config.name == "dies" and step == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if config.name == "preempted" and step == 15 and not first:
+                os.kill(os.getpid(), signal.SIGUSR2)
+        print("the end", file=sys.stderr, flush=True)
