@@ -26,10 +26,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from record import record
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bench.record import record
 from pscl_hpc.archive.synthesis import synthesise
 from pscl_hpc.config import ModelConfig, PsclSimclrConfig, ViewConfig
 from pscl_hpc.methods import PsclSimclr, Views
@@ -48,7 +48,9 @@ OURS = {"template_rule": "pure", "matching": "cosine", "exclusion": "strict", "a
 def make_batch(size: int, batch: int) -> Views:
     """Synthetic micrographs, the first one annotated."""
     pictures = [synthesise("precipitates", seed=1, index=i, size=(size, size)) for i in range(batch + 1)]
-    images = torch.stack([torch.from_numpy(p.image).float() / 255 for p in pictures])[:, None].repeat(1, 3, 1, 1)
+    images = torch.stack([torch.from_numpy(p.image).float() / 255 for p in pictures])[:, None].repeat(
+        1, 3, 1, 1
+    )
     geometry = draw_geometry(batch + 1, ViewConfig(size=(size, size)), torch.Generator().manual_seed(0))
     labels = torch.stack([torch.from_numpy(p.mask) for p in pictures])
     return Views(images, warp(images, geometry), geometry, 1, labels, torch.ones(batch + 1, dtype=torch.bool))
@@ -153,7 +155,9 @@ def released_step(model: Any, losses: dict[str, Any], views: Views) -> tuple[Ten
             g.height, g.width, g.top, g.left,
         )  # fmt: skip
     batch = len(g)
-    dense = [losses["nt_xent_loss_d"](cells[2 * s], cells[2 * s + 1], 0.5, deep=s, bat=batch) for s in range(3)]
+    dense = [
+        losses["nt_xent_loss_d"](cells[2 * s], cells[2 * s + 1], 0.5, deep=s, bat=batch) for s in range(3)
+    ]
     image = losses["nt_xent_loss"](q, k, 0.5)
     loss = 0.3 * image + 0.7 * (dense[0] + dense[1] + dense[2]) / 3
     loss.backward()
@@ -197,7 +201,7 @@ def measure(which: str, arguments: argparse.Namespace) -> dict[str, Any]:
     seconds = []
     for _ in range(arguments.repeats + 1):
         start = time.perf_counter()
-        loss, terms = step()
+        loss, _ = step()
         seconds.append(time.perf_counter() - start)
         for parameter in (ours if which != "released" else model).parameters():
             parameter.grad = None
@@ -231,7 +235,9 @@ def _row(name: str, loss: Tensor, terms: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkout", type=Path)
     parser.add_argument("--size", type=int, default=376)
     parser.add_argument("--batch", type=int, default=8)
@@ -241,7 +247,11 @@ def main() -> None:
     parser.add_argument("--child", choices=["ours", "released", "explain"])
     arguments = parser.parse_args()
     if arguments.child:
-        print(json.dumps(explain(arguments) if arguments.child == "explain" else measure(arguments.child, arguments)))
+        print(
+            json.dumps(
+                explain(arguments) if arguments.child == "explain" else measure(arguments.child, arguments)
+            )
+        )
         return
     runs: dict[str, list[dict[str, Any]]] = {"released": [], "ours": []}
     for _ in range(arguments.turns):
@@ -261,7 +271,9 @@ def main() -> None:
 
 
 def _child(which: str) -> Any:
-    done = subprocess.run([sys.executable, *sys.argv, "--child", which], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, *sys.argv, "--child", which], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         sys.exit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
