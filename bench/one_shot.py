@@ -115,7 +115,7 @@ def finetune(job: Job, trunk: Path, arguments: argparse.Namespace, threads: int)
 
 
 def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Per data set and split: mean, standard deviation (n - 1) and worst over references, share of Dice error removed."""
+    """Per set and split: mean, standard deviation (n - 1) and worst over references; share of Dice error removed."""
     table = []
     for dataset in DATASETS:
         for split in SCORED[dataset]:
