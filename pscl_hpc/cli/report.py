@@ -1,0 +1,50 @@
+"""``pscl-hpc report``: one HTML page from any mix of runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from pscl_hpc.errors import EXIT_SKIPPED
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command ``report``."""
+    app.command("report")(report)
+
+
+def report(
+    runs: list[Path] = typer.Argument(
+        ...,
+        metavar="RUN...",
+        help="Run folders, or folders that hold some, such as runs/demo.",
+        show_default=False,
+    ),
+    out: Path | None = typer.Option(
+        None,
+        "--out",
+        help="The HTML file to write; report.html in the first RUN when absent.",
+        show_default=False,
+    ),
+) -> None:
+    """Write one self-contained HTML page: scores, predictions, sampled patches, features, curves, provenance.
+
+    Runs may be unfinished, failed or not evaluated; the page says so. Files that cannot be read are named,
+    and the exit code is then 1.
+
+    Examples:
+
+      pscl-hpc report runs/demo
+
+      pscl-hpc report runs/pretrain-a runs/finetune-a runs/finetune-scratch --out compare.html
+    """
+    # Imported here: matplotlib takes a second that other commands need not wait for.
+    from pscl_hpc.report import write_report
+
+    done = write_report(runs, out)
+    for line in done.damage:
+        typer.echo(f"skipped: {line}", err=True)
+    typer.echo(str(done.path))
+    if done.damage:
+        raise typer.Exit(EXIT_SKIPPED)

@@ -1,0 +1,223 @@
+"""Charts as SVG text for an HTML page: matplotlib draws, the page's style sheet gives the colours.
+
+Every colour is drawn as a stand-in and replaced by a CSS variable, so one chart serves light and dark pages.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+INK, MUTED, RULE = "#01fe00", "#01fe01", "#01fe02"
+SLOTS = tuple(f"#01fd{index:02x}" for index in range(8))
+"""Stand-ins of the line colours ``--s0`` .. ``--s7``."""
+_VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule"} | {
+    colour: f"--s{index}" for index, colour in enumerate(SLOTS)
+}
+_STEPS = [1, 2, 2.5, 5, 10]
+BINS = 240
+"""Longer curves are averaged into so many bins; a band shows the range in each bin."""
+_WIDTH, _HEIGHT = 370.0, 215.0
+"""In CSS pixels, about the width at which the page shows a chart: text then has its nominal size."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One curve. Values may be NaN."""
+
+    label: str
+    steps: Sequence[float]
+    values: Sequence[float]
+    slot: int
+    """Index into the line colours; -1 is the text colour."""
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class DotRow:
+    """One line of a dot chart: a few groups of values on a common axis."""
+
+    label: str
+    groups: tuple[tuple[float, ...], ...]
+
+
+def curves(
+    name: str,
+    series: Sequence[Series],
+    *,
+    title: str,
+    restarts: Sequence[float] = (),
+    limits: tuple[float | None, float | None] = (None, None),
+) -> str:
+    """Curves over optimiser steps.
+
+    Args:
+        name: unique on the page; keeps the ids of several charts apart.
+        series: the curves; drawn in order.
+        title: read out to those who do not see the chart.
+        restarts: steps at which a run was continued; marked by a vertical line.
+        limits: fixed ends of the value axis; None leaves an end to the data.
+    """
+    with _axes(name, _HEIGHT) as (figure, axes):
+        for one in series:
+            steps, values, low, high = _binned(one)
+            colour = SLOTS[one.slot % len(SLOTS)] if one.slot >= 0 else INK
+            if low is not None and high is not None:
+                axes.fill_between(steps, low, high, color=colour, alpha=0.14, linewidth=0)
+            marker = "o" if len(steps) <= 12 else ""
+            axes.plot(
+                steps, values, color=colour, linewidth=1.6, marker=marker, markersize=4,
+                linestyle=(0, (4, 2.2)) if one.dashed else "-",
+            )  # fmt: skip
+        for step in restarts:
+            axes.axvline(step, color=MUTED, linewidth=1, linestyle=(0, (1, 2)))
+            axes.annotate(
+                "restart", (step, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 2),
+                textcoords="offset points", ha="center", va="bottom", fontsize=9.5, color=MUTED,
+            )  # fmt: skip
+        axes.set_xlabel("step", color=MUTED)
+        axes.set_ylim(*limits)
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
+        return _svg(figure, name, title)
+
+
+def dots(name: str, rows: Sequence[DotRow], *, title: str) -> str:
+    """Values in 0..1 of several groups: small dots for single values, a large one for each group's mean.
+
+    Group g has line colour g. Rows without any value say so.
+    """
+    height = 42.0 + 32.0 * len(rows)
+    with _axes(name, height) as (figure, axes):
+        for index, row in enumerate(rows):
+            spread = np.linspace(-0.2, 0.2, len(row.groups)) if len(row.groups) > 1 else np.zeros(1)
+            for group, values in enumerate(row.groups):
+                y = index + float(spread[group])
+                colour = SLOTS[group % len(SLOTS)]
+                if not values:
+                    continue
+                if len(values) > 1:
+                    axes.plot([min(values), max(values)], [y, y], color=colour, linewidth=1.2, alpha=0.5)
+                    axes.plot(values, [y] * len(values), "o", color=colour, markersize=4, alpha=0.55, mew=0)
+                axes.plot([float(np.mean(values))], [y], "o", color=colour, markersize=8.5, mew=0)
+            if not any(row.groups):
+                axes.annotate("in no mask", (0.02, index), va="center", fontsize=10, color=MUTED)
+        axes.set_yticks(range(len(rows)), [_shorten(row.label) for row in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlim(0, 1)
+        axes.set_xticks(np.linspace(0, 1, 6))
+        axes.set_xlabel("Dice", color=MUTED)
+        axes.grid(axis="x", color=RULE, linewidth=0.8)
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", length=0, colors=INK)
+        axes.spines["left"].set_visible(False)
+        return _svg(figure, name, title)
+
+
+def slopes(name: str, pairs: Sequence[tuple[float, float]], ends: tuple[str, str], *, title: str) -> str:
+    """One line per pair of Dice values, from the first to the second; line colour 2 rises, 1 falls or stays."""
+    with _axes(name, _HEIGHT) as (figure, axes):
+        for before, after in pairs:
+            colour = SLOTS[2] if after > before else SLOTS[1]
+            axes.plot([0, 1], [before, after], "o-", color=colour, linewidth=1.6, markersize=6, mew=0)
+        axes.set_xlim(-0.35, 1.35)
+        axes.set_xticks([0, 1], [_shorten(end, 26) for end in ends])
+        axes.tick_params(axis="x", length=0, colors=INK)
+        axes.margins(y=0.12)
+        axes.set_ylabel("mean Dice", color=MUTED)
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
+        return _svg(figure, name, title)
+
+
+@contextmanager
+def _axes(name: str, height: float) -> Iterator[tuple[Figure, Axes]]:
+    with mpl.rc_context(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": name,
+            "text.parse_math": False,
+            "font.family": ["DejaVu Sans"],
+            "font.size": 11.5,
+        }
+    ):
+        figure = Figure(figsize=(_WIDTH / 72, height / 72), layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.subplots()
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(RULE)
+        axes.tick_params(colors=MUTED, length=3, width=0.8)
+        axes.grid(axis="y", color=RULE, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.yaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: f"{value:g}".replace("-", "\N{MINUS SIGN}"))
+        )
+        yield figure, axes
+
+
+def _binned(
+    series: Series,
+) -> tuple[list[float], list[float], list[float] | None, list[float] | None]:
+    steps = np.asarray(series.steps, np.float64)
+    values = np.asarray(series.values, np.float64)
+    steps, values = steps[np.isfinite(values)], values[np.isfinite(values)]
+    if len(steps) <= BINS:
+        return steps.tolist(), values.tolist(), None, None
+    parts = np.array_split(np.arange(len(steps)), BINS)
+    return (
+        [float(steps[part].mean()) for part in parts],
+        [float(values[part].mean()) for part in parts],
+        [float(values[part].min()) for part in parts],
+        [float(values[part].max()) for part in parts],
+    )
+
+
+def _shorten(text: str, length: int = 20) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _svg(figure: Figure, name: str, title: str) -> str:
+    buffer = io.StringIO()
+    # No date and no creator: the same data give the same bytes.
+    empty = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=empty)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, count=1, flags=re.DOTALL)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, count=1, flags=re.DOTALL)
+    view = re.search(r'viewBox="([^"]+)"', text)
+    if view is None:
+        raise ValueError("matplotlib wrote an SVG without viewBox")
+    label = html.escape(title, quote=True)
+    text = re.sub(
+        r"<svg[^>]*>", f'<svg viewBox="{view.group(1)}" role="img" aria-label="{label}">', text, count=1
+    )
+    text = _own_ids(text, name)
+    for colour, variable in _VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    return re.sub(r">\s+<", "><", text).strip()
+
+
+def _own_ids(text: str, name: str) -> str:
+    """Keep only ids that are referred to, and make them unique on the page."""
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
+    text = re.sub(
+        r' id="([^"]*)"', lambda match: f' id="{name}-{match[1]}"' if match[1] in used else "", text
+    )
+    return re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)
+
+
+def finite(value: float | None) -> float:
+    """NaN for None: what a curve can hold."""
+    return math.nan if value is None else value

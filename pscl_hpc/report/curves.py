@@ -1,0 +1,234 @@
+"""Which logged numbers go into which chart. Keys are read by their form, so that any method's terms show up."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pscl_hpc.report.artefacts import number
+from pscl_hpc.report.charts import Series, curves, finite
+from pscl_hpc.report.collect import RunData, parse_time
+
+_SCALE = re.compile(r"^scale(\d+)/(.+)$")
+_BOOKKEEPING = {"step", "time", "epoch", "attempt"}
+
+
+@dataclass(frozen=True)
+class LegendEntry:
+    """One curve's name and look."""
+
+    label: str
+    slot: int
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart with its words."""
+
+    title: str
+    caption: str
+    legend: tuple[LegendEntry, ...]
+    svg: str
+
+
+@dataclass(frozen=True)
+class _Family:
+    title: str
+    caption: str
+    limits: tuple[float | None, float | None] = (None, None)
+
+
+_FAMILIES = {
+    "loss": _Family(
+        "Losses",
+        "All of them should fall and then level off. A sudden jump or a line that never moves is a sign to look "
+        "at the learning rate.",
+    ),
+    "similarity": _Family(
+        "Similarity of patches",
+        "Solid: a patch and itself in the other view. Dashed: the most similar patch of another class. "
+        "Training should pull the two apart.",
+    ),
+    "purity": _Family(
+        "Purity of sampled patches",
+        "Share of sampled patches that really lie on the class of their template, where masks are known. "
+        "1 is perfect; low values mean that sampling mixes classes.",
+        (0.0, 1.02),
+    ),
+    "templates": _Family(
+        "Templates",
+        "Cells of the reference image that serve as templates. Fewer than asked for means that a class is "
+        "rare or absent in the reference.",
+        (0.0, None),
+    ),
+    "dice": _Family(
+        "Dice on validation images",
+        "Overlap with the annotation, 1 is perfect. The checkpoint with the best mean is kept; test images "
+        "play no part in that choice.",
+        (0.0, 1.02),
+    ),
+    "agreement": _Family(
+        "IoU and pixel accuracy on validation images",
+        "IoU punishes the same errors harder than Dice. Accuracy is high already where the background is large: "
+        "do not judge by it alone.",
+        (0.0, 1.02),
+    ),
+    "gradient_norm": _Family(
+        "Gradient norm",
+        "Length of the gradient before clipping. Rare peaks are harmless, a steady rise is not.",
+        (0.0, None),
+    ),
+    "lr": _Family("Learning rate", "As scheduled.", (0.0, None)),
+    "images_per_second": _Family(
+        "Images per second", "Speed of training. A slow drift down points at the machine.", (0.0, None)
+    ),
+    "memory_mb": _Family("Memory in MB", "Peak memory of the training process or device.", (0.0, None)),
+}
+_OTHER = _Family("", "Logged by the method.")
+
+
+def run_charts(run: RunData, prefix: str) -> list[Chart]:
+    """All charts of one run's ``metrics.jsonl``; ``prefix`` keeps ids apart."""
+    scales = 1 + max(
+        (int(m.group(1)) for line in run.metrics for key in line if (m := _SCALE.match(key))), default=-1
+    )
+    groups: dict[str, list[str]] = {}
+    for key in _numeric_keys(run.metrics):
+        groups.setdefault(_family(key), []).append(key)
+    marks = restarts(run)
+    order = [*_FAMILIES, *sorted(groups.keys() - _FAMILIES.keys())]
+    charts: list[Chart] = []
+    for family in order:
+        if family in groups:
+            series = _series(run.metrics, groups[family], family, scales)
+            charts.append(_chart(f"{prefix}-{len(charts)}", family, series, marks))
+    return charts
+
+
+def restarts(run: RunData) -> list[float]:
+    """Steps at which a later attempt went on, from the attempts' starting times."""
+    steps = []
+    for attempt in run.attempts[1:]:
+        started = parse_time(attempt.get("started"))
+        if started is None:
+            continue
+        # Starting times are kept to the second.
+        after = [
+            line["step"]
+            for line in run.metrics
+            if (time := number(line.get("time"))) is not None and time >= started.timestamp()
+        ]
+        if after and after[0] != run.metrics[0]["step"]:
+            steps.append(float(after[0]))
+    return sorted(set(steps))
+
+
+def comparison(
+    name: str, runs: Sequence[tuple[RunData, int]], key: str, legend: Sequence[str]
+) -> Chart | None:
+    """One curve per run of the same metric; each run comes with the colour of its group."""
+    series = []
+    for run, slot in runs:
+        points = [
+            (line["step"], value) for line in run.metrics if (value := number(line.get(key))) is not None
+        ]
+        if points:
+            series.append(Series(run.label, [p[0] for p in points], [p[1] for p in points], slot))
+    if not series:
+        return None
+    family = _FAMILIES[_family(key)]
+    svg = curves(name, series, title=f"{family.title}, one line per run", limits=family.limits)
+    return Chart(
+        "Mean Dice on validation images, one line per run",
+        family.caption,
+        tuple(LegendEntry(label, slot) for slot, label in enumerate(legend)),
+        svg,
+    )
+
+
+def scale_name(index: int, scales: int) -> str:
+    """A decoder scale in words: its resolution relative to the image."""
+    stride = 2 ** (scales - 1 - index)
+    return "full resolution" if stride == 1 else f"1/{stride} resolution"
+
+
+def _numeric_keys(lines: Sequence[dict[str, Any]]) -> list[str]:
+    keys: dict[str, None] = {}
+    for line in lines:
+        for key, value in line.items():
+            if key not in _BOOKKEEPING and number(value) is not None:
+                keys.setdefault(key)
+    return list(keys)
+
+
+def _family(key: str) -> str:
+    last = key.rpartition("/")[2]
+    if key.startswith("val/dice/") or last == "mean_dice":
+        return "dice"
+    if key.startswith("val/"):
+        return "agreement"
+    if last in ("positive", "negative"):
+        return "similarity"
+    if last.endswith("loss") or last == "ce":
+        return "loss"
+    return last
+
+
+def _series(lines: Sequence[dict[str, Any]], keys: Sequence[str], family: str, scales: int) -> list[Series]:
+    series = []
+    other = scales  # colours 0..scales-1 belong to the scales on every chart
+    for key in sorted(keys, key=lambda key: (key not in ("loss", "val/mean_dice"), not _SCALE.match(key))):
+        match = _SCALE.match(key)
+        if match:
+            slot = int(match.group(1))
+        elif key in ("loss", "val/mean_dice") or len(keys) == 1:
+            slot = -1
+        else:
+            slot = other
+            other += 1
+        points = [(line["step"], finite(number(line[key]))) for line in lines if key in line]
+        series.append(
+            Series(
+                _label(key, family, scales),
+                [p[0] for p in points],
+                [p[1] for p in points],
+                slot,
+                dashed=key.endswith("/negative"),
+            )
+        )
+    return series
+
+
+_LABELS = {
+    "loss": "total",
+    "ce": "cross entropy",
+    "dice_loss": "Dice loss",
+    "image/loss": "whole image",
+    "val/mean_dice": "mean",
+    "val/mean_iou": "mean IoU",
+    "val/pixel_accuracy": "pixel accuracy",
+    "lr": "decoder and head",
+    "encoder/lr": "encoder",
+}
+
+
+def _label(key: str, family: str, scales: int) -> str:
+    match = _SCALE.match(key)
+    if match:
+        return scale_name(int(match.group(1)), scales)
+    if key.startswith("val/dice/"):
+        return key.removeprefix("val/dice/")
+    if key in _LABELS:
+        return _LABELS[key]
+    return key.removesuffix("/" + family).replace("_", " ").replace("/", " ")
+
+
+def _chart(name: str, family: str, series: list[Series], marks: Sequence[float]) -> Chart:
+    words = _FAMILIES.get(family, _OTHER)
+    title = words.title or family.replace("_", " ").capitalize()
+    svg = curves(name, series, title=title, restarts=marks, limits=words.limits)
+    # A dashed curve has the colour of its solid partner, and the caption tells what dashes mean.
+    entries = tuple(LegendEntry(one.label, one.slot) for one in series if not one.dashed)
+    return Chart(title, words.caption, entries if len(entries) > 1 else (), svg)

@@ -1,0 +1,155 @@
+"""What pretraining sampled and what its features look like, as figures for the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from pscl_hpc.report.artefacts import Inspection, ScaleInspection
+from pscl_hpc.report.curves import scale_name
+from pscl_hpc.report.pictures import image_uri, labels_uri
+from pscl_hpc.segmentation.palette import class_colours, hex_colour
+
+MOST_IMAGES = 6
+IMAGE_SIDE, FEATURE_SIDE = 384, 256
+
+
+@dataclass(frozen=True)
+class ClassStyle:
+    """A class as the legend shows it: colour, and marker outline around (0, 0) with radius 1."""
+
+    name: str
+    colour: str
+    marker: str
+
+
+@dataclass(frozen=True)
+class Markers:
+    """All sampled cells of one class in one image, as one SVG path in pixels of the image."""
+
+    style: ClassStyle
+    path: str
+    count: int
+
+
+@dataclass(frozen=True)
+class ScaleFigure:
+    """One scale of one image."""
+
+    name: str
+    markers: tuple[Markers, ...]
+    sampled: int
+    purity: float | None
+    features: str
+    """Data URI of the PCA colour map."""
+
+
+@dataclass(frozen=True)
+class ImageFigure:
+    """One image with everything known about it."""
+
+    id: str
+    reference: bool
+    width: int
+    height: int
+    image: str
+    mask: str
+    """Data URI, empty where nothing is annotated."""
+    scales: tuple[ScaleFigure, ...]
+    line: float
+    """Width of marker outlines in pixels of the image."""
+
+
+def class_styles(names: tuple[str, ...], background: int = 0) -> tuple[ClassStyle, ...]:
+    """Colours and marker shapes of a class list."""
+    colours = class_colours(len(names), background)
+    return tuple(
+        ClassStyle(name, hex_colour(colours[index]), marker(index, 0.0, 0.0, 1.0))
+        for index, name in enumerate(names)
+    )
+
+
+def image_figures(inspection: Inspection) -> list[ImageFigure]:
+    """References first, then the other images, at most :data:`MOST_IMAGES` in all."""
+    styles = class_styles(inspection.classes)
+    colours = class_colours(len(inspection.classes))
+    count, height, width = inspection.images.shape
+    scales = len(inspection.scales)
+    # One reference at least and one other, when there are more images than places.
+    references = min(inspection.references, max(1, MOST_IMAGES - (count - inspection.references)))
+    chosen = [*range(references), *range(inspection.references, count)][:MOST_IMAGES]
+    return [
+        ImageFigure(
+            id=inspection.ids[index],
+            reference=index < inspection.references,
+            width=width,
+            height=height,
+            image=image_uri(inspection.images[index], IMAGE_SIDE),
+            mask=(
+                labels_uri(inspection.labels[index], colours, IMAGE_SIDE)
+                if (inspection.labels[index] < len(colours)).any()
+                else ""
+            ),
+            scales=tuple(
+                _scale(scale, index, styles, (height, width), scale_name(place, scales))
+                for place, scale in enumerate(inspection.scales)
+            ),
+            line=max(height, width) / 300,
+        )
+        for index in chosen
+    ]
+
+
+def marker(class_index: int, x: float, y: float, radius: float) -> str:
+    """An SVG path around (x, y). Four shapes take turns, so that colour is not the only sign of a class."""
+    return _SHAPES[class_index % len(_SHAPES)](x, y, radius)
+
+
+def _scale(
+    scale: ScaleInspection, image: int, styles: tuple[ClassStyle, ...], size: tuple[int, int], name: str
+) -> ScaleFigure:
+    steps = np.array([size[0] / scale.grid[0], size[1] / scale.grid[1]])
+    # A cell of the finest scale is one pixel: markers have a smallest size that the eye can find.
+    radius = max(float(steps.min()) / 2, max(size) / 70)
+    cells = scale.cells[image]
+    taken = (cells >= 0).all(axis=1) & (scale.classes >= 0) & (scale.classes < len(styles))
+    found = []
+    for index, style in enumerate(styles):
+        chosen = cells[taken & (scale.classes == index)]
+        centres = (chosen + 0.5) * steps
+        path = "".join(marker(index, float(x), float(y), radius) for y, x in centres)
+        if path:
+            found.append(Markers(style, path, len(chosen)))
+    purity = float(scale.purity[image])
+    return ScaleFigure(
+        name=name,
+        markers=tuple(found),
+        sampled=int(taken.sum()),
+        purity=purity if math.isfinite(purity) else None,
+        features=image_uri(scale.pca[image], FEATURE_SIDE),
+    )
+
+
+def _circle(x: float, y: float, r: float) -> str:
+    return f"M{x - r:.1f} {y:.1f}a{r:.1f} {r:.1f} 0 1 0 {2 * r:.1f} 0a{r:.1f} {r:.1f} 0 1 0 {-2 * r:.1f} 0z"
+
+
+def _square(x: float, y: float, r: float) -> str:
+    a = 0.89 * r
+    return f"M{x - a:.1f} {y - a:.1f}h{2 * a:.1f}v{2 * a:.1f}h{-2 * a:.1f}z"
+
+
+def _diamond(x: float, y: float, r: float) -> str:
+    a = 1.22 * r
+    return f"M{x:.1f} {y - a:.1f}l{a:.1f} {a:.1f}l{-a:.1f} {a:.1f}l{-a:.1f} {-a:.1f}z"
+
+
+def _triangle(x: float, y: float, r: float) -> str:
+    a = 1.2 * r
+    return f"M{x:.1f} {y - a:.1f}l{a:.1f} {1.75 * a:.1f}h{-2 * a:.1f}z"
+
+
+_SHAPES: tuple[Callable[[float, float, float], str], ...] = (_circle, _square, _diamond, _triangle)

@@ -1,0 +1,88 @@
+"""Arrays to PNG data URIs: the only form in which a picture enters the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pscl_hpc.archive import IGNORE_INDEX
+
+Pixels = npt.NDArray[np.uint8]
+
+CORRECT, MISSED, EXTRA, CONFUSED, UNSCORED = range(5)
+"""Values of an error map."""
+ERROR_NAMES = ("right", "missed", "extra", "wrong class", "not scored")
+# Strong, far apart in lightness, and told apart with any common colour vision.
+ERROR_COLOURS: tuple[tuple[int, int, int], ...] = (
+    (0, 0, 0),
+    (0, 114, 178),
+    (213, 94, 0),
+    (240, 228, 66),
+    (255, 255, 255),
+)
+
+
+def grey(unit: npt.NDArray[Any]) -> Pixels:
+    """(channels, h, w) in 0..1 to (h, w) or (h, w, 3) uint8."""
+    pixels: Pixels = np.clip(np.asarray(unit, np.float32) * 255 + 0.5, 0, 255).astype(np.uint8)
+    return pixels[0] if len(pixels) == 1 else np.ascontiguousarray(np.moveaxis(pixels, 0, -1))
+
+
+def image_uri(pixels: Pixels, side: int) -> str:
+    """(h, w) or (h, w, 3), averaged down until no side is longer than ``side``."""
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    return _uri(picture.resize(_fit(picture.size, side), Image.Resampling.BOX))
+
+
+def labels_uri(labels: Pixels, colours: npt.NDArray[np.uint8], side: int) -> str:
+    """(h, w) class indices in their colours; 255 and indices without a colour are transparent."""
+    known = np.where(labels < len(colours), labels, IGNORE_INDEX).astype(np.uint8)
+    picture = Image.fromarray(known, "L")
+    palette = np.zeros((256, 3), np.uint8)
+    palette[: len(colours)] = colours
+    picture.putpalette(palette.ravel().tolist())
+    picture = picture.resize(_fit(picture.size, side), Image.Resampling.NEAREST)
+    return _uri(picture, transparency=IGNORE_INDEX)
+
+
+def error_map(prediction: Pixels, truth: Pixels, background: int) -> Pixels:
+    """Right, missed, extra, wrong class or not scored, for each pixel.
+
+    Args:
+        prediction: (h, w) class indices.
+        truth: (h, w) class indices, 255 where nothing is scored.
+        background: class index of the background.
+    """
+    errors = np.full(truth.shape, CONFUSED, np.uint8)
+    errors[prediction == background] = MISSED
+    errors[truth == background] = EXTRA
+    errors[prediction == truth] = CORRECT
+    errors[truth == IGNORE_INDEX] = UNSCORED
+    return errors
+
+
+def errors_uri(errors: Pixels, image: Pixels, side: int) -> str:
+    """An error map over the faded micrograph."""
+    base = np.broadcast_to(image if image.ndim == 3 else image[..., None], (*errors.shape, 3))
+    faded = 0.45 * base.astype(np.float32) + 128
+    table = np.array(ERROR_COLOURS, np.float32)
+    strength = np.array([0.0, 1.0, 1.0, 1.0, 0.6], np.float32)[errors][..., None]
+    mixed = faded + strength * (table[errors] - faded)
+    return image_uri(np.clip(mixed + 0.5, 0, 255).astype(np.uint8), side)
+
+
+def _fit(size: tuple[int, int], side: int) -> tuple[int, int]:
+    scale = min(1.0, side / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _uri(picture: Image.Image, transparency: int | None = None) -> str:
+    buffer = io.BytesIO()
+    options: dict[str, Any] = {} if transparency is None else {"transparency": transparency}
+    picture.save(buffer, "PNG", optimize=True, **options)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
