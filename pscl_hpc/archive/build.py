@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,13 @@ from pscl_hpc.archive.reader import Archive
 from pscl_hpc.archive.scratch import Scratch
 from pscl_hpc.archive.writer import ShardWriter
 from pscl_hpc.errors import UserError
+from pscl_hpc.progress import Progress
 
 AUTO_CROP = -1
 """``crop_bottom`` that finds the information bar of each image by itself."""
 PART_BYTES = 128 << 20
 """Raw pixels in a part: what a kill can cost."""
 SHARD_BYTES = 2 << 30
-
-Progress = Callable[[int, int, str], None]
-"""Called with (files done, files in all, name of the next file)."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ def build(
     options: BuildOptions,
     *,
     shard_bytes: int | None = None,
-    progress: Progress | None = None,
+    progress: bool = False,
 ) -> BuildResult:
     """Pack the images of a plan into ``out``, adding to an archive that is already there.
 
@@ -74,6 +71,7 @@ def build(
     Args:
         out: a file, or a folder of shards when ``shard_bytes`` is given or a folder is there.
         shard_bytes: raw pixels per shard.
+        progress: show a bar.
 
     Raises:
         UserError: nothing could be packed, the archive there has other classes, or another build is at work.
@@ -102,7 +100,7 @@ def _build(
     collections: dict[str, Collection],
     scratch: Scratch,
     shard_bytes: int | None,
-    progress: Progress | None,
+    progress: bool,
 ) -> BuildResult:
     skipped = list(plan.skipped)
     cropped: dict[str, int] = {}
@@ -112,10 +110,9 @@ def _build(
     unchanged = 0
     packer = _Packer(scratch, collections, options)
     good: set[str] = set()
-    with packer:
-        for number, (item_id, item) in enumerate(planned.items()):
-            if progress:
-                progress(number, len(planned), item.source)
+    bar = Progress("packing", len(planned), unit="file", show=progress)
+    with bar, packer:
+        for item_id, item in planned.items():
             try:
                 hashes = _hashes(item)
                 if item_id in kept:
@@ -127,8 +124,7 @@ def _build(
                     good.add(item_id)
             except Unreadable as error:
                 skipped.append(Skipped(item.source, str(error)))
-    if progress:
-        progress(len(planned), len(planned), "writing the archive")
+            bar.advance(item.path.name)
     picks = _new_picks(scratch, good)
     if not picks and not kept:
         reasons = "; ".join(f"{item.path}: {item.reason}" for item in skipped[:3])
@@ -136,11 +132,11 @@ def _build(
     if picks or _new_collections(old, collections):
         listed = list(collections.values())
         if shard_bytes is not None:
-            publish_folder(out, scratch.folder, picks, listed, options.compression, shard_bytes)
+            publish_folder(out, scratch.folder, picks, listed, options.compression, shard_bytes, progress)
         else:
             everything = picks + ([(row, shard) for shard in old.shards for row in shard.rows] if old else [])
             everything.sort(key=lambda pick: pick[0].id)
-            publish_file(out, scratch.folder, everything, listed, options.compression)
+            publish_file(out, scratch.folder, everything, listed, options.compression, progress)
     scratch.remove()
     return BuildResult(out, len(picks), unchanged, tuple(skipped), cropped)
 
@@ -159,8 +155,8 @@ class _Packer:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        # Ctrl-C keeps what is packed; any other exception drops the open part, the finished ones stay.
-        if kind is KeyboardInterrupt:
+        # Ctrl-C and SIGTERM keep what is packed; any other exception drops the open part, the finished ones stay.
+        if kind in (KeyboardInterrupt, SystemExit):
             kind = error = trace = None
         self._close(kind, error, trace)
 

@@ -11,6 +11,7 @@ from pscl_hpc.archive.format import MANIFEST, Collection, Row, parse_pool
 from pscl_hpc.archive.manifest import ShardEntry, read_manifest, write_manifest
 from pscl_hpc.archive.shard import PositionedFile, Shard
 from pscl_hpc.archive.writer import ShardWriter, sync
+from pscl_hpc.progress import Progress
 
 Pick = tuple[Row, Shard]
 """An image and the shard it is copied from."""
@@ -22,7 +23,9 @@ def stored_bytes(row: Row) -> int:
     return row.height * row.width * channels * (1 if dtype == "uint8" else 2 if dtype == "uint16" else 4)
 
 
-def merge(path: Path, picks: Sequence[Pick], collections: Sequence[Collection], compression: str) -> None:
+def merge(
+    path: Path, picks: Sequence[Pick], collections: Sequence[Collection], compression: str, bar: Progress
+) -> None:
     """Write one shard of images that lie in other shards, in the given order."""
     files: dict[Path, PositionedFile] = {}
     with ShardWriter(path, collections, compression) as writer:
@@ -30,14 +33,21 @@ def merge(path: Path, picks: Sequence[Pick], collections: Sequence[Collection], 
             if shard.path not in files:
                 files[shard.path] = PositionedFile(shard)
             writer.copy(row, shard, files[shard.path])
+            bar.advance()
 
 
 def publish_file(
-    out: Path, scratch: Path, picks: Sequence[Pick], collections: Sequence[Collection], compression: str
+    out: Path,
+    scratch: Path,
+    picks: Sequence[Pick],
+    collections: Sequence[Collection],
+    compression: str,
+    progress: bool,
 ) -> None:
     """Replace ``out`` by an archive of ``picks`` in one rename."""
     whole = scratch / "whole.h5"
-    merge(whole, picks, collections, compression)
+    with Progress("writing", len(picks), unit="image", show=progress) as bar:
+        merge(whole, picks, collections, compression, bar)
     os.replace(whole, out)
     sync(out.absolute().parent)
 
@@ -49,18 +59,20 @@ def publish_folder(
     collections: Sequence[Collection],
     compression: str,
     shard_bytes: int,
+    progress: bool,
 ) -> None:
     """Add shards of new images to a folder; shards already there are immutable, the manifest comes last."""
     out.mkdir(parents=True, exist_ok=True)
     entries = read_manifest(out) if (out / MANIFEST).exists() else []
-    for group in _groups(picks, shard_bytes):
-        shard = scratch / "shard.h5"
-        merge(shard, group, collections, compression)
-        digest = sha256_of(shard)
-        # Named by content: a build that is killed here and goes on later makes the same names again.
-        name = f"shard-{digest[:16]}.h5"
-        entries.append(ShardEntry(name, digest, shard.stat().st_size, len(group)))
-        os.replace(shard, out / name)
+    with Progress("writing", len(picks), unit="image", show=progress) as bar:
+        for group in _groups(picks, shard_bytes):
+            shard = scratch / "shard.h5"
+            merge(shard, group, collections, compression, bar)
+            digest = sha256_of(shard)
+            # Named by content: a build that is killed here and goes on later makes the same names again.
+            name = f"shard-{digest[:16]}.h5"
+            entries.append(ShardEntry(name, digest, shard.stat().st_size, len(group)))
+            os.replace(shard, out / name)
     sync(out)
     write_manifest(out, entries)
 

@@ -1,0 +1,122 @@
+"""Finding copies of an image, also rotated by quarter turns, mirrored, rescaled or changed in brightness.
+
+Images are compared as 40 x 40 thumbnails of zero mean and unit norm. A pair is a copy when the best correlation
+over the eight orientations reaches a threshold. Comparing all pairs that way is too slow, so pairs are first
+screened by a vector that no orientation changes: in the cosine transform of a square a mirror flips signs and
+a transposition swaps (u, v) with (v, u), so the norms over {(u, v), (v, u)} are invariant. They are norms of
+orthogonal projections, hence never farther apart than the thumbnails themselves: no copy is missed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.fft import dctn
+
+SIDE = 40
+"""Side of a thumbnail."""
+THRESHOLD = 0.98
+"""Correlation of thumbnails from which two images are copies."""
+_BLOCK = 2048
+_FLAT = 1e-3
+"""Contrast, as a share of the mean, below which a thumbnail shows nothing to compare."""
+
+Thumbnail = npt.NDArray[np.float32]
+
+_TURNS = ("near copy", "turned by 90 degrees", "turned by 180 degrees", "turned by 270 degrees")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two images that are copies, by position, ``first < second``."""
+
+    first: int
+    second: int
+    correlation: float
+    turn: str
+
+
+class Thumbnailer:
+    """Area-averages an image to (40, 40) from strips of rows."""
+
+    def __init__(self, height: int, width: int) -> None:
+        self._row_cell = np.minimum(np.arange(height) * SIDE // height, SIDE - 1)
+        self._columns = np.minimum(np.arange(width) * SIDE // width, SIDE - 1)
+        self._sums = np.zeros((SIDE, SIDE), np.float64)
+        self._row = 0
+
+    def add(self, strip: npt.NDArray[Any]) -> None:
+        """Take the next rows, (rows, width, channels)."""
+        grey = np.nan_to_num(strip.astype(np.float64).mean(axis=2), nan=0.0, posinf=0.0, neginf=0.0)
+        cells = self._row_cell[self._row : self._row + len(grey)]
+        starts = np.flatnonzero(np.diff(self._columns, prepend=-1))
+        by_column = np.add.reduceat(grey, starts, axis=1)
+        np.add.at(self._sums, (cells[:, None], self._columns[starts][None, :]), by_column)
+        self._row += len(grey)
+
+    def thumbnail(self) -> Thumbnail:
+        """(40, 40) zero-mean, unit-norm; all zero for an image without contrast."""
+        rows = np.bincount(self._row_cell, minlength=SIDE)
+        columns = np.bincount(self._columns, minlength=SIDE)
+        filled = np.ix_(_filled(rows), _filled(columns))
+        mean = (self._sums / np.maximum(np.outer(rows, columns), 1))[filled]
+        centred = mean - mean.mean()
+        norm = float(np.linalg.norm(centred))
+        if norm <= _FLAT * SIDE * abs(float(mean.mean())):
+            return np.zeros((SIDE, SIDE), np.float32)
+        unit: Thumbnail = (centred / norm).astype(np.float32)
+        return unit
+
+
+def _filled(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """For each cell the nearest one before it that an image smaller than the thumbnail reaches."""
+    return np.maximum.accumulate(np.where(counts > 0, np.arange(SIDE), 0))
+
+
+def similar_pairs(thumbnails: Thumbnail, threshold: float = THRESHOLD) -> list[Pair]:
+    """All pairs of (n, 40, 40) thumbnails whose best correlation over eight orientations reaches ``threshold``."""
+    if len(thumbnails) < 2:
+        return []
+    invariants = _invariants(thumbnails)
+    useful = np.flatnonzero(np.abs(thumbnails).max(axis=(1, 2)) > 0)
+    # |a - b|^2 = 2 - 2 corr for unit vectors; the margin covers float32 rounding.
+    largest = 2 - 2 * threshold + 1e-4
+    pairs = []
+    for top in range(0, len(useful), _BLOCK):
+        rows = useful[top : top + _BLOCK]
+        for left in range(top, len(useful), _BLOCK):
+            columns = useful[left : left + _BLOCK]
+            a, b = invariants[rows], invariants[columns]
+            distance = (a * a).sum(1)[:, None] + (b * b).sum(1)[None, :] - 2 * (a @ b.T)
+            for i, j in np.argwhere(distance <= largest):
+                if rows[i] < columns[j]:
+                    pair = _compare(thumbnails, int(rows[i]), int(columns[j]))
+                    if pair.correlation >= threshold:
+                        pairs.append(pair)
+    return sorted(pairs, key=lambda pair: (pair.first, pair.second))
+
+
+def _invariants(thumbnails: Thumbnail) -> Thumbnail:
+    spectrum = dctn(thumbnails, axes=(1, 2), norm="ortho")
+    upper = np.triu_indices(SIDE)
+    power = spectrum**2 + np.where(np.eye(SIDE, dtype=bool), 0, np.swapaxes(spectrum, 1, 2) ** 2)
+    norms: Thumbnail = np.sqrt(power[:, upper[0], upper[1]]).astype(np.float32)
+    return norms
+
+
+def _compare(thumbnails: Thumbnail, first: int, second: int) -> Pair:
+    best, name = -1.0, ""
+    for mirrored in (False, True):
+        other = thumbnails[second, :, ::-1] if mirrored else thumbnails[second]
+        for turns in range(4):
+            correlation = float((thumbnails[first] * np.rot90(other, turns)).sum())
+            if correlation > best + 1e-6:
+                turn = _TURNS[turns]
+                best, name = (
+                    correlation,
+                    turn if not mirrored else "mirrored" if not turns else f"mirrored, {turn}",
+                )
+    return Pair(first, second, best, name)

@@ -1,0 +1,64 @@
+"""What an archive holds, as plain values for programs and for a table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from pscl_hpc.archive.format import VERSION, parse_pool
+from pscl_hpc.archive.reader import Archive
+
+
+def summarise(archive: Archive) -> dict[str, Any]:
+    """JSON-ready content of an archive: size, fingerprint, storage and one entry per collection."""
+    stored: Counter[str] = Counter()
+    codecs: dict[str, str] = {}
+    for shard in archive.shards:
+        for name, pool in shard.pools.items():
+            stored[name] += int(pool.sizes.sum())
+            codecs[name] = pool.codec.name
+    return {
+        "path": str(archive.path),
+        "version": VERSION,
+        "fingerprint": archive.fingerprint,
+        "images": len(archive),
+        "bytes": sum(shard.stamp[0] for shard in archive.shards),
+        "shards": len(archive.shards),
+        "pools": {
+            name: {
+                "dtype": parse_pool(name)[0],
+                "channels": parse_pool(name)[1],
+                "codec": codecs[name],
+                "stored_bytes": stored[name],
+            }
+            for name in sorted(stored)
+        },
+        "collections": [_collection(archive, name) for name in archive.collections],
+    }
+
+
+def _collection(archive: Archive, name: str) -> dict[str, Any]:
+    records = archive.select(datasets=[name])
+    collection = archive.collections[name]
+    scales = [record.um_per_pixel for record in records if record.um_per_pixel]
+    return {
+        "name": name,
+        "images": len(records),
+        "annotated": sum(record.has_mask for record in records),
+        "classes": list(collection.classes),
+        "background": collection.background,
+        "ignore_classes": list(collection.ignore_classes),
+        "references": list(collection.references),
+        "splits": dict(sorted(Counter(record.split for record in records).items())),
+        "sizes": [
+            {"height": height, "width": width, "images": count}
+            for (height, width), count in sorted(Counter((r.height, r.width) for r in records).items())
+        ],
+        "pixels": dict(
+            sorted(Counter(f"{r.dtype} {'colour' if r.channels == 3 else 'grey'}" for r in records).items())
+        ),
+        "specimens": len({record.specimen for record in records if record.specimen}),
+        "conditions": sorted({record.condition for record in records if record.condition}),
+        "alloys": sorted({record.alloy for record in records if record.alloy}),
+        "um_per_pixel": [min(scales), max(scales)] if scales else None,
+    }

@@ -1,0 +1,310 @@
+"""``archive build | info | check | synth``."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pscl_hpc.errors import EXIT_SKIPPED, UserError
+
+archive_app = typer.Typer(
+    name="archive",
+    help="Pack micrographs and masks into an HDF5 archive, check it, look into it.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+
+_ARCHIVE = typer.Argument(metavar="FILE", help="Archive file, or folder of shards.")
+_JSON = typer.Option("--json", help="Print one JSON object, for programs.")
+
+
+@archive_app.command("build")
+def build_command(
+    sources: Annotated[
+        list[Path], typer.Argument(metavar="SRC...", help="Image files or folders of images.")
+    ],
+    out: Annotated[str, typer.Option(help="Archive to make or to add to: FILE.h5, or FOLDER/ for shards.")],
+    metadata: Annotated[Path | None, typer.Option(help="CSV file with what is known of each image.")] = None,
+    classes: Annotated[
+        str, typer.Option(help="Class names in index order, for masks without splits.json.")
+    ] = "",
+    colour: Annotated[str, typer.Option(help="True colour: 'keep' it or reduce it to 'luma'.")] = "keep",
+    crop_bottom: Annotated[
+        str, typer.Option(help="Information bar at the bottom edge: rows to cut, or 'auto'.")
+    ] = "0",
+    compression: Annotated[
+        str, typer.Option(help="auto, none, gzip, lzf, zstd or bitshuffle-lz4; see docs/archive.md.")
+    ] = "auto",
+    percentiles: Annotated[
+        str, typer.Option(help="Percentiles of 16-bit and float images that become black and white.")
+    ] = "0.5,99.5",
+    shard_size: Annotated[
+        str, typer.Option(help="Pixels per shard of a folder, e.g. 500M or 2G; makes --out a folder.")
+    ] = "",
+    as_json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Pack PNG, JPEG, BMP and TIFF images into an archive, or add them to one.
+
+    A folder with img/ (or images/) may have masks of the same names in gt/, masks/ or labels/ and a splits.json
+    with classes and splits; a folder of such folders packs each; any other folder is packed without masks.
+    16-bit and float images keep their depth. A build that was killed goes on when the same command is run again.
+
+    Files that cannot be packed are named with the reason, the rest is packed, and the exit code is 1.
+
+    **Examples**
+
+    `pscl-hpc archive build data/steel data/superalloy --out alloys.h5`
+
+    `pscl-hpc archive build sem/ --metadata sem.csv --classes matrix,carbide --crop-bottom auto --out sem.h5`
+
+    `pscl-hpc archive build mosaics/ --out mosaics/ --shard-size 2G --compression zstd`
+    """
+    from pscl_hpc.archive import Archive
+    from pscl_hpc.archive.build import BuildOptions, build
+    from pscl_hpc.archive.codecs import AUTO, CODECS
+    from pscl_hpc.archive.ingest.sources import plan
+
+    if colour not in ("keep", "luma"):
+        raise UserError(f"--colour is {colour!r}; choose 'keep' or 'luma'")
+    if compression not in (AUTO, *CODECS):
+        raise UserError(f"--compression is {compression!r}; choose one of {', '.join((AUTO, *CODECS))}")
+    options = BuildOptions(
+        luma=colour == "luma",
+        crop_bottom=_crop(crop_bottom),
+        compression=compression,
+        percentiles=_percentiles(percentiles),
+    )
+    path, shard_bytes = _target(out, shard_size)
+    names = [name.strip() for name in classes.split(",")] if classes else []
+    if any(not name for name in names):
+        raise UserError(f"--classes is {classes!r}; separate the names by single commas")
+    packed = build(
+        plan(sources, metadata=metadata, classes=names),
+        path,
+        options,
+        shard_bytes=shard_bytes,
+        progress=not as_json,
+    )
+    for item in packed.skipped:
+        print(f"skipped {item.path}: {item.reason}", file=sys.stderr)
+    archive = Archive(path)
+    if as_json:
+        _print_json(
+            {
+                "archive": str(path),
+                "images": len(archive),
+                "added": packed.added,
+                "unchanged": packed.unchanged,
+                "skipped": [asdict(item) for item in packed.skipped],
+                "cropped": packed.cropped,
+                "fingerprint": archive.fingerprint,
+            }
+        )
+    else:
+        for name, rows in packed.cropped.items():
+            print(f"cut {rows} rows of information bar from {name}", file=sys.stderr)
+        typer.echo(
+            f"{packed.added} images added, {packed.unchanged} unchanged, {len(packed.skipped)} files skipped; "
+            f"{len(archive)} in the archive"
+        )
+        typer.echo(path)
+    if packed.skipped:
+        raise typer.Exit(EXIT_SKIPPED)
+
+
+@archive_app.command("info")
+def info_command(
+    file: Annotated[Path, _ARCHIVE],
+    contact_sheet: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Also draw samples of every collection.")
+    ] = None,
+    as_json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Say what an archive holds: collections, classes, splits, sizes, storage.
+
+    **Examples**
+
+    `pscl-hpc archive info alloys.h5`
+
+    `pscl-hpc archive info alloys.h5 --contact-sheet alloys.png`
+
+    `pscl-hpc archive info alloys.h5 --json | jq .fingerprint`
+    """
+    from pscl_hpc.archive import Archive
+    from pscl_hpc.archive.summary import summarise
+
+    archive = Archive(file)
+    summary = summarise(archive)
+    if contact_sheet is not None:
+        from pscl_hpc.archive.contact_sheet import contact_sheet as draw
+
+        if contact_sheet.suffix.lower() != ".png":
+            raise UserError(f"--contact-sheet is {contact_sheet}; give a name that ends in .png")
+        if contact_sheet.exists():
+            raise UserError(f"{contact_sheet} exists; give another name or remove it")
+        draw(archive, contact_sheet)
+        summary["contact_sheet"] = str(contact_sheet)
+    if as_json:
+        _print_json(summary)
+        return
+    _print_summary(summary)
+    typer.echo(contact_sheet if contact_sheet is not None else file)
+
+
+@archive_app.command("check")
+def check_command(file: Annotated[Path, _ARCHIVE], as_json: Annotated[bool, _JSON] = False) -> None:
+    """Verify an archive: checksums, masks, references, copies of images, specimens in several splits.
+
+    Copies are found turned, mirrored, rescaled and changed in brightness. The exit code is 0 for a clean archive
+    and 1 when something was found.
+
+    **Examples**
+
+    `pscl-hpc archive check alloys.h5`
+
+    `pscl-hpc archive check alloys.h5 --json | jq '.findings[] | select(.kind == "leak")'`
+    """
+    from pscl_hpc.archive import Archive
+    from pscl_hpc.archive.check import check
+
+    archive = Archive(file)
+    findings = check(archive, progress=not as_json)
+    if as_json:
+        _print_json(
+            {"archive": str(file), "images": len(archive), "findings": [asdict(item) for item in findings]}
+        )
+    else:
+        for finding in findings:
+            typer.echo(str(finding))
+        typer.echo(f"{len(archive)} images checked, {_count(len(findings), 'finding')}")
+        typer.echo(file)
+    if findings:
+        raise typer.Exit(EXIT_SKIPPED)
+
+
+@archive_app.command("synth")
+def synth_command(
+    out: Annotated[Path, typer.Option(help="Archive file to make.")],
+    images: Annotated[int, typer.Option(help="Number of images, over all families.")] = 24,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same images.")] = 0,
+    size: Annotated[str, typer.Option(metavar="H,W", help="Height and width in pixels.")] = "256,256",
+    as_json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Make procedural alloy micrographs with exact masks: four classes, several production batches.
+
+    **Examples**
+
+    `pscl-hpc archive synth --out synthetic.h5 --images 24 --seed 0`
+
+    `pscl-hpc archive synth --out large.h5 --images 200 --seed 7 --size 384,512`
+    """
+    from pscl_hpc.archive import Archive
+    from pscl_hpc.archive.synthesis import write_synthetic_archive
+    from pscl_hpc.progress import Progress
+
+    height, width = _numbers("--size", size, "height and width in pixels, such as 256,384")
+    with Progress("drawing", images, unit="image", show=not as_json) as bar:
+        path = write_synthetic_archive(
+            out, images, seed, (int(height), int(width)), on_image=lambda done, total: bar.advance()
+        )
+    archive = Archive(path)
+    if as_json:
+        _print_json({"archive": str(path), "images": len(archive), "fingerprint": archive.fingerprint})
+    else:
+        typer.echo(f"{_count(len(archive), 'image')} in {_count(len(archive.collections), 'collection')}")
+        typer.echo(path)
+
+
+def _target(out: str, shard_size: str) -> tuple[Path, int | None]:
+    """The archive path and, for a folder of shards, the pixels per shard."""
+    from pscl_hpc.archive.build import SHARD_BYTES
+
+    path = Path(out)
+    if shard_size:
+        match = re.fullmatch(r"(\d+)\s*([KMGT])i?B?", shard_size.strip(), re.IGNORECASE)
+        if match is None or int(match[1]) == 0:
+            raise UserError(f"--shard-size is {shard_size!r}; write a size such as 500M or 2G")
+        return path, int(match[1]) << 10 * (" KMGT".index(match[2].upper()))
+    if out.endswith("/") or path.is_dir():
+        return path, SHARD_BYTES
+    if path.suffix.lower() not in (".h5", ".hdf5"):
+        raise UserError(f"--out is {out}; end it in .h5 for one file or in / for a folder of shards")
+    return path, None
+
+
+def _crop(text: str) -> int:
+    from pscl_hpc.archive.build import AUTO_CROP
+
+    if text == "auto":
+        return AUTO_CROP
+    if not text.isdecimal():
+        raise UserError(f"--crop-bottom is {text!r}; give a number of rows or 'auto'")
+    return int(text)
+
+
+def _percentiles(text: str) -> tuple[float, float]:
+    low, high = _numbers("--percentiles", text, "two percentiles such as 0.5,99.5")
+    if not 0 <= low < high <= 100:
+        raise UserError(f"--percentiles is {text}; the first must be the lower and both within 0 and 100")
+    return low, high
+
+
+def _numbers(option: str, text: str, what: str) -> tuple[float, float]:
+    try:
+        first, second = (float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"{option} is {text!r}; give {what}") from None
+    return first, second
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    for item in summary["collections"]:
+        sizes = [f"{size['height']} x {size['width']}" for size in item["sizes"]]
+        typer.echo(
+            f"{item['name']}: {_count(item['images'], 'image')}, {item['annotated']} annotated; "
+            f"{_pairs(item['pixels'])}; {', '.join(sizes) if len(sizes) <= 3 else f'{len(sizes)} sizes'}"
+        )
+        if any(item["splits"]):
+            typer.echo(f"  splits      {_pairs({name or 'none': n for name, n in item['splits'].items()})}")
+        if item["classes"]:
+            classes = (
+                f"{index} {name}"
+                f"{' (background)' if index == item['background'] else ''}"
+                f"{' (not scored)' if index in item['ignore_classes'] else ''}"
+                for index, name in enumerate(item["classes"])
+            )
+            typer.echo(f"  classes     {', '.join(classes)}")
+        for title, key in (("references", "references"), ("alloys", "alloys"), ("conditions", "conditions")):
+            if item[key]:
+                more = f" and {len(item[key]) - 8} more" if len(item[key]) > 8 else ""
+                typer.echo(f"  {title:<11} {', '.join(item[key][:8])}{more}")
+        if item["um_per_pixel"]:
+            low, high = item["um_per_pixel"]
+            typer.echo(f"  um/pixel    {low:g}" + (f" to {high:g}" if high != low else ""))
+    pools = (
+        f"{name} {pool['codec']} {pool['stored_bytes'] / 1e6:.1f} MB"
+        for name, pool in summary["pools"].items()
+    )
+    typer.echo(
+        f"{_count(summary['images'], 'image')}, {summary['bytes'] / 1e6:.1f} MB in "
+        f"{_count(summary['shards'], 'file')} ({', '.join(pools)})"
+    )
+    typer.echo(f"fingerprint {summary['fingerprint']}")
+
+
+def _pairs(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    typer.echo(json.dumps(value, indent=1))
