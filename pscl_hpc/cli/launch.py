@@ -50,7 +50,7 @@ def submit(
     config: Annotated[Path, typer.Option("--config", help="Configuration file.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace those of the file."),
+        typer.Argument(metavar="KEY=VALUE", help="Values that replace those of the file."),
     ] = None,
     cluster: Annotated[
         Literal["local", "slurm"] | None,
@@ -81,11 +81,14 @@ def submit(
     """
     from pscl_hpc.config import load_config
     from pscl_hpc.launch.executors import Resources, default_cluster, parse_time
+
+    loaded = load_config(config, overrides or [], kind=stage)
+    # These import torch, which a mistyped file name need not wait for.
     from pscl_hpc.launch.jobs import run_status
     from pscl_hpc.launch.submission import submit as submit_run
 
     done = submit_run(
-        load_config(config, overrides or [], kind=stage),
+        loaded,
         cluster=cluster or default_cluster(),
         resources=Resources(
             partition=partition, time_min=parse_time(time) if time else None, cpus=cpus, gpus=gpus

@@ -28,7 +28,9 @@ Check = Callable[[], Iterator[Finding]]
 
 def guarded(area: str, check: Check) -> list[Finding]:
     """The findings of a check; a check that breaks is itself a finding, never the end of the report."""
+    found: list[Finding] = []
     try:
-        return list(check())
+        found.extend(check())
     except Exception as error:
-        return [Finding(area, "note", f"could not be examined: {type(error).__name__}: {error}")]
+        found.append(Finding(area, "note", f"could not be examined: {type(error).__name__}: {error}"))
+    return found

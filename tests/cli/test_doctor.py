@@ -1,0 +1,137 @@
+"""What the doctor finds, and what it says where something is amiss."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pscl_hpc.doctor import Finding, compute, examine, slurm, storage
+from pscl_hpc.doctor.findings import guarded
+from pscl_hpc.errors import UserError
+
+from .conftest import Console
+
+
+def test_findings_as_json(console: Console, tmp_path: Path) -> None:
+    done = console("doctor", "--json")
+    assert done.returncode == 0, done.stderr
+    values = json.loads(done.stdout)
+    assert values["ready"] is True
+    areas = {finding["area"] for finding in values["findings"]}
+    assert {
+        "Python",
+        "torch",
+        "GPU",
+        "HDF5",
+        "HDF5 filters",
+        "folder",
+        "file locks",
+        "disk",
+        "Slurm",
+    } <= areas
+    for finding in values["findings"]:
+        assert finding["level"] in ("ok", "note", "problem")
+        assert finding["text"]
+    filters = next(f for f in values["findings"] if f["area"] == "HDF5 filters")
+    assert "gzip" in filters["text"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_findings_for_people(console: Console) -> None:
+    done = console("doctor")
+    assert done.returncode == 0
+    assert done.stdout.rstrip().endswith("The main job can run here.")
+    assert "\x1b" not in done.stdout
+
+
+def test_missing_torch_is_a_problem_and_not_the_end(tmp_path: Path) -> None:
+    # A module that is None in sys.modules cannot be imported.
+    code = (
+        "import sys\nsys.modules['torch'] = None\n"
+        "from pscl_hpc.cli.main import main\nsys.exit(main(['doctor', '--json']))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 3, done.stderr
+    values = json.loads(done.stdout)
+    assert values["ready"] is False
+    found = next(f for f in values["findings"] if f["area"] == "torch")
+    assert found["level"] == "problem"
+    assert "install" in found["mend"]
+    assert any(f["area"] == "disk" and f["level"] == "ok" for f in values["findings"])
+
+
+def test_a_folder_that_cannot_be_written_is_a_problem() -> None:
+    findings = {f.area: f for f in examine(Path("/proc"))}
+    assert findings["folder"].level == "problem"
+    assert findings["folder"].mend
+    assert findings["file locks"].level == "note"
+
+
+def test_an_absent_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="absent: no such folder"):
+        list(examine(tmp_path / "absent"))
+
+
+def test_locks_that_do_not_hold_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [f.level for f in storage.locking(tmp_path)] == ["ok"]
+    monkeypatch.setattr("pscl_hpc.doctor.storage.fcntl.flock", lambda handle, how: None)
+    assert [f.level for f in storage.locking(tmp_path)] == ["note"]
+
+
+@pytest.mark.parametrize(("free", "level"), [(10**7, "problem"), (10**9, "note"), (10**11, "ok")])
+def test_free_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, level: str) -> None:
+    usage = type("Usage", (), {"free": free})
+    monkeypatch.setattr("pscl_hpc.doctor.storage.shutil.disk_usage", lambda folder: usage)
+    assert next(storage.space(tmp_path)).level == level
+
+
+def test_a_wrong_pair_of_torch_and_triton_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = pytest.importorskip("triton")
+    assert [f.level for f in compute.triton()] == ["ok"]
+    monkeypatch.setattr(triton, "__version__", "3.1.0")
+    found = next(compute.triton())
+    assert found.level == "note"
+    assert "pip install" in found.mend
+
+
+def test_more_threads_than_cores_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.get_num_threads", lambda: 4096)
+    found = next(compute.cpu())
+    assert found.level == "note"
+    assert "OMP_NUM_THREADS" in found.mend
+
+
+def test_slurm_commands_without_a_controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "--cluster local" in next(slurm.commands()).text
+    answers = {"scontrol": "echo 'slurm 23.02.6'; [ $1 = --version ]"}
+    for name in slurm.COMMANDS:
+        (tmp_path / name).write_text(f"#!/bin/sh\n{answers.get(name, 'exit 1')}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/usr/bin:/bin")
+    found = list(slurm.commands())
+    assert [f.level for f in found] == ["note"]
+    assert "slurm 23.02.6, but no controller answers" in found[0].text
+    (tmp_path / "scontrol").write_text("#!/bin/sh\necho 'Slurmctld(primary) at n0 is UP'\n")
+    assert [f.level for f in slurm.commands()] == ["ok", "note"]  # sacct still fails
+    (tmp_path / "sacct").write_text("#!/bin/sh\nexit 0\n")
+    assert [f.level for f in slurm.commands()] == ["ok"]
+    (tmp_path / "sacct").unlink()
+    assert "sacct missing" in next(slurm.commands()).text
+
+
+def test_a_check_that_breaks_is_a_finding() -> None:
+    def check():  # type: ignore[no-untyped-def]
+        yield Finding("x", "ok", "first")
+        raise RuntimeError("broken")
+
+    found = guarded("x", check)
+    assert [f.level for f in found] == ["ok", "note"]
+    assert "RuntimeError: broken" in found[1].text

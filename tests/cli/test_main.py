@@ -1,0 +1,200 @@
+"""The help page, and how errors of every kind end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import typer
+
+from pscl_hpc import __version__
+from pscl_hpc.cli import main as cli
+from pscl_hpc.errors import JobError, UserError
+
+from .conftest import Console
+
+HEAVY = ("torch", "h5py", "numpy", "pydantic", "submitit", "matplotlib", "scipy", "PIL")
+
+
+def test_help_lists_every_command_with_its_purpose(console: Console) -> None:
+    page = console("--help")
+    assert page.returncode == 0
+    assert page.stderr == ""
+    words = " ".join(page.stdout.replace("│", " ").split())
+    for entry in cli.COMMANDS:
+        assert f"{entry.name} {entry.help}" in words
+    for panel in (cli.DATA, cli.TRAIN, cli.LOOK, cli.CLUSTER):
+        assert f"─ {panel} ─" in page.stdout
+    assert "Exit codes: 0 done" in words
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom pscl_hpc.cli.main import main\nassert main(['--help']) == 0\n"
+        f"print('LOADED', [name for name in {HEAVY} if name in sys.modules])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "LOADED []"
+
+
+@pytest.mark.parametrize("entry", cli.COMMANDS, ids=lambda entry: str(entry.name))
+def test_every_command_is_there_and_shows_examples_without_importing_torch(entry: cli.Entry) -> None:
+    code = (
+        "import sys\nfrom pscl_hpc.cli.main import main\n"
+        f"assert main([{entry.name!r}, '--help']) == 0\nprint('LOADED', 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "LOADED False"
+    assert f"pscl-hpc {entry.name}" in done.stdout
+    assert "Example" in done.stdout
+
+
+def test_without_arguments_the_help_page_is_shown(console: Console) -> None:
+    page = console()
+    assert page.returncode == 2
+    assert "archive" in page.stdout
+    assert page.stderr == ""
+
+
+def test_version(console: Console) -> None:
+    page = console("--version")
+    assert (page.returncode, page.stdout) == (0, f"pscl-hpc {__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["pretain"], "error: No such command 'pretain'. Did you mean 'pretrain'?; see 'pscl-hpc --help'"),
+        (["doctor", "--folders", "x"], "error: No such option: --folders"),
+        (["doctor", "x"], "error: Got unexpected extra argument"),
+        (["submit", "pretrain"], "error: Missing option '--config'"),
+        (["submit", "predict", "--config", "x"], "error: Invalid value for 'pretrain|finetune'"),
+        (["submit", "pretrain", "--config", "x", "--cpus", "0"], "error: Invalid value for '--cpus'"),
+        (["submit", "pretrain", "--config", "absent.yaml"], "error: absent.yaml: no such configuration file"),
+        (["submit", "pretrain", "--config", ".", "--time", "soon"], "error: .: is a folder"),
+        (["jobs", "status", "absent"], "error: absent: no such run folder"),
+        (["jobs", "list"], "error: runs: no such folder"),
+        (["doctor", "--folder", "absent"], "error: absent: no such folder"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_exit_code_2(
+    console: Console, arguments: list[str], sentence: str
+) -> None:
+    done = console(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith(sentence)
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command ``doctor`` that fails as the variable FAILURE says."""
+    failures = {
+        "user": UserError("a.yaml: is wrong; mend it"),
+        "job": JobError("the loss is not finite at step 3"),
+        "bug": ZeroDivisionError("division\nby zero"),
+        "abort": typer.Abort(),
+        "interrupt": KeyboardInterrupt(),
+        "skipped": typer.Exit(1),
+    }
+
+    def command() -> None:
+        raise failures[os.environ["FAILURE"]]
+
+    def load(entry: cli.Entry) -> object:
+        home = typer.Typer()
+        home.command("doctor")(command)
+        home.command("other")(command)
+        return typer.main.get_group(home).commands["doctor"]
+
+    monkeypatch.setattr(cli, "load_command", load)
+
+
+@pytest.mark.usefixtures("broken")
+@pytest.mark.parametrize(
+    ("failure", "code", "sentence"),
+    [
+        ("user", 2, "error: a.yaml: is wrong; mend it\n"),
+        ("job", 3, "error: the loss is not finite at step 3\n"),
+        (
+            "bug",
+            3,
+            "error: ZeroDivisionError: division by zero; run again as 'pscl-hpc --traceback ...' to see where\n",
+        ),
+        ("abort", 130, "interrupted\n"),
+        ("interrupt", 130, "interrupted\n"),
+        ("skipped", 1, ""),
+    ],
+)
+def test_every_failure_has_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    failure: str,
+    code: int,
+    sentence: str,
+) -> None:
+    monkeypatch.setenv("FAILURE", failure)
+    assert cli.main(["doctor"]) == code
+    assert capsys.readouterr().err == sentence
+
+
+@pytest.mark.usefixtures("broken")
+@pytest.mark.parametrize("by_option", [True, False])
+def test_a_traceback_is_shown_on_request(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], by_option: bool
+) -> None:
+    monkeypatch.setenv("FAILURE", "bug")
+    monkeypatch.setenv(cli.TRACEBACK_VARIABLE, "0" if by_option else "1")
+    assert cli.main([*(["--traceback"] if by_option else []), "doctor"]) == 3
+    shown = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in shown
+    assert 'raise failures[os.environ["FAILURE"]]' in shown
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_the_command_through_its_clean_up(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    script = (
+        "import time\nfrom pathlib import Path\nimport typer\nfrom pscl_hpc.cli import main as cli\n"
+        "def command():\n"
+        "    try:\n"
+        "        Path('ready').touch()\n"
+        "        time.sleep(60)\n"
+        "    finally:\n"
+        "        Path('clean').touch()\n"
+        "def load(entry):\n"
+        "    home = typer.Typer()\n"
+        "    home.command('doctor')(command)\n"
+        "    home.command('other')(command)\n"
+        "    return typer.main.get_group(home).commands['doctor']\n"
+        "cli.load_command = load\n"
+        "cli.run()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, "doctor"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    for _ in range(300):
+        if (tmp_path / "ready").exists():
+            break
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert (tmp_path / "clean").exists()
+    assert "Traceback" not in err
+
+
+def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
+    line = f"{sys.executable} -m pscl_hpc.cli doctor --help | head -c 1"
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert "Traceback" not in done.stderr
