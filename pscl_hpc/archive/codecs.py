@@ -42,6 +42,10 @@ class Codec:
     unpack: Callable[[bytes, int], bytes]
     """(compressed bytes, size of the result) -> bytes."""
 
+    def __reduce__(self) -> tuple[Callable[[str], Codec], tuple[str]]:
+        # By name: reading processes started afresh get the open archive pickled, and functions do not pickle.
+        return _codec_named, (self.name,)
+
     def filters_for(self, itemsize: int) -> tuple[int, ...]:
         return tuple(number for number in self.filters if number != SHUFFLE or itemsize > 1)
 
@@ -72,6 +76,10 @@ class Codec:
         if len(raw) != size:
             raise ValueError(f"a tile of {size} bytes holds {len(raw)}")
         return raw
+
+
+def _codec_named(name: str) -> Codec:
+    return CODECS[name]
 
 
 def _shuffle(data: bytes, itemsize: int) -> bytes:

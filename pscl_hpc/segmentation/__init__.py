@@ -4,16 +4,20 @@ from pscl_hpc.segmentation.classes import ClassList
 from pscl_hpc.segmentation.evaluate import EVALUATION_FILE, evaluate
 from pscl_hpc.segmentation.finetune import finetune
 from pscl_hpc.segmentation.metrics import ConfusionMatrix, Scores
+from pscl_hpc.segmentation.predict import PredictedImage, PredictReport, predict
 from pscl_hpc.segmentation.summary import Spread, Summary, summarise
 
 __all__ = [
     "EVALUATION_FILE",
     "ClassList",
     "ConfusionMatrix",
+    "PredictReport",
+    "PredictedImage",
     "Scores",
     "Spread",
     "Summary",
     "evaluate",
     "finetune",
+    "predict",
     "summarise",
 ]

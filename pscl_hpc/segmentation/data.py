@@ -94,8 +94,9 @@ def _check_reference(
         raise UserError(f"references: {record.id} is not from data.datasets; add {record.dataset} to it")
     held_out = record.split.startswith("test") or (record.split and record.split == config.validation_split)
     if held_out or record.split not in config.data.splits:
-        usable = archive.select(datasets=[collection.name], splits=config.data.splits, has_mask=True)
-        example = f", for example {usable[0].id}" if usable else ""
+        usable = [found.id for found in archive.select(splits=config.data.splits, has_mask=True)]
+        advised = [name for name in collection.references if name in usable]
+        example = f", for example {advised[0]}" if advised else ""
         raise UserError(
             f"references: {record.id} is from the split '{record.split}', which is not for training; "
             f"choose an image of the splits {list(config.data.splits)}{example}"

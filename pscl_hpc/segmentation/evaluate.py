@@ -11,11 +11,11 @@ from pscl_hpc.config import FinetuneConfig
 from pscl_hpc.errors import UserError, did_you_mean
 from pscl_hpc.models import load_segmentation
 from pscl_hpc.progress import Progress
-from pscl_hpc.runs import RunFolder, replace_file, write_json
+from pscl_hpc.runs import RunFolder, write_json
 from pscl_hpc.segmentation.classes import ClassList
 from pscl_hpc.segmentation.inference import Predictor
 from pscl_hpc.segmentation.metrics import ConfusionMatrix
-from pscl_hpc.segmentation.pictures import picture_name, png_bytes
+from pscl_hpc.segmentation.pictures import picture_name, png_bytes, write_file
 from pscl_hpc.training import setup_device
 
 EVALUATION_FILE = "evaluation.json"
@@ -63,9 +63,11 @@ def evaluate(
         for split, records in chosen.items():
             total = ConfusionMatrix(predictor.classes)
             per_image = []
+            pictures = folder.path / PREDICTIONS / picture_name(split)
+            pictures.mkdir(parents=True, exist_ok=True)
             for record in records:
                 labels = predictor.archive_image(source, record.index)
-                write_png(folder.path / PREDICTIONS / picture_name(split), record.id, png_bytes(labels))
+                write_file(pictures / f"{picture_name(record.id)}.png", png_bytes(labels))
                 single = ConfusionMatrix(predictor.classes)
                 single.update(labels, source.read_mask(record.index))
                 total.merge(single)
@@ -112,18 +114,6 @@ def open_run(run: str | Path) -> tuple[RunFolder, FinetuneConfig, Predictor]:
     runtime = config.runtime.model_copy(update={"device": "auto"})
     device = setup_device(runtime)
     return folder, config, Predictor(net.to(device), ClassList.of(card), device, runtime=runtime)
-
-
-def write_png(folder: Path, image_id: str, data: bytes) -> Path:
-    """Write, or replace, the class-index PNG of an image of an archive."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{picture_name(image_id)}.png"
-
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(data)
-
-    replace_file(path, write)
-    return path
 
 
 def _scored_images(

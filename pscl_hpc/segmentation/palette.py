@@ -10,7 +10,6 @@ import numpy.typing as npt
 Rgb = tuple[int, int, int]
 
 BACKGROUND: Rgb = (110, 110, 110)
-UNANNOTATED: Rgb = (255, 255, 255)
 # The first seven are those of Okabe and Ito (2008) without black, ordered for contrast on a grey micrograph; the
 # next five are from Paul Tol's "muted" scheme (SRON/EPS/TN/09-002).
 _NAMED: tuple[Rgb, ...] = (
@@ -36,8 +35,8 @@ def class_colours(count: int, background: int = 0) -> npt.NDArray[np.uint8]:
 
     A class keeps its colour whatever the number of classes after it.
     """
-    colours = [_foreground(place) for place in range(max(0, count - 1))]
-    colours.insert(min(background, len(colours)), BACKGROUND)
+    colours = [_foreground(place) for place in range(count)]
+    colours.insert(background, BACKGROUND)
     return np.array(colours[:count], np.uint8).reshape(-1, 3)
 
 

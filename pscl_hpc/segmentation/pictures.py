@@ -9,11 +9,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from pscl_hpc.archive import Archive
+from pscl_hpc.runs import replace_file
 from pscl_hpc.segmentation.classes import ClassList
 from pscl_hpc.segmentation.palette import class_colours
 
 _TINT = 0.4
 """Share of the class colour inside a region; its outline has the full colour."""
+_BAND = 1024
 
 
 def overlay(
@@ -39,11 +42,36 @@ def overlay(
     return picture
 
 
+def archive_overlay(
+    archive: Archive, index: int, labels: npt.NDArray[np.uint8], classes: ClassList
+) -> npt.NDArray[np.uint8]:
+    """The overlay of an image of an archive, made in bands of rows: only the result is held whole."""
+    record = archive.records[index]
+    picture = np.empty((record.height, record.width, 3), np.uint8)
+    for start in range(0, record.height, _BAND):
+        stop = min(start + _BAND, record.height)
+        # One row more on either side: an outline looks at its neighbours.
+        top, bottom = max(0, start - 1), min(record.height, stop + 1)
+        image = archive.read_unit(index, (top, 0, bottom - top, record.width), channels=3)
+        band = overlay(image, labels[top:bottom], classes)
+        picture[start:stop] = band[start - top : stop - top]
+    return picture
+
+
 def png_bytes(pixels: npt.NDArray[np.uint8]) -> bytes:
     """An 8-bit PNG of (h, w) or (h, w, 3); the same pixels always give the same bytes."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write, or replace, a file at once."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(data)
+
+    replace_file(path, write)
 
 
 def read_labels(path: Path) -> npt.NDArray[np.uint8]:

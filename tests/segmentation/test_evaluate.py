@@ -1,0 +1,158 @@
+"""evaluation.json, the prediction files, and summaries."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pscl_hpc.archive import Archive, Collection, ShardWriter
+from pscl_hpc.errors import UserError
+from pscl_hpc.runs import RunFolder
+from pscl_hpc.segmentation import ClassList, ConfusionMatrix, evaluate, summarise
+from pscl_hpc.segmentation.pictures import read_labels
+from pscl_hpc.segmentation.summary import spread
+
+from .helpers import ALLOY, micrograph
+
+
+@pytest.fixture
+def run(trained: RunFolder, tmp_path: Path) -> Path:
+    """A copy of the trained run."""
+    return Path(shutil.copytree(trained.path, tmp_path / "run"))
+
+
+def test_scores_are_those_of_the_written_predictions(run: Path, archive_file: Path) -> None:
+    content = evaluate(run)
+    assert json.loads((run / "evaluation.json").read_text()) == content
+    archive = Archive(archive_file)
+    for split, names in {"test": ["alloy/test0", "alloy/test1"], "test_ood": ["alloy/test_ood0"]}.items():
+        matrix = ConfusionMatrix(ClassList.of(ALLOY))
+        for name in names:
+            labels = read_labels(run / "predictions" / split / f"{name.replace('/', '__')}.png")
+            matrix.update(labels, archive.read_mask(archive.find(name).index))
+        expected = matrix.scores().to_json()
+        found = dict(content["splits"][split])
+        assert [image["id"] for image in found.pop("per_image")] == names
+        assert found == expected
+        if split == "test":
+            assert {key: content[key] for key in expected} == expected
+    assert content["mean_dice"] > 0.85
+    assert set(content["dice"]) == {"carbide", "void"}
+    assert (content["split"], content["collection"], content["references"]) == (
+        "test",
+        "alloy",
+        ["alloy/train0"],
+    )
+    assert (content["images"], content["pretrained"]) == (2, "")
+    assert content["checkpoint"] == RunFolder.load(run).record["best"]
+
+
+def test_a_second_evaluation_writes_the_same_bytes(run: Path) -> None:
+    files = []
+    for _ in range(2):
+        evaluate(run)
+        files.append(
+            {
+                path.relative_to(run): path.read_bytes()
+                for path in run.rglob("*")
+                if path.suffix in (".json", ".png")
+            }
+        )
+    assert files[0] == files[1]
+    assert not [path for path in run.rglob("*") if path.suffix == ".tmp"]
+
+
+def test_chosen_splits_leave_the_references_out(run: Path) -> None:
+    content = evaluate(run, splits=["val", "train"])
+    assert list(content["splits"]) == ["val", "train"]
+    assert content["split"] == "val"
+    names = {image["id"] for image in content["splits"]["train"]["per_image"]}
+    assert names == {"alloy/train1", "alloy/blank"}
+
+
+def test_an_image_without_annotation_has_no_scores(run: Path) -> None:
+    content = evaluate(run, splits=["train"])
+    blank = next(image for image in content["splits"]["train"]["per_image"] if image["id"] == "alloy/blank")
+    assert blank["mean_dice"] is None
+    assert blank["pixel_accuracy"] is None
+
+
+def test_another_archive_of_the_same_collection(run: Path, tmp_path: Path) -> None:
+    image, mask = micrograph(20)
+    other = tmp_path / "other.h5"
+    with ShardWriter(other, [ALLOY]) as writer:
+        writer.add(image, mask=mask, id="alloy/new", dataset="alloy", split="test")
+    content = evaluate(run, archive=other)
+    assert [image["id"] for image in content["splits"]["test"]["per_image"]] == ["alloy/new"]
+    assert content["archive"] == Archive(other).fingerprint
+
+
+def test_what_cannot_be_scored_is_refused(run: Path, tmp_path: Path) -> None:
+    image, mask = micrograph(20)
+    other = tmp_path / "other.h5"
+    renamed = Collection("alloy", ("matrix", "carbide", "pore", "scratch"), 0, (3,))
+    with ShardWriter(other, [renamed]) as writer:
+        writer.add(image, mask=mask, id="alloy/new", dataset="alloy", split="test")
+    with pytest.raises(UserError, match="classes of alloy are not those"):
+        evaluate(run, archive=other)
+    with pytest.raises(UserError, match=r"'tset'.*did you mean 'test'"):
+        evaluate(run, splits=["tset"])
+    with ShardWriter(other, [ALLOY]) as writer:
+        writer.add(image, mask=mask, id="alloy/new", dataset="alloy", split="extra")
+    with pytest.raises(UserError, match=r"no annotated test images.*extra"):
+        evaluate(run, archive=other)
+    (run / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        evaluate(run)
+    with pytest.raises(UserError, match="no such run folder"):
+        evaluate(tmp_path / "nowhere")
+
+
+def fake_run(folder: Path, dice: float | None, collection: str = "alloy") -> Path:
+    folder.mkdir()
+    scores = {
+        "mean_dice": dice,
+        "dice": {"a": dice, "b": None},
+        "mean_iou": dice,
+        "pixel_accuracy": 0.9,
+        "images": 1,
+    }
+    tree = {"collection": collection, "references": [f"alloy/{folder.name}"], "splits": {"test": scores}}
+    (folder / "evaluation.json").write_text(json.dumps(tree))
+    return folder
+
+
+def test_summary_over_references(tmp_path: Path) -> None:
+    values = [0.5, 0.7, 0.9]
+    runs = [fake_run(tmp_path / str(place), value) for place, value in enumerate(values)]
+    summary = summarise(runs)
+    assert summary.mean_dice is not None
+    assert summary.mean_dice.mean == pytest.approx(np.mean(values))
+    assert summary.mean_dice.std == pytest.approx(np.std(values, ddof=1))
+    assert (summary.mean_dice.worst, summary.mean_dice.count) == (0.5, 3)
+    assert summary.dice["b"] is None
+    assert summary.references == (("alloy/0",), ("alloy/1",), ("alloy/2",))
+
+
+def test_spread_of_few_values() -> None:
+    one = spread([0.4, None])
+    assert one is not None
+    assert (one.mean, one.std, one.worst, one.count) == (0.4, None, 0.4, 1)
+    assert spread([None, None]) is None
+
+
+def test_what_cannot_be_summarised_is_refused(tmp_path: Path) -> None:
+    first, other = fake_run(tmp_path / "a", 0.5), fake_run(tmp_path / "b", 0.5, "steel")
+    with pytest.raises(UserError, match="collection steel"):
+        summarise([first, other])
+    with pytest.raises(UserError, match="not scored on 'val'"):
+        summarise([first], split="val")
+    with pytest.raises(UserError, match="not evaluated yet"):
+        summarise([tmp_path])
+    (first / "evaluation.json").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        summarise([first])

@@ -1,0 +1,202 @@
+"""The training loop: learning, repeating, resuming, refusing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pscl_hpc.archive import Archive
+from pscl_hpc.config import FinetuneConfig, ModelConfig, to_yaml
+from pscl_hpc.errors import JobError, UserError
+from pscl_hpc.models import UNet, load_segmentation, save_trunk
+from pscl_hpc.runs import RunFolder
+from pscl_hpc.segmentation import finetune
+from pscl_hpc.segmentation.finetune import build_net, optimiser_groups
+
+from .helpers import CLASSES, SCRATCH, settings, write_archive
+
+VOLATILE = ("time", "images_per_second")
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """Logged lines without what depends on the clock."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in VOLATILE} for line in lines]
+
+
+def test_it_learns_and_keeps_the_best_weights(trained: RunFolder) -> None:
+    lines = trained.metrics()
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < 0.5 * losses[0]
+    validations = {line["step"]: line["val/mean_dice"] for line in lines if "val/mean_dice" in line}
+    assert list(validations) == [20, 40, 60]
+    best = trained.record["best"]
+    assert best["mean_dice"] == max(validations.values()) == validations[best["step"]]
+    assert best["mean_dice"] > 0.85
+    assert {"ce", "dice_loss", "lr", "encoder/lr", "images_per_second"} <= lines[0].keys()
+    assert {"val/dice/carbide", "val/dice/void"} <= next(
+        line for line in lines if "val/mean_dice" in line
+    ).keys()
+    net, card = load_segmentation(trained.path)
+    assert (card.classes, card.background, card.ignore_classes) == (CLASSES, 0, (SCRATCH,))
+    stored = trained.checkpoints.load_best()
+    assert stored is not None
+    assert all(torch.equal(value, stored["model"][key]) for key, value in net.state_dict().items())
+
+
+def test_same_configuration_and_seed_same_bytes(archive_file: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 10), ("b", 10), ("c", 11)):
+        torch.manual_seed(time.time_ns())  # global random state must not matter
+        finetune(settings(archive_file, tmp_path / name, seed=seed))
+    model = [(tmp_path / name / "model.safetensors").read_bytes() for name in "abc"]
+    assert model[0] == model[1] != model[2]
+    assert metrics(tmp_path / "a") == metrics(tmp_path / "b") != metrics(tmp_path / "c")
+
+
+def test_reading_processes_change_nothing(archive_file: Path, tmp_path: Path) -> None:
+    runtime = {"device": "cpu", "threads": 1}
+    finetune(settings(archive_file, tmp_path / "a"))
+    finetune(settings(archive_file, tmp_path / "b", runtime={**runtime, "workers": 1}))
+    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+
+
+def start_process(config: FinetuneConfig, folder: Path) -> subprocess.Popen[bytes]:
+    (folder / "config.yaml").write_text(to_yaml(config))
+    code = (
+        "import sys; from pscl_hpc.config import load_config; from pscl_hpc.segmentation import finetune; "
+        "finetune(load_config(sys.argv[1]))"
+    )
+    return subprocess.Popen([sys.executable, "-c", code, str(folder / "config.yaml")])
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(archive_file: Path, tmp_path: Path) -> None:
+    changes = {
+        "schedule": {"steps": 120, "decay": "cosine"},
+        "validate_every": 7,
+        "checkpoint": {"every_steps": 3},
+    }
+    killed = settings(archive_file, tmp_path / "killed", **changes)
+    process = start_process(killed, tmp_path)
+    deadline = time.monotonic() + 60
+    folder = tmp_path / "killed" / "checkpoints"
+    while not (folder.is_dir() and any(int(p.stem[5:]) >= 12 for p in folder.glob("step-*.pt"))):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert RunFolder.load(tmp_path / "killed").record["status"] == "running"
+
+    folder_after = finetune(killed)
+    assert len(folder_after.record["attempts"]) == 2
+    finetune(settings(archive_file, tmp_path / "whole", **changes))
+    model = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("killed", "whole")]
+    assert model[0] == model[1]
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+    assert folder_after.record["best"] == RunFolder.load(tmp_path / "whole").record["best"]
+
+
+def test_a_finished_run_is_given_back_untouched(archive_file: Path, tmp_path: Path) -> None:
+    config = settings(archive_file, tmp_path / "run")
+    finetune(config)
+    before = {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.name != "run.lock"
+    }
+    assert finetune(config).done
+    assert finetune(config).done
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_without_validation_the_last_weights_are_kept(archive_file: Path, tmp_path: Path) -> None:
+    folder = finetune(settings(archive_file, tmp_path / "run", validation_split=""))
+    assert folder.record["best"] == {"step": 6, "mean_dice": None}
+    assert not (tmp_path / "run/checkpoints/best.pt").exists()
+    net, _ = load_segmentation(folder.path)
+    last = folder.checkpoints.load_latest()
+    assert last is not None
+    assert last["step"] == 6
+    assert all(torch.equal(value, last["model"][key]) for key, value in net.state_dict().items())
+
+
+def test_a_pretrained_trunk_is_used_and_its_encoder_learns_slower(archive_file: Path, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    trunk = UNet(ModelConfig(widths=(3, 6), mean=(0.4,), std=(0.2,)))
+    save_trunk(tmp_path / "trunk.safetensors", trunk)
+    config = settings(archive_file, tmp_path / "run", pretrained=str(tmp_path), encoder_lr_scale=0.1)
+    net = build_net(config, 4)
+    assert net.trunk.config == trunk.config
+    assert all(torch.equal(value, trunk.state_dict()[key]) for key, value in net.trunk.state_dict().items())
+    rates = {id(p): group["lr"] for group in optimiser_groups(net, config) for p in group["params"]}
+    assert {rates.pop(id(p)) for p in net.trunk.encoder.parameters()} == {0.01 * 0.1}
+    assert {rates.pop(id(p)) for p in net.trunk.decoder.parameters()} == {0.01}
+    assert {rates.pop(id(p)) for p in net.classifier.parameters()} == {0.01}
+    assert not rates
+    folder = finetune(config)
+    assert load_segmentation(folder.path)[1].model == trunk.config
+    line = folder.metrics()[0]
+    assert (line["lr"], line["encoder/lr"]) == (0.01, pytest.approx(0.001))
+
+
+def test_from_scratch_everything_learns_at_the_whole_rate(archive_file: Path, tmp_path: Path) -> None:
+    config = settings(archive_file, tmp_path / "run")
+    net = build_net(config, 4)
+    assert {group["lr"] for group in optimiser_groups(net, config)} == {0.01}
+    assert len([p for group in optimiser_groups(net, config) for p in group["params"]]) == len(
+        list(net.parameters())
+    )
+
+
+def test_a_loss_that_is_not_finite_names_step_and_images(archive_file: Path, tmp_path: Path) -> None:
+    config = settings(archive_file, tmp_path / "run", optimiser={"lr": 1e30})
+    with pytest.raises(JobError, match=r"not finite at step 2 \(.*alloy/train0.*optimiser.lr"):
+        finetune(config)
+    record = RunFolder.load(tmp_path / "run").record
+    assert record["status"] == "failed"
+    assert "step 2" in record["error"]
+
+
+def test_wrong_input_leaves_no_folder(archive_file: Path, tmp_path: Path) -> None:
+    for changes in (
+        {"references": ["alloy/test0"]},
+        {"pretrained": str(tmp_path / "nowhere")},
+        {"data": {"archive": str(tmp_path / "nowhere.h5")}},
+    ):
+        with pytest.raises(UserError):
+            finetune(settings(archive_file, tmp_path / "run", **changes))
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_collection_without_classes_is_refused(archive_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unnamed/a has no mask"):
+        finetune(settings(archive_file, tmp_path / "run", references=["unnamed/a"]))
+
+
+def test_a_run_does_not_go_on_with_another_archive(tmp_path: Path) -> None:
+    path = write_archive(tmp_path / "a.h5")
+    config = settings(path, tmp_path / "run", optimiser={"lr": 1e30})
+    with pytest.raises(JobError):
+        finetune(config)
+    record = RunFolder.load(tmp_path / "run").record
+    assert record["archive"] == Archive(path).fingerprint
+    record["archive"] = "0" * 64
+    (tmp_path / "run/run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="has changed since the run"):
+        finetune(config)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"optimiser": {"lr": 0.01, "clip_norm": 1.0}}, {"runtime": {"precision": "bf16"}}]
+)
+def test_clipping_and_bfloat16_learn(archive_file: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    folder = finetune(settings(archive_file, tmp_path / "run", schedule={"steps": 20}, **changes))
+    losses = [line["loss"] for line in folder.metrics() if "loss" in line]
+    assert losses[-1] < losses[0]

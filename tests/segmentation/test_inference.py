@@ -1,0 +1,107 @@
+"""Sliding-window inference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pscl_hpc.archive import Window
+from pscl_hpc.config import ModelConfig
+from pscl_hpc.models import SegmentationNet, UNet
+from pscl_hpc.segmentation import ClassList
+from pscl_hpc.segmentation.inference import Predictor, ReadWindow, Tiling
+
+THREE = ClassList(("matrix", "phase", "void"))
+
+
+class Pointwise(nn.Module):
+    """Logits that depend on nothing but the pixel; records the sizes it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = UNet(ModelConfig(widths=(4, 8)))
+        self.sizes: list[tuple[int, int]] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.sizes.append((images.shape[2], images.shape[3]))
+        return torch.cat([-((images - level) ** 2) * 50 for level in (0.1, 0.5, 0.9)], dim=1)
+
+
+def reader(image: np.ndarray) -> ReadWindow:
+    def read(window: Window) -> np.ndarray:
+        top, left, height, width = window
+        assert 0 <= top < top + height <= image.shape[1]
+        assert 0 <= left < left + width <= image.shape[2]
+        return image[:, top : top + height, left : left + width]
+
+    return read
+
+
+def unet(seed: int = 0, widths: tuple[int, ...] = (4, 8)) -> SegmentationNet:
+    torch.manual_seed(seed)
+    return SegmentationNet(UNet(ModelConfig(widths=widths)), 3)
+
+
+@pytest.fixture(params=[(61, 83), (24, 100), (24, 24)])
+def image(request: pytest.FixtureRequest) -> np.ndarray:
+    height, width = request.param
+    return np.random.default_rng(0).random((1, height, width), np.float32)
+
+
+@pytest.mark.parametrize(
+    "tiling", [Tiling(tile=24), Tiling(tile=24, overlap=0.5, block=32), Tiling(tile=16, block=16)]
+)
+def test_tiles_and_blocks_join_to_the_whole(image: np.ndarray, tiling: Tiling) -> None:
+    net = Pointwise()
+    predict = Predictor(net, THREE, torch.device("cpu"), tiling=tiling)  # type: ignore[arg-type]
+    labels = predict(reader(image), *image.shape[1:])
+    assert np.array_equal(
+        labels, np.abs(image[0, None] - np.array([[[0.1]], [[0.5]], [[0.9]]])).argmin(axis=0)
+    )
+    assert max(max(size) for size in net.sizes) <= tiling.tile
+
+
+@pytest.mark.parametrize("shape", [(33, 47), (48, 48), (9, 40)])
+def test_an_image_within_one_tile_is_the_plain_forward_pass(shape: tuple[int, int]) -> None:
+    net = unet()
+    image = np.random.default_rng(1).random((1, *shape), np.float32)
+    labels = Predictor(net, THREE, torch.device("cpu"), tiling=Tiling(tile=48))(reader(image), *shape)
+    with torch.inference_mode():
+        expected = net.eval()(torch.from_numpy(image)[None])[0].argmax(dim=0).numpy()
+    assert np.array_equal(labels, expected)
+
+
+def test_tiled_unet_agrees_with_the_whole_image() -> None:
+    net = unet(2)
+    image = np.random.default_rng(2).random((1, 150, 170), np.float32)
+    whole = Predictor(net, THREE, torch.device("cpu"), tiling=Tiling(tile=256))(reader(image), 150, 170)
+    tiled = Predictor(net, THREE, torch.device("cpu"), tiling=Tiling(tile=64))(reader(image), 150, 170)
+    # Tiles differ where their zero-padded edges are blended in; the receptive field of this net is about ten pixels.
+    assert (whole == tiled).mean() > 0.97
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 30), (5, 3), (17, 2)])
+def test_images_smaller_than_the_poolings_are_predicted(shape: tuple[int, int]) -> None:
+    net = unet(widths=(2, 4, 4, 8))
+    image = np.random.default_rng(3).random((1, *shape), np.float32)
+    labels = Predictor(net, THREE, torch.device("cpu"))(reader(image), *shape)
+    assert labels.shape == shape
+    assert labels.dtype == np.uint8
+
+
+def test_an_ignored_class_is_never_predicted() -> None:
+    classes = ClassList(("matrix", "phase", "void"), 0, (1,))
+    image = np.full((1, 20, 20), 0.5, np.float32)
+    labels = Predictor(Pointwise(), classes, torch.device("cpu"))(reader(image), 20, 20)  # type: ignore[arg-type]
+    assert 1 not in labels
+
+
+def test_prediction_leaves_the_network_as_it_was() -> None:
+    net = unet()
+    net.train()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    Predictor(net, THREE, torch.device("cpu"))(reader(np.zeros((1, 32, 32), np.float32)), 32, 32)
+    assert net.training
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
