@@ -1,0 +1,26 @@
+"""Procedural alloy micrographs with exact masks: three families in six production batches each.
+
+``fields`` holds the random building blocks, ``grains``, ``precipitates`` and ``particles`` grow a specimen
+(phases, brightness, relief), ``exposure`` is the microscope, ``generate`` makes one micrograph and ``write`` an
+archive of them.
+"""
+
+from pscl_hpc.archive.synthesis.generate import (
+    FAMILIES,
+    Micrograph,
+    class_names,
+    collection_name,
+    conditions,
+    synthesise,
+)
+from pscl_hpc.archive.synthesis.write import write_synthetic_archive
+
+__all__ = [
+    "FAMILIES",
+    "Micrograph",
+    "class_names",
+    "collection_name",
+    "conditions",
+    "synthesise",
+    "write_synthetic_archive",
+]
