@@ -99,7 +99,7 @@ def dots(name: str, rows: Sequence[DotRow], *, title: str) -> str:
 
     Group g has line colour g. Rows without any value say so.
     """
-    height = 42.0 + 32.0 * len(rows)
+    height = max(_HEIGHT, 42.0 + 32.0 * len(rows))
     with _axes(name, height) as (figure, axes):
         for index, row in enumerate(rows):
             spread = np.linspace(-0.2, 0.2, len(row.groups)) if len(row.groups) > 1 else np.zeros(1)

@@ -57,17 +57,23 @@ def micrograph(seed: int, height: int = 200, width: int = 240) -> tuple[npt.NDAr
 
 
 def make_alloy(
-    folder: Path, *, tests: int = 5, references: int = 2, classes: Sequence[str] = CLASSES
+    folder: Path,
+    *,
+    tests: int = 5,
+    references: int = 2,
+    classes: Sequence[str] = CLASSES,
+    suffix: str = "",
+    size: tuple[int, int] = (200, 240),
 ) -> Alloy:
     """An archive with ``references`` annotated training images, unannotated ones and ``tests`` test images."""
     images, masks = {}, {}
-    names = [f"{COLLECTION}/train{i}" for i in range(references)]
-    names += [f"{COLLECTION}/test{i}" for i in range(tests)]
+    names = [f"{COLLECTION}/train{i}{suffix}" for i in range(references)]
+    names += [f"{COLLECTION}/test{i}{suffix}" for i in range(tests)]
     path = folder / "alloys.h5"
     collection = Collection(COLLECTION, tuple(classes), references=tuple(names[:references]))
     with ShardWriter(path, [collection]) as writer:
         for seed, name in enumerate(names):
-            images[name], masks[name] = micrograph(seed)
+            images[name], masks[name] = micrograph(seed, *size)
             split = "train" if seed < references else "test"
             writer.add(images[name], mask=masks[name], id=name, dataset=COLLECTION, split=split)
     return Alloy(path, images, masks, tuple(names[references:]), tuple(names[:references]), tuple(classes))

@@ -1,0 +1,171 @@
+"""Finding and reading run folders in any state."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pscl_hpc.errors import UserError
+from pscl_hpc.report.artefacts import DamagedFile, read_evaluation, read_inspection
+from pscl_hpc.report.collect import collect, find_runs
+from pscl_hpc.report.curves import restarts
+
+from .fabricated_runs import Alloy, make_finetuning, make_pretraining, write_inspection
+
+
+def test_a_folder_of_runs_gives_each_once_and_pretraining_first(runs: Path) -> None:
+    found = collect([runs, runs / "pretrain", runs / "scratch-0"])
+    assert [run.label for run in found] == ["pretrain", "finetune-0", "finetune-1", "scratch-0", "scratch-1"]
+    assert [run.kind for run in found] == ["pretrain"] + ["finetune"] * 4
+    assert not any(run.damage or run.notes for run in found)
+
+
+def test_runs_of_the_same_name_are_told_apart(tmp_path: Path, alloy: Alloy) -> None:
+    for parent in ("a", "b"):
+        make_finetuning(tmp_path / parent / "run", alloy)
+    assert [run.label for run in collect([tmp_path])] == ["a/run", "b/run"]
+
+
+def test_ten_comes_after_nine(tmp_path: Path, alloy: Alloy) -> None:
+    for index in (10, 9):
+        make_finetuning(tmp_path / f"run-{index}", alloy)
+    assert [run.label for run in collect([tmp_path])] == ["run-9", "run-10"]
+
+
+def test_links_are_not_followed_out_of_the_folder(tmp_path: Path, runs: Path, alloy: Alloy) -> None:
+    make_finetuning(tmp_path / "here" / "run", alloy)
+    (tmp_path / "here" / "elsewhere").symlink_to(runs)
+    assert [path.name for path in find_runs([tmp_path / "here"])] == ["run"]
+
+
+def test_a_path_without_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such run folder"):
+        find_runs([tmp_path / "absent"])
+    with pytest.raises(UserError, match="holds no run"):
+        find_runs([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("status", "extra", "words"),
+    [
+        ("failed", {"error": "the loss is not finite"}, "Failed at step 300 of 300: the loss is not finite"),
+        ("running", {}, "Not finished: the record says that it is running at step 300 of 300."),
+        ("stopped", {}, "Stopped at step 300 of 300 and not continued yet."),
+        ("", {}, "It is not recorded whether this run finished."),
+    ],
+)
+def test_an_unfinished_run_says_so(
+    tmp_path: Path, alloy: Alloy, status: str, extra: dict[str, str], words: str
+) -> None:
+    make_finetuning(tmp_path / "run", alloy, status=status, evaluated=False, **extra)
+    (run,) = collect([tmp_path / "run"])
+    assert words in run.notes
+    assert any("Not evaluated yet" in note and "0.545" in note for note in run.notes)
+
+
+def test_missing_parts_are_notes_and_damaged_ones_are_named(tmp_path: Path, alloy: Alloy) -> None:
+    make_pretraining(tmp_path / "p", alloy, inspection=False)
+    (tmp_path / "p" / "metrics.jsonl").unlink()
+    make_finetuning(tmp_path / "f", alloy)
+    (tmp_path / "f" / "evaluation.json").write_text('{"dice": ', encoding="utf-8")
+    (tmp_path / "f" / "run.json").write_bytes(b"\xff\xfe{")
+    (tmp_path / "f" / "config.yaml").write_text("kind: [finetune", encoding="utf-8")
+    pretraining, other = collect([tmp_path])
+    assert pretraining.damage == []
+    assert any("inspection.npz" in note for note in pretraining.notes)
+    assert any("no curves" in note for note in pretraining.notes)
+    # Neither record nor configuration tells the kind any more.
+    assert other.kind == ""
+    assert [Path(text.partition(":")[0]).name for text in other.damage] == ["run.json", "config.yaml"]
+
+
+def test_a_torn_last_line_of_the_metrics_is_passed_over(tmp_path: Path, alloy: Alloy) -> None:
+    make_finetuning(tmp_path / "run", alloy)
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as handle:
+        handle.write('{"step": 310, "lo')
+    (run,) = collect([tmp_path / "run"])
+    assert run.steps == 300
+    assert run.damage == []
+
+
+def test_a_restart_lies_where_the_second_attempt_began(runs: Path) -> None:
+    pretraining = collect([runs / "pretrain"])[0]
+    assert restarts(pretraining) == [610.0]
+    assert restarts(collect([runs / "scratch-0"])[0]) == []
+
+
+def test_the_evaluation_is_read_as_written(runs: Path) -> None:
+    path = runs / "scratch-0" / "evaluation.json"
+    written = json.loads(path.read_text())
+    found = read_evaluation(path)
+    assert found.primary == "test"
+    assert found.splits["test"].mean_dice == written["mean_dice"]
+    assert found.splits["test"].dice == written["dice"]
+    assert set(found.splits["test"].per_image) == {
+        item["id"] for item in written["splits"]["test"]["per_image"]
+    }
+    assert found.classes.names == tuple(written["classes"])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"splits": None}, "does not hold scores"),
+        ({"split": "val"}, "lacks the key val"),
+        ({"classes": ["one"]}, "does not hold scores"),
+        ({"background": "x"}, "does not hold scores"),
+    ],
+)
+def test_a_strange_evaluation_is_damage(
+    tmp_path: Path, runs: Path, change: dict[str, object], words: str
+) -> None:
+    written = json.loads((runs / "scratch-0" / "evaluation.json").read_text())
+    path = tmp_path / "evaluation.json"
+    path.write_text(json.dumps(written | change))
+    with pytest.raises(DamagedFile, match=words):
+        read_evaluation(path)
+
+
+def test_an_inspection_without_samples_is_whole(tmp_path: Path, alloy: Alloy) -> None:
+    path = tmp_path / "inspection.npz"
+    absent = {f"{key}{scale}": None for key in ("cells", "class", "purity") for scale in range(3)}
+    write_inspection(path, alloy, **absent)
+    found = read_inspection(path)
+    assert [scale.cells.shape for scale in found.scales] == [(4, 0, 2)] * 3
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"labels": None}, "lacks the array labels"),
+        ({"purity1": np.zeros(2, np.float32)}, "scale 1 do not fit"),
+        ({"images": np.zeros((4, 8, 8), np.float32)}, "images is float32"),
+        ({"ids": np.array(["a"])}, "differ in number"),
+        ({"grid2": np.zeros(2, np.int32)}, "scale 2 do not fit"),
+    ],
+)
+def test_a_strange_inspection_is_damage(
+    tmp_path: Path, alloy: Alloy, change: dict[str, object], words: str
+) -> None:
+    path = tmp_path / "inspection.npz"
+    write_inspection(path, alloy, **change)
+    with pytest.raises(DamagedFile, match=words):
+        read_inspection(path)
+
+
+def test_an_inspection_is_never_unpickled(tmp_path: Path, alloy: Alloy) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (tmp_path / "exploded",))
+
+    path = tmp_path / "inspection.npz"
+    write_inspection(path, alloy, ids=np.array([Bomb()] * 4, dtype=object))
+    with pytest.raises(DamagedFile, match="cannot be read"):
+        read_inspection(path)
+    assert not (tmp_path / "exploded").exists()
+    path.write_bytes(b"no archive at all")
+    with pytest.raises(DamagedFile, match="cannot be read"):
+        read_inspection(path)
