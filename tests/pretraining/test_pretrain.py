@@ -236,6 +236,16 @@ def test_simclr_needs_no_annotation(archive: Path, tmp_path: Path) -> None:
         assert pictures["references"] == 0
 
 
+def test_bfloat16_trains_close_to_full_precision(archive: Path, tmp_path: Path) -> None:
+    full = pretrain(small_config(archive, tmp_path / "fp32", schedule={"steps": 2}))
+    half = pretrain(
+        small_config(archive, tmp_path / "bf16", schedule={"steps": 2}, runtime={"threads": 1, "precision": "bf16"})
+    )
+    first, other = values(full.path)[0], values(half.path)[0]
+    assert first["image/loss"] != other["image/loss"]
+    assert other["image/loss"] == pytest.approx(first["image/loss"], rel=0.02)
+
+
 @pytest.mark.parametrize("optimiser", ["adam", "adamw", "lars"])
 def test_optimisers_and_schedules_resume(archive: Path, tmp_path: Path, optimiser: str) -> None:
     changes = {

@@ -1,0 +1,132 @@
+"""Write measured tables into the documentation.
+
+    python bench/tables.py            fill every block
+    python bench/tables.py --check    exit 1 if a block differs from its result file
+
+A block stands between `<!-- table: NAME -->` and `<!-- end table -->`; NAME is one of the functions below. No figure in
+the documentation is typed by hand: each comes from a file in bench/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
+DOCUMENTS = ("README.md", "kernels/README.md", "docs/*.md", "bench/README.md")
+BLOCK = re.compile(r"(<!-- table: ([a-z0-9-]+) -->\n).*?(<!-- end table -->)", re.DOTALL)
+
+
+def one_shot(name: str) -> str:
+    """Dice with and without pretraining."""
+    content = _load(name)
+    rows = [
+        [
+            line["dataset"],
+            line["split"],
+            *(_spread(line[key]["mean"], line[key]["std"]) for key in ("scratch", "pscl")),
+            *(f"{line[key]['worst']:.3f}" for key in ("scratch", "pscl")),
+            f"{100 * line['error_removed']:+.0f}%",
+        ]
+        for line in content["result"]["table"]
+    ]
+    head = [
+        "data set",
+        "split",
+        "from scratch",
+        "PSCL",
+        "worst, scratch",
+        "worst, PSCL",
+        "Dice error removed",
+    ]
+    return _table(head, rows) + _origin(name, content)
+
+
+def step(name: str) -> str:
+    """One step beside the released code."""
+    content = _load(name)
+    result = content["result"]
+    rows = [
+        [label, f"{result['best_seconds'][key]:.1f}", f"{result['peak_mb'][key] / 1024:.2f}"]
+        for key, label in (("released", "released code"), ("ours", "pscl_hpc"))
+    ]
+    rows.append(["ratio", f"{result['speedup']:.1f}x faster", f"{1 / result['memory_ratio']:.1f}x less"])
+    return _table(["", "seconds a step", "peak memory, GiB"], rows) + _origin(name, content)
+
+
+def step_loss(name: str) -> str:
+    """What each option changes in the loss."""
+    content = _load(name)
+    keys = ("loss", "image/loss", "scale0/loss", "scale1/loss", "scale2/loss")
+    rows = [[row["what"], *(f"{row[key]:.6f}" for key in keys)] for row in content["result"]["loss"]]
+    return _table(["", "loss", "image", "scale 0", "scale 1", "scale 2"], rows) + _origin(name, content)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "cpu-one-shot": lambda: one_shot("cpu-one-shot"),
+    "cpu-step": lambda: step("cpu-step-vs-released"),
+    "cpu-step-loss": lambda: step_loss("cpu-step-vs-released"),
+}
+
+
+def fill(text: str) -> str:
+    """The text with every block replaced by its table."""
+
+    def replace(match: re.Match[str]) -> str:
+        name = match.group(2)
+        if name not in TABLES:
+            sys.exit(f"no table is called {name}; there are {', '.join(TABLES)}")
+        return f"{match.group(1)}{TABLES[name]()}\n{match.group(3)}"
+
+    return BLOCK.sub(replace, text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    stale = []
+    for path in sorted(path for pattern in DOCUMENTS for path in ROOT.glob(pattern)):
+        old = path.read_text(encoding="utf-8")
+        new = fill(old)
+        if new != old:
+            stale.append(str(path.relative_to(ROOT)))
+            if not check:
+                path.write_text(new, encoding="utf-8")
+    print("\n".join(stale) or "all tables are up to date")
+    sys.exit(1 if check and stale else 0)
+
+
+def _load(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return content
+
+
+def _spread(mean: float, std: float | None) -> str:
+    return f"{mean:.3f}" if std is None else f"{mean:.3f} ± {std:.3f}"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _origin(name: str, content: dict[str, Any]) -> str:
+    device = content["device"]
+    where = ", ".join(device.get("gpu", [])) or f"{device['cpu']}, {device['cpu_count']} cores"
+    return (
+        f"\n\n`bench/results/{name}.json`: {where}, torch {content['versions']['torch']}, "
+        f"{content['date'][:10]}, commit {content['commit'][:7]}; `{content['command']}`"
+    )
+
+
+if __name__ == "__main__":
+    main()
