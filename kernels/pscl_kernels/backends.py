@@ -1,37 +1,56 @@
 """Which implementation of an operation runs."""
 
+import importlib.util
 import os
 
 import torch
+from torch import Tensor
 
-BACKENDS = ("reference", "chunked")
+BACKENDS = ("reference", "chunked", "triton")
 """Every backend, from the clearest to the fastest."""
 
 ENVIRONMENT_VARIABLE = "PSCL_KERNELS_BACKEND"
 """Environment variable that replaces the choice of `backend="auto"`."""
 
-
-def available_backends(device: torch.device) -> tuple[str, ...]:
-    """Backends that can run on `device`, a subset of `BACKENDS` in its order."""
-    return BACKENDS
+TRITON_MAXIMUM_WIDTH = 512
+"""Widest rows of the Triton kernels, which hold a block of rows in registers."""
 
 
-def resolve_backend(backend: str, device: torch.device) -> str:
-    """The backend to run for tensors on `device`.
+def available_backends(features: Tensor) -> tuple[str, ...]:
+    """Backends that can run on features (..., D) like these, a subset of `BACKENDS` in its order.
 
-    `"auto"` is the value of the environment variable `PSCL_KERNELS_BACKEND` where that is set, else the fastest
-    available one. Raises ValueError, naming the choices, for an unknown or unavailable backend.
+    "triton" needs the package, rows of at most `TRITON_MAXIMUM_WIDTH` numbers of at most 32 bits, and a CUDA device,
+    or Triton's interpreter (environment variable TRITON_INTERPRET=1).
     """
-    choices = available_backends(device)
+    runs_triton = (
+        (features.device.type == "cuda" or _interpreted())
+        and features.dtype in (torch.float32, torch.float16, torch.bfloat16)
+        and features.shape[-1] <= TRITON_MAXIMUM_WIDTH
+        and importlib.util.find_spec("triton") is not None
+    )
+    return BACKENDS if runs_triton else BACKENDS[:-1]
+
+
+def resolve_backend(backend: str, features: Tensor) -> str:
+    """The backend to run on features (..., D) like these.
+
+    `"auto"` is the value of the environment variable `PSCL_KERNELS_BACKEND` where that is set, else "triton" on a CUDA
+    device where it is available and "chunked" elsewhere. Raises ValueError, naming the choices, for an unknown or
+    unavailable backend.
+    """
+    choices = available_backends(features)
     source = "backend"
     if backend == "auto":
         backend = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
         source = ENVIRONMENT_VARIABLE
     if backend == "auto":
-        return choices[-1]
+        return "triton" if "triton" in choices and features.device.type == "cuda" else "chunked"
     if backend not in choices:
-        state = "is not available here" if backend in BACKENDS else "does not exist"
-        raise ValueError(
-            f"{source} {backend!r} {state}: choose auto, {' or '.join(choices)} on {device.type}"
-        )
+        state = "is not available" if backend in BACKENDS else "does not exist"
+        rows = f"{features.dtype} rows of {features.shape[-1]} on {features.device.type}"
+        raise ValueError(f"{source} {backend!r} {state}: choose auto, {' or '.join(choices)} for {rows}")
     return backend
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"

@@ -233,9 +233,10 @@ def test_operator_registration():
         torch.tensor(0.5, dtype=torch.float64, requires_grad=True),
         "",
         1,
+        "chunked",
     )
     torch.library.opcheck(
-        torch.ops.pscl_kernels.patch_nt_xent_chunked.default,
+        torch.ops.pscl_kernels.patch_nt_xent.default,
         arguments,
         test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
     )

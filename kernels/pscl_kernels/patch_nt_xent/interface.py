@@ -5,7 +5,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pscl_kernels.backends import resolve_backend
-from pscl_kernels.patch_nt_xent import chunked, reference
+from pscl_kernels.patch_nt_xent import operation, reference
 from pscl_kernels.ranks import name_and_size
 
 
@@ -40,7 +40,7 @@ def patch_nt_xent(
       instead, so multiply the loss by `process_group.size()` before `backward()`. The temperature's gradient
       is already complete on every rank: keep it out of that averaging and of that factor. The upstream gradient
       must be the same on every rank.
-    - backend: "auto", "reference" or "chunked"; "auto" obeys the environment variable PSCL_KERNELS_BACKEND.
+    - backend: "auto", "reference", "chunked" or "triton"; see `pscl_kernels.backends`.
 
     Returns a 0-d tensor, float64 for float64 features and float32 otherwise; 0 with zero gradients where no row takes
     part. NaN or infinity in a row that takes part makes the loss NaN. Gradients are first order only.
@@ -50,14 +50,14 @@ def patch_nt_xent(
     """
     check_rows(q, k, groups)
     _check_temperature(temperature)
-    backend = resolve_backend(backend, q.device)
+    backend = resolve_backend(backend, q)
     group_name, world_size = name_and_size(process_group)
     groups = pair_groups(q, groups, process_group)
     tau = temperature if isinstance(temperature, Tensor) else torch.tensor(temperature, dtype=torch.float64)
     if backend == "reference":
         loss = reference.patch_nt_xent(q, k, groups, tau, process_group)
         return loss.to(torch.float64 if q.dtype == torch.float64 else torch.float32)
-    return chunked.patch_nt_xent(q, k, groups, tau, group_name, world_size)
+    return operation.patch_nt_xent(q, k, groups, tau, group_name, world_size, backend)
 
 
 def pair_groups(q: Tensor, groups: Tensor | None, process_group: dist.ProcessGroup | None) -> Tensor:

@@ -21,7 +21,7 @@ def sample_similar(
     - cells: (B, P, D), any strides, of the templates' dtype. float16, bfloat16 and float32 are computed in float32,
       float64 in float64.
     - valid: (B, P) bool, the cells that may be taken; None allows all.
-    - backend: "auto", "reference" or "chunked"; "auto" obeys the environment variable PSCL_KERNELS_BACKEND.
+    - backend: "auto", "reference", "chunked" or "triton"; see `pscl_kernels.backends`.
 
     Returns (B, T) int64 cell indices, -1 where an image has no free valid cell left. A vector's norm counts as at least
     1e-8, so that a zero vector has similarity 0. NaN ranks above every number: a NaN cell is taken first, and a NaN
@@ -31,7 +31,7 @@ def sample_similar(
     """
     _check(templates, cells, valid)
     templates, cells = templates.detach(), cells.detach()
-    if resolve_backend(backend, cells.device) == "reference":
+    if resolve_backend(backend, cells) == "reference":
         return reference.sample_similar(templates, cells, valid)
     taken: Tensor = chunked.sample_similar(templates, cells, valid)
     return taken

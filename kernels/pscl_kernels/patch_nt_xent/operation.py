@@ -1,0 +1,205 @@
+"""The loss as one differentiable operator, whatever backend computes it.
+
+A backend is a module with the functions of `Backend`. Around them lies what all share: the collectives, the mean, the
+registration with torch (so that torch.compile sees one opaque operator) and the gradient of the temperature.
+"""
+
+import importlib
+import math
+from typing import NamedTuple, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from pscl_kernels.ranks import check_same_shape, gather, rank_in, total
+
+LOG2_E = math.log2(math.e)
+
+PLAIN_TEMPERATURE = 0.0136
+"""Lowest temperature at which 2^21 exponentials sum without overflow in float32."""
+
+
+class Prepared(NamedTuple):
+    """The 2N rows of one rank (q rows, then k rows), sorted by group."""
+
+    x: Tensor  # (2N, width) rows whose products are base-2 exponents; zero where a row takes no part
+    positive: Tensor  # (2N,) exponent of each row's positive pair
+    norm: Tensor  # (2N,) what the rows were divided by
+    group: Tensor  # (2N,) int64, ascending
+    order: Tensor  # (2N,) int64: sorted row i was row order[i] of cat(q, k)
+    partner: Tensor  # (2N,) int64: sorted place of the same pair in the other view
+
+
+class Saved(NamedTuple):
+    """What the backward pass needs; x, log_sum and group of all ranks, the rest of this one."""
+
+    x: Tensor  # (world, 2N, width)
+    log_sum: Tensor  # (world, 2N) base-2 logarithm of each row's sum of exponentials
+    group: Tensor  # (world, 2N)
+    norm: Tensor
+    order: Tensor
+    partner: Tensor
+
+
+class Backend(Protocol):
+    """What a module must offer to compute the loss."""
+
+    def layout(self, q: Tensor) -> tuple[int, torch.dtype]:
+        """Width and dtype of the prepared rows for features like `q`."""
+
+    def prepare(self, q: Tensor, k: Tensor, groups: Tensor, temperature: Tensor) -> Prepared:
+        """Normalise, scale, cast and sort the rows of q and k, (N, D)."""
+
+    def log_sums(self, x: Tensor, group: Tensor, positive: Tensor, rank: int, *, plain: bool) -> Tensor:
+        """(2N,) base-2 logarithm of each own row's sum of exponentials over its positive and all negatives.
+
+        x (world, 2N, width) and group (world, 2N) of all ranks, `positive` of this one. With `plain`, sums of
+        exponentials cannot overflow.
+        """
+
+    def row_gradients(
+        self, coefficient: Tensor, q: Tensor, k: Tensor, saved: Saved, rank: int, *, plain: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of the own q and k, (N, D), and the sum over own rows of <z, dx>, 0-d.
+
+        With dx_i = sum_j W_ij x_j + (E_ip / l_i + E_ip / l_p - 2) x_p for row weights of one, which is zero for rows
+        that take no part, dx * coefficient is the gradient of the normalised row z.
+        """
+
+
+def patch_nt_xent(
+    q: Tensor,
+    k: Tensor,
+    groups: Tensor,
+    temperature: Tensor,
+    group_name: str,
+    world_size: int,
+    backend: str,
+) -> Tensor:
+    """Loss of `interface.patch_nt_xent`; q, k (N, D), groups (N,) int64, temperature 0-d on any device."""
+    loss: Tensor = _forward(q, k, groups, temperature, group_name, world_size, backend)[0]
+    return loss
+
+
+def scale_of(temperature: Tensor) -> Tensor:
+    """Factor from a normalised row to one whose products are base-2 exponents, float64; 0-d on its own device."""
+    return torch.sqrt(LOG2_E / temperature.double())
+
+
+def _is_plain(temperature: Tensor) -> bool:
+    """Whether plain sums are known to be safe; the value of a tensor on an accelerator is not read."""
+    return temperature.device.type == "cpu" and float(temperature) >= PLAIN_TEMPERATURE
+
+
+def _module(backend: str) -> Backend:
+    # Imported on use: this package works without Triton.
+    return cast(Backend, importlib.import_module(f"pscl_kernels.patch_nt_xent.{backend}"))
+
+
+@torch.library.custom_op("pscl_kernels::patch_nt_xent", mutates_args=())
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    groups: Tensor,
+    temperature: Tensor,
+    group_name: str,
+    world_size: int,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(loss, *Saved)."""
+    with torch.autocast(q.device.type, enabled=False):
+        check_same_shape(q, group_name, world_size)
+        module = _module(backend)
+        own = module.prepare(q, k, groups, temperature)
+        x, group = gather(own.x, group_name, world_size), gather(own.group, group_name, world_size)
+        log_sum = module.log_sums(x, group, own.positive, rank_in(group_name), plain=_is_plain(temperature))
+        log_sums, positives = gather(torch.stack([log_sum, own.positive]), group_name, world_size).unbind(1)
+        # Every rank adds the same numbers in the same order, so that all get the same loss to the last bit.
+        present = group >= 0
+        losses = torch.where(present, (log_sums - positives) / LOG2_E, 0.0)
+        loss = losses.sum() / present.sum().clamp_min(1)
+        return loss, x, log_sums.contiguous(), group, own.norm, own.order, own.partner
+
+
+@_forward.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    groups: Tensor,
+    temperature: Tensor,
+    group_name: str,
+    world_size: int,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    rows = 2 * q.shape[0]
+    width, stored = _module(backend).layout(q)
+    own = groups.new_empty(rows)
+    return (
+        q.new_empty((), dtype=dtype),
+        q.new_empty((world_size, rows, width), dtype=stored),
+        q.new_empty((world_size, rows), dtype=dtype),
+        groups.new_empty((world_size, rows)),
+        q.new_empty(rows, dtype=dtype),
+        own,
+        torch.empty_like(own),
+    )
+
+
+@torch.library.custom_op("pscl_kernels::patch_nt_xent_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    temperature: Tensor,
+    saved: list[Tensor],
+    with_temperature: bool,
+    group_name: str,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k, each (N, D), and of the temperature, 0-d, for the upstream gradient `grad`, 0-d."""
+    with torch.autocast(q.device.type, enabled=False):
+        kept = Saved(*saved)
+        tau, scale = temperature.double(), scale_of(temperature)
+        weight = grad / (kept.group >= 0).sum().clamp_min(1)
+        coefficient = (weight / (tau * scale)).to(kept.log_sum.dtype)
+        dq, dk, radial = _module(backend).row_gradients(
+            coefficient, q, k, kept, rank_in(group_name), plain=_is_plain(temperature)
+        )
+        if not with_temperature:
+            return dq, dk, torch.zeros_like(temperature)
+        # The loss depends on temperature and rows through x alone, and x scales with temperature^(-1/2).
+        return dq, dk, (total(radial, group_name) * coefficient * (-0.5 / tau)).to(temperature)
+
+
+@_backward.register_fake
+def _(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    temperature: Tensor,
+    saved: list[Tensor],
+    with_temperature: bool,
+    group_name: str,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    # The strides of a backend's results do not follow those of its inputs.
+    return q.new_empty(q.shape), k.new_empty(k.shape), torch.empty_like(temperature)
+
+
+def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    q, k, _, temperature, ctx.group_name, _, ctx.backend = inputs
+    ctx.save_for_backward(q, k, temperature, *output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _autograd(ctx, grad, *_):  # type: ignore[no-untyped-def]
+    if grad is None:
+        return (None,) * 7
+    q, k, temperature, *saved = ctx.saved_tensors
+    with_temperature = ctx.needs_input_grad[3]
+    dq, dk, dtau = _backward(grad, q, k, temperature, saved, with_temperature, ctx.group_name, ctx.backend)
+    return dq, dk, None, dtau if with_temperature else None, None, None, None
+
+
+_forward.register_autograd(_autograd, setup_context=_setup_context)
