@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from pscl_hpc.archive.format import VERSION, parse_pool
+from pscl_hpc.archive.format import VERSION, ImageRecord, parse_pool
 from pscl_hpc.archive.reader import Archive
 
 
@@ -37,6 +37,10 @@ def summarise(archive: Archive) -> dict[str, Any]:
     }
 
 
+def _kind(record: ImageRecord) -> str:
+    return f"{record.dtype} {'colour' if record.channels == 3 else 'grey'}"
+
+
 def _collection(archive: Archive, name: str) -> dict[str, Any]:
     records = archive.select(datasets=[name])
     collection = archive.collections[name]
@@ -55,7 +59,7 @@ def _collection(archive: Archive, name: str) -> dict[str, Any]:
             for (height, width), count in sorted(Counter((r.height, r.width) for r in records).items())
         ],
         "pixels": dict(
-            sorted(Counter(f"{r.dtype} {'colour' if r.channels == 3 else 'grey'}" for r in records).items())
+            sorted(Counter(map(_kind, records)).items())
         ),
         "specimens": len({record.specimen for record in records if record.specimen}),
         "conditions": sorted({record.condition for record in records if record.condition}),

@@ -1,0 +1,58 @@
+"""Small real archives and image files for the archive tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pscl_hpc.archive import Collection, ShardWriter
+
+Pixels = npt.NDArray[Any]
+
+STEEL = Collection("steel", ("matrix", "carbide", "pore"), 0, (2,), ("steel/a",))
+PLAIN = Collection("plain")
+
+
+def pixels(shape: tuple[int, ...], dtype: str = "uint8", seed: int = 0) -> Pixels:
+    """Noise over the whole range of an integer type, about 0 for float."""
+    random = np.random.default_rng(seed)
+    if dtype == "float32":
+        return random.normal(0, 3, shape).astype(np.float32)
+    return random.integers(0, np.iinfo(dtype).max + 1, shape).astype(dtype)
+
+
+def texture(size: tuple[int, int], seed: int = 0) -> npt.NDArray[np.uint8]:
+    """A smooth random uint8 picture, (h, w): what it shows survives rescaling."""
+    random = np.random.default_rng(seed)
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    field = np.zeros(size)
+    for _ in range(12):
+        u, v, phase = random.uniform(-9, 9), random.uniform(-9, 9), random.uniform(0, 7)
+        field += np.sin(u * rows / size[0] + v * columns / size[1] + phase)
+    return np.clip(128 + 25 * field + random.normal(0, 4, size), 0, 255).astype(np.uint8)
+
+
+def labels(size: tuple[int, int], seed: int = 0) -> npt.NDArray[np.uint8]:
+    """Class indices 0..2 with some pixels not annotated, (h, w)."""
+    random = np.random.default_rng(seed)
+    return np.array([0, 1, 2, 255], np.uint8)[random.integers(0, 4, size)]
+
+
+def write_mixed(path: Path, compression: str = "auto") -> dict[str, tuple[Pixels, Pixels | None]]:
+    """An archive of every stored type in odd sizes; returns id -> (image (h, w, c), mask)."""
+    content: dict[str, tuple[Pixels, Pixels | None]] = {}
+    sizes = [(1, 1), (255, 256), (257, 300), (40, 700), (513, 2)]
+    with ShardWriter(path, [STEEL, PLAIN], compression) as writer:
+        for number, size in enumerate(sizes):
+            for dtype in ("uint8", "uint16", "float32"):
+                for channels in (1, 3):
+                    image = pixels((*size, channels), dtype, seed=number)
+                    image[: size[0] // 2] = image[0, 0]  # half of it compresses
+                    mask = labels(size, number) if number % 2 else None
+                    name = f"{'steel' if number % 2 else 'plain'}/{number}-{dtype}-{channels}"
+                    writer.add(image, id=name, dataset=name.partition("/")[0], mask=mask)
+                    content[name] = (image, mask)
+    return content

@@ -1,0 +1,141 @@
+"""Writing: what does not fit is refused and leaves no trace; nothing is lost on the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pscl_hpc.archive import Archive, Collection, ShardWriter
+from pscl_hpc.archive.format import unite
+
+from .archives import PLAIN, STEEL, labels, pixels
+
+
+def test_an_exception_keeps_the_old_file_and_leaves_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    with ShardWriter(path, [PLAIN]) as writer:
+        writer.add(pixels((4, 4)), id="plain/old", dataset="plain")
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="added before"):
+        _write_twice(path)
+    assert path.read_bytes() == before
+    assert [item.name for item in tmp_path.iterdir()] == ["a.h5"]
+
+
+def _write_twice(path: Path) -> None:
+    with ShardWriter(path, [PLAIN]) as writer:
+        for _ in range(2):
+            writer.add(pixels((4, 4)), id="plain/new", dataset="plain")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"id": "plain/a"}, "an id is"),
+        ({"id": "steel/"}, "an id is"),
+        ({"id": "steel/first"}, "added before"),
+        ({"dataset": "stel", "id": "stel/a"}, "no collection"),
+        ({"mask": np.zeros((3, 4), np.uint8)}, "the mask is 3 x 4, the image 4 x 4"),
+        ({"mask": np.full((4, 4), 3, np.uint8)}, "holds 3 but collection steel has classes 0 to 2"),
+        ({"mask": np.full((4, 4), -1, np.int32)}, "holds -1"),
+        ({"mask": np.zeros((4, 4))}, "not class indices"),
+        ({"image": np.zeros((4, 4), np.int32)}, "cannot store"),
+        ({"image": np.zeros((4, 4, 2), np.uint8)}, "cannot store"),
+        ({"image": np.zeros((0, 4), np.uint8)}, "cannot store"),
+        ({"image": np.zeros(4, np.uint8)}, "an image has shape"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_the_rest_is_written(
+    tmp_path: Path, change: dict, message: str
+) -> None:
+    fields = {"image": pixels((4, 4)), "id": "steel/a", "dataset": "steel", "mask": None} | change
+    with ShardWriter(tmp_path / "a.h5", [STEEL]) as writer:
+        writer.add(pixels((4, 4)), id="steel/first", dataset="steel")
+        with pytest.raises(ValueError, match=message):
+            writer.add(fields.pop("image"), **fields)
+        writer.add(pixels((4, 4), seed=2), id="steel/last", dataset="steel")
+    archive = Archive(tmp_path / "a.h5")
+    assert [record.id for record in archive.records] == ["steel/first", "steel/last"]
+    np.testing.assert_array_equal(archive.read_image(1)[:, :, 0], pixels((4, 4), seed=2))
+
+
+def test_a_strip_source_that_fails_leaves_the_shard_as_it_was(tmp_path: Path) -> None:
+    def torn():
+        yield pixels((256, 300, 1))
+        raise OSError("disk")
+
+    with ShardWriter(tmp_path / "a.h5", [PLAIN]) as writer:
+        with pytest.raises(OSError, match="disk"):
+            writer.add_strips(torn(), shape=(600, 300, 1), dtype="uint8", id="plain/torn", dataset="plain")
+        with pytest.raises(ValueError, match="344 of 600 rows are missing"):
+            writer.add_strips(
+                [pixels((256, 300, 1))], shape=(600, 300, 1), dtype="uint8", id="plain/short", dataset="plain"
+            )
+        writer.add(pixels((300, 300)), id="plain/whole", dataset="plain")
+    archive = Archive(tmp_path / "a.h5")
+    assert len(archive) == 1
+    assert len(archive.pool_of(0)) == 4
+    np.testing.assert_array_equal(archive.read_image(0)[:, :, 0], pixels((300, 300)))
+
+
+def test_truncate_drops_the_last_images(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "a.h5", [STEEL]) as writer:
+        for number in range(4):
+            mask = labels((20, 300), number)
+            writer.add(pixels((20, 300), seed=number), id=f"steel/{number}", dataset="steel", mask=mask)
+        writer.truncate(1)
+        writer.add(pixels((30, 30), seed=9), id="steel/3", dataset="steel", mask=labels((30, 30), 9))
+    archive = Archive(tmp_path / "a.h5")
+    assert [record.id for record in archive.records] == ["steel/0", "steel/3"]
+    assert len(archive.pool_of(0)) == 3
+    np.testing.assert_array_equal(archive.read_mask(1), labels((30, 30), 9))
+    np.testing.assert_array_equal(archive.read_mask(0), labels((20, 300), 0))
+
+
+def test_uint16_percentiles_are_exact_over_strips(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).gamma(2, 3000, (700, 300)).astype(np.uint16)
+    real = np.random.default_rng(0).normal(0, 1, (700, 300)).astype(np.float32)
+    with ShardWriter(tmp_path / "a.h5", [PLAIN], percentiles=(1, 98)) as writer:
+        writer.add(image, id="plain/a", dataset="plain")
+        writer.add(real, id="plain/b", dataset="plain")
+    records = Archive(tmp_path / "a.h5").records
+    assert (records[0].low, records[0].high) == pytest.approx(tuple(np.percentile(image, (1, 98))))
+    assert (records[1].low, records[1].high) == pytest.approx(tuple(np.percentile(real, (1, 98))))
+
+
+def test_a_large_float_image_is_sampled_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pscl_hpc.archive import intensity
+
+    monkeypatch.setattr(intensity, "SAMPLE_PIXELS", 10_000)
+    ramp = np.linspace(0, 1, 700, dtype=np.float32)[:, None, None] * np.ones((1, 500, 1), np.float32)
+    estimator = intensity.RangeEstimator("float32", 700, 500, (10, 90))
+    for top in range(0, 700, 256):
+        estimator.add(ramp[top : top + 256])
+    assert estimator.range() == pytest.approx((0.1, 0.9), abs=0.02)
+    sampled = sum(part.size for part in estimator._samples)
+    assert 5_000 < sampled <= 10_000
+
+
+def test_collections_unite_or_contradict() -> None:
+    bare = Collection("steel", references=("steel/b",))
+    assert unite(bare, STEEL).references == ("steel/b", "steel/a")
+    assert unite(STEEL, bare).classes == STEEL.classes
+    with pytest.raises(ValueError, match="other classes"):
+        unite(STEEL, Collection("steel", ("matrix", "pore")))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"name": ""},
+        {"name": "a/b"},
+        {"background": 3},
+        {"ignore_classes": (3,)},
+        {"classes": tuple(map(str, range(256)))},
+    ],
+)
+def test_a_collection_that_contradicts_itself(wrong: dict) -> None:
+    with pytest.raises(ValueError, match="collection"):
+        Collection(**({"name": "x", "classes": ("a", "b", "c")} | wrong))
