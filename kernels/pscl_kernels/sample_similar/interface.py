@@ -1,10 +1,11 @@
 """Similarity sampling: definition, checks and choice of backend."""
 
+import importlib
+
 import torch
 from torch import Tensor
 
 from pscl_kernels.backends import resolve_backend
-from pscl_kernels.sample_similar import chunked, reference
 
 
 def sample_similar(
@@ -31,9 +32,9 @@ def sample_similar(
     """
     _check(templates, cells, valid)
     templates, cells = templates.detach(), cells.detach()
-    if resolve_backend(backend, cells) == "reference":
-        return reference.sample_similar(templates, cells, valid)
-    taken: Tensor = chunked.sample_similar(templates, cells, valid)
+    # Imported on use: this package works without Triton.
+    module = importlib.import_module(f"pscl_kernels.sample_similar.{resolve_backend(backend, cells)}")
+    taken: Tensor = module.sample_similar(templates, cells, valid)
     return taken
 
 

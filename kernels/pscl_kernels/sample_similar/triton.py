@@ -1,0 +1,177 @@
+"""Similarity sampling in two Triton kernels.
+
+`_tile_maxima` reads the cells once and keeps, for each template and tile of `TILE` cells, the greatest similarity.
+`_greedy`, one program per image, then serves the templates in order: it goes to the best tile, computes that tile's
+similarities again, takes the best free cell and renews the tile's maxima without it. Both kernels compute
+a tile by the same function, so that they agree to the last bit.
+
+Similarities are dot products with the raw templates over the norm of the cell: the norm of a template changes neither
+the order of its similarities nor their ties, and products of 16-bit inputs stay exact.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+TILE = 128
+"""Cells per tile."""
+
+TEMPLATES = 64
+"""Templates per matrix product."""
+
+MAXIMUM_BLOCK = 64
+"""Features per matrix product."""
+
+
+@torch.library.custom_op("pscl_kernels::sample_similar_triton", mutates_args=())
+def sample_similar(templates: Tensor, cells: Tensor, valid: Tensor | None) -> Tensor:
+    """(B, T) int64 cells of `interface.sample_similar`."""
+    batch, places, width = cells.shape
+    count = templates.shape[-2]
+    taken = torch.full((batch, count), -1, dtype=torch.int64, device=cells.device)
+    if taken.numel() == 0 or places == 0:
+        return taken
+    tiles = triton.cdiv(places, TILE)
+    templates = templates.contiguous()
+    best = torch.empty((batch, count, tiles), dtype=torch.float32, device=cells.device)
+    common = {
+        "TILE": TILE,
+        "TEMPLATES": TEMPLATES,
+        "BLOCK": block_of(width),
+        "MASKED": valid is not None,
+        "PRECISION": "tf32x3" if cells.dtype == torch.float32 else "tf32",
+    }
+    arguments = (
+        templates,
+        cells,
+        valid.contiguous().view(torch.uint8) if valid is not None else cells,
+        best,
+    )
+    sizes = (places, count, width, tiles, count * width if templates.ndim == 3 else 0, *cells.stride())
+    _tile_maxima[(tiles, batch)](*arguments, *sizes, **common, num_warps=4)
+    _greedy[(batch,)](
+        *arguments, taken, *sizes, **common, TILES=triton.next_power_of_2(tiles), num_warps=4
+    )
+    return taken
+
+
+@sample_similar.register_fake
+def _(templates: Tensor, cells: Tensor, valid: Tensor | None) -> Tensor:
+    return cells.new_empty((cells.shape[0], templates.shape[-2]), dtype=torch.int64)
+
+
+def block_of(width: int) -> int:
+    """Features per step of a matrix product."""
+    return min(MAXIMUM_BLOCK, max(16, triton.next_power_of_2(width)))
+
+
+@triton.jit
+def _similarities(
+    template, cell, valid, place, number, places, count, width, stride_place, stride_feature,
+    TILE: tl.constexpr, TEMPLATES: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """(TILE, TEMPLATES) cosines up to the templates' norms; -inf for a cell that is not valid, +inf for NaN.
+
+    place: (TILE,) cells of one image, number: (TEMPLATES,) templates, from the image's first of each.
+    """
+    there, wanted = place < places, number < count
+    product = tl.zeros((TILE, TEMPLATES), tl.float32)
+    square = tl.zeros((TILE,), tl.float32)
+    for first in range(0, width, BLOCK):
+        feature = first + tl.arange(0, BLOCK)
+        inside = feature < width
+        c = tl.load(
+            cell + place[:, None].to(tl.int64) * stride_place + feature[None, :].to(tl.int64) * stride_feature,
+            mask=there[:, None] & inside[None, :],
+            other=0.0,
+        )
+        t = tl.load(
+            template + number[None, :] * width + feature[:, None],
+            mask=wanted[None, :] & inside[:, None],
+            other=0.0,
+        )
+        product = tl.dot(c, t, product, input_precision=PRECISION)
+        square += tl.sum(c.to(tl.float32) * c.to(tl.float32), 1)
+    length = tl.sqrt(square)
+    similarity = product / tl.where(length < 1e-8, 1e-8, length)[:, None]
+    similarity = tl.where(similarity != similarity, float("inf"), similarity)
+    usable = there
+    if MASKED:
+        usable = there & (tl.load(valid + place, mask=there, other=0) != 0)
+    return tl.where(usable[:, None], similarity, float("-inf"))
+
+
+@triton.jit
+def _tile_maxima(
+    templates, cells, valid, best, places, count, width, tiles, stride_templates, stride_image, stride_place,
+    stride_feature,
+    TILE: tl.constexpr, TEMPLATES: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """best (B, T, tiles): greatest similarity of each template in one tile of one image."""
+    tile = tl.program_id(0)
+    image = tl.program_id(1).to(tl.int64)
+    place = tile * TILE + tl.arange(0, TILE)
+    for first in range(0, count, TEMPLATES):
+        number = first + tl.arange(0, TEMPLATES)
+        similarity = _similarities(
+            templates + image * stride_templates, cells + image * stride_image, valid + image * places,
+            place, number, places, count, width, stride_place, stride_feature,
+            TILE, TEMPLATES, BLOCK, MASKED, PRECISION,
+        )  # fmt: skip
+        tl.store(
+            best + image * count * tiles + number * tiles + tile,
+            tl.max(similarity, 0),
+            mask=number < count,
+        )
+
+
+@triton.jit
+def _greedy(
+    templates, cells, valid, best, taken, places, count, width, tiles, stride_templates, stride_image,
+    stride_place, stride_feature,
+    TILE: tl.constexpr, TEMPLATES: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr,
+    PRECISION: tl.constexpr, TILES: tl.constexpr,
+):  # fmt: skip
+    """taken (B, T): the choices of all templates, in order, in one image."""
+    image = tl.program_id(0).to(tl.int64)
+    templates += image * stride_templates
+    cells += image * stride_image
+    valid += image * places
+    best += image * count * tiles
+    taken += image * count
+    every_tile = tl.arange(0, TILES)
+    every_place = tl.arange(0, TILE)
+    for m in range(count):
+        maxima = tl.load(best + m * tiles + every_tile, mask=every_tile < tiles, other=float("-inf"))
+        highest = tl.max(maxima, 0)
+        tile = tl.min(tl.where((maxima == highest) & (every_tile < tiles), every_tile, TILES), 0)
+        place = tile * TILE + every_place
+
+        # Cells of this tile that an earlier template took. Template m itself has not chosen yet.
+        used = tl.zeros((TILE,), tl.int32)
+        for first in range(0, m, TEMPLATES):
+            number = first + tl.arange(0, TEMPLATES)
+            earlier = tl.load(taken + number, mask=number < m, other=-1)
+            used += tl.sum((place[:, None] == earlier[None, :]).to(tl.int32), 1)
+
+        chosen = tile * 0 - 1
+        for first in range((m // TEMPLATES) * TEMPLATES, count, TEMPLATES):
+            number = first + tl.arange(0, TEMPLATES)
+            similarity = _similarities(
+                templates, cells, valid, place, number, places, count, width, stride_place, stride_feature,
+                TILE, TEMPLATES, BLOCK, MASKED, PRECISION,
+            )  # fmt: skip
+            similarity = tl.where((used > 0)[:, None], float("-inf"), similarity)
+            if first <= m:
+                own = tl.max(tl.where((number == m)[None, :], similarity, float("-inf")), 1)
+                top = tl.max(own, 0)
+                index = tl.min(tl.where(own == top, every_place, TILE), 0)
+                chosen = tl.where(top > float("-inf"), tile * TILE + index, -1)
+                tl.store(taken + m, chosen.to(tl.int64))
+            similarity = tl.where((place == chosen)[:, None], float("-inf"), similarity)
+            tl.store(best + number * tiles + tile, tl.max(similarity, 0), mask=number < count)
+        # The next template reads what other threads of this program have just written.
+        tl.debug_barrier()
