@@ -50,6 +50,11 @@ def evaluate(
         UserError: no finished fine-tuning run, another class list, or nothing annotated to score.
     """
     folder, config, predictor = open_run(run)
+    if archive is None and not Path(config.data.archive).exists():
+        raise UserError(
+            f"{config.data.archive}: the archive that {folder.path} was trained on is not there; name it with "
+            "--archive, or start where the training was started"
+        )
     source = Archive(archive if archive is not None else config.data.archive)
     collection = config.references[0].partition("/")[0]
     chosen = _scored_images(source, collection, config, splits)

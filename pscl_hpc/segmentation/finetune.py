@@ -42,15 +42,15 @@ def finetune(config: FinetuneConfig, *, progress: bool = False) -> RunFolder:
         JobError: the loss is not finite; names the step and the images.
     """
     device = setup_device(config.runtime)
-    archive = Archive(config.data.archive)
-    data = select_data(config, archive)
-    net = build_net(config, data.classes.count)
-    folder = RunFolder.start(config, device)
-    if folder.done:
-        return folder
-    with folder:
-        _check_archive(folder, archive)
-        _Training(config, archive, data, net.to(device), device, folder).run(progress=progress)
+    with Archive(config.data.archive) as archive:
+        data = select_data(config, archive)
+        net = build_net(config, data.classes.count)
+        folder = RunFolder.start(config, device)
+        if folder.done:
+            return folder
+        with folder:
+            _check_archive(folder, archive)
+            _Training(config, archive, data, net.to(device), device, folder).run(progress=progress)
     return folder
 
 

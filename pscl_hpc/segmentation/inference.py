@@ -30,7 +30,7 @@ class Tiling:
     """Side of the windows that the network sees; an image up to this size is one window."""
     overlap: float = 0.25
     """Share of a tile that overlaps the next; probabilities are blended by a Gaussian."""
-    block: int = 4096
+    block: int = 2048
     """Side of the parts that are read and blended at once: what bounds the memory."""
 
 

@@ -12,11 +12,11 @@ import pytest
 from pscl_hpc.archive import Archive, Collection, ShardWriter
 from pscl_hpc.errors import UserError
 from pscl_hpc.runs import RunFolder
-from pscl_hpc.segmentation import ClassList, ConfusionMatrix, evaluate, summarise
+from pscl_hpc.segmentation import ClassList, ConfusionMatrix, evaluate, finetune, summarise
 from pscl_hpc.segmentation.pictures import read_labels
 from pscl_hpc.segmentation.summary import spread
 
-from .helpers import ALLOY, micrograph
+from .helpers import ALLOY, micrograph, settings, write_archive
 
 
 @pytest.fixture
@@ -110,6 +110,15 @@ def test_what_cannot_be_scored_is_refused(run: Path, tmp_path: Path) -> None:
         evaluate(run)
     with pytest.raises(UserError, match="no such run folder"):
         evaluate(tmp_path / "nowhere")
+
+
+def test_an_archive_that_moved_is_named(tmp_path: Path) -> None:
+    path = write_archive(tmp_path / "a.h5")
+    finetune(settings(path, tmp_path / "run", schedule={"steps": 1}))
+    path.rename(tmp_path / "moved.h5")
+    with pytest.raises(UserError, match=r"a.h5: the archive .* is not there; name it with --archive"):
+        evaluate(tmp_path / "run")
+    assert evaluate(tmp_path / "run", archive=tmp_path / "moved.h5")["images"] == 2
 
 
 def fake_run(folder: Path, dice: float | None, collection: str = "alloy") -> Path:
