@@ -88,7 +88,11 @@ def curves(
                 textcoords="offset points", ha="center", va="bottom", fontsize=9.5, color=MUTED,
             )  # fmt: skip
         axes.set_xlabel("step", color=MUTED)
+        axes.margins(y=0.08)
         axes.set_ylim(*limits)
+        if limits == (0.0, None):
+            # A constant value would else run along the upper edge.
+            axes.set_ylim(top=1.1 * axes.dataLim.y1 if axes.dataLim.y1 > 0 else 1.0)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
         return _svg(figure, name, title)
@@ -111,7 +115,9 @@ def dots(name: str, rows: Sequence[DotRow], *, title: str) -> str:
                 if len(values) > 1:
                     axes.plot([min(values), max(values)], [y, y], color=colour, linewidth=1.2, alpha=0.5)
                     axes.plot(values, [y] * len(values), "o", color=colour, markersize=4, alpha=0.55, mew=0)
-                axes.plot([float(np.mean(values))], [y], "o", color=colour, markersize=8.5, mew=0)
+                axes.plot(
+                    [float(np.mean(values))], [y], "o", color=colour, markersize=8.5, mew=0, clip_on=False
+                )
             if not any(row.groups):
                 axes.annotate("in no mask", (0.02, index), va="center", fontsize=10, color=MUTED)
         axes.set_yticks(range(len(rows)), [_shorten(row.label) for row in rows])
@@ -183,7 +189,7 @@ def _binned(
     )
 
 
-def _shorten(text: str, length: int = 20) -> str:
+def _shorten(text: str, length: int = 24) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 

@@ -49,7 +49,7 @@ _FAMILIES = {
     "similarity": _Family(
         "Similarity of patches",
         "Solid: a patch and itself in the other view. Dashed: the most similar patch of another class. "
-        "Training should pull the two apart.",
+        "Training should lower the dashed lines and keep the solid ones up.",
     ),
     "purity": _Family(
         "Purity of sampled patches",

@@ -28,11 +28,10 @@ class ClassStyle:
 
 @dataclass(frozen=True)
 class Markers:
-    """All sampled cells of one class in one image, as one SVG path in pixels of the image."""
+    """All sampled cells of one class in one image: an SVG path each, in pixels of the image."""
 
     style: ClassStyle
-    path: str
-    count: int
+    paths: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class ImageFigure:
     height: int
     image: str
     mask: str
-    """Data URI, empty where nothing is annotated."""
+    """Data URI, empty where there is no annotation in the classes of the references."""
     scales: tuple[ScaleFigure, ...]
     line: float
     """Width of marker outlines in pixels of the image."""
@@ -79,6 +78,12 @@ def image_figures(inspection: Inspection) -> list[ImageFigure]:
     count, height, width = inspection.images.shape
     scales = len(inspection.scales)
     # One reference at least and one other, when there are more images than places.
+    # Masks of another collection have other classes: their indices mean nothing in these colours.
+    home = {name.partition("/")[0] for name in inspection.ids[: inspection.references]}
+    annotated = [
+        name.partition("/")[0] in home and bool((labels < len(colours)).any())
+        for name, labels in zip(inspection.ids, inspection.labels, strict=True)
+    ]
     references = min(inspection.references, max(1, MOST_IMAGES - (count - inspection.references)))
     chosen = [*range(references), *range(inspection.references, count)][:MOST_IMAGES]
     return [
@@ -88,16 +93,12 @@ def image_figures(inspection: Inspection) -> list[ImageFigure]:
             width=width,
             height=height,
             image=image_uri(inspection.images[index], IMAGE_SIDE),
-            mask=(
-                labels_uri(inspection.labels[index], colours, IMAGE_SIDE)
-                if (inspection.labels[index] < len(colours)).any()
-                else ""
-            ),
+            mask=labels_uri(inspection.labels[index], colours, IMAGE_SIDE) if annotated[index] else "",
             scales=tuple(
                 _scale(scale, index, styles, (height, width), scale_name(place, scales))
                 for place, scale in enumerate(inspection.scales)
             ),
-            line=max(height, width) / 300,
+            line=max(height, width) / 150,
         )
         for index in chosen
     ]
@@ -120,9 +121,9 @@ def _scale(
     for index, style in enumerate(styles):
         chosen = cells[taken & (scale.classes == index)]
         centres = (chosen + 0.5) * steps
-        path = "".join(marker(index, float(x), float(y), radius) for y, x in centres)
-        if path:
-            found.append(Markers(style, path, len(chosen)))
+        if len(chosen):
+            paths = tuple(marker(index, float(x), float(y), radius) for y, x in centres)
+            found.append(Markers(style, paths))
     purity = float(scale.purity[image])
     return ScaleFigure(
         name=name,
@@ -134,22 +135,22 @@ def _scale(
 
 
 def _circle(x: float, y: float, r: float) -> str:
-    return f"M{x - r:.1f} {y:.1f}a{r:.1f} {r:.1f} 0 1 0 {2 * r:.1f} 0a{r:.1f} {r:.1f} 0 1 0 {-2 * r:.1f} 0z"
+    return f"M{x - r:.2f} {y:.2f}a{r:.2f} {r:.2f} 0 1 0 {2 * r:.2f} 0a{r:.2f} {r:.2f} 0 1 0 {-2 * r:.2f} 0z"
 
 
 def _square(x: float, y: float, r: float) -> str:
     a = 0.89 * r
-    return f"M{x - a:.1f} {y - a:.1f}h{2 * a:.1f}v{2 * a:.1f}h{-2 * a:.1f}z"
+    return f"M{x - a:.2f} {y - a:.2f}h{2 * a:.2f}v{2 * a:.2f}h{-2 * a:.2f}z"
 
 
 def _diamond(x: float, y: float, r: float) -> str:
     a = 1.22 * r
-    return f"M{x:.1f} {y - a:.1f}l{a:.1f} {a:.1f}l{-a:.1f} {a:.1f}l{-a:.1f} {-a:.1f}z"
+    return f"M{x:.2f} {y - a:.2f}l{a:.2f} {a:.2f}l{-a:.2f} {a:.2f}l{-a:.2f} {-a:.2f}z"
 
 
 def _triangle(x: float, y: float, r: float) -> str:
     a = 1.2 * r
-    return f"M{x:.1f} {y - a:.1f}l{a:.1f} {1.75 * a:.1f}h{-2 * a:.1f}z"
+    return f"M{x:.2f} {y - a:.2f}l{a:.2f} {1.75 * a:.2f}h{-2 * a:.2f}z"
 
 
 _SHAPES: tuple[Callable[[float, float, float], str], ...] = (_circle, _square, _diamond, _triangle)

@@ -84,8 +84,8 @@ def _pretraining(runs: Sequence[RunData]) -> list[str]:
     batch = run.setting("batch_size", None)
     archive = Path(str(run.setting("data.archive"))).name
     text = f"Pretrained a U-Net by {run.method} for {_count(run.steps, 'step')}"
-    text += f", {_count(batch, 'image')} each" if isinstance(batch, int) else ""
-    text += f", on unlabelled micrographs of {archive}" if archive else ""
+    text += f" of {_count(batch, 'image')}" if isinstance(batch, int) else ""
+    text += f" on unlabelled micrographs of {archive}" if archive else ""
     references = run.setting("method.reference.ids", [])
     if isinstance(references, list) and references:
         text += f"; patches were sampled with {_count(len(references), 'annotated reference')}"

@@ -60,7 +60,7 @@ def test_ids_of_two_charts_differ_and_every_reference_resolves() -> None:
 
 def test_text_is_text_and_formulas_stay_as_written() -> None:
     words = [element.text for element in parsed(drawn()["dots"]).iter() if element.tag.endswith("text")]
-    assert "<i>$x_2$ & long nam…" in words
+    assert "<i>$x_2$ & long name of…" in words
     assert "in no mask" in words
     assert parsed(drawn()["curves"]).get("aria-label") == 'loss <"&'
 

@@ -102,9 +102,9 @@ def test_markers_lie_on_the_centres_of_their_cells(tmp_path: Path, alloy: Alloy)
     write_inspection(path, alloy, cells0=cells, class0=np.array([2, 1], np.int32))
     figure = image_figures(read_inspection(path))[0]
     (group,) = figure.scales[0].markers
-    assert (group.style.name, group.count) == ("particle", 1)
+    assert (group.style.name, len(group.paths)) == ("particle", 1)
     # 200 x 240 pixels on a grid of 50 x 60: cells of 4 pixels; the diamond's path begins at its top corner.
-    x, y = (float(value) for value in re.match(r"M([\d.]+) ([\d.]+)l", group.path).groups())  # type: ignore[union-attr]
+    x, y = (float(value) for value in re.match(r"M([\d.]+) ([\d.]+)l", group.paths[0]).groups())  # type: ignore[union-attr]
     radius = 240 / 70
     assert x == pytest.approx(20.5 * 4, abs=0.06)
     assert y == pytest.approx(10.5 * 4 - 1.22 * radius, abs=0.06)
@@ -122,6 +122,17 @@ def test_references_come_first_and_are_marked(tmp_path: Path, alloy: Alloy) -> N
         "1/4 resolution",
         "1/2 resolution",
         "full resolution",
+    ]
+
+
+def test_a_mask_of_another_collection_is_not_shown_in_these_classes(tmp_path: Path, alloy: Alloy) -> None:
+    path = tmp_path / "inspection.npz"
+    write_inspection(path, alloy, ids=np.array([alloy.references[0], "other/a", alloy.tests[0], "other/b"]))
+    assert [bool(figure.mask) for figure in image_figures(read_inspection(path))] == [
+        True,
+        False,
+        True,
+        False,
     ]
 
 
