@@ -295,7 +295,8 @@ def _file_id(image_id: str) -> str:
 
 def _existing(out: Path) -> Archive | None:
     if out.is_dir() and not (out / MANIFEST).exists():
-        if any(out.iterdir()):
+        # A build that was killed before its first manifest leaves shards and nothing else.
+        if any(not path.match("shard-*.h5") for path in out.iterdir()):
             raise UserError(f"{out} is a folder with other files; name a new folder or an archive")
         return None
     return Archive(out) if out.exists() else None

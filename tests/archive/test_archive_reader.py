@@ -135,7 +135,7 @@ def test_indices_and_ids_that_do_not_exist(tmp_path: Path) -> None:
             archive.read_image(index)
     with pytest.raises(ValueError, match="no mask"):
         archive.read_mask(archive.find("plain/0-uint8-1").index)
-    with pytest.raises(UserError, match="did you mean 'steel/3-float32-[13]'"):
+    with pytest.raises(UserError, match=r"did you mean 'steel/3-float32-[13]'"):
         archive.find("steel/3-float32-")
     with pytest.raises(UserError, match="did you mean 'steel'"):
         archive.select(datasets=["stel"])
@@ -216,7 +216,8 @@ class Sums:
 if __name__ == "__main__":
     archive = Archive(sys.argv[1])
     archive.read_image(3)  # so that a forked worker inherits an open file
-    loader = DataLoader(Sums(archive), batch_size=7, num_workers=2, multiprocessing_context=sys.argv[2])
+    workers = {"fork": 2, "spawn": 1}[sys.argv[2]]
+    loader = DataLoader(Sums(archive), 7, num_workers=workers, multiprocessing_context=sys.argv[2])
     for indices, sums in loader:
         for index, value in zip(indices, sums):
             print(int(index), int(value))

@@ -1,0 +1,381 @@
+"""Building: resumable at any instant, additive, deterministic, and never at the cost of the old archive."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from pscl_hpc.archive import Archive
+from pscl_hpc.archive import build as build_module
+from pscl_hpc.archive.build import AUTO_CROP, BuildOptions, BuildResult, build
+from pscl_hpc.archive.ingest.sources import plan
+from pscl_hpc.errors import UserError
+
+from .archives import labels, pixels
+
+
+def make_sources(folder: Path, images: int = 12, first: int = 0) -> Path:
+    """A dataset folder ``steel`` of grey images, every second one annotated."""
+    for number in range(first, first + images):
+        for name, image in (("img", pixels((40, 300), seed=number)), ("gt", labels((40, 300), number))):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            if name == "img" or number % 2:
+                Image.fromarray(image).save(folder / name / f"{number:04d}.png")
+    (folder / "splits.json").write_text(json.dumps({"classes": ["a", "b", "c"], "references": ["0001.png"]}))
+    return folder
+
+
+def packed(sources: Path, out: Path, **options: object) -> BuildResult:
+    return build(plan([sources]), out, BuildOptions(), **options)  # type: ignore[arg-type]
+
+
+def test_a_build_holds_what_the_files_hold(tmp_path: Path) -> None:
+    sources = make_sources(tmp_path / "steel", 5)
+    result = packed(sources, tmp_path / "a.h5")
+    assert (result.added, result.unchanged, result.skipped) == (5, 0, ())
+    archive = Archive(tmp_path / "a.h5")
+    for number, record in enumerate(archive.records):
+        np.testing.assert_array_equal(archive.read_image(number)[:, :, 0], pixels((40, 300), seed=number))
+        assert record.has_mask == bool(number % 2)
+        if record.has_mask:
+            np.testing.assert_array_equal(archive.read_mask(number), labels((40, 300), number))
+        assert len(record.sha256) == 64
+        assert record.source == f"steel/img/{number:04d}.png"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.h5", "steel"]
+
+
+def test_the_same_sources_give_the_same_bytes(tmp_path: Path) -> None:
+    make_sources(tmp_path / "x" / "steel")
+    make_sources(tmp_path / "y" / "steel")
+    for name in "xy":
+        packed(tmp_path / name / "steel", tmp_path / f"{name}.h5")
+    assert (tmp_path / "x.h5").read_bytes() == (tmp_path / "y.h5").read_bytes()
+
+
+@pytest.mark.parametrize("shard_bytes", [None, 30_000])
+def test_adding_equals_building_at_once(tmp_path: Path, shard_bytes: int | None) -> None:
+    whole = tmp_path / ("whole" if shard_bytes else "whole.h5")
+    grown = tmp_path / ("grown" if shard_bytes else "grown.h5")
+    make_sources(tmp_path / "steel", 4, first=6)
+    packed(tmp_path / "steel", grown, shard_bytes=shard_bytes)
+    kept = {path.name: path.read_bytes() for path in grown.glob("shard-*")} if shard_bytes else {}
+    make_sources(tmp_path / "steel", 10)
+    result = packed(tmp_path / "steel", grown, shard_bytes=shard_bytes)
+    assert (result.added, result.unchanged) == (6, 4)
+    packed(tmp_path / "steel", whole, shard_bytes=shard_bytes)
+    assert Archive(grown).fingerprint == Archive(whole).fingerprint
+    assert [record.id for record in Archive(grown).records] == [
+        record.id for record in Archive(whole).records
+    ]
+    for name, content in kept.items():
+        assert (grown / name).read_bytes() == content
+    again = packed(tmp_path / "steel", grown)
+    assert (again.added, again.unchanged) == (0, 10)
+
+
+def test_nothing_new_leaves_the_file_alone(tmp_path: Path) -> None:
+    sources = make_sources(tmp_path / "steel", 3)
+    packed(sources, tmp_path / "a.h5")
+    before = (tmp_path / "a.h5").stat()
+    packed(sources, tmp_path / "a.h5")
+    after = (tmp_path / "a.h5").stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            lambda folder: Image.fromarray(pixels((40, 300), seed=99)).save(folder / "img" / "0001.png"),
+            "other pixels",
+        ),
+        (
+            lambda folder: Image.fromarray(labels((40, 300), 99)).save(folder / "gt" / "0001.png"),
+            "other mask",
+        ),
+        (
+            lambda folder: (folder / "splits.json").write_text(
+                json.dumps({"classes": ["a", "b", "c"], "references": ["0001.png"], "train": ["0001.png"]})
+            ),
+            "other metadata",
+        ),
+    ],
+)
+def test_an_image_that_changed_is_named_and_not_replaced(tmp_path: Path, change, reason: str) -> None:
+    sources = make_sources(tmp_path / "steel", 3)
+    packed(sources, tmp_path / "a.h5")
+    before = (tmp_path / "a.h5").read_bytes()
+    change(sources)
+    result = packed(sources, tmp_path / "a.h5")
+    assert [item.path for item in result.skipped] == ["steel/img/0001.png"]
+    assert reason in result.skipped[0].reason
+    assert (tmp_path / "a.h5").read_bytes() == before
+
+
+def test_other_classes_under_old_masks_are_refused(tmp_path: Path) -> None:
+    sources = make_sources(tmp_path / "steel", 3)
+    packed(sources, tmp_path / "a.h5")
+    (sources / "splits.json").write_text(json.dumps({"classes": ["b", "a", "c"]}))
+    with pytest.raises(UserError, match="collection steel has other classes"):
+        packed(sources, tmp_path / "a.h5")
+
+
+def test_bad_files_are_named_and_the_rest_is_packed(tmp_path: Path) -> None:
+    sources = make_sources(tmp_path / "steel", 4)
+    (sources / "img" / "empty.png").touch()
+    (sources / "img" / "0002.png").write_bytes((sources / "img" / "0002.png").read_bytes()[:3000])
+    Image.fromarray(labels((40, 299))).save(sources / "gt" / "0003.png")
+    result = packed(sources, tmp_path / "a.h5")
+    assert result.added == 2
+    assert {item.path: item.reason.split(" (")[0] for item in result.skipped} == {
+        "steel/img/0002.png": "damaged PNG",
+        "steel/img/0003.png": "the mask is 40 x 299, the image 40 x 300 pixels",
+        "steel/img/empty.png": "the file is empty",
+    }
+    assert [record.id for record in Archive(tmp_path / "a.h5").records] == ["steel/0000", "steel/0001"]
+
+
+def test_nothing_packed_is_an_error_that_leaves_no_archive(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "a.png").write_text("no")
+    with pytest.raises(UserError, match="none of the 1 images could be packed"):
+        packed(tmp_path / "x", tmp_path / "a.h5")
+    assert not (tmp_path / "a.h5").exists()
+
+
+def test_pages_are_all_packed_or_none(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    with tifffile.TiffWriter(tmp_path / "x" / "good.tif") as writer:
+        for seed in range(3):
+            writer.write(pixels((20, 30), "uint16", seed=seed), compression="zlib")
+    data = (tmp_path / "x" / "good.tif").read_bytes()
+    with tifffile.TiffFile(tmp_path / "x" / "good.tif") as file:
+        offset = file.pages[2].dataoffsets[0] + 100
+    (tmp_path / "x" / "torn.tif").write_bytes(data[:offset] + b"\xff" * 40 + data[offset + 40 :])
+    result = packed(tmp_path / "x", tmp_path / "a.h5")
+    archive = Archive(tmp_path / "a.h5")
+    assert [record.id for record in archive.records] == ["x/good#0", "x/good#1", "x/good#2"]
+    assert [item.path for item in result.skipped] == ["x/torn.tif"]
+    np.testing.assert_array_equal(archive.read_image(2)[:, :, 0], pixels((20, 30), "uint16", seed=2))
+    assert len(archive.pool_of(0)) == 3
+    assert packed(tmp_path / "x", tmp_path / "a.h5").unchanged == 1
+
+
+def test_rows_are_cropped_from_image_and_mask(tmp_path: Path) -> None:
+    sources = make_sources(tmp_path / "steel", 2)
+    build(plan([sources]), tmp_path / "a.h5", BuildOptions(crop_bottom=15))
+    archive = Archive(tmp_path / "a.h5")
+    np.testing.assert_array_equal(archive.read_image(1)[:, :, 0], pixels((40, 300), seed=1)[:25])
+    np.testing.assert_array_equal(archive.read_mask(1), labels((40, 300), 1)[:25])
+    with pytest.raises(UserError, match="no more than the 40 to be cropped"):
+        build(plan([sources]), tmp_path / "b.h5", BuildOptions(crop_bottom=40))
+
+
+def test_automatic_cropping_leaves_images_without_a_bar(tmp_path: Path) -> None:
+    sources = make_sources(tmp_path / "steel", 2)
+    result = build(plan([sources]), tmp_path / "a.h5", BuildOptions(crop_bottom=AUTO_CROP))
+    assert not result.cropped
+    assert Archive(tmp_path / "a.h5").records[0].height == 40
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_adding_with_another_compression_recodes(tmp_path: Path, compression: str) -> None:
+    sources = make_sources(tmp_path / "steel", 2)
+    build(plan([sources]), tmp_path / "a.h5", BuildOptions(compression="gzip"))
+    make_sources(tmp_path / "steel", 5)
+    build(plan([sources]), tmp_path / "a.h5", BuildOptions(compression=compression))
+    packed(sources, tmp_path / "b.h5")
+    archive = Archive(tmp_path / "a.h5")
+    assert archive.pool_of(0).codec.name == compression
+    assert archive.fingerprint == Archive(tmp_path / "b.h5").fingerprint
+    np.testing.assert_array_equal(archive.read_image(0)[:, :, 0], pixels((40, 300), seed=0))
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from pscl_hpc.archive import build, publish
+from pscl_hpc.archive.ingest.sources import plan
+build.PART_BYTES = 30_000
+stage, out, source = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+original = {"pack": build._Packer.pack, "merge": publish.merge, "manifest": publish.write_manifest}
+calls = 0
+def pack(self, *args):
+    global calls
+    calls += 1
+    if stage == "pack" and calls == 8:
+        os.kill(os.getpid(), 9)
+    return original["pack"](self, *args)
+def merge(*args):
+    original["merge"](*args)
+    if stage == "merge":
+        os.kill(os.getpid(), 9)
+def manifest(*args):
+    os.kill(os.getpid(), 9)
+build._Packer.pack, publish.merge = pack, merge
+if stage == "manifest":
+    publish.write_manifest = manifest
+build.build(plan([source]), out, build.BuildOptions(), shard_bytes=40_000 if out.suffix != ".h5" else None)
+"""
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"), [("pack", "a.h5"), ("merge", "a.h5"), ("merge", "a"), ("manifest", "a")]
+)
+@pytest.mark.parametrize("adding", [False, True])
+def test_kill_9_and_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, name: str, adding: bool
+) -> None:
+    """A build killed at its worst moments goes on to what an undisturbed one makes, and loses nothing."""
+    out = tmp_path / name
+    shard_bytes = None if out.suffix else 40_000
+    sources = make_sources(tmp_path / "steel", 3)
+    before = ""
+    if adding:
+        packed(sources, out, shard_bytes=shard_bytes)
+        before = Archive(out).fingerprint
+    make_sources(tmp_path / "steel", 12)
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    done = subprocess.run(
+        [sys.executable, script, stage, out, sources], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    if adding:
+        assert Archive(out).fingerprint == before
+    else:
+        assert not (out / "manifest.json" if shard_bytes else out).exists()
+    assert len(list((tmp_path / f"{name}.partial").glob("part-*.h5"))) >= 2
+
+    packs = []
+    original = build_module._Packer.pack
+    monkeypatch.setattr(
+        build_module._Packer,
+        "pack",
+        lambda self, item, hashes: packs.append(item.id) or original(self, item, hashes),
+    )
+    packed(sources, out, shard_bytes=shard_bytes)
+    assert len(packs) < (9 if adding else 12), "the finished parts were not used"
+    monkeypatch.undo()
+    packed(sources, tmp_path / "whole.h5")
+    assert Archive(out).fingerprint == Archive(tmp_path / "whole.h5").fingerprint
+    assert not (tmp_path / f"{name}.partial").exists()
+    if shard_bytes:
+        listed = {entry["file"] for entry in json.loads((out / "manifest.json").read_text())["shards"]}
+        assert {path.name for path in out.glob("shard-*.h5")} == listed
+
+
+def test_kill_9_at_a_random_instant(tmp_path: Path) -> None:
+    sources = make_sources(tmp_path / "steel", 150)
+    out = tmp_path / "a.h5"
+    script = tmp_path / "slow.py"
+    script.write_text(KILLED)
+    packed(sources, tmp_path / "whole.h5")
+    for pause in (0.05, 0.2):
+        process = subprocess.Popen([sys.executable, script, "never", out, sources])
+        scratch = tmp_path / "a.h5.partial"
+        for _ in range(2000):
+            if scratch.exists() or process.poll() is not None:
+                break
+            time.sleep(0.005)
+        time.sleep(pause)
+        process.kill()
+        process.wait()
+    packed(sources, out)
+    assert Archive(out).fingerprint == Archive(tmp_path / "whole.h5").fingerprint
+
+
+def _interrupted(
+    sources: Path, out: Path, monkeypatch: pytest.MonkeyPatch, after: int, error: BaseException
+) -> None:
+    """A build that stops by ``error`` after so many files."""
+    original = build_module._Packer.pack
+    calls = []
+
+    def pack(self, item, hashes):
+        calls.append(item)
+        if len(calls) > after:
+            raise error
+        return original(self, item, hashes)
+
+    monkeypatch.setattr(build_module._Packer, "pack", pack)
+    with pytest.raises(type(error)):
+        packed(sources, out)
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143)])
+def test_ctrl_c_and_sigterm_keep_every_packed_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    sources = make_sources(tmp_path / "steel", 6)
+    _interrupted(sources, tmp_path / "a.h5", monkeypatch, 4, error)
+    part = Archive(tmp_path / "a.h5.partial" / "part-000000.h5")
+    assert len(part) == 4
+
+
+def test_what_changed_between_kill_and_resume_is_packed_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = make_sources(tmp_path / "steel", 6)
+    _interrupted(sources, tmp_path / "a.h5", monkeypatch, 4, KeyboardInterrupt())
+    Image.fromarray(pixels((40, 300), seed=77)).save(sources / "img" / "0000.png")
+    (sources / "img" / "0002.png").unlink()
+    (sources / "img" / "0001.png").write_bytes(b"torn meanwhile")
+    result = packed(sources, tmp_path / "a.h5")
+    archive = Archive(tmp_path / "a.h5")
+    assert [record.id for record in archive.records] == [f"steel/{n:04d}" for n in (0, 3, 4, 5)]
+    np.testing.assert_array_equal(archive.read_image(0)[:, :, 0], pixels((40, 300), seed=77))
+    assert [item.path for item in result.skipped] == ["steel/img/0001.png"]
+
+
+def test_a_torn_part_is_packed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = make_sources(tmp_path / "steel", 6)
+    _interrupted(sources, tmp_path / "a.h5", monkeypatch, 4, KeyboardInterrupt())
+    os.truncate(tmp_path / "a.h5.partial" / "part-000000.h5", 3000)
+    packed(sources, tmp_path / "a.h5")
+    packed(sources, tmp_path / "b.h5")
+    assert Archive(tmp_path / "a.h5").fingerprint == Archive(tmp_path / "b.h5").fingerprint
+
+
+def test_resuming_with_other_options_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = make_sources(tmp_path / "steel", 6)
+    _interrupted(sources, tmp_path / "a.h5", monkeypatch, 4, KeyboardInterrupt())
+    with pytest.raises(UserError, match=r"a\.h5\.partial holds parts of a build with other options"):
+        build(plan([sources]), tmp_path / "a.h5", BuildOptions(crop_bottom=3))
+    assert list((tmp_path / "a.h5.partial").glob("part-*.h5"))
+
+
+def test_two_builds_at_once_are_refused(tmp_path: Path) -> None:
+    sources = make_sources(tmp_path / "steel", 2)
+    (tmp_path / "a.h5.partial").mkdir()
+    with (tmp_path / "a.h5.partial" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=r"another build of .* is at work"):
+            packed(sources, tmp_path / "a.h5")
+    assert packed(sources, tmp_path / "a.h5").added == 2
+
+
+def test_outputs_that_are_in_the_way(tmp_path: Path) -> None:
+    sources = make_sources(tmp_path / "steel", 2)
+    (tmp_path / "text.h5").write_text("mine")
+    with pytest.raises(UserError, match="cannot be read as an archive"):
+        packed(sources, tmp_path / "text.h5")
+    assert (tmp_path / "text.h5").read_text() == "mine"
+    with pytest.raises(UserError, match="is a folder with other files"):
+        packed(sources, sources)
+    with pytest.raises(UserError, match="is a file"):
+        packed(sources, tmp_path / "text.h5", shard_bytes=1000)
+    with pytest.raises(UserError, match="cannot be written"):
+        packed(sources, tmp_path / "text.h5" / "a.h5")

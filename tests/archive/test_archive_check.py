@@ -1,0 +1,241 @@
+"""Checking: what is wrong is found and named, what is right is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pscl_hpc.archive import Archive, Collection, ShardWriter
+from pscl_hpc.archive.build import BuildOptions, build
+from pscl_hpc.archive.check import Finding, check
+from pscl_hpc.archive.contact_sheet import class_colours, contact_sheet
+from pscl_hpc.archive.duplicates import SIDE, Thumbnailer, similar_pairs
+from pscl_hpc.archive.ingest.sources import plan
+
+from .archives import PLAIN, STEEL, Pixels, labels, pixels, texture, write_mixed
+
+
+def _archive(path: Path, images: dict[str, Pixels], **fields: dict[str, str]) -> Archive:
+    with ShardWriter(path, [PLAIN]) as writer:
+        for stem, image in images.items():
+            writer.add(image, id=f"plain/{stem}", dataset="plain", **fields.get(stem, {}))  # type: ignore[arg-type]
+    return Archive(path)
+
+
+def _kinds(findings: list[Finding]) -> list[tuple[str, tuple[str, ...]]]:
+    return [(finding.kind, finding.images) for finding in findings]
+
+
+def test_a_clean_archive_has_no_findings(tmp_path: Path) -> None:
+    images = {f"{number}": texture((90, 120), number) for number in range(30)}
+    assert check(_archive(tmp_path / "a.h5", images)) == []
+
+
+CHANGES: dict[str, Callable[[Pixels], Pixels]] = {
+    "same": lambda image: image,
+    "turned by 90 degrees": lambda image: np.rot90(image, 3),
+    "turned by 180 degrees": lambda image: np.rot90(image, 2),
+    "turned by 270 degrees": lambda image: np.rot90(image, 1),
+    "mirrored": lambda image: image[:, ::-1],
+    "mirrored, turned by 180 degrees": lambda image: image[::-1],
+    "mirrored, turned by": lambda image: np.swapaxes(image, 0, 1),
+    "near copy": lambda image: np.clip(image * 0.8 + 20 + pixels(image.shape) / 40, 0, 255).astype(np.uint8),
+    "near": lambda image: np.asarray(Image.fromarray(image).resize((97, 131))),
+}
+
+
+@pytest.mark.parametrize("how", list(CHANGES))
+@pytest.mark.parametrize("size", [(120, 120), (100, 140)])
+def test_copies_are_found_however_changed(tmp_path: Path, how: str, size: tuple[int, int]) -> None:
+    images: dict[str, Pixels] = {f"{number}": texture(size, number) for number in range(6)}
+    images["copy"] = np.ascontiguousarray(CHANGES[how](images["2"]))
+    findings = check(_archive(tmp_path / "a.h5", images))
+    assert _kinds(findings) == [("duplicate", ("plain/2", "plain/copy"))]
+    assert ("the same pixels" if how == "same" else how) in findings[0].detail
+
+
+def test_a_copy_in_another_split_is_a_leak(tmp_path: Path) -> None:
+    images = {"a": texture((80, 80)), "b": np.ascontiguousarray(texture((80, 80))[::-1])}
+    archive = _archive(tmp_path / "a.h5", images, a={"split": "train"}, b={"split": "test"})
+    findings = check(archive)
+    assert _kinds(findings) == [("leak", ("plain/a", "plain/b"))]
+    assert "(train and test)" in findings[0].detail
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), noise=st.floats(0, 0.2))
+def test_the_screen_misses_no_pair(seed: int, noise: float) -> None:
+    """Against all pairs in all orientations, compared one by one."""
+    random = np.random.default_rng(seed)
+    stack = [random.normal(size=(SIDE, SIDE)) for _ in range(4)]
+    stack += [
+        np.rot90(image, turns) + noise * random.normal(size=(SIDE, SIDE)) for turns, image in enumerate(stack)
+    ]
+    stack += [np.swapaxes(stack[0], 0, 1)]
+    thumbnails = np.array([image - image.mean() for image in stack])
+    thumbnails /= np.linalg.norm(thumbnails, axis=(1, 2), keepdims=True)
+    truth = set()
+    for first in range(len(stack)):
+        for second in range(first + 1, len(stack)):
+            turned = [
+                np.rot90(side, turns)
+                for side in (thumbnails[second], thumbnails[second].T)
+                for turns in range(4)
+            ]
+            if max(float((thumbnails[first] * image).sum()) for image in turned) >= 0.98 + 1e-5:
+                truth.add((first, second))
+    found = {(pair.first, pair.second) for pair in similar_pairs(thumbnails.astype(np.float32))}
+    assert truth <= found
+    assert (0, 8) in found
+
+
+@settings(max_examples=40, deadline=None)
+@given(height=st.integers(1, 300), width=st.integers(1, 300), strip=st.sampled_from([1, 7, 256]))
+def test_thumbnails_are_area_means(height: int, width: int, strip: int) -> None:
+    image = pixels((height, width, 1), "uint16").astype(np.float32)
+    thumbnailer = Thumbnailer(height, width)
+    for top in range(0, height, strip):
+        thumbnailer.add(image[top : top + strip])
+    mean = np.zeros((SIDE, SIDE))
+    rows, columns = np.arange(height) * SIDE // height, np.arange(width) * SIDE // width
+    for i in range(SIDE):
+        for j in range(SIDE):
+            # A cell that a small image does not reach repeats the one before it.
+            near_i, near_j = rows[rows <= i].max(), columns[columns <= j].max()
+            mean[i, j] = image[rows == near_i][:, columns == near_j].mean()
+    mean -= mean.mean()
+    norm = np.linalg.norm(mean)
+    if norm > 1:
+        np.testing.assert_allclose(thumbnailer.thumbnail(), mean / norm, atol=1e-5)
+
+
+def test_flat_images_are_compared_by_their_pixels_alone(tmp_path: Path) -> None:
+    images = {name: np.full((50, 50), level, np.uint8) for name, level in (("a", 7), ("b", 9), ("c", 7))}
+    assert _kinds(check(_archive(tmp_path / "a.h5", images))) == [("duplicate", ("plain/a", "plain/c"))]
+
+
+def _break(path: Path, pool: str, column: str) -> None:
+    """Change one stored value behind the back of the checksums."""
+    with h5py.File(path, "r+") as file:
+        row = file["images/id"].asstr()[()].tolist().index("steel/1-uint16-1")
+        tile = int(file[f"images/{column}"][row])
+        values = file["tiles"][pool][tile]
+        values[3, 4] = 1 - values[3, 4] if pool == "mask" and values[3, 4] < 2 else 1
+        file["tiles"][pool][tile] = values
+
+
+def test_a_changed_pixel_is_found(tmp_path: Path) -> None:
+    write_mixed(tmp_path / "a.h5")
+    before = _kinds(check(Archive(tmp_path / "a.h5")))
+    assert not [kind for kind, _ in before if kind in ("checksum", "mask")]
+    _break(tmp_path / "a.h5", "uint16x1", "first_tile")
+    assert ("checksum", ("steel/1-uint16-1",)) in _kinds(check(Archive(tmp_path / "a.h5")))
+
+
+def test_a_changed_mask_is_found(tmp_path: Path) -> None:
+    write_mixed(tmp_path / "a.h5")
+    _break(tmp_path / "a.h5", "mask", "mask_first_tile")
+    found = check(Archive(tmp_path / "a.h5"))
+    assert [str(item) for item in found if item.kind == "checksum"] == [
+        "checksum: the mask of steel/1-uint16-1 differs from its checksum"
+    ]
+
+
+def test_garbage_in_a_compressed_tile_is_found(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "a.h5", [PLAIN], "gzip") as writer:
+        for number in range(3):
+            writer.add(texture((200, 200), number) // 16, id=f"plain/{number}", dataset="plain")
+    archive = Archive(tmp_path / "a.h5")
+    pool = archive.pool_of(1)
+    with (tmp_path / "a.h5").open("r+b") as file:
+        file.seek(int(pool.offsets[1]) + 10)
+        file.write(b"\xff" * 50)
+    findings = check(Archive(tmp_path / "a.h5"))
+    assert _kinds(findings) == [("checksum", ("plain/1",))]
+    assert "damaged at plain/1" in findings[0].detail
+
+
+def test_a_mask_outside_its_classes_is_found(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "a.h5", [STEEL]) as writer:
+        writer.add(texture((20, 30)), id="steel/a", dataset="steel", mask=labels((20, 30)))
+        writer.add(texture((20, 31), 1), id="steel/b", dataset="steel", mask=np.full((20, 31), 255, np.uint8))
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        file["collections"][()] = (
+            file["collections"]
+            .asstr()[()]
+            .replace('["matrix", "carbide", "pore"]', '["matrix", "carbide"]')
+            .replace('"ignore_classes": [2]', '"ignore_classes": []')
+        )
+    details = [finding.detail for finding in check(Archive(tmp_path / "a.h5")) if finding.kind == "mask"]
+    assert details == [
+        "steel/a: the mask holds 2 but collection steel has classes 0 to 1",
+        "steel/b: no pixel of the mask is annotated",
+    ]
+
+
+def test_references_must_be_annotated_training_images(tmp_path: Path) -> None:
+    names = ("steel/gone", "steel/bare", "steel/test", "steel/good")
+    with ShardWriter(tmp_path / "a.h5", [Collection("steel", ("a", "b", "c"), references=names)]) as writer:
+        writer.add(texture((20, 30), 1), id="steel/bare", dataset="steel")
+        writer.add(
+            texture((20, 30), 2), id="steel/test", dataset="steel", mask=labels((20, 30)), split="test"
+        )
+        writer.add(
+            texture((20, 30), 3), id="steel/good", dataset="steel", mask=labels((20, 30)), split="train"
+        )
+    details = {finding.images[0]: finding.detail for finding in check(Archive(tmp_path / "a.h5"))}
+    assert sorted(details) == ["steel/bare", "steel/gone", "steel/test"]
+    assert "has no mask" in details["steel/bare"]
+    assert "not in the archive" in details["steel/gone"]
+    assert "in the split test" in details["steel/test"]
+
+
+def test_specimens_that_straddle_splits(tmp_path: Path) -> None:
+    images = {name: texture((60, 60), number) for number, name in enumerate("abcdef")}
+    archive = _archive(
+        tmp_path / "a.h5",
+        images,
+        a={"specimen": "S1", "split": "train"},
+        b={"specimen": "S1", "split": "test"},
+        c={"specimen": "S2", "split": "train"},
+        d={"specimen": "S2", "split": "train"},
+        e={"specimen": "S2"},
+        f={"split": "test"},
+    )
+    findings = check(archive)
+    assert _kinds(findings) == [("specimen", ("plain/a", "plain/b"))]
+    assert "specimen S1 of plain is in test (plain/b) and train (plain/a)" in findings[0].detail
+
+
+def test_a_shard_that_differs_from_its_manifest(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    for number in range(3):
+        Image.fromarray(texture((60, 60), number)).save(tmp_path / "x" / f"{number}.png")
+    build(plan([tmp_path / "x"]), tmp_path / "out", BuildOptions(), shard_bytes=4000)
+    assert check(Archive(tmp_path / "out")) == []
+    shard = next((tmp_path / "out").glob("shard-*.h5"))
+    with h5py.File(shard, "r+") as file:
+        file["images/um_per_pixel"][...] = 0.5
+    findings = check(Archive(tmp_path / "out"))
+    assert [finding.kind for finding in findings] == ["checksum"]
+    assert str(shard) in findings[0].detail
+
+
+def test_the_contact_sheet_shows_every_collection(tmp_path: Path) -> None:
+    write_mixed(tmp_path / "a.h5")
+    archive = Archive(tmp_path / "a.h5")
+    contact_sheet(archive, tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as image:
+        sheet = np.asarray(image)
+    assert sheet.shape[2] == 3
+    # The tint of an annotated class is on the sheet: the legend's own colour, exactly.
+    for colour in class_colours(STEEL)[1:]:
+        assert (sheet == colour).all(axis=2).any()
+    assert not class_colours(STEEL)[0].any()

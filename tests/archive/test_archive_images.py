@@ -1,0 +1,339 @@
+"""Decoding: no depth is lost, and a damaged file is told from a whole one."""
+
+from __future__ import annotations
+
+import io
+import struct
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pscl_hpc.archive import Collection
+from pscl_hpc.archive.ingest.errors import Unreadable
+from pscl_hpc.archive.ingest.images import open_pages, single_channel
+from pscl_hpc.archive.ingest.masks import read_mask
+
+from .archives import STEEL, Pixels, labels, pixels
+
+
+def decode(path: Path, *, luma: bool = False) -> Pixels:
+    """The one page of a file, whole."""
+    with open_pages(path) as pages:
+        assert len(pages) == 1
+        page = single_channel(pages[0], luma=luma)
+        image = np.concatenate(list(page.strips()))
+        assert image.shape == (page.height, page.width, page.channels)
+        assert image.dtype.name == page.dtype
+        return image
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("shape", [(31, 45), (31, 45, 3), (300, 9)])
+def test_integers_come_back_exactly(tmp_path: Path, suffix: str, dtype: str, shape: tuple[int, ...]) -> None:
+    image = pixels(shape, dtype)
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(imagecodecs.png_encode(image)) if suffix == "png" else tifffile.imwrite(path, image)
+    np.testing.assert_array_equal(decode(path), image.reshape(*shape[:2], -1))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored"),
+    [
+        ("float32", "float32"),
+        ("float64", "float32"),
+        ("float16", "float32"),
+        ("int16", "float32"),
+        ("int8", "float32"),
+    ],
+)
+def test_signed_and_float_tiff_become_float32(tmp_path: Path, dtype: str, stored: str) -> None:
+    image = (np.random.default_rng(0).normal(0, 50, (20, 30))).astype(dtype)
+    tifffile.imwrite(tmp_path / "a.tif", image)
+    read = decode(tmp_path / "a.tif")
+    assert read.dtype == stored
+    np.testing.assert_array_equal(read[:, :, 0], image.astype(np.float32))
+
+
+def test_32_bit_integers_are_refused_not_rounded(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.arange(100, dtype=np.uint32).reshape(10, 10))
+    with pytest.raises(Unreadable, match="uint32 values cannot be stored without loss"):
+        decode(tmp_path / "a.tif")
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_tiff_layouts(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    height, width = data.draw(st.integers(1, 600)), data.draw(st.integers(1, 600))
+    dtype = data.draw(st.sampled_from(["uint8", "uint16", "float32"]))
+    channels = data.draw(st.sampled_from([1, 3]))
+    options: dict[str, Any] = {
+        "compression": data.draw(st.sampled_from([None, "zlib", "lzw", "zstd", "packbits"]))
+    }
+    if options["compression"] in ("zlib", "lzw") and data.draw(st.booleans()):
+        options["predictor"] = True
+    layout = data.draw(st.sampled_from(["tile", "strip", "whole"]))
+    if layout == "tile":
+        options["tile"] = (data.draw(st.sampled_from([16, 64, 272])), data.draw(st.sampled_from([16, 128])))
+    elif layout == "strip":
+        options["rowsperstrip"] = data.draw(st.integers(1, height))
+    if channels == 3:
+        options |= {"photometric": "rgb", "planarconfig": data.draw(st.sampled_from(["contig", "separate"]))}
+    options["bigtiff"] = data.draw(st.booleans())
+    options["byteorder"] = data.draw(st.sampled_from("<>"))
+    image = pixels((height, width, channels), dtype)
+    path = tmp_path_factory.mktemp("tiff") / "a.tif"
+    stored = image[:, :, 0] if channels == 1 else image
+    if options.get("planarconfig") == "separate":
+        stored = np.moveaxis(stored, 2, 0)
+    tifffile.imwrite(path, stored, **options)
+    np.testing.assert_array_equal(decode(path), image)
+
+
+def test_tiff_pages_and_reduced_copies(tmp_path: Path) -> None:
+    pages = [pixels((20, 30), seed=1), pixels((25, 10), "uint16", seed=2)]
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        writer.write(pages[0])
+        writer.write(pages[0][::2, ::2], subfiletype=1)
+        writer.write(pages[1])
+    with open_pages(tmp_path / "a.tif") as found:
+        assert [(page.height, page.width, page.dtype) for page in found] == [
+            (20, 30, "uint8"),
+            (25, 10, "uint16"),
+        ]
+        for page, truth in zip(found, pages, strict=True):
+            np.testing.assert_array_equal(page.rows(0, page.height)[:, :, 0], truth)
+
+
+def test_tiff_white_is_zero_palette_and_bilevel(tmp_path: Path) -> None:
+    image = pixels((9, 17))
+    tifffile.imwrite(tmp_path / "white.tif", image, photometric="miniswhite")
+    np.testing.assert_array_equal(decode(tmp_path / "white.tif")[:, :, 0], 255 - image)
+    ramp = np.stack([np.arange(256)[::-1] * 257] * 3).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "palette.tif", image, photometric="palette", colormap=ramp)
+    np.testing.assert_array_equal(decode(tmp_path / "palette.tif")[:, :, 0], 255 - image)
+    tifffile.imwrite(tmp_path / "bits.tif", image > 99, photometric="minisblack")
+    np.testing.assert_array_equal(decode(tmp_path / "bits.tif")[:, :, 0], np.where(image > 99, 255, 0))
+
+
+def test_12_bit_tiff_keeps_values_and_range(tmp_path: Path) -> None:
+    image = pixels((16, 16), "uint16") >> 4
+    packed = imagecodecs.packints_encode(image, 12)
+    tags = [
+        (256, 16),
+        (257, 16),
+        (258, 12),
+        (259, 1),
+        (262, 1),
+        (273, 138),
+        (277, 1),
+        (278, 16),
+        (279, len(packed)),
+    ]
+    body = b"".join(struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, value) for tag, value in tags)
+    header = b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(tags)) + body + bytes(4)
+    (tmp_path / "a.tif").write_bytes(header.ljust(138, b"\0") + packed)
+    with open_pages(tmp_path / "a.tif") as (page,):
+        np.testing.assert_array_equal(page.rows(0, 16)[:, :, 0], image)
+        assert page.intensity == (0.0, 4095.0)
+
+
+def test_a_huge_tiled_tiff_is_read_by_bands(tmp_path: Path) -> None:
+    """The page never decodes more than one row of its tiles for 256 rows of the image."""
+    image = pixels((3000, 700), "uint16")
+    tifffile.imwrite(tmp_path / "a.tif", image, tile=(128, 128), compression="zlib")
+    with open_pages(tmp_path / "a.tif") as (page,):
+        decoded = []
+        original = page._decode_band
+        page._decode_band = lambda number: decoded.append(number) or original(number)
+        strips = page.strips()
+        np.testing.assert_array_equal(next(strips)[:, :, 0], image[:256])
+        assert decoded == [0, 1]
+        np.testing.assert_array_equal(np.concatenate(list(strips))[:, :, 0], image[256:])
+        assert decoded == list(range(24))
+
+
+def _png(image: Image.Image, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_png_modes(tmp_path: Path, mode: str) -> None:
+    grey = pixels((20, 30))
+    source = (
+        Image.fromarray(pixels((20, 30), "uint16")) if mode == "I;16" else Image.fromarray(grey).convert(mode)
+    )
+    (tmp_path / "a.png").write_bytes(_png(source))
+    truth = np.asarray(source.convert("L") if mode in ("1", "LA", "P", "RGB", "RGBA") else source)
+    read = decode(tmp_path / "a.png")  # equal channels are stored once, alpha is dropped
+    np.testing.assert_array_equal(read[:, :, 0], truth)
+    assert read.shape == (20, 30, 1)
+
+
+def test_true_colour_is_kept_or_made_luma(tmp_path: Path) -> None:
+    image = pixels((20, 30, 3))
+    image[:, :, 1:] = image[:, :, :1]
+    image[19, 29] = (250, 10, 20)  # one coloured pixel in the last corner
+    (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(image))
+    np.testing.assert_array_equal(decode(tmp_path / "a.png"), image)
+    read = decode(tmp_path / "a.png", luma=True)
+    assert read.shape == (20, 30, 1)
+    assert read[19, 29, 0] == round(0.299 * 250 + 0.587 * 10 + 0.114 * 20)
+    np.testing.assert_array_equal(read[0, :, 0], image[0, :, 0])
+
+
+@pytest.mark.parametrize("form", ["JPEG", "BMP"])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_jpeg_and_bmp(tmp_path: Path, form: str, mode: str) -> None:
+    source = Image.fromarray(pixels((20, 30, 3))).convert(mode)
+    path = tmp_path / f"wrongly-named.{'png' if form == 'BMP' else 'tif'}"
+    source.save(path, form)
+    truth = np.asarray(Image.open(path)).reshape(20, 30, -1)
+    np.testing.assert_array_equal(decode(path), truth)
+
+
+def _whole(kind: str) -> bytes:
+    image = pixels((64, 64, 3))
+    if kind == "tif":
+        buffer = io.BytesIO()
+        tifffile.imwrite(buffer, image, tile=(16, 16), compression="zlib", photometric="rgb")
+        return buffer.getvalue()
+    if kind == "png":
+        return bytes(imagecodecs.png_encode(image))
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, {"jpg": "JPEG", "bmp": "BMP"}[kind])
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "bmp", "tif"])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.7, 0.95])
+def test_a_torn_file_is_never_packed_short(tmp_path: Path, kind: str, share: float) -> None:
+    data = _whole(kind)
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(Unreadable):
+        decode(path)
+
+
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_flipped_bits_are_noticed(tmp_path: Path, kind: str) -> None:
+    data = bytearray(_whole(kind))
+    data[len(data) // 2] ^= 0x55
+    (tmp_path / "a").write_bytes(data)
+    with pytest.raises(Unreadable, match="damaged"):
+        decode(tmp_path / "a")
+
+
+def test_other_files_say_what_they_are_not(tmp_path: Path) -> None:
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "bomb.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", 10**6, 10**6) + b"\x08\0\0\0\0" + bytes(4)
+    )
+    cmyk = Image.fromarray(pixels((4, 4, 3))).convert("CMYK")
+    cmyk.save(tmp_path / "cmyk.jpg")
+    tifffile.imwrite(
+        tmp_path / "five.tif", pixels((4, 4, 5)), photometric="minisblack", planarconfig="contig"
+    )
+    for name, reason in (
+        ("empty.png", "empty"),
+        ("text.png", "not a PNG, JPEG, BMP or TIFF"),
+        ("bomb.png", "too many"),
+        ("cmyk.jpg", "CMYK"),
+        ("five.tif", "5 channels"),
+        ("gone.png", "cannot be opened"),
+    ):
+        with pytest.raises(Unreadable, match=reason):
+            decode(tmp_path / name)
+
+
+def _read_mask(path: Path, collection: Collection = STEEL, cropped: int = 20) -> np.ndarray:
+    return read_mask(path, collection, 20, 30, cropped)
+
+
+@pytest.mark.parametrize("form", ["grey", "palette", "rgb", "16 bit", "tif", "bmp"])
+def test_mask_encodings(tmp_path: Path, form: str) -> None:
+    mask = labels((20, 30))
+    path = tmp_path / ("a.tif" if form == "tif" else "a.bmp" if form == "bmp" else "a.png")
+    if form == "palette":
+        image = Image.fromarray(mask)
+        image.putpalette([value for index in range(256) for value in (255 - index, index // 2, 7)])
+        image.save(path)
+    elif form == "rgb":
+        Image.fromarray(np.repeat(mask[:, :, None], 3, axis=2)).save(path)
+    elif form == "16 bit":
+        path.write_bytes(imagecodecs.png_encode(mask.astype(np.uint16)))
+    elif form == "tif":
+        tifffile.imwrite(path, mask)
+    else:
+        Image.fromarray(mask).save(path)
+    np.testing.assert_array_equal(_read_mask(path), mask)
+    np.testing.assert_array_equal(_read_mask(path, cropped=15), mask[:15])
+
+
+def test_a_binary_mask_of_one_bit(tmp_path: Path) -> None:
+    mask = labels((20, 30)) == 1
+    Image.fromarray(mask).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(_read_mask(tmp_path / "a.png"), mask)
+
+
+def test_a_mask_that_was_cropped_already_fits(tmp_path: Path) -> None:
+    mask = labels((15, 30))
+    Image.fromarray(mask).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(_read_mask(tmp_path / "a.png", cropped=15), mask)
+
+
+def test_masks_that_cannot_be_used_say_why(tmp_path: Path) -> None:
+    mask = labels((20, 30))
+    Image.fromarray(pixels((20, 30, 3))).save(tmp_path / "colour.png")
+    Image.fromarray(mask).save(tmp_path / "lossy.jpg")
+    Image.fromarray(mask[:, :-1]).save(tmp_path / "narrow.png")
+    Image.fromarray(np.where(mask == 1, 7, mask).astype(np.uint8)).save(tmp_path / "unknown.png")
+    Image.fromarray(np.where(mask == 1, 255, 0).astype(np.uint8)).save(tmp_path / "black-white.png")
+    (tmp_path / "torn.png").write_bytes((tmp_path / "narrow.png").read_bytes()[:80])
+    tifffile.imwrite(tmp_path / "float.tif", mask.astype(np.float32))
+    two = Collection("two", ("a", "b"))
+    for name, collection, reason in (
+        ("colour.png", STEEL, "colour.png is colour-coded; a mask is an image of class indices"),
+        ("lossy.jpg", STEEL, "lossy.jpg is not PNG, BMP or TIFF"),
+        ("narrow.png", STEEL, "the mask is 20 x 29, the image 20 x 30 pixels"),
+        ("unknown.png", STEEL, "holds 7 but collection steel has classes 0 to 2"),
+        ("black-white.png", two, "write 0 and 1"),
+        ("torn.png", STEEL, "damaged mask torn.png"),
+        ("float.tif", STEEL, "not class indices"),
+        ("gone.png", STEEL, "damaged mask gone.png"),
+    ):
+        with pytest.raises(Unreadable, match=reason):
+            _read_mask(tmp_path / name, collection)
+
+
+def test_scales_from_microscope_tags(tmp_path: Path) -> None:
+    image = pixels((8, 8))
+    fei = "[Scan]\r\nPixelWidth=2.5e-09\r\nPixelHeight=2.5e-09\r\n"
+    zeiss = "\r\n".join(
+        ["", *["0"] * 3, "AP_MAG", "Mag =  5.00 K X", "AP_IMAGE_PIXEL_SIZE", "Image Pixel Size = 22.33 nm"]
+    )
+    cases: dict[str, tuple[dict[str, Any], tuple[float | None, float | None]]] = {
+        "fei": ({"extratags": [(34682, 2, 0, fei, True)]}, (0.0025, None)),
+        "zeiss": ({"extratags": [(34118, 2, 0, zeiss, True)]}, (0.02233, 5000.0)),
+        "broken": ({"extratags": [(34682, 2, 0, "[Scan]\r\nPixelWidth=wide\r\n", True)]}, (None, None)),
+        "imagej": ({"imagej": True, "resolution": (4.0, 4.0), "metadata": {"unit": "um"}}, (0.25, None)),
+        "screen": ({"resolution": (72.0, 72.0), "resolutionunit": "INCH"}, (None, None)),
+    }
+    for name, (options, truth) in cases.items():
+        path = tmp_path / f"{name}.tif"
+        tifffile.imwrite(path, image, **options)
+        with open_pages(path) as (page,):
+            assert (page.um_per_pixel, page.magnification) == (
+                pytest.approx(truth[0]) if truth[0] else None,
+                pytest.approx(truth[1]) if truth[1] else None,
+            ), name

@@ -1,0 +1,216 @@
+"""Folder conventions, splits.json and the CSV sidecar."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pscl_hpc.archive.ingest.sources import Plan, plan
+from pscl_hpc.errors import UserError
+
+from .archives import labels, pixels
+
+
+def picture(path: Path, image: np.ndarray | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels((6, 8)) if image is None else image).save(path)
+    return path
+
+
+@pytest.fixture
+def steel(tmp_path: Path) -> Path:
+    """A dataset folder with four images, three masks and splits."""
+    folder = tmp_path / "steel"
+    for name in "abcd":
+        picture(folder / "img" / f"{name}.png")
+    for name in "abc":
+        picture(folder / "gt" / f"{name}.png", labels((6, 8)))
+    _splits(folder)
+    return folder
+
+
+def _splits(folder: Path, **changed: Any) -> None:
+    content = {
+        "classes": ["matrix", "carbide", "pore"],
+        "background": 0,
+        "ignore_classes": [2],
+        "train": ["a.png", "d.png"],
+        "val": ["b.png"],
+        "test_ood": ["c.png"],
+        "references": ["a.png"],
+        "note": "free text",
+        "folds": {"0": ["a.png"]},
+    } | changed
+    (folder / "splits.json").write_text(json.dumps(content))
+
+
+def _table(found: Plan) -> dict[str, tuple[str, bool]]:
+    return {item.id: (item.split, item.mask is not None) for item in found.items}
+
+
+def test_a_dataset_folder(steel: Path) -> None:
+    found = plan([steel])
+    assert _table(found) == {
+        "steel/a": ("train", True),
+        "steel/b": ("val", True),
+        "steel/c": ("test_ood", True),
+        "steel/d": ("train", False),
+    }
+    collection = found.collections["steel"]
+    assert collection.classes == ("matrix", "carbide", "pore")
+    assert (collection.background, collection.ignore_classes, collection.references) == (
+        0,
+        (2,),
+        ("steel/a",),
+    )
+    assert found.items[0].source == "steel/img/a.png"
+    assert not found.skipped
+
+
+@pytest.mark.parametrize(("images", "masks"), [("images", "masks"), ("img", "labels"), ("images", "gt")])
+def test_folder_names_and_other_suffixes(tmp_path: Path, images: str, masks: str) -> None:
+    picture(tmp_path / "x" / images / "deep" / "a.v2.jpg")
+    picture(tmp_path / "x" / masks / "deep" / "a.v2.png", labels((6, 8)))
+    found = plan([tmp_path / "x"], classes=["m", "n", "o"])
+    assert _table(found) == {"x/deep__a.v2": ("", True)}
+    assert found.collections["x"].classes == ("m", "n", "o")
+
+
+def test_a_folder_of_datasets_and_plain_folders_and_files(steel: Path, tmp_path: Path) -> None:
+    picture(tmp_path / "plain" / "sub" / "p.bmp")
+    picture(tmp_path / "plain" / ".hidden" / "h.png")
+    picture(tmp_path / "single" / "s.png")
+    both = plan([tmp_path, tmp_path / "plain", tmp_path / "single" / "s.png"])
+    assert [item.id for item in both.items] == [
+        "plain/sub__p",
+        "single/s",
+        "steel/a",
+        "steel/b",
+        "steel/c",
+        "steel/d",
+    ]
+    assert both.collections["plain"].classes == ()
+    reversed_order = plan([tmp_path / "single" / "s.png", tmp_path / "plain", tmp_path])
+    assert [item.id for item in reversed_order.items] == [item.id for item in both.items]
+
+
+def test_what_lies_about_is_named(steel: Path) -> None:
+    picture(steel / "gt" / "z.png", labels((6, 8)))
+    picture(steel / "img" / "a.jpg")
+    _splits(steel, train=["a.png", "gone.png"])
+    reasons = {Path(item.path).name: item.reason for item in plan([steel]).skipped}
+    assert "without an image" in reasons["z.png"]
+    assert "not there" in reasons["gone.png"]
+    assert "same image id steel/a" in reasons["a.png"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"val": ["a.png"]}, "lists a.png in train and in val"),
+        ({"references": ["c.png"]}, "lists c.png as a reference and in test_ood"),
+        ({"train": "a.png"}, "train must be a list of names"),
+        ({"ignore_classes": ["pore"]}, "ignore_classes must be a list of class indices"),
+        ({"ignore_classes": [9]}, "ignored class 9 is not a class index"),
+        ({"background": "matrix"}, "background must be a class index"),
+        ({"background": 5}, "background 5 is not a class index"),
+        ({"classes": []}, "the classes of steel are not named"),
+    ],
+)
+def test_splits_that_contradict_themselves(steel: Path, changed: dict[str, Any], message: str) -> None:
+    _splits(steel, **changed)
+    if "classes" in changed:
+        _splits(steel, classes=[], ignore_classes=[], background=0)
+    with pytest.raises(UserError, match=message):
+        plan([steel])
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]"])
+def test_unreadable_splits(steel: Path, text: str) -> None:
+    (steel / "splits.json").write_text(text)
+    with pytest.raises(UserError, match=r"splits\.json"):
+        plan([steel])
+
+
+def test_sources_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        plan([tmp_path / "gone"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="there is no image"):
+        plan([tmp_path / "empty"])
+    picture(tmp_path / "one" / "x" / "a.png")
+    picture(tmp_path / "two" / "x" / "b.png")
+    with pytest.raises(UserError, match="would both be the dataset 'x'"):
+        plan([tmp_path / "one" / "x", tmp_path / "two" / "x"])
+
+
+def _csv(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def test_a_sidecar_adds_what_is_known(tmp_path: Path) -> None:
+    for name in ("a.png", "sub/b.png", "other/b.png", "c.png"):
+        picture(tmp_path / "sem" / name)
+    picture(tmp_path / "annotated" / "a.png", labels((6, 8)))
+    sidecar = _csv(
+        tmp_path / "sem.csv",
+        "file,mask,dataset,specimen,condition,alloy,magnification,um_per_pixel,split,reference",
+        "a.png,annotated/a.png,,S1,aged 4h,718,5000,0.02,train,yes",
+        "sub/b.png,,special,S2,,,,,test,",
+        '"./c.png",,,"S, 3",,,,,,no',
+    )
+    found = plan([tmp_path / "sem"], metadata=sidecar, classes=["m", "n", "o"])
+    items = {item.id: item for item in found.items}
+    assert sorted(items) == ["sem/a", "sem/c", "sem/other__b", "special/sub__b"]
+    first = items["sem/a"]
+    assert first.mask is not None
+    assert (first.specimen, first.condition, first.alloy) == ("S1", "aged 4h", "718")
+    assert (first.magnification, first.um_per_pixel, first.split) == (5000, 0.02, "train")
+    assert items["special/sub__b"].split == "test"
+    assert items["sem/c"].specimen == "S, 3"
+    assert found.collections["sem"].references == ("sem/a",)
+    assert found.collections["sem"].classes == ("m", "n", "o")
+    assert sorted(found.collections) == ["sem", "special"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["file,specimem", "a.png,x"], "unknown column 'specimem'; did you mean 'specimen'"),
+        (["specimen", "x"], "has no column 'file'"),
+        (["file,alloy", "a.png"], "line 2: it must have 2 cells"),
+        (["file,alloy", "a.png,x,y"], "line 2: it must have 2 cells"),
+        (["file,alloy", ",x"], "line 2: the column 'file' is empty"),
+        (["file", "aa.png"], "line 2: no image aa.png is among the sources; did you mean 'a.png'"),
+        (["file", "b.png"], "line 2: b.png names 2 images"),
+        (["file,um_per_pixel", "a.png,0.1um"], "um_per_pixel is '0.1um', not a positive number"),
+        (["file,magnification", "a.png,-5"], "magnification is '-5'"),
+        (["file,reference", "a.png,perhaps"], "reference is 'perhaps'"),
+        (["file,mask", "a.png,gone.png"], "mask gone.png is neither beside the CSV file"),
+        (["file,mask", "a.png,../../secret.png"], "is neither beside the CSV file"),
+        (["file,mask", "a.png,other/b.png"], "the classes of sem are not named"),
+    ],
+)
+def test_a_sidecar_that_is_wrong_names_its_line(tmp_path: Path, lines: list[str], message: str) -> None:
+    picture(tmp_path / "secret.png")
+    folder = tmp_path / "in" / "sem"
+    for name in ("a.png", "sub/b.png", "other/b.png"):
+        picture(folder / name)
+    sidecar = _csv(tmp_path / "in" / "sem.csv", *lines)
+    with pytest.raises(UserError, match=message) as caught:
+        plan([folder], metadata=sidecar)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unreadable_sidecar(tmp_path: Path) -> None:
+    picture(tmp_path / "sem" / "a.png")
+    (tmp_path / "x.csv").write_bytes(b"file\n\xff\xfe\x00")
+    for name in ("x.csv", "gone.csv"):
+        with pytest.raises(UserError, match="not a readable CSV"):
+            plan([tmp_path / "sem"], metadata=tmp_path / name)
