@@ -1,7 +1,8 @@
 """The group-masked NT-Xent loss in fused Triton kernels.
 
-Three kernels: `_prepare` normalises, scales, casts and sorts; `_log_sums` gives each row its sum of exponentials;
-`_row_gradients` gives each row its whole gradient, down to the input's own row. Every program owns a block of rows
+Forward, `_prepare` normalises, scales, casts and sorts, and `_log_sums` gives each row its sum of exponentials.
+Backward, `_weighted_negatives` sums up what acts on each row, whether it is query or negative, and `_finish` carries
+that through the normalisation to the input's own row. Every program owns a block of rows
 and walks all columns in one order, so that nothing is accumulated by atomics and results do not vary.
 
 Because both rows and columns are sorted by group, the columns that a block of rows must not see as negatives are one
@@ -24,8 +25,8 @@ FLOOR = tl.constexpr(NORM_FLOOR)
 GAIN = tl.constexpr(1024.0)
 """Factor on the weights W of the backward pass, which lie in [0, 2]: keeps small ones normal in float16."""
 
-PREPARED_ROWS = 16
-"""Rows per program of `_prepare`."""
+PLAIN_ROWS = 16
+"""Rows per program of the kernels that go over the rows alone."""
 
 
 class Config(NamedTuple):
@@ -47,7 +48,7 @@ def forward_config(width: int, bits: int) -> Config:
 
 
 def backward_config(width: int, bits: int) -> Config:
-    """Tiling of `_row_gradients` for rows of `width` (a power of two) numbers of `bits` bits."""
+    """Tiling of `_weighted_negatives` for rows of `width` (a power of two) numbers of `bits` bits."""
     if bits == 32:
         return Config(64, 32, 4, 2) if width <= 64 else Config(64, 32, 8, 2)
     if width <= 64:
@@ -75,7 +76,7 @@ def prepare(q: Tensor, k: Tensor, groups: Tensor, temperature: Tensor) -> Prepar
     x = q.new_empty((2 * n, width), dtype=dtype)
     positive, norm = (q.new_empty(2 * n, dtype=torch.float32) for _ in range(2))
     if n:
-        _prepare[(triton.cdiv(2 * n, PREPARED_ROWS),)](
+        _prepare[(triton.cdiv(2 * n, PLAIN_ROWS),)](
             q.contiguous(),
             k.contiguous(),
             group,
@@ -87,7 +88,7 @@ def prepare(q: Tensor, k: Tensor, groups: Tensor, temperature: Tensor) -> Prepar
             n,
             d,
             WIDTH=width,
-            ROWS=PREPARED_ROWS,
+            ROWS=PLAIN_ROWS,
         )
     return Prepared(x, positive, norm, group, order, place.roll(-n).index_select(0, order))
 
@@ -127,10 +128,11 @@ def row_gradients(
     ranks, rows, width = saved.x.shape
     dq, dk = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k))
     radial = torch.empty_like(saved.norm)
+    total = torch.empty_like(saved.x[rank], dtype=torch.float32)
     if rows:
         config = backward_config(width, saved.x.element_size() * 8)
         low, high, absent = _runs(saved.group, rank)
-        _row_gradients[(triton.cdiv(rows, config.rows),)](
+        _weighted_negatives[(triton.cdiv(rows, config.rows),)](
             saved.x[rank],
             saved.x,
             saved.group[rank],
@@ -140,6 +142,22 @@ def row_gradients(
             absent,
             saved.log_sum[rank],
             saved.log_sum,
+            total,
+            rows,
+            ranks,
+            WIDTH=width,
+            ROWS=config.rows,
+            COLUMNS=config.columns,
+            PLAIN=plain,
+            PRECISION=precision(saved.x.dtype),
+            num_warps=config.warps,
+            num_stages=config.stages,
+        )
+        _finish[(triton.cdiv(rows, PLAIN_ROWS),)](
+            total,
+            saved.x[rank],
+            saved.group[rank],
+            saved.log_sum[rank],
             q.contiguous(),
             k.contiguous(),
             saved.norm,
@@ -150,15 +168,9 @@ def row_gradients(
             dk,
             radial,
             rows,
-            ranks,
             q.shape[1],
             WIDTH=width,
-            ROWS=config.rows,
-            COLUMNS=config.columns,
-            PLAIN=plain,
-            PRECISION=precision(saved.x.dtype),
-            num_warps=config.warps,
-            num_stages=config.stages,
+            ROWS=PLAIN_ROWS,
         )
     return dq, dk, radial.sum()
 
@@ -281,7 +293,8 @@ def _log_sums(
     last_row = tl.minimum(first_row + ROWS, rows) - 1
     inside = row < rows
     width = tl.arange(0, WIDTH)
-    a = tl.load(own_x + row[:, None] * WIDTH + width[None, :], mask=inside[:, None], other=0.0)
+    within = tl.arange(0, ROWS)[:, None] * WIDTH + width[None, :]
+    a = tl.load(own_x + first_row * WIDTH + within, mask=inside[:, None], other=0.0)
     own = tl.load(own_group + row, mask=inside, other=-1)
     lowest, highest = tl.load(own_group + first_row), tl.load(own_group + last_row)
     top = tl.load(positive + row, mask=inside, other=0.0)
@@ -289,6 +302,7 @@ def _log_sums(
         total = tl.math.exp2(top)
     else:
         total = tl.full((ROWS,), 1.0, tl.float32)
+    offset = tl.arange(0, COLUMNS)[:, None] * WIDTH + width[None, :]
     block = first_row * 0  # first row of the rank whose columns are next, 64-bit
     for rank in range(ranks):
         (first, n_left, right, n_right, start, n1, left, n2, outer, n3, last, n4) = _cuts(
@@ -297,19 +311,16 @@ def _log_sums(
         )  # fmt: skip
         for i in range(n_left + n_right):
             tile = tl.where(i < n_left, first + i, right + i - n_left)
-            column = block + tile.to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
-            b = tl.load(x + column[:, None] * WIDTH + width[None, :])
+            b = tl.load(x + (block + tile.to(tl.int64) * COLUMNS) * WIDTH + offset)
             exponents = tl.dot(a, tl.trans(b), input_precision=PRECISION)
             total, top = _add_exponentials(total, top, exponents, PLAIN)
         for i in range(n1 + n2 + n3 + n4):
             tile = _masked_tile(i, start, n1, left, n2, outer, n3, last)
-            column = tile.to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+            column = tile * COLUMNS + tl.arange(0, COLUMNS)
             there = (column < rows)[:, None]
-            b = tl.load(x + (block + column)[:, None] * WIDTH + width[None, :], mask=there, other=0.0)
+            b = tl.load(x + (block + tile.to(tl.int64) * COLUMNS) * WIDTH + offset, mask=there, other=0.0)
             exponents = tl.dot(a, tl.trans(b), input_precision=PRECISION)
-            exponents = tl.where(
-                _negative(own, group + block, column, rows), exponents, float("-inf")
-            )
+            exponents = tl.where(_negative(own, group + block, column, rows), exponents, float("-inf"))
             total, top = _add_exponentials(total, top, exponents, PLAIN)
         block += rows
     if PLAIN:
@@ -337,24 +348,24 @@ def _reciprocal(log_sum, PLAIN: tl.constexpr):
 
 
 @triton.jit
-def _row_gradients(
-    own_x, x, own_group, group, low, high, absent, own_log_sum, log_sum, q, k, norm, order, partner,
-    coefficient, dq, dk, radial, rows, ranks, d,
+def _weighted_negatives(
+    own_x, x, own_group, group, low, high, absent, own_log_sum, log_sum, out, rows, ranks,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PLAIN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the inputs' rows, and <z, dx> of each, for one block of own rows."""
+    """sum_j W_ij x_j over the negatives, for one block of own rows."""
     first_row = tl.program_id(0).to(tl.int64) * ROWS
     row = first_row + tl.arange(0, ROWS)
     last_row = tl.minimum(first_row + ROWS, rows) - 1
     inside = row < rows
     width = tl.arange(0, WIDTH)
-    a = tl.load(own_x + row[:, None] * WIDTH + width[None, :], mask=inside[:, None], other=0.0)
+    within = tl.arange(0, ROWS)[:, None] * WIDTH + width[None, :]
+    a = tl.load(own_x + first_row * WIDTH + within, mask=inside[:, None], other=0.0)
     own = tl.load(own_group + row, mask=inside, other=-1)
     lowest, highest = tl.load(own_group + first_row), tl.load(own_group + last_row)
-    own_sum = tl.load(own_log_sum + row, mask=inside, other=0.0)
-    own_factor = _reciprocal(own_sum, PLAIN)
+    own_factor = _reciprocal(tl.load(own_log_sum + row, mask=inside, other=0.0), PLAIN)
     total = tl.zeros((ROWS, WIDTH), tl.float32)
+    offset = tl.arange(0, COLUMNS)[:, None] * WIDTH + width[None, :]
     block = first_row * 0  # first row of the rank whose columns are next, 64-bit
     for rank in range(ranks):
         (first, n_left, right, n_right, start, n1, left, n2, outer, n3, last, n4) = _cuts(
@@ -363,18 +374,18 @@ def _row_gradients(
         )  # fmt: skip
         for i in range(n_left + n_right):
             tile = tl.where(i < n_left, first + i, right + i - n_left)
-            column = block + tile.to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
-            b = tl.load(x + column[:, None] * WIDTH + width[None, :])
-            factor = _reciprocal(tl.load(log_sum + column), PLAIN)
+            b = tl.load(x + (block + tile.to(tl.int64) * COLUMNS) * WIDTH + offset)
+            sums = tl.load(log_sum + block + tile.to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS))
+            factor = _reciprocal(sums, PLAIN)
             exponents = tl.dot(a, tl.trans(b), input_precision=PRECISION)
             w = _weights(exponents, own_factor, factor, PLAIN)
             total = tl.dot(w.to(b.dtype), b, total, input_precision=PRECISION)
         for i in range(n1 + n2 + n3 + n4):
             tile = _masked_tile(i, start, n1, left, n2, outer, n3, last)
-            column = tile.to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+            column = tile * COLUMNS + tl.arange(0, COLUMNS)
             there = column < rows
             b = tl.load(
-                x + (block + column)[:, None] * WIDTH + width[None, :], mask=there[:, None], other=0.0
+                x + (block + tile.to(tl.int64) * COLUMNS) * WIDTH + offset, mask=there[:, None], other=0.0
             )
             factor = _reciprocal(tl.load(log_sum + block + column, mask=there, other=0.0), PLAIN)
             exponents = tl.dot(a, tl.trans(b), input_precision=PRECISION)
@@ -382,16 +393,33 @@ def _row_gradients(
             w = tl.where(_negative(own, group + block, column, rows), w, 0.0)
             total = tl.dot(w.to(b.dtype), b, total, input_precision=PRECISION)
         block += rows
+    tl.store(out + first_row * WIDTH + within, total * (1.0 / GAIN), mask=inside[:, None])
 
-    # The positive pulls; then the gradient passes through the normalisation to the row's own place in q or k.
-    present = own >= 0
+
+@triton.jit
+def _finish(
+    total, own_x, own_group, own_log_sum, q, k, norm, order, partner, coefficient, dq, dk, radial, rows, d,
+    WIDTH: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Gradient of the inputs' rows, and <z, dx> of each, for one block of own rows.
+
+    Adds the positive's pull, and passes the gradient through the normalisation to the row's own place in q or k.
+    """
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = row < rows
+    width = tl.arange(0, WIDTH)
+    present = tl.load(own_group + row, mask=inside, other=-1) >= 0
     other = tl.load(partner + row, mask=inside, other=0)
-    c = tl.load(own_x + other[:, None] * WIDTH + width[None, :], mask=inside[:, None], other=0.0).to(tl.float32)
-    exponent = tl.sum(a.to(tl.float32) * c, 1)
+    a = tl.load(own_x + row[:, None] * WIDTH + width[None, :], mask=inside[:, None], other=0.0).to(tl.float32)
+    c = tl.load(own_x + other[:, None] * WIDTH + width[None, :], mask=inside[:, None], other=0.0).to(
+        tl.float32
+    )
+    exponent = tl.sum(a * c, 1)
+    own_sum = tl.load(own_log_sum + row, mask=inside, other=0.0)
     other_sum = tl.load(own_log_sum + other, mask=inside, other=0.0)
     pull = tl.math.exp2(exponent - own_sum) + tl.math.exp2(exponent - other_sum) - 2.0
-    dx = total * (1.0 / GAIN) + pull[:, None] * c
-    dx = tl.where(present[:, None], dx, 0.0)
+    dx = tl.load(total + row[:, None] * WIDTH + width[None, :], mask=inside[:, None], other=0.0)
+    dx = tl.where(present[:, None], dx + pull[:, None] * c, 0.0)
 
     source = tl.load(order + row, mask=inside, other=0)
     n = rows // 2
@@ -405,6 +433,7 @@ def _row_gradients(
     z /= length[:, None]
     along = tl.sum(z * dx, 1)
     tl.store(radial + row, along, mask=inside)
+    # At the floor the divisor is constant, and no part of the gradient is radial.
     tangential = tl.where(length > FLOOR, along, 0.0)
     gradient = (dx - z * tangential[:, None]) * (tl.load(coefficient) / length)[:, None]
     gradient = tl.where(present[:, None], gradient, 0.0)

@@ -50,9 +50,7 @@ def sample_similar(templates: Tensor, cells: Tensor, valid: Tensor | None) -> Te
     )
     sizes = (places, count, width, tiles, count * width if templates.ndim == 3 else 0, *cells.stride())
     _tile_maxima[(tiles, batch)](*arguments, *sizes, **common, num_warps=4)
-    _greedy[(batch,)](
-        *arguments, taken, *sizes, **common, TILES=triton.next_power_of_2(tiles), num_warps=4
-    )
+    _greedy[(batch,)](*arguments, taken, *sizes, **common, TILES=triton.next_power_of_2(tiles), num_warps=4)
     return taken
 
 
@@ -83,7 +81,9 @@ def _similarities(
         feature = first + tl.arange(0, BLOCK)
         inside = feature < width
         c = tl.load(
-            cell + place[:, None].to(tl.int64) * stride_place + feature[None, :].to(tl.int64) * stride_feature,
+            cell
+            + place[:, None].to(tl.int64) * stride_place
+            + feature[None, :].to(tl.int64) * stride_feature,
             mask=there[:, None] & inside[None, :],
             other=0.0,
         )
