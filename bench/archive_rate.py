@@ -1,0 +1,182 @@
+"""Random 224 px crops per second from an archive of real micrographs, by compression.
+
+python bench/archive_rate.py --data FOLDER
+
+FOLDER holds dataset folders of annotated grey 8-bit micrographs with classes in splits.json. The 16-bit and float
+images are made from them: 12 bits, of which the lower 4 are noise, as a detector gives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.record import record
+from pscl_hpc.archive import Archive, Collection, ShardWriter
+from pscl_hpc.archive.codecs import CODECS
+from pscl_hpc.archive.format import MASK_POOL, TILE
+from pscl_hpc.archive.ingest.images import open_pages, single_channel
+from pscl_hpc.archive.ingest.masks import read_mask
+from pscl_hpc.archive.ingest.sources import plan
+
+CROP = 224
+REPEATS = 3
+Pixels = npt.NDArray[Any]
+Micrograph = tuple[Pixels, Pixels, Collection]
+ReadCrop = Callable[[int, tuple[int, int, int, int]], Pixels]
+
+
+def load(folders: list[Path]) -> list[Micrograph]:
+    """Annotated grey micrographs of at least one crop, with masks and class lists."""
+    found = plan(folders)
+    loaded = []
+    for item in found.items:
+        if item.mask is None:
+            continue
+        with open_pages(item.path) as pages:
+            page = single_channel(pages[0], luma=True)
+            image = np.concatenate(list(page.strips()))
+        if min(image.shape[:2]) >= CROP:
+            collection = found.collections[item.dataset]
+            loaded.append(
+                (image, read_mask(item.mask, collection, *image.shape[:2], image.shape[0]), collection)
+            )
+    return loaded
+
+
+def as_dtype(image: Pixels, dtype: str) -> Pixels:
+    if dtype == "uint8":
+        return image
+    noise = np.random.default_rng(0).integers(0, 16, image.shape, np.uint16)
+    deep = (image.astype(np.uint16) << 4) + noise
+    real: Pixels = deep.astype(np.float32) / np.float32(4095)
+    return deep if dtype == "uint16" else real
+
+
+def write(path: Path, micrographs: list[Micrograph], dtype: str, codec: str) -> float:
+    """Write one archive; returns MB of pixels per second."""
+    collections = {
+        collection.name: Collection(collection.name, collection.classes) for *_, collection in micrographs
+    }
+    images = [as_dtype(image, dtype) for image, *_ in micrographs]
+    start = time.perf_counter()
+    with ShardWriter(path, list(collections.values()), codec) as writer:
+        for number, (image, (_, mask, collection)) in enumerate(zip(images, micrographs, strict=True)):
+            writer.add(image, id=f"{collection.name}/{number:06d}", dataset=collection.name, mask=mask)
+    return sum(image.nbytes for image in images) / 1e6 / (time.perf_counter() - start)
+
+
+def rate(archive: Archive, read: ReadCrop, seconds: float, threads: int = 1) -> float:
+    """Median crops per second over repeats, all threads together."""
+    rates = []
+    for repeat in range(REPEATS):
+        counts = [0] * threads
+        stop = time.perf_counter() + seconds
+
+        def work(number: int, repeat: int = repeat, stop: float = stop, counts: list[int] = counts) -> None:
+            random = np.random.default_rng((repeat, number))
+            while time.perf_counter() < stop:
+                record = archive.records[int(random.integers(len(archive)))]
+                top = int(random.integers(record.height - CROP + 1))
+                left = int(random.integers(record.width - CROP + 1))
+                read(record.index, (top, left, CROP, CROP))
+                counts[number] += 1
+
+        workers = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        rates.append(sum(counts) / seconds)
+    return statistics.median(rates)
+
+
+def through_h5py(archive: Archive, file: h5py.File) -> ReadCrop:
+    """The same crops of the same file by plain h5py slices, for comparison."""
+    rows = archive.rows
+
+    def read(index: int, window: tuple[int, int, int, int]) -> Pixels:
+        row = rows[index]
+        tiles = file["tiles"][row.pool]
+        top, left, height, width = window
+        out = np.empty((height, width), tiles.dtype)
+        across = -(-row.width // TILE)
+        for down in range(top // TILE, (top + height - 1) // TILE + 1):
+            y0, y1 = max(top, down * TILE), min(top + height, (down + 1) * TILE)
+            for right in range(left // TILE, (left + width - 1) // TILE + 1):
+                x0, x1 = max(left, right * TILE), min(left + width, (right + 1) * TILE)
+                tile = row.first_tile + down * across + right
+                out[y0 - top : y1 - top, x0 - left : x1 - left] = tiles[
+                    tile, y0 - down * TILE : y1 - down * TILE, x0 - right * TILE : x1 - right * TILE
+                ]
+        return out
+
+    return read
+
+
+def measure(
+    path: Path, micrographs: list[Micrograph], dtype: str, codec: str, seconds: float
+) -> dict[str, Any]:
+    written = write(path, micrographs, dtype, codec)
+    archive = Archive(path)
+    (record,) = {record.dtype for record in archive.records}
+    pools = archive.shards[0].pools
+    raw = sum(row.height * row.width for row in archive.rows)
+    line: dict[str, Any] = {
+        "dtype": record,
+        "compression": codec,
+        "crops_per_second": round(rate(archive, archive.read_image, seconds)),
+        "crops_per_second_2_threads": round(rate(archive, archive.read_image, seconds, threads=2)),
+        "stored_per_raw": round(int(pools[f"{dtype}x1"].sizes.sum()) / raw / np.dtype(dtype).itemsize, 3),
+        "write_MB_per_second": round(written),
+    }
+    if dtype == "uint8":
+        line["mask_crops_per_second"] = round(rate(archive, archive.read_mask, seconds))
+        line["mask_stored_per_raw"] = round(int(pools[MASK_POOL].sizes.sum()) / raw, 3)
+    if codec in ("none", "gzip", "lzf"):  # what h5py decodes without plugins
+        with h5py.File(path, "r", locking=False) as file:
+            line["crops_per_second_h5py"] = round(rate(archive, through_h5py(archive, file), seconds))
+    return line
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="dataset folders")
+    parser.add_argument("--seconds", type=float, default=1.0, help="per repeat; the median of three is kept")
+    arguments = parser.parse_args()
+    micrographs = load(arguments.data)
+    lines = []
+    with tempfile.TemporaryDirectory() as folder:
+        for dtype in ("uint8", "uint16", "float32"):
+            for codec in CODECS:
+                line = measure(Path(folder) / "a.h5", micrographs, dtype, codec, arguments.seconds)
+                lines.append(line)
+                print(line, flush=True)
+    names = " ".join(sorted({collection.name for *_, collection in micrographs}))
+    result = {
+        "images": len(micrographs),
+        "sizes": sorted({f"{image.shape[0]} x {image.shape[1]}" for image, *_ in micrographs}),
+        "datasets": names,
+        "crop": CROP,
+        "rows": lines,
+    }
+    print(record("cpu-archive-rate", result, command=f"python bench/archive_rate.py --data {names}"))
+
+
+if __name__ == "__main__":
+    main()
