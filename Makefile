@@ -1,12 +1,11 @@
 # Every target sets up what it needs in .venv; the first one takes a few minutes for that.
 #
 # Settings: PYTHON (interpreter of .venv), TORCH_INDEX (package index to take torch from), EXTRAS; .ci/install
-# explains them. DEMO is the folder that the demo fills, TESTS what `make test` runs.
+# explains them. TESTS is what `make test` runs.
 
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-DEMO ?= runs/demo
 TESTS ?= tests
 
 export PYTHON TORCH_INDEX EXTRAS
@@ -14,7 +13,7 @@ export PYTHON TORCH_INDEX EXTRAS
 .PHONY: help install demo test check format clean
 
 help:
-	@echo "make demo     archive, pretraining, fine-tuning and report on synthetic alloys, into $(DEMO)"
+	@echo "make demo     archive, pretraining, fine-tuning and report on synthetic alloys, into runs/demo"
 	@echo "make test     run the tests"
 	@echo "make check    lint, format check and types"
 	@echo "make format   format the code"
@@ -27,8 +26,17 @@ $(STAMP): pyproject.toml constraints.txt .ci/install
 	@.ci/install $(VENV)
 	@touch $@
 
-demo: $(STAMP)
-	@$(BIN)/pscl-hpc demo --out $(DEMO)
+# Every line is an ordinary command: the same ones work on your images. A demo that was interrupted goes on.
+demo: $(STAMP) runs/demo/alloys.h5
+	$(BIN)/pscl-hpc pretrain --config configs/demo/pretrain.yaml
+	$(BIN)/pscl-hpc finetune --config configs/demo/from-scratch.yaml
+	$(BIN)/pscl-hpc finetune --config configs/demo/finetune.yaml
+	$(BIN)/pscl-hpc evaluate runs/demo/from-scratch
+	$(BIN)/pscl-hpc evaluate runs/demo/finetune
+	$(BIN)/pscl-hpc report runs/demo
+
+runs/demo/alloys.h5: | $(STAMP)
+	$(BIN)/pscl-hpc archive synth --out $@ --images 60 --seed 1 --family particles
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest -q $(TESTS)

@@ -194,6 +194,12 @@ def synth_command(
     images: Annotated[int, typer.Option(help="Number of images, over all families.")] = 24,
     seed: Annotated[int, typer.Option(help="The same seed gives the same images.")] = 0,
     size: Annotated[str, typer.Option(metavar="H,W", help="Height and width in pixels.")] = "256,256",
+    family: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--family", help="grains, precipitates or particles; repeat it for several. Default: all."
+        ),
+    ] = None,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Make procedural alloy micrographs with exact masks: four classes, several production batches.
@@ -202,16 +208,21 @@ def synth_command(
 
     `pscl-hpc archive synth --out synthetic.h5 --images 24 --seed 0`
 
-    `pscl-hpc archive synth --out large.h5 --images 200 --seed 7 --size 384,512`
+    `pscl-hpc archive synth --out large.h5 --images 200 --seed 7 --size 384,512 --family grains`
     """
     from pscl_hpc.archive import Archive
-    from pscl_hpc.archive.synthesis import write_synthetic_archive
+    from pscl_hpc.archive.synthesis import FAMILIES, write_synthetic_archive
     from pscl_hpc.progress import Progress
 
     height, width = _numbers("--size", size, "height and width in pixels, such as 256,384")
     with Progress("drawing", images, unit="image", show=not as_json) as bar:
         path = write_synthetic_archive(
-            out, images, seed, (int(height), int(width)), on_image=lambda done, total: bar.advance()
+            out,
+            images,
+            seed,
+            (int(height), int(width)),
+            families=family or FAMILIES,
+            on_image=lambda done, total: bar.advance(),
         )
     archive = Archive(path)
     if as_json:

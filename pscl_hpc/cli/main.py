@@ -55,8 +55,6 @@ COMMANDS = (
           "pscl_hpc.cli.segmentation:register"),
     Entry("report", LOOK, "Show runs on one self-contained HTML page.",
           "pscl_hpc.cli.report:register"),
-    Entry("demo", LOOK, "Go the whole way on synthetic alloys: archive, pretrain, finetune, report.",
-          "pscl_hpc.cli.demo:register"),
     Entry("submit", CLUSTER, "Run pretrain or finetune as a job, on this machine or on Slurm.",
           "pscl_hpc.cli.launch:register"),
     Entry("jobs", CLUSTER, "List, follow and cancel jobs.",
@@ -93,7 +91,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Start with 'pscl-hpc doctor' and 'pscl-hpc demo'. 'pscl-hpc COMMAND --help' shows examples of a command. "
+    epilog="Start with 'pscl-hpc doctor' and, in a checkout, 'make demo'. 'pscl-hpc COMMAND --help' shows examples of a command. "
     "Exit codes: 0 done, 1 done with items skipped (named), 2 wrong input or configuration, 3 the job itself failed.",
 )
 
