@@ -1,0 +1,62 @@
+"""The picture at the top of the README, from a finished `make demo`.
+
+python bench/demo_figure.py [runs/demo] [docs/images/demo.png]
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import numpy.typing as npt
+from matplotlib.patches import Patch
+
+from pscl_hpc.archive import Archive
+from pscl_hpc.runs import RunFolder
+from pscl_hpc.segmentation.palette import class_colours, hex_colour
+from pscl_hpc.segmentation.pictures import picture_name, read_labels
+
+ROWS = 2
+
+
+def main(demo: Path, out: Path) -> None:
+    finetune = RunFolder.load(demo / "finetune")
+    with Archive(finetune.config.data.archive) as archive:
+        reference = archive.find(finetune.config.references[0])  # type: ignore[union-attr]
+        collection = archive.collections[reference.dataset]
+        colours = class_colours(len(collection.classes), collection.background)
+        tests = archive.select(datasets=[reference.dataset], splits=["test"])
+        # Pictures of different production batches, so that the figure shows how they differ.
+        chosen = list({record.condition: record for record in reversed(tests)}.values())[:ROWS]
+        columns = ["micrograph", "true classes", "from scratch", "after PSCL"]
+        figure, axes = plt.subplots(ROWS, 4, figsize=(10, 5.5), layout="compressed")
+        for row, record in enumerate(chosen):
+            image = archive.read_unit(record.index)[0]
+            pictures: list[npt.NDArray[np.uint8]] = [colours[archive.read_mask(record.index)]]
+            for run in ("from-scratch", "finetune"):
+                labels = read_labels(demo / run / "predictions" / "test" / picture_name(record.id))
+                pictures.append(colours[labels])
+            axes[row, 0].imshow(image, cmap="gray", vmin=0, vmax=1)
+            for column, picture in enumerate(pictures, start=1):
+                axes[row, column].imshow(picture, interpolation="nearest")
+    for axis, title in zip(axes[0], columns, strict=True):
+        axis.set_title(title, fontsize=11)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    handles = [Patch(color=hex_colour(c), label=n) for c, n in zip(colours, collection.classes, strict=True)]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=10)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=110, facecolor="white")
+
+
+if __name__ == "__main__":
+    arguments = sys.argv[1:]
+    main(
+        Path(arguments[0] if arguments else "runs/demo"),
+        Path(arguments[1] if len(arguments) > 1 else "docs/images/demo.png"),
+    )
