@@ -54,7 +54,7 @@ def submit(
     ] = None,
     cluster: Annotated[
         Literal["local", "slurm"] | None,
-        typer.Option(help="Where to run. By default Slurm where its commands are, else this machine."),
+        typer.Option(help="Where to run. By default Slurm where it answers, else this machine."),
     ] = None,
     partition: Annotated[str | None, typer.Option(help="Slurm partition.")] = None,
     time: Annotated[
@@ -132,23 +132,18 @@ def list_runs(
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(each) for each in found], indent=2))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for column in ("run", "stage", "state", "step", "loss", "left", "job"):
-        table.add_column(column, overflow="fold")
+    rows = [("run", "stage", "state", "step", "loss", "left", "job")]
     for each in found:
-        table.add_row(
-            each.run,
-            each.kind,
-            each.state,
-            f"{each.step}/{each.total}",
-            "" if each.loss is None else f"{each.loss:.4g}",
-            _duration(each.eta_s),
-            f"{each.job} ({each.cluster})" if each.job else "",
-        )
-    Console().print(table if found else f"no runs in {runs}")
+        loss = "" if each.loss is None else f"{each.loss:.4g}"
+        job = f"{each.job} ({each.cluster})" if each.job else ""
+        step = f"{each.step}/{each.total}"
+        rows.append((each.run, each.kind, each.state, step, loss, _duration(each.eta_s), job))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows if found else []:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        typer.echo("  ".join(cells).rstrip())
+    if not found:
+        typer.echo(f"no runs in {runs}")
 
 
 def status(run: Run, as_json: Json = False) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pscl_hpc.doctor.findings import Finding
 
 COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sacct")
-WAIT_S = 15
+WAIT_S = 8
 
 
 def commands() -> Iterator[Finding]:

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from pscl_hpc.launch.local import NO_LIMIT_MIN, DetachedExecutor
 CLUSTERS = ("local", "slurm")
 SIGNAL_DELAY_S = 120
 """A job hears this long before its time limit that it has to stop; half of the limit where that is less."""
+ANSWER_S = 10
+"""How long Slurm's controller may take to answer."""
 RESTARTS = 100
 """How often a job that met its time limit goes on in a new one."""
 _TIME = re.compile(r"^(?:(?:(?P<days>\d+)-)?(?P<hours>\d+):)?(?P<minutes>\d+)(?::(?P<seconds>\d+))?$")
@@ -39,8 +42,19 @@ class Resources:
 
 
 def default_cluster() -> str:
-    """``slurm`` where its commands are, else ``local``."""
-    return "slurm" if shutil.which("sbatch") and shutil.which("srun") else "local"
+    """``slurm`` where its commands are and a controller answers, else ``local``.
+
+    Many machines have the commands installed without belonging to a cluster.
+    """
+    if not _has_slurm():
+        return "local"
+    try:
+        answer = subprocess.run(
+            ["sinfo", "--noheader"], stdin=subprocess.DEVNULL, capture_output=True, timeout=ANSWER_S
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "local"
+    return "slurm" if answer.returncode == 0 else "local"
 
 
 def parse_time(text: str) -> int:
@@ -69,7 +83,7 @@ def check_resources(cluster: str, resources: Resources) -> None:
         UserError: when the cluster is not here, needs a resource, or does not know one.
     """
     if cluster == "slurm":
-        if default_cluster() != "slurm":
+        if not _has_slurm():
             raise UserError(
                 "sbatch and srun are not on this machine; log in to the cluster, or use --cluster local"
             )
@@ -87,6 +101,10 @@ def build_executor(cluster: str, folder: Path, name: str, resources: Resources) 
     if cluster == "slurm":
         return _slurm(folder, name, resources)
     return _local(folder, resources)
+
+
+def _has_slurm() -> bool:
+    return all(shutil.which(name) for name in ("sbatch", "srun"))
 
 
 def _local(folder: Path, resources: Resources) -> DetachedExecutor:
@@ -107,12 +125,7 @@ def _local(folder: Path, resources: Resources) -> DetachedExecutor:
 
 
 def _slurm(folder: Path, name: str, resources: Resources) -> Any:
-    if default_cluster() != "slurm":
-        raise UserError(
-            "sbatch and srun are not on this machine; log in to the cluster, or use --cluster local"
-        )
-    if resources.time_min is None:
-        raise UserError("Slurm needs a time limit; give one with --time, for example --time 4:00:00")
+    assert resources.time_min is not None
     # Until submitit's handler is up, the signal of an early preemption would kill the job.
     executor = submitit.SlurmExecutor(
         folder, max_num_timeout=RESTARTS, python=f"env --ignore-signal=USR2 {shlex.quote(sys.executable)}"

@@ -72,7 +72,7 @@ def run_status(run: Path) -> RunStatus:
         attempts=len(folder.record.get("attempts", [])),
         job=job.job if job else "",
         cluster=job.cluster if job else "",
-        detail=str(folder.record.get("error") or "") or _explain(run, state, asked),
+        detail=_explain(folder, state, asked),
     )
 
 
@@ -142,7 +142,7 @@ def cancel(run: Path) -> RunStatus:
         if not wait_for_end(job, STOP_GRACE_S + 5):
             raise JobError(f"job {job.job} of {run} does not stop; ask the administrator of {job.host}")
     folder = RunFolder.load(run)
-    if folder.record.get("status") in ("queued", "running"):
+    if not folder.done:
         folder.update(status="stopped", error="cancelled")
     return run_status(run)
 
@@ -171,13 +171,15 @@ def _state(folder: RunFolder, asked: JobState | None) -> State:
     return "queued" if phase == "unknown" else "lost"
 
 
-def _explain(run: Path, state: State, asked: JobState | None) -> str:
+def _explain(folder: RunFolder, state: State, asked: JobState | None) -> str:
+    said = asked.detail if asked else ""
     if state == "lost" and asked is not None:
-        said = f" ({asked.detail})" if asked.detail else ""
-        return f"its job ended without a word{said}; see 'pscl-hpc jobs logs' and {run / JOBS}"
+        ended = f" ({said})" if said else ""
+        return f"its job ended without a word{ended}; see 'pscl-hpc jobs logs' and {folder.path / JOBS}"
     if state == "lost":
         return "its process is gone; the same command continues it"
-    return asked.detail if asked else ""
+    # While a job is alive the error in the record is that of the attempt before.
+    return str(folder.record.get("error") or "") if state in ("failed", "stopped") else said
 
 
 def _is_locked(path: Path) -> bool:

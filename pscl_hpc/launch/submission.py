@@ -81,9 +81,8 @@ def _hand_over(executor: Any, job: StageJob) -> Any:
         try:
             return executor.submit(job)
         except (FailedSubmissionError, FailedJobError) as error:
-            reason = " ".join(line.strip() for line in str(error).splitlines() if "rror" in line) or str(
-                error
-            )
+            lines = [line.strip().removeprefix("sbatch: error: ") for line in str(error).splitlines()]
+            reason = "; ".join(line for line in lines if line)
             raise UserError(f"the cluster refused the job: {reason}") from None
 
 

@@ -133,14 +133,17 @@ def test_what_is_no_run_is_named(tmp_path: Path) -> None:
     assert find_runs(tmp_path) == []
 
 
-def test_the_default_cluster_is_slurm_where_its_commands_are(
+def test_the_default_cluster_is_slurm_where_its_controller_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert default_cluster() == "local"
-    for name in ("sbatch", "srun"):
-        (tmp_path / name).write_text("#!/bin/sh\n")
+    answers = {"sbatch": "0", "srun": "0", "sinfo": "1"}
+    for name, code in answers.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\nexit {code}\n")
         (tmp_path / name).chmod(0o755)
+    assert default_cluster() == "local"
+    (tmp_path / "sinfo").write_text("#!/bin/sh\nexit 0\n")
     assert default_cluster() == "slurm"
 
 
