@@ -51,9 +51,9 @@ def load(folders: list[Path]) -> list[Micrograph]:
             image = np.concatenate(list(page.strips()))
         if min(image.shape[:2]) >= CROP:
             collection = found.collections[item.dataset]
-            loaded.append(
-                (image, read_mask(item.mask, collection, *image.shape[:2], image.shape[0]), collection)
-            )
+            height, width = image.shape[:2]
+            mask = read_mask(item.mask, collection, height, width, height)
+            loaded.append((image, mask, collection))
     return loaded
 
 
