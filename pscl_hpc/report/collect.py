@@ -64,6 +64,17 @@ class RunData:
             node = node[part]
         return default if node is None else node
 
+    def locate(self, path: str) -> Path:
+        """A path of the configuration: relative ones start where the run was started, or here if they exist here."""
+        given = Path(path)
+        if given.is_absolute() or given.exists():
+            return given
+        own = Path(str(self.setting("run")) or f"runs/{self.path.name}")
+        place = self.path.resolve()
+        if own.is_absolute() or place.parts[-len(own.parts) :] != own.parts:
+            return given
+        return place.parents[len(own.parts) - 1] / given
+
     @property
     def method(self) -> str:
         """The pretraining method's name as people write it."""

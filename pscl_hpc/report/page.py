@@ -27,7 +27,7 @@ from pscl_hpc.segmentation.palette import hex_colour
 REPORT_FILE = "report.html"
 MOST_OPEN = 8
 """Runs listed unfolded; more are folded away."""
-MOST_CURVES = 24
+MOST_CURVES = 12
 """Fine-tuning runs with curves of their own."""
 
 

@@ -108,7 +108,7 @@ def _panel(table: CollectionScores, most: int, archives: _Archives) -> Predictio
         panel.notes.append("No predicted masks lie in the folders of these runs.")
         return panel
     panel.candidates = len(common)
-    archive = archives.open(str(rows[-1].run.setting("data.archive")), panel.notes)
+    archive = archives.open(rows[-1].run.locate(str(rows[-1].run.setting("data.archive"))), panel.notes)
     for place, name in _choose_images(common, most):
         figure = _figure(name, place, panel, archive)
         if figure is not None:
@@ -211,18 +211,18 @@ class _Archives:
     """Archives by path, each opened once."""
 
     def __init__(self) -> None:
-        self._open: dict[str, Archive | None] = {}
+        self._open: dict[Path, Archive | None] = {}
 
-    def open(self, path: str, notes: list[str]) -> Archive | None:
+    def open(self, path: Path, notes: list[str]) -> Archive | None:
         """The archive, or None with a note when it is not there any more."""
         if path not in self._open:
             try:
-                self._open[path] = Archive(path) if path and Path(path).exists() else None
+                self._open[path] = Archive(path) if path.exists() else None
             except (UserError, OSError):
                 self._open[path] = None
         if self._open[path] is None:
             notes.append(
-                f"The archive {path or '(none named)'} cannot be opened from here: micrographs and annotations are "
+                f"The archive {path} cannot be opened from here: micrographs and annotations are "
                 "not shown beside the predictions."
             )
         return self._open[path]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from pscl_hpc.report.artefacts import Evaluation, SplitScores
 from pscl_hpc.report.charts import DotRow, dots, slopes
@@ -155,10 +154,14 @@ def _comparisons(groups: Sequence[Group], name: str) -> Iterable[Comparison]:
 
 def _starts(runs: Sequence[RunData]) -> dict[str, str]:
     """How runs began, in words, by the ``pretrained`` of their evaluation; different ones have different words."""
-    names = {run.evaluation.pretrained: "" for run in runs if run.evaluation is not None}
+    places = {
+        run.evaluation.pretrained: run.locate(run.evaluation.pretrained)
+        for run in runs
+        if run.evaluation is not None
+    }
+    names = dict.fromkeys(places, "")
     folders = {run.path.resolve(): run for run in runs if run.kind == "pretrain"}
-    for pretrained in names:
-        path = Path(pretrained)
+    for pretrained, path in places.items():
         folder = path.parent if path.suffix else path
         run = folders.get(folder.resolve())
         known = f"pretrained by {run.method}" if run is not None else ""

@@ -65,18 +65,19 @@ def make_alloy(
     suffix: str = "",
     size: tuple[int, int] = (200, 240),
 ) -> Alloy:
-    """An archive with ``references`` annotated training images, unannotated ones and ``tests`` test images."""
+    """An archive with ``references`` training images, ``tests`` test images and one validation image, all annotated."""
     images, masks = {}, {}
     names = [f"{COLLECTION}/train{i}{suffix}" for i in range(references)]
     names += [f"{COLLECTION}/test{i}{suffix}" for i in range(tests)]
+    names.append(f"{COLLECTION}/val0{suffix}")
+    splits = ["train"] * references + ["test"] * tests + ["val"]
     path = folder / "alloys.h5"
     collection = Collection(COLLECTION, tuple(classes), references=tuple(names[:references]))
     with ShardWriter(path, [collection]) as writer:
         for seed, name in enumerate(names):
             images[name], masks[name] = micrograph(seed, *size)
-            split = "train" if seed < references else "test"
-            writer.add(images[name], mask=masks[name], id=name, dataset=COLLECTION, split=split)
-    return Alloy(path, images, masks, tuple(names[references:]), tuple(names[:references]), tuple(classes))
+            writer.add(images[name], mask=masks[name], id=name, dataset=COLLECTION, split=splits[seed])
+    return Alloy(path, images, masks, tuple(names[references:-1]), tuple(names[:references]), tuple(classes))
 
 
 def degrade(mask: Labels, amount: float, seed: int) -> Labels:

@@ -95,9 +95,21 @@ def page(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report([runs], tmp_path_factory.mktemp("page") / "report.html").path
 
 
-@pytest.mark.parametrize("width", [1280, 400])
-def test_the_page_fits_its_window_and_is_not_blank(page: Path, tmp_path: Path, width: int) -> None:
-    look = browse(page, tmp_path, width)
+@pytest.fixture(scope="module")
+def wide(page: Path, tmp_path_factory: pytest.TempPathFactory) -> Look:
+    return browse(page, tmp_path_factory.mktemp("wide"), 1280)
+
+
+@pytest.fixture(scope="module")
+def narrow(page: Path, tmp_path_factory: pytest.TempPathFactory) -> Look:
+    return browse(page, tmp_path_factory.mktemp("narrow"), 400)
+
+
+@pytest.mark.parametrize(("name", "width"), [("wide", 1280), ("narrow", 400)])
+def test_the_page_fits_its_window_and_is_not_blank(
+    request: pytest.FixtureRequest, name: str, width: int
+) -> None:
+    look: Look = request.getfixturevalue(name)
     probe = look.probe
     assert probe["inner"] == width
     assert probe["scroll"] == width
@@ -112,13 +124,12 @@ def test_the_page_fits_its_window_and_is_not_blank(page: Path, tmp_path: Path, w
         assert band.std() > 5
 
 
-def test_a_dark_page_is_dark_and_its_charts_are_light(page: Path, tmp_path: Path) -> None:
-    light = browse(page, tmp_path, 800)
+def test_a_dark_page_is_dark_and_its_charts_are_light(wide: Look, page: Path, tmp_path: Path) -> None:
     dark = browse(page, tmp_path, 800, "--blink-settings=preferredColorScheme=0")
-    assert np.median(light.picture) > 230
+    assert np.median(wide.picture) > 230
     assert np.median(dark.picture) < 40
-    assert light.probe["line"] != dark.probe["line"]
-    for look in (light, dark):
+    assert wide.probe["line"] != dark.probe["line"]
+    for look in (wide, dark):
         # WCAG 2 AA asks for 4.5 between text and page, and for 3 between a line of a chart and page.
         assert contrast(str(look.probe["text"]), str(look.probe["page"])) > 7
         assert contrast(str(look.probe["caption"]), str(look.probe["page"])) > 4.5

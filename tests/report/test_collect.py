@@ -169,3 +169,23 @@ def test_an_inspection_is_never_unpickled(tmp_path: Path, alloy: Alloy) -> None:
     path.write_bytes(b"no archive at all")
     with pytest.raises(DamagedFile, match="cannot be read"):
         read_inspection(path)
+
+
+def test_relative_paths_start_where_the_run_was_started(
+    tmp_path: Path, alloy: Alloy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_finetuning(tmp_path / "work" / "runs" / "demo" / "f", alloy)
+    text = (run / "config.yaml").read_text().replace(str(alloy.archive), "data/alloys.h5")
+    monkeypatch.chdir(tmp_path)
+
+    def located(more: str) -> Path:
+        (run / "config.yaml").write_text(text + more)
+        (found,) = collect([run])
+        return found.locate(str(found.setting("data.archive")))
+
+    assert located("run: runs/demo/f\n") == tmp_path / "work" / "data" / "alloys.h5"
+    assert located("run: elsewhere/f\n") == Path("data/alloys.h5")
+    assert located("run: /somewhere/f\n") == Path("data/alloys.h5")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "alloys.h5").touch()
+    assert located("run: runs/demo/f\n") == Path("data/alloys.h5")
