@@ -12,20 +12,19 @@ BACKENDS = ("reference", "chunked", "triton")
 ENVIRONMENT_VARIABLE = "PSCL_KERNELS_BACKEND"
 """Environment variable that replaces the choice of `backend="auto"`."""
 
-TRITON_MAXIMUM_WIDTH = 512
-"""Widest rows of the Triton kernels, which hold a block of rows in registers."""
+TRITON_MAXIMUM_WIDTH = {torch.float32: 128, torch.float16: 512, torch.bfloat16: 512}
+"""Widest rows of the Triton kernels, which hold a block of rows in registers, float32 ones in three parts."""
 
 
 def available_backends(features: Tensor) -> tuple[str, ...]:
     """Backends that can run on features (..., D) like these, a subset of `BACKENDS` in its order.
 
-    "triton" needs the package, rows of at most `TRITON_MAXIMUM_WIDTH` numbers of at most 32 bits, and a CUDA device,
-    or Triton's interpreter (environment variable TRITON_INTERPRET=1).
+    "triton" needs the package, a dtype and width within `TRITON_MAXIMUM_WIDTH`, and a CUDA device or Triton's
+    interpreter (environment variable TRITON_INTERPRET=1).
     """
     runs_triton = (
         (features.device.type == "cuda" or _interpreted())
-        and features.dtype in (torch.float32, torch.float16, torch.bfloat16)
-        and features.shape[-1] <= TRITON_MAXIMUM_WIDTH
+        and features.shape[-1] <= TRITON_MAXIMUM_WIDTH.get(features.dtype, 0)
         and importlib.util.find_spec("triton") is not None
     )
     return BACKENDS if runs_triton else BACKENDS[:-1]

@@ -41,21 +41,21 @@ class Config(NamedTuple):
 def forward_config(width: int, bits: int) -> Config:
     """Tiling of `_log_sums` for rows of `width` (a power of two) numbers of `bits` bits."""
     if bits == 32:
-        return Config(64, 64, 4, 2) if width <= 128 else Config(64, 32, 8, 2)
+        return Config(64, 32, 4, 2) if width <= 64 else Config(32, 64, 8, 2)
+    if width <= 64:
+        return Config(128, 64, 4, 3)
     if width <= 128:
-        return Config(128, 128, 4, 3) if width <= 64 else Config(128, 128, 8, 2)
-    return Config(128, 64, 8, 2)
+        return Config(128, 128, 8, 2)
+    return Config(128, 64, 8, 2) if width <= 256 else Config(64, 32, 8, 2)
 
 
 def backward_config(width: int, bits: int) -> Config:
     """Tiling of `_weighted_negatives` for rows of `width` (a power of two) numbers of `bits` bits."""
     if bits == 32:
-        return Config(64, 32, 4, 2) if width <= 64 else Config(64, 32, 8, 2)
-    if width <= 64:
-        return Config(128, 128, 8, 2)
+        return Config(32, 32, 4, 2) if width <= 64 else Config(32, 32, 8, 2)
     if width <= 128:
         return Config(128, 64, 8, 2)
-    return Config(64, 64, 8, 2)
+    return Config(64, 64, 8, 2) if width <= 256 else Config(64, 32, 8, 2)
 
 
 def layout(q: Tensor) -> tuple[int, torch.dtype]:

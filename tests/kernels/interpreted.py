@@ -1,0 +1,195 @@
+"""The Triton kernels, run by Triton's interpreter on a CPU; `test_triton.py` starts this file with TRITON_INTERPRET=1.
+
+The interpreter computes bfloat16 products wrongly, so that inputs are float32 and float16. Uninitialised memory is
+filled with NaN: a kernel that leaves out or reads what nobody wrote fails.
+"""
+
+import os
+import sys
+
+import pytest
+import torch
+
+from pscl_kernels import patch_nt_xent, sample_similar
+from pscl_kernels.patch_nt_xent import triton as kernels
+
+from .cases import GROUPINGS, assert_as_good_as_torch, grouping, loss_and_gradients, plain_torch, rows, truth
+from .ranks import compare_ranks_with_oracle
+from .test_sample_similar import assert_greedy, by_hand, lattice
+
+assert os.environ["TRITON_INTERPRET"] == "1"
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+
+@pytest.fixture(autouse=True)
+def _poison():
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def _small_tiles(monkeypatch):
+    """Tiles small enough that groups span several, as they do at the sizes of training."""
+    for name in ("forward_config", "backward_config"):
+        monkeypatch.setattr(kernels, name, lambda width, bits: kernels.Config(32, 16, 4, 1))
+
+
+def check(q, k, groups, tau, **options):
+    ours = loss_and_gradients(
+        lambda a, b, t: patch_nt_xent(a, b, groups, temperature=t, backend="triton", **options), q, k, tau
+    )
+    torchs = loss_and_gradients(lambda a, b, t: plain_torch(a, b, groups, t), q, k, tau)
+    # The kernels round the scaled rows to their dtype: that moves a logit by up to eps / tau.
+    rounding = torch.finfo(q.dtype).eps / tau + 1e-6
+    gradient = 2 * rounding
+    n = q.shape[0]
+    terms = [1 / (tau * 2 * n * x.double().norm(dim=1).min().item()) for x in (q, k)]
+    assert_as_good_as_torch(
+        ours,
+        torchs,
+        truth(q, k, groups, tau),
+        (rounding, gradient, gradient, rounding),
+        (1.0, *terms, 1 / tau**2),
+    )
+
+
+@pytest.mark.parametrize("kind", GROUPINGS)
+@pytest.mark.parametrize(
+    ("n", "d", "tau", "dtype"),
+    [
+        (1, 16, 0.5, torch.float32),
+        (2, 1, 0.1, torch.float16),
+        (63, 3, 0.01, torch.float32),
+        (63, 100, 0.5, torch.float16),
+    ],
+)
+def test_loss_with_shipped_tiles(kind, n, d, tau, dtype):
+    check(*rows(n, d, dtype), grouping(kind, n), tau)
+
+
+@pytest.mark.parametrize("kind", GROUPINGS)
+@pytest.mark.parametrize(("n", "tau"), [(80, 0.07), (77, 0.012)])
+@pytest.mark.usefixtures("_small_tiles")
+def test_loss_over_many_tiles(kind, n, tau):
+    check(*rows(n, 24, torch.float32), grouping(kind, n), tau)
+
+
+@pytest.mark.usefixtures("_small_tiles")
+def test_unaligned_runs_of_absent_and_equal_groups():
+    """Every way in which run ends can fall on tile edges: first, last and middle groups of many sizes."""
+    for absent, first, second in [
+        (0, 16, 16),
+        (5, 3, 40),
+        (16, 32, 8),
+        (8, 8, 8),
+        (9, 1, 30),
+        (47, 1, 0),
+        (1, 46, 1),
+    ]:
+        sizes = torch.tensor([absent, first, second, max(0, 48 - absent - first - second)])
+        groups = torch.repeat_interleave(torch.tensor([-1, 0, 1, 2]), sizes)[torch.randperm(int(sizes.sum()))]
+        check(*rows(len(groups), 16, torch.float32), groups, 0.2)
+
+
+def test_device_temperature_takes_the_running_maximum(monkeypatch):
+    """Where the temperature's value is not known to the host, sums keep a maximum, and are right at any value."""
+    monkeypatch.setattr(
+        sys.modules["pscl_kernels.patch_nt_xent.operation"], "_is_plain", lambda temperature: False
+    )
+    check(*rows(40, 16, torch.float32), grouping("four", 40), 0.5)
+
+
+def test_results_do_not_vary():
+    q, k = rows(70, 16, torch.float32)
+    first, second = (
+        loss_and_gradients(lambda a, b, t: patch_nt_xent(a, b, temperature=t, backend="triton"), q, k, 0.1)
+        for _ in range(2)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_bad_values_are_not_hidden_and_absent_rows_may_hold_them():
+    q, k = rows(20, 4, torch.float32)
+    q[3, 1] = torch.nan
+    groups = torch.arange(20) % 4
+    q.requires_grad_()
+    loss = patch_nt_xent(q, k, groups, backend="triton")
+    loss.backward()
+    assert loss.isnan()
+    assert q.grad[3].isnan().all()
+    q.grad = None
+    groups[3] = -1
+    loss = patch_nt_xent(q, k, groups, backend="triton")
+    loss.backward()
+    assert loss.isfinite()
+    assert q.grad.isfinite().all()
+    assert q.grad[3].eq(0).all()
+
+
+def test_empty_input_and_zero_rows():
+    empty = torch.ones(0, 8, requires_grad=True)
+    loss = patch_nt_xent(empty, empty, backend="triton")
+    loss.backward()
+    assert loss.item() == 0
+    q, k = rows(9, 4, torch.float32)
+    q[2] = 0
+    ours = loss_and_gradients(lambda a, b, t: patch_nt_xent(a, b, temperature=t, backend="triton"), q, k, 0.5)
+    for mine, true in zip(ours, truth(q, k, None, 0.5), strict=True):
+        torch.testing.assert_close(mine, true, rtol=1e-5, atol=1e-7)
+
+
+def test_limits():
+    wide = torch.ones(2, 129)
+    with pytest.raises(ValueError, match=r"'triton' is not available: .* rows of 129"):
+        patch_nt_xent(wide, wide, backend="triton")
+    with pytest.raises(ValueError, match="not available"):
+        patch_nt_xent(wide[:, :4].double(), wide[:, :4].double(), backend="triton")
+
+
+def test_two_ranks_agree_with_one(tmp_path):
+    compare_ranks_with_oracle(2, tmp_path, "float32", ["triton"], rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    ("batch", "count", "places", "width", "own", "masked"),
+    [
+        (1, 1, 1, 1, False, False),
+        (2, 7, 130, 3, True, True),
+        (1, 20, 17, 70, False, True),
+        (2, 3, 600, 64, True, False),
+    ],
+)
+def test_sampling(dtype, batch, count, places, width, own, masked):
+    cells = torch.randn(batch, places, width).to(dtype)
+    templates = torch.randn(*((batch, count) if own else (count,)), width).to(dtype)
+    valid = torch.rand(batch, places) < 0.6 if masked else torch.ones(batch, places, dtype=torch.bool)
+    taken = sample_similar(templates, cells, valid if masked else None, backend="triton")
+    assert_greedy(templates, cells, valid, taken)
+
+
+@pytest.mark.parametrize(("count", "places"), [(5, 1), (6, 140), (66, 80)])
+def test_sampling_of_ties_and_shortage(count, places):
+    generator = torch.Generator().manual_seed(count)
+    for batch in (1, 2) if count < 60 else (1,):
+        cells, templates = lattice((batch, places), generator), lattice((count,), generator)
+        valid = torch.rand(batch, places, generator=generator) < 0.8
+        assert torch.equal(
+            sample_similar(templates, cells, valid, backend="triton"), by_hand(templates, cells, valid)
+        )
+
+
+def test_sampling_of_zeros_nan_and_strided_maps():
+    cells = torch.tensor([[[-1.0, 0], [0, 0], [1, 0], [torch.nan, 0]]])
+    templates = torch.tensor([[0.0, 0], [1, 0], [-1, 0], [1, 1], [1, 0]])
+    assert sample_similar(templates, cells, backend="triton").tolist() == [[3, 2, 0, 1, -1]]
+    assert sample_similar(torch.ones(3, 2), torch.ones(2, 0, 2), backend="triton").tolist() == [[-1] * 3] * 2
+    maps = torch.randn(2, 16, 12, 11).flatten(2).transpose(1, 2)
+    templates = torch.randn(4, 16)
+    assert torch.equal(
+        sample_similar(templates, maps, backend="triton"),
+        sample_similar(templates, maps, backend="reference"),
+    )
