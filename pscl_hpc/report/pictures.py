@@ -16,7 +16,6 @@ Pixels = npt.NDArray[np.uint8]
 
 CORRECT, MISSED, EXTRA, CONFUSED, UNSCORED = range(5)
 """Values of an error map."""
-ERROR_NAMES = ("right", "missed", "extra", "wrong class", "not scored")
 # Strong, far apart in lightness, and told apart with any common colour vision.
 ERROR_COLOURS: tuple[tuple[int, int, int], ...] = (
     (0, 0, 0),
@@ -25,6 +24,7 @@ ERROR_COLOURS: tuple[tuple[int, int, int], ...] = (
     (240, 228, 66),
     (255, 255, 255),
 )
+_GREY_LEVELS = 32
 
 
 def grey(unit: npt.NDArray[Any]) -> Pixels:
@@ -42,10 +42,7 @@ def image_uri(pixels: Pixels, side: int) -> str:
 def labels_uri(labels: Pixels, colours: npt.NDArray[np.uint8], side: int) -> str:
     """(h, w) class indices in their colours; 255 and indices without a colour are transparent."""
     known = np.where(labels < len(colours), labels, IGNORE_INDEX).astype(np.uint8)
-    picture = Image.fromarray(known, "L")
-    palette = np.zeros((256, 3), np.uint8)
-    palette[: len(colours)] = colours
-    picture.putpalette(palette.ravel().tolist())
+    picture = _indexed(known, colours)
     picture = picture.resize(_fit(picture.size, side), Image.Resampling.NEAREST)
     return _uri(picture, transparency=IGNORE_INDEX)
 
@@ -67,13 +64,23 @@ def error_map(prediction: Pixels, truth: Pixels, background: int) -> Pixels:
 
 
 def errors_uri(errors: Pixels, image: Pixels, side: int) -> str:
-    """An error map over the faded micrograph."""
-    base = np.broadcast_to(image if image.ndim == 3 else image[..., None], (*errors.shape, 3))
-    faded = 0.45 * base.astype(np.float32) + 128
-    table = np.array(ERROR_COLOURS, np.float32)
-    strength = np.array([0.0, 1.0, 1.0, 1.0, 0.6], np.float32)[errors][..., None]
-    mixed = faded + strength * (table[errors] - faded)
-    return image_uri(np.clip(mixed + 0.5, 0, 255).astype(np.uint8), side)
+    """An error map (h, w) over the faded grey micrograph (h, w) or (h, w, 3); right pixels show the micrograph."""
+    size = _fit((errors.shape[1], errors.shape[0]), side)
+    ground = Image.fromarray(image).convert("L").resize(size, Image.Resampling.BOX)
+    kinds = np.asarray(Image.fromarray(errors).resize(size, Image.Resampling.NEAREST))
+    # A palette of few grey levels and the colours of the errors: exact, and a third of the size of RGB.
+    levels = np.linspace(128, 243, _GREY_LEVELS).round().astype(np.uint8)
+    palette = np.concatenate([np.array(ERROR_COLOURS, np.uint8), np.repeat(levels[:, None], 3, axis=1)])
+    faded = len(ERROR_COLOURS) + np.asarray(ground, np.uint16) * _GREY_LEVELS // 256
+    return _uri(_indexed(np.where(kinds == CORRECT, faded, kinds).astype(np.uint8), palette))
+
+
+def _indexed(indices: Pixels, palette: Pixels) -> Image.Image:
+    picture = Image.fromarray(indices)
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(palette)] = palette
+    picture.putpalette(table.ravel().tolist())
+    return picture
 
 
 def _fit(size: tuple[int, int], side: int) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from pscl_hpc.report.inspection import image_figures
 from pscl_hpc.report.pictures import (
     CONFUSED,
     CORRECT,
+    ERROR_COLOURS,
     EXTRA,
     MISSED,
     UNSCORED,
@@ -86,13 +87,16 @@ def test_the_background_need_not_be_class_0() -> None:
     assert found.tolist() == [[MISSED, EXTRA, CONFUSED]]
 
 
-def test_right_pixels_stay_grey() -> None:
-    image = np.full((2, 2), 100, np.uint8)
-    shown = np.asarray(
-        decoded(errors_uri(np.array([[CORRECT, MISSED], [EXTRA, CONFUSED]], np.uint8), image, 9))
-    )
-    assert len(set(shown[0, 0])) == 1
-    assert all(len(set(shown[place])) == 3 for place in ((0, 1), (1, 0), (1, 1)))
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_right_pixels_show_the_micrograph_and_the_others_their_kind(channels: tuple[int, ...]) -> None:
+    image = np.full((2, 3, *channels), 40, np.uint8)
+    image[0, 1:] = 200
+    errors = np.array([[CORRECT, CORRECT, MISSED], [EXTRA, CONFUSED, UNSCORED]], np.uint8)
+    shown = np.asarray(decoded(errors_uri(errors, image, 9)).convert("RGB")).astype(int)
+    assert len(set(shown[0, 0])) == len(set(shown[0, 1])) == 1
+    assert 128 <= shown[0, 0, 0] < shown[0, 1, 0] - 50
+    for place in ((0, 2), (1, 0), (1, 1), (1, 2)):
+        assert tuple(shown[place]) == ERROR_COLOURS[errors[place]]
 
 
 def test_markers_lie_on_the_centres_of_their_cells(tmp_path: Path, alloy: Alloy) -> None:
