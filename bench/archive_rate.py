@@ -3,7 +3,8 @@
 python bench/archive_rate.py --data FOLDER
 
 FOLDER holds dataset folders of annotated grey 8-bit micrographs with classes in splits.json. The 16-bit and float
-images are made from them: 12 bits, of which the lower 4 are noise, as a detector gives.
+images are made from them: 12 bits, of which the lower 4 are noise, as a detector gives. Rates are per second of
+processor time of one process, so that other work on the machine counts little.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import argparse
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -67,40 +67,32 @@ def as_dtype(image: Pixels, dtype: str) -> Pixels:
 
 
 def write(path: Path, micrographs: list[Micrograph], dtype: str, codec: str) -> float:
-    """Write one archive; returns MB of pixels per second."""
+    """Write one archive; returns MB of pixels per second of processor time."""
     collections = {
         collection.name: Collection(collection.name, collection.classes) for *_, collection in micrographs
     }
     images = [as_dtype(image, dtype) for image, *_ in micrographs]
-    start = time.perf_counter()
+    start = time.process_time()
     with ShardWriter(path, list(collections.values()), codec) as writer:
         for number, (image, (_, mask, collection)) in enumerate(zip(images, micrographs, strict=True)):
             writer.add(image, id=f"{collection.name}/{number:06d}", dataset=collection.name, mask=mask)
-    return sum(image.nbytes for image in images) / 1e6 / (time.perf_counter() - start)
+    return sum(image.nbytes for image in images) / 1e6 / (time.process_time() - start)
 
 
-def rate(archive: Archive, read: ReadCrop, seconds: float, threads: int = 1) -> float:
-    """Median crops per second over repeats, all threads together."""
+def rate(archive: Archive, read: ReadCrop, seconds: float) -> float:
+    """Median over repeats of crops per second of processor time; the pages of the file are in memory."""
     rates = []
     for repeat in range(REPEATS):
-        counts = [0] * threads
-        stop = time.perf_counter() + seconds
-
-        def work(number: int, repeat: int = repeat, stop: float = stop, counts: list[int] = counts) -> None:
-            random = np.random.default_rng((repeat, number))
-            while time.perf_counter() < stop:
+        random = np.random.default_rng(repeat)
+        count, start = 0, time.process_time()
+        while time.process_time() - start < seconds:
+            for _ in range(20):
                 record = archive.records[int(random.integers(len(archive)))]
                 top = int(random.integers(record.height - CROP + 1))
                 left = int(random.integers(record.width - CROP + 1))
                 read(record.index, (top, left, CROP, CROP))
-                counts[number] += 1
-
-        workers = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-        rates.append(sum(counts) / seconds)
+                count += 1
+        rates.append(count / (time.process_time() - start))
     return statistics.median(rates)
 
 
@@ -139,7 +131,6 @@ def measure(
         "dtype": record,
         "compression": codec,
         "crops_per_second": round(rate(archive, archive.read_image, seconds)),
-        "crops_per_second_2_threads": round(rate(archive, archive.read_image, seconds, threads=2)),
         "stored_per_raw": round(int(pools[f"{dtype}x1"].sizes.sum()) / raw / np.dtype(dtype).itemsize, 3),
         "write_MB_per_second": round(written),
     }
