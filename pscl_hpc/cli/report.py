@@ -17,13 +17,14 @@ def register(app: typer.Typer) -> None:
 def report(
     runs: list[Path] = typer.Argument(
         ...,
-        metavar="RUN...",
+        metavar="RUN",
         help="Run folders, or folders that hold some, such as runs/demo.",
         show_default=False,
     ),
     out: Path | None = typer.Option(
         None,
         "--out",
+        metavar="FILE",
         help="The HTML file to write; report.html in the first RUN when absent.",
         show_default=False,
     ),
@@ -35,9 +36,9 @@ def report(
 
     Examples:
 
-      pscl-hpc report runs/demo
+        pscl-hpc report runs/demo
 
-      pscl-hpc report runs/pretrain-a runs/finetune-a runs/finetune-scratch --out compare.html
+        pscl-hpc report runs/finetune runs/from-scratch --out compare.html
     """
     # Imported here: matplotlib takes a second that other commands need not wait for.
     from pscl_hpc.report import write_report
