@@ -102,6 +102,9 @@ class ReferenceConfig(Strict):
     """Image ids in the archive, ``dataset/stem``. Each step uses ``per_batch`` of them, drawn at random."""
     per_batch: Count = 1
     """Reference images in each batch. Templates come from all of them."""
+    in_pool: bool = False
+    """References are also drawn as unlabelled images, as released: then one image can be twice in a batch and its own
+    image-level negative."""
     crop: Literal["random", "covering"] = "covering"
     """covering: of 16 random windows the one that shows the most classes; random: the first window."""
 

@@ -53,8 +53,8 @@ class PretrainData(Dataset[Batch]):
     def __init__(self, archive: Archive, config: PretrainConfig) -> None:
         self.archive = archive
         self.config = config
-        self.records = self._select()
         self.references = _find_references(archive, config)
+        self.records = self._select()
 
     @property
     def annotated(self) -> Collection | None:
@@ -121,16 +121,18 @@ class PretrainData(Dataset[Batch]):
 
     def _select(self) -> list[ImageRecord]:
         data = self.config.data
+        alone = self.references and not _reference_config(self.config).in_pool
+        taken = {record.id for record in self.references} if alone else set()
         found = [
             record
             for record in self.archive.select(datasets=data.datasets, splits=data.splits)
-            if not record.specimen or record.specimen not in data.exclude_specimens
+            if record.id not in taken and not (record.specimen and record.specimen in data.exclude_specimens)
         ]
         if not found:
             splits = sorted({record.split for record in self.archive.records})
             raise UserError(
-                f"{self.archive.path}: no image is in the splits {list(data.splits)} of the chosen datasets; "
-                f"the archive has the splits {splits}, set data.splits"
+                f"{self.archive.path}: no image besides the references is in the splits {list(data.splits)} of the "
+                f"chosen datasets; the archive has the splits {splits}, set data.splits"
             )
         return found
 

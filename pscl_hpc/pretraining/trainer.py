@@ -119,7 +119,10 @@ class Trainer:
             random = torch_generator(self.config.seed, "method", number, device=self.device)
             with autocast(self.device, self.config.runtime):
                 output = self.method(views, random, measure)
-            terms = {"loss": float(output.loss.detach()), **{key: float(value) for key, value in output.terms.items()}}
+            terms = {
+                "loss": float(output.loss.detach()),
+                **{key: float(value) for key, value in output.terms.items()},
+            }
             if not math.isfinite(terms["loss"]):
                 self._stop_not_finite(terms, batch)
             (output.loss / len(batches)).backward()

@@ -26,8 +26,9 @@ def now() -> str:
 def describe_device(device: torch.device) -> str:
     """A device in words."""
     if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)} x1"
-    return f"CPU, {torch.get_num_threads()} threads ({cpu_name()})"
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'' if threads == 1 else 's'} ({cpu_name()})"
 
 
 def cpu_name() -> str:

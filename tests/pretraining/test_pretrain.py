@@ -165,12 +165,15 @@ def test_accumulation_averages_the_parts(archive: Path, tmp_path: Path) -> None:
     assert terms["loss"] == pytest.approx(sum(parts) / 2, rel=1e-5)
 
 
-def test_order_visits_every_image_once_an_epoch(archive: Path, tmp_path: Path) -> None:
-    config = small_config(archive, tmp_path / "run", batch_size=2)
+@pytest.mark.parametrize("in_pool", [False, True])
+def test_order_visits_every_image_once_an_epoch(archive: Path, tmp_path: Path, in_pool: bool) -> None:
+    method = {"name": "pscl-simclr", "reference": {"ids": ["alloy/0"], "in_pool": in_pool}}
+    config = small_config(archive, tmp_path / "run", batch_size=1, method=method)
     with Archive(archive) as opened:
         data = PretrainData(opened, config)
-        ids = [image for number in range(3) for image in data[number].ids[1:]]
-    assert len(data.records) == 6
+        ids = [image for number in range(len(data.records)) for image in data[number].ids[1:]]
+    assert len(data.records) == (6 if in_pool else 5)
+    assert ("alloy/0" in ids) == in_pool
     assert sorted(ids) == sorted(record.id for record in data.records)
 
 
@@ -206,7 +209,7 @@ def _references(*ids: str) -> dict[str, object]:
         ({"method": _references("alloy/9")}, "no image 'alloy/9'"),
         ({"method": _references("other/0")}, "other/0 has no mask"),
         ({"method": _references("alloy/5")}, "alloy/5 is in the split 'val'"),
-        ({"data": {"archive": "ARCHIVE", "splits": ["trian"]}}, "no image is in the splits"),
+        ({"data": {"archive": "ARCHIVE", "splits": ["trian"]}}, "is in the splits"),
         ({"data": {"archive": "ARCHIVE", "datasets": ["aloy"]}}, "did you mean 'alloy'"),
         ({"data": {"archive": "nowhere.h5"}}, "nowhere.h5"),
         ({"runtime": {"device": "cuda"}}, "no GPU"),
@@ -239,7 +242,9 @@ def test_simclr_needs_no_annotation(archive: Path, tmp_path: Path) -> None:
 def test_bfloat16_trains_close_to_full_precision(archive: Path, tmp_path: Path) -> None:
     full = pretrain(small_config(archive, tmp_path / "fp32", schedule={"steps": 2}))
     half = pretrain(
-        small_config(archive, tmp_path / "bf16", schedule={"steps": 2}, runtime={"threads": 1, "precision": "bf16"})
+        small_config(
+            archive, tmp_path / "bf16", schedule={"steps": 2}, runtime={"threads": 1, "precision": "bf16"}
+        )
     )
     first, other = values(full.path)[0], values(half.path)[0]
     assert first["image/loss"] != other["image/loss"]
