@@ -28,8 +28,9 @@ from bench.record import record
 from pscl_hpc.archive import Archive, Collection, ShardWriter
 from pscl_hpc.archive.codecs import CODECS
 from pscl_hpc.archive.format import MASK_POOL, TILE
-from pscl_hpc.archive.ingest.images import open_pages, single_channel
+from pscl_hpc.archive.ingest.images import open_pages
 from pscl_hpc.archive.ingest.masks import read_mask
+from pscl_hpc.archive.ingest.page import single_channel
 from pscl_hpc.archive.ingest.sources import plan
 
 CROP = 224

@@ -12,9 +12,10 @@ import numpy as np
 from pscl_hpc.archive.codecs import AUTO
 from pscl_hpc.archive.format import MANIFEST, Collection, Row, unite
 from pscl_hpc.archive.ingest.errors import Unreadable
-from pscl_hpc.archive.ingest.images import CroppedPage, Page, open_pages, single_channel
+from pscl_hpc.archive.ingest.images import open_pages
 from pscl_hpc.archive.ingest.infobar import LARGEST, bar_height
 from pscl_hpc.archive.ingest.masks import read_mask
+from pscl_hpc.archive.ingest.page import CroppedPage, Page, single_channel
 from pscl_hpc.archive.ingest.sources import Item, Plan, Skipped
 from pscl_hpc.archive.publish import Pick, publish_file, publish_folder, sha256_of, stored_bytes
 from pscl_hpc.archive.reader import Archive
@@ -127,6 +128,8 @@ def _build(
             bar.advance(item.path.name)
     picks = _new_picks(scratch, good)
     if not picks and not kept:
+        if not scratch.parts:
+            scratch.remove()
         reasons = "; ".join(f"{item.path}: {item.reason}" for item in skipped[:3])
         raise UserError(f"none of the {len(planned)} images could be packed ({reasons}); correct the files")
     if picks or _new_collections(old, collections):
@@ -232,8 +235,10 @@ class _Packer:
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.__exit__(kind, error, trace)
-            if kind is None:
+            if kind is None and len(writer):
                 self._scratch.add_part(writer.path)
+            elif kind is None:
+                writer.path.unlink()  # every file that was tried for this part is damaged
 
 
 def _rows_to_cut(page: Page, wanted: int) -> int:

@@ -58,9 +58,7 @@ def _collection(archive: Archive, name: str) -> dict[str, Any]:
             {"height": height, "width": width, "images": count}
             for (height, width), count in sorted(Counter((r.height, r.width) for r in records).items())
         ],
-        "pixels": dict(
-            sorted(Counter(map(_kind, records)).items())
-        ),
+        "pixels": dict(sorted(Counter(map(_kind, records)).items())),
         "specimens": len({record.specimen for record in records if record.specimen}),
         "conditions": sorted({record.condition for record in records if record.condition}),
         "alloys": sorted({record.alloy for record in records if record.alloy}),

@@ -17,8 +17,9 @@ from PIL import Image
 
 from pscl_hpc.archive import Collection
 from pscl_hpc.archive.ingest.errors import Unreadable
-from pscl_hpc.archive.ingest.images import open_pages, single_channel
+from pscl_hpc.archive.ingest.images import open_pages
 from pscl_hpc.archive.ingest.masks import read_mask
+from pscl_hpc.archive.ingest.page import single_channel
 
 from .archives import STEEL, Pixels, labels, pixels
 

@@ -237,4 +237,5 @@ def _by_stem(folder: Path) -> dict[str, Path]:
 
 def _plain(name: str) -> str:
     """A name without folders and control characters, fit for ids and for file names made from them."""
+    name = re.sub(r"#(?=\d+$)", "_", name)  # "#0" at the end of an id is a page of a file
     return re.sub(r"[\x00-\x1f]", "_", name.replace("/", "__")) or "images"

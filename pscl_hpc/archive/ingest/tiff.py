@@ -10,8 +10,8 @@ import numpy as np
 import tifffile
 
 from pscl_hpc.archive.ingest.errors import Unreadable, decoding
-from pscl_hpc.archive.ingest.images import Page, Pixels, drop_alpha, to_stored
 from pscl_hpc.archive.ingest.metadata import scale_of
+from pscl_hpc.archive.ingest.page import Page, Pixels, drop_alpha, to_stored
 
 _REDUCED = 1
 """Bit of NewSubfileType: a smaller copy of another page (thumbnail, pyramid level)."""
