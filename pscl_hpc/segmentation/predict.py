@@ -16,7 +16,8 @@ from typing import Any
 
 from pscl_hpc.archive import Archive, Collection, ShardWriter
 from pscl_hpc.archive.ingest.errors import Unreadable
-from pscl_hpc.archive.ingest.images import open_pages, single_channel
+from pscl_hpc.archive.ingest.images import open_pages
+from pscl_hpc.archive.ingest.page import single_channel
 from pscl_hpc.errors import UserError
 from pscl_hpc.progress import Progress
 from pscl_hpc.segmentation.evaluate import PREDICTIONS, open_run
