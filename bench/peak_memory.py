@@ -11,4 +11,5 @@ def peak_bytes(call: Callable[[], object]) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
     events = profiler.profiler.kineto_results.events()
-    return max(itertools.accumulate((e.nbytes() for e in events if e.name() == "[memory]"), initial=0))
+    held: int = max(itertools.accumulate((e.nbytes() for e in events if e.name() == "[memory]"), initial=0))
+    return held

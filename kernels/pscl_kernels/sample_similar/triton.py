@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, no-any-return"
 """Similarity sampling in two Triton kernels.
 
 `_tile_maxima` reads the cells once and keeps, for each template and tile of `TILE` cells, the greatest similarity.
@@ -17,10 +18,13 @@ from torch import Tensor
 TILE = 128
 """Cells per tile."""
 
-TEMPLATES = 64
-"""Templates per matrix product."""
+TEMPLATES = 32
+"""Templates per matrix product: fewer than a warp group takes, which all chips compute alike."""
 
-MAXIMUM_BLOCK = 64
+WARPS = 8
+"""Warps per program."""
+
+MAXIMUM_BLOCK = 32
 """Features per matrix product."""
 
 
@@ -49,8 +53,10 @@ def sample_similar(templates: Tensor, cells: Tensor, valid: Tensor | None) -> Te
         best,
     )
     sizes = (places, count, width, tiles, count * width if templates.ndim == 3 else 0, *cells.stride())
-    _tile_maxima[(tiles, batch)](*arguments, *sizes, **common, num_warps=4)
-    _greedy[(batch,)](*arguments, taken, *sizes, **common, TILES=triton.next_power_of_2(tiles), num_warps=4)
+    _tile_maxima[(tiles, batch)](*arguments, *sizes, **common, num_warps=WARPS)
+    _greedy[(batch,)](
+        *arguments, taken, *sizes, **common, TILES=triton.next_power_of_2(tiles), num_warps=WARPS
+    )
     return taken
 
 
@@ -70,37 +76,35 @@ def _similarities(
     TILE: tl.constexpr, TEMPLATES: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """(TILE, TEMPLATES) cosines up to the templates' norms; -inf for a cell that is not valid, +inf for NaN.
+    """(TEMPLATES, TILE) cosines up to the templates' norms; -inf for a cell that is not valid, +inf for NaN.
 
     place: (TILE,) cells of one image, number: (TEMPLATES,) templates, from the image's first of each.
     """
     there, wanted = place < places, number < count
-    product = tl.zeros((TILE, TEMPLATES), tl.float32)
+    product = tl.zeros((TEMPLATES, TILE), tl.float32)
     square = tl.zeros((TILE,), tl.float32)
     for first in range(0, width, BLOCK):
         feature = first + tl.arange(0, BLOCK)
         inside = feature < width
         c = tl.load(
-            cell
-            + place[:, None].to(tl.int64) * stride_place
-            + feature[None, :].to(tl.int64) * stride_feature,
+            cell + place[:, None] * stride_place + feature[None, :] * stride_feature,
             mask=there[:, None] & inside[None, :],
             other=0.0,
         )
         t = tl.load(
-            template + number[None, :] * width + feature[:, None],
-            mask=wanted[None, :] & inside[:, None],
+            template + number[:, None] * width + feature[None, :],
+            mask=wanted[:, None] & inside[None, :],
             other=0.0,
         )
-        product = tl.dot(c, t, product, input_precision=PRECISION)
+        product = tl.dot(t, tl.trans(c), product, input_precision=PRECISION)
         square += tl.sum(c.to(tl.float32) * c.to(tl.float32), 1)
     length = tl.sqrt(square)
-    similarity = product / tl.where(length < 1e-8, 1e-8, length)[:, None]
+    similarity = product / tl.where(length < 1e-8, 1e-8, length)[None, :]
     similarity = tl.where(similarity != similarity, float("inf"), similarity)
     usable = there
     if MASKED:
         usable = there & (tl.load(valid + place, mask=there, other=0) != 0)
-    return tl.where(usable[:, None], similarity, float("-inf"))
+    return tl.where(usable[None, :], similarity, float("-inf"))
 
 
 @triton.jit
@@ -123,7 +127,7 @@ def _tile_maxima(
         )  # fmt: skip
         tl.store(
             best + image * count * tiles + number * tiles + tile,
-            tl.max(similarity, 0),
+            tl.max(similarity, 1),
             mask=number < count,
         )
 
@@ -154,8 +158,8 @@ def _greedy(
         used = tl.zeros((TILE,), tl.int32)
         for first in range(0, m, TEMPLATES):
             number = first + tl.arange(0, TEMPLATES)
-            earlier = tl.load(taken + number, mask=number < m, other=-1)
-            used += tl.sum((place[:, None] == earlier[None, :]).to(tl.int32), 1)
+            earlier = tl.load(taken + number, mask=number < m, other=-1).to(tl.int32)
+            used += tl.sum((place[None, :] == earlier[:, None]).to(tl.int32), 0)
 
         chosen = tile * 0 - 1
         for first in range((m // TEMPLATES) * TEMPLATES, count, TEMPLATES):
@@ -164,14 +168,14 @@ def _greedy(
                 templates, cells, valid, place, number, places, count, width, stride_place, stride_feature,
                 TILE, TEMPLATES, BLOCK, MASKED, PRECISION,
             )  # fmt: skip
-            similarity = tl.where((used > 0)[:, None], float("-inf"), similarity)
+            similarity = tl.where((used > 0)[None, :], float("-inf"), similarity)
             if first <= m:
-                own = tl.max(tl.where((number == m)[None, :], similarity, float("-inf")), 1)
+                own = tl.max(tl.where((number == m)[:, None], similarity, float("-inf")), 0)
                 top = tl.max(own, 0)
                 index = tl.min(tl.where(own == top, every_place, TILE), 0)
                 chosen = tl.where(top > float("-inf"), tile * TILE + index, -1)
                 tl.store(taken + m, chosen.to(tl.int64))
-            similarity = tl.where((place == chosen)[:, None], float("-inf"), similarity)
-            tl.store(best + number * tiles + tile, tl.max(similarity, 0), mask=number < count)
+            similarity = tl.where((place == chosen)[None, :], float("-inf"), similarity)
+            tl.store(best + number * tiles + tile, tl.max(similarity, 1), mask=number < count)
         # The next template reads what other threads of this program have just written.
         tl.debug_barrier()

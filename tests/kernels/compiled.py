@@ -1,0 +1,149 @@
+"""Compiles every shipped configuration of the Triton kernels for a chip that need not be there.
+
+`python compiled.py` prints the table of registers, spills and shared memory; `--write` renews `compiled.json`, which
+the tests read.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
+from triton.compiler import ASTSource
+
+from pscl_kernels.patch_nt_xent import triton as loss
+from pscl_kernels.sample_similar import triton as sampling
+
+GOLDEN = Path(__file__).with_name("compiled.json")
+CAPABILITIES = (80, 90, 100)
+SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}
+"""Bytes of shared memory that one program may use."""
+
+POINTERS = {
+    "float32": "*fp32",
+    "float16": "*fp16",
+    "bfloat16": "*bf16",
+    "int64": "*i64",
+    "int32": "*i32",
+    "bool": "*u8",
+}
+TENSORS = {
+    **dict.fromkeys(["group", "own_group", "order", "partner", "taken"], "int64"),
+    **dict.fromkeys(["low", "high", "absent"], "int32"),
+    **dict.fromkeys(["positive", "norm", "out", "own_log_sum", "log_sum", "scale", "total"], "float32"),
+    **dict.fromkeys(["coefficient", "radial", "best"], "float32"),
+    **dict.fromkeys(
+        ["q", "k", "x", "own_x", "dq", "dk", "templates", "cells"], ""
+    ),  # "": the features' dtype
+    "valid": "bool",
+}
+WIDE = ("stride_templates", "stride_image")
+
+
+class Kernel(NamedTuple):
+    """One kernel at one configuration."""
+
+    name: str
+    function: Any
+    dtype: str
+    constants: dict[str, Any]
+    warps: int
+    stages: int
+
+
+def shipped() -> Iterator[Kernel]:
+    """Every kernel at every configuration that the backends can ask for."""
+    for dtype, bits in (("bfloat16", 16), ("float32", 32)):
+        precision = "tf32x3" if bits == 32 else "tf32"
+        for width in (16, 64, 128) if bits == 32 else (16, 64, 128, 256, 512):
+            rows = {"WIDTH": width, "ROWS": loss.PLAIN_ROWS}
+            yield Kernel(f"prepare {dtype} {width}", loss._prepare, dtype, rows, 4, 3)
+            yield Kernel(f"finish {dtype} {width}", loss._finish, dtype, rows, 4, 3)
+            for function, config in (
+                (loss._log_sums, loss.forward_config(width, bits)),
+                (loss._weighted_negatives, loss.backward_config(width, bits)),
+            ):
+                for plain in (True, False):
+                    constants = {"WIDTH": width, "ROWS": config.rows, "COLUMNS": config.columns}
+                    constants |= {"PLAIN": plain, "PRECISION": precision}
+                    name = f"{function.__name__[1:]} {dtype} {width} {'plain' if plain else 'maximum'}"
+                    yield Kernel(name, function, dtype, constants, config.warps, config.stages)
+        for width in (16, 32):
+            constants = {
+                "TILE": sampling.TILE,
+                "TEMPLATES": sampling.TEMPLATES,
+                "BLOCK": width,
+                "MASKED": True,
+            }
+            constants["PRECISION"] = precision
+            yield Kernel(
+                f"tile_maxima {dtype} {width}", sampling._tile_maxima, dtype, constants, sampling.WARPS, 3
+            )
+            greedy = {**constants, "TILES": 512}
+            yield Kernel(f"greedy {dtype} {width}", sampling._greedy, dtype, greedy, sampling.WARPS, 3)
+
+
+def measure(kernel: Kernel, capability: int) -> dict[str, Any]:
+    """Registers, spilled bytes, shared memory and matrix instruction of one kernel on one chip."""
+    signature, attributes = {}, {}
+    for index, name in enumerate(kernel.function.arg_names):
+        if name in kernel.constants:
+            signature[name] = "constexpr"
+        elif name in TENSORS:
+            signature[name] = POINTERS[TENSORS[name] or kernel.dtype]
+            attributes[(index,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "i64" if name in WIDE else "i32"
+    source = ASTSource(fn=kernel.function, signature=signature, constexprs=kernel.constants, attrs=attributes)
+    options = {"num_warps": kernel.warps, "num_stages": kernel.stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    assert len(compiled.asm["cubin"]) > 0
+    code = compiled.asm["ptx"]
+    registers, spilled = _assemble(code, capability)
+    units = [name for name in ("wgmma", "tcgen05.mma", "mma.sync") if name in code]
+    return {
+        "registers": registers,
+        "spilled_bytes": spilled,
+        "shared_bytes": compiled.metadata.shared,
+        "matrix_unit": units[0] if units else "none",
+    }
+
+
+def _assemble(code: str, capability: int) -> tuple[int, int]:
+    """Registers per thread and spilled bytes, as the assembler reports them."""
+    match = re.search(r"\.target (sm_\w+)", code)
+    assert match is not None
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(code)
+        file.flush()
+        command = [get_ptxas(capability).path, "-v", f"--gpu-name={match[1]}", file.name, "-o", "/dev/null"]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    used = re.findall(r"Used (\d+) registers", report)
+    return int(used[0]), sum(map(int, re.findall(r"(\d+) bytes spill", report)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--write", action="store_true", help="renew compiled.json")
+    table: dict[str, Any] = {"triton": triton.__version__, "kernels": {}}
+    write = parser.parse_args().write
+    for kernel in shipped():
+        for capability in CAPABILITIES:
+            measured = measure(kernel, capability)
+            table["kernels"][f"sm_{capability} {kernel.name}"] = measured
+            print(f"sm_{capability:<4}{kernel.name:44}", *measured.values(), flush=True)
+    if write:
+        GOLDEN.write_text(json.dumps(table, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""The Triton kernels where there is no GPU: by interpretation, and by compilation for chips that are not there.
+
+What only a GPU can tell, `bench/gpu.sh` tests.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import pscl_kernels
+
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed"
+)
+
+
+@needs_triton
+def test_interpreted_kernels():
+    """All of `interpreted.py`, in a process of its own: Triton decides at import whether it interprets."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    file = Path(__file__).with_name("interpreted.py")
+    command = [sys.executable, "-m", "pytest", str(file), "-q", "-p", "no:cacheprovider", "--timeout=240"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-6000:]
+
+
+def test_package_works_without_triton():
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch, pscl_kernels as p\n"
+        "x = torch.randn(4, 3, requires_grad=True); p.patch_nt_xent(x, x).backward()\n"
+        "p.sample_similar(x, x[None])\n"
+    )
+    path = str(Path(pscl_kernels.__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": path})
+
+
+@needs_triton
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("which", ["log_sums bfloat16 64 plain", "weighted_negatives bfloat16 64 plain"])
+def test_main_kernels_compile_without_spills(which, capability):
+    from .compiled import SHARED_LIMIT, measure, shipped
+
+    kernel = next(kernel for kernel in shipped() if kernel.name == which)
+    measured = measure(kernel, capability)
+    assert measured["spilled_bytes"] == 0
+    assert measured["shared_bytes"] <= SHARED_LIMIT[capability]
+    assert measured["matrix_unit"] == {80: "mma.sync", 90: "wgmma", 100: "tcgen05.mma"}[capability]
+
+
+@needs_triton
+def test_table_of_all_configurations_is_current_and_clean():
+    """`python compiled.py --write` measures everything, which takes minutes; here its table is held to the limits."""
+    import triton
+
+    from .compiled import CAPABILITIES, GOLDEN, SHARED_LIMIT, shipped
+
+    table = json.loads(GOLDEN.read_text())
+    if table["triton"] != triton.__version__:
+        pytest.skip(f"the table is of Triton {table['triton']}, installed is {triton.__version__}")
+    assert set(table["kernels"]) == {f"sm_{c} {k.name}" for k in shipped() for c in CAPABILITIES}
+    for name, measured in table["kernels"].items():
+        assert measured["spilled_bytes"] == 0, name
+        assert measured["shared_bytes"] <= SHARED_LIMIT[int(name.split()[0][3:])], name
+        if name.startswith("sm_90 ") and " bfloat16 " in name and ("sums" in name or "negatives" in name):
+            assert measured["matrix_unit"] == "wgmma", name
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_auto_is_triton_on_a_gpu():
+    from pscl_kernels.backends import resolve_backend
+
+    assert resolve_backend("auto", torch.ones(2, 3, device="cuda")) == "triton"
