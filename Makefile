@@ -1,12 +1,13 @@
 # Every target sets up what it needs in .venv; the first one takes a few minutes for that.
 #
 # Settings: PYTHON (interpreter of .venv), TORCH_INDEX (package index to take torch from), EXTRAS; .ci/install
-# explains them. TESTS is what `make test` runs.
+# explains them. TESTS is what `make test` runs, in WORKERS processes.
 
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TESTS ?= tests
+WORKERS ?= 2
 
 export PYTHON TORCH_INDEX EXTRAS
 
@@ -39,7 +40,7 @@ runs/demo/alloys.h5: | $(STAMP)
 	$(BIN)/pscl-hpc archive synth --out $@ --images 60 --seed 1 --family particles
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest -q $(TESTS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) $(TESTS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
