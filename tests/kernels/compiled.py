@@ -75,7 +75,7 @@ def shipped() -> Iterator[Kernel]:
                     constants |= {"PLAIN": plain, "PRECISION": precision}
                     name = f"{function.__name__[1:]} {dtype} {width} {'plain' if plain else 'maximum'}"
                     yield Kernel(name, function, dtype, constants, config.warps, config.stages)
-        for width in (16, 32):
+        for width in (16,) if bits == 32 else (16, 32):
             constants = {
                 "TILE": sampling.TILE,
                 "TEMPLATES": sampling.TEMPLATES,

@@ -171,10 +171,10 @@ def test_sampling(dtype, batch, count, places, width, own, masked):
     assert_greedy(templates, cells, valid, taken)
 
 
-@pytest.mark.parametrize(("count", "places"), [(5, 1), (6, 140), (66, 80)])
+@pytest.mark.parametrize(("count", "places"), [(5, 1), (6, 140), (34, 40)])
 def test_sampling_of_ties_and_shortage(count, places):
     generator = torch.Generator().manual_seed(count)
-    for batch in (1, 2) if count < 60 else (1,):
+    for batch in (1, 2) if count < 30 else (1,):
         cells, templates = lattice((batch, places), generator), lattice((count,), generator)
         valid = torch.rand(batch, places, generator=generator) < 0.8
         assert torch.equal(

@@ -68,7 +68,9 @@ def test_table_of_all_configurations_is_current_and_clean():
     for name, measured in table["kernels"].items():
         assert measured["spilled_bytes"] == 0, name
         assert measured["shared_bytes"] <= SHARED_LIMIT[int(name.split()[0][3:])], name
-        if name.startswith("sm_90 ") and " bfloat16 " in name and ("sums" in name or "negatives" in name):
+        # Blocks of the widest rows are too small for a warp group in the backward pass.
+        main = "log_sums bfloat16" in name or ("weighted_negatives bfloat16" in name and " 512 " not in name)
+        if name.startswith("sm_90 ") and main:
             assert measured["matrix_unit"] == "wgmma", name
 
 

@@ -29,7 +29,7 @@ def patch_nt_xent(
 
     Arguments
     - q, k: (N, D) features of the two views, not normalised, of one floating dtype. float16, bfloat16 and float32
-      are computed in float32, float64 in float64.
+      are computed in float32 (by "triton" from normalised rows of their own dtype), float64 in float64.
     - groups: (N,) integer group of each pair; None makes every pair its own group. A negative group takes a pair
       out altogether: it is neither query nor negative, and its features may hold anything.
     - temperature: positive number, or a 0-d tensor, which may require a gradient. Usable down to 0.01.

@@ -1,11 +1,10 @@
 """Similarity sampling: definition, checks and choice of backend."""
 
-import importlib
-
 import torch
 from torch import Tensor
 
 from pscl_kernels.backends import resolve_backend
+from pscl_kernels.sample_similar import chunked, reference
 
 
 def sample_similar(
@@ -32,9 +31,17 @@ def sample_similar(
     """
     _check(templates, cells, valid)
     templates, cells = templates.detach(), cells.detach()
-    # Imported on use: this package works without Triton.
-    module = importlib.import_module(f"pscl_kernels.sample_similar.{resolve_backend(backend, cells)}")
-    taken: Tensor = module.sample_similar(templates, cells, valid)
+    backend = resolve_backend(backend, cells)
+    if backend == "reference":
+        return reference.sample_similar(templates, cells, valid)
+    taken: Tensor
+    if backend == "triton":
+        # Imported on use: this package works without Triton.
+        from pscl_kernels.sample_similar import triton
+
+        taken = triton.sample_similar(templates, cells, valid)
+    else:
+        taken = chunked.sample_similar(templates, cells, valid)
     return taken
 
 

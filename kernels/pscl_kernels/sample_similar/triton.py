@@ -24,8 +24,8 @@ TEMPLATES = 32
 WARPS = 8
 """Warps per program."""
 
-MAXIMUM_BLOCK = 32
-"""Features per matrix product."""
+MAXIMUM_BLOCK = {torch.float32: 16, torch.float16: 32, torch.bfloat16: 32}
+"""Features per matrix product: what leaves enough registers."""
 
 
 @torch.library.custom_op("pscl_kernels::sample_similar_triton", mutates_args=())
@@ -42,7 +42,7 @@ def sample_similar(templates: Tensor, cells: Tensor, valid: Tensor | None) -> Te
     common = {
         "TILE": TILE,
         "TEMPLATES": TEMPLATES,
-        "BLOCK": block_of(width),
+        "BLOCK": block_of(width, cells.dtype),
         "MASKED": valid is not None,
         "PRECISION": "tf32x3" if cells.dtype == torch.float32 else "tf32",
     }
@@ -65,9 +65,9 @@ def _(templates: Tensor, cells: Tensor, valid: Tensor | None) -> Tensor:
     return cells.new_empty((cells.shape[0], templates.shape[-2]), dtype=torch.int64)
 
 
-def block_of(width: int) -> int:
+def block_of(width: int, dtype: torch.dtype) -> int:
     """Features per step of a matrix product."""
-    return min(MAXIMUM_BLOCK, max(16, triton.next_power_of_2(width)))
+    return min(MAXIMUM_BLOCK[dtype], max(16, triton.next_power_of_2(width)))
 
 
 @triton.jit
