@@ -62,6 +62,10 @@ def _device() -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
+    if hasattr(os, "getloadavg"):
+        device["load_average"] = round(
+            os.getloadavg()[0], 2
+        )  # of one minute: other work on the machine shows
     if torch.cuda.is_available():
         device["gpu"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return device
