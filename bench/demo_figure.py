@@ -39,7 +39,7 @@ def main(demo: Path, out: Path) -> None:
             image = archive.read_unit(record.index)[0]
             pictures: list[npt.NDArray[np.uint8]] = [colours[archive.read_mask(record.index)]]
             for run in ("from-scratch", "finetune"):
-                labels = read_labels(demo / run / "predictions" / "test" / picture_name(record.id))
+                labels = read_labels(demo / run / "predictions" / "test" / f"{picture_name(record.id)}.png")
                 pictures.append(colours[labels])
             axes[row, 0].imshow(image, cmap="gray", vmin=0, vmax=1)
             for column, picture in enumerate(pictures, start=1):

@@ -150,7 +150,7 @@ def main() -> None:
         archive.find(arguments.template)
         jobs = list(plan(archive))
     started = time.time()
-    trunk = pretrain(arguments, cores)
+    trunk = pretrain(arguments, arguments.pretrain_threads)
     threads = max(1, cores // arguments.jobs)
     rows = []
     with ThreadPoolExecutor(arguments.jobs) as pool:
