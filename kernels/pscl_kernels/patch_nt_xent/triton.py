@@ -282,7 +282,7 @@ def _add_exponentials(total, top, exponents, PLAIN: tl.constexpr):
     return total, top
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["ranks"])  # one code for any number of ranks
 def _log_sums(
     own_x, x, own_group, group, low, high, absent, positive, out, rows, ranks,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PLAIN: tl.constexpr,
@@ -348,7 +348,7 @@ def _reciprocal(log_sum, PLAIN: tl.constexpr):
     return tl.math.exp2(-log_sum) * GAIN if PLAIN else log_sum
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["ranks"])  # one code for any number of ranks
 def _weighted_negatives(
     own_x, x, own_group, group, low, high, absent, own_log_sum, log_sum, out, rows, ranks,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PLAIN: tl.constexpr,
