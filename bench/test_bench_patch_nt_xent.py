@@ -5,6 +5,7 @@ Run by hand: `pytest bench/test_bench_patch_nt_xent.py --benchmark-only`, which 
 """
 
 import math
+import sys
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from bench.record import record
 from pscl_kernels import patch_nt_xent
 
 ROWS, WIDTH, GROUPS, TEMPERATURE = 16_384, 64, 4, 0.5
-COMMAND = "pytest bench/test_bench_patch_nt_xent.py --benchmark-only"
+COMMAND = " ".join(["pytest", *sys.argv[1:]])
 
 
 def materialised(q: Tensor, k: Tensor, groups: Tensor) -> Tensor:
@@ -46,18 +47,21 @@ def inputs() -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def results() -> Any:
+def results(request: pytest.FixtureRequest) -> Any:
     measured: dict[str, dict[str, float]] = {}
     yield measured
     if set(measured) != set(IMPLEMENTATIONS):
         return
     ours, theirs = measured["chunked"], measured["materialised"]
     shape = {"rows": ROWS, "width": WIDTH, "groups": GROUPS, "dtype": "float32", "temperature": TEMPERATURE}
+    timer = str(request.config.getoption("benchmark_timer"))
     ratios = {
         "time_ratio": ours["median_seconds"] / theirs["median_seconds"],
         "memory_ratio": ours["peak_bytes"] / theirs["peak_bytes"],
     }
-    record("cpu-patch-nt-xent", {"shape": shape, "measured": measured, **ratios}, command=COMMAND)
+    record(
+        "cpu-patch-nt-xent", {"shape": shape, "timer": timer, "measured": measured, **ratios}, command=COMMAND
+    )
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)

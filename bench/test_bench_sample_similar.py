@@ -4,6 +4,7 @@ Run by hand: `pytest bench/test_bench_sample_similar.py --benchmark-only`, which
 `bench/results/cpu-sample-similar.json`.
 """
 
+import sys
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from bench.record import record
 from pscl_kernels import sample_similar
 
 BATCH, TEMPLATES, WIDTH, PLACES = 8, 64, 64, 35_344
-COMMAND = "pytest bench/test_bench_sample_similar.py --benchmark-only"
+COMMAND = " ".join(["pytest", *sys.argv[1:]])
 
 
 def loop(templates: Tensor, cells: Tensor, cosine: bool = True) -> Tensor:
@@ -56,7 +57,7 @@ def inputs() -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def results() -> Any:
+def results(request: pytest.FixtureRequest) -> Any:
     measured: dict[str, dict[str, float]] = {}
     yield measured
     if set(measured) != set(IMPLEMENTATIONS):
@@ -69,12 +70,17 @@ def results() -> Any:
         "cells_per_image": PLACES,
         "dtype": "float32",
     }
+    timer = str(request.config.getoption("benchmark_timer"))
     ratios = {
         "speedup": theirs["median_seconds"] / ours["median_seconds"],
         "speedup_over_dots": measured["loop_of_dots"]["median_seconds"] / ours["median_seconds"],
         "memory_ratio": ours["peak_bytes"] / theirs["peak_bytes"],
     }
-    record("cpu-sample-similar", {"shape": shape, "measured": measured, **ratios}, command=COMMAND)
+    record(
+        "cpu-sample-similar",
+        {"shape": shape, "timer": timer, "measured": measured, **ratios},
+        command=COMMAND,
+    )
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
