@@ -40,7 +40,7 @@ SCALES: dict[str, dict[str, list[str]]] = {
         "pretrain": ["views.size=[128,128]", "batch_size=8", "schedule.steps=400", "schedule.warmup_steps=0",
                      "schedule.decay=constant", "optimiser.name=adam", "optimiser.lr=1e-3",
                      "optimiser.weight_decay=0", "runtime.workers=0", "checkpoint.every_steps=50"],
-        "finetune": ["crop=[128,128]", "batch_size=4", "schedule.steps=200", "validate_every=40",
+        "finetune": ["crop=[128,128]", "batch_size=4", "schedule.steps=150", "validate_every=50",
                      "checkpoint.every_steps=100"],
     },
     "gpu": {
@@ -141,6 +141,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--scale", choices=sorted(SCALES), default="cpu")
     parser.add_argument("--jobs", type=int, default=2, help="fine-tunings at a time")
+    parser.add_argument("--pretrain-threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
         "--template", default="uhcs_steel/uhcs0477", help="annotated image of the pretraining"
     )
