@@ -18,7 +18,7 @@ def pretrain_command(
     config: Annotated[Path, typer.Option("--config", help="Configuration file; see configs/pretrain/.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace those of the file."),
+        typer.Argument(metavar="KEY=VALUE", help="Values that replace those of the file."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
 ) -> None:

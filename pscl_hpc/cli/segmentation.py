@@ -26,7 +26,7 @@ def finetune_command(
     config: Annotated[Path, typer.Option("--config", help="Configuration file; see configs/finetune/.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace those of the file."),
+        typer.Argument(metavar="KEY=VALUE", help="Values that replace those of the file."),
     ] = None,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
@@ -98,7 +98,7 @@ def evaluate_command(
 def predict_command(
     run: Annotated[Path, _RUN],
     images: Annotated[
-        list[str], typer.Argument(metavar="IMAGE...", help="Image files; with --archive image ids.")
+        list[str], typer.Argument(metavar="IMAGE", help="Image files; with --archive image ids.")
     ],
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for the pictures; RUN/predictions/files by default.")
