@@ -239,6 +239,21 @@ def test_simclr_needs_no_annotation(archive: Path, tmp_path: Path) -> None:
         assert pictures["references"] == 0
 
 
+def test_colour_and_non_square_windows_with_two_references(archive: Path, tmp_path: Path) -> None:
+    method = {"name": "pscl-simclr", "reference": {"ids": ["alloy/0", "alloy/1"], "per_batch": 2}}
+    changes = {
+        "model": {"widths": [4, 8, 8], "in_channels": 3},
+        "views": {"size": [24, 56]},
+        "method": method,
+    }
+    folder = pretrain(small_config(archive, tmp_path / "run", schedule={"steps": 2}, **changes))
+    assert load_trunk(folder.path).config.in_channels == 3
+    with np.load(folder.path / "inspection.npz", allow_pickle=False) as pictures:
+        assert pictures["references"] == 2
+        assert pictures["images"].shape[1:] == (24, 56)
+        assert tuple(pictures["grid0"]) == (12, 28)
+
+
 def test_bfloat16_trains_close_to_full_precision(archive: Path, tmp_path: Path) -> None:
     full = pretrain(small_config(archive, tmp_path / "fp32", schedule={"steps": 2}))
     half = pretrain(
