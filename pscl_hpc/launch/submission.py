@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import os
 import socket
 import time
@@ -14,13 +13,13 @@ from typing import Any
 import submitit.helpers
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from pscl_hpc.config import Config, to_yaml
+from pscl_hpc.config import Config
 from pscl_hpc.errors import UserError
 from pscl_hpc.launch.executors import Resources, build_executor, check_resources
 from pscl_hpc.launch.job import STAGES, StageJob
 from pscl_hpc.launch.registry import JOBS, JobRecord, latest_job, save_job
 from pscl_hpc.launch.schedulers import SCHEDULERS, process_start
-from pscl_hpc.runs import RunFolder, commit, now, write_text
+from pscl_hpc.runs import RunFolder, commit, now
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,11 @@ def submit(config: Config, *, cluster: str, resources: Resources | None = None) 
     check_resources(cluster, resources)
     if not Path(config.data.archive).exists():
         raise UserError(f"{config.data.archive}: no such archive; check data.archive, or build it first")
-    run = _choose_folder(config)
-    if "%" in str(run.absolute()):
-        raise UserError(f"{run}: a job's folder must not contain '%'; choose another with run=...")
-    folder = _reserve(run, config)
+    if "%" in str(Path(config.run).absolute()):
+        raise UserError(f"{config.run}: a job's folder must not contain '%'; choose another with run=...")
+    folder = RunFolder.reserve(config)
+    _check_free(folder)
+    run = folder.path
     (run / JOBS).mkdir(exist_ok=True)
     executor = build_executor(cluster, (run / JOBS).absolute(), config.name, resources)
     before = {"status": folder.record.get("status", "failed"), "error": folder.record.get("error")}
@@ -86,48 +86,10 @@ def _hand_over(executor: Any, job: StageJob) -> Any:
             raise UserError(f"the cluster refused the job: {reason}") from None
 
 
-def _choose_folder(config: Config) -> Path:
-    if config.run:
-        return Path(config.run)
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    Path("runs").mkdir(exist_ok=True)
-    for count in range(1, 1000):
-        path = Path("runs") / (f"{config.name}-{stamp}" + (f"-{count}" if count > 1 else ""))
-        try:
-            path.mkdir()
-        except FileExistsError:
-            continue
-        return path
-    raise UserError(
-        f"runs/{config.name}-{stamp}: a thousand runs of this second exist; name a folder with run=..."
-    )
-
-
-def _reserve(run: Path, config: Config) -> RunFolder:
-    """The folder of a new run, or that of the unfinished run which is to go on."""
-    if run.exists() and not run.is_dir():
-        raise UserError(f"{run}: is a file; choose another folder with run=...")
-    if (run / "config.yaml").exists():
-        folder = RunFolder.load(run)
-        _check_free(folder, config)
-        return folder
-    run.mkdir(parents=True, exist_ok=True)
-    if any(run.iterdir()):
-        raise UserError(f"{run}: is not empty and holds no run; choose another folder with run=...")
-    write_text(run / "config.yaml", to_yaml(config))
-    return RunFolder(run, config, {"created": now()})
-
-
-def _check_free(folder: RunFolder, config: Config) -> None:
+def _check_free(folder: RunFolder) -> None:
+    """Neither done nor being worked on."""
     if folder.done:
         raise UserError(f"{folder.path}: this run is done; choose another folder with run=...")
-    stored, wanted = (each.model_dump(exclude={"run"}) for each in (folder.config, config))
-    changed = [key for key in wanted if stored.get(key) != wanted[key]]
-    if changed:
-        raise UserError(
-            f"{folder.path}: holds a run with another configuration ({changed[0]} differs); "
-            "choose another folder with run=..."
-        )
     job = latest_job(folder.path)
     if job is not None and SCHEDULERS[job.cluster].state(job).phase in ("pending", "running"):
         raise UserError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import fcntl
+import itertools
 import json
 import os
 from pathlib import Path
@@ -42,23 +44,36 @@ class RunFolder:
         Raises:
             UserError: when the folder holds another run, another configuration, or is being written now.
         """
-        path = Path(config.run) if config.run else _fresh_path(config.name)
-        if path.exists() and not path.is_dir():
-            raise UserError(f"{path}: is a file; choose another folder with run=...")
-        if not (path / CONFIG_FILE).exists():
-            if path.is_dir() and any(p.name != "run.lock" for p in path.iterdir()):
-                raise UserError(f"{path}: is not empty and holds no run; choose another folder with run=...")
-            path.mkdir(parents=True, exist_ok=True)
-        folder = cls(path, config, {})
+        folder = cls.reserve(config)
         folder._acquire()
         try:
             folder._open_record(device)
+            if folder.done:
+                folder._release()
         except BaseException:
             folder._release()
             raise
-        if folder.done:
-            folder._release()
         return folder
+
+    @classmethod
+    def reserve(cls, config: Config) -> RunFolder:
+        """The folder of a new run, holding its configuration, or that of the same run begun before. Nothing runs yet.
+
+        Raises:
+            UserError: when the folder holds other things or another configuration.
+        """
+        path = Path(config.run) if config.run else _fresh_path(config.name)
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path}: is a file; choose another folder with run=...")
+        stored = path / CONFIG_FILE
+        if stored.exists():
+            _check_same(path, stored, config)
+        else:
+            if path.is_dir() and any(path.iterdir()):
+                raise UserError(f"{path}: is not empty and holds no run; choose another folder with run=...")
+            path.mkdir(parents=True, exist_ok=True)
+            write_text(stored, to_yaml(config))
+        return cls(path, config, _read_record(path) if (path / RECORD_FILE).exists() else {})
 
     @classmethod
     def load(cls, path: str | Path) -> RunFolder:
@@ -122,12 +137,8 @@ class RunFolder:
             self._release()
 
     def _open_record(self, device: torch.device) -> None:
-        stored = self.path / CONFIG_FILE
-        if stored.exists():
-            self._check_same(stored)
-            self.record = _read_record(self.path) if (self.path / RECORD_FILE).exists() else {}
-        else:
-            write_text(stored, to_yaml(self.config))
+        # Read again under the lock: another process may have finished the run meanwhile.
+        self.record = _read_record(self.path) if (self.path / RECORD_FILE).exists() else {}
         if self.done:
             return
         attempts = [*self.record.get("attempts", []), describe_attempt()]
@@ -140,21 +151,6 @@ class RunFolder:
             attempts=attempts,
             error="",
         )
-
-    def _check_same(self, stored: Path) -> None:
-        old = _flat(yaml.safe_load(stored.read_text(encoding="utf-8")))
-        new = _flat(yaml.safe_load(to_yaml(self.config)))
-        # The folder's own name and the machine's resources may change between attempts.
-        changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-        changed = [
-            key for key in changed if key != "run" and key not in ("runtime.workers", "runtime.device")
-        ]
-        if changed:
-            key = changed[0]
-            raise UserError(
-                f"{self.path}: holds a run with another configuration ({key} is {old.get(key)!r} there, "
-                f"{new.get(key)!r} now); choose another folder with run=..."
-            )
 
     def _acquire(self) -> None:
         handle = (self.path / "run.lock").open("a+")
@@ -181,13 +177,31 @@ class RunFolder:
 
 
 def _fresh_path(name: str) -> Path:
+    """A new, empty folder below ``runs``; made here, so that no other process gets the same."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    path = Path("runs") / f"{name}-{stamp}"
-    count = 1
-    while path.exists():
-        count += 1
-        path = Path("runs") / f"{name}-{stamp}-{count}"
-    return path
+    Path("runs").mkdir(exist_ok=True)
+    for count in itertools.count(1):
+        path = Path("runs") / (f"{name}-{stamp}" + (f"-{count}" if count > 1 else ""))
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()
+            return path
+    raise AssertionError("unreachable")
+
+
+def _check_same(path: Path, stored: Path, config: Config) -> None:
+    old = _flat(yaml.safe_load(stored.read_text(encoding="utf-8")))
+    new = _flat(yaml.safe_load(to_yaml(config)))
+    # The folder's own name and the machine's resources may change between attempts.
+    free = ("run", "runtime.workers", "runtime.device")
+    changed = [
+        key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and key not in free
+    ]
+    if changed:
+        key = changed[0]
+        raise UserError(
+            f"{path}: holds a run with another configuration ({key} is {old.get(key)!r} there, "
+            f"{new.get(key)!r} now); choose another folder with run=..."
+        )
 
 
 def _read_record(path: Path) -> dict[str, Any]:
