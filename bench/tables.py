@@ -109,12 +109,30 @@ def archive_rate(name: str) -> str:
     return _table(head, rows) + _origin(name, content)
 
 
+def synthetic(name: str) -> str:
+    """Class shares and what grey level alone can do."""
+    content = _load(name)
+    rows = []
+    for family, found in content["result"]["families"].items():
+        shares = " / ".join(f"{100 * value:.1f}" for value in found["share"])
+        levels = " / ".join(f"{value:.2f}" for value in found["best_dice_by_grey_level"][1:])
+        rows.append([family, shares, levels, f"{100 * found['images_with_rare_class']:.0f}%"])
+    head = [
+        "family",
+        "share of classes 0 / 1 / 2 / 3, %",
+        "best Dice by grey level, 1 / 2 / 3",
+        "images with class 3",
+    ]
+    return _table(head, rows) + _origin(name, content)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "cpu-one-shot": lambda: one_shot("cpu-one-shot"),
     "cpu-step": lambda: step("cpu-step-vs-released"),
     "cpu-patch-nt-xent": lambda: kernels("cpu-patch-nt-xent"),
     "cpu-sample-similar": lambda: kernels("cpu-sample-similar"),
     "cpu-archive-rate": lambda: archive_rate("cpu-archive-rate"),
+    "synthetic-statistics": lambda: synthetic("synthetic-statistics"),
     "cpu-step-loss": lambda: step_loss("cpu-step-vs-released"),
 }
 
