@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -55,6 +56,7 @@ class PretrainData(Dataset[Batch]):
         self.config = config
         self.references = _find_references(archive, config)
         self.records = self._select()
+        self._order = (-1, np.empty(0, np.int64))
 
     @property
     def annotated(self) -> Collection | None:
@@ -112,12 +114,10 @@ class PretrainData(Dataset[Batch]):
         epoch, place = divmod(count, usable)
         return int(self._epoch(epoch)[place])
 
-    def _epoch(self, epoch: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        cached = getattr(self, "_order", None)
-        if cached is None or cached[0] != epoch:
-            cached = (epoch, epoch_order(len(self.records), seed=self.config.seed, epoch=epoch))
-            self._order = cached
-        return cached[1]
+    def _epoch(self, epoch: int) -> npt.NDArray[np.int64]:
+        if self._order[0] != epoch:
+            self._order = (epoch, epoch_order(len(self.records), seed=self.config.seed, epoch=epoch))
+        return self._order[1]
 
     def _select(self) -> list[ImageRecord]:
         data = self.config.data

@@ -83,17 +83,18 @@ class Trainer:
         log.rewind(self.at.step)
         batches = self.data.batches(self.at.step * config.accumulate)
         with Progress("pretraining", config.schedule.steps, self.at.step, unit="step", show=progress) as bar:
-            clock = time.perf_counter()
-            logged = self.at.step
+            clock, images = time.perf_counter(), 0
             while self.at.step < config.schedule.steps:
                 last = self.at.step + 1 == config.schedule.steps
                 measure = (self.at.step + 1) % config.log.every_steps == 0 or self.at.step == 0 or last
-                terms = self.step([next(batches) for _ in range(config.accumulate)], measure=measure)
+                parts = [next(batches) for _ in range(config.accumulate)]
+                terms = self.step(parts, measure=measure)
+                images += sum(len(part.ids) for part in parts)
                 bar.advance(f"loss {terms['loss']:.4f}")
                 if measure:
-                    seconds, clock = time.perf_counter() - clock, time.perf_counter()
-                    self._log(log, terms, steps=self.at.step - logged, seconds=seconds)
-                    logged = self.at.step
+                    rate = images / (time.perf_counter() - clock)
+                    self._log(log, terms, rate)
+                    clock, images = time.perf_counter(), 0
                 if self.at.step % config.checkpoint.every_steps == 0 or last:
                     self._save()
         log.close()
@@ -171,20 +172,9 @@ class Trainer:
             self.folder.checkpoints.save_best(self.at.step, self.state())
         self.folder.checkpoints.save(self.at.step, self.state())
 
-    def _log(self, log: MetricsLog, terms: dict[str, float], *, steps: int, seconds: float) -> None:
-        images = steps * (self.config.batch_size + self._references_per_step())
-        log.write(
-            self.at.step,
-            {
-                **terms,
-                "images_per_second": round(images / seconds, 3),
-                "memory_mb": round(_peak_memory(self.device)),
-            },
-        )
-
-    def _references_per_step(self) -> int:
-        reference = getattr(self.config.method, "reference", None)
-        return self.config.accumulate * reference.per_batch if reference is not None else 0
+    def _log(self, log: MetricsLog, terms: dict[str, float], rate: float) -> None:
+        memory = round(_peak_memory(self.device))
+        log.write(self.at.step, {**terms, "images_per_second": round(rate, 3), "memory_mb": memory})
 
     def _stop_not_finite(self, terms: dict[str, float], batch: Batch) -> None:
         shown = ", ".join(f"{key}={value:g}" for key, value in terms.items())
