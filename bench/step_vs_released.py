@@ -34,6 +34,7 @@ from pscl_hpc.archive.synthesis import synthesise
 from pscl_hpc.config import ModelConfig, PsclSimclrConfig, ViewConfig
 from pscl_hpc.methods import PsclSimclr, Views
 from pscl_hpc.models import UNet
+from pscl_hpc.seeding import Draws
 from pscl_hpc.views import draw_geometry, warp
 from pscl_hpc.views.geometry import crop_on_grid
 
@@ -53,7 +54,20 @@ def make_batch(size: int, batch: int) -> Views:
     )
     geometry = draw_geometry(batch + 1, ViewConfig(size=(size, size)), torch.Generator().manual_seed(0))
     labels = torch.stack([torch.from_numpy(p.mask) for p in pictures])
-    return Views(images, warp(images, geometry), geometry, 1, labels, torch.ones(batch + 1, dtype=torch.bool))
+    return Views(
+        images,
+        warp(images, geometry),
+        geometry,
+        1,
+        labels,
+        torch.ones(batch + 1, dtype=torch.bool),
+        torch.full((batch + 1,), -1),
+    )
+
+
+def draws(views: Views) -> Draws:
+    """The random numbers of the measured step."""
+    return Draws(5, 0, tuple(range(len(views.query))))
 
 
 def build_ours(options: dict[str, Any]) -> PsclSimclr:
@@ -63,7 +77,7 @@ def build_ours(options: dict[str, Any]) -> PsclSimclr:
 
 
 def ours_step(method: PsclSimclr, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
-    output = method(views, torch.Generator().manual_seed(5))
+    output = method(views, draws(views))
     output.loss.backward()
     return output.loss.detach(), output.terms
 
@@ -168,7 +182,7 @@ def released_step(model: Any, losses: dict[str, Any], views: Views) -> tuple[Ten
 @contextmanager
 def tie_breaks(views: Views) -> Iterator[None]:
     """Give the released code, cell by cell, the random numbers that ours draws for the same scale."""
-    generator, size = torch.Generator().manual_seed(5), views.query.shape[-1]
+    (generator,), size = draws(views).each("templates", range(1)), views.query.shape[-1]
     noises = []
     for cells in (size // 4, size // 2, size):
         noise = torch.rand((1, CLASSES, cells * cells), generator=generator).view(CLASSES, cells, cells)

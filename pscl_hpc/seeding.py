@@ -7,6 +7,8 @@ whose readers are spread over other processes, draws the same numbers.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -27,3 +29,30 @@ def numpy_generator(seed: int, *key: int | str) -> np.random.Generator:
 def torch_generator(seed: int, *key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """A torch generator for one purpose on one device."""
     return torch.Generator(device=device).manual_seed(derive_seed(seed, *key))
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of one forward pass, the same for any number of ranks.
+
+    What concerns the whole batch comes from :meth:`shared`; what concerns one image from :meth:`each`, keyed by the
+    image's place in the batch of all ranks.
+    """
+
+    seed: int
+    number: int
+    """Number of the pass."""
+    slots: tuple[int, ...]
+    """Place of each image of this rank in the batch of all ranks."""
+    device: torch.device | str = "cpu"
+
+    def shared(self, purpose: str) -> torch.Generator:
+        """One generator, in the same state on every rank."""
+        return torch_generator(self.seed, purpose, self.number, device=self.device)
+
+    def each(self, purpose: str, images: Iterable[int]) -> list[torch.Generator]:
+        """One generator for each of these images of this rank."""
+        return [
+            torch_generator(self.seed, purpose, self.number, self.slots[image], device=self.device)
+            for image in images
+        ]

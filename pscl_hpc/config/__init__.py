@@ -1,6 +1,13 @@
 """Typed configuration: schema, loading, overrides."""
 
 from pscl_hpc.config.loading import Config, load_config, resolve_config, to_yaml
+from pscl_hpc.config.methods import (
+    MethodBase,
+    PsclSimclrConfig,
+    ReferenceConfig,
+    ReferencedMethod,
+    SimclrConfig,
+)
 from pscl_hpc.config.schema import (
     CheckpointConfig,
     DataConfig,
@@ -11,11 +18,8 @@ from pscl_hpc.config.schema import (
     ModelConfig,
     OptimiserConfig,
     PretrainConfig,
-    PsclSimclrConfig,
-    ReferenceConfig,
     RuntimeConfig,
     ScheduleConfig,
-    SimclrConfig,
     ViewConfig,
 )
 
@@ -27,11 +31,13 @@ __all__ = [
     "FinetuneLossConfig",
     "JitterConfig",
     "LogConfig",
+    "MethodBase",
     "ModelConfig",
     "OptimiserConfig",
     "PretrainConfig",
     "PsclSimclrConfig",
     "ReferenceConfig",
+    "ReferencedMethod",
     "RuntimeConfig",
     "ScheduleConfig",
     "SimclrConfig",

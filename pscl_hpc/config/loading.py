@@ -14,7 +14,8 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from pscl_hpc.config.schema import METHODS, FinetuneConfig, PretrainConfig
+from pscl_hpc.config.methods import METHODS
+from pscl_hpc.config.schema import FinetuneConfig, PretrainConfig
 from pscl_hpc.errors import UserError, did_you_mean
 
 Config = PretrainConfig | FinetuneConfig

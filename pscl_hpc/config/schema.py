@@ -8,20 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-Size = tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]]
-"""Height and width in pixels."""
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-NonNegative = Annotated[float, Field(ge=0.0)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Strict(BaseModel):
-    """Base of all sections: unknown keys are errors, values do not change after construction."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+from pscl_hpc.config.common import Count, Fraction, NonNegative, Positive, Size, Strict
+from pscl_hpc.config.methods import MethodConfig, PsclSimclrConfig
 
 
 class ModelConfig(Strict):
@@ -93,82 +83,6 @@ class ViewConfig(Strict):
     """The second view keeps 1 - U(0, crop) of the height and, independently, of the width."""
     jitter: JitterConfig = JitterConfig()
     """Intensity changes, drawn independently for both views."""
-
-
-class ReferenceConfig(Strict):
-    """The annotated images whose cells serve as class templates."""
-
-    ids: tuple[str, ...] = ()
-    """Image ids in the archive, ``dataset/stem``. Each step uses ``per_batch`` of them, drawn at random."""
-    per_batch: Count = 1
-    """Reference images in each batch. Templates come from all of them."""
-    in_pool: bool = False
-    """References are also drawn as unlabelled images, as released: then one image can be twice in a batch and its own
-    image-level negative."""
-    crop: Literal["random", "covering"] = "covering"
-    """covering: of 16 random windows the one that shows the most classes; random: the first window."""
-
-
-class PsclSimclrConfig(Strict):
-    """PSCL with in-batch negatives (spec sections 3 and 4)."""
-
-    name: Literal["pscl-simclr"] = "pscl-simclr"
-    reference: ReferenceConfig = ReferenceConfig()
-    """Where templates come from."""
-    templates_per_class: Count = 4
-    """Template cells per class at the coarsest scale."""
-    template_growth: Count = 2
-    """Each finer scale has this many times more template cells."""
-    purity: Annotated[float, Field(gt=0.5, le=1.0)] = 0.95
-    """A cell can be a template of a class when at least this share of it has that class. Classes with fewer such
-    cells have fewer templates, absent classes none. Not used by ``template_rule: released``."""
-    template_rule: Literal["pure", "released"] = "pure"
-    """pure: random cells among those of sufficient purity. released: the highest label values with exclusion by
-    subtraction, overflowing into mixed and arbitrary cells of a rare class, as the released code does."""
-    matching: Literal["cosine", "dot"] = "cosine"
-    """Similarity by which cells are matched to templates. dot: as released, not normalised."""
-    exclusion: Literal["strict", "released"] = "strict"
-    """strict: a cell is taken once. released: the largest similarity is subtracted from a taken cell, which lets it be
-    taken again where similarities are negative."""
-    antialias: bool = True
-    """Labels are averaged over the whole cell. false: bilinear samples, as torchvision before 0.17."""
-    temperature: Positive = 0.5
-    """Temperature of both contrastive losses."""
-    patch_weight: Fraction = 0.7
-    """Weight of the patch loss; the image loss has the rest."""
-    scale_weights: tuple[NonNegative, ...] = ()
-    """Weight of each scale's loss from coarse to fine; all 1 when empty. The sum is divided by the number of scales."""
-    projection: Count = 64
-    """Width of the contrasted vectors."""
-    hidden: Count = 128
-    """Hidden width of the heads, at most the width of their input."""
-    head_groups: Count = 4
-    """Groups of the 1x1 convolutions in the patch heads."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> PsclSimclrConfig:
-        if self.projection % self.head_groups:
-            raise ValueError(
-                f"projection ({self.projection}) must be a multiple of head_groups ({self.head_groups})"
-            )
-        return self
-
-
-class SimclrConfig(Strict):
-    """SimCLR on the pooled bottleneck: the image loss of PSCL alone (Chen et al. 2020)."""
-
-    name: Literal["simclr"] = "simclr"
-    temperature: Positive = 0.5
-    """Temperature of NT-Xent."""
-    projection: Count = 64
-    """Width of the contrasted vectors."""
-    hidden: Count = 128
-    """Hidden width of the head, at most the width of the bottleneck."""
-
-
-MethodConfig = Annotated[PsclSimclrConfig | SimclrConfig, Field(discriminator="name")]
-METHODS = ("pscl-simclr", "simclr")
-"""The names that ``method.name`` can have."""
 
 
 class ScheduleConfig(Strict):
@@ -270,16 +184,12 @@ class PretrainConfig(RunConfig):
             raise ValueError(
                 f"batch_size ({self.batch_size}) must be a multiple of accumulate ({self.accumulate})"
             )
-        if isinstance(self.method, PsclSimclrConfig):
-            if not self.method.reference.ids:
-                raise ValueError(
-                    "method.reference.ids names no annotated image; pscl-simclr needs at least one"
-                )
-            scales = len(self.model.widths) - 1
-            if self.method.scale_weights and len(self.method.scale_weights) != scales:
-                raise ValueError(f"method.scale_weights needs {scales} values, one per scale")
-        elif self.batch_size // self.accumulate < 2:
-            raise ValueError("batch_size / accumulate must be at least 2: an image alone has no negatives")
+        self.method.check(scales=len(self.model.widths) - 1)
+        if self.batch_size // self.accumulate < self.method.smallest_batch:
+            raise ValueError(
+                f"batch_size / accumulate must be at least {self.method.smallest_batch} for {self.method.name}: "
+                "an image alone has no negatives"
+            )
         return self
 
 

@@ -1,33 +1,20 @@
-"""Pretraining methods, one module each. :func:`build_method` is where a new one is registered."""
+"""Pretraining methods, one module each. :data:`_METHODS` is where a new one is registered."""
 
-from pscl_hpc.archive import Collection
-from pscl_hpc.config import PretrainConfig, PsclSimclrConfig
-from pscl_hpc.methods.base import CellSample, Method, MethodOutput, Views
+from pscl_hpc.config import MethodBase, PretrainConfig, PsclSimclrConfig, SimclrConfig
+from pscl_hpc.methods.base import CellSample, Method, MethodOutput, Setting, Views
 from pscl_hpc.methods.pscl_simclr import PsclSimclr, cell_purity
 from pscl_hpc.methods.simclr import Simclr
 from pscl_hpc.models import UNet
 
+_METHODS: dict[type[MethodBase], type[Method]] = {
+    PsclSimclrConfig: PsclSimclr,
+    SimclrConfig: Simclr,
+}
 
-def build_method(config: PretrainConfig, annotated: Collection | None) -> Method:
-    """The configured method on a fresh trunk.
 
-    Args:
-        config: Run configuration.
-        annotated: The collection of the reference images; None for methods without references.
-    """
-    trunk = UNet(config.model)
-    method = config.method
-    if isinstance(method, PsclSimclrConfig):
-        if annotated is None:
-            raise ValueError("pscl-simclr needs the collection of its references")
-        return PsclSimclr(
-            trunk,
-            method,
-            classes=len(annotated.classes),
-            ignored=annotated.ignore_classes,
-            backend=config.runtime.kernels,
-        )
-    return Simclr(trunk, method, backend=config.runtime.kernels)
+def build_method(config: PretrainConfig, setting: Setting) -> Method:
+    """The configured method on a fresh trunk."""
+    return _METHODS[type(config.method)].build(UNet(config.model), config, setting)
 
 
 __all__ = [
@@ -35,6 +22,7 @@ __all__ = [
     "Method",
     "MethodOutput",
     "PsclSimclr",
+    "Setting",
     "Simclr",
     "Views",
     "build_method",

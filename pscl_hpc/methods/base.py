@@ -6,9 +6,13 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from pscl_hpc.archive import Collection
+from pscl_hpc.config import PretrainConfig
 from pscl_hpc.models import Features, UNet
+from pscl_hpc.seeding import Draws
 from pscl_hpc.views import ViewGeometry
 
 
@@ -31,6 +35,8 @@ class Views:
     annotation; of the other images they serve to measure, never to learn."""
     comparable: Tensor
     """Whether an image's classes mean what the references' classes mean, bool (B,)."""
+    conditions: Tensor
+    """Production batch of each image, int64 (B,): an index into ``Setting.conditions``; -1 where unknown."""
 
 
 @dataclass(frozen=True)
@@ -61,26 +67,49 @@ class MethodOutput:
     terms: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What a method is told about the images before it sees any."""
+
+    annotated: Collection | None = None
+    """The collection of the references; None for methods without references."""
+    conditions: tuple[str, ...] = ()
+    """Production batches of the images, by name."""
+
+
 class Method(nn.Module, ABC):
-    """Base of all methods. ``trunk`` is what pretraining is for; all else is dropped afterwards."""
+    """Base of all methods. ``trunk`` is what pretraining is for; all else is dropped afterwards.
+
+    With several ranks each one sees its own images. A method that contrasts images with each other does so over all
+    ranks of ``process_group``: its loss is then that of the whole batch, equal on every rank, and its gradient that of
+    this loss with respect to the rank's own features, so that the sum over ranks is the gradient of the whole.
+    """
+
+    process_group: dist.ProcessGroup | None = None
+    """The ranks that train together; None for one process. Set before the first step."""
 
     def __init__(self, trunk: UNet) -> None:
         super().__init__()
         self.trunk = trunk
 
+    @classmethod
     @abstractmethod
-    def forward(self, views: Views, generator: torch.Generator, measure: bool = False) -> MethodOutput:
+    def build(cls, trunk: UNet, config: PretrainConfig, setting: Setting) -> Method:
+        """The method of a run's configuration."""
+
+    @abstractmethod
+    def forward(self, views: Views, draws: Draws, measure: bool = False) -> MethodOutput:
         """Loss of one batch.
 
         Args:
             views: The batch.
-            generator: On the views' device; every random choice of the method comes from it.
+            draws: Every random choice of the method comes from it.
             measure: Also compute the terms that only serve the log.
         """
 
-    def after_step(self) -> None:
-        """Called after each optimiser step: moving averages, queues."""
+    def after_step(self, progress: float) -> None:
+        """Called after each optimiser step, for moving averages; ``progress`` goes from 0 to 1 over the run."""
 
-    def sample_cells(self, views: Views, key: Features, generator: torch.Generator) -> tuple[CellSample, ...]:
+    def sample_cells(self, views: Views, key: Features, draws: Draws) -> tuple[CellSample, ...]:
         """The cells that the method would contrast, per scale; none for methods without sampling."""
         return ()

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pscl_hpc.config import PsclSimclrConfig
-from pscl_hpc.methods.base import CellSample, Method, MethodOutput, Views
+from pscl_hpc.config import PretrainConfig, PsclSimclrConfig
+from pscl_hpc.methods.base import CellSample, Method, MethodOutput, Setting, Views
 from pscl_hpc.methods.sampling import choose_templates, match_templates
 from pscl_hpc.models import CellHead, Features, GlobalHead, UNet
+from pscl_hpc.seeding import Draws
 from pscl_hpc.views import class_shares, paired_cells, partner_cells, view_to_source, warp
 from pscl_kernels import patch_nt_xent, patch_similarity_stats
 
@@ -54,7 +55,21 @@ class PsclSimclr(Method):
         )
         self.scale_weights = config.scale_weights or (1.0,) * len(self.cell_heads)
 
-    def forward(self, views: Views, generator: torch.Generator, measure: bool = False) -> MethodOutput:
+    @classmethod
+    def build(cls, trunk: UNet, config: PretrainConfig, setting: Setting) -> PsclSimclr:
+        """See :class:`Method`. ``setting.annotated`` is needed."""
+        assert isinstance(config.method, PsclSimclrConfig)
+        if setting.annotated is None:
+            raise ValueError("pscl-simclr needs the collection of its references")
+        return cls(
+            trunk,
+            config.method,
+            classes=len(setting.annotated.classes),
+            ignored=setting.annotated.ignore_classes,
+            backend=config.runtime.kernels,
+        )
+
+    def forward(self, views: Views, draws: Draws, measure: bool = False) -> MethodOutput:
         """``(1 - r) * image loss + r * mean over scales of the patch loss`` with r = ``patch_weight``."""
         query, key = self.trunk(views.query), self.trunk(views.key)
         image_loss = self._contrast(
@@ -62,7 +77,7 @@ class PsclSimclr(Method):
         )
         terms = {"image/loss": image_loss.detach()}
         patch_loss = torch.zeros_like(image_loss)
-        for scale, sample in enumerate(self.sample_cells(views, key, generator)):
+        for scale, sample in enumerate(self.sample_cells(views, key, draws)):
             height, width = key.scales[scale].shape[2:]
             key_cells = sample.key_cells.clamp_min(0)
             query_cells = partner_cells(views.geometry, key_cells, height, width)
@@ -79,15 +94,16 @@ class PsclSimclr(Method):
         return MethodOutput((1 - ratio) * image_loss + ratio * patch_loss, terms)
 
     @torch.no_grad()
-    def sample_cells(self, views: Views, key: Features, generator: torch.Generator) -> tuple[CellSample, ...]:
+    def sample_cells(self, views: Views, key: Features, draws: Draws) -> tuple[CellSample, ...]:
         """Cells per scale, coarse to fine: those of the references by class, those of the others by similarity.
 
         Reference ``r`` gives the templates of every R-th other image, starting with the r-th.
         """
         labels = self._one_hot(views)
+        generators = draws.each("templates", range(views.references))
         samples = []
         for scale, (cell_map, head) in enumerate(zip(key.scales, self.cell_heads, strict=True)):
-            samples.append(self._sample_scale(scale, cell_map, head, views, labels, generator))
+            samples.append(self._sample_scale(scale, cell_map, head, views, labels, generators))
         return tuple(samples)
 
     def _sample_scale(
@@ -97,7 +113,7 @@ class PsclSimclr(Method):
         head: nn.Module,
         views: Views,
         labels: Tensor,
-        generator: torch.Generator,
+        generators: list[torch.Generator],
     ) -> CellSample:
         references = views.references
         height, width = cell_map.shape[2:]
@@ -105,7 +121,7 @@ class PsclSimclr(Method):
         paired = paired_cells(views.geometry, height, width)
         own = views.geometry[:references]
         shares = class_shares(labels, own, height, width, antialias=self.config.antialias).flatten(2)
-        chosen = choose_templates(shares, paired[:references], count, self.config, generator)
+        chosen = choose_templates(shares, paired[:references], count, self.config, generators)
         classes = torch.arange(self.classes, device=chosen.device).repeat_interleave(
             chosen.shape[1] // self.classes
         )
@@ -136,7 +152,14 @@ class PsclSimclr(Method):
         return warp(shares, views.geometry[: views.references])
 
     def _contrast(self, q: Tensor, k: Tensor, groups: Tensor | None) -> Tensor:
-        return patch_nt_xent(q, k, groups, temperature=self.config.temperature, backend=self.backend)
+        return patch_nt_xent(
+            q,
+            k,
+            groups,
+            temperature=self.config.temperature,
+            process_group=self.process_group,
+            backend=self.backend,
+        )
 
     @torch.no_grad()
     def _measure(

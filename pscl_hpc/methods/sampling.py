@@ -14,7 +14,11 @@ from pscl_kernels import sample_similar
 
 
 def choose_templates(
-    shares: Tensor, paired: Tensor, count: int, config: PsclSimclrConfig, generator: torch.Generator
+    shares: Tensor,
+    paired: Tensor,
+    count: int,
+    config: PsclSimclrConfig,
+    generators: list[torch.Generator],
 ) -> Tensor:
     """Template cells of each reference, class after class.
 
@@ -23,13 +27,18 @@ def choose_templates(
         paired: Cells that have a partner in view q, bool (R, P).
         count: Templates per class, k.
         config: ``template_rule`` and ``purity``.
-        generator: On the device of ``shares``.
+        generators: One for each reference, on the device of ``shares``.
 
     Returns:
         int64 (R, C * k); -1 where a class has fewer cells of sufficient purity than templates.
     """
     count = min(count, shares.shape[-1])
-    noise = torch.rand(shares.shape, generator=generator, device=shares.device, dtype=shares.dtype)
+    noise = torch.stack(
+        [
+            torch.rand(shares.shape[1:], generator=generator, device=shares.device, dtype=shares.dtype)
+            for generator in generators
+        ]
+    )
     if config.template_rule == "released":
         return _released_templates(shares, paired, count, noise)
     # A purity above one half makes the classes' cells disjoint, so that all classes choose at once.

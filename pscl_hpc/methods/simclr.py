@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-
-from pscl_hpc.config import SimclrConfig
-from pscl_hpc.methods.base import Method, MethodOutput, Views
+from pscl_hpc.config import PretrainConfig, SimclrConfig
+from pscl_hpc.methods.base import Method, MethodOutput, Setting, Views
 from pscl_hpc.models import GlobalHead, UNet
+from pscl_hpc.seeding import Draws
 from pscl_kernels import patch_nt_xent
 
 
@@ -21,9 +20,21 @@ class Simclr(Method):
             trunk.config.widths[-1], hidden=config.hidden, projection=config.projection
         )
 
-    def forward(self, views: Views, generator: torch.Generator, measure: bool = False) -> MethodOutput:
+    @classmethod
+    def build(cls, trunk: UNet, config: PretrainConfig, setting: Setting) -> Simclr:
+        """See :class:`Method`."""
+        assert isinstance(config.method, SimclrConfig)
+        return cls(trunk, config.method, backend=config.runtime.kernels)
+
+    def forward(self, views: Views, draws: Draws, measure: bool = False) -> MethodOutput:
         """NT-Xent over the batch; each image's positive is its other view."""
         q = self.global_head(self.trunk(views.query).bottleneck)
         k = self.global_head(self.trunk(views.key).bottleneck)
-        loss = patch_nt_xent(q, k, temperature=self.config.temperature, backend=self.backend)
+        loss = patch_nt_xent(
+            q,
+            k,
+            temperature=self.config.temperature,
+            process_group=self.process_group,
+            backend=self.backend,
+        )
         return MethodOutput(loss, {"image/loss": loss.detach()})

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pscl_hpc.archive import Archive, Collection, ImageRecord, epoch_order
+from pscl_hpc.archive import Archive, ImageRecord, epoch_order
 from pscl_hpc.archive.windows import draw_window, read_window
-from pscl_hpc.config import PretrainConfig, PsclSimclrConfig, ReferenceConfig
+from pscl_hpc.config import PretrainConfig, ReferenceConfig, ReferencedMethod
 from pscl_hpc.errors import UserError
-from pscl_hpc.methods import Views
+from pscl_hpc.methods import Setting, Views
 from pscl_hpc.seeding import numpy_generator, torch_generator
 from pscl_hpc.views import draw_geometry, jitter, warp
 
@@ -35,6 +35,10 @@ class Batch:
     """bool (B,): the image is of the references' collection."""
     references: int
     """Number of references at the front."""
+    conditions: Tensor
+    """int64 (B,): production batch, as in ``Views``."""
+    slots: tuple[int, ...]
+    """Place of each image in the batch of all ranks."""
     ids: tuple[str, ...]
     """Archive ids, (B,)."""
 
@@ -56,12 +60,16 @@ class PretrainData(Dataset[Batch]):
         self.config = config
         self.references = _find_references(archive, config)
         self.records = self._select()
+        self.conditions = tuple(
+            sorted({r.condition for r in (*self.references, *self.records) if r.condition})
+        )
         self._order = (-1, np.empty(0, np.int64))
 
     @property
-    def annotated(self) -> Collection | None:
-        """The collection of the references; None without references."""
-        return self.archive.collections[self.references[0].dataset] if self.references else None
+    def setting(self) -> Setting:
+        """What the method is told about the images."""
+        home = self.archive.collections[self.references[0].dataset] if self.references else None
+        return Setting(home, self.conditions)
 
     @property
     def per_pass(self) -> int:
@@ -88,6 +96,8 @@ class PretrainData(Dataset[Batch]):
             labels=torch.from_numpy(np.stack([mask for _, mask in pairs])),
             comparable=torch.tensor([record.dataset == home for record, _ in chosen]),
             references=len(references),
+            conditions=torch.tensor([self._condition(record) for record, _ in chosen]),
+            slots=tuple(range(len(chosen))),
             ids=tuple(record.id for record, _ in chosen),
         )
 
@@ -103,6 +113,9 @@ class PretrainData(Dataset[Batch]):
             multiprocessing_context="forkserver" if workers else None,
         )
         return iter(loader)
+
+    def _condition(self, record: ImageRecord) -> int:
+        return self.conditions.index(record.condition) if record.condition else -1
 
     def _position(self, count: int) -> int:
         """Index of the ``count``-th image of the endless stream of shuffled epochs.
@@ -176,17 +189,18 @@ def make_views(batch: Batch, config: PretrainConfig, number: int, device: torch.
         references=batch.references,
         labels=batch.labels.to(device, non_blocking=True),
         comparable=batch.comparable.to(device, non_blocking=True),
+        conditions=batch.conditions.to(device, non_blocking=True),
     )
 
 
 def _reference_config(config: PretrainConfig) -> ReferenceConfig:
-    if not isinstance(config.method, PsclSimclrConfig):
+    if not isinstance(config.method, ReferencedMethod):
         raise ValueError(f"{config.method.name} has no references")
     return config.method.reference
 
 
 def _find_references(archive: Archive, config: PretrainConfig) -> list[ImageRecord]:
-    if not isinstance(config.method, PsclSimclrConfig):
+    if not isinstance(config.method, ReferencedMethod):
         return []
     found = [archive.find(image_id) for image_id in config.method.reference.ids]
     for record in found:

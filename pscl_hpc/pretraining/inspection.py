@@ -22,7 +22,7 @@ from pscl_hpc.archive import IGNORE_INDEX
 from pscl_hpc.methods import Method, Views, cell_purity
 from pscl_hpc.pretraining.data import Batch, PretrainData, make_views
 from pscl_hpc.runs import replace_file
-from pscl_hpc.seeding import torch_generator
+from pscl_hpc.seeding import Draws
 from pscl_hpc.views import warp
 
 INSPECTION_FILE = "inspection.npz"
@@ -40,14 +40,15 @@ def inspect_run(method: Method, data: PretrainData, folder: Path, device: torch.
     method.train()
     state = {key: value.clone() for key, value in method.state_dict().items()}
     key = method.trunk(views.key)
-    samples = method.sample_cells(views, key, torch_generator(data.config.seed, "inspection", device=device))
+    samples = method.sample_cells(views, key, Draws(data.config.seed, 0, batch.slots, device))
     method.load_state_dict(state)
+    annotated = data.setting.annotated
     arrays: dict[str, npt.NDArray[Any]] = {
         "images": _to_bytes(views.key.mean(dim=1)),
         "labels": _warp_labels(views),
         "references": np.array(views.references),
         "ids": np.array(batch.ids),
-        "classes": np.array(data.annotated.classes if data.annotated else ()),
+        "classes": np.array(annotated.classes if annotated else ()),
     }
     for scale, features in enumerate(key.scales):
         height, width = features.shape[2:]
@@ -81,6 +82,8 @@ def _first_images(data: PretrainData) -> Batch:
         batch.labels[pick],
         batch.comparable[pick],
         batch.references,
+        batch.conditions[pick],
+        tuple(batch.slots[i] for i in order),
         tuple(batch.ids[i] for i in order),
     )
 

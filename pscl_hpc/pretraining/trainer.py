@@ -19,7 +19,7 @@ from pscl_hpc.pretraining.data import Batch, PretrainData, make_views
 from pscl_hpc.pretraining.inspection import inspect_run
 from pscl_hpc.progress import Progress
 from pscl_hpc.runs import MetricsLog, RunFolder
-from pscl_hpc.seeding import derive_seed, torch_generator
+from pscl_hpc.seeding import Draws, derive_seed
 from pscl_hpc.training import autocast, build_optimiser, parameter_groups, set_lr, setup_device
 
 _SMOOTHING = 0.98
@@ -71,7 +71,7 @@ class Trainer:
         self.folder = folder
         self.device = device
         torch.manual_seed(derive_seed(config.seed, "weights"))
-        self.method: Method = build_method(config, data.annotated).to(device)
+        self.method: Method = build_method(config, data.setting).to(device)
         groups = parameter_groups(self.method, config.optimiser.lr, config.optimiser.weight_decay)
         self.optimiser = build_optimiser(groups, config.optimiser)
         self.at = _Progress()
@@ -117,9 +117,9 @@ class Trainer:
         for part, batch in enumerate(batches):
             number = self.at.step * self.config.accumulate + part
             views = make_views(batch, self.config, number, self.device)
-            random = torch_generator(self.config.seed, "method", number, device=self.device)
+            draws = Draws(self.config.seed, number, batch.slots, self.device)
             with autocast(self.device, self.config.runtime):
-                output = self.method(views, random, measure)
+                output = self.method(views, draws, measure)
             terms = {
                 "loss": float(output.loss.detach()),
                 **{key: float(value) for key, value in output.terms.items()},
@@ -133,8 +133,8 @@ class Trainer:
             norm = torch.nn.utils.clip_grad_norm_(self.method.parameters(), self.config.optimiser.clip_norm)
             sums["gradient_norm"] = float(norm)
         self.optimiser.step()
-        self.method.after_step()
         self.at.step += 1
+        self.method.after_step(self.at.step / self.config.schedule.steps)
         old = sums["loss"] if math.isnan(self.at.smooth_loss) else self.at.smooth_loss
         self.at.smooth_loss = _SMOOTHING * old + (1 - _SMOOTHING) * sums["loss"]
         return {**sums, "lr": lr}

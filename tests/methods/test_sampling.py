@@ -15,8 +15,8 @@ def config(**changes: object) -> PsclSimclrConfig:
     return PsclSimclrConfig.model_validate(changes)
 
 
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
+def generators(count: int = 1) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in range(count)]
 
 
 def test_templates_are_pure_paired_and_distinct() -> None:
@@ -25,7 +25,7 @@ def test_templates_are_pure_paired_and_distinct() -> None:
     shares[1, 2] = 1.0
     paired = torch.ones(2, 20, dtype=torch.bool)
     paired[0, 0] = False
-    chosen = choose_templates(shares, paired, 4, config(purity=0.95), generator()).view(2, 3, 4)
+    chosen = choose_templates(shares, paired, 4, config(purity=0.95), generators(2)).view(2, 3, 4)
     assert set(chosen[0, 0].tolist()) <= set(range(1, 8))
     assert set(chosen[0, 1].tolist()) <= set(range(8, 16))
     assert chosen[0, 2].eq(-1).all(), "a class without pure cells has no templates"
@@ -38,7 +38,7 @@ def test_a_rare_class_has_fewer_templates() -> None:
     shares = torch.zeros(1, 2, 10)
     shares[0, 0, 2:] = 1.0
     shares[0, 1, :2] = 1.0
-    chosen = choose_templates(shares, torch.ones(1, 10, dtype=torch.bool), 4, config(), generator()).view(
+    chosen = choose_templates(shares, torch.ones(1, 10, dtype=torch.bool), 4, config(), generators()).view(
         2, 4
     )
     assert sorted(chosen[1].tolist()) == [-1, -1, 0, 1]
@@ -46,7 +46,7 @@ def test_a_rare_class_has_fewer_templates() -> None:
 
 def test_more_templates_than_cells() -> None:
     shares = torch.ones(1, 1, 3)
-    chosen = choose_templates(shares, torch.ones(1, 3, dtype=torch.bool), 8, config(), generator())
+    chosen = choose_templates(shares, torch.ones(1, 3, dtype=torch.bool), 8, config(), generators())
     assert sorted(chosen[0].tolist()) == [0, 1, 2]
 
 
@@ -56,7 +56,7 @@ def test_released_rule_overflows_into_other_cells() -> None:
     shares[0, 0, 2:] = 1.0
     shares[0, 1, :2] = 1.0
     paired = torch.ones(1, 10, dtype=torch.bool)
-    chosen = choose_templates(shares, paired, 4, config(template_rule="released"), generator()).view(2, 4)
+    chosen = choose_templates(shares, paired, 4, config(template_rule="released"), generators()).view(2, 4)
     assert set(chosen[0].tolist()) <= set(range(2, 10))
     assert {0, 1} <= set(chosen[1].tolist())
     assert len(set(chosen[1].tolist())) == 4

@@ -22,6 +22,7 @@ from pscl_hpc.models import load_trunk
 from pscl_hpc.pretraining import PretrainData, Trainer, pretrain
 from pscl_hpc.pretraining import trainer as trainer_module
 from pscl_hpc.runs import RunFolder
+from pscl_hpc.seeding import Draws
 from tests.helpers import small_archive, small_config
 
 
@@ -161,7 +162,11 @@ def test_accumulation_averages_the_parts(archive: Path, tmp_path: Path) -> None:
         for number in (0, 1):
             single = Trainer(config, data, folder, torch.device("cpu"))
             views = trainer_module.make_views(data[number], config, number, torch.device("cpu"))
-            parts.append(float(single.method(views, torch.Generator(), False).loss.detach()))
+            parts.append(
+                float(
+                    single.method(views, Draws(config.seed, number, data[number].slots), False).loss.detach()
+                )
+            )
     assert terms["loss"] == pytest.approx(sum(parts) / 2, rel=1e-5)
 
 

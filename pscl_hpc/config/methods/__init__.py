@@ -1,0 +1,24 @@
+"""One section per pretraining method, told apart by ``name``. A new method is added to :data:`MethodConfig`."""
+
+from typing import Annotated, get_args
+
+from pydantic import Field
+
+from pscl_hpc.config.methods.base import MethodBase, ReferenceConfig, ReferencedMethod
+from pscl_hpc.config.methods.image_level import SimclrConfig
+from pscl_hpc.config.methods.pscl import PsclSimclrConfig
+
+AnyMethod = PsclSimclrConfig | SimclrConfig
+MethodConfig = Annotated[AnyMethod, Field(discriminator="name")]
+METHODS: tuple[str, ...] = tuple(section.model_fields["name"].default for section in get_args(AnyMethod))
+"""The names that ``method.name`` can have."""
+
+__all__ = [
+    "METHODS",
+    "MethodBase",
+    "MethodConfig",
+    "PsclSimclrConfig",
+    "ReferenceConfig",
+    "ReferencedMethod",
+    "SimclrConfig",
+]

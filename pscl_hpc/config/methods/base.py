@@ -1,0 +1,45 @@
+"""What the configurations of all pretraining methods have in common."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pscl_hpc.config.common import Count, Strict
+
+
+class MethodBase(Strict):
+    """Base of the method sections. A subclass has a literal ``name``, by which it is chosen."""
+
+    name: str
+    smallest_batch: ClassVar[int] = 2
+    """Fewest unlabelled images of one forward pass: an image alone has no negatives."""
+
+    def check(self, *, scales: int) -> None:
+        """Raise ValueError where the section does not fit a trunk with so many decoder scales."""
+
+
+class ReferenceConfig(Strict):
+    """The annotated images whose cells serve as class templates."""
+
+    ids: tuple[str, ...] = ()
+    """Image ids in the archive, ``dataset/stem``. Each step uses ``per_batch`` of them, drawn at random."""
+    per_batch: Count = 1
+    """Reference images in each batch. Templates come from all of them."""
+    in_pool: bool = False
+    """References are also drawn as unlabelled images, as released: then one image can be twice in a batch and its own
+    image-level negative."""
+    crop: Literal["random", "covering"] = "covering"
+    """covering: of 16 random windows the one that shows the most classes; random: the first window."""
+
+
+class ReferencedMethod(MethodBase):
+    """A method that takes class templates from annotated images."""
+
+    reference: ReferenceConfig = ReferenceConfig()
+    """Where templates come from."""
+    smallest_batch: ClassVar[int] = 1
+
+    def check(self, *, scales: int) -> None:
+        """Raise ValueError where no annotated image is named."""
+        if not self.reference.ids:
+            raise ValueError(f"method.reference.ids names no annotated image; {self.name} needs at least one")
