@@ -17,8 +17,9 @@ from pscl_hpc.seeding import Draws
 from pscl_hpc.views import class_shares, paired_cells, partner_cells, view_to_source, warp
 from pscl_kernels import patch_nt_xent, patch_similarity_stats
 
-_CELLS_AT_ONCE = 1 << 20
-"""Cells projected in one piece for matching; bounds memory, changes no number."""
+_CELLS_AT_ONCE = {"cpu": 1 << 16, "cuda": 1 << 22}
+"""Cells projected and matched at a time: on a CPU what stays in its cache, elsewhere what bounds memory. It changes no
+number."""
 
 
 class PsclSimclr(Method):
@@ -130,17 +131,22 @@ class PsclSimclr(Method):
         if not others:
             return CellSample(chosen, classes)
         giver = torch.arange(others, device=chosen.device) % references
-        cells = self._project_all(head, cell_map[references:])
-        found = match_templates(
-            templates[giver].to(cells), (chosen >= 0)[giver], cells, paired[references:], self.config
-        )
-        return CellSample(torch.cat((chosen, found)), classes)
-
-    def _project_all(self, head: nn.Module, cell_map: Tensor) -> Tensor:
-        """All cells of a map through the head, (B, P, D), a bounded number at a time."""
-        flat = _cells(cell_map)
-        rows = flat.flatten(0, 1)
-        return torch.cat([head(part) for part in torch.split(rows, _CELLS_AT_ONCE)]).view(*flat.shape[:2], -1)
+        found = []
+        # Images are matched independently, so that the projections of all cells never exist at once.
+        for part in torch.arange(others, device=chosen.device).split(
+            max(1, _CELLS_AT_ONCE // paired.shape[1])
+        ):
+            cells = head(_cells(cell_map[references + part]))
+            found.append(
+                match_templates(
+                    templates[giver[part]].to(cells),
+                    (chosen >= 0)[giver[part]],
+                    cells,
+                    paired[references + part],
+                    self.config,
+                )
+            )
+        return CellSample(torch.cat((chosen, *found)), classes)
 
     def _one_hot(self, views: Views) -> Tensor:
         """Labels of the references in view k, (R, C, h, w) in 0..1; unknown and ignored pixels belong to no class."""
