@@ -133,9 +133,8 @@ class PsclSimclr(Method):
         giver = torch.arange(others, device=chosen.device) % references
         found = []
         # Images are matched independently, so that the projections of all cells never exist at once.
-        for part in torch.arange(others, device=chosen.device).split(
-            max(1, _CELLS_AT_ONCE // paired.shape[1])
-        ):
+        at_once = max(1, _CELLS_AT_ONCE.get(chosen.device.type, 1 << 22) // paired.shape[1])
+        for part in torch.arange(others, device=chosen.device).split(at_once):
             cells = head(_cells(cell_map[references + part]))
             found.append(
                 match_templates(
