@@ -134,7 +134,7 @@ class PsclSimclr(Method):
         found = []
         # Images are matched independently, so that the projections of all cells never exist at once.
         at_once = max(1, _CELLS_AT_ONCE.get(chosen.device.type, 1 << 22) // paired.shape[1])
-        for part in torch.arange(others, device=chosen.device).split(at_once):
+        for part in torch.split(torch.arange(others, device=chosen.device), at_once):
             cells = head(_cells(cell_map[references + part]))
             found.append(
                 match_templates(
