@@ -3,6 +3,7 @@
 from pscl_hpc.config.loading import Config, load_config, resolve_config, to_yaml
 from pscl_hpc.config.methods import (
     MethodBase,
+    MomentumConfig,
     PsclSimclrConfig,
     ReferenceConfig,
     ReferencedMethod,
@@ -33,6 +34,7 @@ __all__ = [
     "LogConfig",
     "MethodBase",
     "ModelConfig",
+    "MomentumConfig",
     "OptimiserConfig",
     "PretrainConfig",
     "PsclSimclrConfig",

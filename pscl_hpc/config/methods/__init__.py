@@ -6,6 +6,7 @@ from pydantic import Field
 
 from pscl_hpc.config.methods.base import MethodBase, ReferenceConfig, ReferencedMethod
 from pscl_hpc.config.methods.image_level import SimclrConfig
+from pscl_hpc.config.methods.momentum import MomentumConfig
 from pscl_hpc.config.methods.pscl import PsclSimclrConfig
 
 AnyMethod = PsclSimclrConfig | SimclrConfig
@@ -17,6 +18,7 @@ __all__ = [
     "METHODS",
     "MethodBase",
     "MethodConfig",
+    "MomentumConfig",
     "PsclSimclrConfig",
     "ReferenceConfig",
     "ReferencedMethod",

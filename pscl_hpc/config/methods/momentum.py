@@ -1,0 +1,16 @@
+"""The slow copy of an encoder that gives keys or targets."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pscl_hpc.config.common import Fraction, Strict
+
+
+class MomentumConfig(Strict):
+    """How a slow copy follows the trained network: ``slow = m * slow + (1 - m) * fast`` after each step."""
+
+    start: Fraction = 0.99
+    """m, at the first step."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """constant, or a half cosine from ``start`` to 1 at the last step (BYOL, section 3.3)."""

@@ -1,0 +1,54 @@
+"""The slow copy of a network: a moving average of its weights, which gives keys (MoCo) or targets (BYOL)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from pscl_hpc.config import MomentumConfig
+
+
+class MomentumCopy(nn.Module):
+    """A copy of ``module`` that follows it slowly and has no gradient.
+
+    Parameters are averaged; buffers are the copy's own. While training, its batch normalisation thus uses the
+    statistics of the batch in front of it, and gathers running statistics of its own passes (as MoCo and BYOL were
+    released). The copy is taken at construction.
+
+    Args:
+        module: What to follow. It stays out of the copy's state.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(module).requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, *args: Any) -> Any:
+        """Output of the slow network, without gradient."""
+        return self.module(*args)
+
+    @torch.no_grad()
+    def follow(self, module: nn.Module, momentum: float) -> None:
+        """``slow = momentum * slow + (1 - momentum) * fast`` for every parameter.
+
+        Args:
+            module: The network that was copied.
+            momentum: 0 copies it, 1 leaves the slow one as it is.
+        """
+        slow = [weight.detach() for weight in self.module.parameters()]
+        fast = [weight.detach() for weight in module.parameters()]
+        if len(slow) != len(fast):
+            raise ValueError(f"a module of {len(fast)} parameters is no source of one of {len(slow)}")
+        torch._foreach_lerp_(slow, fast, 1.0 - momentum)
+
+
+def momentum_at(config: MomentumConfig, progress: float) -> float:
+    """The momentum after ``progress`` (0 to 1) of the run; cosine is ``1 - (1 - start) (cos(pi progress) + 1) / 2``."""
+    if config.schedule == "constant":
+        return config.start
+    return 1.0 - (1.0 - config.start) * (math.cos(math.pi * progress) + 1.0) / 2.0
