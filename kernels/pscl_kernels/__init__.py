@@ -5,6 +5,7 @@ Every operation exists in several backends behind one interface; see `kernels/RE
 
 from pscl_kernels.backends import BACKENDS, ENVIRONMENT_VARIABLE, available_backends
 from pscl_kernels.patch_nt_xent import patch_nt_xent, patch_similarity_stats
+from pscl_kernels.queue_info_nce import queue_info_nce
 from pscl_kernels.sample_similar import sample_similar
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "available_backends",
     "patch_nt_xent",
     "patch_similarity_stats",
+    "queue_info_nce",
     "sample_similar",
 ]

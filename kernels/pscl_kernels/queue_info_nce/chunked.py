@@ -1,0 +1,165 @@
+"""InfoNCE against a queue in tiles, for any device that torch runs on.
+
+Rows are scaled so that a tile of exponents is one matrix product, and its exponentials are base-2 ones. Where the
+greatest norm of an entry shows that they cannot overflow, sums are plain; else each row keeps a running maximum. The
+backward pass computes each tile again.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from pscl_kernels.patch_nt_xent.operation import LOG2_E
+from pscl_kernels.patch_nt_xent.rows import NORM_FLOOR
+from pscl_kernels.queue_info_nce.operation import Columns, Rows, plain_limit
+
+TILE_CPU = 1024
+"""Side of a tile on a CPU: 4 MiB of float32, which stays in the last-level cache."""
+
+TILE_ACCELERATOR = 4096
+"""Side of a tile elsewhere: large enough to hide the launches."""
+
+
+def layout(q: Tensor) -> tuple[int, torch.dtype]:
+    """See `operation.Backend`, as for the functions below."""
+    return q.shape[1], torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
+def run_sums(keys: Tensor, weight: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
+    sums = keys.new_zeros((weight.shape[0], *keys.shape))
+    masses = torch.zeros_like(weight)
+    for kind in range(weight.shape[0]):
+        sums[kind].index_add_(0, head[kind], keys * weight[kind].unsqueeze(1))
+        masses[kind].index_add_(0, head[kind], weight[kind])
+    return sums, masses
+
+
+def forward(q: Tensor, k: Tensor, present: Tensor, temperature: Tensor, columns: Columns) -> Rows:
+    scale = LOG2_E / temperature.double()
+    keys, empty = _visible(columns)
+    log_sum, positive, target = (keys.new_empty(q.shape[0]) for _ in range(3))
+    memory = _workspace(q, keys)
+    # Reading the bound makes the host wait for an accelerator, where the running maximum is kept instead.
+    plain = keys.device.type == "cpu" and float(scale * columns.bound.clamp_min(1.0)) <= plain_limit(
+        len(keys)
+    )
+    for span in _spans(q.shape[0], q.device):
+        z, _ = _unit(q[span], present[span], keys.dtype)
+        x = z.mul_(scale)
+        own = (x * _unit(k[span], present[span], keys.dtype)[0]).sum(1)
+        top = torch.zeros_like(own) if plain else own.clone()
+        sums = torch.exp2(own - top)
+        for tile in _spans(keys.shape[0], keys.device):
+            exponents = _product(x, keys[tile], memory)
+            if empty is not None:
+                exponents.masked_fill_(empty[tile], -math.inf)
+            if not plain:
+                before, top = top, torch.maximum(top, exponents.amax(1))
+                sums.mul_(torch.exp2(before - top))
+                exponents.sub_(top.unsqueeze(1))
+            sums += exponents.exp2_().sum(1)
+        log_sum[span] = sums.log2_().add_(top)
+        positive[span] = own
+        target[span] = (x * _targets(columns, span)).sum(1)
+    return Rows(log_sum, positive, target)
+
+
+def backward(
+    q: Tensor,
+    k: Tensor,
+    present: Tensor,
+    temperature: Tensor,
+    columns: Columns,
+    log_sum: Tensor,
+    mass: Tensor,
+    coefficient: Tensor,
+    with_k: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    scale = LOG2_E / temperature.double()
+    keys, empty = _visible(columns)
+    dq = torch.empty_like(q, memory_format=torch.contiguous_format)
+    dk = torch.empty_like(k, memory_format=torch.contiguous_format) if with_k else k.new_empty(0)
+    radial = torch.zeros_like(columns.bound)
+    memory = _workspace(q, keys)
+    for span in _spans(q.shape[0], q.device):
+        here, y = present[span], mass[span].unsqueeze(1)
+        z, norm = _unit(q[span], here, keys.dtype)
+        other, other_norm = _unit(k[span], here, keys.dtype)
+        x = z * scale
+        pull = torch.exp2((x * other).sum(1) - log_sum[span]).unsqueeze(1) * y - 1.0
+        g = torch.zeros_like(z)
+        for tile in _spans(keys.shape[0], keys.device):
+            p = _product(x, keys[tile], memory).sub_(log_sum[span].unsqueeze(1)).exp2_()
+            if empty is not None:
+                p.masked_fill_(empty[tile], 0.0)
+            g.addmm_(p, keys[tile])
+        g.mul_(y).addcmul_(pull, other).sub_(_targets(columns, span))
+        along = (z * g).sum(1, keepdim=True)
+        each = coefficient[span].unsqueeze(1)
+        radial += (each * along).masked_fill_(~here.unsqueeze(1), 0.0).sum()
+        if with_k:
+            along_k = pull * (z * other).sum(1, keepdim=True)
+            dk[span] = _through_norm(z * pull, other, other_norm, along_k, each, temperature, here)
+        dq[span] = _through_norm(g, z, norm, along, each, temperature, here)
+    return dq, dk, radial
+
+
+def _through_norm(
+    g: Tensor,
+    z: Tensor,
+    norm: Tensor,
+    along: Tensor,
+    coefficient: Tensor,
+    temperature: Tensor,
+    present: Tensor,
+) -> Tensor:
+    """Gradient of a row from that of its unit vector z, g with along = <z, g>; overwrites z."""
+    # Below the floor the divisor is constant, and no part of the gradient is radial.
+    tangential = torch.where(norm > NORM_FLOOR, along, 0.0)
+    gradient = (g - z.mul_(tangential)).mul_(coefficient / norm).div_(temperature.to(g.dtype))
+    return gradient.masked_fill_(~present.unsqueeze(1), 0.0)
+
+
+def _visible(columns: Columns) -> tuple[Tensor, Tensor | None]:
+    """Keys to walk and which of them are empty, (Q,) bool, or None where that can be cheaply avoided."""
+    if columns.keys.device.type == "cpu":
+        return columns.keys[: int(columns.filled)], None
+    place = torch.arange(columns.keys.shape[0], device=columns.keys.device)
+    return columns.keys, place >= columns.filled
+
+
+def _targets(columns: Columns, span: slice) -> Tensor:
+    """(rows, D) weighted sum of the keys that are targets of each row."""
+    rows = columns.place[:, span]
+    result = columns.keys.new_zeros((rows.shape[1], columns.keys.shape[1]))
+    if columns.keys.shape[0]:
+        for sums, place in zip(columns.sums, rows, strict=True):
+            found = sums.index_select(0, place.clamp_min(0))
+            result += found.masked_fill_((place < 0).unsqueeze(1), 0.0)
+    return result
+
+
+def _unit(rows: Tensor, present: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Rows over their norms, zero where not present, and the norms, (rows, 1)."""
+    x = rows.to(dtype).masked_fill(~present.unsqueeze(1), 0.0)
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min_(NORM_FLOOR)
+    return x.div_(norm), norm
+
+
+def _spans(count: int, device: torch.device) -> Iterator[slice]:
+    side = TILE_CPU if device.type == "cpu" else TILE_ACCELERATOR
+    return (slice(start, min(start + side, count)) for start in range(0, count, side))
+
+
+def _workspace(q: Tensor, keys: Tensor) -> Tensor:
+    """Memory for the largest tile."""
+    side = TILE_CPU if q.device.type == "cpu" else TILE_ACCELERATOR
+    return keys.new_empty(min(side, q.shape[0]) * min(side, keys.shape[0]))
+
+
+def _product(x: Tensor, keys: Tensor, memory: Tensor) -> Tensor:
+    """(rows, keys) products, written into `memory`."""
+    out = memory[: x.shape[0] * keys.shape[0]].view(x.shape[0], keys.shape[0])
+    return torch.mm(x, keys.T, out=out)

@@ -1,0 +1,87 @@
+"""The labels of queue entries, brought into a form that never holds N x Q numbers.
+
+A row's targets are linear in the keys: sum_j y_ij s_ij = z_i . t_i with t_i = sum_j y_ij queue_j, which depends on the
+row's group and condition alone. So the entries are sorted by (group, condition), the weighted keys of each run of
+equals are added up once, and a row only needs the places of its two sums: that of its group and condition, and that of
+its group. All shapes are known beforehand: nothing depends on the number of classes, and nothing makes the host
+wait. Sorting also brings the empty slots to the end, so that nobody visits them.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Labels(NamedTuple):
+    """What decides the targets; see `interface.queue_info_nce`. Conditions and same_weight all or none."""
+
+    groups: Tensor | None  # (N,) int64
+    queue_groups: Tensor | None  # (Q,) int64
+    conditions: Tensor | None  # (N,) int64
+    queue_conditions: Tensor | None  # (Q,) int64
+    same_weight: Tensor | None  # (Q,)
+    any_weight: Tensor | None  # (Q,)
+
+
+class Runs(NamedTuple):
+    """Entries in sorted order and, for each of T kinds of weight, who belongs together."""
+
+    order: Tensor | None  # (Q,) int64: sorted entry j was entry order[j] of the queue; None: as given
+    filled: Tensor  # 0-d int64: number of entries that are not empty; they come first
+    weight: Tensor  # (T, Q) weight of each sorted entry, 0 for empty ones
+    head: Tensor  # (T, Q) int64: place of the first entry of each entry's run
+    place: Tensor  # (T, N) int64: head of the run of each row's targets, -1 where there is none
+
+
+def sorted_runs(labels: Labels, rows: int, entries: int, device: torch.device, dtype: torch.dtype) -> Runs:
+    """Order the entries by their labels, and find the places of the rows' targets among them; weights in `dtype`."""
+    filled = torch.full((), entries, dtype=torch.int64, device=device)
+    group, row_group = _ranks(labels.queue_groups, labels.groups, rows, entries, device)
+    condition, row_condition = _ranks(labels.queue_conditions, labels.conditions, rows, entries, device)
+    base = entries + 1
+    key = group * base + condition
+    empty = torch.zeros_like(key, dtype=torch.bool)
+    order = None
+    if labels.queue_groups is not None:
+        empty = labels.queue_groups < 0
+        filled = filled - empty.sum()
+        key = key.masked_fill(empty, base * base)
+    if labels.queue_groups is not None or labels.queue_conditions is not None:
+        key, order = torch.sort(key, stable=True)
+
+    weights, heads, places = [], [], []
+    for weight, keys, wanted in (
+        (labels.same_weight, key, torch.where(row_condition >= 0, row_group * base + row_condition, -1)),
+        (labels.any_weight, key.div(base, rounding_mode="floor"), row_group),
+    ):
+        if weight is not None:
+            weight = weight.masked_fill(empty, 0.0)
+            weights.append(weight if order is None else weight.index_select(0, order))
+            heads.append(torch.searchsorted(keys, keys))
+            places.append(_find(keys, torch.where(row_group >= 0, wanted, -1)))
+    if not weights:
+        none = key.new_empty((0, entries))
+        return Runs(order, filled, none.to(dtype), none, key.new_empty((0, rows)))
+    return Runs(order, filled, torch.stack(weights).to(dtype), torch.stack(heads), torch.stack(places))
+
+
+def _ranks(
+    queue_ids: Tensor | None, row_ids: Tensor | None, rows: int, entries: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Numbers in [0, entries) that order and identify the ids of entries (Q,) and rows (N,).
+
+    A row whose id is negative or that of no entry has -1. No ids at all: one for all.
+    """
+    if queue_ids is None or row_ids is None:
+        return tuple(torch.zeros(n, dtype=torch.int64, device=device) for n in (entries, rows))  # type: ignore[return-value]
+    ids = torch.sort(queue_ids).values
+    return torch.searchsorted(ids, queue_ids), torch.where(row_ids >= 0, _find(ids, row_ids), -1)
+
+
+def _find(keys: Tensor, wanted: Tensor) -> Tensor:
+    """Place of the first of the ascending `keys` equal to each wanted one, -1 where there is none."""
+    if keys.numel() == 0:
+        return torch.full_like(wanted, -1)
+    place = torch.searchsorted(keys, wanted)
+    return torch.where(keys[place.clamp_max(keys.numel() - 1)] == wanted, place, -1)

@@ -1,0 +1,280 @@
+"""InfoNCE against a queue as one differentiable operator, whatever backend computes it.
+
+A backend is a module with the functions of `Backend`. Around them lies what all share: the order of the entries, the
+weights of the rows, the registration with torch (so that torch.compile sees one opaque operator) and the gradient
+of the temperature.
+
+Row i contributes c_i G_i / temperature to the gradient of z_i and -c_i <z_i, G_i> / temperature^2 to that of the
+temperature, with p_ij the softmax over positive and entries, t_i = sum_j y_ij queue_j and
+
+    G_i = Y_i sum_j p_ij queue_j + (Y_i p_i+ - 1) z+_i - t_i,    c_i = row weight_i (/ Y_i) / number of rows.
+"""
+
+import importlib
+import math
+from typing import NamedTuple, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from pscl_kernels.patch_nt_xent.operation import LOG2_E
+from pscl_kernels.queue_info_nce.labels import Labels, sorted_runs
+from pscl_kernels.ranks import total
+
+
+class Columns(NamedTuple):
+    """The queue as the backends walk it, and the sums of weighted keys that make up the targets."""
+
+    keys: Tensor  # (Q, width) entries sorted by label, empty ones last and zero, in the backend's dtype
+    filled: Tensor  # 0-d int64: number of entries that are not empty
+    bound: Tensor  # 0-d: greatest norm of an entry, which the length of the row multiplies to a bound on exponents
+    sums: Tensor  # (T, Q, width) weighted sum of the keys of the run that begins at each place
+    place: Tensor  # (T, N) int64: places of each row's T sums, -1 for zero
+
+
+class Rows(NamedTuple):
+    """What the forward pass finds out about each row."""
+
+    log_sum: Tensor  # (N,) base-2 logarithm of the sum of exponentials over positive and entries
+    positive: Tensor  # (N,) base-2 exponent of the positive
+    target: Tensor  # (N,) sum_j y_ij times the base-2 exponent of entry j
+
+
+class Backend(Protocol):
+    """What a module must offer to compute the loss."""
+
+    def layout(self, q: Tensor) -> tuple[int, torch.dtype]:
+        """Width and dtype of the columns for features like `q`."""
+
+    def run_sums(self, keys: Tensor, weight: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
+        """Weighted sums of runs of `keys` (Q, width): (T, Q, width), and of the weights alone: (T, Q).
+
+        weight, head (T, Q) as in `labels.Runs`. Only what stands at the head of a run is ever read.
+        """
+
+    def forward(self, q: Tensor, k: Tensor, present: Tensor, temperature: Tensor, columns: Columns) -> Rows:
+        """What `Rows` says, for q, k (N, D); finite numbers for rows that are not present, (N,) bool."""
+
+    def backward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        present: Tensor,
+        temperature: Tensor,
+        columns: Columns,
+        log_sum: Tensor,
+        mass: Tensor,
+        coefficient: Tensor,
+        with_k: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of q and k, (N, D), and coefficient_i <z_i, G_i> summed over rows, 0-d.
+
+        coefficient (N,) is c_i, mass (N,) is Y_i. Without `with_k`, the second result is (0,).
+        """
+
+
+def queue_info_nce(
+    q: Tensor,
+    k: Tensor,
+    queue: Tensor,
+    labels: Labels,
+    row_weights: Tensor | None,
+    normalise_targets: bool,
+    temperature: Tensor,
+    group_name: str,
+    backend: str,
+) -> Tensor:
+    """Loss of `interface.queue_info_nce`; labels and weights already of the right dtype and device."""
+    loss: Tensor = _forward(
+        q, k, queue, *labels, row_weights, normalise_targets, temperature, group_name, backend
+    )[0]
+    return loss
+
+
+def plain_limit(entries: int) -> float:
+    """Greatest bound on base-2 exponents at which float32 sums over a positive and `entries` more neither overflow
+    nor lose them all to underflow; 1% is left for the rounding of norms."""
+    return (126.0 - math.log2(entries + 1)) / 1.01
+
+
+def _module(backend: str) -> Backend:
+    # Imported on use: this package works without Triton.
+    return cast(Backend, importlib.import_module(f"pscl_kernels.queue_info_nce.{backend}"))
+
+
+def _present(q: Tensor, groups: Tensor | None) -> Tensor:
+    return q.new_ones(q.shape[0], dtype=torch.bool) if groups is None else groups >= 0
+
+
+def _columns(
+    module: Backend, q: Tensor, queue: Tensor, labels: Labels, dtype: torch.dtype
+) -> tuple[Columns, Tensor]:
+    """The columns, and Y_i of each row, (N,) of `dtype`."""
+    entries, width = queue.shape
+    runs = sorted_runs(labels, q.shape[0], entries, q.device, dtype)
+    padded, stored = module.layout(q)
+    keys = (queue if runs.order is None else queue.index_select(0, runs.order)).to(stored)
+    if labels.queue_groups is not None:
+        empty = torch.arange(entries, device=q.device) >= runs.filled
+        keys = keys.masked_fill(empty.unsqueeze(1), 0.0)
+    keys = torch.nn.functional.pad(keys, (0, padded - width)).contiguous()
+    bound = keys.new_zeros((), dtype=dtype)
+    if entries:
+        bound = torch.linalg.vector_norm(keys, dim=1, dtype=dtype).amax()
+    sums, masses = module.run_sums(keys, runs.weight, runs.head)
+    mass = torch.ones(q.shape[0], dtype=dtype, device=q.device)
+    if entries:
+        for kind, place in enumerate(runs.place):
+            mass += torch.where(place >= 0, masses[kind].index_select(0, place.clamp_min(0)), 0.0)
+    return Columns(keys, runs.filled, bound, sums, runs.place), mass
+
+
+@torch.library.custom_op("pscl_kernels::queue_info_nce", mutates_args=())
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    queue: Tensor,
+    groups: Tensor | None,
+    queue_groups: Tensor | None,
+    conditions: Tensor | None,
+    queue_conditions: Tensor | None,
+    same_weight: Tensor | None,
+    any_weight: Tensor | None,
+    row_weights: Tensor | None,
+    normalise_targets: bool,
+    temperature: Tensor,
+    group_name: str,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(loss, coefficient, mass, log_sum, *Columns)."""
+    with torch.autocast(q.device.type, enabled=False):
+        module = _module(backend)
+        dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+        labels = Labels(groups, queue_groups, conditions, queue_conditions, same_weight, any_weight)
+        columns, mass = _columns(module, q, queue, labels, dtype)
+        present = _present(q, groups)
+        rows = module.forward(q, k, present, temperature, columns)
+        # Where an entry is infinite, exponents may be -inf, which exponentials would hide.
+        log_sum = rows.log_sum + 0.0 * columns.bound
+        coefficient = present / total(present.sum(), group_name).clamp_min(1).to(dtype)
+        if normalise_targets:
+            coefficient = coefficient / mass
+        if row_weights is not None:
+            coefficient = coefficient * torch.where(present, row_weights, 0.0)
+        losses = (mass * log_sum - rows.positive - rows.target) / LOG2_E
+        loss = (coefficient * torch.where(present, losses, 0.0)).sum()
+        return loss, coefficient, mass, log_sum, *columns
+
+
+@_forward.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    queue: Tensor,
+    groups: Tensor | None,
+    queue_groups: Tensor | None,
+    conditions: Tensor | None,
+    queue_conditions: Tensor | None,
+    same_weight: Tensor | None,
+    any_weight: Tensor | None,
+    row_weights: Tensor | None,
+    normalise_targets: bool,
+    temperature: Tensor,
+    group_name: str,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    rows, entries = q.shape[0], queue.shape[0]
+    width, stored = _module(backend).layout(q)
+    kinds = int(same_weight is not None) + int(any_weight is not None)
+    return (
+        q.new_empty((), dtype=dtype),
+        q.new_empty(rows, dtype=dtype),
+        q.new_empty(rows, dtype=dtype),
+        q.new_empty(rows, dtype=dtype),
+        q.new_empty((entries, width), dtype=stored),
+        q.new_empty((), dtype=torch.int64),
+        q.new_empty((), dtype=dtype),
+        q.new_empty((kinds, entries, width), dtype=dtype),
+        q.new_empty((kinds, rows), dtype=torch.int64),
+    )
+
+
+@torch.library.custom_op("pscl_kernels::queue_info_nce_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    groups: Tensor | None,
+    temperature: Tensor,
+    coefficient: Tensor,
+    mass: Tensor,
+    log_sum: Tensor,
+    columns: list[Tensor],
+    with_k: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q (N, D), of k (N, D), or (0,) without `with_k`, and of the temperature, 0-d."""
+    with torch.autocast(q.device.type, enabled=False):
+        dq, dk, radial = _module(backend).backward(
+            q,
+            k,
+            _present(q, groups),
+            temperature,
+            Columns(*columns),
+            log_sum,
+            mass,
+            (grad * coefficient).to(coefficient.dtype),
+            with_k,
+        )
+        return dq, dk, (-radial.to(temperature.device).double() / temperature.double() ** 2).to(temperature)
+
+
+@_backward.register_fake
+def _(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    groups: Tensor | None,
+    temperature: Tensor,
+    coefficient: Tensor,
+    mass: Tensor,
+    log_sum: Tensor,
+    columns: list[Tensor],
+    with_k: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape if with_k else 0), torch.empty_like(temperature)
+
+
+def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    q, k, _, groups, *_, temperature, _, ctx.backend = inputs
+    ctx.save_for_backward(q, k, groups, temperature, *output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _autograd(ctx, grad, *_):  # type: ignore[no-untyped-def]
+    gradients = [None] * 14
+    if grad is None:
+        return tuple(gradients)
+    q, k, groups, temperature, coefficient, mass, log_sum, *columns = ctx.saved_tensors
+    dq, dk, dtau = _backward(
+        grad,
+        q,
+        k,
+        groups,
+        temperature,
+        coefficient,
+        mass,
+        log_sum,
+        columns,
+        ctx.needs_input_grad[1],
+        ctx.backend,
+    )
+    for place, gradient in ((0, dq), (1, dk), (11, dtau)):
+        if ctx.needs_input_grad[place]:
+            gradients[place] = gradient
+    return tuple(gradients)
+
+
+_forward.register_autograd(_autograd, setup_context=_setup_context)
