@@ -4,6 +4,7 @@ from pscl_hpc.config.loading import Config, load_config, resolve_config, to_yaml
 from pscl_hpc.config.methods import (
     MethodBase,
     MomentumConfig,
+    PatchConfig,
     PsclSimclrConfig,
     ReferenceConfig,
     ReferencedMethod,
@@ -36,6 +37,7 @@ __all__ = [
     "ModelConfig",
     "MomentumConfig",
     "OptimiserConfig",
+    "PatchConfig",
     "PretrainConfig",
     "PsclSimclrConfig",
     "ReferenceConfig",

@@ -2,7 +2,8 @@
 
 from pscl_hpc.config import MethodBase, PretrainConfig, PsclSimclrConfig, SimclrConfig
 from pscl_hpc.methods.base import CellSample, Method, MethodOutput, Setting, Views
-from pscl_hpc.methods.pscl_simclr import PsclSimclr, cell_purity
+from pscl_hpc.methods.cells import cell_purity
+from pscl_hpc.methods.pscl_simclr import PsclSimclr
 from pscl_hpc.methods.simclr import Simclr
 from pscl_hpc.models import UNet
 

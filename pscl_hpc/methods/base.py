@@ -47,6 +47,8 @@ class CellSample:
     """Row-major cells of view k, int64 (B, T); -1 where a template found none."""
     classes: Tensor
     """Class of each template, int64 (T,)."""
+    shares: Tensor
+    """Share of that class in the template's cell of the image's reference, (B, T); 0 where there is no template."""
 
     @property
     def valid(self) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pscl_hpc.config import PsclSimclrConfig
+from pscl_hpc.config import PatchConfig
 from pscl_kernels import sample_similar
 
 
@@ -17,7 +17,7 @@ def choose_templates(
     shares: Tensor,
     paired: Tensor,
     count: int,
-    config: PsclSimclrConfig,
+    config: PatchConfig,
     generators: list[torch.Generator],
 ) -> Tensor:
     """Template cells of each reference, class after class.
@@ -48,7 +48,7 @@ def choose_templates(
 
 
 def match_templates(
-    templates: Tensor, chosen: Tensor, cells: Tensor, paired: Tensor, config: PsclSimclrConfig
+    templates: Tensor, chosen: Tensor, cells: Tensor, paired: Tensor, config: PatchConfig
 ) -> Tensor:
     """For each image and template the most similar cell that is still free.
 

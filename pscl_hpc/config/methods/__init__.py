@@ -7,7 +7,7 @@ from pydantic import Field
 from pscl_hpc.config.methods.base import MethodBase, ReferenceConfig, ReferencedMethod
 from pscl_hpc.config.methods.image_level import SimclrConfig
 from pscl_hpc.config.methods.momentum import MomentumConfig
-from pscl_hpc.config.methods.pscl import PsclSimclrConfig
+from pscl_hpc.config.methods.pscl import PatchConfig, PsclSimclrConfig
 
 AnyMethod = PsclSimclrConfig | SimclrConfig
 MethodConfig = Annotated[AnyMethod, Field(discriminator="name")]
@@ -19,6 +19,7 @@ __all__ = [
     "MethodBase",
     "MethodConfig",
     "MomentumConfig",
+    "PatchConfig",
     "PsclSimclrConfig",
     "ReferenceConfig",
     "ReferencedMethod",

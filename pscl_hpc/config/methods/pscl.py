@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -10,10 +10,9 @@ from pscl_hpc.config.common import Count, Fraction, NonNegative, Positive
 from pscl_hpc.config.methods.base import ReferencedMethod
 
 
-class PsclSimclrConfig(ReferencedMethod):
-    """PSCL with in-batch negatives (spec sections 3 and 4)."""
+class PatchConfig(ReferencedMethod):
+    """What all variants have: sampling of cells, heads, weights of the losses (spec sections 2 and 3)."""
 
-    name: Literal["pscl-simclr"] = "pscl-simclr"
     templates_per_class: Count = 4
     """Template cells per class at the coarsest scale."""
     template_growth: Count = 2
@@ -36,7 +35,7 @@ class PsclSimclrConfig(ReferencedMethod):
     patch_weight: Fraction = 0.7
     """Weight of the patch loss; the image loss has the rest."""
     scale_weights: tuple[NonNegative, ...] = ()
-    """Weight of each scale's loss from coarse to fine; all 1 when empty. The sum is divided by the number of scales."""
+    """Weight of each scale's loss from coarse to fine, before their mean is taken; all 1 when empty."""
     projection: Count = 64
     """Width of the contrasted vectors."""
     hidden: Count = 128
@@ -45,7 +44,7 @@ class PsclSimclrConfig(ReferencedMethod):
     """Groups of the 1x1 convolutions in the patch heads."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> PsclSimclrConfig:
+    def _consistent(self) -> Self:
         if self.projection % self.head_groups:
             raise ValueError(
                 f"projection ({self.projection}) must be a multiple of head_groups ({self.head_groups})"
@@ -57,3 +56,9 @@ class PsclSimclrConfig(ReferencedMethod):
         super().check(scales=scales)
         if self.scale_weights and len(self.scale_weights) != scales:
             raise ValueError(f"method.scale_weights needs {scales} values, one per scale")
+
+
+class PsclSimclrConfig(PatchConfig):
+    """PSCL with in-batch negatives (spec section 4)."""
+
+    name: Literal["pscl-simclr"] = "pscl-simclr"

@@ -1,0 +1,140 @@
+"""The cells that a method contrasts: templates in annotated images, the most similar cells in all others.
+
+Shape legend: R references, B images, C channels or classes, h w pixels, H W cells of a map, T templates, k templates
+per class, D width of a projection.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pscl_hpc.config import PatchConfig
+from pscl_hpc.methods.base import CellSample, Views
+from pscl_hpc.methods.sampling import choose_templates, match_templates
+from pscl_hpc.models import Features
+from pscl_hpc.seeding import Draws
+from pscl_hpc.views import class_shares, paired_cells, view_to_source, warp
+
+_CELLS_AT_ONCE = {"cpu": 1 << 16, "cuda": 1 << 22}
+"""Cells projected and matched at a time: on a CPU what stays in its cache, elsewhere what bounds memory. It changes no
+number."""
+
+
+class CellSampler:
+    """Supervised-assisted patch sampling (spec section 3) at every scale of a trunk.
+
+    Args:
+        config: Number and choice of templates, and how cells are matched to them.
+        classes: Number of classes of the references' collection.
+        ignored: Classes whose annotation is not to be trusted; they give no templates.
+    """
+
+    def __init__(self, config: PatchConfig, *, classes: int, ignored: tuple[int, ...] = ()) -> None:
+        self.config = config
+        self.classes = classes
+        self.ignored = ignored
+
+    @torch.no_grad()
+    def __call__(
+        self, views: Views, key: Features, heads: nn.ModuleList, draws: Draws
+    ) -> tuple[CellSample, ...]:
+        """Cells per scale, coarse to fine: those of the references by class, those of the others by similarity.
+
+        Reference ``r`` gives the templates of every R-th other image, starting with the r-th.
+
+        Args:
+            views: The batch.
+            key: Maps of view k.
+            heads: The projection of each scale in which cells are compared.
+            draws: Where templates are drawn from.
+        """
+        labels = self._one_hot(views)
+        generators = draws.each("templates", range(views.references))
+        return tuple(
+            self._at_scale(scale, cell_map, head, views, labels, generators)
+            for scale, (cell_map, head) in enumerate(zip(key.scales, heads, strict=True))
+        )
+
+    def _at_scale(
+        self,
+        scale: int,
+        cell_map: Tensor,
+        head: nn.Module,
+        views: Views,
+        labels: Tensor,
+        generators: list[torch.Generator],
+    ) -> CellSample:
+        references = views.references
+        height, width = cell_map.shape[2:]
+        count = self.config.templates_per_class * self.config.template_growth**scale
+        paired = paired_cells(views.geometry, height, width)
+        own = views.geometry[:references]
+        shares = class_shares(labels, own, height, width, antialias=self.config.antialias).flatten(2)
+        chosen = choose_templates(shares, paired[:references], count, self.config, generators)
+        classes = torch.arange(self.classes, device=chosen.device).repeat_interleave(
+            chosen.shape[1] // self.classes
+        )
+        purity = _of_class(shares, chosen)
+        templates = head(gather_cells(cell_map[:references], chosen.clamp_min(0)))
+        others = len(paired) - references
+        if not others:
+            return CellSample(chosen, classes, purity)
+        giver = torch.arange(others, device=chosen.device) % references
+        found = []
+        # Images are matched independently, so that the projections of all cells never exist at once.
+        at_once = max(1, _CELLS_AT_ONCE.get(chosen.device.type, 1 << 22) // paired.shape[1])
+        for part in torch.split(torch.arange(others, device=chosen.device), at_once):
+            cells = head(cells_of(cell_map[references + part]))
+            found.append(
+                match_templates(
+                    templates[giver[part]].to(cells),
+                    (chosen >= 0)[giver[part]],
+                    cells,
+                    paired[references + part],
+                    self.config,
+                )
+            )
+        return CellSample(torch.cat((chosen, *found)), classes, torch.cat((purity, purity[giver])))
+
+    def _one_hot(self, views: Views) -> Tensor:
+        """Labels of the references in view k, (R, C, h, w) in 0..1; unknown and ignored pixels belong to no class."""
+        labels = views.labels[: views.references].long()
+        shares = F.one_hot(torch.where(labels < self.classes, labels, self.classes), self.classes + 1)
+        shares = shares[..., : self.classes].permute(0, 3, 1, 2).to(views.query.dtype)
+        if self.ignored:
+            shares[:, list(self.ignored)] = 0
+        return warp(shares, views.geometry[: views.references])
+
+
+@torch.no_grad()
+def cell_purity(views: Views, sample: CellSample, height: int, width: int) -> Tensor:
+    """Share of each image's sampled cells whose centre has the template's class, (B,); NaN where masks are unknown."""
+    rows, cols = views.labels.shape[1:]
+    cells = sample.key_cells.clamp_min(0)
+    y = (torch.div(cells, width, rounding_mode="floor") + 0.5) * rows / height - 0.5
+    x = (cells % width + 0.5) * cols / width - 0.5
+    source_y, source_x = view_to_source(views.geometry, y, x, rows, cols)
+    index = source_y.round().long().clamp(0, rows - 1) * cols + source_x.round().long().clamp(0, cols - 1)
+    found = views.labels.flatten(1).gather(1, index).long()
+    known = sample.valid & (found != 255) & views.comparable[:, None]
+    hits = (known & (found == sample.classes)).sum(dim=1)
+    return hits / torch.where(known.any(dim=1), known.sum(dim=1).float(), torch.nan)
+
+
+def cells_of(cell_map: Tensor) -> Tensor:
+    """Map (B, C, H, W) as cell vectors (B, H * W, C); no copy in channels-last memory."""
+    return cell_map.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def gather_cells(cell_map: Tensor, cells: Tensor) -> Tensor:
+    """Vectors (B, T, C) of the cells (B, T) of a map (B, C, H, W)."""
+    flat = cells_of(cell_map)
+    return flat.gather(1, cells.unsqueeze(-1).expand(-1, -1, flat.shape[2]))
+
+
+def _of_class(shares: Tensor, chosen: Tensor) -> Tensor:
+    """Share (R, C, P) of each template's own class in its cell, (R, C * k); 0 where there is no template."""
+    cells = chosen.view(*shares.shape[:2], -1)
+    return torch.where(cells >= 0, shares.gather(2, cells.clamp_min(0)), 0.0).flatten(1)
