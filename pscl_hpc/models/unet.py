@@ -6,6 +6,7 @@ decoder map, scale S - 1 has full resolution).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -86,17 +87,25 @@ class UNet(nn.Module):
         return self.config.widths[-2::-1]
 
     def forward(self, images: Tensor) -> Features:
+        return self.decode(self.encode(images))
+
+    def encode(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The encoder's maps, full resolution first; the last is the bottleneck."""
         x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        skips = []
+        maps = []
         for depth, block in enumerate(self.encoder):
             x = block(F.max_pool2d(x, 2) if depth else x)
-            skips.append(x)
-        bottleneck = skips.pop()
+            maps.append(x)
+        return tuple(maps)
+
+    def decode(self, maps: Sequence[Tensor]) -> Features:
+        """The decoder on what :meth:`encode` gave."""
+        x = maps[-1]
         scales = []
-        for up in self.decoder:
-            x = up(x, skips.pop())
+        for up, skip in zip(self.decoder, maps[-2::-1], strict=True):
+            x = up(x, skip)
             scales.append(x)
-        return Features(bottleneck, tuple(scales))
+        return Features(maps[-1], tuple(scales))
 
 
 class SegmentationNet(nn.Module):
