@@ -37,9 +37,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, kind: str | 
         UserError: naming the file, the key and the mend.
     """
     path = Path(path)
-    tree = _read(path, ())
+    tree = read_tree(path)
     for text in overrides:
-        _override(tree, text)
+        apply_override(tree, text)
     found = tree.setdefault("kind", kind or "pretrain")
     if found not in KINDS:
         raise UserError(f"{path}: kind is '{found}'{did_you_mean(str(found), KINDS)}")
@@ -54,7 +54,7 @@ def resolve_config(tree: Mapping[str, Any], *, source: str) -> Config:
     try:
         return schema.model_validate(dict(tree))
     except ValidationError as error:
-        raise UserError(f"{source}: {_sentence(schema, error)}") from None
+        raise UserError(f"{source}: {first_problem(schema, error)}") from None
 
 
 def to_yaml(config: Config) -> str:
@@ -62,7 +62,12 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The keys and values of a file, merged over those of the files that it extends.
+
+    Raises:
+        UserError: no such file, no YAML, or files that extend each other in a circle; ``seen`` are those on the way.
+    """
     real = path.resolve()
     if real in seen:
         raise UserError(
@@ -89,10 +94,11 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         return tree
     if not isinstance(base, str):
         raise UserError(f"{path}: extends must name one YAML file")
-    return _merge(_read(path.parent / base, (*seen, real)), tree)
+    return merge_trees(read_tree(path.parent / base, (*seen, real)), tree)
 
 
-def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+def merge_trees(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with the keys of ``top``, which win; sections are merged, another method replaces the section."""
     merged = dict(base)
     for key, value in top.items():
         old = merged.get(key)
@@ -103,14 +109,15 @@ def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
             and value.get("name", old.get("name")) != old.get("name")
         )
         merged[key] = (
-            _merge(dict(old), value)
+            merge_trees(dict(old), value)
             if isinstance(old, Mapping) and isinstance(value, Mapping) and not other
             else value
         )
     return merged
 
 
-def _override(tree: dict[str, Any], text: str) -> None:
+def apply_override(tree: dict[str, Any], text: str) -> None:
+    """Set one ``key.sub=value`` in place; UserError when it is no override or goes through a value."""
     key, equals, raw = text.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
@@ -138,7 +145,8 @@ def _number(text: str) -> str | float:
         return text
 
 
-def _sentence(schema: type[BaseModel], error: ValidationError) -> str:
+def first_problem(schema: type[BaseModel], error: ValidationError) -> str:
+    """What a schema found wrong first, as the end of a sentence that names key and mend."""
     first = error.errors()[0]
     location = [str(part) for part in first["loc"]]
     key = ".".join(part for part in location if not (part in METHODS and part != location[-1]))
