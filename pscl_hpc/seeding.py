@@ -32,6 +32,23 @@ def torch_generator(seed: int, *key: int | str, device: torch.device | str = "cp
 
 
 @dataclass(frozen=True)
+class Slots:
+    """Places of some images in the batch of all ranks.
+
+    Draws for a batch are made for all of its ``total`` places, of which a rank takes its own: it then gets the same
+    numbers however many ranks there are.
+    """
+
+    places: tuple[int, ...]
+    total: int
+
+    @classmethod
+    def all(cls, total: int) -> Slots:
+        """Every place of a batch."""
+        return cls(tuple(range(total)), total)
+
+
+@dataclass(frozen=True)
 class Draws:
     """The random numbers of one forward pass, the same for any number of ranks.
 

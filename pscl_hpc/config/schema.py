@@ -102,6 +102,10 @@ class OptimiserConfig(Strict):
     name: Literal["adam", "adamw", "lars"] = "adam"
     lr: Positive = 1e-4
     """Learning rate; of the decoder and the head in fine-tuning."""
+    lr_scaling: Literal["none", "linear", "sqrt"] = "none"
+    """How ``lr`` grows with ``batch_size``: times batch_size / lr_base_batch, or times its square root."""
+    lr_base_batch: Count = 256
+    """The batch that ``lr`` was chosen for, where ``lr_scaling`` is not none."""
     weight_decay: NonNegative = 0.0
     """Not applied to biases and normalisation by adamw and lars."""
     momentum: Fraction = 0.9
@@ -122,6 +126,15 @@ class RuntimeConfig(Strict):
     """Reading processes; 0 reads in the training process."""
     kernels: Literal["auto", "reference", "chunked", "triton"] = "auto"
     """Backend of the contrastive operations."""
+    sync_batchnorm: bool = True
+    """Batch normalisation over the images of all ranks, as one rank with all images would have it (pretraining)."""
+    activation_checkpointing: bool = False
+    """Keep no activations inside the U-Net's blocks: they are computed again in the backward pass (pretraining)."""
+    init_timeout_s: Positive = 1800.0
+    """How long the ranks wait for each other at the start."""
+    collective_timeout_s: Positive = 300.0
+    """Seconds without a sign of life or progress from a rank, after which the job ends and names it. Longer than the
+    longest step, checkpoint and export."""
 
 
 class CheckpointConfig(Strict):
@@ -129,10 +142,12 @@ class CheckpointConfig(Strict):
 
     every_steps: Count = 200
     """A checkpoint every so many steps, and after the last."""
+    every_minutes: NonNegative = 0.0
+    """Also a checkpoint when this much time has passed since the last one; 0 turns it off (pretraining)."""
     keep: Count = 2
     """The newest checkpoints kept."""
     keep_best: bool = True
-    """Also keep the checkpoint with the lowest smoothed loss (pretraining)."""
+    """Also keep the checkpoint with the lowest smoothed loss among those of ``every_steps`` (pretraining)."""
 
 
 class LogConfig(Strict):
@@ -216,6 +231,9 @@ class FinetuneConfig(RunConfig):
     data: DataConfig
     references: tuple[str, ...]
     """Annotated images to train on, ``dataset/stem``, all of one collection."""
+    square: Annotated[int, Field(ge=0)] = 0
+    """Side in pixels of the one square of each reference whose annotation is used, as if the rest was never annotated;
+    0: all of it. It is the square that shows the most classes."""
     pretrained: str = ""
     """A pretraining run folder or its trunk.safetensors; empty starts from random weights."""
     model: ModelConfig = ModelConfig()

@@ -1,4 +1,9 @@
-"""Batches of pretraining: which images, which windows, which references, as pure functions of seed and step."""
+"""Batches of pretraining: which images, which windows, which references, as pure functions of seed and step.
+
+The batch of all ranks has places (slots): R references, then the images. Image ``g`` and reference ``g`` are rank
+``g % ranks``'s. What an image gets is drawn for its place, never for its rank, so any number of ranks computes the same
+batch; and as reference ``r`` gives the templates of every R-th image, each image's reference is on its own rank.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +21,7 @@ from pscl_hpc.archive.windows import draw_window, read_window
 from pscl_hpc.config import PretrainConfig, ReferenceConfig, ReferencedMethod
 from pscl_hpc.errors import UserError
 from pscl_hpc.methods import Setting, Views
-from pscl_hpc.seeding import numpy_generator, torch_generator
+from pscl_hpc.seeding import Slots, numpy_generator, torch_generator
 from pscl_hpc.views import draw_geometry, jitter, warp
 
 _REFERENCE_WINDOWS = 16
@@ -37,7 +42,7 @@ class Batch:
     """Number of references at the front."""
     conditions: Tensor
     """int64 (B,): production batch, as in ``Views``."""
-    slots: tuple[int, ...]
+    slots: Slots
     """Place of each image in the batch of all ranks."""
     ids: tuple[str, ...]
     """Archive ids, (B,)."""
@@ -49,21 +54,28 @@ class PretrainData(Dataset[Batch]):
     Args:
         archive: Open archive.
         config: Run configuration.
+        rank: Whose part of each batch is read.
+        ranks: Over how many the batches are spread.
 
     Raises:
         UserError: when no image is selected, or a reference is unknown, has no mask, or belongs to a split that
-            must not be learnt from.
+            must not be learnt from, or a batch cannot be spread evenly.
     """
 
-    def __init__(self, archive: Archive, config: PretrainConfig) -> None:
+    def __init__(self, archive: Archive, config: PretrainConfig, rank: int = 0, ranks: int = 1) -> None:
         self.archive = archive
         self.config = config
+        _check_even(config, ranks)
         self.references = _find_references(archive, config)
         self.records = self._select()
         self.conditions = tuple(
             sorted({r.condition for r in (*self.references, *self.records) if r.condition})
         )
         self._order = (-1, np.empty(0, np.int64))
+        self._per_batch = _reference_config(config).per_batch if self.references else 0
+        own = [*range(rank, self._per_batch, ranks)]
+        own += [self._per_batch + image for image in range(rank, self.per_pass, ranks)]
+        self.slots = Slots(tuple(own), self._per_batch + self.per_pass)
 
     @property
     def setting(self) -> Setting:
@@ -73,33 +85,38 @@ class PretrainData(Dataset[Batch]):
 
     @property
     def per_pass(self) -> int:
-        """Unlabelled images in one forward pass."""
+        """Unlabelled images in one forward pass of all ranks."""
         return self.config.batch_size // self.config.accumulate
 
     def __len__(self) -> int:
         return self.config.schedule.steps * self.config.accumulate
 
     def __getitem__(self, number: int) -> Batch:
-        random = numpy_generator(self.config.seed, "windows", number)
         size, channels = self.config.views.size, self.config.model.in_channels
-        references = self._draw_references(random)
-        chosen = [(record, self._reference_window(record, random)) for record in references]
-        for slot in range(self.per_pass):
-            record = self.records[self._position(number * self.per_pass + slot)]
-            chosen.append((record, draw_window(record, size, random)))
-        pairs = [
-            read_window(self.archive, record, window, size, channels=channels) for record, window in chosen
-        ]
-        home = references[0].dataset if references else ""
+        records = [self._record(number, slot) for slot in self.slots.places]
+        references = sum(slot < self._per_batch for slot in self.slots.places)
+        pairs = []
+        for place, (slot, record) in enumerate(zip(self.slots.places, records, strict=True)):
+            random = numpy_generator(self.config.seed, "windows", number, slot)
+            if place < references:
+                window = self._reference_window(record, random)
+            else:
+                window = draw_window(record, size, random)
+            pairs.append(read_window(self.archive, record, window, size, channels=channels))
+        home = self.references[0].dataset if self.references else ""
         return Batch(
             images=torch.from_numpy(np.stack([image for image, _ in pairs])),
             labels=torch.from_numpy(np.stack([mask for _, mask in pairs])),
-            comparable=torch.tensor([record.dataset == home for record, _ in chosen]),
-            references=len(references),
-            conditions=torch.tensor([self._condition(record) for record, _ in chosen]),
-            slots=tuple(range(len(chosen))),
-            ids=tuple(record.id for record, _ in chosen),
+            comparable=torch.tensor([record.dataset == home for record in records]),
+            references=references,
+            conditions=torch.tensor([self._condition(record) for record in records]),
+            slots=self.slots,
+            ids=tuple(record.id for record in records),
         )
+
+    def ids(self, number: int) -> tuple[str, ...]:
+        """Archive ids of the whole batch of all ranks."""
+        return tuple(self._record(number, slot).id for slot in range(self.slots.total))
 
     def batches(self, first: int) -> Iterator[Batch]:
         """Batches from number ``first`` on, read ahead by ``runtime.workers`` processes."""
@@ -149,12 +166,12 @@ class PretrainData(Dataset[Batch]):
             )
         return found
 
-    def _draw_references(self, random: np.random.Generator) -> list[ImageRecord]:
-        if not self.references:
-            return []
-        settings = _reference_config(self.config)
-        places = random.permutation(len(self.references))
-        return [self.references[places[i % len(places)]] for i in range(settings.per_batch)]
+    def _record(self, number: int, slot: int) -> ImageRecord:
+        """The image at a place of the batch of all ranks."""
+        if slot >= self._per_batch:
+            return self.records[self._position(number * self.per_pass + slot - self._per_batch)]
+        places = numpy_generator(self.config.seed, "references", number).permutation(len(self.references))
+        return self.references[int(places[slot % len(places)])]
 
     def _reference_window(
         self, record: ImageRecord, random: np.random.Generator
@@ -179,9 +196,10 @@ def make_views(batch: Batch, config: PretrainConfig, number: int, device: torch.
     """Two augmented views of a batch on ``device``. ``number`` keys the random draws."""
     random = torch_generator(config.seed, "views", number)
     images = batch.images.to(device, non_blocking=True)
-    geometry = draw_geometry(len(images), config.views, random).to(device)
-    query = jitter(images, config.views.jitter, random)
-    key = warp(jitter(images, config.views.jitter, random), geometry)
+    slots = batch.slots
+    geometry = draw_geometry(slots.total, config.views, random)[list(slots.places)].to(device)
+    query = jitter(images, config.views.jitter, random, slots)
+    key = warp(jitter(images, config.views.jitter, random, slots), geometry)
     return Views(
         query=query,
         key=key,
@@ -191,6 +209,23 @@ def make_views(batch: Batch, config: PretrainConfig, number: int, device: torch.
         comparable=batch.comparable.to(device, non_blocking=True),
         conditions=batch.conditions.to(device, non_blocking=True),
     )
+
+
+def _check_even(config: PretrainConfig, ranks: int) -> None:
+    """Every rank must have the same part of a batch."""
+    parts = ranks * config.accumulate
+    if config.batch_size % parts:
+        better = max(parts, round(config.batch_size / parts) * parts)
+        raise UserError(
+            f"batch_size ({config.batch_size}) cannot be spread over {ranks} ranks x accumulate={config.accumulate}; "
+            f"set batch_size={better}, or another multiple of {parts}"
+        )
+    if isinstance(config.method, ReferencedMethod) and config.method.reference.per_batch % ranks:
+        better = -(-config.method.reference.per_batch // ranks) * ranks
+        raise UserError(
+            f"method.reference.per_batch ({config.method.reference.per_batch}) cannot be spread over {ranks} ranks; "
+            f"set method.reference.per_batch={better}"
+        )
 
 
 def _reference_config(config: PretrainConfig) -> ReferenceConfig:

@@ -22,7 +22,7 @@ from pscl_hpc.archive import IGNORE_INDEX
 from pscl_hpc.methods import Method, Views, cell_purity
 from pscl_hpc.pretraining.data import Batch, PretrainData, make_views
 from pscl_hpc.runs import replace_file
-from pscl_hpc.seeding import Draws
+from pscl_hpc.seeding import Draws, Slots
 from pscl_hpc.views import warp
 
 INSPECTION_FILE = "inspection.npz"
@@ -40,7 +40,7 @@ def inspect_run(method: Method, data: PretrainData, folder: Path, device: torch.
     method.train()
     state = {key: value.clone() for key, value in method.state_dict().items()}
     key = method.trunk(views.key)
-    samples = method.sample_cells(views, key, Draws(data.config.seed, 0, batch.slots, device))
+    samples = method.sample_cells(views, key, Draws(data.config.seed, 0, batch.slots.places, device))
     method.load_state_dict(state)
     annotated = data.setting.annotated
     arrays: dict[str, npt.NDArray[Any]] = {
@@ -83,7 +83,7 @@ def _first_images(data: PretrainData) -> Batch:
         batch.comparable[pick],
         batch.references,
         batch.conditions[pick],
-        tuple(batch.slots[i] for i in order),
+        Slots(tuple(batch.slots.places[i] for i in order), batch.slots.total),
         tuple(batch.ids[i] for i in order),
     )
 

@@ -117,7 +117,7 @@ class Trainer:
         for part, batch in enumerate(batches):
             number = self.at.step * self.config.accumulate + part
             views = make_views(batch, self.config, number, self.device)
-            draws = Draws(self.config.seed, number, batch.slots, self.device)
+            draws = Draws(self.config.seed, number, batch.slots.places, self.device)
             with autocast(self.device, self.config.runtime):
                 output = self.method(views, draws, measure)
             terms = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, overload
 
@@ -72,6 +73,12 @@ def parameter_groups(module: nn.Module, lr: float, weight_decay: float = 0.0) ->
         {"params": [p for p in trainable if p.ndim <= 1], "lr": lr, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def scaled_lr(config: OptimiserConfig, batch_size: int) -> float:
+    """The learning rate for this batch over all ranks (linear: Goyal et al. 2017; sqrt: Krizhevsky 2014)."""
+    ratio = batch_size / config.lr_base_batch
+    return config.lr * {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[config.lr_scaling]
 
 
 def build_optimiser(groups: list[dict[str, Any]], config: OptimiserConfig) -> torch.optim.Optimizer:

@@ -42,7 +42,7 @@ class ViewGeometry:
     def __len__(self) -> int:
         return len(self.flip)
 
-    def __getitem__(self, images: slice) -> ViewGeometry:
+    def __getitem__(self, images: slice | list[int]) -> ViewGeometry:
         return ViewGeometry(*(getattr(self, f.name)[images] for f in fields(self)))
 
 

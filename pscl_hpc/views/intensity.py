@@ -13,11 +13,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pscl_hpc.config.schema import JitterConfig
+from pscl_hpc.seeding import Slots
 
 _LUMA = (0.299, 0.587, 0.114)
 
 
-def jitter(images: Tensor, config: JitterConfig, generator: torch.Generator) -> Tensor:
+def jitter(
+    images: Tensor, config: JitterConfig, generator: torch.Generator, slots: Slots | None = None
+) -> Tensor:
     """Change brightness, contrast, saturation, hue, gamma, blur and noise, in this order, and clamp to 0..1.
 
     Each image is changed with ``config.probability`` and left as it is otherwise. All random numbers are drawn whatever
@@ -27,12 +30,15 @@ def jitter(images: Tensor, config: JitterConfig, generator: torch.Generator) -> 
         images: (B, C, h, w) in 0..1.
         config: Ranges.
         generator: On the CPU; the draws are a few numbers per image.
+        slots: Places of the images in the batch of all ranks; by default they are all of it.
 
     Returns:
         A new tensor of the same shape.
     """
     batch, channels = images.shape[:2]
-    draws = torch.rand((8, batch, 1, 1, 1), generator=generator).to(images)
+    slots = slots or Slots.all(batch)
+    places = list(slots.places)
+    draws = torch.rand((8, slots.total, 1, 1, 1), generator=generator)[:, places].to(images)
     chosen, brightness, contrast, saturation, hue, gamma, blur, noise = draws
 
     def factor(draw: Tensor, width: float) -> Tensor:
@@ -51,12 +57,18 @@ def jitter(images: Tensor, config: JitterConfig, generator: torch.Generator) -> 
     if config.blur:
         changed = _blur(changed, (config.blur * blur).view(batch), config.blur)
     if config.noise:
-        seed = int(torch.randint(0, 2**62, (), generator=generator))
-        white = torch.randn(
-            images.shape, generator=torch.Generator(images.device).manual_seed(seed), device=images.device
-        )
-        changed = changed + config.noise * noise * white.to(images)
+        seeds = torch.randint(0, 2**62, (slots.total,), generator=generator)[places]
+        changed = changed + config.noise * noise * _white_noise(images, seeds.tolist())
     return torch.where(chosen < config.probability, changed.clamp(0, 1), images)
+
+
+def _white_noise(images: Tensor, seeds: list[int]) -> Tensor:
+    """Standard normal noise like ``images``, each image from its own seed."""
+    generator = torch.Generator(images.device)
+    noise = torch.empty_like(images)
+    for image, seed in zip(noise, seeds, strict=True):
+        image.normal_(generator=generator.manual_seed(seed))
+    return noise
 
 
 def _grey(images: Tensor) -> Tensor:

@@ -164,7 +164,9 @@ def test_accumulation_averages_the_parts(archive: Path, tmp_path: Path) -> None:
             views = trainer_module.make_views(data[number], config, number, torch.device("cpu"))
             parts.append(
                 float(
-                    single.method(views, Draws(config.seed, number, data[number].slots), False).loss.detach()
+                    single.method(
+                        views, Draws(config.seed, number, data[number].slots.places), False
+                    ).loss.detach()
                 )
             )
     assert terms["loss"] == pytest.approx(sum(parts) / 2, rel=1e-5)
