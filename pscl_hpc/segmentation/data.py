@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pscl_hpc.archive import IGNORE_INDEX, Archive, Collection, ImageRecord
-from pscl_hpc.archive.windows import draw_window, read_window
+from pscl_hpc.archive import IGNORE_INDEX, Archive, Collection, ImageRecord, Window
+from pscl_hpc.archive.windows import covering_square, draw_window, read_window, restrict
 from pscl_hpc.config import FinetuneConfig
 from pscl_hpc.errors import UserError
 from pscl_hpc.seeding import numpy_generator
@@ -55,7 +55,7 @@ def select_data(config: FinetuneConfig, archive: Archive) -> FinetuneData:
         )
     pixels = np.zeros(classes.count, np.int64)
     for record in references:
-        found = count_classes(archive, record, classes)
+        found = count_classes(archive, record, classes, annotated_region(archive, record, classes, config))
         if not found.sum():
             raise UserError(
                 f"references: no pixel of {record.id} is annotated with a class that is learnt; choose another"
@@ -76,9 +76,22 @@ def class_list(collection: Collection, archive: Archive) -> ClassList:
         ) from None
 
 
-def count_classes(archive: Archive, record: ImageRecord, classes: ClassList) -> npt.NDArray[np.int64]:
-    """Annotated pixels of each class in one mask, ignored classes 0: (classes,)."""
+def annotated_region(
+    archive: Archive, record: ImageRecord, classes: ClassList, config: FinetuneConfig
+) -> Window | None:
+    """The part of a reference whose annotation is used; None: all of it."""
+    if not config.square:
+        return None
+    return covering_square(archive.read_mask(record.index), classes.kept, config.square)
+
+
+def count_classes(
+    archive: Archive, record: ImageRecord, classes: ClassList, region: Window | None = None
+) -> npt.NDArray[np.int64]:
+    """Annotated pixels of each class in one mask or in a region of it, ignored classes 0: (classes,)."""
     mask = classes.without_ignored(archive.read_mask(record.index))
+    if region is not None:
+        mask = restrict(mask, (0, 0, *mask.shape), region)
     return np.bincount(mask.reshape(-1), minlength=256)[: classes.count].astype(np.int64)
 
 
@@ -151,7 +164,8 @@ class Windows(NamedTuple):
 class WindowDataset(Dataset[Windows]):
     """Batches by step: random windows of the references, each a pure function of (seed, step, place in the batch).
 
-    An image smaller than the window is mirrored at its far edges, mask included.
+    An image smaller than the window is mirrored at its far edges, mask included. Where only a square of a reference is
+    annotated, windows hold it or, smaller ones, lie in it.
     """
 
     def __init__(
@@ -168,6 +182,9 @@ class WindowDataset(Dataset[Windows]):
         self.classes = classes
         self.config = config
         self.channels = channels
+        self.regions = {
+            record.id: annotated_region(archive, record, classes, config) for record in self.references
+        }
 
     def __len__(self) -> int:
         return self.config.schedule.steps
@@ -185,8 +202,11 @@ class WindowDataset(Dataset[Windows]):
         turns = int(rng.integers(4)) if self.config.rotate else 0
         size = self.config.crop if turns % 2 == 0 else self.config.crop[::-1]
         for _ in range(_TRIES):
-            window = draw_window(record, size, rng)
-            image, mask = read_window(self.archive, record, window, size, channels=self.channels)
+            region = self.regions[record.id]
+            window = draw_window(record, size, rng, region)
+            image, mask = read_window(
+                self.archive, record, window, size, channels=self.channels, region=region
+            )
             target = self.classes.without_ignored(mask)
             if (target != IGNORE_INDEX).any():
                 break

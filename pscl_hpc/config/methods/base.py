@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from pscl_hpc.config.common import Count, Strict
 
@@ -25,6 +27,8 @@ class ReferenceConfig(Strict):
     """Image ids in the archive, ``dataset/stem``. Each step uses ``per_batch`` of them, drawn at random."""
     per_batch: Count = 1
     """Reference images in each batch. Templates come from all of them."""
+    square: Annotated[int, Field(ge=0)] = 0
+    """Side in pixels of the one square of each reference whose annotation is used, as in fine-tuning; 0: all of it."""
     in_pool: bool = False
     """References are also drawn as unlabelled images, as released: then one image can be twice in a batch and its own
     image-level negative."""
