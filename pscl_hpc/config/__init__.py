@@ -2,6 +2,8 @@
 
 from pscl_hpc.config.loading import Config, load_config, resolve_config, to_yaml
 from pscl_hpc.config.methods import (
+    CoreConfig,
+    CorruptionConfig,
     MethodBase,
     MomentumConfig,
     PatchConfig,
@@ -28,6 +30,8 @@ from pscl_hpc.config.schema import (
 __all__ = [
     "CheckpointConfig",
     "Config",
+    "CoreConfig",
+    "CorruptionConfig",
     "DataConfig",
     "FinetuneConfig",
     "FinetuneLossConfig",

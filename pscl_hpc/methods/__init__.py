@@ -1,8 +1,9 @@
 """Pretraining methods, one module each. :data:`_METHODS` is where a new one is registered."""
 
-from pscl_hpc.config import MethodBase, PretrainConfig, PsclSimclrConfig, SimclrConfig
+from pscl_hpc.config import CoreConfig, MethodBase, PretrainConfig, PsclSimclrConfig, SimclrConfig
 from pscl_hpc.methods.base import CellSample, Method, MethodOutput, Setting, Views
 from pscl_hpc.methods.cells import cell_purity
+from pscl_hpc.methods.core import Core
 from pscl_hpc.methods.pscl_simclr import PsclSimclr
 from pscl_hpc.methods.simclr import Simclr
 from pscl_hpc.models import UNet
@@ -10,6 +11,7 @@ from pscl_hpc.models import UNet
 _METHODS: dict[type[MethodBase], type[Method]] = {
     PsclSimclrConfig: PsclSimclr,
     SimclrConfig: Simclr,
+    CoreConfig: Core,
 }
 
 
@@ -20,6 +22,7 @@ def build_method(config: PretrainConfig, setting: Setting) -> Method:
 
 __all__ = [
     "CellSample",
+    "Core",
     "Method",
     "MethodOutput",
     "PsclSimclr",

@@ -5,17 +5,20 @@ from typing import Annotated, get_args
 from pydantic import Field
 
 from pscl_hpc.config.methods.base import MethodBase, ReferenceConfig, ReferencedMethod
+from pscl_hpc.config.methods.core import CoreConfig, CorruptionConfig
 from pscl_hpc.config.methods.image_level import SimclrConfig
 from pscl_hpc.config.methods.momentum import MomentumConfig
 from pscl_hpc.config.methods.pscl import PatchConfig, PsclSimclrConfig
 
-AnyMethod = PsclSimclrConfig | SimclrConfig
+AnyMethod = PsclSimclrConfig | SimclrConfig | CoreConfig
 MethodConfig = Annotated[AnyMethod, Field(discriminator="name")]
 METHODS: tuple[str, ...] = tuple(section.model_fields["name"].default for section in get_args(AnyMethod))
 """The names that ``method.name`` can have."""
 
 __all__ = [
     "METHODS",
+    "CoreConfig",
+    "CorruptionConfig",
     "MethodBase",
     "MethodConfig",
     "MomentumConfig",

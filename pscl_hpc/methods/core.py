@@ -1,0 +1,163 @@
+"""CoRe: contrast of whole images and restoration of corrupted ones, through one U-Net.
+
+Wu et al., IEEE TIM 2023, doi 10.1109/TIM.2023.3291776. Only the abstract is public; see docs/methods.md for what
+is from there and what is not. Shape legend as in ``base``.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pscl_hpc.config import CoreConfig, PretrainConfig
+from pscl_hpc.methods.base import Method, MethodOutput, Setting, Views
+from pscl_hpc.methods.corruption import Corrupted, corrupt
+from pscl_hpc.methods.ranks import mean_over_ranks, sum_over_ranks
+from pscl_hpc.models import GlobalHead, UNet
+from pscl_hpc.seeding import Draws
+from pscl_kernels import patch_nt_xent
+
+
+class Core(Method):
+    """Contrast of the corrupted view q with view k, and restoration of view q by the decoder.
+
+    Args:
+        trunk: The U-Net; restoration is a 1x1 convolution of its finest decoder map.
+        config: Method settings.
+        backend: Backend of the contrast.
+    """
+
+    def __init__(self, trunk: UNet, config: CoreConfig, *, backend: str = "auto") -> None:
+        super().__init__(trunk)
+        self.config = config
+        self.backend = backend
+        self.global_head = GlobalHead(
+            trunk.config.widths[-1], hidden=config.hidden, projection=config.projection
+        )
+        self.restoration_head = nn.Conv2d(trunk.config.widths[0], trunk.config.in_channels, 1)
+        self.balance = GradientBalance(config.restoration, measured=config.balance == "gradient")
+
+    @classmethod
+    def build(cls, trunk: UNet, config: PretrainConfig, setting: Setting) -> Core:
+        """See :class:`Method`."""
+        assert isinstance(config.method, CoreConfig)
+        return cls(trunk, config.method, backend=config.runtime.kernels)
+
+    def forward(self, views: Views, draws: Draws, measure: bool = False) -> MethodOutput:
+        """Weighted sum of NT-Xent and of the mean absolute error over corrupted pixels."""
+        corrupted = self.corrupt(views, draws)
+        maps = self.trunk.encode(corrupted.images)
+        key = self.trunk.encode(views.key)[-1]
+        to_contrast, to_decoder = self.balance.split(maps[-1])
+        contrast = patch_nt_xent(
+            self.global_head(to_contrast),
+            self.global_head(key),
+            temperature=self.config.temperature,
+            process_group=self.process_group,
+            backend=self.backend,
+        )
+        decoded = self.trunk.decode((*maps[:-1], to_decoder)).scales[-1]
+        restoration = restoration_loss(
+            self.restoration_head(decoded),
+            (views.query - self.trunk.mean) / self.trunk.std,
+            corrupted.mask,
+            self.process_group,
+        )
+        weights = self.balance.weights()
+        terms = {"image/loss": contrast.detach(), "restoration/loss": restoration.detach()}
+        if measure:
+            terms["restoration/weight"] = weights[1]
+            terms["restoration/corrupted"] = corrupted.mask.float().mean()
+        return MethodOutput(weights[0] * contrast + weights[1] * restoration, terms)
+
+    def after_step(self, progress: float) -> None:
+        """Let the weights follow the gradients of the step."""
+        self.balance.update(self.process_group)
+
+    def corrupt(self, views: Views, draws: Draws) -> Corrupted:
+        """View q as the network gets it."""
+        generators = draws.each("corruption", range(len(views.query)))
+        return corrupt(views.query, self.config.corruption, generators)
+
+    @torch.no_grad()
+    def restore(self, views: Views, draws: Draws) -> tuple[Corrupted, Tensor]:
+        """The corrupted view q, and what the network makes of it, (B, C, h, w) in 0..1."""
+        corrupted = self.corrupt(views, draws)
+        restored = self.restoration_head(self.trunk(corrupted.images).scales[-1])
+        return corrupted, (restored * self.trunk.std + self.trunk.mean).clamp(0, 1)
+
+
+def restoration_loss(
+    restored: Tensor, target: Tensor, mask: Tensor, process_group: dist.ProcessGroup | None = None
+) -> Tensor:
+    """Mean absolute error over the corrupted pixels of the batch; 0 where there are none.
+
+    Args:
+        restored: (B, C, h, w), in units of the target.
+        target: (B, C, h, w).
+        mask: Corrupted pixels, bool (B, 1, h, w).
+        process_group: Ranks whose images make the batch.
+    """
+    error = torch.where(mask, restored.float() - target.float(), 0.0).abs().sum()
+    return mean_over_ranks(error, mask.sum() * restored.shape[1], process_group)
+
+
+class GradientBalance(nn.Module):
+    """Weights of two losses by which their gradients at a shared map have norms in a wanted ratio.
+
+    The norms are those of the backward pass that takes place anyway, so that a step's weights follow from the steps
+    before it: with g1 and g2 the moving root mean squares of the norms that the *unweighted* losses' gradients have,
+    the weights are in the ratio ``(1 - share) / g1 : share / g2`` and add up to 1. What is remembered is in a buffer.
+
+    Args:
+        share: The second loss's share of the norms; the first has the rest.
+        measured: False: the weights are ``1 - share`` and ``share``.
+    """
+
+    norms: Tensor
+    """Moving means of the squared norms, (2,); 0 before the first measurement."""
+    _MEMORY = 0.95
+    """Share of the old value in the moving means; the first measurement is taken as it is."""
+
+    def __init__(self, share: float, *, measured: bool) -> None:
+        super().__init__()
+        self.share = share
+        self.measured = measured and 0 < share < 1
+        self.register_buffer("norms", torch.zeros(2, dtype=torch.float64))
+        self._seen: list[Tensor] = []
+
+    def weights(self) -> Tensor:
+        """Weights of the two losses, float32 (2,)."""
+        wanted = torch.tensor((1 - self.share, self.share), dtype=torch.float64, device=self.norms.device)
+        if self.measured:
+            wanted = torch.where((self.norms > 0).all(), wanted / self.norms.sqrt(), wanted)
+        return (wanted / wanted.sum()).float()
+
+    def split(self, shared: Tensor) -> tuple[Tensor, Tensor]:
+        """The map for the first and for the second loss; the gradients that come back through them are measured."""
+        branches = shared.clone(), shared.clone()
+        if self.training and self.measured and shared.requires_grad:
+            for place, branch in enumerate(branches):
+                branch.register_hook(partial(self._see, place))  # type: ignore[no-untyped-call]
+        return branches
+
+    @torch.no_grad()
+    def update(self, process_group: dist.ProcessGroup | None = None) -> None:
+        """Take in the gradients since the last call, of all parts of the step and all ranks."""
+        if not self._seen:
+            return
+        squares = sum_over_ranks(torch.stack(self._seen).sum(dim=0), process_group)
+        self._seen.clear()
+        new = squares / self.weights().double().square()
+        # A loss without gradient, as of a batch without corrupted pixels, says nothing of the ratio.
+        usable = (new > 0).all() & new.isfinite().all()
+        mixed = torch.where((self.norms > 0).all(), self._MEMORY * self.norms + (1 - self._MEMORY) * new, new)
+        self.norms.copy_(torch.where(usable, mixed, self.norms))
+
+    def _see(self, place: int, gradient: Tensor) -> None:
+        square = torch.zeros(2, dtype=torch.float64, device=gradient.device)
+        square[place] = gradient.detach().double().square().sum()
+        self._seen.append(square)
