@@ -33,7 +33,8 @@ def test_a_window_holds_its_region_or_lies_in_it(
         inner, outer = (
             ((begin, length), (start, size)) if length <= size else ((start, size), (begin, length))
         )
-        assert outer[0] <= inner[0] and inner[0] + inner[1] <= outer[0] + outer[1]
+        assert outer[0] <= inner[0]
+        assert inner[0] + inner[1] <= outer[0] + outer[1]
 
 
 def test_without_a_region_every_place_is_drawn() -> None:
@@ -58,7 +59,7 @@ def test_the_covering_square_is_the_best_of_all_compared(seed: int, size: tuple[
 
     tops = sorted({*range(0, size[0] - height + 1, 8), size[0] - height})
     lefts = sorted({*range(0, size[1] - width + 1, 8), size[1] - width})
-    best = max(((score(top, left), -top, -left) for top in tops for left in lefts))
+    best = max((score(top, left), -top, -left) for top in tops for left in lefts)
     assert covering_square(mask, classes, side) == (-best[1], -best[2], height, width)
 
 
