@@ -26,6 +26,7 @@ from pscl_hpc.config.schema import (
     ScheduleConfig,
     ViewConfig,
 )
+from pscl_hpc.config.study import StudyConfig, load_study
 
 __all__ = [
     "CheckpointConfig",
@@ -49,8 +50,10 @@ __all__ = [
     "RuntimeConfig",
     "ScheduleConfig",
     "SimclrConfig",
+    "StudyConfig",
     "ViewConfig",
     "load_config",
+    "load_study",
     "resolve_config",
     "to_yaml",
 ]
