@@ -1,0 +1,45 @@
+"""InfoNCE against a queue in fused Triton kernels.
+
+`runs` adds up the keys that are targets together. Forward, `rows` normalises, scales and casts the rows and finds their
+targets, and `tiles` gives each its sum of exponentials. Backward, `tiles` sums the keys by their softmax and `rows`
+adds positive and targets and goes through the normalisation. Nothing is accumulated by atomics: results do not vary.
+"""
+
+import torch
+from torch import Tensor
+
+from pscl_kernels.queue_info_nce.operation import Columns, Rows
+from pscl_kernels.queue_info_nce.triton.rows import finish, prepared
+from pscl_kernels.queue_info_nce.triton.runs import run_sums
+from pscl_kernels.queue_info_nce.triton.tiles import log_sums, weighted_keys
+from pscl_kernels.queue_info_nce.triton.tiling import layout
+
+__all__ = ["backward", "forward", "layout", "run_sums"]
+
+
+def forward(q: Tensor, k: Tensor, present: Tensor, temperature: Tensor, columns: Columns) -> Rows:
+    """See `operation.Backend`."""
+    x, positive, target = prepared(q, k, present, temperature, columns)
+    if q.shape[0] == 0:
+        return Rows(positive, positive, target)
+    return Rows(log_sums(x, positive, temperature, columns), positive, target)
+
+
+def backward(
+    q: Tensor,
+    k: Tensor,
+    present: Tensor,
+    temperature: Tensor,
+    columns: Columns,
+    log_sum: Tensor,
+    mass: Tensor,
+    coefficient: Tensor,
+    with_k: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `operation.Backend`."""
+    if q.shape[0] == 0:
+        empty = torch.empty_like(q)
+        return empty, torch.empty_like(k) if with_k else k.new_empty(0), log_sum.new_zeros(())
+    x, positive, _ = prepared(q, k, present, temperature, None)
+    total = weighted_keys(x, log_sum, columns)
+    return finish(total, q, k, present, positive, temperature, columns, log_sum, mass, coefficient, with_k)

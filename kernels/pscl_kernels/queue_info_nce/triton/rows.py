@@ -1,0 +1,176 @@
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, no-any-return"
+"""What happens to each row alone: normalisation and targets before the tiles are walked, gradients after."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pscl_kernels.patch_nt_xent.operation import LOG2_E
+from pscl_kernels.patch_nt_xent.rows import NORM_FLOOR
+from pscl_kernels.patch_nt_xent.triton.tiling import PLAIN_ROWS
+from pscl_kernels.queue_info_nce.operation import Columns
+from pscl_kernels.queue_info_nce.triton import tiling
+
+FLOOR = tl.constexpr(NORM_FLOOR)
+
+
+def prepared(
+    q: Tensor, k: Tensor, present: Tensor, temperature: Tensor, columns: Columns | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows (N, width) whose products with the keys are base-2 exponents, exponents of positives and of targets (N,)."""
+    n, d = q.shape
+    width, dtype = tiling.layout(q)
+    x = torch.empty((n, width), dtype=dtype, device=q.device)
+    positive, target = (torch.empty(n, dtype=torch.float32, device=q.device) for _ in range(2))
+    if n:
+        _prepare[(triton.cdiv(n, PLAIN_ROWS),)](
+            q.contiguous(),
+            k.contiguous(),
+            present,
+            # Not read where there are no targets.
+            positive if columns is None else columns.sums,
+            present if columns is None else columns.place,
+            tiling.on_device(LOG2_E / temperature.double(), q.device),
+            x,
+            positive,
+            target,
+            n,
+            d,
+            0 if columns is None else columns.keys.shape[0],
+            KINDS=0 if columns is None else columns.place.shape[0],
+            WIDTH=width,
+            ROWS=PLAIN_ROWS,
+        )
+    return x, positive, target
+
+
+def finish(
+    total: Tensor,
+    q: Tensor,
+    k: Tensor,
+    present: Tensor,
+    positive: Tensor,
+    temperature: Tensor,
+    columns: Columns,
+    log_sum: Tensor,
+    mass: Tensor,
+    coefficient: Tensor,
+    with_k: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Results of `operation.Backend.backward` from the shares `total` (parts, N, width) of sum_j p_ij queue_j."""
+    n, d = q.shape
+    dq = torch.empty_like(q, memory_format=torch.contiguous_format)
+    dk = torch.empty_like(k, memory_format=torch.contiguous_format) if with_k else k.new_empty(0)
+    radial = torch.empty_like(log_sum)
+    _finish[(triton.cdiv(n, PLAIN_ROWS),)](
+        total,
+        q.contiguous(),
+        k.contiguous(),
+        present,
+        columns.sums,
+        columns.place,
+        positive,
+        log_sum,
+        mass,
+        coefficient,
+        tiling.on_device(1.0 / temperature.double(), q.device),
+        dq,
+        dk,
+        radial,
+        n,
+        d,
+        columns.keys.shape[0],
+        total.shape[0],
+        KINDS=columns.place.shape[0],
+        WITH_K=with_k,
+        WIDTH=total.shape[2],
+        ROWS=PLAIN_ROWS,
+    )
+    return dq, dk, radial.sum()
+
+
+@triton.jit
+def _unit(pointer, place, read):
+    """Rows over their norms, and the norms."""
+    x = tl.load(pointer + place, mask=read, other=0.0).to(tl.float32)
+    norm = tl.maximum(tl.sqrt(tl.sum(x * x, 1)), FLOOR)
+    return x / norm[:, None], norm
+
+
+@triton.jit
+def _target_sums(
+    sums, place, row, present, entries, KINDS: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, rows
+):  # fmt: skip
+    """(ROWS, WIDTH) weighted sum of the keys that are targets of each row."""
+    column = tl.arange(0, WIDTH)
+    result = tl.zeros((ROWS, WIDTH), tl.float32)
+    for kind in tl.static_range(KINDS):
+        at = tl.load(place + kind * rows + row, mask=present, other=-1)
+        source = (kind * entries + at)[:, None] * WIDTH + column[None, :]
+        result += tl.load(sums + source, mask=(at >= 0)[:, None], other=0.0)
+    return result
+
+
+@triton.jit
+def _prepare(
+    q, k, present, sums, place, scale, x, positive, target, rows, d, entries,
+    KINDS: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """x, positive and target of one block of rows."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = row < rows
+    here = tl.load(present + row, mask=inside, other=0) != 0
+    column = tl.arange(0, WIDTH)
+    at = row[:, None] * d + column[None, :]
+    read = here[:, None] & (column < d)[None, :]
+    z, _ = _unit(q, at, read)
+    other, _ = _unit(k, at, read)
+    z *= tl.load(scale)
+    tl.store(x + row[:, None] * WIDTH + column[None, :], z.to(x.dtype.element_ty), mask=inside[:, None])
+    tl.store(positive + row, tl.sum(z * other, 1), mask=inside)
+    targets = _target_sums(sums, place, row, here, entries, KINDS, WIDTH, ROWS, rows)
+    tl.store(target + row, tl.sum(z * targets, 1), mask=inside)
+
+
+@triton.jit
+def _store_gradient(out, place, write, g, z, norm, along, factor):
+    """Store the gradient of rows whose unit vectors z have gradient g * factor, where along = <z, g>."""
+    # At the floor the divisor is constant, and no part of the gradient is radial.
+    tangential = tl.where(norm > FLOOR, along, 0.0)
+    gradient = (g - z * tangential[:, None]) * (factor / norm)[:, None]
+    tl.store(out + place, gradient.to(out.dtype.element_ty), mask=write)
+
+
+@triton.jit(do_not_specialize=["parts"])  # one code for any number of parts
+def _finish(
+    total, q, k, present, sums, place, positive, log_sum, mass, coefficient, inverse, dq, dk, radial,
+    rows, d, entries, parts,
+    KINDS: tl.constexpr, WITH_K: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Gradients of one block of rows of q and k, and coefficient <z, G> of each."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = row < rows
+    here = tl.load(present + row, mask=inside, other=0) != 0
+    column = tl.arange(0, WIDTH)
+    g = tl.zeros((ROWS, WIDTH), tl.float32)
+    for part in range(parts):
+        g += tl.load(
+            total + (part * rows + row)[:, None] * WIDTH + column[None, :], mask=here[:, None], other=0.0
+        )
+    y = tl.load(mass + row, mask=here, other=0.0)
+    c = tl.load(coefficient + row, mask=here, other=0.0)
+    exponent = tl.load(positive + row, mask=here, other=0.0) - tl.load(log_sum + row, mask=here, other=0.0)
+    pull = y * tl.math.exp2(exponent) - 1.0
+    at = row[:, None] * d + column[None, :]
+    write = inside[:, None] & (column < d)[None, :]
+    z, norm = _unit(q, at, write & here[:, None])
+    other, other_norm = _unit(k, at, write & here[:, None])
+    g = g * y[:, None] + pull[:, None] * other
+    g -= _target_sums(sums, place, row, here, entries, KINDS, WIDTH, ROWS, rows)
+    along = tl.sum(z * g, 1)
+    tl.store(radial + row, c * along, mask=inside)
+    factor = c * tl.load(inverse)
+    _store_gradient(dq, at, write, g, z, norm, along, factor)
+    if WITH_K:
+        _store_gradient(dk, at, write, z, other, other_norm, tl.sum(z * other, 1), factor * pull)

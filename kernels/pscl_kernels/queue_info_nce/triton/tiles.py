@@ -1,0 +1,179 @@
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, no-any-return"
+"""The two passes over tiles of similarities.
+
+Where rows are few, the tiles of a block of rows are split among programs, whose results are put together in a fixed
+order.
+
+Whether sums of exponentials may be plain depends on the norms of a queue that the host has not seen. The greatest is
+found on the device and each program asks for it: one comparison chooses between a loop of plain sums and one of
+running maxima, and the host neither waits nor trusts. The backward pass needs no choice: softmax is at most 1.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pscl_kernels.patch_nt_xent.operation import LOG2_E
+from pscl_kernels.patch_nt_xent.triton.tiling import precision
+from pscl_kernels.queue_info_nce.operation import Columns, plain_limit
+from pscl_kernels.queue_info_nce.triton import tiling
+
+LOG2_GAIN = tl.constexpr(10.0)
+"""The softmax of the backward pass is computed times 2^10, which keeps small shares normal in float16."""
+
+
+def log_sums(x: Tensor, positive: Tensor, temperature: Tensor, columns: Columns) -> Tensor:
+    """(N,) base-2 logarithm of the sum of exponentials of rows x (N, width), N > 0, over positive and entries."""
+    n, width = x.shape
+    entries = columns.keys.shape[0]
+    config = tiling.forward_config(width, x.element_size() * 8)
+    parts = tiling.splits(n, entries, config)
+    out = positive.new_empty((parts, n))
+    _log_sums[(triton.cdiv(n, config.rows), parts)](
+        x,
+        columns.keys,
+        columns.filled,
+        tiling.on_device(LOG2_E / temperature.double(), x.device) * columns.bound.clamp_min(1.0),
+        positive,
+        out,
+        n,
+        plain_limit(entries),
+        WIDTH=width,
+        ROWS=config.rows,
+        COLUMNS=config.columns,
+        PRECISION=precision(x.dtype),
+        num_warps=config.warps,
+        num_stages=config.stages,
+    )
+    if parts == 1:
+        return out[0]
+    top = out.amax(0)
+    return (out - top).exp2_().sum(0).log2_() + top
+
+
+def weighted_keys(x: Tensor, log_sum: Tensor, columns: Columns) -> Tensor:
+    """(parts, N, width) shares of sum_j p_ij queue_j of rows x (N, width), N > 0."""
+    n, width = x.shape
+    config = tiling.backward_config(width, x.element_size() * 8)
+    parts = tiling.splits(n, columns.keys.shape[0], config)
+    total = log_sum.new_empty((parts, n, width))
+    _weighted_keys[(triton.cdiv(n, config.rows), parts)](
+        x,
+        columns.keys,
+        columns.filled,
+        log_sum,
+        total,
+        n,
+        WIDTH=width,
+        ROWS=config.rows,
+        COLUMNS=config.columns,
+        PRECISION=precision(x.dtype),
+        num_warps=config.warps,
+        num_stages=config.stages,
+    )
+    return total
+
+
+@triton.jit
+def _span(filled, COLUMNS: tl.constexpr):
+    """This program's tiles [first, last), of which those from `whole` on, at most one, are cut by the queue's end."""
+    tiles = tl.cdiv(filled, COLUMNS)
+    each = tl.cdiv(tiles, tl.num_programs(1))
+    first = tl.minimum(tl.program_id(1) * each, tiles)
+    last = tl.minimum(first + each, tiles)
+    return first, last, tl.maximum(tl.minimum(filled // COLUMNS, last), first)
+
+
+@triton.jit
+def _add_exponentials(total, top, exponents, PLAIN: tl.constexpr):
+    """Add a tile's exponentials to the row sums `total`, which are relative to 2^top unless PLAIN."""
+    if PLAIN:
+        total += tl.sum(tl.math.exp2(exponents), 1)
+    else:
+        new = tl.maximum(top, tl.max(exponents, 1))
+        total = total * tl.math.exp2(top - new) + tl.sum(tl.math.exp2(exponents - new[:, None]), 1)
+        top = new
+    return total, top
+
+
+@triton.jit
+def _sum_of_exponentials(
+    a, keys, total, top, first, last, whole, filled, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
+    PLAIN: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Base-2 logarithm of `total` 2^top (PLAIN: `total`) and the exponentials of rows `a` with some tiles of keys."""
+    within = tl.arange(0, COLUMNS)
+    offset = within[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+    block = keys + first.to(tl.int64) * COLUMNS * WIDTH + offset
+    for _ in range(first, whole):
+        b = tl.load(block)
+        block += COLUMNS * WIDTH
+        exponents = tl.dot(a, tl.trans(b), input_precision=PRECISION)
+        total, top = _add_exponentials(total, top, exponents, PLAIN)
+    for tile in range(whole, last):
+        there = tile * COLUMNS + within < filled
+        b = tl.load(block, mask=there[:, None], other=0.0)
+        exponents = tl.dot(a, tl.trans(b), input_precision=PRECISION)
+        exponents = tl.where(there[None, :], exponents, float("-inf"))
+        total, top = _add_exponentials(total, top, exponents, PLAIN)
+    return tl.math.log2(total) if PLAIN else tl.math.log2(total) + top
+
+
+@triton.jit
+def _log_sums(
+    x, keys, filled, bound, positive, out, rows, limit,
+    WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Base-2 logarithm of the sum of exponentials of one block of rows over its share of the tiles.
+
+    The positive belongs to the first share.
+    """
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = row < rows
+    a = tl.load(x + row[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :], mask=inside[:, None], other=0.0)
+    own = tl.load(positive + row, mask=inside, other=0.0)
+    count = tl.load(filled).to(tl.int32)
+    first, last, whole = _span(count, COLUMNS)
+    start = tl.zeros((ROWS,), tl.float32) + tl.where(tl.program_id(1) == 0, 1.0, 0.0)
+    if tl.load(bound) <= limit:
+        start *= tl.math.exp2(own)
+        log_sum = _sum_of_exponentials(
+            a, keys, start, own, first, last, whole, count, WIDTH, COLUMNS, True, PRECISION
+        )
+    else:
+        log_sum = _sum_of_exponentials(
+            a, keys, start, own, first, last, whole, count, WIDTH, COLUMNS, False, PRECISION
+        )
+    tl.store(out + tl.program_id(1).to(tl.int64) * rows + row, log_sum, mask=inside)
+
+
+@triton.jit
+def _weighted_keys(
+    x, keys, filled, log_sum, out, rows,
+    WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """sum_j p_ij queue_j for one block of rows over its share of the tiles."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = row < rows
+    width = tl.arange(0, WIDTH)
+    a = tl.load(x + row[:, None] * WIDTH + width[None, :], mask=inside[:, None], other=0.0)
+    level = tl.load(log_sum + row, mask=inside, other=0.0) - LOG2_GAIN
+    count = tl.load(filled).to(tl.int32)
+    first, last, whole = _span(count, COLUMNS)
+    total = tl.zeros((ROWS, WIDTH), tl.float32)
+    within = tl.arange(0, COLUMNS)
+    offset = within[:, None] * WIDTH + width[None, :]
+    block = keys + first.to(tl.int64) * COLUMNS * WIDTH + offset
+    for _ in range(first, whole):
+        b = tl.load(block)
+        block += COLUMNS * WIDTH
+        p = tl.math.exp2(tl.dot(a, tl.trans(b), input_precision=PRECISION) - level[:, None])
+        total = tl.dot(p.to(b.dtype), b, total, input_precision=PRECISION)
+    for tile in range(whole, last):
+        there = tile * COLUMNS + within < count
+        b = tl.load(block, mask=there[:, None], other=0.0)
+        p = tl.math.exp2(tl.dot(a, tl.trans(b), input_precision=PRECISION) - level[:, None])
+        p = tl.where(there[None, :], p, 0.0)
+        total = tl.dot(p.to(b.dtype), b, total, input_precision=PRECISION)
+    place = (tl.program_id(1).to(tl.int64) * rows + row)[:, None] * WIDTH + width[None, :]
+    tl.store(out + place, total * tl.math.exp2(-LOG2_GAIN), mask=inside[:, None])
