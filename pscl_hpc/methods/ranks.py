@@ -25,7 +25,8 @@ def whole_loss(part: Tensor, process_group: dist.ProcessGroup | None) -> Tensor:
     """
     if process_group is None:
         return part
-    return part + (sum_over_ranks(part, process_group) - part.detach())
+    # The difference is zero: it carries the gradient and leaves the value the same on every rank to the last bit.
+    return sum_over_ranks(part, process_group) + (part - part.detach())
 
 
 def mean_over_ranks(total: Tensor, count: Tensor, process_group: dist.ProcessGroup | None) -> Tensor:

@@ -1,0 +1,33 @@
+"""Dense contrast on the encoder's grid."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pscl_hpc.config.common import Count, NonNegative, Positive
+from pscl_hpc.config.methods.base import MethodBase
+from pscl_hpc.config.methods.momentum import MomentumConfig
+
+
+class IdealConfig(MethodBase):
+    """IDEAL: dense projections of the encoder, positives by correspondence (ICASSP 2023, arXiv 2210.15075)."""
+
+    name: Literal["ideal"] = "ideal"
+    correspondence: Literal["geometric", "feature"] = "geometric"
+    """Which cell of view k is a cell's positive. geometric: the one that shows the same material; feature: the one
+    whose encoder features are most alike."""
+    cells_per_image: Annotated[int, Field(ge=0)] = 256
+    """Cells of each image that are contrasted, drawn at random in each step; 0 takes all. All pairs of cells of
+    different images are compared, so the work grows with the square."""
+    momentum: MomentumConfig = MomentumConfig(start=0.99)
+    """The branch of view k is a slow copy that has no gradient."""
+    temperature: Positive = 0.2
+    """Temperature of the contrast."""
+    global_weight: NonNegative = 0.0
+    """Weight of an image-level NT-Xent, which is added to the dense loss; 0 as drawn in the paper."""
+    projection: Count = 128
+    """Width of the contrasted vectors."""
+    hidden: Count = 128
+    """Hidden width of the heads, at most the width of the bottleneck."""
