@@ -2,11 +2,16 @@
 
 from pscl_hpc.config.loading import Config, load_config, resolve_config, to_yaml
 from pscl_hpc.config.methods import (
+    ByolConfig,
     CoreConfig,
     CorruptionConfig,
+    DenseClConfig,
+    IdealConfig,
     MethodBase,
+    MocoConfig,
     MomentumConfig,
     PatchConfig,
+    PsclMocoConfig,
     PsclSimclrConfig,
     ReferenceConfig,
     ReferencedMethod,
@@ -29,21 +34,26 @@ from pscl_hpc.config.schema import (
 from pscl_hpc.config.study import StudyConfig, load_study
 
 __all__ = [
+    "ByolConfig",
     "CheckpointConfig",
     "Config",
     "CoreConfig",
     "CorruptionConfig",
     "DataConfig",
+    "DenseClConfig",
     "FinetuneConfig",
     "FinetuneLossConfig",
+    "IdealConfig",
     "JitterConfig",
     "LogConfig",
     "MethodBase",
+    "MocoConfig",
     "ModelConfig",
     "MomentumConfig",
     "OptimiserConfig",
     "PatchConfig",
     "PretrainConfig",
+    "PsclMocoConfig",
     "PsclSimclrConfig",
     "ReferenceConfig",
     "ReferencedMethod",

@@ -1,17 +1,38 @@
 """Pretraining methods, one module each. :data:`_METHODS` is where a new one is registered."""
 
-from pscl_hpc.config import CoreConfig, MethodBase, PretrainConfig, PsclSimclrConfig, SimclrConfig
+from pscl_hpc.config import (
+    ByolConfig,
+    CoreConfig,
+    DenseClConfig,
+    IdealConfig,
+    MethodBase,
+    MocoConfig,
+    PretrainConfig,
+    PsclMocoConfig,
+    PsclSimclrConfig,
+    SimclrConfig,
+)
 from pscl_hpc.methods.base import CellSample, Method, MethodOutput, Setting, Views
+from pscl_hpc.methods.byol import Byol
 from pscl_hpc.methods.cells import cell_purity
 from pscl_hpc.methods.core import Core
+from pscl_hpc.methods.densecl import DenseCl
+from pscl_hpc.methods.ideal import Ideal
+from pscl_hpc.methods.moco import Moco
+from pscl_hpc.methods.pscl_moco import PsclMoco
 from pscl_hpc.methods.pscl_simclr import PsclSimclr
 from pscl_hpc.methods.simclr import Simclr
 from pscl_hpc.models import UNet
 
 _METHODS: dict[type[MethodBase], type[Method]] = {
     PsclSimclrConfig: PsclSimclr,
+    PsclMocoConfig: PsclMoco,
+    MocoConfig: Moco,
+    ByolConfig: Byol,
+    DenseClConfig: DenseCl,
     SimclrConfig: Simclr,
     CoreConfig: Core,
+    IdealConfig: Ideal,
 }
 
 
@@ -21,10 +42,15 @@ def build_method(config: PretrainConfig, setting: Setting) -> Method:
 
 
 __all__ = [
+    "Byol",
     "CellSample",
     "Core",
+    "DenseCl",
+    "Ideal",
     "Method",
     "MethodOutput",
+    "Moco",
+    "PsclMoco",
     "PsclSimclr",
     "Setting",
     "Simclr",

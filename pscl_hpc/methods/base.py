@@ -133,6 +133,17 @@ class Method(nn.Module, ABC):
     def after_step(self, progress: float) -> None:
         """Called after each optimiser step, for moving averages; ``progress`` goes from 0 to 1 over the run."""
 
+    def key_features(self, views: Views) -> Features:
+        """The maps of view k that cells are compared by; those of the trunk, unless the method has another encoder."""
+        features: Features = self.trunk(views.key)
+        return features
+
     def sample_cells(self, views: Views, key: Features, draws: Draws) -> tuple[CellSample, ...]:
-        """The cells that the method would contrast, per scale; none for methods without sampling."""
+        """The cells that the method would contrast, per scale; none for methods without sampling.
+
+        Args:
+            views: The batch.
+            key: What :meth:`key_features` gives.
+            draws: Where templates are drawn from.
+        """
         return ()

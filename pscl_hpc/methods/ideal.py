@@ -41,7 +41,7 @@ class Ideal(Method):
         self.slow_trunk = MomentumCopy(trunk)
         self.slow_cell_head = MomentumCopy(self.cell_head)
         self.global_head: GlobalHead | None = None
-        self.slow_global_head: MomentumCopy | None = None
+        self.slow_global_head: MomentumCopy[GlobalHead] | None = None
         if config.global_weight:
             self.global_head = GlobalHead(channels, hidden=config.hidden, projection=config.projection)
             self.slow_global_head = MomentumCopy(self.global_head)

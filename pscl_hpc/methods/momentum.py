@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 
 from pscl_hpc.config import MomentumConfig
 
+_M = TypeVar("_M", bound=nn.Module)
 
-class MomentumCopy(nn.Module):
+
+class MomentumCopy(nn.Module, Generic[_M]):
     """A copy of ``module`` that follows it slowly and has no gradient.
 
     Parameters are averaged; buffers are the copy's own. While training, its batch normalisation thus uses the
@@ -23,7 +25,10 @@ class MomentumCopy(nn.Module):
         module: What to follow. It stays out of the copy's state.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    module: _M
+    """The slow network."""
+
+    def __init__(self, module: _M) -> None:
         super().__init__()
         self.module = copy.deepcopy(module).requires_grad_(False)
 
@@ -33,7 +38,7 @@ class MomentumCopy(nn.Module):
         return self.module(*args)
 
     @torch.no_grad()
-    def follow(self, module: nn.Module, momentum: float) -> None:
+    def follow(self, module: _M, momentum: float) -> None:
         """``slow = momentum * slow + (1 - momentum) * fast`` for every parameter.
 
         Args:

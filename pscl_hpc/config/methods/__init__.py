@@ -6,23 +6,39 @@ from pydantic import Field
 
 from pscl_hpc.config.methods.base import MethodBase, ReferenceConfig, ReferencedMethod
 from pscl_hpc.config.methods.core import CoreConfig, CorruptionConfig
-from pscl_hpc.config.methods.image_level import SimclrConfig
+from pscl_hpc.config.methods.dense import DenseClConfig
+from pscl_hpc.config.methods.ideal import IdealConfig
+from pscl_hpc.config.methods.image_level import ByolConfig, MocoConfig, SimclrConfig
 from pscl_hpc.config.methods.momentum import MomentumConfig
-from pscl_hpc.config.methods.pscl import PatchConfig, PsclSimclrConfig
+from pscl_hpc.config.methods.pscl import PatchConfig, PsclMocoConfig, PsclSimclrConfig
 
-AnyMethod = PsclSimclrConfig | SimclrConfig | CoreConfig
+AnyMethod = (
+    PsclSimclrConfig
+    | PsclMocoConfig
+    | SimclrConfig
+    | CoreConfig
+    | IdealConfig
+    | MocoConfig
+    | ByolConfig
+    | DenseClConfig
+)
 MethodConfig = Annotated[AnyMethod, Field(discriminator="name")]
 METHODS: tuple[str, ...] = tuple(section.model_fields["name"].default for section in get_args(AnyMethod))
 """The names that ``method.name`` can have."""
 
 __all__ = [
     "METHODS",
+    "ByolConfig",
     "CoreConfig",
     "CorruptionConfig",
+    "DenseClConfig",
+    "IdealConfig",
     "MethodBase",
     "MethodConfig",
+    "MocoConfig",
     "MomentumConfig",
     "PatchConfig",
+    "PsclMocoConfig",
     "PsclSimclrConfig",
     "ReferenceConfig",
     "ReferencedMethod",

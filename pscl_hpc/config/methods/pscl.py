@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from pscl_hpc.config.common import Count, Fraction, NonNegative, Positive
 from pscl_hpc.config.methods.base import ReferencedMethod
+from pscl_hpc.config.methods.momentum import MomentumConfig
 
 
 class PatchConfig(ReferencedMethod):
@@ -62,3 +63,33 @@ class PsclSimclrConfig(PatchConfig):
     """PSCL with in-batch negatives (spec section 4)."""
 
     name: Literal["pscl-simclr"] = "pscl-simclr"
+
+
+class PsclMocoConfig(PatchConfig):
+    """PSCL with a slow key encoder and queues of images and of class prototypes (spec section 5)."""
+
+    name: Literal["pscl-moco"] = "pscl-moco"
+    templates_per_class: Count = 30
+    """Template cells per class at the coarsest scale."""
+    momentum: MomentumConfig = MomentumConfig()
+    """How the key encoder follows."""
+    queue_steps: Count = 56
+    """The queues hold the images of so many steps: 504 at the released batch of 8 images and a reference."""
+    image_condition_decay: Fraction = 0.2
+    """Target of a queued image of the same production batch, to the power of its age in steps."""
+    patch_condition_decay: Fraction = 0.5
+    """Target of a queued prototype of the same class and production batch, to the power of its age in steps."""
+    patch_class_decay: Fraction = 0.2
+    """Target of a queued prototype of the same class, to the power of its age in steps; added to the former."""
+    scale_targets: bool = True
+    """Targets of the queue are multiplied by 9 / (images per step), so that their sum is the same for every batch: 9 is
+    the released one, with the reference. false: as released, where the sum grows with the batch, and with it the share
+    of targets that are not the cell's own."""
+    normalise_targets: bool = True
+    """Targets of a cell or image are divided by their sum. false: as released, where those with many relatives in the
+    queue weigh more."""
+    normalise_prototypes: bool = True
+    """Prototypes have length 1, as all keys. false: as released, the plain mean."""
+    queue_references: bool = False
+    """Also keep the image keys of references, as released: each then meets its own old keys as negatives at every
+    step. Their class prototypes are always kept."""

@@ -1,0 +1,109 @@
+"""DenseCL (Wang et al., CVPR 2021) on the bottleneck: MoCo of images, and of cells that are most alike."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pscl_hpc.config import DenseClConfig, PretrainConfig
+from pscl_hpc.methods.base import Method, MethodOutput, Setting, Views
+from pscl_hpc.methods.cells import cells_of, gather_cells
+from pscl_hpc.methods.correspondence import most_similar_cells
+from pscl_hpc.methods.momentum import MomentumCopy, momentum_at
+from pscl_hpc.methods.queue import KeyQueue, images_per_step
+from pscl_hpc.methods.ranks import whole_loss
+from pscl_hpc.models import GlobalHead, UNet
+from pscl_hpc.seeding import Draws
+from pscl_kernels import queue_info_nce
+
+
+class DenseCl(Method):
+    """Contrast of whole images and of all cells of the bottleneck.
+
+    The bottleneck is the last map of the encoder, as the last map of the ResNet is in the paper. The decoder is not
+    trained.
+
+    Args:
+        trunk: The U-Net; its encoder is trained.
+        config: Method settings.
+        images_per_step: Images of one optimiser step over all ranks.
+        backend: Backend of the contrastive operations.
+    """
+
+    def __init__(
+        self, trunk: UNet, config: DenseClConfig, *, images_per_step: int, backend: str = "auto"
+    ) -> None:
+        super().__init__(trunk)
+        self.config = config
+        self.backend = backend
+        channels = trunk.config.widths[-1]
+        hidden = min(config.hidden, channels)
+        self.global_head = GlobalHead(channels, hidden=hidden, projection=config.projection)
+        self.dense_head = nn.Sequential(
+            nn.Conv2d(channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, config.projection, 1)
+        )
+        self.slow_trunk = MomentumCopy(trunk)
+        self.slow_global_head = MomentumCopy(self.global_head)
+        self.slow_dense_head = MomentumCopy(self.dense_head)
+        capacity = config.queue_steps * images_per_step
+        self.queue = KeyQueue(capacity, config.projection)
+        self.dense_queue = KeyQueue(capacity, config.projection)
+
+    @classmethod
+    def build(cls, trunk: UNet, config: PretrainConfig, setting: Setting) -> DenseCl:
+        """See :class:`Method`."""
+        assert isinstance(config.method, DenseClConfig)
+        return cls(
+            trunk, config.method, images_per_step=images_per_step(config), backend=config.runtime.kernels
+        )
+
+    def forward(self, views: Views, draws: Draws, measure: bool = False) -> MethodOutput:
+        """``(1 - w) * image loss + w * cell loss`` with w = ``dense_weight`` (equation 3).
+
+        The positive of a cell of view q is the projected cell of view k whose feature is most alike; the negatives are
+        the pooled projections of images of earlier steps (sections 3.2 and 3.3). 0, without gradient, at the first
+        step.
+        """
+        features = self.trunk.encode(views.query)[-1]
+        key_features, k, key_cells = self._keys(views.key)
+        q, cells = self.global_head(features), cells_of(self.dense_head(features))
+        partners = gather_cells(key_cells, most_similar_cells(features, key_features))
+        parts = (
+            self._contrast(q, k, self.queue),
+            self._contrast(cells.flatten(0, 1), partners.flatten(0, 1), self.dense_queue),
+        )
+        self.queue.stage(F.normalize(k.float(), dim=1))
+        self.dense_queue.stage(F.normalize(key_cells.float().mean(dim=(2, 3)), dim=1))
+        image_loss, cell_loss = whole_loss(torch.stack(parts), self.process_group).unbind()
+        weight = self.config.dense_weight
+        terms = {"image/loss": image_loss.detach(), "cells/loss": cell_loss.detach()}
+        return MethodOutput((1 - weight) * image_loss + weight * cell_loss, terms)
+
+    @torch.no_grad()
+    def _keys(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Slow bottleneck (B, C, H, W), image keys (B, D) and cell keys (B, D, H, W)."""
+        features = self.slow_trunk.module.encode(images)[-1]
+        return features, self.slow_global_head(features), self.slow_dense_head(features)
+
+    def _contrast(self, q: Tensor, k: Tensor, queue: KeyQueue) -> Tensor:
+        rows = queue.rows()
+        return queue_info_nce(
+            q,
+            k,
+            rows.keys,
+            groups=torch.zeros(len(q), dtype=torch.int64, device=q.device),
+            queue_groups=rows.groups,
+            temperature=self.config.temperature,
+            process_group=self.process_group,
+            backend=self.backend,
+        )
+
+    def after_step(self, progress: float) -> None:
+        """See :class:`Method`."""
+        momentum = momentum_at(self.config.momentum, progress)
+        self.slow_trunk.follow(self.trunk, momentum)
+        self.slow_global_head.follow(self.global_head, momentum)
+        self.slow_dense_head.follow(self.dense_head, momentum)
+        self.queue.advance(self.process_group)
+        self.dense_queue.advance(self.process_group)

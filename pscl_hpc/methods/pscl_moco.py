@@ -1,0 +1,194 @@
+"""PSCL-MoCo: slow keys, a queue of images and one of class prototypes per scale, targets by production batch and age.
+
+Sci. Rep. 2025, doi 10.1038/s41598-025-32855-5; spec section 5. Shape legend: B images, C classes, T templates (k per
+class), D width of a projection, Q entries of a queue.
+"""
+
+from __future__ import annotations
+
+from typing import Self, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pscl_hpc.config import PretrainConfig, PsclMocoConfig
+from pscl_hpc.methods.base import CellSample, MethodOutput, Setting, Views
+from pscl_hpc.methods.cells import gather_cells
+from pscl_hpc.methods.momentum import MomentumCopy, momentum_at
+from pscl_hpc.methods.pscl import Pscl
+from pscl_hpc.methods.queue import KeyQueue, images_per_step
+from pscl_hpc.methods.ranks import whole_loss
+from pscl_hpc.models import Features, UNet
+from pscl_hpc.seeding import Draws
+from pscl_hpc.views import partner_cells
+from pscl_kernels import queue_info_nce
+
+RELEASED_BATCH = 9
+"""Images of a step, the reference among them, for which the decays were chosen."""
+
+
+class PsclMoco(Pscl):
+    """PSCL with negatives and partial positives from queues.
+
+    Args:
+        trunk: The U-Net.
+        config: Method settings.
+        classes: Number of classes of the references' collection.
+        ignored: Classes whose annotation is not to be trusted; they give no templates.
+        images_per_step: Images of one optimiser step over all ranks, references included.
+        backend: Backend of the contrastive operations.
+    """
+
+    def __init__(
+        self,
+        trunk: UNet,
+        config: PsclMocoConfig,
+        *,
+        classes: int,
+        ignored: tuple[int, ...] = (),
+        images_per_step: int,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(trunk, config, classes=classes, ignored=ignored, backend=backend)
+        self.config = config
+        self.slow_trunk = MomentumCopy(trunk)
+        self.slow_global_head = MomentumCopy(self.global_head)
+        self.slow_cell_heads = MomentumCopy(self.cell_heads)
+        capacity = config.queue_steps * images_per_step
+        self.image_queue = KeyQueue(capacity, config.projection)
+        self.prototype_queues = nn.ModuleList(
+            KeyQueue(capacity, config.projection, classes) for _ in trunk.scale_widths
+        )
+        self.target_scale = RELEASED_BATCH / images_per_step if config.scale_targets else 1.0
+
+    @classmethod
+    def build(cls, trunk: UNet, config: PretrainConfig, setting: Setting) -> Self:
+        """See :class:`Method`. ``setting.annotated`` is needed."""
+        assert isinstance(config.method, PsclMocoConfig)
+        if setting.annotated is None:
+            raise ValueError("pscl-moco needs the collection of its references")
+        return cls(
+            trunk,
+            config.method,
+            classes=len(setting.annotated.classes),
+            ignored=setting.annotated.ignore_classes,
+            images_per_step=images_per_step(config),
+            backend=config.runtime.kernels,
+        )
+
+    def forward(self, views: Views, draws: Draws, measure: bool = False) -> MethodOutput:
+        """``(1 - r) * image loss + r * patch loss`` with r = ``patch_weight``.
+
+        The patch loss is the mean over the cells of all scales, each weighted by its scale and by how pure its template
+        is. Both are 0, without gradient, at the first step, whose queues are empty.
+        """
+        query, key = self.trunk(views.query), self.key_features(views)
+        parts, shares, terms = [self._image_part(views, query, key)], [], {}
+        for scale, sample in enumerate(self.sample_cells(views, key, draws)):
+            height, width = key.scales[scale].shape[2:]
+            key_cells = sample.key_cells.clamp_min(0)
+            query_cells = partner_cells(views.geometry, key_cells, height, width)
+            q = self.cell_heads[scale](gather_cells(query.scales[scale], query_cells))
+            with torch.no_grad():
+                k = self.slow_cell_heads.module[scale](gather_cells(key.scales[scale], key_cells))
+            parts.append(self._patch_part(scale, views, sample, q, k))
+            shares.append(float(sample.classes.numel()))
+            if measure:
+                similarity = F.cosine_similarity(q.detach().float(), k.float(), dim=2)
+                terms[f"scale{scale}/positive"] = similarity[sample.valid].mean()
+                terms |= self.sampling_terms(scale, views, sample, height, width)
+        image_loss, *patch_losses = whole_loss(torch.stack(parts), self.process_group).unbind()
+        terms["image/loss"] = image_loss.detach()
+        patch_loss = torch.zeros_like(image_loss)
+        for scale, (loss, share) in enumerate(zip(patch_losses, shares, strict=True)):
+            patch_loss = patch_loss + self.scale_weights[scale] * share / sum(shares) * loss
+            terms[f"scale{scale}/loss"] = loss.detach()
+        ratio = self.config.patch_weight
+        return MethodOutput((1 - ratio) * image_loss + ratio * patch_loss, terms)
+
+    @torch.no_grad()
+    def key_features(self, views: Views) -> Features:
+        """See :class:`Method`: those of the key encoder."""
+        features: Features = self.slow_trunk(views.key)
+        return features
+
+    def sample_cells(self, views: Views, key: Features, draws: Draws) -> tuple[CellSample, ...]:
+        """See :class:`CellSampler`; cells are compared by the projections of the key encoder."""
+        return self.sampler(views, key, self.slow_cell_heads.module, draws)
+
+    def after_step(self, progress: float) -> None:
+        """See :class:`Method`."""
+        momentum = momentum_at(self.config.momentum, progress)
+        self.slow_trunk.follow(self.trunk, momentum)
+        self.slow_global_head.follow(self.global_head, momentum)
+        self.slow_cell_heads.follow(self.cell_heads, momentum)
+        for queue in (self.image_queue, *self.prototype_queues):
+            cast(KeyQueue, queue).advance(self.process_group)
+
+    def _image_part(self, views: Views, query: Features, key: Features) -> Tensor:
+        """This rank's part of the image loss; stages the image keys."""
+        q, k = self.global_head(query.bottleneck), self.slow_global_head(key.bottleneck)
+        queue = self.image_queue.rows()
+        same = self.target_scale * self.config.image_condition_decay ** queue.ages.float()
+        part = queue_info_nce(
+            q,
+            k,
+            queue.keys,
+            groups=torch.zeros_like(views.conditions),
+            queue_groups=queue.groups,
+            conditions=views.conditions,
+            queue_conditions=queue.conditions,
+            same_weight=same,
+            normalise_targets=self.config.normalise_targets,
+            temperature=self.config.temperature,
+            process_group=self.process_group,
+            backend=self.backend,
+        )
+        groups = torch.zeros_like(views.conditions)
+        if not self.config.queue_references:
+            groups[: views.references] = -1
+        self.image_queue.stage(F.normalize(k.float(), dim=1), groups, views.conditions)
+        return part
+
+    def _patch_part(self, scale: int, views: Views, sample: CellSample, q: Tensor, k: Tensor) -> Tensor:
+        """This rank's part of the loss of one scale, q and k (B, T, D); stages the class prototypes."""
+        stored = cast(KeyQueue, self.prototype_queues[scale])
+        queue = stored.rows()
+        ages = queue.ages.float()
+        weights = class_weights(sample, self.classes)
+        present = sample.valid.view(weights.shape)
+        part = queue_info_nce(
+            q.flatten(0, 1),
+            k.flatten(0, 1),
+            queue.keys,
+            groups=sample.groups.flatten(),
+            queue_groups=queue.groups,
+            conditions=views.conditions.repeat_interleave(q.shape[1]),
+            queue_conditions=queue.conditions,
+            same_weight=self.target_scale * self.config.patch_condition_decay**ages,
+            any_weight=self.target_scale * self.config.patch_class_decay**ages,
+            # Weights of a class are 1 in the mean, so that a class counts by its cells.
+            row_weights=(weights * present.sum(dim=2, keepdim=True)).flatten(),
+            normalise_targets=self.config.normalise_targets,
+            temperature=self.config.temperature,
+            process_group=self.process_group,
+            backend=self.backend,
+        )
+        unit = F.normalize(k.float(), dim=2).view(*weights.shape, -1)
+        prototypes = torch.einsum("bck,bckd->bcd", weights, unit)
+        if self.config.normalise_prototypes:
+            prototypes = F.normalize(prototypes, dim=2)
+        groups = torch.arange(self.classes, device=k.device).expand(len(k), -1)
+        stored.stage(prototypes, torch.where(present.any(dim=2), groups, -1), views.conditions)
+        return part
+
+
+def class_weights(sample: CellSample, classes: int) -> Tensor:
+    """Weight of each cell within its class and image, (B, C, k) float32: the share of the class in the template's cell.
+
+    They sum to 1 over the cells of a class that exist, and are 0 where there is none.
+    """
+    # A little for all, so that a class of foreign cells alone (template_rule: released) has weights, too.
+    shares = torch.where(sample.valid, sample.shares.float() + 1e-6, 0.0).view(len(sample.valid), classes, -1)
+    return shares / shares.sum(dim=2, keepdim=True).clamp_min(1e-12)
