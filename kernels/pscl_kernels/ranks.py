@@ -1,8 +1,13 @@
 """Collectives of the operations that see rows of several ranks."""
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+# torch 2.13 renamed it.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 def name_and_size(process_group: dist.ProcessGroup | None) -> tuple[str, int]:
@@ -20,16 +25,30 @@ def rank_in(group_name: str) -> int:
     return dist.get_rank(_resolve(group_name)) if group_name else 0
 
 
+def start_gather(tensor: Tensor, group_name: str, world_size: int) -> Callable[[], Tensor]:
+    """Start a `gather`, which proceeds beside further computation, and return what waits for it and gives its result.
+
+    On an accelerator it is its stream that waits, not the host.
+    """
+    if not group_name:
+        return lambda: tensor.unsqueeze(0)
+    sent = tensor.contiguous()
+    received = sent.new_empty(world_size * sent.numel())
+    work = _all_gather(received, sent.view(-1), group=_resolve(group_name), async_op=True)
+
+    def finish(sent: Tensor = sent) -> Tensor:  # holds on to what is sent until it is
+        work.wait()
+        return received.view(world_size, *tensor.shape)
+
+    return finish
+
+
 def gather(tensor: Tensor, group_name: str, world_size: int) -> Tensor:
     """`tensor` of every rank stacked along a new first dimension, (world_size, *tensor.shape), in rank order.
 
     The shape must be the same on every rank. No gradient flows through.
     """
-    if not group_name:
-        return tensor.unsqueeze(0)
-    gathered = tensor.new_empty((world_size, *tensor.shape))
-    dist.all_gather(list(gathered.unbind(0)), tensor.contiguous(), group=_resolve(group_name))
-    return gathered
+    return start_gather(tensor, group_name, world_size)()
 
 
 def total(tensor: Tensor, group_name: str) -> Tensor:

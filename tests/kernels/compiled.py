@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from pscl_kernels.patch_nt_xent import triton as loss
+from pscl_kernels.patch_nt_xent.triton import backward, forward, preparation, symmetric, tiling
 from pscl_kernels.sample_similar import triton as sampling
 
 GOLDEN = Path(__file__).with_name("compiled.json")
@@ -35,10 +35,10 @@ POINTERS = {
     "bool": "*u8",
 }
 TENSORS = {
-    **dict.fromkeys(["group", "own_group", "order", "partner", "taken"], "int64"),
-    **dict.fromkeys(["low", "high", "absent"], "int32"),
+    **dict.fromkeys(["label", "own_label", "order", "partner", "taken"], "int64"),
+    **dict.fromkeys(["low", "high", "present"], "int32"),
     **dict.fromkeys(["positive", "norm", "out", "own_log_sum", "log_sum", "scale", "total"], "float32"),
-    **dict.fromkeys(["coefficient", "radial", "best"], "float32"),
+    **dict.fromkeys(["coefficient", "radial", "best", "known", "sums", "workspace"], "float32"),
     **dict.fromkeys(
         ["q", "k", "x", "own_x", "dq", "dk", "templates", "cells"], ""
     ),  # "": the features' dtype
@@ -63,18 +63,17 @@ def shipped() -> Iterator[Kernel]:
     for dtype, bits in (("bfloat16", 16), ("float32", 32)):
         precision = "tf32x3" if bits == 32 else "tf32"
         for width in (16, 64, 128) if bits == 32 else (16, 64, 128, 256, 512):
-            rows = {"WIDTH": width, "ROWS": loss.PLAIN_ROWS}
-            yield Kernel(f"prepare {dtype} {width}", loss._prepare, dtype, rows, 4, 3)
-            yield Kernel(f"finish {dtype} {width}", loss._finish, dtype, rows, 4, 3)
-            for function, config in (
-                (loss._log_sums, loss.forward_config(width, bits)),
-                (loss._weighted_negatives, loss.backward_config(width, bits)),
-            ):
-                for plain in (True, False):
-                    constants = {"WIDTH": width, "ROWS": config.rows, "COLUMNS": config.columns}
-                    constants |= {"PLAIN": plain, "PRECISION": precision}
-                    name = f"{function.__name__[1:]} {dtype} {width} {'plain' if plain else 'maximum'}"
-                    yield Kernel(name, function, dtype, constants, config.warps, config.stages)
+            rows = {"WIDTH": width, "ROWS": tiling.PLAIN_ROWS}
+            yield Kernel(f"prepare {dtype} {width}", preparation._prepare, dtype, rows, 4, 3)
+            yield Kernel(f"finish {dtype} {width}", backward._finish, dtype, rows, 4, 3)
+            for function, config, options in loss_kernels(width, bits):
+                constants = {"WIDTH": width, "ROWS": config.rows, "COLUMNS": config.columns}
+                constants |= {"PRECISION": precision, **options}
+                names = [function.__name__[1:], dtype, str(width)]
+                names += ["by shard"] * options.get("BY_SHARD", False)
+                if "PLAIN" in options:
+                    names.append("plain" if options["PLAIN"] else "maximum")
+                yield Kernel(" ".join(names), function, dtype, constants, config.warps, config.stages)
         for width in (16,) if bits == 32 else (16, 32):
             constants = {
                 "TILE": sampling.TILE,
@@ -88,6 +87,16 @@ def shipped() -> Iterator[Kernel]:
             )
             greedy = {**constants, "TILES": 512}
             yield Kernel(f"greedy {dtype} {width}", sampling._greedy, dtype, greedy, sampling.WARPS, 3)
+
+
+def loss_kernels(width: int, bits: int) -> Iterator[tuple[Any, tiling.Config, dict[str, Any]]]:
+    """The kernels that go over pairs of rows: each with its tiling and its further constants."""
+    for plain in (True, False):
+        for by_shard in (False, True):
+            options = {"PLAIN": plain, "BY_SHARD": by_shard}
+            yield forward._log_sums, tiling.forward_config(width, bits), options
+        yield backward._weighted_negatives, tiling.backward_config(width, bits), {"PLAIN": plain}
+    yield symmetric._pair_sums, tiling.symmetric_config(width, bits), {}
 
 
 def measure(kernel: Kernel, capability: int) -> dict[str, Any]:

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from pscl_kernels import patch_nt_xent, sample_similar
-from pscl_kernels.patch_nt_xent import triton as kernels
+from pscl_kernels.patch_nt_xent import rows as row_module
+from pscl_kernels.patch_nt_xent.triton import tiling
 
 from .cases import GROUPINGS, assert_as_good_as_torch, grouping, loss_and_gradients, plain_torch, rows, truth
 from .ranks import compare_ranks_with_oracle
@@ -32,9 +33,16 @@ def _poison():
 
 @pytest.fixture
 def _small_tiles(monkeypatch):
-    """Tiles small enough that groups span several, as they do at the sizes of training."""
-    for name in ("forward_config", "backward_config"):
-        monkeypatch.setattr(kernels, name, lambda width, bits: kernels.Config(32, 16, 4, 1))
+    """Shards and tiles small enough that groups span several, as they do at the sizes of training."""
+    monkeypatch.setattr(row_module, "SHARD_PAIRS", 32)
+    for name in ("forward_config", "symmetric_config", "backward_config"):
+        monkeypatch.setattr(tiling, name, lambda width, bits: tiling.Config(32, 16, 4, 1))
+
+
+@pytest.fixture(params=["rows", "pairs"])
+def _forward(request, monkeypatch):
+    """Both forward kernels: each tile for its rows, and each pair of tiles once."""
+    monkeypatch.setattr(tiling, "SYMMETRIC_FORWARD", request.param == "pairs")
 
 
 def check(q, k, groups, tau, **options):
@@ -72,12 +80,12 @@ def test_loss_with_shipped_tiles(kind, n, d, tau, dtype):
 
 @pytest.mark.parametrize("kind", GROUPINGS)
 @pytest.mark.parametrize(("n", "tau"), [(80, 0.07), (77, 0.012)])
-@pytest.mark.usefixtures("_small_tiles")
+@pytest.mark.usefixtures("_small_tiles", "_forward")
 def test_loss_over_many_tiles(kind, n, tau):
     check(*rows(n, 24, torch.float32), grouping(kind, n), tau)
 
 
-@pytest.mark.usefixtures("_small_tiles")
+@pytest.mark.usefixtures("_small_tiles", "_forward")
 def test_unaligned_runs_of_absent_and_equal_groups():
     """Every way in which run ends can fall on tile edges: first, last and middle groups of many sizes."""
     for absent, first, second in [
@@ -149,8 +157,9 @@ def test_limits():
         patch_nt_xent(wide[:, :4].double(), wide[:, :4].double(), backend="triton")
 
 
-def test_two_ranks_agree_with_one(tmp_path):
-    compare_ranks_with_oracle(2, tmp_path, "float32", ["triton"], rtol=2e-5, atol=1e-6)
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_agree_with_one(world, tmp_path):
+    compare_ranks_with_oracle(world, tmp_path, "float32", ["triton"], rtol=2e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

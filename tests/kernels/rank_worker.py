@@ -1,22 +1,58 @@
 """One rank of `test_ranks.py` and `interpreted.py`: `rank_worker.py RANK WORLD FOLDER DTYPE BACKEND...`.
 
-Writes `FOLDER/RANK.pt`: per case and backend the loss and gradients of this rank, the statistics, and what is said when
-the ranks pass different numbers of rows.
+Writes `FOLDER/RANK.pt`: per case and backend the loss and gradients of this rank, the statistics, the results where
+every rank holds whole shards, and what is said when the ranks pass different numbers of rows.
 """
 
 import sys
 
+import pytest
 import torch
 import torch.distributed as dist
 
 from pscl_kernels import patch_nt_xent, patch_similarity_stats
+from pscl_kernels.patch_nt_xent import rows as row_module
 
 if __name__ == "__main__":
     from cases import grouping, loss_and_gradients, rows
+else:
+    from .cases import grouping, loss_and_gradients, rows
 
 N, D = 26, 12
 CASES = {"float64": [("none", 0.5), ("four", 0.1), ("absent", 0.3), ("one", 0.5), ("four", 0.01)]}
 CASES["float32"] = [("none", 0.2), ("absent", 0.2)]
+
+SHARD, SHARDS = 16, 6  # pairs of a small shard, shards of all ranks together
+ALIGNED_CASES = [("none", 0.2), ("four", 0.1), ("absent", 0.3), ("unbalanced", 0.01)]
+
+
+def aligned_results(rank: int, world: int, group: dist.ProcessGroup | None, dtype: str, backend: str) -> list:
+    """Per case, this rank's (loss, dq, dk, dtau) of SHARDS shards that `world` ranks share evenly, in small tiles."""
+    mine = slice(rank * SHARD * SHARDS // world, (rank + 1) * SHARD * SHARDS // world)
+    results = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(row_module, "SHARD_PAIRS", SHARD)
+        patch.setattr(row_module, "TILE_CPU", SHARD)
+        if backend == "triton":
+            from pscl_kernels.patch_nt_xent.triton import tiling
+
+            for name in ("forward_config", "backward_config"):
+                patch.setattr(tiling, name, lambda width, bits: tiling.Config(2 * SHARD, SHARD, 4, 1))
+        for kind, tau in ALIGNED_CASES:
+            q, k = (x[mine] for x in rows(SHARD * SHARDS, D, getattr(torch, dtype)))
+            groups = grouping(kind, SHARD * SHARDS)
+            groups = None if groups is None else groups[mine]
+            results.append(
+                loss_and_gradients(
+                    lambda a, b, t, g=groups: patch_nt_xent(
+                        a, b, g, temperature=t, process_group=group, backend=backend
+                    ),
+                    q,
+                    k,
+                    tau,
+                )
+            )
+    return results
 
 
 def main(rank: int, world: int, folder: str, dtype: str, backends: list[str]) -> None:
@@ -40,6 +76,8 @@ def main(rank: int, world: int, folder: str, dtype: str, backends: list[str]) ->
             )
         results[f"{kind} {tau}"] = patch_similarity_stats(q, k, groups, group)
     for backend in backends:
+        if backend != "reference":
+            results[f"aligned {backend}"] = aligned_results(rank, world, group, dtype, backend)
         uneven = torch.ones(3 + rank, 2)
         try:
             patch_nt_xent(uneven, uneven, process_group=group, backend=backend)

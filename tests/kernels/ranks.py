@@ -1,4 +1,4 @@
-"""Starts ranks and compares what they computed with the oracle on all rows at once."""
+"""Starts ranks and compares what they computed with the oracle on all rows at once, and with one rank bit by bit."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import torch
 from pscl_kernels import patch_similarity_stats
 
 from .cases import grouping, rows, truth
-from .rank_worker import CASES, D, N
+from .rank_worker import CASES, D, N, aligned_results
 
 
 def compare_ranks_with_oracle(
@@ -39,6 +39,16 @@ def compare_ranks_with_oracle(
         for rank in ranks:
             wanted = patch_similarity_stats(q, k, groups)
             torch.testing.assert_close(rank[f"{kind} {tau}"], wanted, equal_nan=True)
+    for backend in backends:
+        if backend == "reference":
+            continue
+        for case, alone in enumerate(aligned_results(0, 1, None, dtype, backend)):
+            parts = [rank[f"aligned {backend}"][case] for rank in ranks]
+            for loss, _, _, dtau in parts:
+                assert torch.equal(loss, alone[0])
+                assert torch.equal(dtau, alone[3])
+            for of_view in (1, 2):
+                assert torch.equal(torch.cat([part[of_view] for part in parts]), alone[of_view])
     for rank in ranks:
         for backend in backends:
             assert "same number of rows" in rank[backend]

@@ -20,6 +20,7 @@ from pscl_kernels.patch_nt_xent.rows import (
     NORM_FLOOR,
     Tile,
     no_negatives,
+    shard_rows,
     similarities,
     sorted_rows,
     tiles,
@@ -35,46 +36,35 @@ def layout(q: Tensor) -> tuple[int, torch.dtype]:
 def prepare(q: Tensor, k: Tensor, groups: Tensor, temperature: Tensor) -> Prepared:
     own = sorted_rows(q, k, groups)
     x = own.z.mul_(scale_of(temperature))
-    return Prepared(x, (x * x[own.partner]).sum(1), own.norm, own.group, own.order, own.partner)
+    return Prepared(x, (x * x[own.sorting.partner]).sum(1), own.norm, *own.sorting)
 
 
-def log_sums(x: Tensor, group: Tensor, positive: Tensor, rank: int, *, plain: bool) -> Tensor:
-    memory = workspace(x[rank])
+def local_sums(x: Tensor, label: Tensor, positive: Tensor, *, plain: bool) -> Tensor:
+    return _shard_sums(x.unsqueeze(0), label.unsqueeze(0), positive, 0, 0, plain)
+
+
+def log_sums(
+    x: Tensor, label: Tensor, positive: Tensor, rank: int, local: Tensor | None, *, plain: bool
+) -> Tensor:
+    if local is None:
+        local = local_sums(x[rank], label[rank], positive, plain=plain)
     top = torch.zeros_like(positive) if plain else positive.clone()
     sums = torch.exp2(positive - top)
-
-    def add(exponents: Tensor, span: slice, dim: int) -> None:
-        """Add the exponentials of one tile along `dim` to the sums of the rows in `span`, by a running maximum."""
-        before, after = top[span], torch.maximum(top[span], exponents.amax(dim))
-        new = torch.exp2(exponents - after.unsqueeze(dim)).sum(dim)
-        sums[span] = sums[span] * torch.exp2(before - after) + new
-        top[span] = after
-
     for other in range(x.shape[0]):
-        for tile in tiles(group[rank], group[other], symmetric=other == rank):
-            exponents = similarities(x[rank], x[other], tile, memory)
-            excluded = no_negatives(tile, group[rank], group[other]) if tile.masked else None
-            both = other == rank and not tile.on_diagonal
+        by_shard = local if other == rank else _shard_sums(x, label, positive, rank, other, plain)
+        for part, part_top in by_shard.unbind(1):
             if plain:
-                e = exponents.exp2_()
-                if excluded is not None:
-                    e.masked_fill_(excluded, 0.0)
-                sums[tile.rows] += e.sum(1)
-                if both:
-                    sums[tile.columns] += e.sum(0)
+                sums += part
             else:
-                if excluded is not None:
-                    exponents.masked_fill_(excluded, -math.inf)
-                add(exponents, tile.rows, 1)
-                if both:
-                    add(exponents, tile.columns, 0)
+                before, top = top, torch.maximum(top, part_top)
+                sums = sums * torch.exp2(before - top) + part * torch.exp2(part_top - top)
     return sums.log2_().add_(top)
 
 
 def row_gradients(
     coefficient: Tensor, q: Tensor, k: Tensor, saved: Saved, rank: int, *, plain: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    own, log_sum, present = saved.x[rank], saved.log_sum[rank], saved.group[rank] >= 0
+    own, log_sum, present = saved.x[rank], saved.log_sum[rank], saved.label[rank] < 0
     other = own[saved.partner]
     positive = (own * other).sum(1)
     pull = torch.exp2(positive - log_sum) + torch.exp2(positive - log_sum[saved.partner]) - 2.0
@@ -89,31 +79,62 @@ def row_gradients(
     rows = dx.sub_(z.mul_(tangential.unsqueeze(1))).mul_((coefficient / saved.norm).unsqueeze(1))
     rows.masked_fill_(~present.unsqueeze(1), 0.0)
     dq, dk = torch.empty_like(rows).index_copy_(0, saved.order, rows).to(q.dtype).chunk(2)
-    return dq.contiguous(), dk.clone(), radial.sum()
+    return dq.contiguous(), dk.clone(), radial
+
+
+def _shard_sums(x: Tensor, label: Tensor, positive: Tensor, rank: int, other: int, plain: bool) -> Tensor:
+    """(2, shards, 2N): each own row's sum of exponentials over the negatives in each shard of rank `other`.
+
+    The sums are relative to 2^maximum, which comes second; that is 0 throughout where `plain`.
+    """
+    rows = positive.numel()
+    shards = -(-rows // shard_rows(rows))
+    sums = positive.new_zeros((2, shards, rows))
+    if not plain:
+        sums[1] = positive
+    memory = workspace(x)
+    for tile in tiles(label, rank, other):
+        exponents = similarities(x, tile, memory)
+        excluded = no_negatives(tile, label) if tile.masked else None
+        if plain:
+            e = exponents.exp2_()
+            if excluded is not None:
+                e.masked_fill_(excluded, 0.0)
+            for span, dim, columns in tile.sides(rank):
+                sums[0, columns.shard, span] += e.sum(dim)
+        else:
+            if excluded is not None:
+                exponents.masked_fill_(excluded, -math.inf)
+            for span, dim, columns in tile.sides(rank):
+                part, top = sums[:, columns.shard, span]
+                after = torch.maximum(top, exponents.amax(dim))
+                new = torch.exp2(exponents - after.unsqueeze(dim)).sum(dim)
+                part.mul_(torch.exp2(top - after)).add_(new)
+                top.copy_(after)
+    return sums
 
 
 def _add_weighted_negatives(dx: Tensor, saved: Saved, rank: int, *, plain: bool) -> None:
     """Add sum_j W_ij x_j over the negatives j of all ranks to the rows of `dx`, (2N, D)."""
-    x, log_sum, group = saved.x, saved.log_sum, saved.group
-    memory, more = workspace(dx), workspace(dx)
+    x, log_sum, label = saved.x, saved.log_sum, saved.label
+    memory, more = workspace(x), workspace(x)
     inverse = torch.exp2(-log_sum)
 
-    def weights(tile: Tile, other: int) -> Tensor:
-        exponents = similarities(x[rank], x[other], tile, memory)
+    def weights(tile: Tile) -> Tensor:
+        exponents = similarities(x, tile, memory)
         part = more[: exponents.numel()].view_as(exponents)
         if plain:
-            row, column = inverse[rank][tile.rows], inverse[other][tile.columns]
-            w = exponents.exp2_().mul_(torch.add(row.unsqueeze(1), column.unsqueeze(0), out=part))
+            row, column = tile.rows.of(inverse).unsqueeze(1), tile.columns.of(inverse).unsqueeze(0)
+            w = exponents.exp2_().mul_(torch.add(row, column, out=part))
         else:
-            torch.sub(exponents, log_sum[rank][tile.rows].unsqueeze(1), out=part).exp2_()
-            w = exponents.sub_(log_sum[other][tile.columns].unsqueeze(0)).exp2_().add_(part)
+            torch.sub(exponents, tile.rows.of(log_sum).unsqueeze(1), out=part).exp2_()
+            w = exponents.sub_(tile.columns.of(log_sum).unsqueeze(0)).exp2_().add_(part)
         if tile.masked:
-            w.masked_fill_(no_negatives(tile, group[rank], group[other]), 0.0)
+            w.masked_fill_(no_negatives(tile, label), 0.0)
         return w
 
     for other in range(x.shape[0]):
-        for tile in tiles(group[rank], group[other], symmetric=other == rank):
-            w = weights(tile, other)
-            dx[tile.rows].addmm_(w, x[other][tile.columns])
-            if other == rank and not tile.on_diagonal:
-                dx[tile.columns].addmm_(w.T, x[rank][tile.rows])
+        for tile in tiles(label, rank, other):
+            w = weights(tile)
+            for span, dim, columns in tile.sides(rank):
+                dx[span].addmm_(w if dim == 1 else w.T, columns.of(x))

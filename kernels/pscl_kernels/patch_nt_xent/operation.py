@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol, cast
 import torch
 from torch import Tensor
 
-from pscl_kernels.ranks import check_same_shape, gather, rank_in, total
+from pscl_kernels.ranks import check_same_shape, gather, rank_in, start_gather
 
 LOG2_E = math.log2(math.e)
 
@@ -20,22 +20,22 @@ PLAIN_TEMPERATURE = 0.0136
 
 
 class Prepared(NamedTuple):
-    """The 2N rows of one rank (q rows, then k rows), sorted by group."""
+    """The 2N rows of one rank, sorted as `rows.Sorting` says."""
 
     x: Tensor  # (2N, width) rows whose products are base-2 exponents; zero where a row takes no part
     positive: Tensor  # (2N,) exponent of each row's positive pair
     norm: Tensor  # (2N,) what the rows were divided by
-    group: Tensor  # (2N,) int64, ascending
-    order: Tensor  # (2N,) int64: sorted row i was row order[i] of cat(q, k)
-    partner: Tensor  # (2N,) int64: sorted place of the same pair in the other view
+    label: Tensor
+    order: Tensor
+    partner: Tensor
 
 
 class Saved(NamedTuple):
-    """What the backward pass needs; x, log_sum and group of all ranks, the rest of this one."""
+    """What the backward pass needs; x, log_sum and label of all ranks, the rest of this one."""
 
     x: Tensor  # (world, 2N, width)
     log_sum: Tensor  # (world, 2N) base-2 logarithm of each row's sum of exponentials
-    group: Tensor  # (world, 2N)
+    label: Tensor  # (world, 2N)
     norm: Tensor
     order: Tensor
     partner: Tensor
@@ -50,17 +50,25 @@ class Backend(Protocol):
     def prepare(self, q: Tensor, k: Tensor, groups: Tensor, temperature: Tensor) -> Prepared:
         """Normalise, scale, cast and sort the rows of q and k, (N, D)."""
 
-    def log_sums(self, x: Tensor, group: Tensor, positive: Tensor, rank: int, *, plain: bool) -> Tensor:
+    def local_sums(self, x: Tensor, label: Tensor, positive: Tensor, *, plain: bool) -> Tensor:
+        """What `log_sums` can use of the rank's own columns, before those of other ranks are there.
+
+        x (2N, width), label and positive (2N,) of this rank. With `plain`, sums of exponentials cannot overflow.
+        """
+
+    def log_sums(
+        self, x: Tensor, label: Tensor, positive: Tensor, rank: int, local: Tensor | None, *, plain: bool
+    ) -> Tensor:
         """(2N,) base-2 logarithm of each own row's sum of exponentials over its positive and all negatives.
 
-        x (world, 2N, width) and group (world, 2N) of all ranks, `positive` of this one. With `plain`, sums of
-        exponentials cannot overflow.
+        x (world, 2N, width) and label (world, 2N) of all ranks, `positive` of this one, `local` as `local_sums` made it
+        or None. The sum goes over the shards of columns in one order, whatever `local` says.
         """
 
     def row_gradients(
         self, coefficient: Tensor, q: Tensor, k: Tensor, saved: Saved, rank: int, *, plain: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of the own q and k, (N, D), and the sum over own rows of <z, dx>, 0-d.
+        """Gradients of the own q and k, (N, D), and <z, dx> of each own row, (2N,).
 
         With dx_i = sum_j W_ij x_j + (E_ip / l_i + E_ip / l_p - 2) x_p for row weights of one, which is zero for rows
         that take no part, dx * coefficient is the gradient of the normalised row z.
@@ -111,14 +119,19 @@ def _forward(
         check_same_shape(q, group_name, world_size)
         module = _module(backend)
         own = module.prepare(q, k, groups, temperature)
-        x, group = gather(own.x, group_name, world_size), gather(own.group, group_name, world_size)
-        log_sum = module.log_sums(x, group, own.positive, rank_in(group_name), plain=_is_plain(temperature))
+        plain = _is_plain(temperature)
+        x_of_all = start_gather(own.x, group_name, world_size)
+        label_of_all = start_gather(own.label, group_name, world_size)
+        # Other ranks' rows travel while the own ones are summed.
+        local = module.local_sums(own.x, own.label, own.positive, plain=plain) if world_size > 1 else None
+        x, label = x_of_all(), label_of_all()
+        log_sum = module.log_sums(x, label, own.positive, rank_in(group_name), local, plain=plain)
         log_sums, positives = gather(torch.stack([log_sum, own.positive]), group_name, world_size).unbind(1)
         # Every rank adds the same numbers in the same order, so that all get the same loss to the last bit.
-        present = group >= 0
+        present = label < 0
         losses = torch.where(present, (log_sums - positives) / LOG2_E, 0.0)
         loss = losses.sum() / present.sum().clamp_min(1)
-        return loss, x, log_sums.contiguous(), group, own.norm, own.order, own.partner
+        return loss, x, log_sums.contiguous(), label, own.norm, own.order, own.partner
 
 
 @_forward.register_fake
@@ -161,7 +174,7 @@ def _backward(
     with torch.autocast(q.device.type, enabled=False):
         kept = Saved(*saved)
         tau, scale = temperature.double(), scale_of(temperature)
-        weight = grad / (kept.group >= 0).sum().clamp_min(1)
+        weight = grad / (kept.label < 0).sum().clamp_min(1)
         coefficient = (weight / (tau * scale)).to(kept.log_sum.dtype)
         dq, dk, radial = _module(backend).row_gradients(
             coefficient, q, k, kept, rank_in(group_name), plain=_is_plain(temperature)
@@ -169,7 +182,8 @@ def _backward(
         if not with_temperature:
             return dq, dk, torch.zeros_like(temperature)
         # The loss depends on temperature and rows through x alone, and x scales with temperature^(-1/2).
-        return dq, dk, (total(radial, group_name) * coefficient * (-0.5 / tau)).to(temperature)
+        total = gather(radial, group_name, kept.x.shape[0]).sum()
+        return dq, dk, (total * coefficient * (-0.5 / tau)).to(temperature)
 
 
 @_backward.register_fake

@@ -1,7 +1,10 @@
-"""Rows and tiles of the similarity matrix, shared by the operations that walk it piece by piece.
+"""Rows, shards and tiles of the similarity matrix, shared by the operations that walk it piece by piece.
 
-The 2N rows of a rank are its q rows, then its k rows, normalised and sorted by group. Sorting gathers the pairs that
-are not negatives into blocks on the diagonal, so that most tiles need no mask and those inside one group no work.
+The 2N rows of a rank are its q rows and its k rows. They lie in shards of `SHARD_PAIRS` pairs, sorted by group within
+each shard: pairs of rows that are not negatives gather in blocks on the diagonals, so that most tiles need no mask and
+those inside one group no work. Where every rank holds whole shards, the order of all rows does not depend on how many
+ranks share them. Sums over columns are taken shard by shard, and tile by tile within each, so that neither do their
+bits.
 """
 
 from collections.abc import Iterator
@@ -13,6 +16,10 @@ from torch import Tensor
 NORM_FLOOR = 1e-8
 """A row is divided by max(norm, NORM_FLOOR), as torch.cosine_similarity does."""
 
+SHARD_PAIRS = 4096
+"""Pairs of a shard. Larger ones are cut by fewer group edges, smaller ones divide more batch sizes; a multiple of the
+sides of all tiles."""
+
 TILE_CPU = 1024
 """Side of a tile on a CPU: 4 MiB of float32, which stays in the last-level cache."""
 
@@ -20,82 +27,151 @@ TILE_ACCELERATOR = 4096
 """Side of a tile elsewhere: large enough to hide the launches."""
 
 
-class SortedRows(NamedTuple):
-    """The 2N rows of one rank, sorted by group; a row that takes no part is zero."""
+class Sorting(NamedTuple):
+    """Order of the 2N rows of one rank by shard, and by group within each shard."""
 
-    z: Tensor  # (2N, D) normalised rows in the dtype of the computation
-    norm: Tensor  # (2N,) what the rows were divided by
-    group: Tensor  # (2N,) int64, ascending
+    label: Tensor  # (2N,) int64: ~group, which is negative, and 0 where a row takes no part; ascending in each shard
     order: Tensor  # (2N,) int64: sorted row i was row order[i] of cat(q, k)
     partner: Tensor  # (2N,) int64: sorted place of the same pair in the other view
 
 
+class SortedRows(NamedTuple):
+    """The 2N rows of one rank, sorted; a row that takes no part is zero."""
+
+    z: Tensor  # (2N, D) normalised rows in the dtype of the computation
+    norm: Tensor  # (2N,) what the rows were divided by
+    sorting: Sorting
+
+
+def shard_rows(rows: int) -> int:
+    """Rows of one shard, where a rank has `rows` rows: its last shard may hold fewer."""
+    return max(1, min(2 * SHARD_PAIRS, rows))
+
+
+def sort_by_group(groups: Tensor) -> Sorting:
+    """Order of the rows of N pairs by their (N,) int64 groups; stable, q rows first."""
+    n = groups.numel()
+    label = torch.where(groups < 0, 0, ~groups)
+    whole = n // SHARD_PAIRS * SHARD_PAIRS
+    parts = []
+    for first, last, pairs in ((0, whole, SHARD_PAIRS), (whole, n, n - whole)):
+        if first < last:
+            shards = label[first:last].view(-1, pairs)
+            sorted_label, place = torch.sort(torch.cat([shards, shards], 1), dim=1, stable=True)
+            start = torch.arange(first, last, pairs, device=groups.device).unsqueeze(1)
+            parts.append((sorted_label.flatten(), (place % pairs + start + place // pairs * n).flatten()))
+    if not parts:
+        return Sorting(label, label.clone(), label.clone())
+    label, order = (torch.cat(part) for part in zip(*parts, strict=True))
+    place = torch.empty_like(order).scatter_(0, order, torch.arange(2 * n, device=order.device))
+    return Sorting(label, order, place.roll(-n).index_select(0, order))
+
+
 def sorted_rows(q: Tensor, k: Tensor, groups: Tensor) -> SortedRows:
-    """Normalise the rows of q and k, (N, D) each, and sort them by their (N,) groups."""
+    """Normalise the rows of q and k, (N, D) each, and sort them by shard and by their (N,) groups."""
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    group, order = torch.sort(torch.cat([groups, groups]), stable=True)
-    x = torch.cat([q.to(dtype), k.to(dtype)]).index_select(0, order)
+    sorting = sort_by_group(groups)
+    x = torch.cat([q.to(dtype), k.to(dtype)]).index_select(0, sorting.order)
     norm = torch.linalg.vector_norm(x, dim=1).clamp_min_(NORM_FLOOR)
-    z = x.div_(norm.unsqueeze(1)).masked_fill_((group < 0).unsqueeze(1), 0.0)
-    place = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=order.device))
-    return SortedRows(z, norm, group, order, place.roll(-q.shape[0]).index_select(0, order))
+    z = x.div_(norm.unsqueeze(1)).masked_fill_((sorting.label == 0).unsqueeze(1), 0.0)
+    return SortedRows(z, norm, sorting)
+
+
+class Block(NamedTuple):
+    """Consecutive rows of one rank, within one shard."""
+
+    rank: int
+    shard: int  # counted within the rank
+    span: slice
+    lowest: int | None  # labels of the first and the last row, where those can be read without waiting
+    highest: int | None
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The block of a tensor (world, 2N, ...) of all ranks."""
+        return tensor[self.rank, self.span]
+
+
+class Side(NamedTuple):
+    """What a tile gives to the rows of one of its blocks."""
+
+    span: slice  # the rows
+    dim: int  # dimension of the tile to sum over
+    columns: Block  # the block that acts on them
 
 
 class Tile(NamedTuple):
-    """Rows [top, bottom) against columns [left, right) of the similarity matrix."""
+    """Block `rows` against block `columns`, the one of the higher rank and place."""
 
-    rows: slice
-    columns: slice
+    rows: Block
+    columns: Block
     masked: bool  # some of its pairs are no negatives
 
-    @property
-    def on_diagonal(self) -> bool:
-        return self.rows == self.columns
+    def sides(self, rank: int) -> Iterator[Side]:
+        """The blocks of `rank` that the tile gives to."""
+        if self.rows.rank == rank:
+            yield Side(self.rows.span, 1, self.columns)
+        if self.columns.rank == rank and self.rows is not self.columns:
+            yield Side(self.columns.span, 0, self.rows)
 
 
-def tiles(row_group: Tensor, column_group: Tensor, *, symmetric: bool) -> Iterator[Tile]:
-    """Tiles that hold negative pairs, given the ascending groups of rows and columns.
+def tiles(label: Tensor, rank: int, other: int) -> Iterator[Tile]:
+    """Tiles that hold negatives between the rows of two ranks, given the labels (world, 2N) of all.
 
-    With `symmetric`, where rows and columns are the same, only tiles on and above the diagonal. On a CPU the groups
-    at the tile edges tell which tiles are empty or need no mask; elsewhere, reading them would stop the host, so
-    that every tile is visited and masked.
+    Each tile comes once, whoever computes it in the same orientation, and each block meets the others in ascending
+    order. On a CPU the labels at the edges tell which tiles are empty or need no mask; elsewhere, reading them would
+    stop the host, so that every tile is visited and masked.
     """
-    side = TILE_CPU if row_group.device.type == "cpu" else TILE_ACCELERATOR
-    row_spans, column_spans = _spans(row_group, side), _spans(column_group, side)
-    for index, (rows, row_low, row_high) in enumerate(row_spans):
-        for columns, low, high in column_spans[index if symmetric else 0 :]:
-            if row_high is None or high is None or row_low is None or low is None:
-                yield Tile(rows, columns, masked=True)
-            elif row_high < 0 or high < 0 or row_low == row_high == low == high:
-                continue
-            else:
-                dense = min(row_low, low) >= 0 and (row_high < low or high < row_low)
-                yield Tile(rows, columns, masked=not dense)
+    mine = _blocks(label[rank], rank)
+    theirs = mine if other == rank else _blocks(label[other], other)
+    for index, block in enumerate(mine):
+        for second in theirs[index:] if other == rank else theirs:
+            masked = _masked(block, second)
+            if masked is not None:
+                yield Tile(block, second, masked) if rank <= other else Tile(second, block, masked)
 
 
-def no_negatives(tile: Tile, row_group: Tensor, column_group: Tensor) -> Tensor:
+def no_negatives(tile: Tile, label: Tensor) -> Tensor:
     """(rows, columns) bool: the pairs of the tile that are not negatives."""
-    row, column = row_group[tile.rows].unsqueeze(1), column_group[tile.columns].unsqueeze(0)
-    return (row == column).logical_or_(row < 0).logical_or_(column < 0)
+    row, column = tile.rows.of(label).unsqueeze(1), tile.columns.of(label).unsqueeze(0)
+    return (row == column).logical_or_(row == 0).logical_or_(column == 0)
 
 
 def workspace(z: Tensor) -> Tensor:
-    """Memory for the largest tile among rows like `z`."""
-    side = min(TILE_CPU if z.device.type == "cpu" else TILE_ACCELERATOR, z.shape[0])
+    """Memory for the largest tile among rows like `z`, (world, 2N, D)."""
+    side = min(_side(z), z.shape[1])
     return z.new_empty(side * side)
 
 
-def similarities(z_rows: Tensor, z_columns: Tensor, tile: Tile, memory: Tensor) -> Tensor:
-    """(rows, columns) products of the rows and columns of one tile, written into `memory`."""
-    a, b = z_rows[tile.rows], z_columns[tile.columns]
+def similarities(z: Tensor, tile: Tile, memory: Tensor) -> Tensor:
+    """(rows, columns) products of the rows and columns of one tile of z (world, 2N, D), written into `memory`."""
+    a, b = tile.rows.of(z), tile.columns.of(z)
     out = memory[: a.shape[0] * b.shape[0]].view(a.shape[0], b.shape[0])
     return torch.mm(a, b.T, out=out)
 
 
-def _spans(group: Tensor, side: int) -> list[tuple[slice, int | None, int | None]]:
-    """Slices of at most `side` rows, each with its lowest and highest group where those can be read cheaply."""
-    slices = [slice(start, min(start + side, group.numel())) for start in range(0, group.numel(), side)]
-    if group.device.type != "cpu":
-        return [(span, None, None) for span in slices]
-    values = group.numpy()
-    return [(span, int(values[span.start]), int(values[span.stop - 1])) for span in slices]
+def _side(tensor: Tensor) -> int:
+    return TILE_CPU if tensor.device.type == "cpu" else TILE_ACCELERATOR
+
+
+def _blocks(label: Tensor, rank: int) -> list[Block]:
+    """The rows of one rank, of labels (2N,), in blocks of a tile's side."""
+    rows, side = label.numel(), _side(label)
+    shard = shard_rows(rows)
+    values = label.numpy() if label.device.type == "cpu" else None
+    blocks = []
+    for start in range(0, rows, shard):
+        end = min(start + shard, rows)
+        for first in range(start, end, side):
+            last = min(first + side, end)
+            edges = (None, None) if values is None else (int(values[first]), int(values[last - 1]))
+            blocks.append(Block(rank, start // shard, slice(first, last), *edges))
+    return blocks
+
+
+def _masked(a: Block, b: Block) -> bool | None:
+    """Whether a tile of two blocks needs a mask; None where it holds no negatives."""
+    if a.lowest is None or a.highest is None or b.lowest is None or b.highest is None:
+        return True
+    if a.lowest == 0 or b.lowest == 0 or a.lowest == a.highest == b.lowest == b.highest:
+        return None
+    return max(a.highest, b.highest) == 0 or (a.highest >= b.lowest and b.highest >= a.lowest)

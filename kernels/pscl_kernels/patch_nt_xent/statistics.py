@@ -27,23 +27,23 @@ def patch_similarity_stats(
         check_same_shape(q, group_name, world_size)
         rank = rank_in(group_name)
         own = sorted_rows(q, k, pair_groups(q, groups, process_group))
-        z, group = gather(own.z, group_name, world_size), gather(own.group, group_name, world_size)
-        memory = workspace(own.z)
+        z, label = gather(own.z, group_name, world_size), gather(own.sorting.label, group_name, world_size)
+        memory = workspace(z)
         hardest = torch.full_like(own.norm, -math.inf)
         for other in range(world_size):
-            for tile in tiles(own.group, group[other], symmetric=other == rank):
-                s = similarities(own.z, z[other], tile, memory)
+            for tile in tiles(label, rank, other):
+                s = similarities(z, tile, memory)
                 if tile.masked:
-                    s.masked_fill_(no_negatives(tile, own.group, group[other]), -math.inf)
-                hardest[tile.rows] = torch.maximum(hardest[tile.rows], s.amax(1))
-                if other == rank and not tile.on_diagonal:
-                    hardest[tile.columns] = torch.maximum(hardest[tile.columns], s.amax(0))
-        positive = torch.where(own.group >= 0, (own.z * own.z[own.partner]).sum(1), 0.0)
+                    s.masked_fill_(no_negatives(tile, label), -math.inf)
+                for span, dim, _ in tile.sides(rank):
+                    hardest[span] = torch.maximum(hardest[span], s.amax(dim))
+        present = own.sorting.label < 0
+        positive = torch.where(present, (own.z * own.z[own.sorting.partner]).sum(1), 0.0)
         has_negative = hardest != -math.inf
         sums = torch.stack(
             [
                 positive.sum(),
-                (own.group >= 0).sum().to(positive),
+                present.sum().to(positive),
                 torch.where(has_negative, hardest, 0.0).sum(),
                 has_negative.sum().to(positive),
             ]

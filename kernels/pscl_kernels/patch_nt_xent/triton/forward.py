@@ -1,0 +1,162 @@
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, no-any-return"
+"""Sum of exponentials of each row: a program owns a block of rows and walks all columns.
+
+The columns of a shard are added up first, then the shards in their order: the sums over the own shards can be taken
+while the rows of other ranks are still on their way (`local_sums`), without a change to any bit of the result.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pscl_kernels.patch_nt_xent.rows import shard_rows
+from pscl_kernels.patch_nt_xent.triton import symmetric, tiling
+from pscl_kernels.patch_nt_xent.triton.tiling import negatives, walk
+
+
+def local_sums(x: Tensor, label: Tensor, positive: Tensor, *, plain: bool) -> Tensor:
+    """(2, shards, 2N): each own row's sum over each own shard, relative to 2^maximum, and, where not `plain`, the maximum."""
+    rows = len(x)
+    shards = triton.cdiv(rows, shard_rows(rows))
+    sums = positive.new_empty((2, shards, rows))
+    if rows:
+        _launch(x.unsqueeze(0), label.unsqueeze(0), positive, 0, None, sums, plain)
+    return sums
+
+
+def log_sums(
+    x: Tensor, label: Tensor, positive: Tensor, rank: int, local: Tensor | None, *, plain: bool
+) -> Tensor:
+    """See `operation.Backend`."""
+    out = torch.empty_like(positive)
+    if not positive.numel():
+        return out
+    if tiling.SYMMETRIC_FORWARD and plain and len(x) == 1:
+        return symmetric.log_sums(x[0], label[0], positive)
+    _launch(x, label, positive, rank, local, out, plain)
+    return out
+
+
+def _launch(
+    x: Tensor, label: Tensor, positive: Tensor, rank: int, local: Tensor | None, out: Tensor, plain: bool
+) -> None:
+    ranks, rows, width = x.shape
+    side = shard_rows(rows)
+    shards = triton.cdiv(rows, side)
+    config = tiling.forward_config(width, x.element_size() * 8)
+    runs = tiling.runs(label, label[rank], config.rows, side)
+    _log_sums[(triton.cdiv(rows, config.rows),)](
+        x[rank],
+        x,
+        label[rank],
+        label,
+        *runs,
+        positive,
+        out if local is None else local,
+        out,
+        rows,
+        side,
+        ranks * shards,
+        rank * shards,
+        0 if local is None else shards,
+        WIDTH=width,
+        ROWS=config.rows,
+        COLUMNS=config.columns,
+        PLAIN=plain,
+        BY_SHARD=out.ndim == 3,
+        PRECISION=tiling.precision(x.dtype),
+        num_warps=config.warps,
+        num_stages=config.stages,
+    )
+
+
+@triton.jit
+def _add_exponentials(total, top, exponents, PLAIN: tl.constexpr):
+    """Add a tile's exponentials to the row sums `total`, which are relative to 2^top unless PLAIN."""
+    if PLAIN:
+        total += tl.sum(tl.math.exp2(exponents), 1)
+    else:
+        new = tl.maximum(top, tl.max(exponents, 1))
+        total = total * tl.math.exp2(top - new) + tl.sum(tl.math.exp2(exponents - new[:, None]), 1)
+        top = new
+    return total, top
+
+
+# One code for any number of ranks and shards.
+@triton.jit(do_not_specialize=["shards", "own_shard", "known_shards"])
+def _log_sums(
+    own_x, x, own_label, label, low, high, present, positive, known, out, rows, side, shards, own_shard,
+    known_shards,
+    WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PLAIN: tl.constexpr,
+    BY_SHARD: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Base-2 logarithm of the sum of exponentials over positive and negatives, for one block of own rows.
+
+    BY_SHARD: instead, the negatives' sum over each shard, and its maximum, (2, shards, rows). Where `known` holds what
+    that gave for `known_shards` shards from `own_shard` on, these are not computed again.
+    """
+    first_row = tl.program_id(0).to(tl.int64) * ROWS
+    row = first_row + tl.arange(0, ROWS)
+    last_row = tl.minimum(first_row + ROWS, rows) - 1
+    inside = row < rows
+    width = tl.arange(0, WIDTH)
+    within = tl.arange(0, ROWS)[:, None] * WIDTH + width[None, :]
+    a = tl.load(own_x + first_row * WIDTH + within, mask=inside[:, None], other=0.0)
+    own = tl.load(own_label + row, mask=inside, other=0)
+    lowest, highest = tl.load(own_label + first_row), tl.load(own_label + last_row)
+    start = tl.load(positive + row, mask=inside, other=0.0)
+    top = start
+    if PLAIN:
+        total = tl.math.exp2(top)
+    else:
+        total = tl.full((ROWS,), 1.0, tl.float32)
+    offset = tl.arange(0, COLUMNS)[:, None] * WIDTH + width[None, :]
+    per_rank = tl.cdiv(rows, side)
+    blocks = tl.num_programs(0)
+    for shard in range(shards):
+        block = (first_row * 0 + shard // per_rank) * rows + shard % per_rank * side  # first row, 64-bit
+        computed = (shard < own_shard) | (shard >= own_shard + known_shards)
+        place = (first_row * 0 + shard - own_shard) * rows + row
+        part = tl.load(known + place, mask=inside & (computed == 0), other=0.0)
+        part_top = start
+        if not PLAIN:
+            maximum = tl.load(
+                known + known_shards.to(tl.int64) * rows + place, mask=inside & (computed == 0), other=0.0
+            )
+            part_top = tl.where(computed, start, maximum)
+        count = tl.load(present + shard)
+        low_column = tl.load(low + shard * blocks + tl.program_id(0))
+        high_column = tl.load(high + shard * blocks + tl.program_id(0))
+        for half in range(2):
+            dense_first, dense, masked_first, before_gap, gap, masked = walk(
+                half, low_column, high_column, count, lowest == highest, (lowest < 0) & computed, COLUMNS
+            )
+            for i in range(dense):
+                tile = (dense_first + i).to(tl.int64) * COLUMNS
+                b = tl.load(x + (block + tile) * WIDTH + offset)
+                exponents = tl.dot(a, tl.trans(b), input_precision=PRECISION)
+                part, part_top = _add_exponentials(part, part_top, exponents, PLAIN)
+            for i in range(masked):
+                tile = masked_first + i + tl.where(i < before_gap, 0, gap)
+                column = tile * COLUMNS + tl.arange(0, COLUMNS)
+                there = (column < count)[:, None]
+                b = tl.load(x + (block + tile.to(tl.int64) * COLUMNS) * WIDTH + offset, mask=there, other=0.0)
+                exponents = tl.dot(a, tl.trans(b), input_precision=PRECISION)
+                exponents = tl.where(negatives(own, label + block, column, count), exponents, float("-inf"))
+                part, part_top = _add_exponentials(part, part_top, exponents, PLAIN)
+        if BY_SHARD:
+            tl.store(out + place, part, mask=inside)
+            if not PLAIN:
+                tl.store(out + shards.to(tl.int64) * rows + place, part_top, mask=inside)
+        elif PLAIN:
+            total += part
+        else:
+            new = tl.maximum(top, part_top)
+            total = total * tl.math.exp2(top - new) + part * tl.math.exp2(part_top - new)
+            top = new
+    if not BY_SHARD:
+        log_sum = tl.math.log2(total)
+        if not PLAIN:
+            log_sum += top
+        tl.store(out + row, log_sum, mask=inside)

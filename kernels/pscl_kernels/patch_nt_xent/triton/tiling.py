@@ -1,0 +1,124 @@
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, no-any-return"
+"""Shapes of the kernels' work, and which tiles of columns a block of rows visits.
+
+Because rows and columns are sorted by group, the columns of a shard that a block of rows must not see as negatives are
+one run [low, high), and those that take no part come last, from `present` on. Column tiles inside the run are skipped
+where the block has a single group; tiles that the run or `present` cuts are masked; all others need no mask. A block
+visits its tiles from left to right in two halves, each dense tiles and then masked ones:
+
+      0        left    inner      outer   right         last    end      tiles
+      |  dense  |masked|  skipped  |masked|    dense     |masked|
+      '------- half 0 ---------------------''------ half 1 -----'
+
+What a row adds up, and in which order, is then the same whatever rows share its block.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+PLAIN_ROWS = 8
+"""Rows per program of the kernels that go over the rows alone."""
+
+SYMMETRIC_FORWARD = False
+"""Whether the forward pass of one rank computes each pair of tiles once (`symmetric`) instead of twice (`forward`)."""
+
+
+class Config(NamedTuple):
+    """Shape of one kernel's work."""
+
+    rows: int  # rows of a program
+    columns: int  # columns of a tile
+    warps: int
+    stages: int
+
+
+def forward_config(width: int, bits: int) -> Config:
+    """Tiling of `forward._log_sums` for rows of `width` (a power of two) numbers of `bits` bits."""
+    if bits == 32:
+        return Config(64, 32, 4, 2) if width <= 64 else Config(32, 64, 8, 2)
+    if width <= 64:
+        return Config(128, 64, 4, 3)
+    if width <= 128:
+        return Config(128, 128, 8, 2)
+    return Config(128, 64, 8, 2) if width <= 256 else Config(64, 32, 8, 2)
+
+
+def symmetric_config(width: int, bits: int) -> Config:
+    """Tiling of `symmetric._pair_sums`, as above; whole tiles fit into a block of rows."""
+    if bits == 32:
+        return Config(64, 32, 4, 2) if width <= 64 else Config(32, 32, 8, 2)
+    if width <= 64:
+        return Config(128, 64, 4, 3)
+    return Config(128, 64, 8, 2) if width <= 256 else Config(64, 32, 8, 2)
+
+
+def backward_config(width: int, bits: int) -> Config:
+    """Tiling of `backward._weighted_negatives`, as above."""
+    if bits == 32:
+        return Config(32, 32, 4, 2) if width <= 64 else Config(32, 32, 8, 2)
+    if width <= 128:
+        return Config(128, 64, 8, 2)
+    return Config(64, 64, 8, 2) if width <= 256 else Config(32, 64, 8, 2)
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How a matrix product takes float32 factors: as three TF32 products, close to float32."""
+    return "tf32x3" if dtype == torch.float32 else "tf32"
+
+
+class Runs(NamedTuple):
+    """Per shard of columns, and per block of own rows: the columns of the shard, from its first, with the block's groups."""
+
+    low: Tensor  # (shards, blocks) int32
+    high: Tensor  # (shards, blocks) int32
+    present: Tensor  # (shards,) int32: how many columns take part
+
+
+def runs(label: Tensor, own_label: Tensor, rows_per_block: int, rows_per_shard: int) -> Runs:
+    """`Runs` of columns labelled (world, 2N) against rows labelled (2N,)."""
+    world, rows = label.shape
+    missing = -rows % rows_per_shard
+    # A label above all pads the last shard of each rank.
+    shards = torch.nn.functional.pad(label, (0, missing), value=1).view(-1, rows_per_shard)
+    blocks = triton.cdiv(rows, rows_per_block)
+    last = torch.arange(1, blocks + 1, device=label.device).mul_(rows_per_block).sub_(1).clamp_max_(rows - 1)
+    first_label = own_label[::rows_per_block].expand(len(shards), -1).contiguous()
+    last_label = own_label.index_select(0, last).expand(len(shards), -1).contiguous()
+    present = (shards < 0).sum(1, keepdim=True)
+    low = torch.searchsorted(shards, first_label).minimum(present)
+    high = torch.searchsorted(shards, last_label, right=True).minimum(present)
+    return Runs(low.int(), high.int(), present.squeeze(1).int())
+
+
+@triton.jit
+def walk(half, low, high, present, single, alive, COLUMNS: tl.constexpr):
+    """One half of the tiles of COLUMNS columns that a block of rows visits in a shard.
+
+    single: the block has one group; alive: any of its rows takes part. Returns (first, number) of the dense tiles and
+    (first, number before the gap, gap, number in all) of the masked ones.
+    """
+    left = low // COLUMNS
+    right = tl.maximum(tl.cdiv(high, COLUMNS), left)
+    inner = tl.minimum(tl.where(single, tl.cdiv(low, COLUMNS), right), right)
+    outer = tl.minimum(tl.maximum(high // COLUMNS, inner), right)
+    last = tl.maximum(right, present // COLUMNS)
+    end = tl.maximum(tl.cdiv(present, COLUMNS), last)
+    before = half == 0
+    dense_first = tl.where(before, 0, right)
+    dense = tl.where(before, left, last - right)
+    masked_first = tl.where(before, left, last)
+    before_gap = tl.where(before, inner - left, end - last)
+    gap = tl.where(before, outer - inner, 0)
+    masked = before_gap + tl.where(before, right - outer, 0)
+    return dense_first, tl.where(alive, dense, 0), masked_first, before_gap, gap, tl.where(alive, masked, 0)
+
+
+@triton.jit
+def negatives(own_label, label, column, present):
+    """(rows, columns) bool: which pairs of a tile are negatives, for rows that take part."""
+    other = tl.load(label + column, mask=column < present, other=0)
+    return (own_label[:, None] != other[None, :]) & (other < 0)[None, :]
