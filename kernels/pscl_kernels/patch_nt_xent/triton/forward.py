@@ -16,7 +16,7 @@ from pscl_kernels.patch_nt_xent.triton.tiling import negatives, walk
 
 
 def local_sums(x: Tensor, label: Tensor, positive: Tensor, *, plain: bool) -> Tensor:
-    """(2, shards, 2N): each own row's sum over each own shard, relative to 2^maximum, and, where not `plain`, the maximum."""
+    """(2, shards, 2N): each own row's sum over each own shard relative to 2^maximum and, where not `plain`, that."""
     rows = len(x)
     shards = triton.cdiv(rows, shard_rows(rows))
     sums = positive.new_empty((2, shards, rows))
@@ -118,12 +118,11 @@ def _log_sums(
         block = (first_row * 0 + shard // per_rank) * rows + shard % per_rank * side  # first row, 64-bit
         computed = (shard < own_shard) | (shard >= own_shard + known_shards)
         place = (first_row * 0 + shard - own_shard) * rows + row
-        part = tl.load(known + place, mask=inside & (computed == 0), other=0.0)
+        loaded = inside & (computed == 0)
+        part = tl.load(known + place, mask=loaded, other=0.0)
         part_top = start
         if not PLAIN:
-            maximum = tl.load(
-                known + known_shards.to(tl.int64) * rows + place, mask=inside & (computed == 0), other=0.0
-            )
+            maximum = tl.load(known + known_shards.to(tl.int64) * rows + place, mask=loaded, other=0.0)
             part_top = tl.where(computed, start, maximum)
         count = tl.load(present + shard)
         low_column = tl.load(low + shard * blocks + tl.program_id(0))

@@ -71,7 +71,7 @@ def precision(dtype: torch.dtype) -> str:
 
 
 class Runs(NamedTuple):
-    """Per shard of columns, and per block of own rows: the columns of the shard, from its first, with the block's groups."""
+    """Per shard of columns and block of own rows: the columns, counted within the shard, that hold the block's groups."""
 
     low: Tensor  # (shards, blocks) int32
     high: Tensor  # (shards, blocks) int32
@@ -80,7 +80,7 @@ class Runs(NamedTuple):
 
 def runs(label: Tensor, own_label: Tensor, rows_per_block: int, rows_per_shard: int) -> Runs:
     """`Runs` of columns labelled (world, 2N) against rows labelled (2N,)."""
-    world, rows = label.shape
+    rows = len(own_label)
     missing = -rows % rows_per_shard
     # A label above all pads the last shard of each rank.
     shards = torch.nn.functional.pad(label, (0, missing), value=1).view(-1, rows_per_shard)
