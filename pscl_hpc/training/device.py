@@ -10,8 +10,12 @@ from pscl_hpc.config import RuntimeConfig
 from pscl_hpc.errors import UserError
 
 
-def setup_device(runtime: RuntimeConfig) -> torch.device:
+def setup_device(runtime: RuntimeConfig, local_rank: int = 0) -> torch.device:
     """Choose the device and set what decides numbers on it.
+
+    Args:
+        runtime: Settings.
+        local_rank: Number of this process on its node; it takes the GPU of that number, or the only one it sees.
 
     Raises:
         UserError: when a GPU is asked for and there is none.
@@ -25,6 +29,13 @@ def setup_device(runtime: RuntimeConfig) -> torch.device:
         )
     device = torch.device("cuda" if has_gpu and runtime.device != "cpu" else "cpu")
     if device.type == "cuda":
+        gpus = torch.cuda.device_count()
+        if local_rank >= gpus > 1:
+            raise UserError(
+                f"rank {local_rank} of this node has no GPU: torch sees {gpus}; start one rank per GPU"
+            )
+        device = torch.device("cuda", local_rank if gpus > 1 else 0)
+        torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
     return device

@@ -1,0 +1,193 @@
+"""Signs of life of all ranks, so that a rank that died or hangs is named instead of waited for.
+
+Every rank writes, from a thread of its own, a counter and where its training stands into the ranks' common store.
+Rank 0 reads them all and posts a verdict when one stands still; the others watch rank 0 and the verdict. Ages are
+measured on the reader's own clock. A process that a verdict finds inside a collective, where Python cannot reach it, is
+ended.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch.distributed.distributed_c10d import Store
+
+from pscl_hpc.errors import EXIT_FAILED
+
+SILENCE = "no sign of life from"
+"""How a verdict on a rank begins that could not say anything itself."""
+_INTERVAL_S = 1.0
+_GRACE_S = 10.0
+"""How long the training has to end by itself after a verdict."""
+
+
+@dataclass
+class _Rank:
+    """What is known of a rank."""
+
+    pulse: int = 0
+    tick: int = 0
+    step: int = 0
+    doing: str = "starting"
+    seen: float = 0.0
+    """When its pulse was last seen to change."""
+
+    def text(self) -> str:
+        return f"{self.pulse} {self.tick} {self.step} {self.doing}"
+
+
+class Heartbeat:
+    """Start it when all ranks have met; call :meth:`beat` wherever the training gets on, the same way on all ranks.
+
+    Args:
+        store: The ranks' common store; used by the threads alone.
+        rank: This rank.
+        nodes: Name of each rank's node.
+        timeout_s: How long a rank may show neither life nor progress.
+    """
+
+    def __init__(self, store: Store, rank: int, nodes: Sequence[str], timeout_s: float) -> None:
+        self.on_verdict: Callable[[str], None] = lambda text: None
+        """Called before the process is ended from outside of the training."""
+        self.verdict = ""
+        """Why the ranks cannot go on; empty while they can."""
+        self._store = store
+        self._rank = rank
+        self._nodes = nodes
+        self._timeout = timeout_s
+        self._interval = min(_INTERVAL_S, timeout_s / 10)
+        self._own = _Rank()
+        self._peers = [_Rank() for _ in nodes]
+        self._contact = self._moved = 0.0
+        self._lost = False
+        self._alarm = False
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Post the first sign of life and begin to watch."""
+        self._store.set(self._key(self._rank), self._own.text())
+        self._contact = self._moved = time.monotonic()
+        for peer in self._peers:
+            peer.seen = self._moved
+        for work in (self._exchange, self._judge):
+            threading.Thread(target=work, name=f"heartbeat{work.__name__}", daemon=True).start()
+
+    def beat(self, step: int, doing: str) -> None:
+        """The training got on: it is at ``step`` and ``doing`` this now. Costs nothing."""
+        own = self._own
+        own.tick, own.step, own.doing = own.tick + 1, step, doing
+
+    def stop(self) -> None:
+        """The training left the watched part."""
+        self._stop.set()
+
+    def fail(self, reason: str) -> bool:
+        """Tell the others why this rank ends. False when one said the same before."""
+        text = f"{self._name(self._rank)} failed at step {self._own.step}: {reason}"
+        try:
+            first = self._store.compare_set("failed", "", text).decode()
+        except Exception:
+            return True
+        # The store may end with this process: the others need a moment to read it.
+        time.sleep(3 * self._interval)
+        return first == text or not first.endswith(f": {reason}")
+
+    def explain(self) -> str:
+        """Who is to blame for an operation that failed here; empty when all others are well. Takes seconds."""
+        self._alarm = True
+        end = time.monotonic() + 8 * self._interval
+        while not self.verdict and time.monotonic() < end:
+            time.sleep(self._interval / 10)
+        if self._rank == 0 and self.verdict:
+            time.sleep(3 * self._interval)
+        return self.verdict
+
+    def _exchange(self) -> None:
+        """Write and read signs of life. It may block for ever in a store that died: :meth:`_judge` sees that."""
+        while not self._stop.is_set():
+            self._own.pulse += 1
+            try:
+                self._store.set(self._key(self._rank), self._own.text())
+                watched = range(len(self._peers)) if self._rank == 0 else (0,)
+                found = self._store.multi_get([self._key(rank) for rank in watched])
+                for rank, text in zip(watched, found, strict=True):
+                    self._note(self._peers[rank], text.decode())
+                for key in ("failed", "verdict"):
+                    if self._store.check([key]):
+                        self._decide(self._store.get(key).decode())
+            except Exception:
+                self._lost = True
+                return
+            self._contact = time.monotonic()
+            self._stop.wait(self._interval)
+
+    def _note(self, peer: _Rank, text: str) -> None:
+        pulse, tick, step, doing = text.split(" ", 3)
+        now = time.monotonic()
+        if int(pulse) != peer.pulse:
+            peer.pulse, peer.seen = int(pulse), now
+        if int(tick) != peer.tick:
+            self._moved = now
+        peer.tick, peer.step, peer.doing = int(tick), int(step), doing
+
+    def _judge(self) -> None:
+        """Never blocks. Ends the process when the training does not end after a verdict."""
+        while not self._stop.wait(self._interval):
+            if not self.verdict:
+                self._decide(self._findings())
+            elif not self._stop.wait(_GRACE_S):
+                print(f"error: {self.verdict}", file=sys.stderr, flush=True)
+                self.on_verdict(self.verdict)
+                os._exit(EXIT_FAILED)
+
+    def _findings(self) -> str:
+        now = time.monotonic()
+        # Once an operation has failed, silence of a few beats is enough.
+        limit = 3 * self._interval if self._alarm else self._timeout
+        if self._lost or now - self._contact > limit:
+            if self._rank == 0:
+                return "the store of the ranks no longer answers: the process that started them died"
+            return self._gone([0])
+        watched = range(len(self._peers)) if self._rank == 0 else (0,)
+        silent = [rank for rank in watched if rank != self._rank and now - self._peers[rank].seen > limit]
+        if silent:
+            return self._gone(silent)
+        if self._rank == 0 and now - self._moved > self._timeout:
+            return self._hung()
+        return ""
+
+    def _gone(self, ranks: Sequence[int]) -> str:
+        who = "; ".join(f"{self._name(rank)} (its last step: {self._peers[rank].step})" for rank in ranks)
+        return f"{SILENCE} {who}: it died, was stopped, or lost the network; see its log"
+
+    def _hung(self) -> str:
+        behind = min(peer.tick for peer in self._peers)
+        slow = [rank for rank, peer in enumerate(self._peers) if peer.tick == behind]
+        if len(slow) == len(self._peers):
+            return f"no rank got on for {self._timeout:g} s after step {self._peers[0].step}; see their logs"
+        who = "; ".join(f"{self._name(r)} ({self._peers[r].doing}, step {self._peers[r].step})" for r in slow)
+        return f"the ranks wait since {self._timeout:g} s for {who}; see its log"
+
+    def _decide(self, text: str) -> None:
+        with self._lock:
+            if not text or self.verdict:
+                return
+            self.verdict = text
+        if self._rank == 0 and not self._lost:
+            try:
+                self._store.compare_set("verdict", "", text)
+            except Exception:
+                self._lost = True
+
+    def _name(self, rank: int) -> str:
+        return f"rank {rank} on {self._nodes[rank]}"
+
+    @staticmethod
+    def _key(rank: int) -> str:
+        return f"beat/{rank}"
