@@ -1,0 +1,62 @@
+"""MoCo over several steps against a simulation that keeps a list of keys."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import pytest
+import torch
+from torch import Tensor
+
+from pscl_hpc.config import MocoConfig, ModelConfig
+from pscl_hpc.methods import Moco
+from pscl_hpc.models import UNet
+
+from .queue_oracle import Average, draws_of_step, info_nce, unit, views_of_step
+
+
+def make_method(**changes: object) -> Moco:
+    torch.manual_seed(0)
+    config = MocoConfig.model_validate({"projection": 8, "hidden": 8, "queue_steps": 2, **changes})
+    return Moco(UNet(ModelConfig(widths=(4, 8, 8, 16))), config, images_per_step=3)
+
+
+def test_steps_equal_the_simulation() -> None:
+    method = make_method(momentum={"start": 0.9, "schedule": "cosine"})
+    optimiser = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.5)
+    average = Average(method.trunk, method.global_head)
+    entries: deque[Tensor] = deque(maxlen=6)
+    for step in range(5):
+        views = views_of_step(step, 3)
+        with torch.no_grad():
+            q = method.global_head(method.trunk.encode(views.query)[-1])
+            k = method.slow_head.module(method.slow_trunk.module.encode(views.key)[-1])
+        output = method(views, draws_of_step(step))
+        wanted = sum(info_nce(q, k, list(entries), 0.2)) / 3
+        assert float(output.loss.detach()) == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+        optimiser.zero_grad()
+        output.loss.backward()
+        optimiser.step()
+        progress = (step + 1) / 5
+        method.after_step(progress)
+        average.follow(1 - 0.1 * (torch.cos(torch.tensor(torch.pi * progress).double()).item() + 1) / 2)
+        average.assert_equals(method.slow_trunk, method.slow_head)
+        entries.extend(unit(row) for row in k)
+        stored = method.queue.keys[:, 0].double()
+        order = [(int(method.queue.cursor) + i) % 6 for i in range(6)][6 - len(entries) :]
+        torch.testing.assert_close(stored[order], torch.stack(list(entries)), rtol=1e-5, atol=1e-6)
+    assert wanted > 0.5, "there was something to compare with"
+
+
+def test_learning_lowers_the_loss() -> None:
+    method = make_method(queue_steps=4)
+    optimiser = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], lr=3e-3)
+    losses = []
+    for step in range(60):
+        loss = method(views_of_step(step, 3), draws_of_step(step)).loss
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        method.after_step(step / 60)
+        losses.append(float(loss.detach()))
+    assert sum(losses[-10:]) < 0.9 * sum(losses[5:15])
