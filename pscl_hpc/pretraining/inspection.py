@@ -40,7 +40,9 @@ def inspect_run(method: Method, data: PretrainData, folder: Path, device: torch.
     method.train()
     state = {key: value.clone() for key, value in method.state_dict().items()}
     key = method.trunk(views.key)
-    samples = method.sample_cells(views, key, Draws(data.config.seed, 0, batch.slots.places, device))
+    samples = method.sample_cells(
+        views, method.key_features(views), Draws(data.config.seed, 0, batch.slots.places, device)
+    )
     method.load_state_dict(state)
     annotated = data.setting.annotated
     arrays: dict[str, npt.NDArray[Any]] = {
