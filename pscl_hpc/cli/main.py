@@ -53,6 +53,8 @@ COMMANDS = (
           "pscl_hpc.cli.segmentation:register"),
     Entry("predict", LOOK, "Segment images of any size with a fine-tuned run.",
           "pscl_hpc.cli.segmentation:register"),
+    Entry("study", TRAIN, "Compare pretraining methods on several data sets, with a table and a page.",
+          "pscl_hpc.cli.study:register"),
     Entry("report", LOOK, "Show runs on one self-contained HTML page.",
           "pscl_hpc.cli.report:register"),
     Entry("submit", CLUSTER, "Run pretrain or finetune as a job, on this machine or on Slurm.",

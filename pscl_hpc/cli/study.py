@@ -1,0 +1,115 @@
+"""``pscl-hpc study``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from pscl_hpc.errors import EXIT_SKIPPED, JobError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command ``study``."""
+    app.command("study")(study_command)
+
+
+def study_command(
+    config: Annotated[Path, typer.Argument(metavar="FILE", help="Study file; see configs/studies/.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Values that replace those of the file."),
+    ] = None,
+    cluster: Annotated[
+        Literal["inline", "local", "slurm"],
+        typer.Option(
+            help="Where jobs run. inline: processes that end with this command. local: jobs that outlive it. "
+            "slurm: arrays."
+        ),
+    ] = "inline",
+    jobs: Annotated[int | None, typer.Option(min=1, help="Jobs at a time; by default 1, on Slurm 16.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of a job; by default all cores shared by the jobs.")
+    ] = None,
+    partition: Annotated[str | None, typer.Option(help="Slurm partition.")] = None,
+    time: Annotated[str | None, typer.Option(help="Time limit of a job, minutes or D-HH:MM:SS.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs of a job (local and slurm).")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and run nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
+) -> None:
+    """Compare pretraining methods: methods x data sets x references x seeds, with a table and a page.
+
+    Runs that are done are never repeated: the same command goes on after an interruption, tries failed runs again, and
+    does what was added to the file. Prints the table and the study's folder. Exit code 1: some runs failed (named).
+
+    **Examples**
+
+    `pscl-hpc study configs/studies/quick.yaml`
+
+    `pscl-hpc study configs/studies/one_shot.yaml archive=alloys.h5 --dry-run`
+
+    `pscl-hpc study configs/studies/one_shot.yaml archive=alloys.h5 --cluster slurm --time 8:00:00 --gpus 1`
+    """
+    from pscl_hpc.config import load_study
+
+    study = load_study(config, overrides or ())
+    # These import torch, which a mistyped file name need not wait for.
+    from pscl_hpc.launch.executors import Resources, parse_time
+    from pscl_hpc.report import write_report
+    from pscl_hpc.study.executors import make_executor
+    from pscl_hpc.study.run import look, run_study
+    from pscl_hpc.study.tables import markdown
+
+    if dry_run:
+        _show_plan(look(study), as_json)
+        return
+    at_once = jobs or (16 if cluster == "slurm" else 1)
+    threads = threads or max(1, (os.cpu_count() or 1) // at_once)
+    executor = make_executor(
+        cluster,
+        threads=threads,
+        resources=Resources(partition=partition, time_min=parse_time(time) if time else None, gpus=gpus),
+    )
+    state, results = run_study(study, executor, jobs=at_once, progress=not as_json)
+    if results["rows"]:
+        page = write_report([study.folder])
+        for line in page.damage:
+            typer.echo(f"skipped: {line}", err=True)
+    failed = results["failed"]
+    if as_json:
+        typer.echo(json.dumps({"folder": str(study.folder), "missing": len(state.missing), **results}))
+    else:
+        typer.echo(markdown(results))
+        typer.echo(study.folder)
+    for item in failed:
+        print(f"{item['state']}: {item['job']}: {item['reason']}", file=sys.stderr)
+    if failed and not results["rows"]:
+        raise JobError(f"no run of {study.folder} could be scored; the first reason: {failed[0]['reason']}")
+    if failed:
+        raise typer.Exit(EXIT_SKIPPED)
+
+
+def _show_plan(state: Any, as_json: bool) -> None:
+    plan = state.plan
+    counts = {
+        kind: {
+            "runs": sum(job.config.kind == kind for job in plan.jobs.values()),
+            "missing": sum(job.config.kind == kind for job in state.missing),
+        }
+        for kind in ("pretrain", "finetune")
+    }
+    if as_json:
+        missing = [{"job": job.label, "folder": str(job.folder)} for job in state.missing]
+        typer.echo(json.dumps({"cells": len(plan.cells), **counts, "jobs": missing}))
+        return
+    for job in state.missing:
+        typer.echo(job.label)
+    for name, pool in plan.pools.items():
+        typer.echo(f"pool of {name}: {pool.sentence()}")
+    for kind, count in counts.items():
+        typer.echo(f"{kind}: {count['runs']} runs, {count['missing']} missing")
+    typer.echo(f"{len(plan.cells)} places of the grid; nothing was run")

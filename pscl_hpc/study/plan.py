@@ -1,0 +1,222 @@
+"""From a study to its runs: every cell of the grid has a run, and runs that are the same are one."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from pscl_hpc.archive import Archive
+from pscl_hpc.config import FinetuneConfig, PretrainConfig, ReferencedMethod, StudyConfig, resolve_config
+from pscl_hpc.config.loading import merge_trees
+from pscl_hpc.config.methods import AnyMethod
+from pscl_hpc.config.study import DatasetEntry, MethodEntry, Tree
+from pscl_hpc.errors import UserError
+from pscl_hpc.pretraining import PretrainData
+from pscl_hpc.segmentation.data import select_data
+from pscl_hpc.study.keys import run_key
+from pscl_hpc.study.pool import Pool, check_pool
+from pscl_hpc.study.references import Annotation, Draws
+
+SHORT = 12
+"""Digits of a key in the name of a folder."""
+PRETRAINED, FINETUNED = "pretrain", "finetune"
+"""Folders of a study."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run of the study: a stage with its configuration, whose ``run`` is its folder."""
+
+    key: str
+    label: str
+    """For people."""
+    config: PretrainConfig | FinetuneConfig
+    needs: str = ""
+    """Key of the pretraining that must be done before."""
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.config.run)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One place of the grid."""
+
+    method: str
+    """Name of the entry."""
+    annotation: Annotation
+    seed: int
+    key: str
+    """Of its fine-tuning."""
+    pretraining: str
+    """Key, empty from random weights."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study, ready to run."""
+
+    study: StudyConfig
+    archive: str
+    """Path of the archive."""
+    fingerprint: str
+    jobs: dict[str, Job]
+    """By key; pretrainings first."""
+    cells: tuple[Cell, ...]
+    pools: dict[str, Pool]
+    """What each entry with a pretraining learns from, by its name."""
+    headline: tuple[tuple[str, str], ...]
+    """Data set and split of the scores that stand for the study."""
+
+
+def make_plan(study: StudyConfig, archive_path: str) -> Plan:
+    """Resolve every run of a study.
+
+    Raises:
+        UserError: a configuration, a reference or a budget does not fit, or a pool has images that score the result.
+    """
+    with Archive(archive_path) as archive:
+        return _Planner(study, archive).plan()
+
+
+class _Planner:
+    def __init__(self, study: StudyConfig, archive: Archive) -> None:
+        self.study = study
+        self.archive = archive
+        self.pretrainings: dict[str, Job] = {}
+        self.finetunings: dict[str, Job] = {}
+        self.pools: dict[str, Pool] = {}
+        self.draws = {entry.name: Draws(archive, entry) for entry in study.datasets}
+
+    def plan(self) -> Plan:
+        study = self.study
+        cells = [
+            self._cell(entry, dataset, annotation, seed)
+            for dataset in study.datasets
+            for annotation in self.draws[dataset.name].annotations(dataset.budgets or study.budgets)
+            for seed in study.seeds
+            for entry in study.methods
+        ]
+        return Plan(
+            study=study,
+            archive=str(self.archive.path),
+            fingerprint=self.archive.fingerprint,
+            jobs={**self.pretrainings, **self.finetunings},
+            cells=tuple(cells),
+            pools=self.pools,
+            headline=self._headline(),
+        )
+
+    def _cell(self, entry: MethodEntry, dataset: DatasetEntry, annotation: Annotation, seed: int) -> Cell:
+        job = self._pretraining(entry, dataset, annotation, seed) if entry.pretrain is not None else None
+        tree = merged(self.study.finetune, entry.finetune)
+        tree["data"] = {**tree.get("data", {}), "archive": str(self.archive.path)}
+        tree.update(
+            kind="finetune",
+            seed=seed,
+            references=list(annotation.references),
+            square=annotation.square,
+            pretrained=str(job.folder) if job else "",
+        )
+        config = resolve_config(tree, source=f"study {self.study.name}, method {entry.name}, fine-tuning")
+        assert isinstance(config, FinetuneConfig)
+        source = f"study {self.study.name}, method {entry.name}, fine-tuning"
+        check_pool(self.archive, config, validation_split=config.validation_split, source=source)
+        key = run_key(config, self.archive.fingerprint, job.key if job else "")
+        if key not in self.finetunings:
+            select_data(config, self.archive)
+            stem = "+".join(name.partition("/")[2] for name in annotation.references[:2])
+            more = f"+{len(annotation.references) - 2}" if len(annotation.references) > 2 else ""
+            start = job.config.method.name if job and isinstance(job.config, PretrainConfig) else "scratch"
+            name = f"{safe(annotation.dataset)}--{safe(stem)[:48]}{more}--{start}--{key[:SHORT]}"
+            label = f"{annotation.dataset} {stem}{more} budget {annotation.budget} seed {seed} {entry.name}"
+            self.finetunings[key] = Job(
+                key, label, self._placed(config, FINETUNED, name), job.key if job else ""
+            )
+        return Cell(entry.name, annotation, seed, key, job.key if job else "")
+
+    def _pretraining(
+        self, entry: MethodEntry, dataset: DatasetEntry, annotation: Annotation, seed: int
+    ) -> Job:
+        source = f"study {self.study.name}, method {entry.name}, pretraining"
+        tree = merged(entry.pretrain or {}, {})
+        tree["data"] = {**tree.get("data", {}), "archive": str(self.archive.path)}
+        tree.update(kind="pretrain", seed=seed)
+        template = ""
+        if _takes_references(tree):
+            ids, square = self._templates(dataset, annotation)
+            template = f" {ids[0].partition('/')[2]}" + (f"+{len(ids) - 1}" if len(ids) > 1 else "")
+            method = dict(tree.get("method") or {})
+            method["reference"] = {**method.get("reference", {}), "ids": list(ids), "square": square}
+            tree["method"] = method
+        config = resolve_config(tree, source=source)
+        assert isinstance(config, PretrainConfig)
+        validation = str(self.study.finetune.get("validation_split", ""))
+        pool = check_pool(self.archive, config, validation_split=validation, source=source)
+        self.pools.setdefault(entry.name, pool)
+        key = run_key(config, self.archive.fingerprint)
+        if key not in self.pretrainings:
+            PretrainData(self.archive, config)
+            name = f"{config.method.name}--{key[:SHORT]}"
+            label = f"pretraining {config.method.name}{template} seed {seed}"
+            self.pretrainings[key] = Job(key, label, self._placed(config, PRETRAINED, name))
+        return self.pretrainings[key]
+
+    def _templates(self, dataset: DatasetEntry, annotation: Annotation) -> tuple[tuple[str, ...], int]:
+        """The annotated images of a pretraining, and the side of their annotated square."""
+        if self.study.pretrain_per == "reference":
+            return annotation.references, annotation.square
+        home = dataset if self.study.pretrain_per == "dataset" else self.study.datasets[0]
+        return (home.template or self.draws[home.name].references[0],), annotation.square
+
+    def _placed(self, config: Any, kind: str, name: str) -> Any:
+        # The name of a run follows from its folder: the same run is met again by the same content alone.
+        return config.model_copy(update={"run": str(self.study.folder / kind / name), "name": kind})
+
+    def _headline(self) -> tuple[tuple[str, str], ...]:
+        tests = {
+            entry.name: sorted(
+                {
+                    record.split
+                    for record in self.archive.select(datasets=[entry.name], has_mask=True)
+                    if record.split.startswith("test")
+                }
+            )
+            for entry in self.study.datasets
+        }
+        for name, splits in tests.items():
+            if not splits:
+                raise UserError(
+                    f"datasets: {name} has no annotated test images, so nothing can be scored; leave it out"
+                )
+        if not self.study.headline:
+            return tuple((name, splits[0]) for name, splits in tests.items())
+        chosen = []
+        for text in self.study.headline:
+            name, _, split = text.partition("/")
+            if split not in tests.get(name, ()):
+                known = ", ".join(f"{key}/{value}" for key, values in tests.items() for value in values)
+                raise UserError(f"headline: '{text}' is no test split of the study; choose from: {known}")
+            chosen.append((name, split))
+        return tuple(chosen)
+
+
+def merged(base: Tree, top: Tree) -> Tree:
+    """``top`` over ``base``, without a tie to either."""
+    return copy.deepcopy(merge_trees(base, top))
+
+
+def safe(text: str) -> str:
+    """A text as part of a file name."""
+    return "".join(letter if letter.isalnum() or letter in "._-+" else "_" for letter in text).lstrip(".")
+
+
+def _takes_references(tree: Tree) -> bool:
+    method = tree.get("method")
+    name = method.get("name", "pscl-simclr") if isinstance(method, dict) else "pscl-simclr"
+    section = next((s for s in get_args(AnyMethod) if s.model_fields["name"].default == name), None)
+    return section is not None and issubclass(section, ReferencedMethod)

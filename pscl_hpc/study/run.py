@@ -1,0 +1,203 @@
+"""A study from its configuration to its results."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pscl_hpc.archive.synthesis import write_synthetic_archive
+from pscl_hpc.config import StudyConfig, load_config
+from pscl_hpc.config.study import study_yaml
+from pscl_hpc.errors import UserError
+from pscl_hpc.models import TRUNK_FILE
+from pscl_hpc.runs import RunFolder, write_json, write_text
+from pscl_hpc.study.display import Display
+from pscl_hpc.study.keys import run_key
+from pscl_hpc.study.plan import Job, Plan, make_plan
+from pscl_hpc.study.results import RESULTS_FILE, gather
+from pscl_hpc.study.schedule import Executor, Outcome, run_jobs
+from pscl_hpc.study.stage import is_evaluated
+from pscl_hpc.study.tables import TABLE_FILE, markdown
+
+STUDY_FILE = "study.yaml"
+LOCK_FILE = "study.lock"
+SYNTHETIC = "synthetic-"
+"""How the archive that a study makes itself is called in its folder, before a hash of its settings."""
+
+
+@dataclass(frozen=True)
+class StudyState:
+    """A study before or after its jobs."""
+
+    plan: Plan
+    done: tuple[str, ...]
+    """Keys of finished jobs."""
+
+    @property
+    def missing(self) -> list[Job]:
+        """Jobs that are not done."""
+        return [job for key, job in self.plan.jobs.items() if key not in self.done]
+
+
+def look(study: StudyConfig) -> StudyState:
+    """What a study consists of and what of it is done; a synthetic archive is made if need be.
+
+    Raises:
+        UserError: the study does not fit its archive, its folder, or itself.
+    """
+    _check_folder(study)
+    return _state(make_plan(study, _archive(study)))
+
+
+def run_study(
+    study: StudyConfig, executor: Executor, *, jobs: int, progress: bool = True
+) -> tuple[StudyState, dict[str, Any]]:
+    """Do what is missing of a study and write its results.
+
+    Finished runs are never repeated; a job that fails is named in the results and tried again by the next call.
+
+    Args:
+        study: The study.
+        executor: Where its jobs run.
+        jobs: How many at a time.
+        progress: Show what is happening on standard error.
+
+    Returns:
+        The study afterwards, and the content of ``results.json``.
+
+    Raises:
+        UserError: as :func:`look`; or another process is running this study.
+    """
+    _check_folder(study)
+    study.folder.mkdir(parents=True, exist_ok=True)
+    with _locked(study.folder):
+        state = look(study)
+        write_text(study.folder / STUDY_FILE, study_yaml(study))
+        display = Display(len(state.plan.jobs), len(state.done), jobs, show=progress)
+        display.expect(state.missing)
+        with display:
+            outcomes = run_jobs(state.missing, state.done, Prepared(executor, state.plan), jobs, display)
+        results = write_results(state.plan, outcomes)
+        return _state(state.plan), results
+
+
+def write_results(plan: Plan, outcomes: dict[str, Outcome]) -> dict[str, Any]:
+    """Write ``results.json`` and ``table.md`` of what is there."""
+    results = gather(plan, outcomes)
+    write_json(plan.study.folder / RESULTS_FILE, results)
+    write_text(plan.study.folder / TABLE_FILE, markdown(results))
+    return results
+
+
+def _state(plan: Plan) -> StudyState:
+    return StudyState(plan, tuple(key for key, job in plan.jobs.items() if is_done(job)))
+
+
+def is_done(job: Job) -> bool:
+    """Whether a job has nothing left to do: its run ended well and its product is there."""
+    try:
+        record = RunFolder.load(job.folder)
+    except UserError:
+        return False
+    if not record.done:
+        return False
+    return (job.folder / TRUNK_FILE).is_file() if job.config.kind == "pretrain" else is_evaluated(job.folder)
+
+
+class Prepared:
+    """An executor that is given run folders with their configuration in them."""
+
+    def __init__(self, executor: Executor, plan: Plan) -> None:
+        self._executor = executor
+        self._plan = plan
+
+    def start(self, job: Job) -> None:
+        """Write the configuration of a new run; an unfinished run goes on with the one that it began with."""
+        stored = job.folder / "config.yaml"
+        if stored.is_file():
+            config = load_config(stored)
+            key = run_key(config, self._plan.fingerprint, job.needs)
+            if key != job.key:
+                raise UserError(
+                    f"{job.folder}: its config.yaml was changed after the run began; restore it or move the folder away"
+                )
+        else:
+            RunFolder.reserve(job.config)
+        self._executor.start(job)
+
+    def poll(self) -> dict[str, Outcome]:
+        """Jobs that have ended since the last call."""
+        return self._executor.poll()
+
+    def stop(self) -> None:
+        """End what runs."""
+        self._executor.stop()
+
+
+def _archive(study: StudyConfig) -> str:
+    if study.synthetic is None:
+        if not Path(study.archive).exists():
+            raise UserError(
+                f"{study.archive}: no such archive; build it first, or name another with archive=PATH"
+            )
+        return study.archive
+    made = study.synthetic
+    # Other settings are another file: one that is there is the right one.
+    name = hashlib.sha256(made.model_dump_json().encode()).hexdigest()[:8]
+    path = study.folder / f"{SYNTHETIC}{name}.h5"
+    if not path.is_file():
+        study.folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{os.getpid()}-{path.name}")
+        try:
+            write_synthetic_archive(partial, made.images, made.seed, made.size, made.families)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    return str(path)
+
+
+def _check_folder(study: StudyConfig) -> None:
+    folder = study.folder
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; choose another folder with run=...")
+    stored = folder / STUDY_FILE
+    if stored.is_file():
+        name = _read(stored).get("name")
+        if name != study.name:
+            raise UserError(f"{folder}: holds the study '{name}'; choose another folder with run=...")
+    elif folder.is_dir() and any(
+        item.name != LOCK_FILE and not item.name.startswith(SYNTHETIC) for item in folder.iterdir()
+    ):
+        raise UserError(f"{folder}: is not empty and holds no study; choose another folder with run=...")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        tree = None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: cannot be read as a study; restore it from a copy or choose another folder")
+    return tree
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with (folder / LOCK_FILE).open("a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{folder}: another process runs this study; wait for it or stop it first"
+            ) from None
+        except OSError:
+            pass  # A file system without locks: `pscl-hpc doctor` says so.
+        yield

@@ -1,0 +1,116 @@
+"""What a job of a study does: the ordinary stage of its run folder; a fine-tuning is scored as well.
+
+Run as ``python -m pscl_hpc.study.stage RUN``, this module does it in a process of its own, which ends when its standard
+input closes: no job outlives the study that started it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pscl_hpc.config import Config, FinetuneConfig, load_config
+from pscl_hpc.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, JobError, UserError
+from pscl_hpc.runs import write_json
+from pscl_hpc.segmentation.summary import read_evaluation
+
+TIMES_FILE = "times.json"
+EXIT_TERMINATED = 143
+
+
+def run_stage(config: Config) -> None:
+    """Do, or finish, a job: pretrain, or fine-tune and score on all test splits.
+
+    The seconds that each part took are added to ``times.json`` of the run.
+    """
+    folder = Path(config.run)
+    if isinstance(config, FinetuneConfig):
+        from pscl_hpc.segmentation import evaluate, finetune
+
+        with _Timer(folder, "finetune"):
+            finetune(config)
+        if not is_evaluated(folder):
+            with _Timer(folder, "evaluate"):
+                evaluate(folder, archive=config.data.archive)
+    else:
+        from pscl_hpc.pretraining import pretrain
+
+        with _Timer(folder, "pretrain"):
+            pretrain(config)
+
+
+def is_evaluated(folder: Path) -> bool:
+    """Whether the scores of a run are there and whole."""
+    try:
+        read_evaluation(folder)
+    except UserError:
+        return False
+    return True
+
+
+def read_times(folder: Path) -> dict[str, float]:
+    """Seconds of each part of a run over all attempts; empty where nothing is known."""
+
+    try:
+        tree: Any = json.loads((folder / TIMES_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(tree, dict):
+        return {}
+    return {str(key): float(value) for key, value in tree.items() if isinstance(value, int | float)}
+
+
+class _Timer:
+    """Adds the seconds of a block to ``times.json``, also when it fails."""
+
+    def __init__(self, folder: Path, part: str) -> None:
+        self._folder = folder
+        self._part = part
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        if self._folder.is_dir() and os.environ.get("RANK", "0") == "0":
+            times = read_times(self._folder)
+            seconds = times.get(self._part, 0.0) + time.perf_counter() - self._start
+            write_json(self._folder / TIMES_FILE, {**times, self._part: round(seconds, 3)})
+
+
+def main(run: str) -> int:
+    """The job of a run folder; its exit code is that of the console command."""
+    try:
+        run_stage(load_config(Path(run) / "config.yaml").model_copy(update={"run": run}))
+    except (UserError, JobError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_INPUT if isinstance(error, UserError) else EXIT_FAILED
+    except Exception as error:
+        traceback.print_exc()
+        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    return EXIT_DONE
+
+
+def _end_with_parent() -> None:
+    # Not through sys.stdin: a thread that waits inside its lock aborts the interpreter's end.
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _terminated(number: int, frame: object) -> NoReturn:
+    sys.exit(EXIT_TERMINATED)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _terminated)
+    # The study is asked to stop by Ctrl-C and tells its jobs itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    sys.exit(main(sys.argv[1]))
