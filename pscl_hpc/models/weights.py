@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pscl_hpc.config import ModelConfig
 from pscl_hpc.errors import UserError
 from pscl_hpc.models.unet import SegmentationNet, UNet
+from pscl_hpc.runs import replace_file
 
 TRUNK_FILE = "trunk.safetensors"
 MODEL_FILE = "model.safetensors"
@@ -71,10 +72,9 @@ def _save(path: Path, module: nn.Module, card: ModelCard) -> None:
         "background": card.background,
         "ignore_classes": list(card.ignore_classes),
     }
-    temporary = path.with_name(path.name + ".tmp")
     tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
-    save_file(tensors, temporary, metadata={"pscl_hpc": json.dumps(header)})
-    temporary.replace(path)
+    metadata = {"pscl_hpc": json.dumps(header)}
+    replace_file(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 
 def _resolve(path: Path, names: tuple[str, ...]) -> Path:

@@ -1,17 +1,21 @@
 """Run folders: configuration, record, metrics, checkpoints, provenance."""
 
-from pscl_hpc.runs.checkpoint import CheckpointStore
+from pscl_hpc.runs.background import BackgroundWriter
+from pscl_hpc.runs.checkpoint import CheckpointStore, deserialise
 from pscl_hpc.runs.files import replace_file, sync_folder, write_json, write_text
 from pscl_hpc.runs.folder import RunFolder
 from pscl_hpc.runs.metrics import MetricsLog, read_metrics
-from pscl_hpc.runs.provenance import commit, describe_device, now, versions
+from pscl_hpc.runs.provenance import commit, describe_device, node_name, now, versions
 
 __all__ = [
+    "BackgroundWriter",
     "CheckpointStore",
     "MetricsLog",
     "RunFolder",
     "commit",
     "describe_device",
+    "deserialise",
+    "node_name",
     "now",
     "read_metrics",
     "replace_file",

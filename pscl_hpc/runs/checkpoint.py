@@ -1,4 +1,4 @@
-"""Checkpoints: whole state, written atomically with a checksum, the newest few kept.
+"""Checkpoints: whole state, written atomically with a checksum and read back, the newest few kept.
 
 A checkpoint is read with ``weights_only=True``: it can hold tensors and plain values, never code.
 """
@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pscl_hpc.errors import UserError
+from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.runs.files import replace_file, write_text
 
 BEST = "best.pt"
@@ -22,24 +24,43 @@ _NAME = re.compile(r"^step-(\d{8})\.pt$")
 
 
 class CheckpointStore:
-    """The ``checkpoints`` folder of a run."""
+    """The ``checkpoints`` folder of a run.
 
-    def __init__(self, folder: Path, *, keep: int = 2) -> None:
+    Args:
+        folder: The folder; made when needed.
+        keep: The newest that stay.
+        guard: Called before each write; raises when this process may not write any more.
+    """
+
+    def __init__(self, folder: Path, *, keep: int = 2, guard: Callable[[], None] | None = None) -> None:
         self.folder = folder
         self.keep = keep
+        self.guard = guard or (lambda: None)
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Write ``step-XXXXXXXX.pt`` and drop the oldest beyond ``keep``."""
-        path = self.folder / f"step-{step:08d}.pt"
-        self._write(path, {**state, "step": step})
-        for old in self.steps()[: -self.keep]:
-            self._remove(self.folder / f"step-{old:08d}.pt")
-        return path
+        """Write ``step-XXXXXXXX.pt`` and drop the oldest beyond ``keep``.
+
+        Raises:
+            JobError: when it cannot be written whole; the one before it stays.
+        """
+        return self.write(step, serialise(step, state))
 
     def save_best(self, step: int, state: dict[str, Any]) -> Path:
         """Write ``best.pt``."""
+        return self.write_best(step, serialise(step, state))
+
+    def write(self, step: int, data: memoryview) -> Path:
+        """:meth:`save` of a serialised state."""
+        path = self._path(step)
+        self._write(step, path, data)
+        for old in self.steps()[: -self.keep]:
+            self._remove(self._path(old))
+        return path
+
+    def write_best(self, step: int, data: memoryview) -> Path:
+        """:meth:`save_best` of a serialised state."""
         path = self.folder / BEST
-        self._write(path, {**state, "step": step})
+        self._write(step, path, data)
         return path
 
     def steps(self) -> list[int]:
@@ -49,46 +70,84 @@ class CheckpointStore:
         matches = (_NAME.match(path.name) for path in self.folder.iterdir())
         return sorted(int(match.group(1)) for match in matches if match)
 
-    def load_latest(self) -> dict[str, Any] | None:
-        """The newest whole checkpoint, or None. A damaged one is named in a warning and passed over."""
+    def latest(self) -> bytes | None:
+        """The newest whole checkpoint's file content, or None. A damaged one is named in a warning and passed over."""
         for step in reversed(self.steps()):
-            path = self.folder / f"step-{step:08d}.pt"
             try:
-                return self._read(path)
+                return self._read(self._path(step))
             except UserError as error:
                 warnings.warn(f"{error}; the checkpoint before it is used", stacklevel=2)
         return None
 
+    def load_latest(self) -> dict[str, Any] | None:
+        """The newest whole checkpoint, or None; see :meth:`latest`."""
+        data = self.latest()
+        return None if data is None else deserialise(data)
+
     def load_best(self) -> dict[str, Any] | None:
         """``best.pt``, or None where there is none."""
         path = self.folder / BEST
-        return self._read(path) if path.is_file() else None
+        return deserialise(self._read(path)) if path.is_file() else None
 
-    def _write(self, path: Path, state: dict[str, Any]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        data = buffer.getbuffer()
-        # The checksum goes first: a checkpoint without one cannot be told from a torn one.
-        write_text(_checksum_path(path), hashlib.sha256(data).hexdigest() + "\n")
-        replace_file(path, lambda temporary: _write_bytes(temporary, data))
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}.pt"
 
-    def _read(self, path: Path) -> dict[str, Any]:
-        data = path.read_bytes()
+    def _write(self, step: int, path: Path, data: memoryview) -> None:
+        self.guard()
+        digest = hashlib.sha256(data).hexdigest()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # The checksum goes first: a checkpoint without one cannot be told from a torn one.
+            write_text(_checksum_path(path), digest + "\n")
+            replace_file(path, lambda temporary: _write_whole(temporary, data, digest))
+        except OSError as error:
+            whole = [kept for kept in self.steps() if kept != step]
+            left = f"that of step {whole[-1]} is whole" if whole else "there is none before it"
+            raise JobError(
+                f"{path}: the checkpoint of step {step} could not be written ({error.strerror or error}); {left}: "
+                "make room there and start the run again with the same command"
+            ) from error
+
+    def _read(self, path: Path) -> bytes:
         checksum = _checksum_path(path)
-        if not checksum.is_file() or checksum.read_text().strip() != hashlib.sha256(data).hexdigest():
+        try:
+            data, wanted = path.read_bytes(), checksum.read_text().strip()
+        except OSError:
+            data, wanted = b"", ""
+        if wanted != hashlib.sha256(data).hexdigest():
             raise UserError(f"{path}: does not match its checksum; it is damaged, delete it")
-        state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        return state
+        return data
 
     def _remove(self, path: Path) -> None:
         path.unlink(missing_ok=True)
         _checksum_path(path).unlink(missing_ok=True)
 
 
+def serialise(step: int, state: dict[str, Any]) -> memoryview:
+    """A state as the content of a checkpoint file."""
+    buffer = io.BytesIO()
+    torch.save({**state, "step": step}, buffer)
+    return buffer.getbuffer()
+
+
+def deserialise(data: bytes) -> dict[str, Any]:
+    """The state in a checkpoint file's content, on the CPU."""
+    state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    return state
+
+
 def _checksum_path(path: Path) -> Path:
     return path.with_suffix(".sha256")
 
 
-def _write_bytes(path: Path, data: memoryview) -> None:
-    path.write_bytes(data)
+def _write_whole(path: Path, data: memoryview, digest: str) -> None:
+    """Write, sync, and read back from the device where the system can be told to forget its copy."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+            raise OSError("it does not read back as it was written")

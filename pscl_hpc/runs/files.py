@@ -31,6 +31,12 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files of writers that were killed."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Replace ``path`` by ``value`` as indented JSON."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

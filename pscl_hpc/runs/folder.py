@@ -1,4 +1,7 @@
-"""A run folder: made once, continued by the same configuration, never overwritten."""
+"""A run folder: made once, continued by the same configuration, never overwritten.
+
+Who works in it holds its lock and its newest attempt (see ``attempts``); with several ranks that is rank 0 alone.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +11,35 @@ import fcntl
 import itertools
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 import torch
-import yaml
 
 from pscl_hpc.config import Config, load_config, to_yaml
 from pscl_hpc.errors import JobError, UserError
+from pscl_hpc.runs.attempts import Attempt, newest_attempt, read_about
 from pscl_hpc.runs.checkpoint import CheckpointStore
-from pscl_hpc.runs.files import write_json, write_text
+from pscl_hpc.runs.files import remove_leftovers, write_json, write_text
 from pscl_hpc.runs.metrics import MetricsLog, read_metrics
-from pscl_hpc.runs.provenance import describe_attempt, describe_device, now
+from pscl_hpc.runs.provenance import describe_attempt, describe_device, node_name, now
 
 CONFIG_FILE = "config.yaml"
 RECORD_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
+_FREE = (
+    "run",
+    "runtime.workers",
+    "runtime.device",
+    "runtime.activation_checkpointing",
+    "runtime.init_timeout_s",
+    "runtime.collective_timeout_s",
+    "checkpoint.every_minutes",
+)
+"""What may change between attempts: the folder's own name, the machine's resources, what changes no number."""
 
 
 class RunFolder:
@@ -36,10 +50,17 @@ class RunFolder:
         self.config = config
         self.record = record
         self._lock: IO[str] | None = None
+        self._attempt: Attempt | None = None
+        self._stopped: str | None = None
 
     @classmethod
-    def start(cls, config: Config, device: torch.device) -> RunFolder:
+    def start(cls, config: Config, device: torch.device, nodes: Sequence[str] = ()) -> RunFolder:
         """Make the folder of a new run, or continue an unfinished one with the same configuration.
+
+        Args:
+            config: Of the run.
+            device: For the record.
+            nodes: Node of each rank, where there are several.
 
         Raises:
             UserError: when the folder holds another run, another configuration, or is being written now.
@@ -47,7 +68,7 @@ class RunFolder:
         folder = cls.reserve(config)
         folder._acquire()
         try:
-            folder._open_record(device)
+            folder._open_record(device, nodes)
             if folder.done:
                 folder._release()
         except BaseException:
@@ -76,6 +97,11 @@ class RunFolder:
         return cls(path, config, _read_record(path) if (path / RECORD_FILE).exists() else {})
 
     @classmethod
+    def follow(cls, path: str | Path, config: Config) -> RunFolder:
+        """The folder in which another rank works: this process writes nothing there, and need not even see it."""
+        return cls(Path(path), config, {})
+
+    @classmethod
     def load(cls, path: str | Path) -> RunFolder:
         """Open an existing run for reading."""
         path = Path(path)
@@ -93,13 +119,30 @@ class RunFolder:
     @property
     def checkpoints(self) -> CheckpointStore:
         """The run's checkpoints."""
-        return CheckpointStore(self.path / CHECKPOINTS, keep=self.config.checkpoint.keep)
+        return CheckpointStore(
+            self.path / CHECKPOINTS, keep=self.config.checkpoint.keep, guard=self.check_owner
+        )
+
+    @property
+    def attempts(self) -> list[dict[str, Any]]:
+        """Each process's work on the run, the newest last."""
+        found: list[dict[str, Any]] = self.record.get("attempts", [])
+        return found
+
+    def check_owner(self) -> None:
+        """Whether this process may still write here.
+
+        Raises:
+            JobError: when a later attempt has taken over.
+        """
+        if self._attempt is not None:
+            self._attempt.check()
 
     def metrics_log(self) -> MetricsLog:
         """The log to append to."""
         board = self.path / "tensorboard" if self.config.log.tensorboard else None
         try:
-            return MetricsLog(self.path / METRICS_FILE, tensorboard=board)
+            return MetricsLog(self.path / METRICS_FILE, tensorboard=board, guard=self.check_owner)
         except ImportError:
             raise UserError(
                 "log.tensorboard needs the package tensorboard; pip install 'pscl-hpc[tensorboard]'"
@@ -111,8 +154,19 @@ class RunFolder:
 
     def update(self, **values: Any) -> None:
         """Change entries of run.json."""
+        self.check_owner()
         self.record.update(values)
         write_json(self.path / RECORD_FILE, self.record)
+
+    def goes_on_from(self, step: int) -> None:
+        """Record the step after which this attempt begins."""
+        if self._attempt is not None:
+            self.attempts[-1]["first_step"] = step
+            self.update(attempts=self.attempts)
+
+    def stop(self, reason: str) -> None:
+        """The exception that ends the work is a stop on request, for this reason."""
+        self._stopped = reason
 
     def __enter__(self) -> RunFolder:
         return self
@@ -122,26 +176,33 @@ class RunFolder:
     ) -> None:
         """Record how the work ended: done, failed with its reason, or stopped (to be continued)."""
         try:
+            if self._attempt is None:
+                return
             if error is None:
                 self.update(status="done", finished=now(), error="")
-            elif isinstance(error, KeyboardInterrupt | SystemExit):
-                self.update(status="stopped", error=type(error).__name__)
-            else:
-                text = (
-                    str(error)
-                    if isinstance(error, JobError | UserError)
-                    else f"{type(error).__name__}: {error}"
-                )
-                self.update(status="failed", finished=now(), error=text)
+                return
+            # What ended the work is worth more than that it cannot be recorded.
+            with contextlib.suppress(OSError, JobError):
+                if self._stopped is not None or isinstance(error, KeyboardInterrupt | SystemExit):
+                    self.update(status="stopped", error=self._stopped or type(error).__name__)
+                else:
+                    text = str(error) if isinstance(error, JobError | UserError) else _name(error)
+                    self.update(status="failed", finished=now(), error=text)
         finally:
             self._release()
 
-    def _open_record(self, device: torch.device) -> None:
+    def _open_record(self, device: torch.device, nodes: Sequence[str]) -> None:
         # Read again under the lock: another process may have finished the run meanwhile.
         self.record = _read_record(self.path) if (self.path / RECORD_FILE).exists() else {}
         if self.done:
             return
-        attempts = [*self.record.get("attempts", []), describe_attempt()]
+        about = describe_attempt()
+        self._attempt = Attempt.begin(self.path, about)
+        for place in (self.path, self.path / CHECKPOINTS):
+            remove_leftovers(place)
+        attempts = [*self.attempts, {"number": self._attempt.number, **about, "ranks": max(1, len(nodes))}]
+        if nodes:
+            attempts[-1]["nodes"] = list(dict.fromkeys(nodes))
         self.update(
             kind=self.config.kind,
             name=self.config.name,
@@ -159,10 +220,11 @@ class RunFolder:
         except BlockingIOError:
             handle.seek(0)
             owner = handle.read().strip() or "another process"
-            handle.close()
-            raise UserError(
-                f"{self.path}: is being written by {owner}; wait for it or choose another folder"
-            ) from None
+            if not _orphaned(read_about(self.path, newest_attempt(self.path))):
+                handle.close()
+                raise UserError(
+                    f"{self.path}: is being written by {owner}; wait for it or choose another folder"
+                ) from None
         except OSError:
             pass  # A file system without locks: `pscl-hpc doctor` says so.
         handle.truncate(0)
@@ -174,6 +236,19 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def _orphaned(about: dict[str, Any]) -> bool:
+    """Whether a lock is held by a task that Slurm no longer counts: of this very job before its requeue, or of a job on
+    a node that may have lost the network. An attempt on this node under another job is alive."""
+    job, node = os.environ.get("SLURM_JOB_ID", ""), node_name()
+    return bool(job and about.get("slurm_job")) and (
+        about["slurm_job"] == job or about.get("node", node) != node
+    )
+
+
+def _name(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _fresh_path(name: str) -> Path:
@@ -189,12 +264,11 @@ def _fresh_path(name: str) -> Path:
 
 
 def _check_same(path: Path, stored: Path, config: Config) -> None:
-    old = _flat(yaml.safe_load(stored.read_text(encoding="utf-8")))
-    new = _flat(yaml.safe_load(to_yaml(config)))
-    # The folder's own name and the machine's resources may change between attempts.
-    free = ("run", "runtime.workers", "runtime.device")
+    # Read as a configuration, so that keys that are newer than the run have their defaults.
+    old = _flat(load_config(stored).model_dump(mode="json"))
+    new = _flat(config.model_dump(mode="json"))
     changed = [
-        key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and key not in free
+        key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and key not in _FREE
     ]
     if changed:
         key = changed[0]

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pscl_hpc.errors import JobError
 from pscl_hpc.runs.files import write_text
 
 
 class MetricsLog:
     """Appends lines; on resume, forgets what lies after the step that the run goes on from."""
 
-    def __init__(self, path: Path, *, tensorboard: Path | None = None) -> None:
+    def __init__(
+        self, path: Path, *, tensorboard: Path | None = None, guard: Callable[[], None] | None = None
+    ) -> None:
         self.path = path
+        self._guard = guard or (lambda: None)
         self._writer: Any = None
         if tensorboard is not None:
             from torch.utils.tensorboard import SummaryWriter
@@ -25,16 +29,28 @@ class MetricsLog:
 
     def rewind(self, step: int) -> None:
         """Drop lines after ``step`` and a torn last line."""
+        self._guard()
         if self.path.exists():
             kept = [line for line in read_metrics(self.path) if int(line["step"]) <= step]
             write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Append one line. Numbers that are not finite become null: JSON has no NaN."""
+        """Append one line. Numbers that are not finite become null: JSON has no NaN.
+
+        Raises:
+            JobError: when it cannot be written.
+        """
+        self._guard()
         line = {"step": step, "time": round(time.time(), 3)}
         line.update({key: _plain(value) for key, value in values.items()})
-        with self.path.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(line) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as handle:
+                handle.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise JobError(
+                f"{self.path}: the line of step {step} could not be written ({error.strerror or error}); make room "
+                "there and start the run again with the same command"
+            ) from error
         if self._writer is not None:
             for key, value in line.items():
                 if isinstance(value, int | float) and key not in ("step", "time"):

@@ -42,6 +42,11 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def node_name() -> str:
+    """This machine's name: that of its scheduler (``PSCL_NODE``), else its host name."""
+    return os.environ.get("PSCL_NODE") or socket.gethostname()
+
+
 def commit() -> str:
     """The commit of the code that runs, with ``+changes`` when it was edited; empty outside a checkout."""
     root = Path(__file__).resolve().parents[2]
@@ -70,6 +75,7 @@ def describe_attempt() -> dict[str, Any]:
     return {
         "started": now(),
         "host": socket.gethostname(),
+        "node": node_name(),
         "pid": os.getpid(),
         "slurm_job": os.environ.get("SLURM_JOB_ID", ""),
         "command": shlex.join(sys.argv),

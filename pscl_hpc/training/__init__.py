@@ -1,7 +1,41 @@
-"""What both training stages share: device, precision, optimiser, schedule."""
+"""What both training stages share: device, ranks, precision, optimiser, schedule, stopping."""
 
+from pscl_hpc.training.batchnorm import synchronise_batchnorm
 from pscl_hpc.training.device import autocast, setup_device
-from pscl_hpc.training.optimiser import Lars, build_optimiser, parameter_groups
+from pscl_hpc.training.interruption import (
+    EXIT_STOPPED,
+    StopRequested,
+    clear_stop,
+    request_stop,
+    stop_on_signals,
+    stop_reason,
+)
+from pscl_hpc.training.optimiser import Lars, build_optimiser, parameter_groups, scaled_lr
+from pscl_hpc.training.parallel import data_parallel
+from pscl_hpc.training.ranks import Place, Ranks, join_ranks, read_place
+from pscl_hpc.training.recompute import checkpoint_blocks
 from pscl_hpc.training.schedule import lr_factor, set_lr
 
-__all__ = ["Lars", "autocast", "build_optimiser", "lr_factor", "parameter_groups", "set_lr", "setup_device"]
+__all__ = [
+    "EXIT_STOPPED",
+    "Lars",
+    "Place",
+    "Ranks",
+    "StopRequested",
+    "autocast",
+    "build_optimiser",
+    "checkpoint_blocks",
+    "clear_stop",
+    "data_parallel",
+    "join_ranks",
+    "lr_factor",
+    "parameter_groups",
+    "read_place",
+    "request_stop",
+    "scaled_lr",
+    "set_lr",
+    "setup_device",
+    "stop_on_signals",
+    "stop_reason",
+    "synchronise_batchnorm",
+]

@@ -10,7 +10,6 @@ import contextlib
 import json
 import math
 import os
-import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store, TCPStore  # t
 
 from pscl_hpc.config import RuntimeConfig
 from pscl_hpc.errors import EXIT_FAILED, EXIT_INPUT, JobError, UserError
+from pscl_hpc.runs import node_name
 from pscl_hpc.training.device import setup_device
 from pscl_hpc.training.heartbeat import SILENCE, Heartbeat
 from pscl_hpc.training.interruption import StopRequested
@@ -52,7 +52,7 @@ def read_place(environment: Mapping[str, str] = os.environ) -> Place:
     Raises:
         UserError: when variables are missing or contradict each other.
     """
-    node = environment.get("PSCL_NODE") or socket.gethostname()
+    node = environment.get("PSCL_NODE") or node_name()
     if environment.get("WORLD_SIZE", "1") == "1":
         return Place(node=node)
 

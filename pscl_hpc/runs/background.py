@@ -1,0 +1,67 @@
+"""Checkpoints written while the training goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from torch import Tensor
+
+from pscl_hpc.runs.checkpoint import CheckpointStore, serialise
+
+
+class BackgroundWriter:
+    """Copies a state at once and writes it from another thread, one at a time."""
+
+    def __init__(self, store: CheckpointStore) -> None:
+        self.store = store
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        self.saved = -1
+        """Step of the last state that was handed over."""
+
+    def save(self, step: int, state: dict[str, Any], *, best: bool = False) -> None:
+        """Take a copy of ``state`` and begin to write it, as ``best.pt`` too where asked.
+
+        Waits for the checkpoint before this one.
+
+        Raises:
+            JobError: when that one could not be written.
+        """
+        self.flush()
+        copy = _copy(state)
+        self._pending = self._thread.submit(self._write, step, copy, best)
+        self.saved = step
+
+    def flush(self) -> None:
+        """Wait until what was handed over is on the disk.
+
+        Raises:
+            JobError: when it could not be written.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """Wait for the thread; errors are not raised, see :meth:`flush`."""
+        self._thread.shutdown()
+
+    def _write(self, step: int, state: dict[str, Any], best: bool) -> None:
+        data = serialise(step, state)
+        # The best first: the state in the other says that it is there.
+        if best:
+            self.store.write_best(step, data)
+        self.store.write(step, data)
+
+
+def _copy(value: Any) -> Any:
+    """The value with all tensors copied to the CPU: training goes on changing them."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: _copy(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copy(part) for part in value)
+    return value

@@ -1,0 +1,40 @@
+"""A module trained by several ranks at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def data_parallel(module: nn.Module, group: dist.ProcessGroup | None) -> nn.Module:
+    """``module`` with gradients SUMMED over the ranks of ``group``, where torch would average; itself without a group.
+
+    Buffers are left alone: what changes them must do so alike on all ranks.
+    """
+    if group is None:
+        return module
+    parallel = DistributedDataParallel(
+        module,
+        process_group=group,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+        # Some methods leave parts of the trunk out of their loss. It also keeps torch from ordering its buckets anew
+        # after the first step, by which a resumed run would add in another order than one that was never stopped.
+        find_unused_parameters=True,
+    )
+    parallel.register_comm_hook(group, _sum)
+    return parallel
+
+
+def _sum(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    work: Any = dist.all_reduce(bucket.buffer(), group=group, async_op=True)
+
+    def result(future: torch.futures.Future[list[Tensor]]) -> Tensor:
+        return future.value()[0]
+
+    summed: torch.futures.Future[Tensor] = work.get_future().then(result)
+    return summed
