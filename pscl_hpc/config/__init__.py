@@ -29,6 +29,7 @@ from pscl_hpc.config.schema import (
     PretrainConfig,
     RuntimeConfig,
     ScheduleConfig,
+    SemiSupervisedConfig,
     ViewConfig,
 )
 from pscl_hpc.config.study import StudyConfig, load_study
@@ -59,6 +60,7 @@ __all__ = [
     "ReferencedMethod",
     "RuntimeConfig",
     "ScheduleConfig",
+    "SemiSupervisedConfig",
     "SimclrConfig",
     "StudyConfig",
     "ViewConfig",

@@ -224,6 +224,24 @@ class FinetuneLossConfig(Strict):
         return self
 
 
+class SemiSupervisedConfig(Strict):
+    """Cross-consistency of two decoders on annotated and unlabelled images (IDEAL, figure 2b)."""
+
+    name: Literal["ideal"] = "ideal"
+    datasets: tuple[str, ...] | None = None
+    """Collections of the unlabelled images; that of the references when absent."""
+    splits: tuple[str, ...] | None = None
+    """Their splits; ``data.splits`` when absent. Validation and test splits are refused."""
+    batch_size: Count = 4
+    """Unlabelled windows per step, on top of the annotated ones."""
+    weight: NonNegative = 1.0
+    """Weight of the consistency once it has risen."""
+    ramp: Fraction = 0.4
+    """Share of the steps over which the weight rises; 0: whole from the start."""
+    threshold: Fraction = 0.8
+    """A pixel whose most probable class is at least so probable to one decoder teaches the other."""
+
+
 class FinetuneConfig(RunConfig):
     """Fine-tuning of trunk and segmentation head on the annotated images."""
 
@@ -248,6 +266,8 @@ class FinetuneConfig(RunConfig):
     rotate: bool = True
     """Windows are turned by a random multiple of 90 degrees."""
     loss: FinetuneLossConfig = FinetuneLossConfig()
+    semi_supervised: SemiSupervisedConfig | None = None
+    """Also learn from unlabelled images; absent: from the annotated ones alone."""
     schedule: ScheduleConfig = ScheduleConfig(steps=300)
     optimiser: OptimiserConfig = OptimiserConfig(lr=1e-3)
     encoder_lr_scale: NonNegative = 0.1

@@ -1,5 +1,6 @@
 """U-Net trunk, projection heads, weights on disk."""
 
+from pscl_hpc.models.bilinear import BilinearDecoder
 from pscl_hpc.models.heads import CellHead, GlobalHead
 from pscl_hpc.models.unet import Features, SegmentationNet, UNet
 from pscl_hpc.models.weights import (
@@ -15,6 +16,7 @@ from pscl_hpc.models.weights import (
 __all__ = [
     "MODEL_FILE",
     "TRUNK_FILE",
+    "BilinearDecoder",
     "CellHead",
     "Features",
     "GlobalHead",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,8 @@ from pscl_hpc.config import FinetuneConfig
 from pscl_hpc.errors import UserError
 from pscl_hpc.seeding import numpy_generator
 from pscl_hpc.segmentation.classes import ClassList
+
+Pixel = TypeVar("Pixel", bound=np.generic)
 
 _TRIES = 16
 """Windows drawn until one shows an annotated pixel."""
@@ -161,6 +163,29 @@ class Windows(NamedTuple):
     """The image that each window was cut from."""
 
 
+class Placing(NamedTuple):
+    """How a window is turned before it is trained on."""
+
+    flip: bool
+    """Rows are reversed first."""
+    turns: int
+    """Quarter turns counter-clockwise after that."""
+    size: tuple[int, int]
+    """(h, w) to cut, so that the turned window has the configured size."""
+
+    @classmethod
+    def draw(cls, config: FinetuneConfig, rng: np.random.Generator) -> Placing:
+        """A random one."""
+        flip = bool(rng.integers(2)) and config.flip
+        turns = int(rng.integers(4)) if config.rotate else 0
+        return cls(flip, turns, config.crop if turns % 2 == 0 else config.crop[::-1])
+
+    def apply(self, window: npt.NDArray[Pixel]) -> npt.NDArray[Pixel]:
+        """The window (..., h, w), turned, in memory of its own."""
+        turned = np.rot90(window[..., ::-1, :] if self.flip else window, self.turns, axes=(-2, -1))
+        return np.ascontiguousarray(turned)
+
+
 class WindowDataset(Dataset[Windows]):
     """Batches by step: random windows of the references, each a pure function of (seed, step, place in the batch).
 
@@ -198,19 +223,14 @@ class WindowDataset(Dataset[Windows]):
     def _window(self, step: int, slot: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], str]:
         rng = numpy_generator(self.config.seed, "window", step, slot)
         record = self.references[int(rng.integers(len(self.references)))]
-        flip = bool(rng.integers(2)) and self.config.flip
-        turns = int(rng.integers(4)) if self.config.rotate else 0
-        size = self.config.crop if turns % 2 == 0 else self.config.crop[::-1]
+        placing = Placing.draw(self.config, rng)
         for _ in range(_TRIES):
             region = self.regions[record.id]
-            window = draw_window(record, size, rng, region)
+            window = draw_window(record, placing.size, rng, region)
             image, mask = read_window(
-                self.archive, record, window, size, channels=self.channels, region=region
+                self.archive, record, window, placing.size, channels=self.channels, region=region
             )
             target = self.classes.without_ignored(mask)
             if (target != IGNORE_INDEX).any():
                 break
-        if flip:
-            image, target = image[:, ::-1], target[::-1]
-        image, target = np.rot90(image, turns, axes=(1, 2)), np.rot90(target, turns)
-        return np.ascontiguousarray(image), np.ascontiguousarray(target), record.id
+        return placing.apply(image), placing.apply(target), record.id

@@ -9,21 +9,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from pscl_hpc.archive import Archive
-from pscl_hpc.config import FinetuneConfig
+from pscl_hpc.archive import Archive, ImageRecord
+from pscl_hpc.config import FinetuneConfig, SemiSupervisedConfig
 from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.models import MODEL_FILE, ModelCard, SegmentationNet, UNet, load_trunk, save_segmentation
 from pscl_hpc.progress import Progress
 from pscl_hpc.runs import MetricsLog, RunFolder
-from pscl_hpc.seeding import derive_seed, torch_generator
+from pscl_hpc.seeding import derive_seed
+from pscl_hpc.segmentation.cross_consistency import CrossConsistency
 from pscl_hpc.segmentation.data import FinetuneData, WindowDataset, Windows, select_data
 from pscl_hpc.segmentation.inference import Predictor
-from pscl_hpc.segmentation.losses import LossTerms, SegmentationLoss, class_weights
+from pscl_hpc.segmentation.losses import SegmentationLoss, class_weights
 from pscl_hpc.segmentation.metrics import ConfusionMatrix, Scores
-from pscl_hpc.training import autocast, build_optimiser, parameter_groups, set_lr, setup_device
-from pscl_hpc.views import jitter
+from pscl_hpc.segmentation.objective import Objective, StepLoss, Supervised
+from pscl_hpc.segmentation.unlabelled import MixedWindows, select_unlabelled
+from pscl_hpc.training import build_optimiser, parameter_groups, set_lr, setup_device
 
 
 def finetune(config: FinetuneConfig, *, progress: bool = False) -> RunFolder:
@@ -44,13 +46,15 @@ def finetune(config: FinetuneConfig, *, progress: bool = False) -> RunFolder:
     device = setup_device(config.runtime)
     with Archive(config.data.archive) as archive:
         data = select_data(config, archive)
+        settings = config.semi_supervised
+        unlabelled = select_unlabelled(config, settings, archive, data.collection.name) if settings else ()
         net = build_net(config, data.classes.count)
         folder = RunFolder.start(config, device)
         if folder.done:
             return folder
         with folder:
             _check_archive(folder, archive)
-            _Training(config, archive, data, net.to(device), device, folder).run(progress=progress)
+            _Training(config, archive, data, unlabelled, net, device, folder).run(progress=progress)
     return folder
 
 
@@ -63,12 +67,25 @@ def build_net(config: FinetuneConfig, classes: int) -> SegmentationNet:
         return SegmentationNet(trunk, classes)
 
 
-def optimiser_groups(net: SegmentationNet, config: FinetuneConfig) -> list[dict[str, Any]]:
-    """Decoder and classifier at ``optimiser.lr``; a pretrained encoder at its share of it."""
+def build_objective(
+    net: SegmentationNet, data: FinetuneData, config: FinetuneConfig, settings: SemiSupervisedConfig | None
+) -> Objective:
+    """What the steps descend: the supervised loss, or the semi-supervised one of ``settings``."""
+    loss = SegmentationLoss(
+        data.classes,
+        class_weights(config.loss.class_weights, data.pixels),
+        ce_weight=config.loss.ce_weight,
+        dice_weight=config.loss.dice_weight,
+    )
+    return CrossConsistency(net, loss, config, settings) if settings else Supervised(net, loss, config)
+
+
+def optimiser_groups(net: SegmentationNet, config: FinetuneConfig, *extra: nn.Module) -> list[dict[str, Any]]:
+    """Decoder, classifier and ``extra`` at ``optimiser.lr``; a pretrained encoder at its share of it."""
     rate, decay = config.optimiser.lr, config.optimiser.weight_decay
     scale = config.encoder_lr_scale if config.pretrained else 1.0
     return [
-        *parameter_groups(nn.ModuleList([net.trunk.decoder, net.classifier]), rate, decay),
+        *parameter_groups(nn.ModuleList([net.trunk.decoder, net.classifier, *extra]), rate, decay),
         *parameter_groups(net.trunk.encoder, rate * scale, decay),
     ]
 
@@ -89,6 +106,7 @@ class _Training:
         config: FinetuneConfig,
         archive: Archive,
         data: FinetuneData,
+        unlabelled: tuple[ImageRecord, ...],
         net: SegmentationNet,
         device: torch.device,
         folder: RunFolder,
@@ -96,16 +114,14 @@ class _Training:
         self.config = config
         self.archive = archive
         self.data = data
+        self.unlabelled = unlabelled
         self.net = net
         self.device = device
         self.folder = folder
-        self.optimiser = build_optimiser(optimiser_groups(net, config), config.optimiser)
-        self.loss = SegmentationLoss(
-            data.classes,
-            class_weights(config.loss.class_weights, data.pixels),
-            ce_weight=config.loss.ce_weight,
-            dice_weight=config.loss.dice_weight,
-        ).to(device)
+        self.objective = build_objective(net, data, config, config.semi_supervised).to(device)
+        self.optimiser = build_optimiser(
+            optimiser_groups(net, config, self.objective.extra), config.optimiser
+        )
         self.predictor = Predictor(net, data.classes, device, runtime=config.runtime)
         self.best = Best()
 
@@ -114,30 +130,23 @@ class _Training:
         start = self._resume()
         log = self.folder.metrics_log()
         log.rewind(start)
-        windows = WindowDataset(
-            self.archive,
-            self.data.references,
-            self.data.classes,
-            config,
-            channels=self.net.trunk.config.in_channels,
-        )
         loader: DataLoader[Windows] = DataLoader(
-            windows,
+            self._windows(),
             batch_size=None,
             sampler=range(start, steps),
             num_workers=config.runtime.workers,
             multiprocessing_context="forkserver" if config.runtime.workers else None,
             pin_memory=self.device.type == "cuda",
         )
-        self.net.train()
+        self.objective.train()
         seen, since = 0, time.perf_counter()
         with Progress("finetune", steps, start, unit="step", show=progress) as bar:
             for step, batch in enumerate(loader, start + 1):
-                terms = self._step(step - 1, batch)
+                loss = self._step(step - 1, batch)
                 seen += len(batch.images)
                 if step % config.log.every_steps == 0 or step == steps:
                     rate = seen / max(1e-9, time.perf_counter() - since)
-                    self._log_training(log, step, terms, rate)
+                    self._log_training(log, step, loss, rate)
                     seen, since = 0, time.perf_counter()
                 pause = time.perf_counter()
                 if self.data.validation and (step % config.validate_every == 0 or step == steps):
@@ -145,40 +154,45 @@ class _Training:
                 if step % config.checkpoint.every_steps == 0 or step == steps:
                     self.folder.checkpoints.save(step, self._state())
                 since += time.perf_counter() - pause
-                bar.advance(f"loss {terms.total.item():.3f}")
+                bar.advance(f"loss {loss.total.item():.3f}")
         log.close()
         self._finish()
 
-    def _step(self, step: int, batch: Windows) -> LossTerms:
+    def _windows(self) -> Dataset[Windows]:
+        config, channels = self.config, self.net.trunk.config.in_channels
+        annotated = WindowDataset(
+            self.archive, self.data.references, self.data.classes, config, channels=channels
+        )
+        if config.semi_supervised is None:
+            return annotated
+        return MixedWindows(annotated, self.unlabelled, config.semi_supervised.batch_size)
+
+    def _step(self, step: int, batch: Windows) -> StepLoss:
         config = self.config
         set_lr(self.optimiser, step, config.schedule)
         images = batch.images.to(self.device, non_blocking=True)
-        images = jitter(images, config.jitter, torch_generator(config.seed, "jitter", step))
         targets = batch.targets.to(self.device, non_blocking=True)
-        with autocast(self.device, config.runtime):
-            logits = self.net(images)
-        terms: LossTerms = self.loss(logits, targets)
-        if not torch.isfinite(terms.total):
+        loss: StepLoss = self.objective(step, images, targets)
+        if not torch.isfinite(loss.total):
+            shown = ", ".join(f"{name} {value.item():g}" for name, value in loss.terms.items())
             raise JobError(
-                f"the loss is not finite at step {step + 1} (cross entropy {terms.cross_entropy.item():g}, dice "
-                f"{terms.dice.item():g}; images: {', '.join(sorted(set(batch.ids)))}); lower optimiser.lr or "
-                "set optimiser.clip_norm"
+                f"the loss is not finite at step {step + 1} ({shown}; "
+                f"images: {', '.join(sorted(set(batch.ids)))}); lower optimiser.lr or set optimiser.clip_norm"
             )
         self.optimiser.zero_grad(set_to_none=True)
-        terms.total.backward()  # type: ignore[no-untyped-call]
+        loss.total.backward()  # type: ignore[no-untyped-call]
         if config.optimiser.clip_norm:
-            nn.utils.clip_grad_norm_(self.net.parameters(), config.optimiser.clip_norm)
+            nn.utils.clip_grad_norm_(self.objective.parameters(), config.optimiser.clip_norm)
         self.optimiser.step()
-        return terms
+        return loss
 
-    def _log_training(self, log: MetricsLog, step: int, terms: LossTerms, rate: float) -> None:
+    def _log_training(self, log: MetricsLog, step: int, loss: StepLoss, rate: float) -> None:
         groups = self.optimiser.param_groups
         log.write(
             step,
             {
-                "loss": terms.total.item(),
-                "ce": terms.cross_entropy.item(),
-                "dice_loss": terms.dice.item(),
+                "loss": loss.total.item(),
+                **{name: value.item() for name, value in loss.terms.items()},
                 "lr": groups[0]["lr"],
                 "encoder/lr": groups[-1]["lr"],
                 "images_per_second": rate,
@@ -204,6 +218,7 @@ class _Training:
     def _state(self) -> dict[str, Any]:
         return {
             "model": self.net.state_dict(),
+            "extra": self.objective.extra.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "best_step": self.best.step,
             "best_mean_dice": self.best.mean_dice,
@@ -214,6 +229,7 @@ class _Training:
         if state is None:
             return 0
         self.net.load_state_dict(state["model"])
+        self.objective.extra.load_state_dict(state["extra"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.best = Best(int(state["best_step"]), float(state["best_mean_dice"]))
         return int(state["step"])

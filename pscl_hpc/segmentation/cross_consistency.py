@@ -1,0 +1,116 @@
+"""Semi-supervised fine-tuning with two decoders that teach each other (IDEAL, arXiv 2210.15075, figure 2b).
+
+Shape legend: B windows, K classes that are learnt, h w pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pscl_hpc.archive import IGNORE_INDEX
+from pscl_hpc.config import FinetuneConfig, SemiSupervisedConfig
+from pscl_hpc.models import BilinearDecoder, SegmentationNet
+from pscl_hpc.seeding import derive_seed
+from pscl_hpc.segmentation.losses import SegmentationLoss
+from pscl_hpc.segmentation.objective import Objective, StepLoss
+from pscl_hpc.training import autocast
+
+
+class CrossConsistency(Objective):
+    """One encoder, two decoders, two perturbations of the same windows.
+
+    The trunk's decoder sees one perturbation, a decoder with bilinear upsampling the other. Both learn from the
+    annotated pixels; on all pixels, annotated or not, the confident predictions of each are the targets of the other.
+    No gradient flows through a target. The second decoder is dropped after training.
+    """
+
+    def __init__(
+        self,
+        net: SegmentationNet,
+        loss: SegmentationLoss,
+        config: FinetuneConfig,
+        settings: SemiSupervisedConfig,
+    ) -> None:
+        super().__init__(net, loss, config)
+        self.settings = settings
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(config.seed, "second decoder"))
+            self.second = BilinearDecoder(net.trunk.config, net.classifier.out_channels)
+
+    @property
+    def extra(self) -> nn.ModuleDict:
+        """See :class:`Objective`."""
+        return nn.ModuleDict({"second": self.second})
+
+    def forward(self, step: int, images: Tensor, targets: Tensor) -> StepLoss:
+        """Supervised losses of both decoders plus the risen weight times their cross-consistency."""
+        first, second = self.perturbed(images, step), self.perturbed(images, step, "second jitter")
+        with autocast(images.device, self.config.runtime):
+            logits = self.net(first)
+            others = self.second(self.net.trunk.encode(second))
+        own, other = self.loss(logits, targets), self.loss(others, targets)
+        agreement = cross_consistency(
+            logits.index_select(1, self.loss.kept).float(),
+            others.index_select(1, self.loss.kept).float(),
+            self.settings.threshold,
+        )
+        weight = consistency_weight(self.settings, step, self.config.schedule.steps)
+        return StepLoss(
+            own.total + other.total + weight * agreement.loss,
+            {
+                "ce": own.cross_entropy,
+                "dice_loss": own.dice,
+                "second/loss": other.total,
+                "consistency/loss": agreement.loss,
+                "consistency/weight": torch.tensor(weight),
+                "consistency/confident": agreement.confident,
+            },
+        )
+
+
+class Agreement(NamedTuple):
+    """Scalars of a cross-consistency."""
+
+    loss: Tensor
+    confident: Tensor
+    """Share of pixels that have a pseudo label, mean of both directions."""
+
+
+def cross_consistency(first: Tensor, second: Tensor, threshold: float) -> Agreement:
+    """``CE(first, y(second)) + CE(second, y(first))`` with y the confident predictions, through which nothing flows.
+
+    Each cross entropy is summed over the pixels that have a label and divided by the number of ALL pixels (FixMatch,
+    equation 4), so that few confident pixels weigh little.
+
+    Args:
+        first: Logits (B, K, h, w) of one decoder.
+        second: Of the other, for the same pixels.
+        threshold: Least probability of the most probable class to be a label.
+    """
+    labels = pseudo_labels(first, threshold), pseudo_labels(second, threshold)
+    pixels = labels[0].numel()
+    total = sum(
+        F.cross_entropy(logits, taught, ignore_index=IGNORE_INDEX, reduction="sum")
+        for logits, taught in ((first, labels[1]), (second, labels[0]))
+    )
+    confident = sum((label != IGNORE_INDEX).sum() for label in labels)
+    return Agreement(torch.as_tensor(total) / pixels, torch.as_tensor(confident) / (2 * pixels))
+
+
+@torch.no_grad()
+def pseudo_labels(logits: Tensor, threshold: float) -> Tensor:
+    """Most probable class of each pixel, int64 (B, h, w); 255 where its probability is below ``threshold``."""
+    probability, label = logits.softmax(dim=1).max(dim=1)
+    return torch.where(probability >= threshold, label, IGNORE_INDEX)
+
+
+def consistency_weight(settings: SemiSupervisedConfig, step: int, steps: int) -> float:
+    """Weight at a step (from 0): ``weight * exp(-5 (1 - t)^2)``, t from 0 to 1 over the ramp (Laine and Aila 2017)."""
+    length = settings.ramp * steps
+    t = min(1.0, step / length) if length else 1.0
+    return settings.weight * math.exp(-5.0 * (1.0 - t) ** 2)
