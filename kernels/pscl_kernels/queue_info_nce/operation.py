@@ -212,6 +212,7 @@ def _backward(
     log_sum: Tensor,
     columns: list[Tensor],
     with_k: bool,
+    with_temperature: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q (N, D), of k (N, D), or (0,) without `with_k`, and of the temperature, 0-d."""
@@ -227,6 +228,9 @@ def _backward(
             (grad * coefficient).to(coefficient.dtype),
             with_k,
         )
+        if not with_temperature:
+            return dq, dk, torch.zeros_like(temperature)
+        # Nothing but the logits depends on the temperature, and those are inverse to it.
         return dq, dk, (-radial.to(temperature.device).double() / temperature.double() ** 2).to(temperature)
 
 
@@ -242,6 +246,7 @@ def _(
     log_sum: Tensor,
     columns: list[Tensor],
     with_k: bool,
+    with_temperature: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape if with_k else 0), torch.empty_like(temperature)
@@ -258,6 +263,7 @@ def _autograd(ctx, grad, *_):  # type: ignore[no-untyped-def]
     if grad is None:
         return tuple(gradients)
     q, k, groups, temperature, coefficient, mass, log_sum, *columns = ctx.saved_tensors
+    with_k, with_temperature = ctx.needs_input_grad[1], ctx.needs_input_grad[11]
     dq, dk, dtau = _backward(
         grad,
         q,
@@ -268,7 +274,8 @@ def _autograd(ctx, grad, *_):  # type: ignore[no-untyped-def]
         mass,
         log_sum,
         columns,
-        ctx.needs_input_grad[1],
+        with_k,
+        with_temperature,
         ctx.backend,
     )
     for place, gradient in ((0, dq), (1, dk), (11, dtau)):

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from pscl_kernels.patch_nt_xent.operation import LOG2_E
 from pscl_kernels.patch_nt_xent.rows import NORM_FLOOR
-from pscl_kernels.patch_nt_xent.triton.tiling import PLAIN_ROWS
 from pscl_kernels.queue_info_nce.operation import Columns
 from pscl_kernels.queue_info_nce.triton import tiling
 
@@ -24,7 +23,7 @@ def prepared(
     x = torch.empty((n, width), dtype=dtype, device=q.device)
     positive, target = (torch.empty(n, dtype=torch.float32, device=q.device) for _ in range(2))
     if n:
-        _prepare[(triton.cdiv(n, PLAIN_ROWS),)](
+        _prepare[(triton.cdiv(n, tiling.ROWS),)](
             q.contiguous(),
             k.contiguous(),
             present,
@@ -40,7 +39,7 @@ def prepared(
             0 if columns is None else columns.keys.shape[0],
             KINDS=0 if columns is None else columns.place.shape[0],
             WIDTH=width,
-            ROWS=PLAIN_ROWS,
+            ROWS=tiling.ROWS,
         )
     return x, positive, target
 
@@ -63,7 +62,7 @@ def finish(
     dq = torch.empty_like(q, memory_format=torch.contiguous_format)
     dk = torch.empty_like(k, memory_format=torch.contiguous_format) if with_k else k.new_empty(0)
     radial = torch.empty_like(log_sum)
-    _finish[(triton.cdiv(n, PLAIN_ROWS),)](
+    _finish[(triton.cdiv(n, tiling.ROWS),)](
         total,
         q.contiguous(),
         k.contiguous(),
@@ -85,7 +84,7 @@ def finish(
         KINDS=columns.place.shape[0],
         WITH_K=with_k,
         WIDTH=total.shape[2],
-        ROWS=PLAIN_ROWS,
+        ROWS=tiling.ROWS,
     )
     return dq, dk, radial.sum()
 
@@ -114,13 +113,13 @@ def _target_sums(
 
 @triton.jit
 def _prepare(
-    q, k, present, sums, place, scale, x, positive, target, rows, d, entries,
+    q, k, valid, sums, place, scale, x, positive, target, rows, d, entries,
     KINDS: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """x, positive and target of one block of rows."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
-    here = tl.load(present + row, mask=inside, other=0) != 0
+    here = tl.load(valid + row, mask=inside, other=0) != 0
     column = tl.arange(0, WIDTH)
     at = row[:, None] * d + column[None, :]
     read = here[:, None] & (column < d)[None, :]
@@ -144,14 +143,14 @@ def _store_gradient(out, place, write, g, z, norm, along, factor):
 
 @triton.jit(do_not_specialize=["parts"])  # one code for any number of parts
 def _finish(
-    total, q, k, present, sums, place, positive, log_sum, mass, coefficient, inverse, dq, dk, radial,
+    total, q, k, valid, sums, place, positive, log_sum, mass, coefficient, inverse, dq, dk, radial,
     rows, d, entries, parts,
     KINDS: tl.constexpr, WITH_K: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one block of rows of q and k, and coefficient <z, G> of each."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
-    here = tl.load(present + row, mask=inside, other=0) != 0
+    here = tl.load(valid + row, mask=inside, other=0) != 0
     column = tl.arange(0, WIDTH)
     g = tl.zeros((ROWS, WIDTH), tl.float32)
     for part in range(parts):

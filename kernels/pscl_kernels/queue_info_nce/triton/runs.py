@@ -21,7 +21,7 @@ def run_sums(keys: Tensor, weight: Tensor, head: Tensor) -> tuple[Tensor, Tensor
     sums = torch.empty((kinds, entries, width), dtype=torch.float32, device=keys.device)
     masses = torch.empty_like(weight)
     if kinds and entries:
-        part = min(tiling.BLOCK, width)
+        part = min(tiling.PART, width)
         grid = (triton.cdiv(entries, tiling.BLOCK), width // part, kinds)
         for kernel in (_run_pieces, _run_totals):
             kernel[grid](
@@ -44,7 +44,7 @@ def _run_pieces(
     shares = tl.where(run[:, None] == run[None, :], w[None, :], 0.0)
     place = entry[:, None] * WIDTH + column[None, :]
     values = tl.load(keys + place, mask=inside[:, None], other=0.0).to(tl.float32)
-    piece = tl.dot(shares, values, input_precision="ieee")
+    piece = tl.dot(shares, values, input_precision="tf32x3")
     tl.store(sums + kind * WIDTH + place, piece, mask=inside[:, None])
     if tl.program_id(1) == 0:
         tl.store(masses + kind + entry, tl.sum(shares, 1), mask=inside)

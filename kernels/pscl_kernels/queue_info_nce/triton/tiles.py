@@ -29,15 +29,15 @@ def log_sums(x: Tensor, positive: Tensor, temperature: Tensor, columns: Columns)
     config = tiling.forward_config(width, x.element_size() * 8)
     parts = tiling.splits(n, entries, config)
     out = positive.new_empty((parts, n))
+    scale = tiling.on_device(LOG2_E / temperature.double(), x.device)
     _log_sums[(triton.cdiv(n, config.rows), parts)](
         x,
         columns.keys,
         columns.filled,
-        tiling.on_device(LOG2_E / temperature.double(), x.device) * columns.bound.clamp_min(1.0),
+        scale * columns.bound.clamp_min(1.0) <= plain_limit(entries),
         positive,
         out,
         n,
-        plain_limit(entries),
         WIDTH=width,
         ROWS=config.rows,
         COLUMNS=config.columns,
@@ -104,15 +104,15 @@ def _sum_of_exponentials(
     """Base-2 logarithm of `total` 2^top (PLAIN: `total`) and the exponentials of rows `a` with some tiles of keys."""
     within = tl.arange(0, COLUMNS)
     offset = within[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
-    block = keys + first.to(tl.int64) * COLUMNS * WIDTH + offset
+    keys += first.to(tl.int64) * COLUMNS * WIDTH
     for _ in range(first, whole):
-        b = tl.load(block)
-        block += COLUMNS * WIDTH
+        b = tl.load(keys + offset)
+        keys += COLUMNS * WIDTH
         exponents = tl.dot(a, tl.trans(b), input_precision=PRECISION)
         total, top = _add_exponentials(total, top, exponents, PLAIN)
     for tile in range(whole, last):
         there = tile * COLUMNS + within < filled
-        b = tl.load(block, mask=there[:, None], other=0.0)
+        b = tl.load(keys + offset, mask=there[:, None], other=0.0)
         exponents = tl.dot(a, tl.trans(b), input_precision=PRECISION)
         exponents = tl.where(there[None, :], exponents, float("-inf"))
         total, top = _add_exponentials(total, top, exponents, PLAIN)
@@ -121,7 +121,7 @@ def _sum_of_exponentials(
 
 @triton.jit
 def _log_sums(
-    x, keys, filled, bound, positive, out, rows, limit,
+    x, keys, filled, plain, positive, out, rows,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Base-2 logarithm of the sum of exponentials of one block of rows over its share of the tiles.
@@ -135,7 +135,7 @@ def _log_sums(
     count = tl.load(filled).to(tl.int32)
     first, last, whole = _span(count, COLUMNS)
     start = tl.zeros((ROWS,), tl.float32) + tl.where(tl.program_id(1) == 0, 1.0, 0.0)
-    if tl.load(bound) <= limit:
+    if tl.load(plain) != 0:
         start *= tl.math.exp2(own)
         log_sum = _sum_of_exponentials(
             a, keys, start, own, first, last, whole, count, WIDTH, COLUMNS, True, PRECISION
@@ -163,15 +163,15 @@ def _weighted_keys(
     total = tl.zeros((ROWS, WIDTH), tl.float32)
     within = tl.arange(0, COLUMNS)
     offset = within[:, None] * WIDTH + width[None, :]
-    block = keys + first.to(tl.int64) * COLUMNS * WIDTH + offset
+    keys += first.to(tl.int64) * COLUMNS * WIDTH
     for _ in range(first, whole):
-        b = tl.load(block)
-        block += COLUMNS * WIDTH
+        b = tl.load(keys + offset)
+        keys += COLUMNS * WIDTH
         p = tl.math.exp2(tl.dot(a, tl.trans(b), input_precision=PRECISION) - level[:, None])
         total = tl.dot(p.to(b.dtype), b, total, input_precision=PRECISION)
     for tile in range(whole, last):
         there = tile * COLUMNS + within < count
-        b = tl.load(block, mask=there[:, None], other=0.0)
+        b = tl.load(keys + offset, mask=there[:, None], other=0.0)
         p = tl.math.exp2(tl.dot(a, tl.trans(b), input_precision=PRECISION) - level[:, None])
         p = tl.where(there[None, :], p, 0.0)
         total = tl.dot(p.to(b.dtype), b, total, input_precision=PRECISION)

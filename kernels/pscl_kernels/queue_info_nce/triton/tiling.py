@@ -7,7 +7,13 @@ from torch import Tensor
 from pscl_kernels.patch_nt_xent.triton.tiling import Config
 
 BLOCK = 64
-"""Entries, and numbers of each, that one program adds up in `runs`."""
+"""Entries that one program adds up in `runs`."""
+
+PART = 32
+"""Numbers of each entry that one program adds up in `runs`."""
+
+ROWS = 4
+"""Rows per program of the kernels that go over the rows alone."""
 
 PROGRAMS = 264
 """Programs to split the work into where there are fewer blocks of rows: two for each multiprocessor of an H100."""
@@ -21,7 +27,7 @@ def forward_config(width: int, bits: int) -> Config:
     if bits == 32:
         return Config(64, 32, 4, 2) if width <= 64 else Config(32, 64, 8, 2)
     if width <= 64:
-        return Config(128, 64, 4, 3)
+        return Config(128, 64, 4, 2)
     if width <= 128:
         return Config(128, 128, 8, 2)
     return Config(128, 64, 8, 2) if width <= 256 else Config(64, 32, 8, 2)
