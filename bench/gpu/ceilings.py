@@ -1,45 +1,76 @@
-"""The card's own rates, of which every result is given as a share."""
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+"""The card's own rates: copy, 16-bit matrix product, base-2 exponential. Every result is given as a share of them."""
 
-import json
-import os
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import torch
+import triton
+import triton.language as tl
 
+from bench.gpu import floors
 from bench.gpu.measure import measure
-from bench.record import record
+from bench.gpu.results import Results, read
+from bench.gpu.setting import Setting, parse
 
 EXPONENTIALS_PER_CLOCK = 16
 """Base-2 exponentials per clock and multiprocessor on compute capability 8.0 to 10.0."""
 
-CLOCK_HZ = 1.75e9
-"""Clock of an H100 under load; not every driver tells the one in force."""
+BLOCK = 1024
+"""Numbers of one program of `_exponentials`."""
 
 
 def main() -> None:
-    source = torch.empty(2**30, dtype=torch.int8, device="cuda")
+    setting = parse(__doc__)
+    results = Results("ceilings", setting, {}, of_kernels=False)
+    results.entries.clear()
+    for name, (call, work) in calls(setting).items():
+        found = measure(setting, call, seconds=2.0)
+        if "median_ms" in found:
+            results.header[name] = work / found["median_ms"] * 1e3
+        results.add({"what": name, "work": work, **found})
+    if not setting.tiny:
+        count = torch.cuda.get_device_properties(0).multi_processor_count
+        results.header["multiprocessors"] = count
+        rate = results.header.get("exponentials_per_second", 0.0)
+        results.header["clock_hz_by_exponentials"] = rate / (EXPONENTIALS_PER_CLOCK * count)
+    print(results.write())
+
+
+def calls(setting: Setting) -> dict[str, tuple[Callable[[], object], float]]:
+    """Call and work (bytes, operations, exponentials) of each ceiling."""
+    size, side, programs, rounds = (2**16, 64, 2, 8) if setting.tiny else (2**30, 8192, 16_384, 256)
+    device = setting.device
+    source = torch.empty(size, dtype=torch.int8, device=device)
     target = torch.empty_like(source)
-    copy = measure(lambda: target.copy_(source))["median_ms"]
-    a, b = (torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda") for _ in range(2))
-    product = measure(lambda: a @ b)["median_ms"]
-    card = torch.cuda.get_device_properties(0)
-    exponentials = EXPONENTIALS_PER_CLOCK * card.multi_processor_count * CLOCK_HZ
-    result = {
-        "copy_bytes_per_second": 2 * source.numel() / copy * 1e3,
-        "bfloat16_flops_per_second": 2 * 8192**3 / product * 1e3,
-        "multiprocessors": card.multi_processor_count,
-        "clock_hz_assumed": CLOCK_HZ,
-        "exponentials_per_second": exponentials,
+    a, b = (torch.randn(side, side, device=device).to(setting.dtypes[0]) for _ in range(2))
+    out = torch.zeros(programs * BLOCK, device=device)
+
+    def exponentials() -> None:
+        _exponentials[(programs,)](out, rounds, BLOCK=BLOCK)
+
+    return {
+        "copy_bytes_per_second": (lambda: target.copy_(source), 2.0 * size),
+        "flops_per_second": (lambda: a @ b, 2.0 * side**3),
+        "exponentials_per_second": (exponentials, float(programs) * BLOCK * rounds),
     }
-    print(record("gpu-ceilings", result, command="bash bench/gpu.sh OUT"))
 
 
-def read() -> dict[str, Any]:
-    """The ceilings that `main` recorded in the results folder."""
-    path = Path(os.environ["PSCL_BENCH_RESULTS"]) / "gpu-ceilings.json"
-    result: dict[str, Any] = json.loads(path.read_text())["result"]
-    return result
+def load(setting: Setting) -> floors.Ceilings | None:
+    """The ceilings recorded in the results folder; None where one is missing."""
+    found = read(f"gpu-{setting.slug()}-ceilings")
+    if found is None or not all(key in found for key in floors.Ceilings._fields):
+        return None
+    return floors.of(found)
+
+
+@triton.jit
+def _exponentials(out, rounds, BLOCK: tl.constexpr):
+    """Base-2 exponentials one after the other: x becomes 2^-x, whose values stay between 0 and 1."""
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(out + place)
+    for _ in range(rounds):
+        x = tl.math.exp2(-x)
+    tl.store(out + place, x)
 
 
 if __name__ == "__main__":

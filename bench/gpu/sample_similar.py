@@ -1,74 +1,90 @@
-"""Similarity sampling on a GPU: the Triton kernels against the tiled backend and the loop over templates."""
+"""Our similarity sampling, and the released loop: image by image, template by template, each an argmax launch."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench.gpu import ceilings
-from bench.gpu.measure import measure_or_reason
-from bench.record import record
+from bench.gpu import ceilings, floors, timing
+from bench.gpu.measure import measure
+from bench.gpu.results import Results
+from bench.gpu.setting import Setting, parse
+from bench.gpu.shapes import SamplingShape, cells_of, name_of, sampling_shapes
 from pscl_kernels import sample_similar
 
-WIDTH = 64
-SHAPES = [
-    (batch, count, places)
-    for batch, places in ((8, 35_344), (256, 8_836), (256, 35_344), (256, 141_376))
-    for count in (64, 240, 480)
-]
-LOOP_CHOICES = 512
-"""Most choices (images x templates) for which the loop is run; beyond, its time is that of launches alone."""
+LOOP = "released loop"
+
+LOOP_CHOICES = 4096
+"""Choices (images x templates) that the loop is given. It goes image by image, so that its time is counted per image."""
 
 Sampling = Callable[[Tensor, Tensor], Tensor]
 
 
+def main() -> None:
+    setting = parse(__doc__)
+    ceiling = ceilings.load(setting)
+    results = Results("sample-similar", setting, {}, of_kernels=True)
+    for shape in sampling_shapes(setting):
+        for name in (*setting.backends, LOOP):
+            key = {**shape._asdict(), "dtype": name_of(shape.dtype), "implementation": name}
+            if setting.only not in (None, name) or results.has(**key):
+                continue
+            if setting.left() < 0:
+                print(f"no time left for {key}: run this part again to go on")
+                sys.exit(4)
+            results.add({**key, **measured(setting, shape, name, ceiling)})
+            if not setting.tiny:
+                torch.cuda.empty_cache()
+
+
 def loop(templates: Tensor, cells: Tensor) -> Tensor:
-    """The loop of the method's first implementation, on cosines."""
-    templates = torch.nn.functional.normalize(templates, dim=1)
-    taken = torch.empty(cells.shape[0], templates.shape[0], dtype=torch.int64, device=cells.device)
-    for image in range(cells.shape[0]):
-        features = torch.nn.functional.normalize(cells[image], dim=1)
+    """The loop of the method's released code, on cosines: a taken cell loses the largest similarity.
+
+    Rows are float32, as they are there.
+    """
+    templates = torch.nn.functional.normalize(templates.float(), dim=1)
+    taken = []
+    for image in cells:
+        features = torch.nn.functional.normalize(image.float(), dim=1)
         similarity = torch.einsum("td,pd->tp", templates, features)
         highest = similarity.max()
-        for template in range(templates.shape[0]):
-            cell = similarity[template].argmax()
-            taken[image, template] = cell
-            similarity[:, cell] -= highest
-    return taken
+        chosen = []
+        for template in range(len(templates)):
+            cell = similarity[template].argmax(keepdim=True)
+            similarity[:, cell] += -highest
+            chosen.append(cell)
+        taken.append(torch.cat(chosen))
+    return torch.stack(taken)
 
 
-def backend(name: str) -> Sampling:
+def form(name: str) -> Sampling:
+    if name == LOOP:
+        return loop
     return lambda templates, cells: sample_similar(templates, cells, backend=name)
 
 
-def main() -> None:
-    ceiling = ceilings.read()
-    table = []
-    for batch, count, places in SHAPES:
-        torch.manual_seed(0)
-        cells = torch.randn(batch, places, WIDTH, device="cuda", dtype=torch.bfloat16)
-        templates = torch.randn(count, WIDTH, device="cuda", dtype=torch.bfloat16)
-        read = 2 * cells.numel() / ceiling["copy_bytes_per_second"]
-        product = 2 * cells.numel() * count / ceiling["bfloat16_flops_per_second"]
-        chosen = {"triton": backend("triton"), "chunked": backend("chunked")}
-        if batch * count <= LOOP_CHOICES:
-            chosen["loop"] = loop
-        for name, sample in chosen.items():
-
-            def call(t: Tensor = templates, c: Tensor = cells, sample: Sampling = sample) -> Tensor:
-                return sample(t, c)
-
-            measured: dict[str, Any] = dict(measure_or_reason(call))
-            entry = {"images": batch, "templates": count, "cells": places, "implementation": name, **measured}
-            if name == "triton" and "median_ms" in measured:
-                entry["share_of_floor"] = max(read, product) * 1e3 / measured["median_ms"]
-            print(entry)
-            table.append(entry)
-        del cells
-        torch.cuda.empty_cache()
-    result = {"dtype": "bfloat16", "width": WIDTH, "measured": table}
-    print(record("gpu-sample-similar", result, command="bash bench/gpu.sh OUT"))
+def measured(
+    setting: Setting, shape: SamplingShape, name: str, ceiling: floors.Ceilings | None
+) -> dict[str, Any]:
+    """Time, memory, share of the floor, and of the choices of image 0 how many are the exact greedy ones."""
+    templates, cells = cells_of(setting, shape)
+    images = shape.batch if name != LOOP else max(1, min(shape.batch, LOOP_CHOICES // shape.templates))
+    given = cells[:images]
+    sample = form(name)
+    found = measure(setting, lambda: sample(templates, given))
+    found["images_measured"] = images
+    if "median_ms" not in found:
+        return found
+    found["ms_per_image"] = found["median_ms"] / images
+    exact = sample_similar(templates.double(), cells[:1].double(), backend="reference")
+    found["share_exact"] = float((sample(templates, cells[:1]) == exact).float().mean())
+    if ceiling is not None:
+        size = cells.element_size()
+        floor = floors.sampling(images, shape.templates, shape.cells, shape.width, ceiling, size)
+        found |= timing.share(floor, found)
+    return found
 
 
 if __name__ == "__main__":

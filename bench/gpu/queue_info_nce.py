@@ -1,0 +1,87 @@
+"""Our queue loss: plain, with hard labels, and with the soft labels of PSCL-MoCo."""
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.gpu import ceilings, floors, oracles, timing
+from bench.gpu.results import Results
+from bench.gpu.setting import Setting, parse
+from bench.gpu.shapes import TEMPERATURE, QueueShape, name_of, queue_shapes, queued
+from pscl_kernels import queue_info_nce
+
+LABELS = ("hard", "soft")
+"""hard: the pair's key alone is positive. soft: also entries of the same class, more so of the same condition."""
+
+CLASSES, CONDITIONS = 4, 6
+
+CHUNKED_ROWS = 16_384
+"""Rows up to which `chunked` is measured."""
+
+
+def main() -> None:
+    setting = parse(__doc__)
+    ceiling = ceilings.load(setting)
+    results = Results("queue-info-nce", setting, {"temperature": TEMPERATURE}, of_kernels=True)
+    for shape in queue_shapes(setting):
+        for labels in LABELS:
+            for backend in setting.backends:
+                if backend == "chunked" and shape.rows > CHUNKED_ROWS:
+                    continue
+                key = {**shape._asdict(), "dtype": name_of(shape.dtype)}
+                key |= {"labels": labels, "implementation": backend}
+                if setting.only not in (None, backend) or results.has(**key):
+                    continue
+                if setting.left() < 0:
+                    print(f"no time left for {key}: run this part again to go on")
+                    sys.exit(4)
+                results.add({**key, **measured(setting, shape, labels, backend, ceiling)})
+                if not setting.tiny:
+                    torch.cuda.empty_cache()
+
+
+def structure(setting: Setting, shape: QueueShape, labels: str) -> dict[str, Tensor]:
+    """The arguments that say which entries are partly positive."""
+    if labels == "hard":
+        return {}
+    row = torch.arange(shape.rows, device=setting.device)
+    entry = torch.arange(shape.entries, device=setting.device)
+    age = 0.99 ** torch.arange(shape.entries, device=setting.device).div(256, rounding_mode="floor")
+    return {
+        "groups": row % CLASSES,
+        "queue_groups": entry % CLASSES,
+        "conditions": row // CLASSES % CONDITIONS,
+        "queue_conditions": entry // CLASSES % CONDITIONS,
+        "same_weight": 0.5 * age / shape.entries,
+        "any_weight": age / shape.entries,
+    }
+
+
+def measured(
+    setting: Setting, shape: QueueShape, labels: str, backend: str, ceiling: floors.Ceilings | None
+) -> dict[str, Any]:
+    """Times, memory, share of the floor, and errors: of hard labels against their definition, of soft against float64."""
+    q, k, entries = queued(setting, shape)
+    options = structure(setting, shape, labels)
+
+    def call(a: Tensor, b: Tensor, c: Tensor, backend: str = backend) -> Tensor:
+        weights = {n: v.to(a.dtype) if v.is_floating_point() else v for n, v in options.items()}
+        return queue_info_nce(a, b, c, temperature=TEMPERATURE, backend=backend, **weights)
+
+    def truth(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        return call(a, b, c, "chunked") if options else oracles.queue(a, b, c, TEMPERATURE)
+
+    found = timing.of_loss(setting, lambda: call(q, k, entries), (q,))
+    if "median_ms" in found[timing.BOTH] and shape.rows <= CHUNKED_ROWS:
+        found |= oracles.errors(call, truth, (q, k, entries))
+    if ceiling is not None:
+        floor = floors.queue(shape.rows, shape.entries, shape.width, ceiling)
+        for what in (timing.FORWARD, timing.BOTH):
+            found[what] |= timing.share(floor[what], found[what])
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Result files that grow entry by entry, so that a run that is cut off keeps what it measured and can be continued."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.gpu.setting import Setting
+from bench.record import RESULTS, record
+
+KERNELS = Path(__file__).resolve().parents[2] / "kernels" / "pscl_kernels"
+
+
+class Results:
+    """Entries of `gpu-<device>-<name>.json`, written after each one.
+
+    Entries of an earlier run are kept if they were measured in the same circumstances: device, versions, and, with
+    `of_kernels`, the very same kernel sources.
+    """
+
+    def __init__(self, name: str, setting: Setting, header: Mapping[str, Any], *, of_kernels: bool) -> None:
+        self.name = f"gpu-{setting.slug()}-{name}"
+        self.setting = setting
+        self.circumstances = circumstances(setting, of_kernels=of_kernels)
+        self.header = dict(header)
+        self.entries: list[dict[str, Any]] = []
+        old = read(self.name)
+        if old and old["circumstances"] == self.circumstances:
+            self.entries = list(old["measured"])
+
+    def has(self, **key: object) -> bool:
+        """Whether an entry has these values."""
+        return any(all(entry.get(k) == v for k, v in key.items()) for entry in self.entries)
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Append an entry, print it, write the file."""
+        print(json.dumps(entry), flush=True)
+        self.entries.append(entry)
+        self.write()
+
+    def write(self) -> Path:
+        result = {
+            "tiny": self.setting.tiny,
+            "circumstances": self.circumstances,
+            **self.header,
+            "measured": self.entries,
+        }
+        return record(self.name, result, command=self.setting.command())
+
+
+def read(name: str) -> dict[str, Any] | None:
+    """The `result` of a file in the results folder; None where there is none."""
+    path = Path(os.environ.get("PSCL_BENCH_RESULTS", RESULTS)) / f"{name}.json"
+    if not path.is_file():
+        return None
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["result"]
+    return result
+
+
+def circumstances(setting: Setting, *, of_kernels: bool) -> dict[str, str]:
+    """What must not have changed for old entries to stand beside new ones."""
+    found = {
+        "device": "cpu" if setting.tiny else torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+    }
+    if of_kernels:
+        found["kernels"] = fingerprint()
+    return found
+
+
+def fingerprint() -> str:
+    """Hash of the sources of `pscl_kernels`."""
+    digest = hashlib.sha256()
+    for path in sorted(KERNELS.rglob("*.py")):
+        digest.update(f"{path.relative_to(KERNELS)}\0".encode())
+        digest.update(path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "none"
