@@ -97,9 +97,9 @@ class RunFolder:
         return cls(path, config, _read_record(path) if (path / RECORD_FILE).exists() else {})
 
     @classmethod
-    def follow(cls, path: str | Path, config: Config) -> RunFolder:
+    def follow(cls, path: str | Path, config: Config, *, done: bool) -> RunFolder:
         """The folder in which another rank works: this process writes nothing there, and need not even see it."""
-        return cls(Path(path), config, {})
+        return cls(Path(path), config, {"status": "done"} if done else {})
 
     @classmethod
     def load(cls, path: str | Path) -> RunFolder:

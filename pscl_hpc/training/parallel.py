@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import GradBucket  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -30,7 +31,7 @@ def data_parallel(module: nn.Module, group: dist.ProcessGroup | None) -> nn.Modu
     return parallel
 
 
-def _sum(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def _sum(group: dist.ProcessGroup, bucket: GradBucket) -> torch.futures.Future[Tensor]:
     work: Any = dist.all_reduce(bucket.buffer(), group=group, async_op=True)
 
     def result(future: torch.futures.Future[list[Tensor]]) -> Tensor:

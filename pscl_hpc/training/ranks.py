@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from pscl_hpc.config import RuntimeConfig
 from pscl_hpc.errors import EXIT_FAILED, EXIT_INPUT, JobError, UserError
@@ -44,6 +44,11 @@ class Place:
     address: str = ""
     port: int = 0
     node: str = ""
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0, which alone writes and reports."""
+        return self.rank == 0
 
 
 def read_place(environment: Mapping[str, str] = os.environ) -> Place:
@@ -100,9 +105,14 @@ class Ranks:
         self._store: Store | None = None
         self._ended = False
 
+    @classmethod
+    def alone(cls, device: torch.device) -> Ranks:
+        """One process."""
+        return cls(Place(node=node_name()), device)
+
     @property
     def first(self) -> bool:
-        """Whether this is rank 0, which alone writes."""
+        """Whether this is rank 0, which alone writes and reports."""
         return self.rank == 0
 
     def say(self, text: str) -> None:

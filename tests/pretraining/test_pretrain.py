@@ -23,6 +23,7 @@ from pscl_hpc.pretraining import PretrainData, Trainer, pretrain
 from pscl_hpc.pretraining import trainer as trainer_module
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.seeding import Draws
+from pscl_hpc.training import Ranks
 from tests.helpers import small_archive, small_config
 
 
@@ -156,11 +157,11 @@ def test_accumulation_averages_the_parts(archive: Path, tmp_path: Path) -> None:
     with Archive(archive) as opened:
         data = PretrainData(opened, config)
         folder = RunFolder.start(config, torch.device("cpu"))
-        trainer = Trainer(config, data, folder, torch.device("cpu"))
+        trainer = Trainer(config, data, folder, Ranks.alone(torch.device("cpu")))
         terms = trainer.step([data[0], data[1]], measure=True)
         parts = []
         for number in (0, 1):
-            single = Trainer(config, data, folder, torch.device("cpu"))
+            single = Trainer(config, data, folder, Ranks.alone(torch.device("cpu")))
             views = trainer_module.make_views(data[number], config, number, torch.device("cpu"))
             parts.append(
                 float(
