@@ -24,7 +24,8 @@ def pretrain_command(
 ) -> None:
     """Pretrain a U-Net on unlabelled micrographs.
 
-    Prints the run folder. A run that was interrupted goes on when the same command names its folder with run=...
+    Prints the run folder. Ctrl-C stops after the step, with the state saved; a second one stops at once. A run that
+    was interrupted goes on when the same command names its folder with run=...
 
     **Examples**
 
@@ -33,13 +34,21 @@ def pretrain_command(
 
     `pscl-hpc pretrain --config configs/pretrain/simclr.yaml data.archive=alloys.h5 run=runs/simclr
     schedule.steps=5000`
+
+    `torchrun --nproc-per-node 4 -m pscl_hpc.cli pretrain --config configs/pretrain/simclr.yaml
+    data.archive=alloys.h5 batch_size=256`
     """
+    from pscl_hpc.cli.stopping import ends_when_asked
     from pscl_hpc.config import PretrainConfig, load_config
     from pscl_hpc.pretraining import pretrain
+    from pscl_hpc.training import read_place
 
     loaded = load_config(config, overrides or (), kind="pretrain")
     assert isinstance(loaded, PretrainConfig)
-    folder = pretrain(loaded, progress=not as_json)
+    with ends_when_asked():
+        folder = pretrain(loaded, progress=not as_json)
+    if not read_place().first:
+        return
     if as_json:
         lines = folder.metrics()
         typer.echo(json.dumps({"run": str(folder.path), "last": lines[-1] if lines else None}))

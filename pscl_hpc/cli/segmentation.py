@@ -32,7 +32,8 @@ def finetune_command(
 ) -> None:
     """Train a segmentation model on one annotated image (or a few).
 
-    Prints the run folder. A run that was interrupted goes on when the same command names its folder with run=...
+    Prints the run folder. Ctrl-C stops after the step, with the state saved; a second one stops at once. A run that
+    was interrupted goes on when the same command names its folder with run=...
 
     **Examples**
 
@@ -41,12 +42,14 @@ def finetune_command(
     `pscl-hpc finetune --config configs/finetune/default.yaml data.archive=alloys.h5 references=[steel/0007]
     pretrained=runs/pretrain-1 run=runs/steel-0007`
     """
+    from pscl_hpc.cli.stopping import ends_when_asked
     from pscl_hpc.config import FinetuneConfig, load_config
     from pscl_hpc.segmentation import finetune
 
     loaded = load_config(config, overrides or (), kind="finetune")
     assert isinstance(loaded, FinetuneConfig)
-    folder = finetune(loaded, progress=not as_json)
+    with ends_when_asked():
+        folder = finetune(loaded, progress=not as_json)
     if as_json:
         _print_json({"run": str(folder.path), "best": folder.record.get("best")})
     else:

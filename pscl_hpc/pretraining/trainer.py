@@ -30,6 +30,7 @@ from pscl_hpc.training import (
     build_optimiser,
     checkpoint_blocks,
     data_parallel,
+    how_to_go_on,
     join_ranks,
     parameter_groups,
     scaled_lr,
@@ -266,7 +267,7 @@ class Trainer:
             self.folder.stop(reason)
         # A launcher may kill all ranks when the first one ends.
         self.ranks.barrier()
-        raise StopRequested(reason)
+        raise StopRequested(reason, how_to_go_on(self.folder.path, self.at.step))
 
     def _export(self) -> None:
         """Trunk and pictures, by rank 0 without the others and from a whole batch."""

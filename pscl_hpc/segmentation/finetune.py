@@ -16,7 +16,7 @@ from pscl_hpc.config import FinetuneConfig, SemiSupervisedConfig
 from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.models import MODEL_FILE, ModelCard, SegmentationNet, UNet, load_trunk, save_segmentation
 from pscl_hpc.progress import Progress
-from pscl_hpc.runs import MetricsLog, RunFolder
+from pscl_hpc.runs import BackgroundWriter, MetricsLog, RunFolder
 from pscl_hpc.seeding import derive_seed
 from pscl_hpc.segmentation.cross_consistency import CrossConsistency
 from pscl_hpc.segmentation.data import FinetuneData, WindowDataset, Windows, select_data
@@ -25,7 +25,17 @@ from pscl_hpc.segmentation.losses import SegmentationLoss, class_weights
 from pscl_hpc.segmentation.metrics import ConfusionMatrix, Scores
 from pscl_hpc.segmentation.objective import Objective, StepLoss, Supervised
 from pscl_hpc.segmentation.unlabelled import MixedWindows, select_unlabelled
-from pscl_hpc.training import build_optimiser, parameter_groups, set_lr, setup_device
+from pscl_hpc.training import (
+    StopRequested,
+    build_optimiser,
+    how_to_go_on,
+    parameter_groups,
+    read_place,
+    scaled_lr,
+    set_lr,
+    setup_device,
+    stop_reason,
+)
 
 
 def finetune(config: FinetuneConfig, *, progress: bool = False) -> RunFolder:
@@ -41,8 +51,15 @@ def finetune(config: FinetuneConfig, *, progress: bool = False) -> RunFolder:
 
     Raises:
         UserError: configuration, archive, references, or pretrained weights do not fit.
-        JobError: the loss is not finite; names the step and the images.
+        JobError: the loss is not finite, names the step and the images; a checkpoint cannot be written, or another
+            attempt has taken over the run.
+        StopRequested: when it stopped on request; the state is saved.
     """
+    if read_place().world > 1:
+        raise UserError(
+            "finetune trains on one image and runs in one process, but WORLD_SIZE is more than 1; start it without "
+            "torchrun"
+        )
     device = setup_device(config.runtime)
     with Archive(config.data.archive) as archive:
         data = select_data(config, archive)
@@ -82,7 +99,7 @@ def build_objective(
 
 def optimiser_groups(net: SegmentationNet, config: FinetuneConfig, *extra: nn.Module) -> list[dict[str, Any]]:
     """Decoder, classifier and ``extra`` at ``optimiser.lr``; a pretrained encoder at its share of it."""
-    rate, decay = config.optimiser.lr, config.optimiser.weight_decay
+    rate, decay = scaled_lr(config.optimiser, config.batch_size), config.optimiser.weight_decay
     scale = config.encoder_lr_scale if config.pretrained else 1.0
     return [
         *parameter_groups(nn.ModuleList([net.trunk.decoder, net.classifier, *extra]), rate, decay),
@@ -124,12 +141,27 @@ class _Training:
         )
         self.predictor = Predictor(net, data.classes, device, runtime=config.runtime)
         self.best = Best()
+        self._writer = BackgroundWriter(folder.checkpoints)
 
     def run(self, *, progress: bool) -> None:
+        """Train to the last step and write the model.
+
+        Raises:
+            StopRequested: at a step boundary, with the state saved.
+        """
+        try:
+            self._train(progress=progress)
+            self._writer.flush()
+        finally:
+            self._writer.close()
+        self._finish()
+
+    def _train(self, *, progress: bool) -> None:
         config, steps = self.config, self.config.schedule.steps
         start = self._resume()
         log = self.folder.metrics_log()
         log.rewind(start)
+        self.folder.goes_on_from(start)
         loader: DataLoader[Windows] = DataLoader(
             self._windows(),
             batch_size=None,
@@ -152,11 +184,22 @@ class _Training:
                 if self.data.validation and (step % config.validate_every == 0 or step == steps):
                     self._validate(log, step)
                 if step % config.checkpoint.every_steps == 0 or step == steps:
-                    self.folder.checkpoints.save(step, self._state())
+                    self._writer.save(step, self._state())
                 since += time.perf_counter() - pause
                 bar.advance(f"loss {loss.total.item():.3f}")
+                if step < steps:
+                    self._stop_if_asked(step)
         log.close()
-        self._finish()
+
+    def _stop_if_asked(self, step: int) -> None:
+        reason = stop_reason()
+        if reason is None:
+            return
+        if self._writer.saved != step:
+            self._writer.save(step, self._state())
+        self._writer.flush()
+        self.folder.stop(reason)
+        raise StopRequested(reason, how_to_go_on(self.folder.path, step))
 
     def _windows(self) -> Dataset[Windows]:
         config, channels = self.config, self.net.trunk.config.in_channels
@@ -244,6 +287,7 @@ class _Training:
         card = ModelCard(
             self.net.trunk.config, collection.classes, collection.background, collection.ignore_classes
         )
+        self.folder.check_owner()
         save_segmentation(self.folder.path / MODEL_FILE, self.net, card)
         self.folder.update(best=record)
 

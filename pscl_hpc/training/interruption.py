@@ -6,9 +6,11 @@ The trainers look at the flag between two steps, agree over the ranks, save, and
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 EXIT_STOPPED = 130
@@ -18,11 +20,22 @@ _reason: str | None = None
 
 
 class StopRequested(Exception):
-    """The training stopped where it was asked to, with its state saved."""
+    """The training stopped where it was asked to, with its state saved.
 
-    def __init__(self, reason: str) -> None:
+    Args:
+        reason: Why, in a few words.
+        mend: How to go on, a sentence's second half.
+    """
+
+    def __init__(self, reason: str, mend: str = "the same command goes on from here") -> None:
         super().__init__(reason)
         self.reason = reason
+        self.mend = mend
+
+
+def how_to_go_on(run: Path, step: int) -> str:
+    """What a stopped run's user is told."""
+    return f"saved after step {step}, goes on when the same command is given with run={shlex.quote(str(run))}"
 
 
 def request_stop(reason: str) -> None:

@@ -170,7 +170,7 @@ class Ranks:
             return reason
         assert self._store is not None
         if reason is not None:
-            self._store.set("stop", f"{reason} (asked of rank {self.rank} on {self.place.node})")
+            self._store.set("stop", reason)
         asked = torch.tensor([int(reason is not None)])
         dist.all_reduce(asked, dist.ReduceOp.MAX, group=self.group)
         return self._store.get("stop").decode() if int(asked) else None

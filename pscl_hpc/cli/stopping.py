@@ -1,0 +1,23 @@
+"""How a stage in the foreground ends when it is asked to."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+
+@contextmanager
+def ends_when_asked() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM stop the stage after its step, with one sentence on how to go on."""
+    from pscl_hpc.training import EXIT_STOPPED, StopRequested, read_place, stop_on_signals
+
+    try:
+        with stop_on_signals():
+            yield
+    except StopRequested as stop:
+        if read_place().first:
+            print(f"stopped: {stop.reason}; {stop.mend}", file=sys.stderr)
+        raise typer.Exit(EXIT_STOPPED) from None
