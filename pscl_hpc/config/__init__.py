@@ -2,6 +2,7 @@
 
 from pscl_hpc.config.loading import Config, load_config, resolve_config, to_yaml
 from pscl_hpc.config.methods import (
+    AnnotatedPatchConfig,
     ByolConfig,
     CoreConfig,
     CorruptionConfig,
@@ -11,6 +12,7 @@ from pscl_hpc.config.methods import (
     MocoConfig,
     MomentumConfig,
     PatchConfig,
+    PsclClusteredConfig,
     PsclMocoConfig,
     PsclSimclrConfig,
     ReferenceConfig,
@@ -35,6 +37,7 @@ from pscl_hpc.config.schema import (
 from pscl_hpc.config.study import StudyConfig, load_study
 
 __all__ = [
+    "AnnotatedPatchConfig",
     "ByolConfig",
     "CheckpointConfig",
     "Config",
@@ -54,6 +57,7 @@ __all__ = [
     "OptimiserConfig",
     "PatchConfig",
     "PretrainConfig",
+    "PsclClusteredConfig",
     "PsclMocoConfig",
     "PsclSimclrConfig",
     "ReferenceConfig",

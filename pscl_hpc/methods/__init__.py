@@ -8,6 +8,7 @@ from pscl_hpc.config import (
     MethodBase,
     MocoConfig,
     PretrainConfig,
+    PsclClusteredConfig,
     PsclMocoConfig,
     PsclSimclrConfig,
     SimclrConfig,
@@ -19,6 +20,7 @@ from pscl_hpc.methods.core import Core
 from pscl_hpc.methods.densecl import DenseCl
 from pscl_hpc.methods.ideal import Ideal
 from pscl_hpc.methods.moco import Moco
+from pscl_hpc.methods.pscl_clustered import PsclClustered
 from pscl_hpc.methods.pscl_moco import PsclMoco
 from pscl_hpc.methods.pscl_simclr import PsclSimclr
 from pscl_hpc.methods.simclr import Simclr
@@ -27,6 +29,7 @@ from pscl_hpc.models import UNet
 _METHODS: dict[type[MethodBase], type[Method]] = {
     PsclSimclrConfig: PsclSimclr,
     PsclMocoConfig: PsclMoco,
+    PsclClusteredConfig: PsclClustered,
     MocoConfig: Moco,
     ByolConfig: Byol,
     DenseClConfig: DenseCl,
@@ -50,6 +53,7 @@ __all__ = [
     "Method",
     "MethodOutput",
     "Moco",
+    "PsclClustered",
     "PsclMoco",
     "PsclSimclr",
     "Setting",

@@ -97,6 +97,8 @@ class Method(nn.Module, ABC):
 
     process_group: dist.ProcessGroup | None = None
     """The ranks that train together; None for one process. Set before the first step."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes of sampled cells, where they are the method's own and not those of an annotation."""
 
     def __init__(self, trunk: UNet) -> None:
         super().__init__()

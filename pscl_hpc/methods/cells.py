@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pscl_hpc.config import PatchConfig
+from pscl_hpc.config import AnnotatedPatchConfig
 from pscl_hpc.methods.base import CellSample, Views
 from pscl_hpc.methods.sampling import choose_templates, match_templates
 from pscl_hpc.models import Features
@@ -31,7 +31,7 @@ class CellSampler:
         ignored: Classes whose annotation is not to be trusted; they give no templates.
     """
 
-    def __init__(self, config: PatchConfig, *, classes: int, ignored: tuple[int, ...] = ()) -> None:
+    def __init__(self, config: AnnotatedPatchConfig, *, classes: int, ignored: tuple[int, ...] = ()) -> None:
         self.config = config
         self.classes = classes
         self.ignored = ignored
@@ -111,16 +111,20 @@ class CellSampler:
 @torch.no_grad()
 def cell_purity(views: Views, sample: CellSample, height: int, width: int) -> Tensor:
     """Share of each image's sampled cells whose centre has the template's class, (B,); NaN where masks are unknown."""
+    found = cell_labels(views, sample.key_cells.clamp_min(0), height, width)
+    known = sample.valid & (found != 255) & views.comparable[:, None]
+    hits = (known & (found == sample.classes)).sum(dim=1)
+    return hits / torch.where(known.any(dim=1), known.sum(dim=1).float(), torch.nan)
+
+
+def cell_labels(views: Views, cells: Tensor, height: int, width: int) -> Tensor:
+    """Mask at the centres of cells (B, T) of view k, int64 (B, T); 255 where unknown."""
     rows, cols = views.labels.shape[1:]
-    cells = sample.key_cells.clamp_min(0)
     y = (torch.div(cells, width, rounding_mode="floor") + 0.5) * rows / height - 0.5
     x = (cells % width + 0.5) * cols / width - 0.5
     source_y, source_x = view_to_source(views.geometry, y, x, rows, cols)
     index = source_y.round().long().clamp(0, rows - 1) * cols + source_x.round().long().clamp(0, cols - 1)
-    found = views.labels.flatten(1).gather(1, index).long()
-    known = sample.valid & (found != 255) & views.comparable[:, None]
-    hits = (known & (found == sample.classes)).sum(dim=1)
-    return hits / torch.where(known.any(dim=1), known.sum(dim=1).float(), torch.nan)
+    return views.labels.flatten(1).gather(1, index).long()
 
 
 def cells_of(cell_map: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from pscl_hpc.config import PretrainConfig, PsclMocoConfig
 from pscl_hpc.methods.base import CellSample, MethodOutput, Setting, Views
 from pscl_hpc.methods.cells import gather_cells
 from pscl_hpc.methods.momentum import MomentumCopy, momentum_at
-from pscl_hpc.methods.pscl import Pscl
+from pscl_hpc.methods.pscl import AnnotatedPscl
 from pscl_hpc.methods.queue import KeyQueue, images_per_step
 from pscl_hpc.methods.ranks import whole_loss
 from pscl_hpc.models import Features, UNet
@@ -28,7 +28,7 @@ RELEASED_BATCH = 9
 """Images of a step, the reference among them, for which the decays were chosen."""
 
 
-class PsclMoco(Pscl):
+class PsclMoco(AnnotatedPscl):
     """PSCL with negatives and partial positives from queues.
 
     Args:
@@ -39,6 +39,8 @@ class PsclMoco(Pscl):
         images_per_step: Images of one optimiser step over all ranks, references included.
         backend: Backend of the contrastive operations.
     """
+
+    config: PsclMocoConfig
 
     def __init__(
         self,
@@ -51,7 +53,6 @@ class PsclMoco(Pscl):
         backend: str = "auto",
     ) -> None:
         super().__init__(trunk, config, classes=classes, ignored=ignored, backend=backend)
-        self.config = config
         self.slow_trunk = MomentumCopy(trunk)
         self.slow_global_head = MomentumCopy(self.global_head)
         self.slow_cell_heads = MomentumCopy(self.cell_heads)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pscl_hpc.config import PatchConfig
+from pscl_hpc.config import AnnotatedPatchConfig
 from pscl_kernels import sample_similar
 
 
@@ -17,7 +17,7 @@ def choose_templates(
     shares: Tensor,
     paired: Tensor,
     count: int,
-    config: PatchConfig,
+    config: AnnotatedPatchConfig,
     generators: list[torch.Generator],
 ) -> Tensor:
     """Template cells of each reference, class after class.
@@ -32,23 +32,36 @@ def choose_templates(
     Returns:
         int64 (R, C * k); -1 where a class has fewer cells of sufficient purity than templates.
     """
+    if config.template_rule == "released":
+        count = min(count, shares.shape[-1])
+        return _released_templates(shares, paired, count, _noise(shares, generators))
+    return choose_pure(shares, paired, count, config.purity, generators)
+
+
+def choose_pure(
+    shares: Tensor, paired: Tensor, count: int, purity: float, generators: list[torch.Generator]
+) -> Tensor:
+    """Random cells of each class among those of which at least ``purity`` has it; otherwise :func:`choose_templates`.
+
+    ``purity`` is above one half, so that no cell is one of two classes and all classes can choose at once.
+    """
     count = min(count, shares.shape[-1])
-    noise = torch.stack(
+    eligible = (shares >= purity) & paired.unsqueeze(1)
+    score, cells = torch.where(eligible, _noise(shares, generators), -1.0).topk(count, dim=-1)
+    return torch.where(score >= 0, cells, -1).flatten(1)
+
+
+def _noise(shares: Tensor, generators: list[torch.Generator]) -> Tensor:
+    return torch.stack(
         [
             torch.rand(shares.shape[1:], generator=generator, device=shares.device, dtype=shares.dtype)
             for generator in generators
         ]
     )
-    if config.template_rule == "released":
-        return _released_templates(shares, paired, count, noise)
-    # A purity above one half makes the classes' cells disjoint, so that all classes choose at once.
-    eligible = (shares >= config.purity) & paired.unsqueeze(1)
-    score, cells = torch.where(eligible, noise, -1.0).topk(count, dim=-1)
-    return torch.where(score >= 0, cells, -1).flatten(1)
 
 
 def match_templates(
-    templates: Tensor, chosen: Tensor, cells: Tensor, paired: Tensor, config: PatchConfig
+    templates: Tensor, chosen: Tensor, cells: Tensor, paired: Tensor, config: AnnotatedPatchConfig
 ) -> Tensor:
     """For each image and template the most similar cell that is still free.
 

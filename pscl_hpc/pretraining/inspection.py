@@ -50,7 +50,7 @@ def inspect_run(method: Method, data: PretrainData, folder: Path, device: torch.
         "labels": _warp_labels(views),
         "references": np.array(views.references),
         "ids": np.array(batch.ids),
-        "classes": np.array(annotated.classes if annotated else ()),
+        "classes": np.array(annotated.classes if annotated else method.class_names),
     }
     for scale, features in enumerate(key.scales):
         height, width = features.shape[2:]

@@ -10,10 +10,17 @@ from pscl_hpc.config.methods.dense import DenseClConfig
 from pscl_hpc.config.methods.ideal import IdealConfig
 from pscl_hpc.config.methods.image_level import ByolConfig, MocoConfig, SimclrConfig
 from pscl_hpc.config.methods.momentum import MomentumConfig
-from pscl_hpc.config.methods.pscl import PatchConfig, PsclMocoConfig, PsclSimclrConfig
+from pscl_hpc.config.methods.pscl import (
+    AnnotatedPatchConfig,
+    PatchConfig,
+    PsclClusteredConfig,
+    PsclMocoConfig,
+    PsclSimclrConfig,
+)
 
 AnyMethod = (
     PsclSimclrConfig
+    | PsclClusteredConfig
     | PsclMocoConfig
     | SimclrConfig
     | CoreConfig
@@ -28,6 +35,7 @@ METHODS: tuple[str, ...] = tuple(section.model_fields["name"].default for sectio
 
 __all__ = [
     "METHODS",
+    "AnnotatedPatchConfig",
     "ByolConfig",
     "CoreConfig",
     "CorruptionConfig",
@@ -38,6 +46,7 @@ __all__ = [
     "MocoConfig",
     "MomentumConfig",
     "PatchConfig",
+    "PsclClusteredConfig",
     "PsclMocoConfig",
     "PsclSimclrConfig",
     "ReferenceConfig",

@@ -7,12 +7,12 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from pscl_hpc.config.common import Count, Fraction, NonNegative, Positive
-from pscl_hpc.config.methods.base import ReferencedMethod
+from pscl_hpc.config.methods.base import MethodBase, ReferencedMethod
 from pscl_hpc.config.methods.momentum import MomentumConfig
 
 
-class PatchConfig(ReferencedMethod):
-    """What all variants have: sampling of cells, heads, weights of the losses (spec sections 2 and 3)."""
+class PatchConfig(MethodBase):
+    """What all variants have: number of cells, heads, weights of the losses (spec sections 2 and 3)."""
 
     templates_per_class: Count = 4
     """Template cells per class at the coarsest scale."""
@@ -20,17 +20,7 @@ class PatchConfig(ReferencedMethod):
     """Each finer scale has this many times more template cells."""
     purity: Annotated[float, Field(gt=0.5, le=1.0)] = 0.95
     """A cell can be a template of a class when at least this share of it has that class. Classes with fewer such
-    cells have fewer templates, absent classes none. Not used by ``template_rule: released``."""
-    template_rule: Literal["pure", "released"] = "pure"
-    """pure: random cells among those of sufficient purity. released: the highest label values with exclusion by
-    subtraction, overflowing into mixed and arbitrary cells of a rare class, as the released code does."""
-    matching: Literal["cosine", "dot"] = "cosine"
-    """Similarity by which cells are matched to templates. dot: as released, not normalised."""
-    exclusion: Literal["strict", "released"] = "strict"
-    """strict: a cell is taken once. released: the largest similarity is subtracted from a taken cell, which lets it be
-    taken again where similarities are negative."""
-    antialias: bool = True
-    """Labels are averaged over the whole cell. false: bilinear samples, as torchvision before 0.17."""
+    cells have fewer templates, absent classes none."""
     temperature: Positive = 0.5
     """Temperature of both contrastive losses."""
     patch_weight: Fraction = 0.7
@@ -53,19 +43,34 @@ class PatchConfig(ReferencedMethod):
         return self
 
     def check(self, *, scales: int) -> None:
-        """Raise ValueError where no annotated image is named or the weights do not fit the scales."""
+        """Raise ValueError where the weights do not fit the scales."""
         super().check(scales=scales)
         if self.scale_weights and len(self.scale_weights) != scales:
             raise ValueError(f"method.scale_weights needs {scales} values, one per scale")
 
 
-class PsclSimclrConfig(PatchConfig):
+class AnnotatedPatchConfig(PatchConfig, ReferencedMethod):
+    """What the variants with an annotated reference have: choice of templates, matching (spec section 3)."""
+
+    template_rule: Literal["pure", "released"] = "pure"
+    """pure: random cells of sufficient ``purity``. released: the highest label values with exclusion by subtraction,
+    overflowing into mixed and arbitrary cells of a rare class, as the released code does; ``purity`` is not used."""
+    matching: Literal["cosine", "dot"] = "cosine"
+    """Similarity by which cells are matched to templates. dot: as released, not normalised."""
+    exclusion: Literal["strict", "released"] = "strict"
+    """strict: a cell is taken once. released: the largest similarity is subtracted from a taken cell, which lets it be
+    taken again where similarities are negative."""
+    antialias: bool = True
+    """Labels are averaged over the whole cell. false: bilinear samples, as torchvision before 0.17."""
+
+
+class PsclSimclrConfig(AnnotatedPatchConfig):
     """PSCL with in-batch negatives (spec section 4)."""
 
     name: Literal["pscl-simclr"] = "pscl-simclr"
 
 
-class PsclMocoConfig(PatchConfig):
+class PsclMocoConfig(AnnotatedPatchConfig):
     """PSCL with a slow key encoder and queues of images and of class prototypes (spec section 5)."""
 
     name: Literal["pscl-moco"] = "pscl-moco"
@@ -93,3 +98,21 @@ class PsclMocoConfig(PatchConfig):
     queue_references: bool = False
     """Also keep the image keys of references, as released: each then meets its own old keys as negatives at every
     step. Their class prototypes are always kept."""
+
+
+class PsclClusteredConfig(PatchConfig):
+    """PSCL with in-batch negatives and without annotation: clusters of cells stand for classes."""
+
+    name: Literal["pscl-clustered"] = "pscl-clustered"
+    clusters: Annotated[int, Field(ge=2)] = 6
+    """Number of clusters; about as many as there are phases that look different."""
+    texture_share: Fraction = 0.3
+    """Share of the run in which cells are clustered by fixed descriptors of grey level and roughness; afterwards by
+    their projections, which then know these clusters. 0: by projections from the start, 1: never."""
+    margin: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    """A pixel belongs to a cluster when (d2 - d1) / (d2 + d1) is at least so much, with its distances to the nearest
+    and to the second centre; else it is of unknown class."""
+    cells_per_image: Count = 1024
+    """Random pixels of each image by which the clusters are found and followed."""
+    memory: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.95
+    """Share of the old value in the moving averages of the clusters, per step."""

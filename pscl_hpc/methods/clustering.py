@@ -1,0 +1,190 @@
+"""Clusters of cells that follow the features they are made of: k-means with moving averages, the same on every rank.
+
+Shape legend: N vectors, D width, K clusters; B images, C channels, h w pixels.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pscl_hpc.methods.ranks import sum_over_ranks
+
+_ROUNDS = 5
+"""Assignments after each split of the first clustering."""
+
+
+class Moments(NamedTuple):
+    """What is known of the members of each cluster, as parts of all members: they add up over images and ranks."""
+
+    share: Tensor
+    """Number of members, (K,)."""
+    first: Tensor
+    """Sum of the members, (K, D)."""
+    second: Tensor
+    """Sum of their squares, (K, D)."""
+
+    @classmethod
+    def of(cls, vectors: Tensor, labels: Tensor, clusters: int) -> Moments:
+        """Of vectors (N, D) with labels (N,), in double precision; a negative label takes no part."""
+        vectors = torch.where(labels.unsqueeze(1) >= 0, vectors, 0.0).double()
+        member = F.one_hot(labels.clamp_min(-1) + 1, clusters + 1)[:, 1:].double()
+        return cls(member.sum(dim=0), member.T @ vectors, member.T @ vectors.square())
+
+    @property
+    def centres(self) -> Tensor:
+        """Mean of the members, (K, D); 0 for an empty cluster."""
+        return self.first / self._count
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of the members, (K, D)."""
+        return (self.second / self._count - self.centres.square()).clamp_min(0)
+
+    @property
+    def _count(self) -> Tensor:
+        return torch.where(self.share > 0, self.share, 1.0).unsqueeze(1)
+
+    def split(self, empty: int) -> Moments:
+        """The cluster with the largest scatter as two, the second in the place of the one numbered ``empty``.
+
+        They lie one standard deviation to either side along the axis of the largest variance.
+        """
+        scatter = (self.variance * self.share.unsqueeze(1)).sum(dim=1)
+        scatter[empty] = -1
+        widest = int(scatter.argmax())
+        variance = self.variance[widest]
+        step = torch.zeros_like(variance)
+        axis = int(variance.argmax())
+        step[axis] = variance[axis].sqrt()
+        share, first, second = (part.clone() for part in self)
+        half = self.share[widest] / 2
+        for place, centre in (
+            (widest, self.centres[widest] - step),
+            (empty, self.centres[widest] + step),
+        ):
+            share[place] = half
+            first[place] = half * centre
+            second[place] = half * (centre.square() + variance)
+        return Moments(share, first, second)
+
+
+class Clusters(nn.Module):
+    """K clusters of vectors of width D, found from the first batch and then following.
+
+    Moments of a batch, summed over ranks, enter moving averages. A cluster that loses its members is given half of the
+    cluster with the largest scatter. The first clustering splits in the same way from one cluster to K (Linde, Buzo and
+    Gray 1980). Nothing is random, and nothing depends on how vectors are spread over ranks but the rounding of sums in
+    double precision.
+
+    Args:
+        clusters: K, at least 1.
+        width: D.
+        memory: Share of the old moments in the moving averages.
+    """
+
+    share: Tensor
+    first: Tensor
+    second: Tensor
+
+    def __init__(self, clusters: int, width: int, memory: float) -> None:
+        super().__init__()
+        self.memory = memory
+        self.register_buffer("share", torch.zeros(clusters, dtype=torch.float64))
+        self.register_buffer("first", torch.zeros(clusters, width, dtype=torch.float64))
+        self.register_buffer("second", torch.zeros(clusters, width, dtype=torch.float64))
+
+    @property
+    def moments(self) -> Moments:
+        """Moving averages; shares add up to 1."""
+        return Moments(self.share, self.first, self.second)
+
+    @property
+    def known(self) -> bool:
+        """Whether there has been a first clustering."""
+        return bool(self.share.sum() > 0)
+
+    @torch.no_grad()
+    def start(self, vectors: Tensor, process_group: dist.ProcessGroup | None = None) -> None:
+        """The first clustering, of this rank's vectors (N, D) and those of all others."""
+        count = len(self.share)
+        everything = torch.zeros(len(vectors), dtype=torch.int64, device=vectors.device)
+        moments = _over_ranks(Moments.of(vectors, everything, count), process_group)
+        for used in range(1, count):
+            moments = moments.split(used)
+            for _ in range(_ROUNDS):
+                labels, _ = nearest(vectors, moments.centres[: used + 1])
+                moments = _over_ranks(Moments.of(vectors, labels, count), process_group)
+        self._set(moments)
+
+    @torch.no_grad()
+    def follow(self, batch: Moments, *, revive: bool) -> None:
+        """Let the moments of a batch, of all ranks, enter.
+
+        Args:
+            batch: Sums over the batch.
+            revive: Give clusters without members, less than a hundredth of an equal share, half of another.
+        """
+        total = batch.share.sum().clamp_min(1)
+        keep = self.memory if self.known else 0.0
+        moments = Moments(
+            *(keep * old + (1 - keep) * new / total for old, new in zip(self.moments, batch, strict=True))
+        )
+        if revive:
+            for place in (moments.share < 0.01 / len(moments.share)).nonzero().flatten().tolist():
+                moments = moments.split(place)
+        self._set(moments)
+
+    def _set(self, moments: Moments) -> None:
+        total = moments.share.sum().clamp_min(torch.finfo(torch.float64).tiny)
+        for buffer, value in zip(self.moments, moments, strict=True):
+            buffer.copy_(value / total)
+
+
+@torch.no_grad()
+def nearest(vectors: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest centre of each vector, of equals the first, and how clearly it is the nearest.
+
+    Args:
+        vectors: (N, D).
+        centres: (K, D).
+
+    Returns:
+        int64 (N,), and (N,) in 0..1: with distances d1 and d2 to the nearest and the second, (d2 - d1) / (d2 + d1); 0
+        where both are zero.
+    """
+    distance = torch.cdist(vectors.double(), centres.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    if len(centres) == 1:
+        return torch.zeros_like(distance[:, 0], dtype=torch.int64), torch.ones_like(distance[:, 0])
+    best, second = distance.topk(2, dim=1, largest=False).values.unbind(dim=1)
+    numbers = torch.arange(len(centres), device=vectors.device)
+    label = torch.where(distance == best.unsqueeze(1), numbers, len(centres) - 1).amin(dim=1)
+    total = best + second
+    return label, torch.where(total > 0, (second - best) / torch.where(total > 0, total, 1.0), 0.0)
+
+
+def texture(images: Tensor) -> Tensor:
+    """Fixed descriptors of each pixel's surroundings: (B, h * w, 4).
+
+    Mean and standard deviation of the grey level within 5 and within 15 pixels, after each image's level and contrast
+    are set to 0 and 1. They need no training, and no brightness or contrast of a whole image changes them.
+    """
+    grey = images.float().mean(dim=1, keepdim=True)
+    spread = grey.std(dim=(2, 3), keepdim=True, correction=0)
+    grey = (grey - grey.mean(dim=(2, 3), keepdim=True)) / torch.where(spread > 1e-6, spread, 1.0)
+    found = []
+    for window in (5, 15):
+        mean, square = (
+            F.avg_pool2d(part, window, stride=1, padding=window // 2, count_include_pad=False)
+            for part in (grey, grey.square())
+        )
+        found += [mean, (square - mean.square()).clamp_min(0).sqrt()]
+    return torch.cat(found, dim=1).flatten(2).transpose(1, 2)
+
+
+def _over_ranks(moments: Moments, process_group: dist.ProcessGroup | None) -> Moments:
+    return Moments(*(sum_over_ranks(part, process_group) for part in moments))

@@ -1,0 +1,180 @@
+"""PSCL without annotation: clusters of cells stand for classes. This project's own; see docs/methods.md.
+
+Shape legend: B images, K clusters, h w pixels, H W cells of a map, P = H * W, n pixels that clusters are found by.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pscl_hpc.archive import IGNORE_INDEX
+from pscl_hpc.config import PretrainConfig, PsclClusteredConfig
+from pscl_hpc.methods.base import CellSample, MethodOutput, Setting, Views
+from pscl_hpc.methods.cells import cell_labels, cells_of, gather_cells
+from pscl_hpc.methods.clustering import Clusters, Moments, nearest, texture
+from pscl_hpc.methods.pscl import Pscl
+from pscl_hpc.methods.pscl_simclr import in_batch_loss
+from pscl_hpc.methods.ranks import sum_over_ranks
+from pscl_hpc.methods.sampling import choose_pure
+from pscl_hpc.models import Features, UNet
+from pscl_hpc.seeding import Draws
+from pscl_hpc.views import paired_cells
+
+_TEXTURE_WIDTH = 4
+
+
+class PsclClustered(Pscl):
+    """PSCL-SimCLR whose annotation is a clustering of the pixels of view k.
+
+    Every pixel takes the cluster of the nearest centre, or none where two are about as near. A cell of a coarser scale
+    is of a cluster when nearly all of its pixels are. From each image the same number of cells of each cluster is
+    drawn; a cluster that an image does not show gives none.
+
+    The pixels are compared by fixed texture descriptors during the first part of the run and by the projections of the
+    finest scale afterwards. The projections' centres are followed from the start, as means of the members that the
+    texture gives, so that the change of features changes no cluster's meaning.
+
+    Args:
+        trunk: The U-Net.
+        config: Method settings.
+        backend: Backend of the contrastive operations.
+    """
+
+    config: PsclClusteredConfig
+    progress: Tensor
+
+    def __init__(self, trunk: UNet, config: PsclClusteredConfig, *, backend: str = "auto") -> None:
+        super().__init__(trunk, config, backend=backend)
+        self.by_texture = Clusters(config.clusters, _TEXTURE_WIDTH, config.memory)
+        self.by_projection = Clusters(config.clusters, config.projection, config.memory)
+        self.register_buffer("progress", torch.zeros((), dtype=torch.float64))
+        self.class_names = tuple(f"cluster {number + 1}" for number in range(config.clusters))
+        self._staged: list[tuple[Moments, Moments]] = []
+
+    @classmethod
+    def build(cls, trunk: UNet, config: PretrainConfig, setting: Setting) -> Self:
+        """See :class:`Method`."""
+        assert isinstance(config.method, PsclClusteredConfig)
+        return cls(trunk, config.method, backend=config.runtime.kernels)
+
+    def forward(self, views: Views, draws: Draws, measure: bool = False) -> MethodOutput:
+        """See :func:`in_batch_loss`; the clusters' moments are kept until :meth:`after_step`."""
+        query, key = self.trunk(views.query), self.trunk(views.key)
+        self._watch(views, key, draws)
+        output = in_batch_loss(self, views, query, key, self.sample_cells(views, key, draws), measure)
+        if measure:
+            share = self._active.share
+            output.terms["clusters/largest"] = share.max() / share.sum()
+            output.terms["clusters/smallest"] = share.min() / share.sum()
+        return output
+
+    @torch.no_grad()
+    def sample_cells(self, views: Views, key: Features, draws: Draws) -> tuple[CellSample, ...]:
+        """Cells of each cluster in each image, at random among those that surely belong to it."""
+        if not self._active.known:
+            self._watch(views, key, draws)
+        labels = self._pixel_labels(views, key)
+        one_hot = F.one_hot(labels + 1, self.config.clusters + 1)[..., 1:].permute(0, 3, 1, 2).float()
+        samples = []
+        for scale, cell_map in enumerate(key.scales):
+            height, width = cell_map.shape[2:]
+            shares = F.adaptive_avg_pool2d(one_hot, (height, width)).flatten(2)
+            count = self.config.templates_per_class * self.config.template_growth**scale
+            paired = paired_cells(views.geometry, height, width)
+            generators = draws.each("templates", range(len(shares)))
+            chosen = choose_pure(shares, paired, count, self.config.purity, generators)
+            each = chosen.shape[1] // self.config.clusters
+            classes = torch.arange(self.config.clusters, device=chosen.device).repeat_interleave(each)
+            in_cell = shares.gather(2, chosen.clamp_min(0).view(*shares.shape[:2], each)).flatten(1)
+            samples.append(CellSample(chosen, classes, torch.where(chosen >= 0, in_cell, 0.0)))
+        return tuple(samples)
+
+    def after_step(self, progress: float) -> None:
+        """Let the clusters follow the step's images."""
+        self.progress.fill_(progress)
+        if not self._staged:
+            return
+        for clusters, parts in zip(
+            (self.by_texture, self.by_projection), zip(*self._staged, strict=True), strict=True
+        ):
+            sums = (torch.stack(part).sum(dim=0) for part in zip(*parts, strict=True))
+            whole = Moments(*(sum_over_ranks(part, self.process_group) for part in sums))
+            clusters.follow(whole, revive=clusters is self._active)
+        self._staged.clear()
+
+    def sampling_terms(
+        self, scale: int, views: Views, sample: CellSample, height: int, width: int
+    ) -> dict[str, Tensor]:
+        """Cells per image and cluster, and how far clusters and annotated classes agree, where there are masks."""
+        return {
+            f"scale{scale}/templates": sample.valid.sum() / len(sample.valid),
+            f"scale{scale}/purity": majority_purity(views, sample, height, width).nanmean(),
+        }
+
+    @property
+    def _active(self) -> Clusters:
+        return self.by_texture if float(self.progress) < self.config.texture_share else self.by_projection
+
+    @torch.no_grad()
+    def _watch(self, views: Views, key: Features, draws: Draws) -> None:
+        """Start the clusters where there are none yet, and keep the moments of some pixels of the batch."""
+        pixels = torch.stack(
+            [
+                torch.randint(
+                    views.key[0, 0].numel(),
+                    (self.config.cells_per_image,),
+                    generator=generator,
+                    device=views.key.device,
+                )
+                for generator in draws.each("clustering", range(len(views.key)))
+            ]
+        )
+        described = texture(views.key)
+        by_texture = described.gather(1, pixels.unsqueeze(2).expand(-1, -1, described.shape[2])).flatten(0, 1)
+        by_projection = self._project(gather_cells(key.scales[-1], pixels)).flatten(0, 1)
+        vectors = by_texture if self._active is self.by_texture else by_projection
+        if not self._active.known:
+            self._active.start(vectors, self.process_group)
+        labels, _ = nearest(vectors, self._active.moments.centres)
+        if self.training:
+            count = self.config.clusters
+            self._staged.append(
+                (Moments.of(by_texture, labels, count), Moments.of(by_projection, labels, count))
+            )
+
+    def _pixel_labels(self, views: Views, key: Features) -> Tensor:
+        """Cluster of each pixel of view k, int64 (B, h, w); -1 where two centres are about as near."""
+        active, found = self._active, []
+        described = texture(views.key) if active is self.by_texture else cells_of(key.scales[-1])
+        # One image at a time: the projections of all cells never exist at once.
+        for image in described:
+            vectors = image if active is self.by_texture else self._project(image)
+            label, margin = nearest(vectors, active.moments.centres)
+            found.append(torch.where(margin >= self.config.margin, label, -1))
+        return torch.stack(found).view(-1, *views.key.shape[2:])
+
+    def _project(self, cells: Tensor) -> Tensor:
+        """Cells of the finest map (..., C) as directions (..., D)."""
+        head: nn.Module = self.cell_heads[-1]
+        return F.normalize(head(cells).float(), dim=-1)
+
+
+@torch.no_grad()
+def majority_purity(views: Views, sample: CellSample, height: int, width: int) -> Tensor:
+    """Share of each image's sampled cells that show the class which is most frequent in their cluster, (B,).
+
+    Cells whose mask is unknown do not count; NaN where none is known. Masks serve to measure, never to learn. A cluster
+    of one cell is always pure: the figure is the more telling the more cells there are.
+    """
+    found = cell_labels(views, sample.key_cells.clamp_min(0), height, width)
+    known = sample.valid & (found != IGNORE_INDEX)
+    classes = int(torch.where(known, found, 0).max()) + 1 if found.numel() else 1
+    clusters = int(sample.classes.max()) + 1
+    pair = torch.where(known, sample.classes * classes + found, clusters * classes)
+    counts = F.one_hot(pair, clusters * classes + 1).sum(dim=1)[:, :-1].view(-1, clusters, classes)
+    hits = counts.amax(dim=2).sum(dim=1)
+    return hits / torch.where(known.any(dim=1), known.sum(dim=1).float(), torch.nan)
