@@ -1,0 +1,152 @@
+"""The Triton kernels of the queue loss, run by Triton's interpreter; see `interpreted.py`, whose rules hold here."""
+
+import os
+
+import pytest
+import torch
+
+from pscl_kernels import queue_info_nce
+from pscl_kernels.queue_info_nce.triton import runs, tiling
+
+from .cases import loss_and_gradients
+from .queue_cases import KINDS, case, check_as_good_as_torch, truth
+
+assert os.environ["TRITON_INTERPRET"] == "1"
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+
+@pytest.fixture(autouse=True)
+def _poison():
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def _small_tiles(monkeypatch):
+    """Tiles small enough that rows, queue and runs span several, and that programs share the tiles of a block."""
+    for name in ("forward_config", "backward_config"):
+        monkeypatch.setattr(tiling, name, lambda width, bits: tiling.Config(32, 16, 4, 1))
+    monkeypatch.setattr(tiling, "BLOCK", 16)
+    monkeypatch.setattr(tiling, "SPLIT_TILES", 2)
+
+
+def check(kind, n, entries, d, tau, dtype, length=1.0):
+    check_as_good_as_torch(
+        "triton", *case(kind, n, entries, d, dtype, length=length), tau, eps=torch.finfo(dtype).eps
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("n", "entries", "d", "tau", "dtype"),
+    [
+        (1, 1, 16, 0.5, torch.float32),
+        (3, 0, 1, 0.1, torch.float16),
+        (63, 37, 3, 0.01, torch.float32),
+        (37, 130, 100, 0.5, torch.float16),
+    ],
+)
+def test_loss_with_shipped_tiles(kind, n, entries, d, tau, dtype):
+    check(kind, n, entries, d, tau, dtype)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("n", "entries", "tau", "length"), [(70, 96, 0.07, 1.0), (33, 113, 0.012, 1.0), (20, 90, 0.2, 30.0)]
+)
+@pytest.mark.usefixtures("_small_tiles")
+def test_loss_over_many_tiles(kind, n, entries, tau, length):
+    check(kind, n, entries, 24, tau, torch.float32, length)
+
+
+@pytest.mark.usefixtures("_small_tiles")
+@pytest.mark.parametrize("filled", [0, 1, 16, 31, 32, 33, 80])
+def test_any_number_of_filled_slots(filled):
+    """The end of what is filled falls before, on and behind the edges of tiles and of programs' shares."""
+    q, k, queue, options = case("one group", 10, 80, 8, torch.float32)
+    options["queue_groups"][torch.randperm(80)[filled:]] = -1
+    check_as_good_as_torch("triton", q, k, queue, options, 0.2, eps=2**-23)
+
+
+@pytest.mark.parametrize("entries", [1, 16, 17, 300, 700])
+def test_sums_of_runs_that_span_blocks(entries, monkeypatch):
+    """Runs inside a block, of a whole one, of many and of more than the later blocks that one step takes."""
+    monkeypatch.setattr(tiling, "BLOCK", 16)
+    keys, weight = torch.randn(entries, 64), torch.rand(2, entries)
+    ids = torch.stack([(torch.rand(entries) ** 3 * 9).long().sort().values, torch.arange(entries) // 290])
+    head = torch.searchsorted(ids, ids)
+    sums, masses = runs.run_sums(keys, weight, head)
+    for kind in range(2):
+        for first in head[kind].unique():
+            own = head[kind] == first
+            wanted = (weight[kind, own, None].double() * keys[own].double()).sum(0)
+            torch.testing.assert_close(sums[kind, first].double(), wanted, rtol=1e-5, atol=1e-5)
+            mass = weight[kind, own].double().sum()
+            torch.testing.assert_close(masses[kind, first].double(), mass, rtol=1e-5, atol=0)
+
+
+@pytest.mark.usefixtures("_small_tiles")
+def test_long_keys_take_the_running_maximum_and_short_ones_plain_sums():
+    """Both ways give the same sums where both are safe, and the long queue overflows the plain ones."""
+    q, k, queue, _ = case("plain", 12, 70, 8, torch.float32)
+    # The bound is the norm of the longest key, also of one that no row is similar to.
+    z = torch.nn.functional.normalize(q)
+    away = torch.linalg.svd(z[:7]).Vh[-1]
+    one = queue_info_nce(
+        q[:7], k[:7], torch.cat([queue, 60 * away[None]]), temperature=0.05, backend="triton"
+    )
+    other = queue_info_nce(
+        q[:7], k[:7], torch.cat([queue, 0 * away[None]]), temperature=0.05, backend="triton"
+    )
+    torch.testing.assert_close(one, other, rtol=2e-5, atol=1e-6)
+    assert queue_info_nce(q, k, 60 * queue, temperature=0.05, backend="triton").isfinite()
+
+
+@pytest.mark.usefixtures("_small_tiles")
+def test_results_do_not_vary():
+    q, k, queue, options = case("dense", 40, 70, 16, torch.float32)
+    first, second = (
+        loss_and_gradients(
+            lambda a, b, t: queue_info_nce(a, b, queue, **options, temperature=t, backend="triton"), q, k, 0.1
+        )
+        for _ in range(2)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("where", ["q", "queue"])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.usefixtures("_small_tiles")
+def test_bad_values_are_not_hidden_and_unused_ones_may_be_anything(where, bad):
+    q, k, queue, options = case("dense", 20, 40, 4, torch.float32)
+    {"q": q, "queue": queue}[where][3, 1] = bad
+    q.requires_grad_()
+    loss = queue_info_nce(q, k, queue, **options, backend="triton")
+    loss.backward()
+    assert not loss.isfinite()
+    assert q.grad[3].isnan().all()
+    q.grad = None
+    options["groups" if where == "q" else "queue_groups"][3] = -1
+    loss = queue_info_nce(q, k, queue, **options, backend="triton")
+    loss.backward()
+    assert loss.isfinite()
+    assert q.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["plain", "nobody"])
+def test_empty_input_and_keys_without_gradient(kind):
+    q, k, queue, options = case(kind, 0, 6, 4, torch.float32)
+    q.requires_grad_()
+    loss = queue_info_nce(q, k, queue, **options, backend="triton")
+    loss.backward()
+    assert loss.item() == 0
+    q, k, queue, options = case(kind, 5, 6, 4, torch.float32)
+    q.requires_grad_()
+    queue_info_nce(q, k, queue, **options, temperature=0.3, backend="triton").backward()
+    torch.testing.assert_close(
+        q.grad.double(), truth(q.detach(), k, queue, options, 0.3)[1], rtol=1e-5, atol=1e-6
+    )
+    assert k.grad is None
