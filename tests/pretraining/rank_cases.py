@@ -1,0 +1,26 @@
+"""What :mod:`tests.pretraining.test_ranks` trains by one and by two ranks: one entry per method and way of training.
+
+Values replace keys of :func:`tests.helpers.small_config`. A method that needs references takes two, one for each rank.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+_REFERENCE = {"ids": ["alloy/0", "alloy/1"], "per_batch": 2}
+_PSCL = {"name": "pscl-simclr", "reference": _REFERENCE, "templates_per_class": 2}
+
+CASES: dict[str, dict[str, Any]] = {
+    "simclr": {"method": {"name": "simclr"}},
+    "pscl-simclr": {"method": _PSCL},
+    "every intensity change": {
+        "method": {"name": "simclr"},
+        "views": {"size": [32, 32], "jitter": {"gamma": 0.3, "noise": 0.1, "blur": 1.0}},
+    },
+    "accumulation": {"method": _PSCL, "batch_size": 8, "accumulate": 2},
+    "lars": {
+        "method": _PSCL,
+        "optimiser": {"name": "lars", "lr": 0.1, "weight_decay": 0.1, "clip_norm": 0.5},
+    },
+    "recomputed activations": {"method": _PSCL, "runtime": {"threads": 1, "activation_checkpointing": True}},
+}
