@@ -15,6 +15,7 @@ import numpy.typing as npt
 from pscl_hpc.archive.format import MASK_POOL, Collection, ImageRecord, Row, Window, fingerprint, unite
 from pscl_hpc.archive.manifest import read_manifest
 from pscl_hpc.archive.shard import PositionedFile, Shard, TilePool, open_shard
+from pscl_hpc.archive.staging import staged_path
 from pscl_hpc.errors import UserError, did_you_mean
 
 _OPEN_FILES = 64
@@ -24,8 +25,8 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 class Archive:
     """A read-only archive: one ``.h5`` file, or a folder of shards with ``manifest.json``.
 
-    The index is read once, here. Pixels are read from files opened on first use in each process; an instance
-    can be pickled, forked and shared between threads.
+    The index is read once, here, from the node's own copy where one was staged. Pixels are read from files opened on
+    first use in each process; an instance can be pickled, forked and shared between threads.
 
     Attributes:
         records: all images, sorted by id over all shards; ``records[i].index == i``.
@@ -43,9 +44,10 @@ class Archive:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        files = [self.path]
-        if self.path.is_dir():
-            files = [self.path / entry.file for entry in read_manifest(self.path)]
+        home = staged_path(self.path)
+        files = [home]
+        if home.is_dir():
+            files = [home / entry.file for entry in read_manifest(home)]
         self.shards = tuple(open_shard(file) for file in files)
         self.collections = merge_collections(self.shards)
         places = [(row, shard) for shard, found in enumerate(self.shards) for row in found.rows]

@@ -6,11 +6,14 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
 import typer
 
-from pscl_hpc.errors import EXIT_FAILED
+from pscl_hpc.errors import EXIT_FAILED, UserError
+
+if TYPE_CHECKING:
+    from pscl_hpc.launch.jobs import RunStatus
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of text.")]
@@ -24,10 +27,11 @@ def register(app: typer.Typer) -> None:
     jobs.command("status")(status)
     jobs.command("logs")(logs)
     jobs.command("cancel")(cancel)
+    jobs.command("requeue")(requeue)
     app.add_typer(jobs, name="jobs")
 
 
-JOBS_HELP = """List, follow and cancel jobs.
+JOBS_HELP = """List, follow, cancel and requeue jobs.
 
 A job belongs to the run folder that it fills; commands take that folder.
 
@@ -40,6 +44,8 @@ Examples:
     pscl-hpc jobs logs -f runs/my-run
 
     pscl-hpc jobs cancel runs/my-run
+
+    pscl-hpc jobs requeue runs/my-run
 """
 
 
@@ -56,13 +62,33 @@ def submit(
         Literal["local", "slurm"] | None,
         typer.Option(help="Where to run. By default Slurm where it answers, else this machine."),
     ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(help="Cluster profile, by name or YAML file; the options below replace its values."),
+    ] = None,
     partition: Annotated[str | None, typer.Option(help="Slurm partition.")] = None,
+    account: Annotated[str | None, typer.Option(help="Slurm account.")] = None,
     time: Annotated[
         str | None,
         typer.Option(help="Time limit, minutes or D-HH:MM:SS; a job that meets it goes on in a new one."),
     ] = None,
-    cpus: Annotated[int | None, typer.Option(min=1, help="CPU cores.")] = None,
-    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs.")] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Nodes.")] = None,
+    gpus_per_node: Annotated[
+        int | None, typer.Option(min=0, help="GPUs of each node; one rank runs on each.")
+    ] = None,
+    tasks_per_node: Annotated[
+        int | None, typer.Option(min=1, help="Ranks on each node, without GPUs.")
+    ] = None,
+    cpus: Annotated[int | None, typer.Option(min=1, help="CPU cores of each rank.")] = None,
+    retries: Annotated[
+        int | None, typer.Option(min=0, help="New starts of a job whose rank died; 3 by default.")
+    ] = None,
+    any_commit: Annotated[
+        bool, typer.Option("--any-commit", help="Start even if the code is changed while the job waits.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the batch script for Slurm and do nothing.")
+    ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Show the log and wait for the end.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -77,23 +103,38 @@ def submit(
 
         pscl-hpc submit pretrain --config my.yaml run=runs/a schedule.steps=500 --wait
 
-        pscl-hpc submit finetune --config tune.yaml --cluster slurm --partition gpu --time 4:00:00 --gpus 1
+        pscl-hpc submit pretrain --config my.yaml --cluster slurm --profile site --nodes 4 --gpus-per-node 8 --dry-run
+
+        pscl-hpc submit finetune --config tune.yaml --cluster slurm --partition gpu --time 4:00:00 --gpus-per-node 1
     """
     from pscl_hpc.config import load_config
-    from pscl_hpc.launch.executors import Resources, default_cluster, parse_time
+    from pscl_hpc.launch.executors import default_cluster
+    from pscl_hpc.launch.profiles import Profile, load_profile
 
     loaded = load_config(config, overrides or [], kind=stage)
+    wanted = (load_profile(profile) if profile else Profile()).replace(
+        "command line",
+        partition=partition,
+        account=account,
+        time=time,
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        tasks_per_node=tasks_per_node,
+        cpus_per_task=cpus,
+        retries=retries,
+    )
+    where = cluster or default_cluster()
     # These import torch, which a mistyped file name need not wait for.
-    from pscl_hpc.launch.jobs import run_status
+    from pscl_hpc.launch.jobs import notice_warning, run_status
+    from pscl_hpc.launch.submission import show_script
     from pscl_hpc.launch.submission import submit as submit_run
 
-    done = submit_run(
-        loaded,
-        cluster=cluster or default_cluster(),
-        resources=Resources(
-            partition=partition, time_min=parse_time(time) if time else None, cpus=cpus, gpus=gpus
-        ),
-    )
+    if dry_run:
+        typer.echo(show_script(loaded, cluster=where, profile=wanted), nl=False)
+        return
+    done = submit_run(loaded, cluster=where, profile=wanted, any_commit=any_commit)
+    if warning := notice_warning(done.run, wanted):
+        typer.echo(f"warning: {warning}", err=True)
     if not as_json:
         typer.echo(
             f"job {done.job.job} ({done.job.cluster}); follow it with: pscl-hpc jobs logs -f {done.run}"
@@ -168,8 +209,9 @@ def status(run: Run, as_json: Json = False) -> None:
         "images/s": "" if found.images_per_second is None else f"{found.images_per_second:.4g}",
         "time left": _duration(found.eta_s),
         "checkpoint": "" if found.checkpoint is None else f"step {found.checkpoint}",
-        "attempts": str(found.attempts),
+        "restarts": f"{found.restarts}, the last because: {found.last_end}" if found.restarts else "",
         "job": f"{found.job} ({found.cluster})" if found.job else "started by hand",
+        "ranks": str(found.ranks) if found.ranks > 1 else "",
         "run": found.run,
     }
     for name, value in lines.items():
@@ -180,7 +222,8 @@ def status(run: Run, as_json: Json = False) -> None:
 def logs(
     run: Run,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
-    rank: Annotated[int, typer.Option(min=0, help="The rank whose log to show.")] = 0,
+    rank: Annotated[int | None, typer.Option(min=0, help="The rank whose log to show; 0 by default.")] = None,
+    node: Annotated[str | None, typer.Option(help="Show the logs of all ranks on this node.")] = None,
 ) -> None:
     """Print the log of the newest job of a run.
 
@@ -189,12 +232,35 @@ def logs(
         pscl-hpc jobs logs runs/my-run
 
         pscl-hpc jobs logs -f runs/my-run
-    """
-    from pscl_hpc.launch.jobs import follow_log
 
-    for text in follow_log(run, rank, follow=follow):
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        pscl-hpc jobs logs runs/my-run --rank 3
+
+        pscl-hpc jobs logs runs/my-run --node n2
+    """
+    from pscl_hpc.launch.jobs import follow_log, ranks_of_node
+
+    if node is not None and (follow or rank is not None):
+        raise UserError("--node shows logs as they are; leave out -f and --rank")
+    ranks = [rank or 0] if node is None else ranks_of_node(run, node)
+    for each in ranks:
+        for text in follow_log(run, each, follow=follow):
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+
+def requeue(run: Run, as_json: Json = False) -> None:
+    """Let a run go on in a new start of its job.
+
+    A running job is asked to save first, and started again without that if it does not. A run that failed or was
+    stopped is submitted again, asking for the same as before.
+
+    Examples:
+
+        pscl-hpc jobs requeue runs/my-run
+    """
+    from pscl_hpc.launch.jobs import requeue as requeue_job
+
+    _show_end(requeue_job(run), as_json)
 
 
 def cancel(run: Run, as_json: Json = False) -> None:
@@ -206,12 +272,15 @@ def cancel(run: Run, as_json: Json = False) -> None:
     """
     from pscl_hpc.launch.jobs import cancel as cancel_job
 
-    found = cancel_job(run)
+    _show_end(cancel_job(run), as_json)
+
+
+def _show_end(found: RunStatus, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(found), indent=2))
     else:
         typer.echo(f"job {found.job}: {found.state} at step {found.step} of {found.total}")
-        typer.echo(run)
+        typer.echo(found.run)
 
 
 def _wait(run: Path, stream: TextIO) -> bool:

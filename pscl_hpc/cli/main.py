@@ -59,7 +59,7 @@ COMMANDS = (
           "pscl_hpc.cli.report:register"),
     Entry("submit", CLUSTER, "Run pretrain or finetune as a job, on this machine or on Slurm.",
           "pscl_hpc.cli.launch:register"),
-    Entry("jobs", CLUSTER, "List, follow and cancel jobs.",
+    Entry("jobs", CLUSTER, "List, follow, cancel and requeue jobs.",
           "pscl_hpc.cli.launch:register"),
     Entry("doctor", CLUSTER, "Say what this machine can do, and what to mend.",
           "pscl_hpc.cli.doctor:register"),

@@ -1,44 +1,42 @@
-"""How an executor is built for each cluster, from the same resources."""
+"""How an executor is built for each cluster, from the same profile."""
 
 from __future__ import annotations
 
 import os
-import re
-import shlex
 import shutil
 import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import submitit
 
 from pscl_hpc.errors import UserError
+from pscl_hpc.launch.batch import python_command, sbatch_parameters
 from pscl_hpc.launch.local import NO_LIMIT_MIN, DetachedExecutor
+from pscl_hpc.launch.profiles import Profile
 
 CLUSTERS = ("local", "slurm")
-SIGNAL_DELAY_S = 120
-"""A job hears this long before its time limit that it has to stop; half of the limit where that is less."""
 ANSWER_S = 10
 """How long Slurm's controller may take to answer."""
 RESTARTS = 100
 """How often a job that met its time limit goes on in a new one."""
-_TIME = re.compile(r"^(?:(?:(?P<days>\d+)-)?(?P<hours>\d+):)?(?P<minutes>\d+)(?::(?P<seconds>\d+))?$")
 
 
-@dataclass(frozen=True)
-class Resources:
-    """What a job asks for. None leaves it to the cluster."""
+class WatchedExecutor(submitit.SlurmExecutor):
+    """Submitit's, with the tasks in the background of the batch script.
 
-    partition: str | None = None
-    """Slurm partition."""
-    time_min: int | None = None
-    """Time limit in minutes; a job that meets it goes on from its last checkpoint in a new one."""
-    cpus: int | None = None
-    """CPU cores."""
-    gpus: int | None = None
-    """GPUs."""
+    A shell that waits for a foreground command hears no signal; this one has to decide what becomes of the job while
+    Slurm ends it.
+    """
+
+    @property
+    def _submitit_command_str(self) -> str:
+        return f"{super()._submitit_command_str} &"
+
+    @classmethod
+    def affinity(cls) -> int:
+        """Made without Slurm too, to show the script; :func:`check_resources` is asked before submitting."""
+        return 2
 
 
 def default_cluster() -> str:
@@ -57,104 +55,64 @@ def default_cluster() -> str:
     return "slurm" if answer.returncode == 0 else "local"
 
 
-def parse_time(text: str) -> int:
-    """Minutes of ``MINUTES``, ``HOURS:MINUTES:SECONDS`` or ``DAYS-HOURS:MINUTES:SECONDS``, rounded up.
+def check_resources(cluster: str, profile: Profile, *, dry_run: bool = False) -> None:
+    """Whether a job with this profile can be submitted from this machine.
 
     Raises:
-        UserError: for anything else.
-    """
-    match = _TIME.match(text.strip())
-    # Slurm reads A:B as minutes and seconds; a forgotten part would make hours of them, so it is refused.
-    if match is None or (match["hours"] is None) != (match["seconds"] is None):
-        raise UserError(
-            f"--time '{text}' is no time limit; write minutes or D-HH:MM:SS, for example 90 or 1-12:00:00"
-        )
-    days, hours, minutes, seconds = (int(match[key] or 0) for key in ("days", "hours", "minutes", "seconds"))
-    total = days * 1440 + hours * 60 + minutes + -(-seconds // 60)
-    if total < 1:
-        raise UserError(f"--time '{text}' is no time at all; allow at least one minute")
-    return total
-
-
-def check_resources(cluster: str, resources: Resources) -> None:
-    """Whether a job with these resources can be submitted from this machine.
-
-    Raises:
-        UserError: when the cluster is not here, needs a resource, or does not know one.
+        UserError: when the cluster is not here, needs something, or does not know it.
     """
     if cluster == "slurm":
-        if not _has_slurm():
+        if not dry_run and not _has_slurm():
             raise UserError(
                 "sbatch and srun are not on this machine; log in to the cluster, or use --cluster local"
             )
-        if resources.time_min is None:
+        if profile.time is None:
             raise UserError("Slurm needs a time limit; give one with --time, for example --time 4:00:00")
         return
-    if resources.partition is not None:
-        raise UserError("--partition is for Slurm; leave it out, or add --cluster slurm")
-    if resources.gpus is not None:
-        _visible_gpus(resources.gpus)
+    if dry_run:
+        raise UserError("--dry-run shows the batch script of Slurm; add --cluster slurm")
+    if profile.nodes > 1:
+        raise UserError(f"--nodes {profile.nodes} is for Slurm; leave it out, or add --cluster slurm")
+    for key in ("partition", "account", "qos", "constraint", "container"):
+        if getattr(profile, key) is not None:
+            raise UserError(f"{key} is for Slurm; leave it out, or add --cluster slurm")
+    if profile.gpus_per_node:
+        _visible_gpus(profile.gpus_per_node)
 
 
-def build_executor(cluster: str, folder: Path, name: str, resources: Resources) -> Any:
-    """A submitit executor for one task whose files lie in ``folder``, for resources that were checked."""
-    if cluster == "slurm":
-        return _slurm(folder, name, resources)
-    return _local(folder, resources)
+def build_executor(cluster: str, files: Path, name: str, profile: Profile) -> Any:
+    """A submitit executor for jobs whose files lie in ``files``, for a profile that was checked."""
+    if cluster == "local":
+        return _local(files, profile)
+    executor = WatchedExecutor(files, max_num_timeout=RESTARTS, python=python_command(profile))
+    executor.update_parameters(**sbatch_parameters(profile, name, files))
+    return executor
+
+
+def batch_script(files: Path, name: str, profile: Profile) -> str:
+    """The text that :func:`build_executor` would submit to Slurm, wherever this runs."""
+    executor = build_executor("slurm", files, name, profile)
+    return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
 
 
 def _has_slurm() -> bool:
     return all(shutil.which(name) for name in ("sbatch", "srun"))
 
 
-def _local(folder: Path, resources: Resources) -> DetachedExecutor:
-    executor = DetachedExecutor(folder, max_num_timeout=RESTARTS)
-    time_min = resources.time_min or NO_LIMIT_MIN
-    environment: dict[str, str] = {}
-    if resources.cpus is not None:
-        environment["OMP_NUM_THREADS"] = str(resources.cpus)
-    if resources.gpus is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(_visible_gpus(resources.gpus))
+def _local(files: Path, profile: Profile) -> DetachedExecutor:
+    executor = DetachedExecutor(files, max_num_timeout=RESTARTS)
+    environment = dict(profile.environment)
+    if profile.cpus_per_task is not None:
+        environment["OMP_NUM_THREADS"] = str(profile.cpus_per_task)
+    if profile.gpus_per_node:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(_visible_gpus(profile.gpus_per_node))
     executor.update_parameters(
-        timeout_min=time_min,
-        signal_delay_s=_signal_delay(time_min),
-        tasks_per_node=1,
+        timeout_min=profile.time_min or NO_LIMIT_MIN,
+        signal_delay_s=profile.signal_delay,
+        tasks_per_node=profile.tasks,
         environment=environment,
     )
     return executor
-
-
-def _slurm(folder: Path, name: str, resources: Resources) -> Any:
-    assert resources.time_min is not None
-    # Until submitit's handler is up, the signal of an early preemption would kill the job.
-    executor = submitit.SlurmExecutor(
-        folder, max_num_timeout=RESTARTS, python=f"env --ignore-signal=USR2 {shlex.quote(sys.executable)}"
-    )
-    options = {
-        "job_name": name,
-        "partition": resources.partition,
-        "time": resources.time_min,
-        "cpus_per_task": resources.cpus,
-        "gpus_per_node": resources.gpus,
-    }
-    executor.update_parameters(
-        **{key: value for key, value in options.items() if value is not None},
-        nodes=1,
-        ntasks_per_node=1,
-        signal_delay_s=_signal_delay(resources.time_min),
-        stderr_to_stdout=True,
-        # Some sites reject jobs with an accounting key that they do not know.
-        wckey=None,
-        # srun takes the number of cores from its own variable only (Slurm 22.05 and later).
-        setup=['export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"'],
-        srun_args=["--kill-on-bad-exit=1"],
-        additional_parameters={"requeue": True},
-    )
-    return executor
-
-
-def _signal_delay(time_min: int) -> int:
-    return min(SIGNAL_DELAY_S, time_min * 60 // 2)
 
 
 def _visible_gpus(count: int) -> list[str]:
@@ -162,5 +120,7 @@ def _visible_gpus(count: int) -> list[str]:
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     visible = [str(index) for index in range(count)] if given is None else [d for d in given.split(",") if d]
     if len(visible) < count:
-        raise UserError(f"--gpus {count}: CUDA_VISIBLE_DEVICES leaves only {len(visible)}; ask for fewer")
+        raise UserError(
+            f"--gpus-per-node {count}: CUDA_VISIBLE_DEVICES leaves only {len(visible)}; ask for fewer"
+        )
     return visible[:count]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
+import math
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,14 +14,17 @@ from typing import Any, Literal
 
 from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.launch.local import STOP_GRACE_S
+from pscl_hpc.launch.profiles import Profile
 from pscl_hpc.launch.registry import JOBS, JobRecord, latest_job
 from pscl_hpc.launch.schedulers import SCHEDULERS, JobState, wait_for_end
+from pscl_hpc.launch.submission import submit
 from pscl_hpc.runs import RunFolder
 
 State = Literal["queued", "starting", "running", "done", "failed", "stopped", "lost"]
 """lost: the record says that it runs, but nothing does; submitting it again continues from the last checkpoint."""
 WINDOW = 20
 """Logged lines over which the pace is measured."""
+_GREETING = re.compile(r"^rank \d+ of \d+ on (\S+): job ", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -36,8 +42,12 @@ class RunStatus:
     """Seconds left at the pace of the last lines; None unless the run is running."""
     checkpoint: int | None
     """Step of the newest checkpoint."""
-    attempts: int
-    """How often the run was begun or continued."""
+    restarts: int
+    """How often the run was continued."""
+    last_end: str
+    """Why the attempt before ended; empty for the first."""
+    ranks: int
+    """Processes that work on it together."""
     job: str
     """Job id; empty for a run started by hand."""
     cluster: str
@@ -57,6 +67,7 @@ def run_status(run: Path) -> RunStatus:
     state = _state(folder, asked)
     lines = [line for line in folder.metrics() if "loss" in line]
     steps = folder.checkpoints.steps()
+    attempts = folder.record.get("attempts", [])
     last: dict[str, Any] = lines[-1] if lines else {}
     total = folder.config.schedule.steps
     return RunStatus(
@@ -69,7 +80,9 @@ def run_status(run: Path) -> RunStatus:
         images_per_second=last.get("images_per_second"),
         eta_s=_eta(lines[-WINDOW:], total) if state == "running" else None,
         checkpoint=steps[-1] if steps else None,
-        attempts=len(folder.record.get("attempts", [])),
+        restarts=max(0, len(attempts) - 1),
+        last_end=str(attempts[-2].get("ended", "")) if len(attempts) > 1 else "",
+        ranks=job.tasks if job else int(attempts[-1].get("ranks", 1)) if attempts else 1,
         job=job.job if job else "",
         cluster=job.cluster if job else "",
         detail=_explain(folder, state, asked),
@@ -123,6 +136,25 @@ def follow_log(run: Path, rank: int = 0, *, follow: bool) -> Iterator[str]:
         time.sleep(0.5 if job.cluster == "local" else 2.0)
 
 
+def ranks_of_node(run: Path, node: str) -> list[int]:
+    """The ranks whose newest start was on a node, by the first line of their logs.
+
+    Raises:
+        UserError: when there is none; it names the nodes.
+    """
+    job = _job_of(run)
+    nodes: dict[str, list[int]] = {}
+    for rank in range(job.tasks):
+        path = job.log(run, rank)
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        for found in _GREETING.findall(text)[-1:]:
+            nodes.setdefault(found, []).append(rank)
+    if node not in nodes:
+        where = f"it runs on {', '.join(nodes)}" if nodes else "no rank has begun yet"
+        raise UserError(f"{run}: job {job.job} has no rank on '{node}'; {where}")
+    return nodes[node]
+
+
 def cancel(run: Path) -> RunStatus:
     """Stop the newest job of a run: it is asked first, and killed when it does not stop.
 
@@ -145,6 +177,81 @@ def cancel(run: Path) -> RunStatus:
     if not folder.done:
         folder.update(status="stopped", error="cancelled")
     return run_status(run)
+
+
+def requeue(run: Path) -> RunStatus:
+    """Let a run go on in a new start of its job: a live job saves first, one that ended is submitted again.
+
+    Raises:
+        UserError: when the run is done, or its job waits already.
+        JobError: when the job can be brought neither to save nor to start again.
+    """
+    job = _job_of(run)
+    folder = RunFolder.load(run)
+    if folder.done:
+        raise UserError(f"{run}: this run is done; there is nothing to requeue")
+    scheduler = SCHEDULERS[job.cluster]
+    phase = scheduler.state(job).phase
+    if phase == "pending":
+        raise UserError(f"{run}: job {job.job} waits in the queue already")
+    if phase != "running":
+        _submit_again(run, job)
+        return run_status(run)
+    starts = _starts(run, job)
+    scheduler.notify(job)
+    end = time.monotonic() + STOP_GRACE_S
+    while scheduler.state(job).phase == "running" and _starts(run, job) == starts:
+        if time.monotonic() > end:
+            # It hears nothing, so what it did since its last checkpoint is done again.
+            scheduler.restart(job)
+            break
+        time.sleep(0.2 if job.cluster == "local" else 1.0)
+    return run_status(run)
+
+
+def notice_warning(run: Path, profile: Profile) -> str:
+    """A sentence when a run's notice is too short for what its steps and checkpoints took so far, else empty.
+
+    The notice has to cover twice the longest step and the writing of a checkpoint.
+    """
+    lines = [line for line in RunFolder.load(run).metrics() if "loss" in line]
+    paces = [
+        (float(after["time"]) - float(before["time"])) / (after["step"] - before["step"])
+        for before, after in itertools.pairwise(lines)
+        # What lies between two attempts is no step.
+        if after["step"] - before["step"] > 0 and after["time"] > before["time"]
+    ]
+    saving = [float(line["checkpoint_seconds"]) for line in lines if line.get("checkpoint_seconds")]
+    if len(paces) < 2:
+        return ""
+    needed = 2 * (sorted(paces)[-1 - len(paces) // 20] + max(saving, default=0.0))
+    if profile.time is None or needed <= profile.signal_delay:
+        return ""
+    return (
+        f"the job is told {profile.signal_delay} s before its time limit, but a step and a checkpoint of this run took "
+        f"up to {needed / 2:.0f} s; set signal_delay_s to {math.ceil(needed)} in a profile"
+    )
+
+
+def _submit_again(run: Path, job: JobRecord) -> None:
+    folder = RunFolder.load(run)
+    here = Path.cwd()
+    if not Path(folder.config.data.archive).is_absolute() and here != Path(job.folder):
+        raise UserError(
+            f"{run}: its configuration has paths relative to {job.folder}; requeue it from that folder"
+        )
+    submit(
+        folder.config.model_copy(update={"run": str(run)}),
+        cluster=job.cluster,
+        profile=Profile().replace(f"{run / JOBS / job.job}.json", **job.profile),
+        any_commit=job.any_commit,
+    )
+
+
+def _starts(run: Path, job: JobRecord) -> int:
+    """How often rank 0 of a job has begun."""
+    path = job.log(run)
+    return len(_GREETING.findall(path.read_text(encoding="utf-8", errors="replace"))) if path.is_file() else 0
 
 
 def _job_of(run: Path) -> JobRecord:

@@ -16,8 +16,12 @@ from typing import Any
 
 from submitit.local.local import Controller, LocalExecutor, LocalJob
 
+from pscl_hpc.launch.world import RESTARTS_LOCAL
+
 STOP_GRACE_S = 60.0
 """How long tasks may take to stop before they are killed."""
+STARTS = 1000
+"""How often the tasks of one job are started at most."""
 NO_LIMIT_MIN = 60 * 24 * 365
 """Minutes that stand for no time limit."""
 
@@ -60,6 +64,17 @@ class DetachedExecutor(LocalExecutor):
 class PatientController(Controller):
     """Watches the tasks of a job; gives them time to stop, where submitit's kills after one second."""
 
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._starts = 0
+        signal.signal(signal.SIGUSR2, lambda number, frame: self._forward_signal(signal.SIGUSR2))
+
+    def start_tasks(self) -> None:
+        """Start all tasks; they find how often that happened before in their environment."""
+        os.environ[RESTARTS_LOCAL] = str(self._starts)
+        self._starts += 1
+        super().start_tasks()
+
     def kill_tasks(self) -> None:
         """Ask the tasks to stop, kill those that do not, and close their logs."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -81,7 +96,7 @@ def control(folder: Path) -> None:
     """Run the job that the environment describes, with its restarts, until it ends or is asked to stop."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        PatientController(folder).run()
+        PatientController(folder).run(max_retry=STARTS)
     except KeyboardInterrupt:
         print(f"job {os.getpid()}: stopped by request", flush=True)
 

@@ -34,13 +34,19 @@ class JobRecord:
     """Commit of the code, with ``+changes`` when it was edited; empty outside a checkout."""
     started: str = ""
     """Start time of a local job's process, by which a reused process id is told from it."""
+    files: str = ""
+    """Folder of the job's scripts and logs; the run's own ``jobs`` when empty."""
+    nodes: int = 1
     tasks: int = 1
-    resources: dict[str, Any] = field(default_factory=dict)
+    """Ranks on all nodes."""
+    any_commit: bool = False
+    """Whether the job may start on code that was changed since."""
+    profile: dict[str, Any] = field(default_factory=dict)
     """What was asked for."""
 
     def log(self, run: Path, rank: int = 0) -> Path:
         """The file that a rank prints to."""
-        return run / JOBS / f"{self.job}_{rank}_log.out"
+        return (Path(self.files) if self.files else run / JOBS) / f"{self.job}_{rank}_log.out"
 
 
 def save_job(run: Path, record: JobRecord) -> None:

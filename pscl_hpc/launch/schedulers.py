@@ -52,6 +52,12 @@ class Scheduler(Protocol):
     def kill(self, job: JobRecord) -> None:
         """End the job without asking."""
 
+    def notify(self, job: JobRecord) -> None:
+        """Tell a running job to save and to go on in a new start, as before a preemption."""
+
+    def restart(self, job: JobRecord) -> None:
+        """Start a running job again without asking it."""
+
 
 class LocalScheduler:
     """Jobs that are processes of this machine."""
@@ -75,6 +81,17 @@ class LocalScheduler:
         if self.state(job).phase == "running":
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(int(job.job), signal.SIGKILL)
+
+    def notify(self, job: JobRecord) -> None:
+        """SIGUSR2 to the watching process, which hands it on."""
+        self._check_host(job)
+        if self.state(job).phase == "running":
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(job.job), signal.SIGUSR2)
+
+    def restart(self, job: JobRecord) -> None:
+        """A local job goes on by itself once it was told."""
+        raise JobError(f"job {job.job} does not stop; cancel it and submit it again")
 
     def _check_host(self, job: JobRecord) -> None:
         if job.host != socket.gethostname():
@@ -102,17 +119,25 @@ class SlurmScheduler:
     def interrupt(self, job: JobRecord) -> None:
         """SIGINT to the tasks, which can then note that they were stopped; scancel where nothing runs yet."""
         running = self.state(job).phase == "running"
-        self._scancel(*(["--signal=INT"] if running else []), job.job)
+        self._command("scancel", *(["--signal=INT"] if running else []), job.job)
 
     def kill(self, job: JobRecord) -> None:
         """Slurm's own end: SIGTERM, and SIGKILL after KillWait."""
-        self._scancel(job.job)
+        self._command("scancel", job.job)
 
-    def _scancel(self, *arguments: str) -> None:
-        if shutil.which("scancel") is None:
-            raise UserError("scancel is not on this machine; cancel the job where it was submitted")
+    def notify(self, job: JobRecord) -> None:
+        """The signal of a preemption to the tasks, who requeue their job when they have saved."""
+        self._command("scancel", "--signal=USR2", job.job)
+
+    def restart(self, job: JobRecord) -> None:
+        """Slurm's own requeue: SIGTERM, and SIGKILL after KillWait."""
+        self._command("scontrol", "requeue", job.job)
+
+    def _command(self, name: str, *arguments: str) -> None:
+        if shutil.which(name) is None:
+            raise UserError(f"{name} is not on this machine; do this where the job was submitted")
         done = subprocess.run(
-            ["scancel", *arguments],
+            [name, *arguments],
             capture_output=True,
             text=True,
             timeout=SLURM_WAIT_S,
@@ -120,7 +145,7 @@ class SlurmScheduler:
         )
         if done.returncode:
             raise JobError(
-                f"scancel failed: {' '.join(done.stderr.split()) or f'exit code {done.returncode}'}"
+                f"{name} failed: {' '.join(done.stderr.split()) or f'exit code {done.returncode}'}"
             )
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import socket
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from pscl_hpc.config import Config
 from pscl_hpc.errors import UserError
-from pscl_hpc.launch.executors import Resources, build_executor, check_resources
+from pscl_hpc.launch.code import source_hash
+from pscl_hpc.launch.executors import batch_script, build_executor, check_resources
 from pscl_hpc.launch.job import STAGES, StageJob
+from pscl_hpc.launch.profiles import Profile
 from pscl_hpc.launch.registry import JOBS, JobRecord, latest_job, save_job
 from pscl_hpc.launch.schedulers import SCHEDULERS, process_start
 from pscl_hpc.runs import RunFolder, commit, now
@@ -30,60 +32,163 @@ class Submission:
     job: JobRecord
 
 
-def submit(config: Config, *, cluster: str, resources: Resources | None = None) -> Submission:
+def submit(
+    config: Config, *, cluster: str, profile: Profile | None = None, any_commit: bool = False
+) -> Submission:
     """Submit the run of a configuration. An unfinished run in ``config.run`` is continued.
+
+    Args:
+        config: the run.
+        cluster: ``local`` or ``slurm``.
+        profile: what to ask for.
+        any_commit: let the job start on code that was changed meanwhile.
 
     Raises:
         UserError: when the folder holds another run or a live job, or the cluster refuses; nothing of an existing run
             is changed then.
     """
-    resources = resources or Resources()
-    check_resources(cluster, resources)
-    if not Path(config.data.archive).exists():
-        raise UserError(f"{config.data.archive}: no such archive; check data.archive, or build it first")
-    if "%" in str(Path(config.run).absolute()):
-        raise UserError(f"{config.run}: a job's folder must not contain '%'; choose another with run=...")
+    profile = profile or Profile()
+    check_resources(cluster, profile)
+    _check_input(config)
     folder = RunFolder.reserve(config)
     _check_free(folder)
-    run = folder.path
-    (run / JOBS).mkdir(exist_ok=True)
-    executor = build_executor(cluster, (run / JOBS).absolute(), config.name, resources)
-    before = {"status": folder.record.get("status", "failed"), "error": folder.record.get("error")}
+    files = (folder.path / JOBS).absolute()
+    return _submit([folder], files, cluster, config.name, profile, any_commit)[0]
+
+
+def submit_many(
+    configs: Sequence[Config],
+    *,
+    cluster: str,
+    files: Path,
+    name: str,
+    profile: Profile | None = None,
+    any_commit: bool = False,
+) -> list[Submission]:
+    """Submit many runs that ask for the same: on Slurm one job array, here one job after the other's start.
+
+    Args:
+        configs: the runs; each gets its own folder.
+        cluster: ``local`` or ``slurm``.
+        files: folder of the array's scripts and logs.
+        name: name of the array.
+        profile: what each run asks for.
+        any_commit: as in :func:`submit`.
+
+    Returns:
+        One submission for each configuration, in their order.
+
+    Raises:
+        UserError: as :func:`submit`, before anything is submitted.
+    """
+    profile = profile or Profile()
+    check_resources(cluster, profile)
+    for config in configs:
+        _check_input(config)
+    if "%" in str(files.absolute()):
+        raise UserError(f"{files}: a job's folder must not contain '%'; choose another")
+    folders = [RunFolder.reserve(config) for config in configs]
+    if len({folder.path.resolve() for folder in folders}) < len(folders):
+        raise UserError("two of the runs have the same folder; give each its own run=...")
+    for folder in folders:
+        _check_free(folder)
+    if not folders:
+        return []
+    return _submit(folders, files.absolute(), cluster, name, profile, any_commit)
+
+
+def show_script(config: Config, *, cluster: str, profile: Profile) -> str:
+    """The batch script that :func:`submit` would hand to Slurm. Nothing is made or changed.
+
+    Raises:
+        UserError: when the profile lacks something.
+    """
+    check_resources(cluster, profile, dry_run=True)
+    _check_input(config)
+    run = Path(config.run) if config.run else Path("runs") / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return batch_script((run / JOBS).absolute(), config.name, profile)
+
+
+def _submit(
+    folders: Sequence[RunFolder], files: Path, cluster: str, name: str, profile: Profile, any_commit: bool
+) -> list[Submission]:
+    files.mkdir(parents=True, exist_ok=True)
+    for folder in folders:
+        (folder.path / JOBS).mkdir(exist_ok=True)
+    executor = build_executor(cluster, files, name, profile)
+    source, head = "" if any_commit else source_hash(), commit()
+    before = [(folder.record.get("status", "failed"), folder.record.get("error")) for folder in folders]
     # Queued before it is handed over: a job that begins at once must not find its own record overwritten.
-    folder.update(kind=config.kind, name=config.name, status="queued", error="")
+    for folder in folders:
+        folder.update(kind=folder.config.kind, name=folder.config.name, status="queued", error="")
+    stages = [
+        StageJob(
+            run=str(folder.path.absolute()),
+            entry=STAGES[folder.config.kind],
+            files=str(files),
+            nodes=profile.nodes,
+            tasks_per_node=profile.tasks,
+            gpus=bool(profile.gpus_per_node),
+            stage=profile.stage,
+            source=source,
+            commit=head,
+        )
+        for folder in folders
+    ]
     try:
-        job = _hand_over(executor, StageJob(str(run.absolute()), STAGES[config.kind]))
+        jobs = _hand_over(executor, stages)
     except UserError as error:
-        folder.update(status=before["status"], error=before["error"] or str(error))
+        for folder, (status, said) in zip(folders, before, strict=True):
+            folder.update(status=status, error=said or str(error))
         raise
-    record = JobRecord(
-        job=str(job.job_id),
-        cluster=cluster,
-        stage=config.kind,
-        submitted=time.time(),
-        when=now(),
-        host=socket.gethostname(),
-        folder=str(Path.cwd()),
-        commit=commit(),
-        started=process_start(int(job.job_id)) if cluster == "local" else "",
-        resources={key: value for key, value in dataclasses.asdict(resources).items() if value is not None},
-    )
-    save_job(run, record)
-    return Submission(run, record)
+    done = []
+    for folder, job in zip(folders, jobs, strict=True):
+        record = JobRecord(
+            job=str(job.job_id),
+            cluster=cluster,
+            stage=folder.config.kind,
+            submitted=time.time(),
+            when=now(),
+            host=socket.gethostname(),
+            folder=str(Path.cwd()),
+            commit=head,
+            started=process_start(int(job.job_id)) if cluster == "local" else "",
+            # A run that is moved keeps its own files.
+            files="" if files == (folder.path / JOBS).absolute() else str(files),
+            nodes=profile.nodes,
+            tasks=profile.nodes * profile.tasks,
+            any_commit=any_commit,
+            profile=profile.model_dump(mode="json", exclude_unset=True),
+        )
+        save_job(folder.path, record)
+        done.append(Submission(folder.path, record))
+    return done
 
 
-def _hand_over(executor: Any, job: StageJob) -> Any:
+def _hand_over(executor: Any, stages: Sequence[StageJob]) -> list[Any]:
     slurm_conf = os.environ.get("SLURM_CONF")
+    send: Callable[[], list[Any]] = (
+        (lambda: [executor.submit(stages[0])])
+        if len(stages) == 1
+        else (lambda: executor.submit_array(stages))
+    )
     # A job submitted from inside another one must not inherit its shape.
     with submitit.helpers.clean_env():
         if slurm_conf is not None:
             os.environ["SLURM_CONF"] = slurm_conf
         try:
-            return executor.submit(job)
+            return send()
         except (FailedSubmissionError, FailedJobError) as error:
             lines = [line.strip().removeprefix("sbatch: error: ") for line in str(error).splitlines()]
             reason = "; ".join(line for line in lines if line)
             raise UserError(f"the cluster refused the job: {reason}") from None
+
+
+def _check_input(config: Config) -> None:
+    if not Path(config.data.archive).exists():
+        raise UserError(f"{config.data.archive}: no such archive; check data.archive, or build it first")
+    if "%" in str(Path(config.run).absolute()):
+        raise UserError(f"{config.run}: a job's folder must not contain '%'; choose another with run=...")
 
 
 def _check_free(folder: RunFolder) -> None:

@@ -16,8 +16,8 @@ import torch
 from pscl_hpc.config import to_yaml
 from pscl_hpc.errors import UserError
 from pscl_hpc.launch import jobs
-from pscl_hpc.launch.executors import Resources
 from pscl_hpc.launch.jobs import RunStatus, cancel, find_runs, follow_log, run_status
+from pscl_hpc.launch.profiles import Profile
 from pscl_hpc.launch.registry import job_records
 from pscl_hpc.launch.schedulers import SCHEDULERS, wait_for_end
 from pscl_hpc.launch.submission import Submission, submit
@@ -51,7 +51,7 @@ def test_a_job_runs_to_its_end_and_everything_about_it_is_known(make_config: Mak
     found = finish(done)
     assert (found.state, found.step, found.total, found.checkpoint) == ("done", 20, 20, 20)
     assert (found.loss, found.images_per_second) == (1.0 / 20, 100.0)
-    assert (found.job, found.cluster, found.attempts) == (done.job.job, "local", 1)
+    assert (found.job, found.cluster, found.restarts) == (done.job.job, "local", 0)
     assert find_runs(Path("runs")) == [done.run]
     with pytest.raises(UserError, match="already"):
         cancel(done.run)
@@ -77,7 +77,7 @@ def test_a_cancelled_run_keeps_its_checkpoint_and_goes_on_when_submitted_again(
     wait_for_step(again.run, stopped.step + 1)
     assert f"beginning after step {stopped.checkpoint}" in "".join(follow_log(again.run, follow=False))
     assert len(job_records(again.run)) == 2
-    assert cancel(again.run).attempts == 2
+    assert cancel(again.run).restarts == 1
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_a_job_that_fails_says_why(make_config: MakeConfig, name: str, state: st
 def test_a_preempted_job_goes_on_by_itself_from_its_checkpoint(make_config: MakeConfig) -> None:
     done = submit(make_config("preempted"), cluster="local")
     found = finish(done)
-    assert (found.state, found.attempts) == ("done", 2)
+    assert (found.state, found.restarts) == ("done", 1)
     assert "beginning after step 15" in "".join(follow_log(done.run, follow=False))
     steps = [line["step"] for line in RunFolder.load(done.run).metrics()]
     assert steps == list(range(1, 21))
@@ -150,8 +150,8 @@ def test_a_reused_process_id_is_not_taken_for_the_job(make_config: MakeConfig) -
 
 def test_cpus_and_gpus_reach_the_job(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,7")
-    done = submit(make_config(), cluster="local", resources=Resources(cpus=3, gpus=2))
+    done = submit(make_config(), cluster="local", profile=Profile(cpus_per_task=3, gpus_per_node=2))
     environment = Path(f"/proc/{done.job.job}/environ").read_text().split("\0")
     assert "OMP_NUM_THREADS=3" in environment
     assert "CUDA_VISIBLE_DEVICES=4,6" in environment
-    assert done.job.resources == {"cpus": 3, "gpus": 2}
+    assert done.job.profile == {"cpus_per_task": 3, "gpus_per_node": 2}

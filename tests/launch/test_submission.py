@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from pscl_hpc.config import Config
 from pscl_hpc.errors import UserError
-from pscl_hpc.launch.executors import Resources, build_executor, default_cluster, parse_time
+from pscl_hpc.launch.executors import batch_script, default_cluster
 from pscl_hpc.launch.jobs import cancel, find_runs, log_path, run_status
-from pscl_hpc.launch.submission import submit
+from pscl_hpc.launch.profiles import Profile, load_profile, parse_time
+from pscl_hpc.launch.submission import show_script, submit, submit_many
 from pscl_hpc.runs import RunFolder
 
 from .conftest import MakeConfig
@@ -40,22 +41,22 @@ def test_time_limits_add_up(days: int, hours: int, minutes: int) -> None:
 
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize(
-    ("keys", "resources", "cluster", "sentence"),
+    ("keys", "profile", "cluster", "sentence"),
     [
-        ({"data": {"archive": "b.h5"}}, Resources(), "local", "b.h5: no such archive"),
-        ({"run": "a.h5"}, Resources(), "local", "a.h5: is a file"),
-        ({"run": "."}, Resources(), "local", "is not empty and holds no run"),
-        ({"run": "runs/50%"}, Resources(), "local", "must not contain '%'"),
-        ({}, Resources(partition="gpu"), "local", "--partition is for Slurm"),
-        ({}, Resources(gpus=99), "local", "--gpus 99"),
-        ({}, Resources(), "slurm", "sbatch and srun are not on this machine"),
+        ({"data": {"archive": "b.h5"}}, Profile(), "local", "b.h5: no such archive"),
+        ({"run": "a.h5"}, Profile(), "local", "a.h5: is a file"),
+        ({"run": "."}, Profile(), "local", "is not empty and holds no run"),
+        ({"run": "runs/50%"}, Profile(), "local", "must not contain '%'"),
+        ({}, Profile(partition="gpu"), "local", "partition is for Slurm"),
+        ({}, Profile(gpus_per_node=99), "local", "--gpus-per-node 99"),
+        ({}, Profile(), "slurm", "sbatch and srun are not on this machine"),
     ],
 )
 def test_bad_submissions_are_refused_and_leave_nothing(
     make_config: MakeConfig,
     monkeypatch: pytest.MonkeyPatch,
     keys: dict[str, object],
-    resources: Resources,
+    profile: Profile,
     cluster: str,
     sentence: str,
 ) -> None:
@@ -63,7 +64,7 @@ def test_bad_submissions_are_refused_and_leave_nothing(
     monkeypatch.setenv("PATH", "/nowhere")
     before = sorted(Path.cwd().rglob("*"))
     with pytest.raises(UserError, match=r"^[^\n]+$") as caught:
-        submit(make_config(**keys), cluster=cluster, resources=resources)
+        submit(make_config(**keys), cluster=cluster, profile=profile)
     assert sentence in str(caught.value)
     assert sorted(Path.cwd().rglob("*")) == before
 
@@ -167,25 +168,7 @@ def test_slurm_needs_a_time_limit_and_its_refusal_is_passed_on(make_config: Make
         submit(make_config(), cluster="slurm")
     config: Config = make_config(run="runs/a")
     with pytest.raises(UserError, match=r"refused the job: .*invalid partition"):
-        submit(config, cluster="slurm", resources=Resources(partition="x", time_min=5))
+        submit(config, cluster="slurm", profile=Profile(partition="x", time="5"))
     assert run_status(Path("runs/a")).state == "failed"
 
 
-@pytest.mark.usefixtures("slurm_commands")
-def test_the_batch_script_asks_for_what_was_asked(tmp_path: Path) -> None:
-    resources = Resources(partition="gpu", time_min=90, cpus=8, gpus=1)
-    executor = build_executor("slurm", tmp_path / "jobs", "my-run", resources)
-    script = executor._make_submission_file_text("command", "uid")
-    for line in (
-        "partition=gpu",
-        "time=90",
-        "cpus-per-task=8",
-        "gpus-per-node=1",
-        "job-name=my-run",
-        "requeue",
-    ):
-        assert f"#SBATCH --{line}\n" in script
-    assert "#SBATCH --signal=USR2@120\n" in script
-    assert "wckey" not in script
-    assert "--kill-on-bad-exit=1" in script
-    assert script.index("SRUN_CPUS_PER_TASK") < script.index("srun ")

@@ -15,6 +15,7 @@ import torch
 from pscl_hpc.config import PretrainConfig
 from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.runs import RunFolder
+from pscl_hpc.training import StopRequested, stop_reason
 
 
 def train(config: PretrainConfig) -> None:
@@ -28,8 +29,6 @@ def train(config: PretrainConfig) -> None:
         log = folder.metrics_log()
         log.rewind(first)
         for step in range(first + 1, config.schedule.steps + 1):
-            if config.name == "deaf":
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
             time.sleep(0.01)
             log.write(step, {"loss": 1.0 / step, "images_per_second": 100.0})
             if step % config.checkpoint.every_steps == 0:
@@ -42,4 +41,8 @@ def train(config: PretrainConfig) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             if config.name == "preempted" and step == 15 and not first:
                 os.kill(os.getpid(), signal.SIGUSR2)
+            if stop_reason() and config.name != "deaf":
+                folder.checkpoints.save(step, {"sum": torch.tensor(float(step))})
+                folder.stop(str(stop_reason()))
+                raise StopRequested(str(stop_reason()))
         print("the end", file=sys.stderr, flush=True)

@@ -1,0 +1,184 @@
+"""Cluster profiles: what a job asks a cluster for, from YAML files and the command line."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from pscl_hpc.config.common import Count, Strict
+from pscl_hpc.config.loading import first_problem, read_tree
+from pscl_hpc.errors import UserError, did_you_mean
+
+SIGNAL_DELAY_S = 120
+"""A job hears this long before its time limit that it has to stop; half of the limit where that is less."""
+_TIME = re.compile(r"^(?:(?:(?P<days>\d+)-)?(?P<hours>\d+):)?(?P<minutes>\d+)(?::(?P<seconds>\d+))?$")
+_OURS = ("array", "error", "job-name", "open-mode", "output", "requeue", "no-requeue", "signal", "wckey")
+"""Options of sbatch that belong to the submission itself."""
+_KEYS = {
+    "ntasks-per-node": "tasks_per_node",
+    "gpus-per-node": "gpus_per_node",
+    "cpus-per-task": "cpus_per_task",
+}
+
+
+class Container(Strict):
+    """An image in which the tasks run. The batch script itself runs outside of it."""
+
+    image: str
+    """File or address of the image."""
+    how: Literal["apptainer", "pyxis"] = "apptainer"
+    """apptainer: the command is run by ``apptainer exec``. pyxis: srun gets ``--container-image``."""
+    python: str = "python3"
+    """Python inside the image that has pscl_hpc and submitit."""
+    mounts: tuple[str, ...] = ()
+    """Folders seen inside, ``outside:inside``; those of the run and of the archive are needed."""
+
+
+class Profile(Strict):
+    """What a job asks for; None leaves it to the cluster. Also the format of ``slurm/profiles/*.yaml``."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    """Features that nodes must have, as Slurm writes them."""
+    nodes: Count = 1
+    gpus_per_node: Annotated[int, Field(ge=0)] | None = None
+    """GPUs of each node; one task runs on each."""
+    tasks_per_node: Count | None = None
+    """Ranks on each node, where they use no GPUs."""
+    cpus_per_task: Count | None = None
+    mem: str | None = None
+    """Memory of each node, for example ``64G``."""
+    time: str | None = None
+    """Time limit, minutes or D-HH:MM:SS; a job that meets it saves, and goes on in a new one."""
+    signal_delay_s: Count | None = None
+    """Seconds before the time limit at which the job is told; 120 when absent, half of a short limit."""
+    retries: Annotated[int, Field(ge=0)] = 3
+    """How often a job whose rank died or failed is started again from its last checkpoint."""
+    setup: tuple[str, ...] = ()
+    """Lines of shell before the tasks start, for example ``module load``."""
+    environment: dict[str, str] = Field(default_factory=dict)
+    """Variables of the tasks."""
+    container: Container | None = None
+    stage: str | None = None
+    """Folder on each node's own disk to which the archive is copied once, and from which it is then read."""
+    sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
+    """Further options of sbatch without their dashes; true is an option without a value."""
+
+    @field_validator("time", mode="before")
+    @classmethod
+    def _as_text(cls, value: object) -> object:
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Profile:
+        if self.gpus_per_node and self.tasks_per_node not in (None, self.gpus_per_node):
+            raise ValueError(
+                f"tasks_per_node is {self.tasks_per_node} with {self.gpus_per_node} GPUs per node; one task runs on "
+                "each GPU, so leave tasks_per_node out"
+            )
+        if self.stage is not None and not Path(self.stage).is_absolute():
+            raise ValueError(f"stage is '{self.stage}'; name an absolute folder of the nodes")
+        for name in self.environment:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+                raise ValueError(f"environment has '{name}', which is no name of a variable")
+        for name in self.sbatch:
+            option = name.replace("_", "-")
+            if option in _OURS:
+                raise ValueError(f"sbatch.{name} is set by the submission itself; leave it out")
+            key = _KEYS.get(option, option)
+            if key in type(self).model_fields:
+                raise ValueError(f"sbatch.{name} has a key of its own; write {key}")
+        return self
+
+    @property
+    def tasks(self) -> int:
+        """Ranks on each node."""
+        return self.gpus_per_node or self.tasks_per_node or 1
+
+    @property
+    def time_min(self) -> int | None:
+        """The time limit in minutes."""
+        return None if self.time is None else parse_time(self.time)
+
+    @property
+    def signal_delay(self) -> int:
+        """Seconds from the notice to the time limit."""
+        limit = self.time_min
+        delay = self.signal_delay_s or SIGNAL_DELAY_S
+        return delay if limit is None else min(delay, limit * 60 // 2)
+
+    def replace(self, source: str, **values: Any) -> Profile:
+        """The same with other values; those that are None stay.
+
+        Raises:
+            UserError: when they do not fit together; ``source`` names them.
+        """
+        given = {key: value for key, value in values.items() if value is not None}
+        if given.get("gpus_per_node") and "tasks_per_node" not in given:
+            given["tasks_per_node"] = None
+        if given.get("tasks_per_node") and "gpus_per_node" not in given:
+            given["gpus_per_node"] = None
+        return _check({**self.model_dump(exclude_unset=True), **given}, source)
+
+
+def load_profile(name: str) -> Profile:
+    """A profile by name or file.
+
+    A name is looked up in ``~/.config/pscl-hpc/profiles`` and in ``slurm/profiles`` of the checkout.
+
+    Raises:
+        UserError: when there is none of that name, or it has an unknown key or a wrong value.
+    """
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml") and not path.is_file():
+        known = known_profiles()
+        if name not in known:
+            raise UserError(
+                f"--profile {name}: no such profile{did_you_mean(name, known)}; "
+                "name one, or a YAML file (slurm/README.md has the keys)"
+            )
+        path = known[name]
+    return _check(read_tree(path), str(path))
+
+
+def known_profiles() -> dict[str, Path]:
+    """The profiles that have a name; the user's own hide those of the checkout."""
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    folders = (Path(__file__).parents[2] / "slurm" / "profiles", home / "pscl-hpc" / "profiles")
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+
+
+def parse_time(text: str) -> int:
+    """Minutes of ``MINUTES``, ``HOURS:MINUTES:SECONDS`` or ``DAYS-HOURS:MINUTES:SECONDS``, rounded up.
+
+    Raises:
+        UserError: for anything else.
+    """
+    match = _TIME.match(text.strip())
+    # Slurm reads A:B as minutes and seconds; a forgotten part would make hours of them, so it is refused.
+    if match is None or (match["hours"] is None) != (match["seconds"] is None):
+        raise UserError(
+            f"--time '{text}' is no time limit; write minutes or D-HH:MM:SS, for example 90 or 1-12:00:00"
+        )
+    days, hours, minutes, seconds = (int(match[key] or 0) for key in ("days", "hours", "minutes", "seconds"))
+    total = days * 1440 + hours * 60 + minutes + -(-seconds // 60)
+    if total < 1:
+        raise UserError(f"--time '{text}' is no time at all; allow at least one minute")
+    return total
+
+
+def _check(tree: Mapping[str, Any], source: str) -> Profile:
+    try:
+        profile = Profile.model_validate(dict(tree))
+    except ValidationError as error:
+        raise UserError(f"{source}: {first_problem(Profile, error)}") from None
+    if profile.time is not None:
+        parse_time(profile.time)
+    return profile
