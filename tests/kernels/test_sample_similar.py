@@ -4,11 +4,18 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 
 from pscl_kernels import sample_similar
+from pscl_kernels.sample_similar import bounded
+
+
+@pytest.fixture(params=["bounds", "exact"], autouse=True)
+def _first_pass(request, monkeypatch):
+    """Both ways of `chunked`: with bfloat16 bounds first, as on CPUs that multiply them fast, and without."""
+    monkeypatch.setattr(bounded, "is_fast", lambda: request.param == "bounds")
 
 
 def by_hand(templates, cells, valid=None):
@@ -42,7 +49,13 @@ def lattice(shape, generator):
     return signs * keep * power
 
 
-@settings(max_examples=60, deadline=None)
+# Each example starts from its own seed, so that the fixture need not be set up again.
+SETTINGS = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@SETTINGS
 @given(
     batch=st.integers(1, 3),
     count=st.integers(0, 12),
@@ -60,6 +73,64 @@ def test_exact_ties_duplicates_and_shortage(batch, count, places, own, masked, s
     expected = by_hand(templates, cells, valid)
     for backend in ("reference", "chunked"):
         assert torch.equal(sample_similar(templates, cells, valid, backend=backend), expected)
+
+
+@SETTINGS
+@given(
+    count=st.integers(1, 12),
+    places=st.integers(1, 300),
+    clusters=st.integers(1, 4),
+    spread=st.sampled_from([0.0, 1e-6, 1e-3, 1e-1]),
+    sign=st.sampled_from([1, -1]),
+    seed=st.integers(0, 2**16),
+)
+def test_close_and_negative_similarities(count, places, clusters, spread, sign, seed):
+    """Templates around few directions, cells around the same or the opposite ones: exact copies to loose clouds."""
+    generator = torch.Generator().manual_seed(seed)
+    centre = torch.randn(clusters, 8, dtype=torch.float64, generator=generator)
+
+    def cloud(number, factor):
+        member = torch.randint(0, clusters, (number,), generator=generator)
+        noise = torch.randn(number, 8, dtype=torch.float64, generator=generator)
+        return factor * centre[member] + spread * noise
+
+    templates, cells = cloud(count, 1), cloud(places, sign)[None]
+    everywhere = torch.ones(1, places, dtype=torch.bool)
+    taken = sample_similar(templates, cells, backend="chunked")
+    assert_greedy(templates, cells, everywhere, taken, tolerance=1e-12)
+    singles = sample_similar(templates.float(), cells.float(), backend="chunked")
+    assert_greedy(templates.float(), cells.float(), everywhere, singles)
+    for row in (taken[0], singles[0]):
+        assert len(set(row[row >= 0].tolist())) == min(count, places)
+
+
+@SETTINGS
+@given(order=st.permutations(range(5)), scale=st.floats(1e-3, 1e3), seed=st.integers(0, 2**16))
+def test_images_do_not_influence_each_other(order, scale, seed):
+    generator = torch.Generator().manual_seed(seed)
+    cells = torch.randn(5, 150, 6, dtype=torch.float64, generator=generator)
+    templates = torch.randn(5, 7, 6, dtype=torch.float64, generator=generator)
+    taken = sample_similar(templates, cells, backend="chunked")
+    index = torch.tensor(order)
+    assert torch.equal(
+        sample_similar(templates[index] * scale, cells[index], backend="chunked"), taken[index]
+    )
+
+
+def test_bounds_hold_and_are_given_up_where_they_do_not_tell():
+    """No bound is off by more than the slack; cells that are all but equal go the exact way, and are still right."""
+    generator = torch.Generator().manual_seed(0)
+    cells = torch.randn(2, 1500, 48, generator=generator) * 10 ** torch.linspace(-6, 6, 1500)[:, None]
+    t = torch.nn.functional.normalize(torch.randn(2, 20, 48, generator=generator), dim=2)
+    exact = torch.nn.functional.normalize(cells.double(), dim=2, eps=1e-8) @ t.double().mT
+    exact = torch.nn.functional.pad(exact, (0, 0, 0, -1500 % bounded.TILE), value=-2)
+    exact = exact.view(2, -1, bounded.TILE, 20).amax(2).mT
+    assert (bounded._bounds(t, cells, None).double() - exact).abs().max() <= bounded.SLACK
+    assert bounded.sample_similar(t, cells, None) is not None
+    alike = 1 + 1e-4 * torch.rand(2, 1500, 48, generator=generator)
+    assert bounded.sample_similar(t, alike, None) is None
+    everywhere = torch.ones(2, 1500, dtype=torch.bool)
+    assert_greedy(t, alike, everywhere, sample_similar(t, alike, backend="chunked"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
