@@ -88,7 +88,7 @@ class Method(nn.Module, ABC):
 
     - A method that contrasts images with each other passes ``process_group`` to the operations of ``pscl_kernels``;
       they obey the rule.
-    - A loss that is a mean over the rank's own images or cells goes through :meth:`mean_over_ranks`, once.
+    - A loss that is a sum or mean over the rank's own images or cells goes through ``pscl_hpc.methods.ranks``, once.
 
     State that is no parameter (queues, momentum encoders, centres) must be equal on all ranks after each step: it is
     made from gathered or averaged values only, and rank 0's copy is the one in a checkpoint. All ranks call the same
@@ -118,19 +118,6 @@ class Method(nn.Module, ABC):
             draws: Every random choice of the method comes from it.
             measure: Also compute the terms that only serve the log.
         """
-
-    def mean_over_ranks(self, own: Tensor) -> Tensor:
-        """Mean over ranks of a loss that is a mean over the rank's own images, (): the whole batch's loss.
-
-        Every rank must have averaged over the same number of terms. Backward, a rank's own part of the gradient.
-        """
-        if self.process_group is None:
-            return own
-        mean = own.detach().clone()
-        dist.all_reduce(mean, group=self.process_group)
-        share = own / self.process_group.size()
-        # The difference is zero: it carries the gradient and leaves the value the same on every rank to the last bit.
-        return mean / self.process_group.size() + (share - share.detach())
 
     def after_step(self, progress: float) -> None:
         """Called after each optimiser step, for moving averages; ``progress`` goes from 0 to 1 over the run."""

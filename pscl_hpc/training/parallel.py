@@ -18,6 +18,8 @@ def data_parallel(module: nn.Module, group: dist.ProcessGroup | None) -> nn.Modu
     """
     if group is None:
         return module
+    # Weights of 1x1 convolutions have the same numbers in either layout of memory.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     with warnings.catch_warnings():
         # The name of broadcast_buffers changes from one version of torch to the next.
         warnings.simplefilter("ignore", FutureWarning)
