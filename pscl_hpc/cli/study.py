@@ -31,7 +31,9 @@ def study_command(
             "slurm: arrays."
         ),
     ] = "inline",
-    jobs: Annotated[int | None, typer.Option(min=1, help="Jobs at a time; by default 1, on Slurm 16.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Jobs at a time; by default 1, on Slurm 16.")
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads of a job; by default all cores shared by the jobs.")
     ] = None,
@@ -58,7 +60,6 @@ def study_command(
 
     study = load_study(config, overrides or ())
     # These import torch, which a mistyped file name need not wait for.
-    from pscl_hpc.launch.executors import Resources, parse_time
     from pscl_hpc.report import write_report
     from pscl_hpc.study.executors import make_executor
     from pscl_hpc.study.run import look, run_study
@@ -69,26 +70,30 @@ def study_command(
         return
     at_once = jobs or (16 if cluster == "slurm" else 1)
     threads = threads or max(1, (os.cpu_count() or 1) // at_once)
-    executor = make_executor(
-        cluster,
-        threads=threads,
-        resources=Resources(partition=partition, time_min=parse_time(time) if time else None, gpus=gpus),
-    )
+    executor = make_executor(cluster, threads=threads)
     state, results = run_study(study, executor, jobs=at_once, progress=not as_json)
-    if results["rows"]:
+    if results.rows:
         page = write_report([study.folder])
         for line in page.damage:
             typer.echo(f"skipped: {line}", err=True)
-    failed = results["failed"]
+    failed = results.failed
     if as_json:
-        typer.echo(json.dumps({"folder": str(study.folder), "missing": len(state.missing), **results}))
+        typer.echo(
+            json.dumps(
+                {
+                    "folder": str(study.folder),
+                    "jobs_missing": len(state.missing),
+                    **results.model_dump(mode="json"),
+                }
+            )
+        )
     else:
         typer.echo(markdown(results))
         typer.echo(study.folder)
     for item in failed:
-        print(f"{item['state']}: {item['job']}: {item['reason']}", file=sys.stderr)
-    if failed and not results["rows"]:
-        raise JobError(f"no run of {study.folder} could be scored; the first reason: {failed[0]['reason']}")
+        print(f"{item.state}: {item.job}: {item.reason}", file=sys.stderr)
+    if failed and not results.rows:
+        raise JobError(f"no run of {study.folder} could be scored; the first reason: {failed[0].reason}")
     if failed:
         raise typer.Exit(EXIT_SKIPPED)
 

@@ -26,6 +26,27 @@ SLOTS = tuple(f"#01fd{index:02x}" for index in range(8))
 _VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule"} | {
     colour: f"--s{index}" for index, colour in enumerate(SLOTS)
 }
+
+
+@dataclass(frozen=True)
+class Palette:
+    """The colours of a drawing."""
+
+    ink: str
+    muted: str
+    rule: str
+    slots: tuple[str, ...]
+
+
+ON_PAGE = Palette(INK, MUTED, RULE, SLOTS)
+"""Stand-ins, which :func:`to_svg` replaces by the variables of the style sheet."""
+ON_PAPER = Palette(
+    "#1b1f24",
+    "#5b6470",
+    "#e3e5e8",
+    ("#0072b2", "#d55e00", "#00835f", "#a8478a", "#8a6d00", "#2f8fd0", "#5b4ab5", "#7a7f87"),
+)
+"""The light colours of the style sheet, for figures in files of their own."""
 _STEPS = [1, 2, 2.5, 5, 10]
 BINS = 240
 """Longer curves are averaged into so many bins; a band shows the range in each bin."""
@@ -95,7 +116,7 @@ def curves(
             axes.set_ylim(top=1.1 * axes.dataLim.y1 if axes.dataLim.y1 > 0 else 1.0)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
-        return _svg(figure, name, title)
+        return to_svg(figure, name, title)
 
 
 def dots(name: str, rows: Sequence[DotRow], *, title: str) -> str:
@@ -129,7 +150,7 @@ def dots(name: str, rows: Sequence[DotRow], *, title: str) -> str:
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0, colors=INK)
         axes.spines["left"].set_visible(False)
-        return _svg(figure, name, title)
+        return to_svg(figure, name, title)
 
 
 def slopes(name: str, pairs: Sequence[tuple[float, float]], ends: tuple[str, str], *, title: str) -> str:
@@ -144,11 +165,12 @@ def slopes(name: str, pairs: Sequence[tuple[float, float]], ends: tuple[str, str
         axes.margins(y=0.12)
         axes.set_ylabel("mean Dice", color=MUTED)
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
-        return _svg(figure, name, title)
+        return to_svg(figure, name, title)
 
 
 @contextmanager
-def _axes(name: str, height: float) -> Iterator[tuple[Figure, Axes]]:
+def house_style(name: str) -> Iterator[None]:
+    """Fonts of all charts; the same ``name`` and data give the same bytes."""
     with mpl.rc_context(
         {
             "svg.fonttype": "none",
@@ -158,17 +180,28 @@ def _axes(name: str, height: float) -> Iterator[tuple[Figure, Axes]]:
             "font.size": 11.5,
         }
     ):
+        yield
+
+
+def style_axes(axes: Axes, palette: Palette = ON_PAGE) -> None:
+    """No box, pale rules across, quiet ticks."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(palette.rule)
+    axes.tick_params(colors=palette.muted, length=3, width=0.8)
+    axes.grid(axis="y", color=palette.rule, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:g}".replace("-", "\N{MINUS SIGN}"))
+    )
+
+
+@contextmanager
+def _axes(name: str, height: float) -> Iterator[tuple[Figure, Axes]]:
+    with house_style(name):
         figure = Figure(figsize=(_WIDTH / 72, height / 72), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.subplots()
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(RULE)
-        axes.tick_params(colors=MUTED, length=3, width=0.8)
-        axes.grid(axis="y", color=RULE, linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.yaxis.set_major_formatter(
-            FuncFormatter(lambda value, _: f"{value:g}".replace("-", "\N{MINUS SIGN}"))
-        )
+        style_axes(axes)
         yield figure, axes
 
 
@@ -193,7 +226,8 @@ def _shorten(text: str, length: int = 24) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def _svg(figure: Figure, name: str, title: str) -> str:
+def to_svg(figure: Figure, name: str, title: str) -> str:
+    """A figure drawn in :data:`ON_PAGE` as SVG text; ``title`` is read out to those who do not see it."""
     buffer = io.StringIO()
     # No date and no creator: the same data give the same bytes.
     empty = dict.fromkeys(("Date", "Creator", "Format", "Type"))

@@ -21,6 +21,8 @@ from pscl_hpc.report.pictures import CONFUSED, ERROR_COLOURS, EXTRA, MISSED
 from pscl_hpc.report.predictions import prediction_panels
 from pscl_hpc.report.scores import score_tables
 from pscl_hpc.report.story import headline
+from pscl_hpc.report.study_page import study_context
+from pscl_hpc.report.study_results import RESULTS_FILE, StudyResults, read_results
 from pscl_hpc.runs import write_text
 from pscl_hpc.segmentation.palette import hex_colour
 
@@ -55,10 +57,10 @@ class _RunCharts:
 
 
 def write_report(paths: Sequence[Path], out: Path | None = None) -> Report:
-    """Write the page of all runs in ``paths`` (run folders, or folders that hold some).
+    """Write the page of all runs in ``paths`` (run folders, or folders that hold some), or that of a study.
 
     Args:
-        paths: at least one.
+        paths: at least one; the folder of a study alone.
         out: the file to make or replace; None is ``report.html`` in the first path.
 
     Raises:
@@ -66,39 +68,30 @@ def write_report(paths: Sequence[Path], out: Path | None = None) -> Report:
     """
     if not paths:
         raise UserError("no run folder given; name at least one, for example runs/demo")
-    runs = collect(paths)
+    study = read_results(paths[0]) if len(paths) == 1 and (paths[0] / RESULTS_FILE).is_file() else None
+    runs = [] if study else collect(paths)
     target = out if out is not None else paths[0] / REPORT_FILE
     if target.is_dir():
         raise UserError(f"{target}: is a folder; name a file after --out, for example {target / REPORT_FILE}")
     if not target.parent.is_dir():
         raise UserError(f"{target.parent}: no such folder; make it or choose another --out")
-    text = render(runs)
+    text = render_study(study, paths[0]) if study else render(runs)
     try:
         write_text(target, text)
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror}); choose another --out") from None
-    return Report(target, len(runs), tuple(damage for run in runs for damage in run.damage))
+    return Report(
+        target, study.scored if study else len(runs), tuple(damage for run in runs for damage in run.damage)
+    )
 
 
 def render(runs: Sequence[RunData]) -> str:
     """The page as HTML. The same runs give the same text."""
     tables = score_tables(runs)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pscl_hpc.report", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(score=_score, percent=_percent, duration=_duration, pretty=_pretty)
-    style = importlib.resources.files("pscl_hpc.report").joinpath("templates/style.css").read_text("utf-8")
     pretraining = [run for run in runs if run.kind == "pretrain"]
     finetuning = [run for run in runs if run.kind != "pretrain"]
-    return environment.get_template("report.html.j2").render(
-        version=__version__,
-        # The style sheet is a file of this package, the only text that is not escaped beside our own charts.
-        style=Markup(style),
-        safe=Markup,
+    return _fill(
+        "report.html.j2",
         head=headline(runs, tables),
         runs=runs,
         tables=tables,
@@ -118,6 +111,27 @@ def render(runs: Sequence[RunData]) -> str:
         unshown_curves=max(0, len(finetuning) - MOST_CURVES),
         validation=_validation(finetuning),
         most_open=MOST_OPEN,
+    )
+
+
+def render_study(results: StudyResults, folder: Path) -> str:
+    """The page of a study as HTML. The same results and run folders give the same text."""
+    return _fill("study.html.j2", **study_context(results, folder))
+
+
+def _fill(template: str, **values: Any) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pscl_hpc.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(score=_score, percent=_percent, duration=_duration, pretty=_pretty)
+    style = importlib.resources.files("pscl_hpc.report").joinpath("templates/style.css").read_text("utf-8")
+    # The style sheet is a file of this package, the only text that is not escaped beside our own charts.
+    return environment.get_template(template).render(
+        version=__version__, style=Markup(style), safe=Markup, **values
     )
 
 

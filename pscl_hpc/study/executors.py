@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pscl_hpc.launch.executors import Resources
 from pscl_hpc.study.pool_executor import ProcessPool, visible_gpus
 from pscl_hpc.study.schedule import Executor
 
 
-def make_executor(cluster: str, *, threads: int, resources: Resources) -> Executor:
+def make_executor(cluster: str, *, threads: int) -> Executor:
     """The executor of a cluster."""
     return ProcessPool(threads, visible_gpus())

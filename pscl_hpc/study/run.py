@@ -18,11 +18,14 @@ from pscl_hpc.config import StudyConfig, load_config
 from pscl_hpc.config.study import study_yaml
 from pscl_hpc.errors import UserError
 from pscl_hpc.models import TRUNK_FILE
+from pscl_hpc.report.study_figures import figure_files
+from pscl_hpc.report.study_results import RESULTS_FILE, StudyResults
 from pscl_hpc.runs import RunFolder, write_json, write_text
+from pscl_hpc.segmentation.pictures import write_file
 from pscl_hpc.study.display import Display
 from pscl_hpc.study.keys import run_key
 from pscl_hpc.study.plan import Job, Plan, make_plan
-from pscl_hpc.study.results import RESULTS_FILE, gather
+from pscl_hpc.study.results import gather
 from pscl_hpc.study.schedule import Executor, Outcome, run_jobs
 from pscl_hpc.study.stage import is_evaluated
 from pscl_hpc.study.tables import TABLE_FILE, markdown
@@ -59,7 +62,7 @@ def look(study: StudyConfig) -> StudyState:
 
 def run_study(
     study: StudyConfig, executor: Executor, *, jobs: int, progress: bool = True
-) -> tuple[StudyState, dict[str, Any]]:
+) -> tuple[StudyState, StudyResults]:
     """Do what is missing of a study and write its results.
 
     Finished runs are never repeated; a job that fails is named in the results and tried again by the next call.
@@ -89,11 +92,13 @@ def run_study(
         return _state(state.plan), results
 
 
-def write_results(plan: Plan, outcomes: dict[str, Outcome]) -> dict[str, Any]:
-    """Write ``results.json`` and ``table.md`` of what is there."""
+def write_results(plan: Plan, outcomes: dict[str, Outcome]) -> StudyResults:
+    """Write ``results.json``, ``table.md`` and, of what is scored, ``figure.svg`` and ``figure.png``."""
     results = gather(plan, outcomes)
-    write_json(plan.study.folder / RESULTS_FILE, results)
+    write_json(plan.study.folder / RESULTS_FILE, results.model_dump(mode="json"))
     write_text(plan.study.folder / TABLE_FILE, markdown(results))
+    for name, data in figure_files(results).items():
+        write_file(plan.study.folder / name, data)
     return results
 
 

@@ -24,18 +24,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from pscl_hpc.report.study_results import Estimate
+
 CONFIDENCE = 0.95
 Pair = tuple[float, float]
 """Dice of the method and of the baseline."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure with its interval; no interval where a stratum has one unit only."""
-
-    value: float
-    low: float | None
-    high: float | None
 
 
 @dataclass(frozen=True)
@@ -84,11 +77,11 @@ def _interval(parts: Sequence[npt.NDArray[np.float64]]) -> Estimate:
     """Mean over strata of their means, with Student's interval."""
     value = float(np.mean([part.mean() for part in parts]))
     if any(len(part) < 2 for part in parts):
-        return Estimate(value, None, None)
+        return Estimate(value=value, low=None, high=None)
     shares = np.array([part.var(ddof=1) / len(part) / len(parts) ** 2 for part in parts])
     variance = float(shares.sum())
     if variance == 0:
-        return Estimate(value, value, value)
+        return Estimate(value=value, low=value, high=value)
     freedom = variance**2 / sum(share**2 / (len(part) - 1) for share, part in zip(shares, parts, strict=True))
     reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(variance)
-    return Estimate(value, value - reach, value + reach)
+    return Estimate(value=value, low=value - reach, high=value + reach)

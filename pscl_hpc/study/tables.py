@@ -1,138 +1,88 @@
-"""The tables of a study as Markdown, from ``results.json``."""
+"""The tables of a study as Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+
+from pscl_hpc.report.study_results import Compared, Estimate, Place, StudyResults, Worst
+from pscl_hpc.report.study_text import notes
+from pscl_hpc.segmentation.summary import Spread
 
 TABLE_FILE = "table.md"
+OVERALL = "all headline scores"
 
 
-def markdown(results: dict[str, Any]) -> str:
+def markdown(results: StudyResults) -> str:
     """All tables and what has to be said with them."""
-    parts = [f"# {results['study']}", "\n".join(notes(results))]
-    budgets = results["budgets"]
-    for place in places(results):
-        dataset, split, budget = place
-        said = f", budget {budget}" if len(budgets) > 1 else ""
-        parts.append(f"## {dataset}, {split}{said}\n\n{score_table(results, place)}")
-    for baseline in dict.fromkeys(line["baseline"] for line in results["comparisons"]):
+    parts = [f"# {results.study}", "\n".join(f"- {note}" for note in notes(results))]
+    for place in results.places:
+        said = f", budget {place[2]}" if len(results.budgets) > 1 else ""
+        parts.append(f"## {place[0]}, {place[1]}{said}\n\n{score_table(results, place)}")
+    for baseline in results.baselines:
         parts.append(f"## Against {baseline}\n\n{comparison_table(results, baseline)}")
-    if results["failed"]:
-        lines = [f"- {item['job']}: {item['reason']}" for item in results["failed"]]
+    if results.failed:
+        lines = [f"- {item.job}: {item.reason}" for item in results.failed]
         parts.append("## Failed\n\n" + "\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
 
-def places(results: dict[str, Any]) -> list[tuple[str, str, Any]]:
-    """Data set, split and budget of each table of scores."""
-    return list(dict.fromkeys((line["dataset"], line["split"], line["budget"]) for line in results["table"]))
-
-
-def notes(results: dict[str, Any]) -> list[str]:
-    """What the figures are, and what they were made from, one sentence each."""
-    done = len({row["key"] for row in results["rows"]})
-    lines = [
-        f"{done} of {results['runs']} runs are scored; seeds {', '.join(map(str, results['seeds']))}.",
-        "Dice is pooled over the images of a split; mean Dice is that of the foreground classes; ± is the sample "
-        "standard deviation over runs. Checkpoints are chosen on validation images.",
-    ]
-    pools: dict[str, list[str]] = {}
-    for method, counts in results["pools"].items():
-        pools.setdefault(pool_sentence(counts), []).append(method)
-    for text, methods in pools.items():
-        lines.append(
-            f"Pretraining pool of {', '.join(methods)}: {text}; no test or validation image (checked by split and by "
-            "pixels)."
-        )
-    if results["pools"]:
-        lines.append(
-            {
-                "reference": "Where a pretraining uses annotation, it is that of the fine-tuning, one trunk for each.",
-                "dataset": "Where a pretraining uses annotation, it is that of one image per data set, which is a "
-                "second annotated image for fine-tunings on another one.",
-                "study": "Where a pretraining uses annotation, it is that of one image for all data sets, which is a "
-                "second annotated image for fine-tunings on another one.",
-            }[results["pretrain_per"]]
-        )
-    if len(results["commits"]) > 1:
-        lines.append(
-            f"The runs are of {len(results['commits'])} commits: "
-            f"{', '.join(commit[:7] or 'unknown' for commit in results['commits'])}."
-        )
-    return lines
-
-
-def pool_sentence(counts: Sequence[dict[str, Any]]) -> str:
-    """The images of a pool in words."""
-    total = sum(item["images"] for item in counts)
-    parts = [f"{item['dataset']} {item['images']} ({item['split'] or 'no split'})" for item in counts]
-    return f"{total} images, {', '.join(parts)}"
-
-
-def score_table(results: dict[str, Any], place: tuple[str, str, Any]) -> str:
+def score_table(results: StudyResults, place: Place) -> str:
     """Methods as rows: mean Dice, worst reference, Dice per class, accuracy."""
-    lines = [line for line in results["table"] if (line["dataset"], line["split"], line["budget"]) == place]
-    classes = list(dict.fromkeys(name for line in lines for name in line["dice"]))
+    lines = [line for line in results.table if line.place == place]
+    classes = list(dict.fromkeys(name for line in lines for name in line.dice))
     head = ["method", "runs", "mean Dice", "worst reference", *classes, "accuracy"]
     rows = [
         [
-            line["method"],
-            str(line["runs"]),
-            spread_text(line["mean_dice"]),
-            worst_text(line["worst"]),
-            *(spread_text(line["dice"].get(name)) for name in classes),
-            spread_text(line["pixel_accuracy"]),
+            line.method,
+            str(line.runs),
+            spread_text(line.mean_dice),
+            worst_text(line.worst),
+            *(spread_text(line.dice.get(name)) for name in classes),
+            spread_text(line.pixel_accuracy),
         ]
         for line in lines
     ]
     return pipe_table(head, rows)
 
 
-def comparison_table(results: dict[str, Any], baseline: str) -> str:
+def comparison_table(results: StudyResults, baseline: str) -> str:
     """Pairs with one baseline: gain and share of the error removed, with intervals."""
-    several = len(results["budgets"]) > 1
-    share = f"{100 * results['confidence']:.0f}%"
-    head = ["method", "scores", *(["budget"] if several else []), "units", "better in", "gain in mean Dice"]
-    head += [f"its {share} interval", "Dice error removed", f"its {share} interval", "gain of the worst"]
-    rows = [
-        [
-            line["method"],
-            f"{line['dataset']} {line['split']}" if line["dataset"] else "all headline scores",
-            *([str(line["budget"])] if several else []),
-            str(line["units"]),
-            f"{line['wins']}/{line['units']}",
-            f"{line['gain']['value']:+.3f}",
-            _between(line["gain"], lambda value: f"{value:+.3f}"),
-            percent_text(line["error_removed"]),
-            _between(line["error_removed"], lambda value: f"{100 * value:+.0f}%"),
-            f"{line['worst_gain']:+.3f}",
-        ]
-        for line in results["comparisons"]
-        if line["baseline"] == baseline
-    ]
-    return pipe_table(head, rows)
+    several = len(results.budgets) > 1
+    interval = f"its {100 * results.confidence:.0f}% interval"
+    head = ["method", "scores", *(["budget"] if several else []), "better in", "gain in mean Dice", interval]
+    head += ["Dice error removed", interval, "gain of the worst"]
+    return pipe_table(
+        head,
+        (_compared_row(line, several) for line in results.comparisons if line.baseline == baseline),
+    )
 
 
-def spread_text(found: dict[str, Any] | None) -> str:
+def spread_text(found: Spread | None) -> str:
     """Mean and standard deviation."""
     if found is None:
         return "-"
-    return f"{found['mean']:.3f}" + ("" if found["std"] is None else f" ± {found['std']:.3f}")
+    return f"{found.mean:.3f}" + ("" if found.std is None else f" ± {found.std:.3f}")
 
 
-def worst_text(found: dict[str, Any] | None) -> str:
+def worst_text(found: Worst | None) -> str:
     """The lowest Dice and its annotated image."""
     if found is None:
         return "-"
-    first = found["references"][0].partition("/")[2]
-    more = f" +{len(found['references']) - 1}" if len(found["references"]) > 1 else ""
-    return f"{found['mean_dice']:.3f} ({first}{more})"
+    more = f" +{len(found.references) - 1}" if len(found.references) > 1 else ""
+    return f"{found.mean_dice:.3f} ({found.references[0].partition('/')[2]}{more})"
 
 
-def percent_text(found: dict[str, Any] | None) -> str:
-    """A share as a signed percentage."""
-    return "-" if found is None else f"{100 * found['value']:+.0f}%"
+def estimate_text(found: Estimate | None, *, percent: bool) -> tuple[str, str]:
+    """A figure and its interval."""
+
+    def shown(value: float) -> str:
+        return f"{100 * value:+.0f}%" if percent else f"{value:+.3f}"
+
+    if found is None:
+        return "-", "-"
+    if found.low is None or found.high is None:
+        return shown(found.value), "-"
+    return shown(found.value), f"{shown(found.low)} to {shown(found.high)}"
 
 
 def pipe_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -141,7 +91,13 @@ def pipe_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def _between(found: dict[str, Any] | None, form: Any) -> str:
-    if found is None or found["low"] is None:
-        return "-"
-    return f"{form(found['low'])} to {form(found['high'])}"
+def _compared_row(line: Compared, several: bool) -> list[str]:
+    return [
+        line.method,
+        f"{line.dataset} {line.split}" if line.dataset else OVERALL,
+        *([str(line.budget)] if several else []),
+        f"{line.wins} of {line.units}",
+        *estimate_text(line.gain, percent=False),
+        *estimate_text(line.error_removed, percent=True),
+        f"{line.worst_gain:+.3f}",
+    ]

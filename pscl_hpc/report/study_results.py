@@ -1,0 +1,187 @@
+"""``results.json`` of a study: what ``pscl-hpc study`` writes, and tables and the page read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pscl_hpc.errors import UserError
+from pscl_hpc.segmentation.summary import Spread
+
+RESULTS_FILE = "results.json"
+Place = tuple[str, str, int | str]
+"""Data set, split, budget."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Estimate(_Part):
+    """A figure with its interval; no interval where there are too few runs for one."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+class Row(_Part):
+    """The scores of one run on one split."""
+
+    method: str
+    dataset: str
+    split: str
+    budget: int | str
+    references: tuple[str, ...]
+    seed: int
+    mean_dice: float | None
+    dice: dict[str, float | None]
+    mean_iou: float | None
+    pixel_accuracy: float | None
+    images: int
+    validation_dice: float | None
+    """Mean Dice on the validation images at the chosen step."""
+    step: int
+    """The chosen step."""
+    seconds: dict[str, float]
+    """By part: pretrain (of its trunk, which other runs may share), finetune, evaluate."""
+    device: str
+    commit: str
+    folder: str
+    """Run folder, from the study's folder."""
+    pretraining: str
+    """Run folder of the trunk; empty from random weights."""
+    key: str
+    """Hash of everything that decides the run's numbers."""
+
+
+class Worst(_Part):
+    """The annotated images with the lowest Dice, seeds averaged."""
+
+    references: tuple[str, ...]
+    mean_dice: float
+
+
+class Line(_Part):
+    """A method on one split with one budget."""
+
+    method: str
+    dataset: str
+    split: str
+    budget: int | str
+    runs: int
+    mean_dice: Spread | None
+    dice: dict[str, Spread | None]
+    pixel_accuracy: Spread | None
+    worst: Worst | None
+
+    @property
+    def place(self) -> Place:
+        """Which table it is of."""
+        return self.dataset, self.split, self.budget
+
+
+class Compared(_Part):
+    """A method against a baseline, pair by pair."""
+
+    method: str
+    baseline: str
+    dataset: str
+    """Empty for the average over the headline scores."""
+    split: str
+    budget: int | str
+    gain: Estimate
+    """Of mean Dice."""
+    error_removed: Estimate | None
+    """Share of 1 - Dice; None where the baseline makes no error."""
+    units: int
+    """Annotated images (or sets of them) that the comparison rests on."""
+    wins: int
+    worst_gain: float
+    """The method's lowest Dice minus the baseline's lowest."""
+
+
+class PoolPart(_Part):
+    """Images of one data set and split in a pretraining."""
+
+    dataset: str
+    split: str
+    images: int
+
+
+class Failure(_Part):
+    """A job that did not end well."""
+
+    job: str
+    state: str
+    """failed, or skipped where what it needs failed."""
+    reason: str
+    folder: str
+
+
+class StudyResults(_Part):
+    """All that a study found."""
+
+    study: str
+    written: str
+    archive: str
+    """Fingerprint."""
+    archive_path: str
+    datasets: tuple[str, ...]
+    methods: tuple[str, ...]
+    budgets: tuple[int | str, ...]
+    seeds: tuple[int, ...]
+    pretrain_per: str
+    headline: tuple[str, ...]
+    show: tuple[str, ...]
+    confidence: float
+    pools: dict[str, tuple[PoolPart, ...]]
+    """By method."""
+    runs: int
+    """Fine-tunings of the study."""
+    failed: tuple[Failure, ...]
+    """Jobs that failed in the last call."""
+    missing: tuple[str, ...]
+    """Fine-tunings without scores."""
+    table: tuple[Line, ...]
+    comparisons: tuple[Compared, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def scored(self) -> int:
+        """Fine-tunings with scores."""
+        return len({row.key for row in self.rows})
+
+    @property
+    def commits(self) -> tuple[str, ...]:
+        """Commits of the runs."""
+        return tuple(sorted({row.commit for row in self.rows}))
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Which tables of scores there are."""
+        return tuple(dict.fromkeys(line.place for line in self.table))
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        """What was compared with."""
+        return tuple(dict.fromkeys(found.baseline for found in self.comparisons))
+
+
+def read_results(path: Path) -> StudyResults:
+    """Results from a study's folder or from the file itself.
+
+    Raises:
+        UserError: there are none, or the file holds something else.
+    """
+    file = path / RESULTS_FILE if path.is_dir() else path
+    try:
+        return StudyResults.model_validate_json(file.read_bytes())
+    except OSError:
+        raise UserError(f"{file}: no results there; run 'pscl-hpc study' first") from None
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"])) or "the file"
+        raise UserError(
+            f"{file}: is no result of a study ({where} is wrong); run 'pscl-hpc study' again"
+        ) from None

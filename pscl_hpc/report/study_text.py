@@ -1,0 +1,49 @@
+"""What has to be said with the figures of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pscl_hpc.report.study_results import PoolPart, StudyResults
+
+_TEMPLATES = {
+    "reference": "Where a pretraining uses annotation, it is that of the fine-tuning: one trunk for each.",
+    "dataset": "Where a pretraining uses annotation, it is that of one image per data set: a second annotated image "
+    "for fine-tunings on another one.",
+    "study": "Where a pretraining uses annotation, it is that of one image for all data sets: a second annotated "
+    "image for fine-tunings on another one.",
+}
+
+
+def notes(results: StudyResults) -> list[str]:
+    """What the figures are and what they were made from, one sentence or two each."""
+    lines = [
+        f"{results.scored} of {results.runs} runs are scored; seeds {', '.join(map(str, results.seeds))}.",
+        "Dice is pooled over the images of a split; mean Dice is that of the foreground classes; \u00b1 is the sample "
+        "standard deviation over runs. Validation images choose the checkpoint.",
+    ]
+    pools: dict[str, list[str]] = {}
+    for method, parts in results.pools.items():
+        pools.setdefault(pool_text(parts), []).append(method)
+    for text, methods in pools.items():
+        lines.append(
+            f"Pretraining pool of {', '.join(methods)}: {text}; no test or validation image, checked by split and by "
+            "pixels."
+        )
+    if results.pools and results.pretrain_per in _TEMPLATES:
+        lines.append(_TEMPLATES[results.pretrain_per])
+    if results.comparisons:
+        lines.append(
+            "A pair is the same annotated images with both methods, averaged over seeds. Intervals are Student's t "
+            "over pairs, that of the error removed for a ratio of means."
+        )
+    if len(results.commits) > 1:
+        named = ", ".join(commit[:7] or "unknown" for commit in results.commits)
+        lines.append(f"The runs are of {len(results.commits)} commits: {named}.")
+    return lines
+
+
+def pool_text(parts: Sequence[PoolPart]) -> str:
+    """The images of a pool in words."""
+    named = [f"{part.dataset} {part.images} ({part.split or 'no split'})" for part in parts]
+    return f"{sum(part.images for part in parts)} images, {', '.join(named)}"
