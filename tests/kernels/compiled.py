@@ -19,6 +19,10 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from pscl_kernels.patch_nt_xent.triton import backward, forward, preparation, symmetric, tiling
+from pscl_kernels.queue_info_nce.triton import rows as queue_rows
+from pscl_kernels.queue_info_nce.triton import runs as queue_runs
+from pscl_kernels.queue_info_nce.triton import tiles as queue_tiles
+from pscl_kernels.queue_info_nce.triton import tiling as queue_tiling
 from pscl_kernels.sample_similar import triton as sampling
 
 GOLDEN = Path(__file__).with_name("compiled.json")
@@ -43,6 +47,11 @@ TENSORS = {
         ["q", "k", "x", "own_x", "dq", "dk", "templates", "cells"], ""
     ),  # "": the features' dtype
     "valid": "bool",
+    # Of the queue loss alone.
+    **dict.fromkeys(["filled", "head", "place"], "int64"),
+    **dict.fromkeys(["weight", "masses", "mass", "target", "inverse"], "float32"),
+    "keys": "",
+    "plain": "bool",
 }
 WIDE = ("stride_templates", "stride_image")
 
@@ -74,6 +83,16 @@ def shipped() -> Iterator[Kernel]:
                 if "PLAIN" in options:
                     names.append("plain" if options["PLAIN"] else "maximum")
                 yield Kernel(" ".join(names), function, dtype, constants, config.warps, config.stages)
+            for name, function, constants, config in queue_kernels(width, bits):
+                precise = {"PRECISION": precision} if "PRECISION" in function.arg_names else {}
+                yield Kernel(
+                    f"queue {name} {dtype} {width}",
+                    function,
+                    dtype,
+                    {"WIDTH": width, **constants, **precise},
+                    config.warps,
+                    config.stages,
+                )
         for width in (16,) if bits == 32 else (16, 32):
             constants = {
                 "TILE": sampling.TILE,
@@ -97,6 +116,22 @@ def loss_kernels(width: int, bits: int) -> Iterator[tuple[Any, tiling.Config, di
             yield forward._log_sums, tiling.forward_config(width, bits), options
         yield backward._weighted_negatives, tiling.backward_config(width, bits), {"PLAIN": plain}
     yield symmetric._pair_sums, tiling.symmetric_config(width, bits), {}
+
+
+def queue_kernels(width: int, bits: int) -> Iterator[tuple[str, Any, dict[str, Any], tiling.Config]]:
+    """The kernels of the queue loss with all kinds of labels: name, function, constants and tiling."""
+    default = tiling.Config(queue_tiling.ROWS, 0, 4, 3)
+    labels = {"KINDS": 2, "ROWS": queue_tiling.ROWS}
+    yield "prepare", queue_rows._prepare, labels, default
+    yield "finish", queue_rows._finish, {**labels, "WITH_K": True}, default
+    runs = {"PART": min(queue_tiling.PART, width), "ENTRIES": queue_tiling.BLOCK}
+    yield "run_pieces", queue_runs._run_pieces, runs, default
+    yield "run_totals", queue_runs._run_totals, runs, default
+    for name, function, config in (
+        ("log_sums", queue_tiles._log_sums, queue_tiling.forward_config(width, bits)),
+        ("weighted_keys", queue_tiles._weighted_keys, queue_tiling.backward_config(width, bits)),
+    ):
+        yield name, function, {"ROWS": config.rows, "COLUMNS": config.columns}, config
 
 
 def measure(kernel: Kernel, capability: int) -> dict[str, Any]:

@@ -21,10 +21,11 @@ needs_triton = pytest.mark.skipif(
 
 
 @needs_triton
-def test_interpreted_kernels():
-    """All of `interpreted.py`, in a process of its own: Triton decides at import whether it interprets."""
+@pytest.mark.parametrize("name", ["interpreted.py", "interpreted_queue.py"])
+def test_interpreted_kernels(name):
+    """All of the file's tests, in a process of its own: Triton decides at import whether it interprets."""
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    file = Path(__file__).with_name("interpreted.py")
+    file = Path(__file__).with_name(name)
     command = [sys.executable, "-m", "pytest", str(file), "-q", "-p", "no:cacheprovider", "--timeout=240"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-6000:]
@@ -43,7 +44,15 @@ def test_package_works_without_triton():
 
 @needs_triton
 @pytest.mark.parametrize("capability", [80, 90, 100])
-@pytest.mark.parametrize("which", ["log_sums bfloat16 64 plain", "weighted_negatives bfloat16 64 plain"])
+@pytest.mark.parametrize(
+    "which",
+    [
+        "log_sums bfloat16 64 plain",
+        "weighted_negatives bfloat16 64 plain",
+        "queue log_sums bfloat16 64",
+        "queue weighted_keys bfloat16 64",
+    ],
+)
 def test_main_kernels_compile_without_spills(which, capability):
     from .compiled import SHARED_LIMIT, measure, shipped
 
