@@ -67,7 +67,9 @@ def check_same_shape(tensor: Tensor, group_name: str, world_size: int) -> None:
     """
     if not group_name:
         return
-    shapes = gather(torch.tensor(tensor.shape, device=tensor.device), group_name, world_size)
+    # Filled in by the device: a copy from the host would make it wait.
+    sizes = [torch.full((), size, dtype=torch.int64, device=tensor.device) for size in tensor.shape]
+    shapes = gather(torch.stack(sizes), group_name, world_size)
     if tensor.device.type == "cpu":
         rows = sorted({tuple(shape) for shape in shapes.tolist()})
         if len(rows) > 1:

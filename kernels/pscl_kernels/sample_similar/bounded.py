@@ -32,7 +32,7 @@ SLACK = 2**-7
 def is_fast() -> bool:
     """Whether this CPU multiplies bfloat16 matrices by instructions of its own, and torch uses them."""
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return torch.backends.mkldnn.enabled and any(
+    return bool(torch.backends.mkldnn.enabled) and any(
         capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16")
     )
 

@@ -71,7 +71,7 @@ def precision(dtype: torch.dtype) -> str:
 
 
 class Runs(NamedTuple):
-    """Per shard of columns and block of own rows: the columns, counted within the shard, that hold the block's groups."""
+    """Per shard of columns and block of own rows: the columns, counted within it, that hold the block's groups."""
 
     low: Tensor  # (shards, blocks) int32
     high: Tensor  # (shards, blocks) int32
