@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from pscl_hpc.errors import EXIT_SKIPPED, JobError
+from pscl_hpc.errors import EXIT_SKIPPED, JobError, UserError
 
 
 def register(app: typer.Typer) -> None:
@@ -32,10 +32,14 @@ def study_command(
         ),
     ] = "inline",
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Jobs at a time; by default 1, on Slurm 16.")
+        int | None, typer.Option(min=1, help="Jobs at a time; by default 1, on Slurm all.")
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads of a job; by default all cores shared by the jobs.")
+        int | None, typer.Option(min=1, help="CPU cores of a job; inline by default all, shared by the jobs.")
+    ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(help="Cluster profile, by name or YAML file; the options below replace its values."),
     ] = None,
     partition: Annotated[str | None, typer.Option(help="Slurm partition.")] = None,
     time: Annotated[str | None, typer.Option(help="Time limit of a job, minutes or D-HH:MM:SS.")] = None,
@@ -61,16 +65,31 @@ def study_command(
     study = load_study(config, overrides or ())
     # These import torch, which a mistyped file name need not wait for.
     from pscl_hpc.report import write_report
-    from pscl_hpc.study.executors import make_executor
+    from pscl_hpc.study.process_executor import ProcessPool, visible_gpus
     from pscl_hpc.study.run import look, run_study
+    from pscl_hpc.study.schedule import Executor
     from pscl_hpc.study.tables import markdown
 
     if dry_run:
         _show_plan(look(study), as_json)
         return
-    at_once = jobs or (16 if cluster == "slurm" else 1)
-    threads = threads or max(1, (os.cpu_count() or 1) // at_once)
-    executor = make_executor(cluster, threads=threads)
+    executor: Executor
+    if cluster == "inline":
+        if profile or partition or time or gpus is not None:
+            raise UserError(
+                "--profile, --partition, --time and --gpus are for jobs of a cluster; add --cluster slurm or local"
+            )
+        at_once = jobs or 1
+        executor = ProcessPool(threads or max(1, (os.cpu_count() or 1) // at_once), visible_gpus())
+    else:
+        from pscl_hpc.launch.profiles import Profile, load_profile
+        from pscl_hpc.study.cluster_executor import ClusterJobs
+
+        at_once = jobs or (1 if cluster == "local" else sys.maxsize)
+        wanted = (load_profile(profile) if profile else Profile()).replace(
+            "command line", partition=partition, time=time, gpus_per_node=gpus, cpus_per_task=threads
+        )
+        executor = ClusterJobs(cluster, wanted, study.folder, study.name)
     state, results = run_study(study, executor, jobs=at_once, progress=not as_json)
     if results.rows:
         page = write_report([study.folder])

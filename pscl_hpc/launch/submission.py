@@ -64,6 +64,7 @@ def submit_many(
     name: str,
     profile: Profile | None = None,
     any_commit: bool = False,
+    entry: str = "",
 ) -> list[Submission]:
     """Submit many runs that ask for the same: on Slurm one job array, here one job after the other's start.
 
@@ -74,6 +75,7 @@ def submit_many(
         name: name of the array.
         profile: what each run asks for.
         any_commit: as in :func:`submit`.
+        entry: ``module:function`` that does the runs and more, in place of their stages.
 
     Returns:
         One submission for each configuration, in their order.
@@ -94,7 +96,7 @@ def submit_many(
         _check_free(folder)
     if not folders:
         return []
-    return _submit(folders, files.absolute(), cluster, name, profile, any_commit)
+    return _submit(folders, files.absolute(), cluster, name, profile, any_commit, entry)
 
 
 def show_script(config: Config, *, cluster: str, profile: Profile) -> str:
@@ -110,7 +112,13 @@ def show_script(config: Config, *, cluster: str, profile: Profile) -> str:
 
 
 def _submit(
-    folders: Sequence[RunFolder], files: Path, cluster: str, name: str, profile: Profile, any_commit: bool
+    folders: Sequence[RunFolder],
+    files: Path,
+    cluster: str,
+    name: str,
+    profile: Profile,
+    any_commit: bool,
+    entry: str = "",
 ) -> list[Submission]:
     files.mkdir(parents=True, exist_ok=True)
     for folder in folders:
@@ -124,7 +132,7 @@ def _submit(
     stages = [
         StageJob(
             run=str(folder.path.absolute()),
-            entry=STAGES[folder.config.kind],
+            entry=entry or STAGES[folder.config.kind],
             files=str(files),
             nodes=profile.nodes,
             tasks_per_node=profile.tasks,

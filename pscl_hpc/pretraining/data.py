@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pscl_hpc.archive import Archive, ImageRecord, epoch_order
-from pscl_hpc.archive.windows import draw_window, read_window
+from pscl_hpc.archive import Archive, ImageRecord, Window, epoch_order
+from pscl_hpc.archive.windows import covering_square, draw_window, read_window, restrict
 from pscl_hpc.config import PretrainConfig, ReferenceConfig, ReferencedMethod
 from pscl_hpc.errors import UserError
 from pscl_hpc.methods import Setting, Views
@@ -67,6 +67,7 @@ class PretrainData(Dataset[Batch]):
         self.config = config
         _check_even(config, ranks)
         self.references = _find_references(archive, config)
+        self.regions = {record.id: self._annotated_region(record) for record in self.references}
         self.records = self._select()
         self.conditions = tuple(
             sorted({r.condition for r in (*self.references, *self.records) if r.condition})
@@ -98,11 +99,13 @@ class PretrainData(Dataset[Batch]):
         pairs = []
         for place, (slot, record) in enumerate(zip(self.slots.places, records, strict=True)):
             random = numpy_generator(self.config.seed, "windows", number, slot)
+            region = None
             if place < references:
+                region = self.regions[record.id]
                 window = self._reference_window(record, random)
             else:
                 window = draw_window(record, size, random)
-            pairs.append(read_window(self.archive, record, window, size, channels=channels))
+            pairs.append(read_window(self.archive, record, window, size, channels=channels, region=region))
         home = self.references[0].dataset if self.references else ""
         return Batch(
             images=torch.from_numpy(np.stack([image for image, _ in pairs])),
@@ -173,18 +176,33 @@ class PretrainData(Dataset[Batch]):
         places = numpy_generator(self.config.seed, "references", number).permutation(len(self.references))
         return self.references[int(places[slot % len(places)])]
 
-    def _reference_window(
-        self, record: ImageRecord, random: np.random.Generator
-    ) -> tuple[int, int, int, int]:
+    def _wanted(self, record: ImageRecord) -> list[int]:
+        """Classes of an image's collection that are learnt."""
+        collection = self.archive.collections[record.dataset]
+        return [c for c in range(len(collection.classes)) if c not in collection.ignore_classes]
+
+    def _annotated_region(self, record: ImageRecord) -> Window | None:
+        """The part of a reference whose annotation is used; None: all of it."""
+        side = _reference_config(self.config).square
+        return (
+            covering_square(self.archive.read_mask(record.index), self._wanted(record), side)
+            if side
+            else None
+        )
+
+    def _reference_window(self, record: ImageRecord, random: np.random.Generator) -> Window:
         size = self.config.views.size
-        windows = [draw_window(record, size, random) for _ in range(_REFERENCE_WINDOWS)]
+        region = self.regions[record.id]
+        windows = [draw_window(record, size, random, region) for _ in range(_REFERENCE_WINDOWS)]
         if _reference_config(self.config).crop == "random":
             return windows[0]
-        collection = self.archive.collections[record.dataset]
-        wanted = [c for c in range(len(collection.classes)) if c not in collection.ignore_classes]
-        counts = [
-            np.bincount(self.archive.read_mask(record.index, w).ravel(), minlength=256) for w in windows
-        ]
+        wanted = self._wanted(record)
+        counts = []
+        for window in windows:
+            mask = self.archive.read_mask(record.index, window)
+            if region is not None:
+                mask = restrict(mask, window, region)
+            counts.append(np.bincount(mask.ravel(), minlength=256))
         # Most classes first; among equals the one whose rarest class is largest.
         scores = [
             (int((n[wanted] > 0).sum()), int(np.sort(n[wanted][n[wanted] > 0])[:1].sum())) for n in counts

@@ -106,7 +106,8 @@ class Display:
                 return ""
             if count:
                 total += count * sum(self._seconds[kind]) / len(self._seconds[kind])
-        minutes = round(total / self._limit / 60)
+        at_once = max(1, min(self._limit, sum(self._left.values())))
+        minutes = round(total / at_once / 60)
         return (
             f"about {minutes // 60} h {minutes % 60} min left"
             if minutes >= 60

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import hashlib
 import os
@@ -17,17 +18,17 @@ from pscl_hpc.archive.synthesis import write_synthetic_archive
 from pscl_hpc.config import StudyConfig, load_config
 from pscl_hpc.config.study import study_yaml
 from pscl_hpc.errors import UserError
-from pscl_hpc.models import TRUNK_FILE
 from pscl_hpc.report.study_figures import figure_files
 from pscl_hpc.report.study_results import RESULTS_FILE, StudyResults
 from pscl_hpc.runs import RunFolder, write_json, write_text
+from pscl_hpc.runs.folder import CONFIG_FILE
 from pscl_hpc.segmentation.pictures import write_file
 from pscl_hpc.study.display import Display
 from pscl_hpc.study.keys import run_key
 from pscl_hpc.study.plan import Job, Plan, make_plan
 from pscl_hpc.study.results import gather
 from pscl_hpc.study.schedule import Executor, Outcome, run_jobs
-from pscl_hpc.study.stage import is_evaluated
+from pscl_hpc.study.stage import is_done
 from pscl_hpc.study.tables import TABLE_FILE, markdown
 
 STUDY_FILE = "study.yaml"
@@ -103,18 +104,9 @@ def write_results(plan: Plan, outcomes: dict[str, Outcome]) -> StudyResults:
 
 
 def _state(plan: Plan) -> StudyState:
-    return StudyState(plan, tuple(key for key, job in plan.jobs.items() if is_done(job)))
-
-
-def is_done(job: Job) -> bool:
-    """Whether a job has nothing left to do: its run ended well and its product is there."""
-    try:
-        record = RunFolder.load(job.folder)
-    except UserError:
-        return False
-    if not record.done:
-        return False
-    return (job.folder / TRUNK_FILE).is_file() if job.config.kind == "pretrain" else is_evaluated(job.folder)
+    return StudyState(
+        plan, tuple(key for key, job in plan.jobs.items() if is_done(job.folder, job.config.kind))
+    )
 
 
 class Prepared:
@@ -126,14 +118,15 @@ class Prepared:
 
     def start(self, job: Job) -> None:
         """Write the configuration of a new run; an unfinished run goes on with the one that it began with."""
-        stored = job.folder / "config.yaml"
+        stored = job.folder / CONFIG_FILE
         if stored.is_file():
-            config = load_config(stored)
+            config = load_config(stored).model_copy(update={"run": job.config.run})
             key = run_key(config, self._plan.fingerprint, job.needs)
             if key != job.key:
                 raise UserError(
                     f"{job.folder}: its config.yaml was changed after the run began; restore it or move the folder away"
                 )
+            job = dataclasses.replace(job, config=config)
         else:
             RunFolder.reserve(job.config)
         self._executor.start(job)

@@ -18,7 +18,8 @@ from typing import Any, NoReturn
 
 from pscl_hpc.config import Config, FinetuneConfig, load_config
 from pscl_hpc.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, JobError, UserError
-from pscl_hpc.runs import write_json
+from pscl_hpc.models import TRUNK_FILE
+from pscl_hpc.runs import RunFolder, write_json
 from pscl_hpc.segmentation.summary import read_evaluation
 
 TIMES_FILE = "times.json"
@@ -53,6 +54,16 @@ def is_evaluated(folder: Path) -> bool:
     except UserError:
         return False
     return True
+
+
+def is_done(folder: Path, kind: str) -> bool:
+    """Whether a job has nothing left to do: its run ended well and its product, or its scores, are there."""
+    try:
+        if not RunFolder.load(folder).done:
+            return False
+    except UserError:
+        return False
+    return (folder / TRUNK_FILE).is_file() if kind == "pretrain" else is_evaluated(folder)
 
 
 def read_times(folder: Path) -> dict[str, float]:
