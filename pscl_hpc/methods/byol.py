@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from pscl_hpc.config import ByolConfig, PretrainConfig
 from pscl_hpc.methods.base import Method, MethodOutput, Setting, Views
 from pscl_hpc.methods.momentum import MomentumCopy, momentum_at
+from pscl_hpc.methods.precision import at_least_float32
 from pscl_hpc.methods.ranks import mean_over_ranks
 from pscl_hpc.models import UNet
 from pscl_hpc.seeding import Draws
@@ -71,4 +72,4 @@ def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 
 def _distance(predictions: Tensor, targets: Tensor) -> Tensor:
     """``2 - 2 cos`` of each row, (B,)."""
-    return 2 - 2 * F.cosine_similarity(predictions.float(), targets.float(), dim=1)
+    return 2 - 2 * F.cosine_similarity(at_least_float32(predictions), at_least_float32(targets), dim=1)

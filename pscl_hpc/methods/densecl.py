@@ -11,6 +11,7 @@ from pscl_hpc.methods.base import Method, MethodOutput, Setting, Views
 from pscl_hpc.methods.cells import cells_of, gather_cells
 from pscl_hpc.methods.correspondence import most_similar_cells
 from pscl_hpc.methods.momentum import MomentumCopy, momentum_at
+from pscl_hpc.methods.precision import at_least_float32
 from pscl_hpc.methods.queue import KeyQueue, images_per_step
 from pscl_hpc.methods.ranks import whole_loss
 from pscl_hpc.models import GlobalHead, UNet
@@ -73,8 +74,8 @@ class DenseCl(Method):
             self._contrast(q, k, self.queue),
             self._contrast(cells.flatten(0, 1), partners.flatten(0, 1), self.dense_queue),
         )
-        self.queue.stage(F.normalize(k.float(), dim=1))
-        self.dense_queue.stage(F.normalize(key_cells.float().mean(dim=(2, 3)), dim=1))
+        self.queue.stage(F.normalize(at_least_float32(k), dim=1))
+        self.dense_queue.stage(F.normalize(at_least_float32(key_cells).mean(dim=(2, 3)), dim=1))
         image_loss, cell_loss = whole_loss(torch.stack(parts), self.process_group).unbind()
         weight = self.config.dense_weight
         terms = {"image/loss": image_loss.detach(), "cells/loss": cell_loss.detach()}

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from pscl_hpc.config import MocoConfig, PretrainConfig
 from pscl_hpc.methods.base import Method, MethodOutput, Setting, Views
 from pscl_hpc.methods.momentum import MomentumCopy, momentum_at
+from pscl_hpc.methods.precision import at_least_float32
 from pscl_hpc.methods.queue import KeyQueue, images_per_step
 from pscl_hpc.methods.ranks import whole_loss
 from pscl_hpc.models import GlobalHead, UNet
@@ -68,7 +69,7 @@ class Moco(Method):
             process_group=self.process_group,
             backend=self.backend,
         )
-        self.queue.stage(F.normalize(k.float(), dim=1))
+        self.queue.stage(F.normalize(at_least_float32(k), dim=1))
         loss = whole_loss(part, self.process_group)
         return MethodOutput(loss, {"image/loss": loss.detach()})
 

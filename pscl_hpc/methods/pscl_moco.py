@@ -16,6 +16,7 @@ from pscl_hpc.config import PretrainConfig, PsclMocoConfig
 from pscl_hpc.methods.base import CellSample, MethodOutput, Setting, Views
 from pscl_hpc.methods.cells import gather_cells
 from pscl_hpc.methods.momentum import MomentumCopy, momentum_at
+from pscl_hpc.methods.precision import at_least_float32
 from pscl_hpc.methods.pscl import AnnotatedPscl
 from pscl_hpc.methods.queue import KeyQueue, images_per_step
 from pscl_hpc.methods.ranks import whole_loss
@@ -96,7 +97,7 @@ class PsclMoco(AnnotatedPscl):
             parts.append(self._patch_part(scale, views, sample, q, k))
             shares.append(float(sample.classes.numel()))
             if measure:
-                similarity = F.cosine_similarity(q.detach().float(), k.float(), dim=2)
+                similarity = F.cosine_similarity(q.detach(), k, dim=2)
                 terms[f"scale{scale}/positive"] = similarity[sample.valid].mean()
                 terms |= self.sampling_terms(scale, views, sample, height, width)
         image_loss, *patch_losses = whole_loss(torch.stack(parts), self.process_group).unbind()
@@ -149,7 +150,7 @@ class PsclMoco(AnnotatedPscl):
         groups = torch.zeros_like(views.conditions)
         if not self.config.queue_references:
             groups[: views.references] = -1
-        self.image_queue.stage(F.normalize(k.float(), dim=1), groups, views.conditions)
+        self.image_queue.stage(F.normalize(at_least_float32(k), dim=1), groups, views.conditions)
         return part
 
     def _patch_part(self, scale: int, views: Views, sample: CellSample, q: Tensor, k: Tensor) -> Tensor:
@@ -176,8 +177,8 @@ class PsclMoco(AnnotatedPscl):
             process_group=self.process_group,
             backend=self.backend,
         )
-        unit = F.normalize(k.float(), dim=2).view(*weights.shape, -1)
-        prototypes = torch.einsum("bck,bckd->bcd", weights, unit)
+        unit = F.normalize(at_least_float32(k), dim=2).view(*weights.shape, -1)
+        prototypes = torch.einsum("bck,bckd->bcd", weights.to(unit), unit)
         if self.config.normalise_prototypes:
             prototypes = F.normalize(prototypes, dim=2)
         groups = torch.arange(self.classes, device=k.device).expand(len(k), -1)
@@ -186,10 +187,10 @@ class PsclMoco(AnnotatedPscl):
 
 
 def class_weights(sample: CellSample, classes: int) -> Tensor:
-    """Weight of each cell within its class and image, (B, C, k) float32: the share of the class in the template's cell.
+    """Weight of each cell within its class and image, (B, C, k): the share of the class in the template's cell.
 
     They sum to 1 over the cells of a class that exist, and are 0 where there is none.
     """
     # A little for all, so that a class of foreign cells alone (template_rule: released) has weights, too.
-    shares = torch.where(sample.valid, sample.shares.float() + 1e-6, 0.0).view(len(sample.valid), classes, -1)
+    shares = torch.where(sample.valid, sample.shares + 1e-6, 0.0).view(len(sample.valid), classes, -1)
     return shares / shares.sum(dim=2, keepdim=True).clamp_min(1e-12)

@@ -18,7 +18,7 @@ class QueueRows(NamedTuple):
     """The entries of a queue as rows, image after image; views of the buffers, not copies."""
 
     keys: Tensor
-    """(Q, D) float32."""
+    """(Q, D), float32 as buffers are by default."""
     groups: Tensor
     """Class of each entry, int64 (Q,); 0 where there are none, -1 in an empty slot."""
     conditions: Tensor
@@ -76,7 +76,7 @@ class KeyQueue(nn.Module):
         """
         if not self.training:
             return
-        keys = keys.detach().float().reshape(len(keys), *self.keys.shape[1:])
+        keys = keys.detach().to(self.keys.dtype).reshape(len(keys), *self.keys.shape[1:])
         if groups is None:
             groups = torch.zeros_like(keys[..., 0], dtype=torch.int64)
         if conditions is None:

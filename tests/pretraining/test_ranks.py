@@ -38,10 +38,11 @@ def test_two_ranks_compute_what_one_does(archive: Path, by_two: list[dict[str, A
     assert first["losses"] == second["losses"], "every rank has the loss of the whole batch"
     for key, value in first["state"].items():
         assert torch.equal(value, second["state"][key]), f"{key} differs between the ranks"
-    torch.testing.assert_close(first["losses"], alone["losses"], rtol=1e-9, atol=0)
+    torch.testing.assert_close(first["losses"], alone["losses"], rtol=1e-9, atol=1e-15)
+    # The first step of a method with a queue has nothing to contrast with.
+    assert any(bool(gradient.any()) for gradient in alone["gradients"][-1].values())
     for step, (found, wanted) in enumerate(zip(first["gradients"], alone["gradients"], strict=True)):
         assert found.keys() == wanted.keys()
-        assert any(bool(gradient.any()) for gradient in wanted.values())
         # The first step is exact; later ones start from weights that differ by Adam's division of rounding errors.
         tolerance = 1e-9 if step == 0 else 1e-6
         for key in wanted:

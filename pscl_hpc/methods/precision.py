@@ -1,0 +1,11 @@
+"""Precision of what is computed outside the network."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """``values`` in float32 where they are of 16 bits, else as they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
