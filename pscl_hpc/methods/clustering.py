@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from pscl_hpc.methods.ranks import sum_over_ranks
 
+TEXTURE_WIDTH = 4
+"""Number of descriptors that :func:`texture` gives."""
 _ROUNDS = 5
 """Assignments after each split of the first clustering."""
 
@@ -37,7 +39,7 @@ class Moments(NamedTuple):
 
     @property
     def centres(self) -> Tensor:
-        """Mean of the members, (K, D); 0 for an empty cluster."""
+        """Mean of the members, (K, D); 0 for an empty cluster, which :func:`nearest` never gives."""
         return self.first / self._count
 
     @property
@@ -49,17 +51,18 @@ class Moments(NamedTuple):
     def _count(self) -> Tensor:
         return torch.where(self.share > 0, self.share, 1.0).unsqueeze(1)
 
-    def split(self, empty: int) -> Moments:
+    def split(self, empty: int, scale: Tensor) -> Moments:
         """The cluster with the largest scatter as two, the second in the place of the one numbered ``empty``.
 
-        They lie one standard deviation to either side along the axis of the largest variance.
+        They lie one standard deviation to either side along the axis of the largest variance, axes being scaled.
         """
-        scatter = (self.variance * self.share.unsqueeze(1)).sum(dim=1)
+        scatter = (self.variance * scale.square()).sum(dim=1) * self.share
+        scatter[self.share <= 0] = -1
         scatter[empty] = -1
         widest = int(scatter.argmax())
         variance = self.variance[widest]
         step = torch.zeros_like(variance)
-        axis = int(variance.argmax())
+        axis = int((variance * scale.square()).argmax())
         step[axis] = variance[axis].sqrt()
         share, first, second = (part.clone() for part in self)
         half = self.share[widest] / 2
@@ -79,7 +82,8 @@ class Clusters(nn.Module):
     Moments of a batch, summed over ranks, enter moving averages. A cluster that loses its members is given half of the
     cluster with the largest scatter. The first clustering splits in the same way from one cluster to K (Linde, Buzo and
     Gray 1980). Nothing is random, and nothing depends on how vectors are spread over ranks but the rounding of sums in
-    double precision.
+    double precision. Moments are of the vectors as they are; distances are between vectors times a ``scale`` (D,),
+    which may change from step to step.
 
     Args:
         clusters: K, at least 1.
@@ -109,34 +113,28 @@ class Clusters(nn.Module):
         return bool(self.share.sum() > 0)
 
     @torch.no_grad()
-    def start(self, vectors: Tensor, process_group: dist.ProcessGroup | None = None) -> None:
+    def start(self, vectors: Tensor, scale: Tensor, process_group: dist.ProcessGroup | None = None) -> None:
         """The first clustering, of this rank's vectors (N, D) and those of all others."""
         count = len(self.share)
         everything = torch.zeros(len(vectors), dtype=torch.int64, device=vectors.device)
         moments = _over_ranks(Moments.of(vectors, everything, count), process_group)
         for used in range(1, count):
-            moments = moments.split(used)
+            moments = moments.split(used, scale)
             for _ in range(_ROUNDS):
-                labels, _ = nearest(vectors, moments.centres[: used + 1])
+                labels, _ = nearest(vectors, moments, scale)
                 moments = _over_ranks(Moments.of(vectors, labels, count), process_group)
         self._set(moments)
 
     @torch.no_grad()
-    def follow(self, batch: Moments, *, revive: bool) -> None:
-        """Let the moments of a batch, of all ranks, enter.
-
-        Args:
-            batch: Sums over the batch.
-            revive: Give clusters without members, less than a hundredth of an equal share, half of another.
-        """
+    def follow(self, batch: Moments, scale: Tensor) -> None:
+        """Let the moments of a batch, of all ranks, enter; clusters below a hundredth of an equal share are revived."""
         total = batch.share.sum().clamp_min(1)
         keep = self.memory if self.known else 0.0
         moments = Moments(
             *(keep * old + (1 - keep) * new / total for old, new in zip(self.moments, batch, strict=True))
         )
-        if revive:
-            for place in (moments.share < 0.01 / len(moments.share)).nonzero().flatten().tolist():
-                moments = moments.split(place)
+        for place in (moments.share < 0.01 / len(moments.share)).nonzero().flatten().tolist():
+            moments = moments.split(place, scale)
         self._set(moments)
 
     def _set(self, moments: Moments) -> None:
@@ -146,25 +144,37 @@ class Clusters(nn.Module):
 
 
 @torch.no_grad()
-def nearest(vectors: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    """The nearest centre of each vector, of equals the first, and how clearly it is the nearest.
+def nearest(vectors: Tensor, clusters: Moments, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """The cluster of nearest centre for each vector, of equals the first, and how clearly it is the nearest.
 
     Args:
         vectors: (N, D).
-        centres: (K, D).
+        clusters: K, at least 2, of which at least one has members.
+        scale: Factor on each axis, (D,).
 
     Returns:
         int64 (N,), and (N,) in 0..1: with distances d1 and d2 to the nearest and the second, (d2 - d1) / (d2 + d1); 0
-        where both are zero.
+        where both are zero or there is no second.
     """
-    distance = torch.cdist(vectors.double(), centres.double(), compute_mode="donot_use_mm_for_euclid_dist")
-    if len(centres) == 1:
-        return torch.zeros_like(distance[:, 0], dtype=torch.int64), torch.ones_like(distance[:, 0])
+    a, b = vectors.float() * scale.float(), clusters.centres.float() * scale.float()
+    distance = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+    distance = torch.where(clusters.share > 0, distance, torch.inf)
     best, second = distance.topk(2, dim=1, largest=False).values.unbind(dim=1)
-    numbers = torch.arange(len(centres), device=vectors.device)
-    label = torch.where(distance == best.unsqueeze(1), numbers, len(centres) - 1).amin(dim=1)
+    numbers = torch.arange(len(b), device=vectors.device)
+    label = torch.where(distance == best.unsqueeze(1), numbers, len(b) - 1).amin(dim=1)
     total = best + second
-    return label, torch.where(total > 0, (second - best) / torch.where(total > 0, total, 1.0), 0.0)
+    told = (total > 0) & second.isfinite()
+    return label, torch.where(told, (second - best) / torch.where(told, total, 1.0), 0.0)
+
+
+@torch.no_grad()
+def clearest(margin: Tensor, share: float) -> Tensor:
+    """Which of the margins (N,) of :func:`nearest` are among the largest ``share`` of them, bool (N,).
+
+    Equal ones are taken or left together. A margin of 0 is no choice and never taken.
+    """
+    least = margin.kthvalue(max(1, round((1 - share) * len(margin)))).values
+    return (margin >= least) & (margin > 0)
 
 
 def texture(images: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from pscl_hpc.archive import IGNORE_INDEX
 from pscl_hpc.config import PretrainConfig, PsclClusteredConfig
 from pscl_hpc.methods.base import CellSample, MethodOutput, Setting, Views
 from pscl_hpc.methods.cells import cell_labels, cells_of, gather_cells
-from pscl_hpc.methods.clustering import Clusters, Moments, nearest, texture
+from pscl_hpc.methods.clustering import TEXTURE_WIDTH, Clusters, Moments, clearest, nearest, texture
 from pscl_hpc.methods.pscl import Pscl
 from pscl_hpc.methods.pscl_simclr import in_batch_loss
 from pscl_hpc.methods.ranks import sum_over_ranks
@@ -24,19 +24,18 @@ from pscl_hpc.models import Features, UNet
 from pscl_hpc.seeding import Draws
 from pscl_hpc.views import paired_cells
 
-_TEXTURE_WIDTH = 4
-
 
 class PsclClustered(Pscl):
     """PSCL-SimCLR whose annotation is a clustering of the pixels of view k.
 
-    Every pixel takes the cluster of the nearest centre, or none where two are about as near. A cell of a coarser scale
-    is of a cluster when nearly all of its pixels are. From each image the same number of cells of each cluster is
-    drawn; a cluster that an image does not show gives none.
+    A pixel takes the cluster of the nearest centre, or none if its choice is among the less clear ones of its image. A
+    cell of a coarser scale is of a cluster when nearly all of its pixels are. From each image the same number of cells
+    of each cluster is drawn; a cluster that an image does not show gives none.
 
-    The pixels are compared by fixed texture descriptors during the first part of the run and by the projections of the
-    finest scale afterwards. The projections' centres are followed from the start, as means of the members that the
-    texture gives, so that the change of features changes no cluster's meaning.
+    Pixels are compared by fixed texture descriptors and by their projections of the finest scale. At the start the
+    descriptors decide alone: what an untrained network projects means little, and a clustering by projections alone
+    would be taught by itself and drift. The projections' part of the centres is followed from the start, as the mean
+    over the members, and its weight rises over the run.
 
     Args:
         trunk: The U-Net.
@@ -49,11 +48,10 @@ class PsclClustered(Pscl):
 
     def __init__(self, trunk: UNet, config: PsclClusteredConfig, *, backend: str = "auto") -> None:
         super().__init__(trunk, config, backend=backend)
-        self.by_texture = Clusters(config.clusters, _TEXTURE_WIDTH, config.memory)
-        self.by_projection = Clusters(config.clusters, config.projection, config.memory)
+        self.clusters = Clusters(config.clusters, TEXTURE_WIDTH + config.projection, config.memory)
         self.register_buffer("progress", torch.zeros((), dtype=torch.float64))
         self.class_names = tuple(f"cluster {number + 1}" for number in range(config.clusters))
-        self._staged: list[tuple[Moments, Moments]] = []
+        self._staged: list[Moments] = []
 
     @classmethod
     def build(cls, trunk: UNet, config: PretrainConfig, setting: Setting) -> Self:
@@ -67,15 +65,14 @@ class PsclClustered(Pscl):
         self._watch(views, key, draws)
         output = in_batch_loss(self, views, query, key, self.sample_cells(views, key, draws), measure)
         if measure:
-            share = self._active.share
-            output.terms["clusters/largest"] = share.max() / share.sum()
-            output.terms["clusters/smallest"] = share.min() / share.sum()
+            output.terms["clusters/largest"] = self.clusters.share.max()
+            output.terms["clusters/smallest"] = self.clusters.share.min()
         return output
 
     @torch.no_grad()
     def sample_cells(self, views: Views, key: Features, draws: Draws) -> tuple[CellSample, ...]:
         """Cells of each cluster in each image, at random among those that surely belong to it."""
-        if not self._active.known:
+        if not self.clusters.known:
             self._watch(views, key, draws)
         labels = self._pixel_labels(views, key)
         one_hot = F.one_hot(labels + 1, self.config.clusters + 1)[..., 1:].permute(0, 3, 1, 2).float()
@@ -98,12 +95,9 @@ class PsclClustered(Pscl):
         self.progress.fill_(progress)
         if not self._staged:
             return
-        for clusters, parts in zip(
-            (self.by_texture, self.by_projection), zip(*self._staged, strict=True), strict=True
-        ):
-            sums = (torch.stack(part).sum(dim=0) for part in zip(*parts, strict=True))
-            whole = Moments(*(sum_over_ranks(part, self.process_group) for part in sums))
-            clusters.follow(whole, revive=clusters is self._active)
+        sums = (torch.stack(part).sum(dim=0) for part in zip(*self._staged, strict=True))
+        whole = Moments(*(sum_over_ranks(part, self.process_group) for part in sums))
+        self.clusters.follow(whole, self._scale)
         self._staged.clear()
 
     def sampling_terms(
@@ -116,8 +110,11 @@ class PsclClustered(Pscl):
         }
 
     @property
-    def _active(self) -> Clusters:
-        return self.by_texture if float(self.progress) < self.config.texture_share else self.by_projection
+    def _scale(self) -> Tensor:
+        """Factor on each axis, whose square is its weight in a squared distance: (D,)."""
+        scale = torch.ones_like(self.clusters.first[0])
+        scale[TEXTURE_WIDTH:] = (self.config.projection_weight * self.progress).sqrt()
+        return scale
 
     @torch.no_grad()
     def _watch(self, views: Views, key: Features, draws: Draws) -> None:
@@ -134,33 +131,28 @@ class PsclClustered(Pscl):
             ]
         )
         described = texture(views.key)
-        by_texture = described.gather(1, pixels.unsqueeze(2).expand(-1, -1, described.shape[2])).flatten(0, 1)
-        by_projection = self._project(gather_cells(key.scales[-1], pixels)).flatten(0, 1)
-        vectors = by_texture if self._active is self.by_texture else by_projection
-        if not self._active.known:
-            self._active.start(vectors, self.process_group)
-        labels, _ = nearest(vectors, self._active.moments.centres)
+        described = described.gather(1, pixels.unsqueeze(2).expand(-1, -1, TEXTURE_WIDTH))
+        vectors = self._vectors(described, gather_cells(key.scales[-1], pixels)).flatten(0, 1)
+        if not self.clusters.known:
+            self.clusters.start(vectors, self._scale, self.process_group)
         if self.training:
-            count = self.config.clusters
-            self._staged.append(
-                (Moments.of(by_texture, labels, count), Moments.of(by_projection, labels, count))
-            )
+            labels, _ = nearest(vectors, self.clusters.moments, self._scale)
+            self._staged.append(Moments.of(vectors, labels, self.config.clusters))
 
     def _pixel_labels(self, views: Views, key: Features) -> Tensor:
-        """Cluster of each pixel of view k, int64 (B, h, w); -1 where two centres are about as near."""
-        active, found = self._active, []
-        described = texture(views.key) if active is self.by_texture else cells_of(key.scales[-1])
+        """Cluster of each pixel of view k, int64 (B, h, w); -1 where it is not clear enough."""
+        found = []
         # One image at a time: the projections of all cells never exist at once.
-        for image in described:
-            vectors = image if active is self.by_texture else self._project(image)
-            label, margin = nearest(vectors, active.moments.centres)
-            found.append(torch.where(margin >= self.config.margin, label, -1))
+        for described, cells in zip(texture(views.key), cells_of(key.scales[-1]), strict=True):
+            vectors = self._vectors(described, cells)
+            label, margin = nearest(vectors, self.clusters.moments, self._scale)
+            found.append(torch.where(clearest(margin, self.config.confident), label, -1))
         return torch.stack(found).view(-1, *views.key.shape[2:])
 
-    def _project(self, cells: Tensor) -> Tensor:
-        """Cells of the finest map (..., C) as directions (..., D)."""
+    def _vectors(self, described: Tensor, cells: Tensor) -> Tensor:
+        """What pixels are compared by, (..., D): descriptors (..., 4), and directions of their cells (..., C)."""
         head: nn.Module = self.cell_heads[-1]
-        return F.normalize(head(cells).float(), dim=-1)
+        return torch.cat((described, F.normalize(head(cells).float(), dim=-1)), dim=-1)
 
 
 @torch.no_grad()

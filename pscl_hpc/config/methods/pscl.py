@@ -106,12 +106,13 @@ class PsclClusteredConfig(PatchConfig):
     name: Literal["pscl-clustered"] = "pscl-clustered"
     clusters: Annotated[int, Field(ge=2)] = 6
     """Number of clusters; about as many as there are phases that look different."""
-    texture_share: Fraction = 0.3
-    """Share of the run in which cells are clustered by fixed descriptors of grey level and roughness; afterwards by
-    their projections, which then know these clusters. 0: by projections from the start, 1: never."""
-    margin: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
-    """A pixel belongs to a cluster when (d2 - d1) / (d2 + d1) is at least so much, with its distances to the nearest
-    and to the second centre; else it is of unknown class."""
+    projection_weight: NonNegative = 1.0
+    """Pixels are clustered by fixed descriptors of grey level and roughness and by their projections. This is the
+    weight of the projections at the end of the run, to which it rises from 0; projections have length 1, descriptors
+    about the same. 0: by descriptors alone."""
+    confident: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Share of each image's pixels that get a cluster: those whose nearest centre is most clearly the nearest. The
+    others are of unknown class."""
     cells_per_image: Count = 1024
     """Random pixels of each image by which the clusters are found and followed."""
     memory: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.95

@@ -1,0 +1,309 @@
+"""Clusters: recovered where features are separable, and harmless where they are not."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pscl_hpc.config import ModelConfig, PsclClusteredConfig
+from pscl_hpc.methods import PsclClustered, Views
+from pscl_hpc.methods.cells import cell_labels
+from pscl_hpc.methods.clustering import Clusters, Moments, clearest, nearest, texture
+from pscl_hpc.methods.pscl_clustered import majority_purity
+from pscl_hpc.models import UNet
+from pscl_hpc.views import partner_cells
+
+from .test_pscl_simclr import draws, make_views, nt_xent
+
+
+def blobs(centres: Tensor, each: int, noise: float = 0.05) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(2)
+    labels = torch.arange(len(centres)).repeat_interleave(each)[
+        torch.randperm(len(centres) * each, generator=random)
+    ]
+    return centres[labels] + noise * torch.randn((len(labels), centres.shape[1]), generator=random), labels
+
+
+def test_separable_features_are_recovered() -> None:
+    centres = torch.tensor([[0.0, 0, 0], [3, 0, 0], [0, 2, 0], [3, 2, 0], [0, 0, 4]])
+    vectors, labels = blobs(centres, 40)
+    clusters = Clusters(5, 3, 0.9)
+    assert not clusters.known
+    clusters.start(vectors, torch.ones(3))
+    assert clusters.known
+    assert clusters.share.tolist() == pytest.approx([0.2] * 5)
+    found, margin = nearest(vectors, clusters.moments, torch.ones(3))
+    pairs = {(int(a), int(b)) for a, b in zip(found, labels, strict=True)}
+    assert len(pairs) == 5, "one cluster, one blob"
+    assert float(margin.min()) > 0.7
+    order = [
+        min(range(5), key=lambda i: float((clusters.moments.centres[j] - centres[i]).norm()))
+        for j in range(5)
+    ]
+    assert sorted(order) == list(range(5))
+    assert float((clusters.moments.centres - centres[order]).abs().max()) < 0.05
+
+
+def test_moments_equal_loops() -> None:
+    vectors = torch.randn((30, 4), generator=torch.Generator().manual_seed(0))
+    labels = torch.randint(-1, 3, (30,), generator=torch.Generator().manual_seed(1))
+    vectors[labels < 0] = math.nan
+    moments = Moments.of(vectors, labels, 4)
+    for cluster in range(3):
+        members = vectors[labels == cluster].double()
+        assert float(moments.share[cluster]) == len(members)
+        torch.testing.assert_close(moments.centres[cluster], members.mean(dim=0))
+        torch.testing.assert_close(moments.variance[cluster], members.var(dim=0, correction=0))
+    assert float(moments.share[3]) == 0
+    assert moments.centres[3].tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize("vectors", [torch.ones(7, 3), torch.zeros(7, 3), torch.tensor([[1.0, 2.0, 3.0]])])
+def test_constant_features_and_fewer_cells_than_clusters_bear_it(vectors: Tensor) -> None:
+    clusters = Clusters(4, 3, 0.5)
+    clusters.start(vectors, torch.ones(3))
+    for _ in range(3):
+        label, margin = nearest(vectors, clusters.moments, torch.ones(3))
+        assert bool(margin.isfinite().all())
+        assert not bool(clearest(margin, 1.0).any()), "what cannot be told apart is of no cluster"
+        clusters.follow(Moments.of(vectors, label, 4), torch.ones(3))
+        assert bool(clusters.moments.centres.isfinite().all())
+        assert float(clusters.share.sum()) == pytest.approx(1.0)
+
+
+def test_more_clusters_than_distinct_vectors_give_each_its_own() -> None:
+    vectors = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 5.0]]).repeat(6, 1)
+    clusters = Clusters(5, 2, 0.5)
+    clusters.start(vectors, torch.ones(2))
+    label, _ = nearest(vectors, clusters.moments, torch.ones(2))
+    assert len(set(label[:3].tolist())) == 3
+    assert torch.equal(label, label[:3].repeat(6))
+
+
+def test_ties_go_to_the_first_and_are_not_clear() -> None:
+    clusters = members([1.0, 0.0], [-1.0, 0.0], [1.0, 0.0])
+    label, margin = nearest(torch.tensor([[0.0, 3.0], [2.0, 0.0], [-1.0, 0.0]]), clusters, torch.ones(2))
+    assert label.tolist() == [0, 0, 1]
+    assert margin.tolist() == [0.0, 0.0, 1.0]
+    assert clearest(margin, 1.0).tolist() == [False, False, True]
+
+
+def test_empty_clusters_take_nothing_and_scaled_axes_count_less() -> None:
+    clusters = members([4.0, 0.0], [0.0, 3.0], [9.0, 9.0])
+    empty = Moments(torch.tensor([1.0, 1.0, 0.0]), *clusters[1:])
+    vectors = torch.tensor([[9.0, 9.0], [3.0, 3.0]])
+    assert nearest(vectors, clusters, torch.ones(2))[0].tolist() == [2, 1]
+    assert nearest(vectors, empty, torch.ones(2))[0].tolist() == [0, 1]
+    assert nearest(vectors, empty, torch.tensor([1.0, 0.0]))[0].tolist() == [0, 0]
+    alone = Moments(torch.tensor([0.0, 1.0, 0.0]), *clusters[1:])
+    label, margin = nearest(vectors, alone, torch.ones(2))
+    assert (label.tolist(), margin.tolist()) == ([1, 1], [0.0, 0.0])
+
+
+def members(*centres: list[float]) -> Moments:
+    """Clusters of one member each."""
+    vectors = torch.tensor(centres)
+    return Moments.of(vectors, torch.arange(len(vectors)), len(vectors))
+
+
+def test_the_clearest_share_is_taken() -> None:
+    margin = torch.randperm(100, generator=torch.Generator().manual_seed(0)) / 100 + 0.001
+    for share in (0.25, 0.5, 1.0):
+        taken = clearest(margin, share)
+        assert abs(int(taken.sum()) - 100 * share) <= 1
+        assert share == 1.0 or float(margin[taken].min()) > float(margin[~taken].max())
+
+
+def test_following_is_a_moving_average_and_revives_what_is_lost() -> None:
+    clusters = Clusters(2, 1, 0.75)
+    clusters.follow(Moments.of(torch.tensor([[0.0], [4.0]]), torch.tensor([0, 1]), 2), torch.ones(1))
+    clusters.follow(Moments.of(torch.tensor([[8.0], [4.0]]), torch.tensor([0, 1]), 2), torch.ones(1))
+    assert clusters.moments.centres.flatten().tolist() == pytest.approx([2.0, 4.0])
+    lost = Moments.of(torch.tensor([[0.0], [6.0]]), torch.tensor([0, 0]), 2)
+    shares = []
+    while len(shares) < 30 and (not shares or shares[-1] < 0.4):
+        clusters.follow(lost, torch.ones(1))
+        shares.append(float(clusters.share[1]))
+    assert 0.005 <= shares[-2] < 0.01, "left alone as long as it has a hundredth of an equal share"
+    assert shares[-1] == pytest.approx(0.5, abs=0.01)
+    low, high = clusters.moments.centres.flatten().tolist()
+    assert low == pytest.approx(0.0, abs=0.2)
+    assert high == pytest.approx(6.0, abs=0.2)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 9), st.integers(0, 4))
+def test_parts_of_a_batch_add_up(count: int, width: int, clusters: int, cut: int) -> None:
+    vectors = torch.randn((count, width), generator=torch.Generator().manual_seed(count))
+    labels = torch.randint(-1, clusters, (count,), generator=torch.Generator().manual_seed(width))
+    whole = Moments.of(vectors, labels, clusters)
+    parts = (
+        Moments.of(vectors[:cut], labels[:cut], clusters),
+        Moments.of(vectors[cut:], labels[cut:], clusters),
+    )
+    for a, b, c in zip(whole, *parts, strict=True):
+        torch.testing.assert_close(a, b + c)
+
+
+def test_texture_knows_level_and_roughness_but_not_exposure() -> None:
+    random = torch.Generator().manual_seed(0)
+    image = torch.full((1, 1, 40, 60), 0.3)
+    image[..., 20:40] = 0.6
+    image[..., 40:] += 0.3 * torch.rand((40, 20), generator=random)
+    found = texture(image).view(40, 60, 4)
+    left, middle, right = found[12:28, 6:14], found[12:28, 27:33], found[12:28, 48:54]
+    assert float(left[..., 0].max()) < float(middle[..., 0].min())
+    assert float(middle[..., 3].max()) < float(right[..., 3].min())
+    torch.testing.assert_close(texture(0.5 * image + 0.2), texture(image), atol=5e-3, rtol=5e-3)
+    assert bool(texture(torch.ones(2, 3, 5, 4)).isfinite().all())
+    assert texture(torch.ones(2, 3, 5, 4)).shape == (2, 20, 4)
+
+
+def make_method(**changes: object) -> PsclClustered:
+    torch.manual_seed(0)
+    values = {"templates_per_class": 2, "projection": 16, "hidden": 16, "clusters": 3, "cells_per_image": 200}
+    config = PsclClusteredConfig.model_validate({**values, **changes})
+    return PsclClustered(UNet(ModelConfig(widths=(4, 8, 8, 16))), config)
+
+
+def step(method: PsclClustered, views: Views, number: int, progress: float) -> Tensor:
+    output = method(views, draws(number), True)
+    method.after_step(progress)
+    return output.loss
+
+
+@pytest.mark.parametrize("progress", [0.0, 1.0])
+def test_loss_equals_the_oracle(progress: float) -> None:
+    views, method = make_views(4, 0), make_method()
+    method.after_step(progress)
+    output = method(views, draws(7), True)
+    query, key = method.trunk(views.query), method.trunk(views.key)
+    losses = []
+    for scale, sample in enumerate(method.sample_cells(views, key, draws(7))):
+        width = key.scales[scale].shape[3]
+        partners = partner_cells(views.geometry, sample.key_cells.clamp_min(0), *key.scales[scale].shape[2:])
+        q, k, classes = [], [], []
+        for image, template in sample.valid.nonzero().tolist():
+            cell, partner = int(sample.key_cells[image, template]), int(partners[image, template])
+            head = method.cell_heads[scale]
+            q.append(head(query.scales[scale][image, :, partner // width, partner % width]))
+            k.append(head(key.scales[scale][image, :, cell // width, cell % width]))
+            classes.append(int(sample.classes[template]))
+        assert len(set(classes)) > 1
+        losses.append(nt_xent(torch.stack(q).detach(), torch.stack(k).detach(), classes, 0.5))
+        assert float(output.terms[f"scale{scale}/loss"]) == pytest.approx(losses[-1], rel=1e-4)
+    expected = 0.3 * float(output.terms["image/loss"]) + 0.7 * sum(losses) / 3
+    assert float(output.loss.detach()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_phases_of_different_level_are_found_without_any_mask() -> None:
+    views, method = make_views(6, 0), make_method()
+    assert method.class_names == ("cluster 1", "cluster 2", "cluster 3")
+    purity = {}
+    for number in range(10):
+        output = method(views, draws(number), True)
+        method.after_step(number / 10)
+        purity = {key: float(value) for key, value in output.terms.items() if key.endswith("purity")}
+    assert purity["scale2/purity"] > 0.9
+    assert purity["scale1/purity"] > 0.9
+
+
+def test_masks_never_reach_the_loss() -> None:
+    first, second = make_views(4, 0), make_views(4, 0)
+    second.labels.random_(0, 3)
+    a, b = make_method(), make_method()
+    for number in range(3):
+        assert torch.equal(step(a, first, number, 0.5), step(b, second, number, 0.5))
+
+
+def test_sampled_cells_are_of_their_cluster_distinct_and_paired() -> None:
+    views, method = make_views(4, 0), make_method(templates_per_class=3)
+    key = method.trunk(views.key)
+    samples = method.sample_cells(views, key, draws(0))
+    labels = method._pixel_labels(views, key)
+    assert 0.35 < float((labels >= 0).float().mean()) < 0.65
+    fine = samples[-1]
+    for image in range(4):
+        taken = fine.key_cells[image][fine.valid[image]].tolist()
+        assert len(taken) == len(set(taken)) > 0
+        assert labels[image].flatten()[taken].tolist() == fine.classes[fine.valid[image]].tolist()
+    for sample in samples:
+        assert bool((sample.shares[sample.valid] >= 0.95).all())
+        assert bool((sample.shares[~sample.valid] == 0).all())
+
+
+def test_the_weight_of_projections_rises() -> None:
+    method = make_method(projection_weight=4.0)
+    scales = []
+    for progress in (0.0, 0.25, 1.0):
+        method.after_step(progress)
+        scales.append(method._scale)
+    assert bool((torch.stack(scales)[:, :4] == 1).all()), "descriptors always count"
+    assert [set(scale[4:].tolist()) for scale in scales] == [{0.0}, {1.0}, {2.0}]
+
+
+def test_projections_part_what_texture_cannot() -> None:
+    views, method = make_views(4, 0), make_method(projection_weight=100.0, clusters=2, memory=0.0)
+    views.key.copy_(torch.rand(views.key.shape, generator=torch.Generator().manual_seed(0)))
+    side = torch.zeros(1, 1, 32, 40)
+    side[..., 20:] = 3.0
+
+    class Handed(torch.nn.Module):
+        """A head whose direction is an angle that the map holds."""
+
+        def forward(self, cells: Tensor) -> Tensor:
+            angle = cells[..., :1]
+            rest = torch.zeros_like(angle).expand(*cells.shape[:-1], 14)
+            return torch.cat((angle.cos(), angle.sin(), rest), -1)
+
+    method.cell_heads[-1] = Handed()
+    key = method.trunk(views.key)
+    key = key._replace(scales=(*key.scales[:-1], side.expand(4, key.scales[-1].shape[1], -1, -1)))
+    for progress in (0.5, 1.0, 1.0):
+        method._watch(views, key, draws(0))
+        method.after_step(progress)
+    labels = method._pixel_labels(views, key)
+    for half in (labels[:, :, :20], labels[:, :, 20:]):
+        assert len(half[half >= 0].unique()) == 1
+    assert len(labels[labels >= 0].unique()) == 2
+
+
+def test_everything_is_in_the_state() -> None:
+    views, method, other = make_views(4, 0), make_method(), make_method()
+    for number, progress in enumerate((0.1, 0.2, 0.6)):
+        step(method, views, number, progress)
+    other.load_state_dict(method.state_dict())
+    assert torch.equal(step(method, views, 5, 0.7), step(other, views, 5, 0.7))
+    for a, b in zip(method.buffers(), other.buffers(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_an_empty_image_gives_no_cells_and_no_error() -> None:
+    views, method = make_views(3, 0), make_method()
+    views.key.fill_(0.5)
+    output = method(views, draws(0), True)
+    assert float(output.terms["scale2/loss"]) == 0
+    assert bool(output.loss.isfinite())
+    output.loss.backward()
+    method.after_step(0.5)
+
+
+def test_majority_purity_counts_by_hand() -> None:
+    views, method = make_views(4, 0), make_method()
+    views.labels[3] = 255
+    sample = method.sample_cells(views, method.trunk(views.key), draws(0))[1]
+    height, width = 16, 20
+    found = majority_purity(views, sample, height, width)
+    assert math.isnan(float(found[3]))
+    shown = cell_labels(views, sample.key_cells.clamp_min(0), height, width)
+    for image in range(3):
+        hits = 0
+        for cluster in range(3):
+            chosen = shown[image][(sample.classes == cluster) & sample.valid[image]].tolist()
+            hits += max((chosen.count(c) for c in set(chosen)), default=0)
+        assert float(found[image]) == pytest.approx(hits / int(sample.valid[image].sum()))
