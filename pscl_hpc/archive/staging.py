@@ -16,7 +16,6 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -63,14 +62,15 @@ def stage_archive(path: Path, folder: Path) -> Path:
     key = _key(source, files)
     copy = home / key
     lock = (home / f"{key}.lock").open("a")
-    # The first rank copies, the others wait for it here.
-    with _locked(lock, fcntl.LOCK_EX):
+    # Held shared for as long as the copy is used; the first rank makes it alone, the others wait for that here.
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    while not _is_whole(copy, files):
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        fcntl.flock(lock, fcntl.LOCK_EX)
         if not _is_whole(copy, files):
             _make(source, files, copy, home)
-    fcntl.flock(lock, fcntl.LOCK_SH)
-    if not _is_whole(copy, files):  # Another process needed the room in between.
-        lock.close()
-        return stage_archive(path, folder)
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        fcntl.flock(lock, fcntl.LOCK_SH)
     os.utime(lock.fileno())
     _HELD.append(lock)
     _COPIES[source] = copy / files[0].name if source.is_file() else copy
@@ -157,15 +157,6 @@ def _make_room(home: Path, needed: int, key: str) -> None:
             f"{home}: the archive needs {needed / 1e9:.2f} GB there and {free / 1e9:.2f} GB are free; make room or "
             "leave stage out"
         )
-
-
-@contextlib.contextmanager
-def _locked(lock: IO[str], kind: int) -> Iterator[None]:
-    fcntl.flock(lock, kind)
-    try:
-        yield
-    finally:
-        fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 def _user() -> str:
