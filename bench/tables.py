@@ -130,6 +130,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cpu-one-shot": lambda: one_shot("cpu-one-shot"),
     "cpu-step": lambda: step("cpu-step-vs-released"),
     "cpu-patch-nt-xent": lambda: kernels("cpu-patch-nt-xent"),
+    "cpu-queue-info-nce": lambda: kernels("cpu-queue-info-nce"),
     "cpu-sample-similar": lambda: kernels("cpu-sample-similar"),
     "cpu-archive-rate": lambda: archive_rate("cpu-archive-rate"),
     "synthetic-statistics": lambda: synthetic("synthetic-statistics"),

@@ -89,7 +89,7 @@ def queue_info_nce(
     tau = temperature if isinstance(temperature, Tensor) else torch.tensor(temperature, dtype=torch.float64)
 
     def integers(ids: Tensor | None) -> Tensor | None:
-        return None if ids is None else ids.to(device=q.device, dtype=torch.int64)
+        return None if ids is None else ids.to(device=q.device, dtype=torch.int64).contiguous()
 
     def numbers(weight: Tensor | None) -> Tensor | None:
         dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
