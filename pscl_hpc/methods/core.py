@@ -71,6 +71,7 @@ class Core(Method):
         if measure:
             terms["restoration/weight"] = weights[1]
             terms["restoration/corrupted"] = corrupted.mask.float().mean()
+        weights = weights.to(restoration)
         return MethodOutput(weights[0] * contrast + weights[1] * restoration, terms)
 
     def after_step(self, progress: float) -> None:
@@ -101,7 +102,7 @@ def restoration_loss(
         mask: Corrupted pixels, bool (B, 1, h, w).
         process_group: Ranks whose images make the batch.
     """
-    error = torch.where(mask, restored.float() - target.float(), 0.0).abs().sum()
+    error = torch.where(mask, restored - target, 0.0).abs().sum()
     return mean_over_ranks(error, mask.sum() * restored.shape[1], process_group)
 
 
@@ -130,11 +131,11 @@ class GradientBalance(nn.Module):
         self._seen: list[Tensor] = []
 
     def weights(self) -> Tensor:
-        """Weights of the two losses, float32 (2,)."""
+        """Weights of the two losses, float64 (2,)."""
         wanted = torch.tensor((1 - self.share, self.share), dtype=torch.float64, device=self.norms.device)
         if self.measured:
             wanted = torch.where((self.norms > 0).all(), wanted / self.norms.sqrt(), wanted)
-        return (wanted / wanted.sum()).float()
+        return wanted / wanted.sum()
 
     def split(self, shared: Tensor) -> tuple[Tensor, Tensor]:
         """The map for the first and for the second loss; the gradients that come back through them are measured."""
@@ -151,7 +152,7 @@ class GradientBalance(nn.Module):
             return
         squares = sum_over_ranks(torch.stack(self._seen).sum(dim=0), process_group)
         self._seen.clear()
-        new = squares / self.weights().double().square()
+        new = squares / self.weights().square()
         # A loss without gradient, as of a batch without corrupted pixels, says nothing of the ratio.
         usable = (new > 0).all() & new.isfinite().all()
         mixed = torch.where((self.norms > 0).all(), self._MEMORY * self.norms + (1 - self._MEMORY) * new, new)

@@ -152,7 +152,9 @@ class PsclClustered(Pscl):
     def _vectors(self, described: Tensor, cells: Tensor) -> Tensor:
         """What pixels are compared by, (..., D): descriptors (..., 4), and directions of their cells (..., C)."""
         head: nn.Module = self.cell_heads[-1]
-        return torch.cat((described, F.normalize(head(cells).float(), dim=-1)), dim=-1)
+        projected = head(cells)
+        projected = projected.to(torch.promote_types(projected.dtype, torch.float32))
+        return torch.cat((described, F.normalize(projected, dim=-1)), dim=-1)
 
 
 @torch.no_grad()

@@ -179,7 +179,9 @@ def test_every_parameter_learns() -> None:
 
 def test_weights_make_the_gradient_norms_as_wanted() -> None:
     views, method = make_views(4, 0), make_method(restoration=0.8)
-    assert torch.allclose(method.balance.weights(), torch.tensor((0.2, 0.8))), "nothing is known at first"
+    assert torch.allclose(method.balance.weights(), torch.tensor((0.2, 0.8), dtype=torch.float64)), (
+        "nothing is known at first"
+    )
     for _ in range(2):  # the second measurement is made with other weights, and says the same
         method.zero_grad()
         method(views, draws(7)).loss.backward()
@@ -214,9 +216,9 @@ def test_balance_remembers_through_its_state_and_ignores_what_says_nothing() -> 
         balance.update()
 
     step(1.0, 3.0)
-    assert torch.allclose(balance.weights(), torch.tensor((0.75, 0.25)))
+    assert torch.allclose(balance.weights(), torch.tensor((0.75, 0.25), dtype=torch.float64))
     step(1.0, 0.0)
-    assert torch.allclose(balance.weights(), torch.tensor((0.75, 0.25)))
+    assert torch.allclose(balance.weights(), torch.tensor((0.75, 0.25), dtype=torch.float64))
     other = GradientBalance(0.5, measured=True)
     other.load_state_dict(balance.state_dict())
     assert torch.equal(other.weights(), balance.weights())
@@ -226,7 +228,7 @@ def test_balance_remembers_through_its_state_and_ignores_what_says_nothing() -> 
     balance.train()
     for _ in range(200):
         step(5.0, 1.0)
-    assert torch.allclose(balance.weights(), torch.tensor((1 / 6, 5 / 6)), atol=1e-3)
+    assert torch.allclose(balance.weights(), torch.tensor((1 / 6, 5 / 6), dtype=torch.float64), atol=1e-3)
 
 
 @pytest.mark.parametrize(("share", "weights"), [(0.0, (1.0, 0.0)), (1.0, (0.0, 1.0))])
