@@ -1,9 +1,9 @@
 """Nothing on the way of an operation makes the host wait for a GPU, shown where there is none.
 
-The operations run on tensors of the meta device, which to them is an accelerator, and which have no values: reading one
-(`item`, `tolist`, a condition) and any result whose shape depends on values (`nonzero`, boolean indexing) raises. Copies
-between devices, which would be waited for, are refused as well. Kernels and collectives are left out.
-`bench/gpu/correctness.py` captures the same calls in CUDA graphs.
+The operations run on tensors of the meta device, to them an accelerator, which have no values: reading one (`item`,
+`tolist`, a condition) and any result whose shape depends on values (`nonzero`, boolean indexing) raises. Copies between
+devices, which would be waited for, are refused as well. Kernels and collectives are left out. `bench/gpu/correctness`
+captures the same calls in CUDA graphs.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pscl_kernels import ranks
 from pscl_kernels.patch_nt_xent import operation, statistics
+from pscl_kernels.queue_info_nce import operation as queue_operation
 from pscl_kernels.sample_similar import chunked
 
 N, D = 300, 24
@@ -54,6 +55,7 @@ def _no_kernels(monkeypatch):
     if importlib.util.find_spec("triton") is None:
         return
     from pscl_kernels.patch_nt_xent.triton import backward, forward, preparation, symmetric
+    from pscl_kernels.queue_info_nce.triton import rows, runs, tiles
     from pscl_kernels.sample_similar import triton as sampling
 
     for module, names in (
@@ -61,6 +63,9 @@ def _no_kernels(monkeypatch):
         (forward, ["_log_sums"]),
         (symmetric, ["_pair_sums"]),
         (backward, ["_weighted_negatives", "_finish"]),
+        (rows, ["_prepare", "_finish"]),
+        (runs, ["_run_pieces", "_run_totals"]),
+        (tiles, ["_log_sums", "_weighted_keys"]),
         (sampling, ["_tile_maxima", "_greedy"]),
     ):
         for name in names:
@@ -123,6 +128,29 @@ def test_statistics(world, monkeypatch):
         q, k, torch.empty(N, dtype=torch.int64, device="meta")
     )
     assert positive.device.type == hardest.device.type == "meta"
+
+
+@pytest.mark.usefixtures("_strict")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize("labelled", [False, True])
+def test_queue_loss_and_gradient(backend, on_device, labelled, world):
+    entries = 500
+    q, k = (torch.empty(N, D, dtype=torch.bfloat16, device="meta") for _ in range(2))
+    queue = torch.empty(entries, D, device="meta")
+    ids = [torch.empty(n, dtype=torch.int64, device="meta") for n in (N, entries, N, entries)]
+    weights = [torch.empty(n, device="meta") for n in (entries, entries, N)]
+    labels = [*ids, *weights] if labelled else [None] * 7
+    tau = torch.empty((), device="meta") if on_device else torch.tensor(0.2, dtype=torch.float64)
+    loss, *saved = queue_operation._forward._init_fn(q, k, queue, *labels, True, tau, world[0], backend)
+    assert loss.device.type == "meta"
+    grad = torch.empty((), device="meta")
+    coefficient, mass, log_sum, *columns = saved
+    dq, dk, dtau = queue_operation._backward._init_fn(
+        grad, q, k, labels[0], tau, coefficient, mass, log_sum, columns, True, on_device, backend
+    )
+    assert dq.shape == dk.shape == q.shape
+    assert dtau.shape == ()
 
 
 @pytest.mark.usefixtures("_strict")
