@@ -28,8 +28,8 @@ class Simclr(Method):
 
     def forward(self, views: Views, draws: Draws, measure: bool = False) -> MethodOutput:
         """NT-Xent over the batch; each image's positive is its other view."""
-        q = self.global_head(self.trunk(views.query).bottleneck)
-        k = self.global_head(self.trunk(views.key).bottleneck)
+        q = self.global_head(self.trunk.encode(views.query)[-1])
+        k = self.global_head(self.trunk.encode(views.key)[-1])
         loss = patch_nt_xent(
             q,
             k,
