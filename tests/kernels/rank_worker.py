@@ -22,25 +22,28 @@ N, D = 26, 12
 CASES = {"float64": [("none", 0.5), ("four", 0.1), ("absent", 0.3), ("one", 0.5), ("four", 0.01)]}
 CASES["float32"] = [("none", 0.2), ("absent", 0.2)]
 
-SHARD, SHARDS = 16, 6  # pairs of a small shard, shards of all ranks together
+SHARD = {"chunked": 32, "triton": 16}  # pairs of a small shard
+SHARDS = 6  # of all ranks together
 ALIGNED_CASES = [("none", 0.2), ("four", 0.1), ("absent", 0.3), ("unbalanced", 0.01)]
 
 
 def aligned_results(rank: int, world: int, group: dist.ProcessGroup | None, dtype: str, backend: str) -> list:
     """Per case, this rank's (loss, dq, dk, dtau) of SHARDS shards that `world` ranks share evenly, in small tiles."""
-    mine = slice(rank * SHARD * SHARDS // world, (rank + 1) * SHARD * SHARDS // world)
+    pairs = SHARD[backend]
+    n = pairs * SHARDS
+    mine = slice(rank * n // world, (rank + 1) * n // world)
     results = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(row_module, "SHARD_PAIRS", SHARD)
-        patch.setattr(row_module, "TILE_CPU", SHARD)
+        patch.setattr(row_module, "SHARD_PAIRS", pairs)
+        patch.setattr(row_module, "TILE_CPU", pairs)
         if backend == "triton":
             from pscl_kernels.patch_nt_xent.triton import tiling
 
             for name in ("forward_config", "backward_config"):
-                patch.setattr(tiling, name, lambda width, bits: tiling.Config(2 * SHARD, SHARD, 4, 1))
+                patch.setattr(tiling, name, lambda width, bits: tiling.Config(2 * pairs, pairs, 4, 1))
         for kind, tau in ALIGNED_CASES:
-            q, k = (x[mine] for x in rows(SHARD * SHARDS, D, getattr(torch, dtype)))
-            groups = grouping(kind, SHARD * SHARDS)
+            q, k = (x[mine] for x in rows(n, D, getattr(torch, dtype)))
+            groups = grouping(kind, n)
             groups = None if groups is None else groups[mine]
             results.append(
                 loss_and_gradients(

@@ -18,7 +18,7 @@ NORM_FLOOR = 1e-8
 
 SHARD_PAIRS = 4096
 """Pairs of a shard. Larger ones are cut by fewer group edges, smaller ones divide more batch sizes; a multiple of the
-sides of all tiles."""
+sides of all tiles, and of the vectors of elementwise operations, which treat what is left over by other code."""
 
 TILE_CPU = 1024
 """Side of a tile on a CPU: 4 MiB of float32, which stays in the last-level cache."""
