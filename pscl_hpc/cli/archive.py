@@ -232,6 +232,65 @@ def synth_command(
         typer.echo(path)
 
 
+@archive_app.command("compare")
+def compare_command(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Archives, each a file or a folder of shards.")
+    ],
+    to: Annotated[str, typer.Option(metavar="DATASET", help="Sort all others by how alike they are.")] = "",
+    splits: Annotated[
+        str, typer.Option(help="Splits to look at, separated by commas; an empty name for no split.")
+    ] = "train,",
+    as_json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Say how alike the images of collections look, to choose what to pretrain on for a target.
+
+    0 means alike, 1 that they have nothing in common. Grey levels, gradients and spatial frequencies are compared.
+    The last line has the mean figure between random halves of each collection's own images: a distance that is no
+    larger may be chance.
+
+    **Examples**
+
+    `pscl-hpc archive compare alloys.h5`
+
+    `pscl-hpc archive compare alloys.h5 pool.h5 --to steel`
+    """
+    from pscl_hpc.archive import Archive
+    from pscl_hpc.archive.similarity import compare
+
+    found = compare(
+        [Archive(file) for file in files],
+        splits=[name.strip() for name in splits.split(",")],
+        progress=not as_json,
+    )
+    if to and to not in found.names:
+        raise UserError(f"--to is {to!r}; choose one of {', '.join(found.names)}")
+    rows = [found.names.index(to)] if to else range(len(found.names))
+    pairs = [
+        (row, col) for row in rows for col in range(len(found.names)) if (row != col if to else row < col)
+    ]
+    own = [None if value != value else round(float(value), 4) for value in found.distances.diagonal()]
+    if as_json:
+        _print_json(
+            {
+                "own": dict(zip(found.names, own, strict=True)),
+                "pairs": [
+                    {
+                        "a": found.names[a],
+                        "b": found.names[b],
+                        "distance": round(float(found.distances[a, b]), 4),
+                    }
+                    for a, b in pairs
+                ],
+            }
+        )
+        return
+    for row, col in sorted(pairs, key=lambda pair: found.distances[pair]):
+        typer.echo(f"{found.distances[row, col]:.3f}  {found.names[row]} - {found.names[col]}")
+    halves = (f"{name} {value}" for name, value in zip(found.names, own, strict=True) if value is not None)
+    typer.echo(f"halves of one collection: {', '.join(halves)}")
+
+
 def _target(out: str, shard_size: str) -> tuple[Path, int | None]:
     """The archive path and, for a folder of shards, the pixels per shard."""
     from pscl_hpc.archive.build import SHARD_BYTES
