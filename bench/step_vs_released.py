@@ -1,203 +1,41 @@
-"""One PSCL-SimCLR step, ours beside the released code, with the same weights, images, geometry and tie-breaks.
+"""One PSCL-SimCLR step on a CPU, ours beside the released code, with the same weights, images, geometry and tie-breaks.
 
-    python bench/step_vs_released.py CHECKOUT [--size 376] [--batch 8] [--repeats 2] [--out DIR]
+    python bench/step_vs_released.py CHECKOUT [--size 376] [--batch 8] [--repeats 2]
 
-CHECKOUT is a folder with github.com/neulmc/PSCL at commit 9b012a9. The released code wants CUDA and torchvision;
-``.cuda()`` is made a no-op here and the one torchvision transform it uses is provided on top of torch.
-
-Each implementation runs in a process of its own, so that peak memory is its own; the two take turns inside one run.
-The loss is compared with every released behaviour switched on, and then with one switched off at a time.
+CHECKOUT is a folder with github.com/neulmc/PSCL at commit 9b012a9 (see `bench/released.py`); on a GPU
+`bench/gpu/step.py` does the same. Each implementation runs in a process of its own, so that peak memory is its own; the
+two take turns inside one run. The loss is compared with every released behaviour switched on, and then with one
+switched off at a time.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
 import json
 import resource
 import subprocess
 import sys
 import time
-import types
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from bench.record import record
-from pscl_hpc.archive.synthesis import synthesise
-from pscl_hpc.config import ModelConfig, PsclSimclrConfig, ViewConfig
-from pscl_hpc.methods import PsclSimclr, Views
-from pscl_hpc.models import UNet
-from pscl_hpc.seeding import Draws
-from pscl_hpc.views import draw_geometry, warp
-from pscl_hpc.views.geometry import crop_on_grid
-
-CLASSES = 4
-MODEL = ModelConfig(
-    in_channels=3, mean=(0.49139968, 0.48215841, 0.44653091), std=(0.24703223, 0.24348513, 0.26158784)
+from bench.released import (
+    OURS,
+    RELEASED,
+    Resize,
+    build_ours,
+    build_released,
+    load_released,
+    make_batch,
+    ours_step,
+    released_inputs,
+    released_step,
+    tie_breaks,
 )
-RELEASED = {"template_rule": "released", "matching": "dot", "exclusion": "released", "antialias": False}
-OURS = {"template_rule": "pure", "matching": "cosine", "exclusion": "strict", "antialias": True}
-
-
-def make_batch(size: int, batch: int) -> Views:
-    """Synthetic micrographs, the first one annotated."""
-    pictures = [synthesise("precipitates", seed=1, index=i, size=(size, size)) for i in range(batch + 1)]
-    images = torch.stack([torch.from_numpy(p.image).float() / 255 for p in pictures])[:, None].repeat(
-        1, 3, 1, 1
-    )
-    geometry = draw_geometry(batch + 1, ViewConfig(size=(size, size)), torch.Generator().manual_seed(0))
-    labels = torch.stack([torch.from_numpy(p.mask) for p in pictures])
-    return Views(
-        images,
-        warp(images, geometry),
-        geometry,
-        1,
-        labels,
-        torch.ones(batch + 1, dtype=torch.bool),
-        torch.full((batch + 1,), -1),
-    )
-
-
-def draws(views: Views) -> Draws:
-    """The random numbers of the measured step."""
-    return Draws(5, 0, tuple(range(len(views.query))))
-
-
-def build_ours(options: dict[str, Any]) -> PsclSimclr:
-    torch.manual_seed(0)
-    method = PsclSimclr(UNet(MODEL), PsclSimclrConfig(**options), classes=CLASSES)
-    return method.train()
-
-
-def ours_step(method: PsclSimclr, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
-    output = method(views, draws(views))
-    output.loss.backward()
-    return output.loss.detach(), output.terms
-
-
-# ---------------------------------------------------------------- the released code, on a CPU
-
-
-def load_released(checkout: Path) -> tuple[Any, dict[str, Callable[..., Tensor]]]:
-    """The released model module, and the two loss functions that live inside its training function."""
-    sys.modules["torchvision"] = vision = types.ModuleType("torchvision")
-    vision.transforms = types.SimpleNamespace(  # type: ignore[attr-defined]
-        Resize=Resize, InterpolationMode=types.SimpleNamespace(NEAREST="nearest", BILINEAR="bilinear")
-    )
-    torch.Tensor.cuda = lambda self, *a, **k: self  # type: ignore[method-assign,assignment,misc]
-    nn.Module.cuda = lambda self, *a, **k: self  # type: ignore[method-assign,assignment,misc]
-    sys.path.insert(0, str(checkout))
-    import model as released
-
-    settings = types.SimpleNamespace(top_k=4, sample_ratio=2, simclrinner=True)
-    scope: dict[str, Any] = {"np": np, "torch": torch, "F": F, "config_lmc": settings}
-    for node in ast.walk(ast.parse((checkout / "config_run.py").read_text(encoding="utf-8"))):
-        if isinstance(node, ast.FunctionDef) and node.name in ("nt_xent_loss_d", "nt_xent_loss"):
-            exec(compile(ast.Module([node], []), "config_run.py", "exec"), scope)
-    return released, scope
-
-
-class Resize:
-    """torchvision 0.13's Resize of tensors: no antialiasing.
-
-    ``exact`` replaces its nearest neighbour, which rounds in float32, by ``i * H // rows`` in whole numbers.
-    """
-
-    exact = False
-
-    def __init__(self, size: list[int], interpolation: str = "bilinear") -> None:
-        self.size, self.mode = size, interpolation
-
-    def __call__(self, image: Tensor) -> Tensor:
-        if self.mode == "nearest" and self.exact:
-            i, j = (torch.arange(n) * old // n for n, old in zip(self.size, image.shape[-2:], strict=True))
-            return image[..., i, :][..., j]
-        flat = image.float().reshape(1, -1, *image.shape[-2:])
-        if self.mode == "nearest":
-            found = F.interpolate(flat, size=self.size, mode="nearest").round().to(image.dtype)
-        else:
-            found = F.interpolate(flat, size=self.size, mode="bilinear", align_corners=False)
-        return found.view(*image.shape[:-2], *self.size)
-
-
-def build_released(released: Any, ours: PsclSimclr) -> Any:
-    """The released model with our weights."""
-    model = released.MoCo_DenseModel(
-        released.UNet, queue_size=504, top_k=4, sample_ratio=2, channel=[32, 64, 128, 256], selfmode="simclr",
-        IncNorm=["BN", "BN"], DownNorm=["BN", "BN"], UpNorm=["BN", "LN"], HeadNrom=["LN", ""], multihead=4,
-    )  # fmt: skip
-    encoder, head = model.encoder_q.encode, model.encoder_q.decode
-    blocks = [encoder.inc, encoder.down1.conv, encoder.down2.conv, encoder.down3.conv]
-    for theirs, own in zip(blocks, ours.trunk.encoder, strict=True):
-        _copy_block(theirs, own)
-    for theirs, own in zip((encoder.up1, encoder.up2, encoder.up3), ours.trunk.decoder, strict=True):
-        theirs.up.load_state_dict(own.up.state_dict())
-        _copy_block(theirs.conv, own.block)
-    for index, layer in ((0, 0), (2, 2)):
-        head.mlp[index].load_state_dict(ours.global_head.layers[layer].state_dict())
-    for scale, own in enumerate(ours.cell_heads, start=1):
-        for name, part in (("conv1", own.expand), ("conv2", own.project)):
-            conv = getattr(head, f"conv_x4up{scale}_{name}")
-            conv.weight.data.copy_(part.weight.data.view_as(conv.weight))
-            conv.bias.data.copy_(part.bias.data)
-        getattr(head, f"conv_x4up{scale}_norm1").load_state_dict(own.norm.state_dict())
-    return model.train()
-
-
-def _copy_block(theirs: Any, own: nn.Sequential) -> None:
-    for name, index in (("con1", 0), ("norm1", 1), ("con2", 3), ("norm2", 4)):
-        getattr(theirs, name).load_state_dict(own[index].state_dict())
-
-
-def released_step(model: Any, losses: dict[str, Any], views: Views) -> tuple[Tensor, dict[str, Tensor]]:
-    """Forward, loss and backward as the released training loop computes them."""
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (MODEL.mean, MODEL.std))
-    labels = F.one_hot(views.labels[:1].long(), CLASSES).permute(0, 3, 1, 2).float()
-    labels = 255 * warp(labels, views.geometry[:1])
-    g = views.geometry
-    filp = torch.where(g.flip, 1, 2)
-    with tie_breaks(views):
-        q, k, *cells = model(
-            (views.query - mean) / std, (views.key - mean) / std, labels, ["0_0"] * len(g), g.turns, filp,
-            g.height, g.width, g.top, g.left,
-        )  # fmt: skip
-    batch = len(g)
-    dense = [
-        losses["nt_xent_loss_d"](cells[2 * s], cells[2 * s + 1], 0.5, deep=s, bat=batch) for s in range(3)
-    ]
-    image = losses["nt_xent_loss"](q, k, 0.5)
-    loss = 0.3 * image + 0.7 * (dense[0] + dense[1] + dense[2]) / 3
-    loss.backward()
-    terms = {f"scale{s}/loss": value.detach() for s, value in enumerate(dense)}
-    return loss.detach(), {"image/loss": image.detach(), **terms}
-
-
-@contextmanager
-def tie_breaks(views: Views) -> Iterator[None]:
-    """Give the released code, cell by cell, the random numbers that ours draws for the same scale."""
-    (generator,), size = draws(views).each("templates", range(1)), views.query.shape[-1]
-    noises = []
-    for cells in (size // 4, size // 2, size):
-        noise = torch.rand((1, CLASSES, cells * cells), generator=generator).view(CLASSES, cells, cells)
-        crop = crop_on_grid(views.geometry[:1], cells, cells)
-        rows, cols = int(crop.rows[0]), int(crop.cols[0])
-        i, j = torch.arange(rows) * cells // rows, torch.arange(cols) * cells // cols
-        noises.append(noise[:, i][:, :, j].reshape(CLASSES, -1))
-    rand, torch.rand = torch.rand, lambda *a, **k: noises.pop(0)  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        torch.rand = rand
-
-
-# ---------------------------------------------------------------- measurement
 
 
 def measure(which: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -208,7 +46,8 @@ def measure(which: str, arguments: argparse.Namespace) -> dict[str, Any]:
     if which == "released":
         module, losses = load_released(arguments.checkout)
         model = build_released(module, ours)
-        step = lambda: released_step(model, losses, views)  # noqa: E731
+        inputs = released_inputs(views)
+        step = lambda: released_step(model, losses, inputs)  # noqa: E731
     else:
         step = lambda: ours_step(ours, views)  # noqa: E731
     base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -231,11 +70,13 @@ def explain(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     torch.set_num_threads(arguments.threads)
     views = make_batch(arguments.size, arguments.batch)
     module, losses = load_released(arguments.checkout)
-    loss, terms = released_step(build_released(module, build_ours(RELEASED)), losses, views)
-    rows = [_row("released code", loss, terms)]
-    Resize.exact = True
-    loss, terms = released_step(build_released(module, build_ours(RELEASED)), losses, views)
-    rows.append(_row("released code, nearest-neighbour index in whole numbers", loss, terms))
+    rows = []
+    for exact in (False, True):
+        Resize.exact = exact
+        name = "released code" + (", nearest-neighbour index in whole numbers" if exact else "")
+        with tie_breaks(views):
+            model = build_released(module, build_ours(RELEASED))
+            rows.append(_row(name, *released_step(model, losses, released_inputs(views))))
     variants = [("ours, every released behaviour", RELEASED)]
     variants += [(f"ours, {key}: {OURS[key]}", {**RELEASED, key: OURS[key]}) for key in RELEASED]
     variants += [("ours, defaults", OURS)]

@@ -6,9 +6,10 @@ Exit code 0 where all operations are correct, 1 where one is not; `require` is w
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from bench.gpu.results import Results, read
+from bench.gpu.results import Results, folder, read
 from bench.gpu.setting import Setting, parse
 
 FOLDER = Path(__file__).parent / "correctness"
@@ -20,24 +21,38 @@ def main() -> None:
     setting = parse(__doc__)
     results = Results("correctness", setting, {}, of_kernels=True)
     results.entries = [e for e in results.entries if e["passed"]]
-    for operation in OPERATIONS:
-        if setting.only in (None, operation) and not results.has(operation=operation):
-            results.add({"operation": operation, **run(operation, setting)})
+    wanted = [o for o in OPERATIONS if setting.only in (None, o) and not results.has(operation=o)]
+    # A dry run saves the start of processes; otherwise an illegal access of one operation ends that one's suite alone.
+    for together in [wanted] if setting.tiny and wanted else [[operation] for operation in wanted]:
+        outcome = run(together, setting)
+        for operation in together:
+            results.add({"operation": operation, **outcome})
     wrong = [entry["operation"] for entry in results.entries if not entry["passed"]]
     if wrong:
         sys.exit(f"not correct: {', '.join(wrong)}; nothing of them will be measured")
 
 
-def run(operation: str, setting: Setting) -> dict[str, object]:
-    """Outcome of one operation's suite. It runs in a process of its own: an illegal access ends that one."""
+def run(operations: Sequence[str], setting: Setting) -> dict[str, object]:
+    """Outcome of the suites of these operations, in a process of their own."""
     # `-c /dev/null`: neither this repository's options nor its plugins are needed.
-    command = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", ".", "-q", "-p", "no:cacheprovider"]
-    log = Path(os.environ["PSCL_BENCH_RESULTS"]) / f"correctness-{operation}.log"
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-c",
+        os.devnull,
+        "--rootdir",
+        ".",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+    ]
+    log = folder() / f"correctness-{'-'.join(operations)}.log"
     environment = {**os.environ, "PSCL_BENCH_DEVICE": setting.device.type}
     with log.open("w", encoding="utf-8") as handle:
         try:
             code = subprocess.run(
-                [*command, str(FOLDER / f"{operation}.py")],
+                [*command, *(str(FOLDER / f"{operation}.py") for operation in operations)],
                 stdout=handle,
                 stderr=subprocess.STDOUT,
                 env=environment,

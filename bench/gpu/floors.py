@@ -26,9 +26,7 @@ def of(result: Mapping[str, float]) -> Ceilings:
 
 def _pass(ceilings: Ceilings, operations: float, exponentials: float) -> float:
     """Milliseconds: products and exponentials run side by side, the slower binds."""
-    return 1e3 * max(
-        operations / ceilings.flops_per_second, exponentials / ceilings.exponentials_per_second
-    )
+    return 1e3 * max(operations / ceilings.flops_per_second, exponentials / ceilings.exponentials_per_second)
 
 
 def loss_pairs(rows: int, groups: int) -> float:
@@ -62,9 +60,12 @@ def queue(rows: int, entries: int, width: int, ceilings: Ceilings) -> dict[str, 
     }
 
 
-def sampling(batch: int, templates: int, cells: int, width: int, ceilings: Ceilings, element: int = 2) -> float:
+def sampling(
+    batch: int, templates: int, cells: int, width: int, ceilings: Ceilings, element: int = 2
+) -> float:
     """Milliseconds of `sample_similar`: each cell read once, and multiplied with each template once."""
     numbers = float(batch) * cells * width
     return 1e3 * max(
-        element * numbers / ceilings.copy_bytes_per_second, 2 * numbers * templates / ceilings.flops_per_second
+        element * numbers / ceilings.copy_bytes_per_second,
+        2 * numbers * templates / ceilings.flops_per_second,
     )

@@ -15,7 +15,9 @@ FLUSH_BYTES = 256 * 2**20
 """More than any second-level cache so far."""
 
 
-def measure(setting: Setting, call: Callable[[], object], *, seconds: float = 1.0, most: int = 100) -> Measured:
+def measure(
+    setting: Setting, call: Callable[[], object], *, seconds: float = 1.0, most: int = 100
+) -> Measured:
     """20/50/80 quantiles of the milliseconds of a call, and its peak memory beyond what was held before.
 
     On a GPU each call is timed by events between which nothing else runs, and the second-level cache is flushed before
@@ -38,8 +40,7 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
 
 
-def _on_cpu(call: Callable[[], object], repeats: int = 3) -> Measured:
-    call()
+def _on_cpu(call: Callable[[], object], repeats: int = 2) -> Measured:
     times = []
     for _ in range(repeats):
         start = time.perf_counter()

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 
-def loss(q: Tensor, k: Tensor, groups: Tensor | None, temperature: float, *, self_pair: bool = False) -> Tensor:
+def loss(
+    q: Tensor, k: Tensor, groups: Tensor | None, temperature: float, *, self_pair: bool = False
+) -> Tensor:
     """Group-masked NT-Xent of float64 rows; with `self_pair`, each row's own product is one more negative."""
     n = q.shape[0]
     z = torch.nn.functional.normalize(torch.cat([q, k]), dim=1)
@@ -30,7 +32,11 @@ def queue(q: Tensor, k: Tensor, entries: Tensor, temperature: float) -> Tensor:
 
 
 def errors(
-    call: Callable[..., Tensor], truth: Callable[..., Tensor], inputs: tuple[Tensor, ...], *, gradients: bool = True
+    call: Callable[..., Tensor],
+    truth: Callable[..., Tensor],
+    inputs: tuple[Tensor, ...],
+    *,
+    gradients: bool = True,
 ) -> dict[str, float]:
     """Relative errors of loss and gradient of the first input, for `call(*inputs)` against `truth` in float64."""
     exact, exact_gradient = _run(truth, inputs, torch.float64, gradients)

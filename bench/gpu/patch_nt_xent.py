@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.gpu import ceilings, floors, timing
+from bench.gpu.check import require
 from bench.gpu.oracles import errors
 from bench.gpu.results import Results
 from bench.gpu.setting import Setting, parse
@@ -24,6 +25,7 @@ ERROR_ROWS = 65_536
 
 def main() -> None:
     setting = parse(__doc__)
+    require(setting, "patch_nt_xent")
     ceiling = ceilings.load(setting)
     results = Results(
         "patch-nt-xent", setting, {"temperature": TEMPERATURE, "shipped": shipped()}, of_kernels=True

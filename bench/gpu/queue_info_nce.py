@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from bench.gpu import ceilings, floors, oracles, timing
+from bench.gpu.check import require
 from bench.gpu.results import Results
 from bench.gpu.setting import Setting, parse
 from bench.gpu.shapes import TEMPERATURE, QueueShape, name_of, queue_shapes, queued
@@ -23,6 +24,7 @@ CHUNKED_ROWS = 16_384
 
 def main() -> None:
     setting = parse(__doc__)
+    require(setting, "queue_info_nce")
     ceiling = ceilings.load(setting)
     results = Results("queue-info-nce", setting, {"temperature": TEMPERATURE}, of_kernels=True)
     for shape in queue_shapes(setting):
@@ -62,7 +64,7 @@ def structure(setting: Setting, shape: QueueShape, labels: str) -> dict[str, Ten
 def measured(
     setting: Setting, shape: QueueShape, labels: str, backend: str, ceiling: floors.Ceilings | None
 ) -> dict[str, Any]:
-    """Times, memory, share of the floor, and errors: of hard labels against their definition, of soft against float64."""
+    """Times, memory, share of the floor, and errors against the definition, for soft labels against `chunked`."""
     q, k, entries = queued(setting, shape)
     options = structure(setting, shape, labels)
 

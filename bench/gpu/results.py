@@ -53,9 +53,16 @@ class Results:
         return record(self.name, result, command=self.setting.command())
 
 
+def folder() -> Path:
+    """Where results are written; made where it is missing."""
+    found = Path(os.environ.get("PSCL_BENCH_RESULTS", RESULTS))
+    found.mkdir(parents=True, exist_ok=True)
+    return found
+
+
 def read(name: str) -> dict[str, Any] | None:
     """The `result` of a file in the results folder; None where there is none."""
-    path = Path(os.environ.get("PSCL_BENCH_RESULTS", RESULTS)) / f"{name}.json"
+    path = folder() / f"{name}.json"
     if not path.is_file():
         return None
     result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["result"]

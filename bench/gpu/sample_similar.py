@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bench.gpu import ceilings, floors, timing
+from bench.gpu.check import require
 from bench.gpu.measure import measure
 from bench.gpu.results import Results
 from bench.gpu.setting import Setting, parse
@@ -17,13 +18,14 @@ from pscl_kernels import sample_similar
 LOOP = "released loop"
 
 LOOP_CHOICES = 4096
-"""Choices (images x templates) that the loop is given. It goes image by image, so that its time is counted per image."""
+"""Choices (images x templates) that the loop is given; it goes image by image, so that its time counts per image."""
 
 Sampling = Callable[[Tensor, Tensor], Tensor]
 
 
 def main() -> None:
     setting = parse(__doc__)
+    require(setting, "sample_similar")
     ceiling = ceilings.load(setting)
     results = Results("sample-similar", setting, {}, of_kernels=True)
     for shape in sampling_shapes(setting):

@@ -51,12 +51,14 @@ class Setting:
 def parse(description: str | None) -> Setting:
     """The setting that the command line asks for."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a dry run, tiny sizes")
-    parser.add_argument("--seconds", type=float, default=540.0, help="no further measurement begins after these")
+    parser.add_argument(
+        "--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a dry run, tiny sizes"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=540.0, help="no further measurement begins after these"
+    )
     parser.add_argument("--only", help="one implementation")
     given = parser.parse_args()
     if given.device == "cuda" and not torch.cuda.is_available():
         parser.exit(3, "torch sees no CUDA device here; --device cpu makes a dry run\n")
-    if given.device == "cpu":
-        torch.compiler.set_stance("force_eager")  # a dry run compiles nothing
     return Setting(torch.device(given.device), given.seconds, given.only)

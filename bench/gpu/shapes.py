@@ -51,7 +51,12 @@ def queue_shapes(setting: Setting) -> list[QueueShape]:
     if setting.tiny:
         return [QueueShape(24, 40, 16, setting.dtypes[0])]
     sizes = [(65_536, 65_536), (16_384, 65_536), (4_096, 65_536)]
-    return [QueueShape(*size, width, dtype) for dtype in setting.dtypes for size in sizes for width in (64, 128, 256)]
+    return [
+        QueueShape(*size, width, dtype)
+        for dtype in setting.dtypes
+        for size in sizes
+        for width in (64, 128, 256)
+    ]
 
 
 def sampling_shapes(setting: Setting) -> list[SamplingShape]:

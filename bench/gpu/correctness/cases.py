@@ -20,7 +20,10 @@ DEFINITION_ROWS = 4096
 """Rows up to which the truth is the definition in float64; beyond, float64 in tiles."""
 
 
-def sized(cases: list[tuple[int | float, ...]], size: Callable[..., int] = lambda n, *_: n) -> list[tuple[int | float, ...]]:
+Case = tuple[int | float, ...]
+
+
+def sized(cases: list[Case], size: Callable[..., int] = lambda n, *_: n) -> list[Case]:
     """The cases that are small enough for where they run."""
     return [case for case in cases if not INTERPRETED or size(*case) <= 100]
 
@@ -36,7 +39,9 @@ def truth_backend(n: int) -> str:
     return "reference" if n <= DEFINITION_ROWS else "chunked"
 
 
-def assert_close(ours: list[Tensor], exact: list[Tensor], tau: float, dtype: torch.dtype, sizes: list[float]) -> None:
+def assert_close(
+    ours: list[Tensor], exact: list[Tensor], tau: float, dtype: torch.dtype, sizes: list[float]
+) -> None:
     """Greatest error of each result within the rounding of its rows.
 
     Rows are rounded to their dtype after scaling, which moves a logit by up to eps / tau. `sizes`: of the terms whose

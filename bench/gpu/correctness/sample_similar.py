@@ -19,10 +19,11 @@ from pscl_kernels import sample_similar
             (3, 70, 1000, 64),
             (2, 480, 8836, 64),
             (4, 50, 30, 100),
+            (2, 12, 10, 20),
             (2, 64, 35_344, 64),
             (1, 480, 141_376, 64),
         ],
-        lambda batch, count, places, width: max(count, places),
+        lambda batch, count, places, width: max(5 * count, places),
     ),
 )
 def test_sampling_is_greedy(dtype: torch.dtype, batch: int, count: int, places: int, width: int) -> None:

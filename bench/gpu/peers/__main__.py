@@ -43,6 +43,8 @@ PER_PEER = 120.0
 
 def main() -> None:
     setting = parse(__doc__)
+    if setting.tiny:
+        torch.compiler.set_stance("force_eager")  # a dry run compiles nothing
     names = list(dict.fromkeys(peer.name for peer in PEERS))
     if setting.only is not None or setting.tiny:
         for name in names:
@@ -106,7 +108,9 @@ def shapes_of(peer: Peer, setting: Setting) -> list[Any]:
     """The shapes of the peer's task in the first dtype, as far as it goes."""
     dtype = setting.dtypes[0]
     if peer.task == "loss":
-        found = [s for s in loss_shapes(setting) if s.rows <= peer.most_rows and (peer.groups or not s.groups)]
+        found = [
+            s for s in loss_shapes(setting) if s.rows <= peer.most_rows and (peer.groups or not s.groups)
+        ]
         return [s for s in found if s.dtype == dtype]
     if peer.task == "queue":
         return [s for s in queue_shapes(setting) if s.dtype == dtype and s.rows <= peer.most_rows]

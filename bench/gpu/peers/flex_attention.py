@@ -22,7 +22,9 @@ def log_sums(setting: Setting) -> Any:
     def call(queries: Tensor, keys: Tensor, mask: Any, scale: float) -> Tensor:
         values = keys.new_zeros((1, 1, keys.shape[0], VALUES))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the name of the argument, and of running uncompiled in a dry run
+            warnings.simplefilter(
+                "ignore"
+            )  # of the name of the argument, and of running uncompiled in a dry run
             _, found = attention(
                 queries[None, None], keys[None, None], values, block_mask=mask, scale=scale, return_lse=True
             )
@@ -80,6 +82,8 @@ def queue(setting: Setting, temperature: float) -> Queue:
 NOTE = "the block mask is made outside the measured time"
 
 PEERS = (
-    Peer("FlexAttention", "torch", "loss", loss, NOTE, groups=True, most_rows=262_144, gradients_on_cpu=False),
+    Peer(
+        "FlexAttention", "torch", "loss", loss, NOTE, groups=True, most_rows=262_144, gradients_on_cpu=False
+    ),
     Peer("FlexAttention", "torch", "queue", queue, most_rows=262_144, gradients_on_cpu=False),
 )

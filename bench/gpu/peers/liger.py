@@ -11,7 +11,9 @@ WORDS = ("contrast", "nce", "xent", "simclr", "clip")
 def loss(setting: Setting, temperature: float) -> Loss:
     import liger_kernel
 
-    modules = [module.name for module in pkgutil.walk_packages(liger_kernel.__path__, onerror=lambda name: None)]
+    modules = [
+        module.name for module in pkgutil.walk_packages(liger_kernel.__path__, onerror=lambda name: None)
+    ]
     found = [name for name in modules if any(word in name.split("_") for word in WORDS)]
     if found:
         raise RuntimeError(f"has {', '.join(found)}, for which there is no adapter here")

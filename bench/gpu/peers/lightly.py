@@ -12,7 +12,9 @@ from bench.gpu.setting import Setting
 def loss(setting: Setting, temperature: float) -> Loss:
     # The loss needs torch alone; the packages around it want torchvision and lightning.
     bare_packages("lightly", "lightly.loss", "lightly.utils", "lightly.models", "lightly.models.modules")
-    sys.modules.setdefault("lightly.models.utils", types.ModuleType("lightly.models.utils"))  # not used by the loss
+    sys.modules.setdefault(
+        "lightly.models.utils", types.ModuleType("lightly.models.utils")
+    )  # not used by the loss
     from lightly.loss.ntx_ent_loss import NTXentLoss
 
     module = NTXentLoss(temperature=temperature)

@@ -1,8 +1,8 @@
 """torch's fused attention, flash and cuDNN: its output is the gradient of its logsumexp.
 
-With keys and values the same rows x, attention gives out_i = sum_j p_ij x_j and the logsumexp over j, which together are
-loss and gradient of a queue with hard labels. Plain NT-Xent takes a second call with values x_j / l_j for what a row
-suffers as a negative.
+With keys and values the same rows x, attention gives out_i = sum_j p_ij x_j and the logsumexp over j, which together
+are loss and gradient of a queue with hard labels. Plain NT-Xent takes a second call with values x_j / l_j for what a
+row suffers as a negative.
 """
 
 from collections.abc import Callable
@@ -116,7 +116,15 @@ NOTE = "gradient assembled here from the outputs of attention; hard labels"
 
 PEERS = (
     Peer("SDPA flash, two passes", "torch", "loss", loss(flash), differs=NOTE, most_rows=262_144),
-    Peer("SDPA cuDNN, two passes", "torch", "loss", loss(cudnn), differs=NOTE, most_rows=262_144, needs_gpu=True),
+    Peer(
+        "SDPA cuDNN, two passes",
+        "torch",
+        "loss",
+        loss(cudnn),
+        differs=NOTE,
+        most_rows=262_144,
+        needs_gpu=True,
+    ),
     Peer("SDPA flash", "torch", "queue", queue(flash), differs=NOTE, most_rows=262_144),
     Peer("SDPA cuDNN", "torch", "queue", queue(cudnn), differs=NOTE, most_rows=262_144, needs_gpu=True),
 )
