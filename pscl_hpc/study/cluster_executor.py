@@ -32,12 +32,15 @@ class ClusterJobs:
         profile: What each job asks for.
         folder: Of the study.
         name: Of the arrays.
+        any_commit: Let jobs start on code that was changed since they were submitted.
 
     Raises:
         UserError: the cluster is not here, or the profile does not fit it or a job of one process.
     """
 
-    def __init__(self, cluster: str, profile: Profile, folder: Path, name: str) -> None:
+    def __init__(
+        self, cluster: str, profile: Profile, folder: Path, name: str, *, any_commit: bool = False
+    ) -> None:
         if profile.nodes * profile.tasks > 1:
             raise UserError(
                 f"the jobs of a study are one process each, but the profile asks for {profile.nodes * profile.tasks}; "
@@ -48,6 +51,7 @@ class ClusterJobs:
         self._profile = profile
         self._files = folder / "jobs"
         self._name = name
+        self._any_commit = any_commit
         self._new: list[Job] = []
         self._running: dict[str, Job] = {}
         self._ended: dict[str, float] = {}
@@ -115,6 +119,7 @@ class ClusterJobs:
             files=self._files,
             name=self._name,
             profile=self._profile,
+            any_commit=self._any_commit,
             entry=ENTRY,
         )
         self._running.update({job.key: job for job in jobs})

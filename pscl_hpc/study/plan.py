@@ -147,10 +147,11 @@ class _Planner:
         tree["data"] = {**tree.get("data", {}), "archive": str(self.archive.path)}
         tree.update(kind="pretrain", seed=seed)
         template = ""
-        if _takes_references(tree):
+        name = _method_name(tree)
+        if _takes_references(name):
             ids, square = self._templates(dataset, annotation)
             template = f" {ids[0].partition('/')[2]}" + (f"+{len(ids) - 1}" if len(ids) > 1 else "")
-            method = dict(tree.get("method") or {})
+            method = {"name": name, **(tree.get("method") or {})}
             method["reference"] = {**method.get("reference", {}), "ids": list(ids), "square": square}
             tree["method"] = method
         config = resolve_config(tree, source=source)
@@ -161,9 +162,9 @@ class _Planner:
         key = run_key(config, self.archive.fingerprint)
         if key not in self.pretrainings:
             PretrainData(self.archive, config)
-            name = f"{config.method.name}--{key[:SHORT]}"
-            label = f"pretraining {config.method.name}{template} seed {seed}"
-            self.pretrainings[key] = Job(key, label, self._placed(config, PRETRAINED, name))
+            label = f"pretraining {name}{template} seed {seed}"
+            placed = self._placed(config, PRETRAINED, f"{name}--{key[:SHORT]}")
+            self.pretrainings[key] = Job(key, label, placed)
         return self.pretrainings[key]
 
     def _templates(self, dataset: DatasetEntry, annotation: Annotation) -> tuple[tuple[str, ...], int]:
@@ -215,8 +216,13 @@ def safe(text: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "._-+" else "_" for letter in text).lstrip(".")
 
 
-def _takes_references(tree: Tree) -> bool:
+def _method_name(tree: Tree) -> str:
+    """What ``method.name`` of a pretraining will be; whether there is such a method is not looked at."""
     method = tree.get("method")
-    name = method.get("name", "pscl-simclr") if isinstance(method, dict) else "pscl-simclr"
+    default: str = PretrainConfig.model_fields["method"].default.name
+    return str(method.get("name", default)) if isinstance(method, dict) else default
+
+
+def _takes_references(name: str) -> bool:
     section = next((s for s in get_args(AnyMethod) if s.model_fields["name"].default == name), None)
     return section is not None and issubclass(section, ReferencedMethod)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from pscl_hpc.archive import Archive
+from pscl_hpc.archive import Archive, ImageRecord
 from pscl_hpc.config import FinetuneConfig, PretrainConfig
 from pscl_hpc.errors import UserError
+from pscl_hpc.segmentation.unlabelled import select_unlabelled
 
 HELD_OUT = ("test", "val")
 """Splits whose names begin so choose checkpoints or score; nothing is ever learnt from them."""
@@ -56,12 +57,7 @@ def check_pool(
                 f"{source}: data.splits has '{split}', whose images choose or score the models; "
                 "pretrain on training and unlabelled images only"
             )
-    excluded = config.data.exclude_specimens
-    found = [
-        record
-        for record in archive.select(datasets=config.data.datasets, splits=config.data.splits)
-        if not (record.specimen and record.specimen in excluded)
-    ]
+    found = _learnt(archive, config)
     secret = {
         row.pixel_checksum: record.id
         for row, record in zip(archive.rows, archive.records, strict=True)
@@ -71,8 +67,23 @@ def check_pool(
         twin = secret.get(archive.rows[record.index].pixel_checksum)
         if twin is not None:
             raise UserError(
-                f"{source}: {record.id} of the pool has the same pixels as {twin}, which chooses or scores the models; "
+                f"{source}: {record.id} of the pool has the same pixels as {twin}, which chooses or scores models; "
                 "leave one of them out of the archive ('pscl-hpc archive check' lists such pairs)"
             )
     counts = Counter((record.dataset, record.split) for record in found)
     return Pool(tuple((*key, counts[key]) for key in sorted(counts)))
+
+
+def _learnt(archive: Archive, config: PretrainConfig | FinetuneConfig) -> list[ImageRecord]:
+    """The images that a run learns from; a fine-tuning from its references and, semi-supervised, unlabelled ones."""
+    if isinstance(config, FinetuneConfig):
+        found = [archive.find(name) for name in config.references]
+        if config.semi_supervised is not None:
+            found += select_unlabelled(config, config.semi_supervised, archive, found[0].dataset)
+        return found
+    excluded = config.data.exclude_specimens
+    return [
+        record
+        for record in archive.select(datasets=config.data.datasets, splits=config.data.splits)
+        if not (record.specimen and record.specimen in excluded)
+    ]

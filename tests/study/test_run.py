@@ -1,0 +1,261 @@
+"""A study's life with jobs that are made up: caching, growth, failures, results, page."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pscl_hpc.config import StudyConfig
+from pscl_hpc.errors import UserError
+from pscl_hpc.report import write_report
+from pscl_hpc.report.study_results import RESULTS_FILE, StudyResults, read_results
+from pscl_hpc.study.run import STUDY_FILE, look, run_study
+from pscl_hpc.study.tables import TABLE_FILE
+
+from .material import Fabricator, small_study
+
+AMOUNTS = {"scratch": 0.4, "simclr": 0.3, "pscl-simclr": 0.15}
+
+
+def run(study: StudyConfig, executor: Fabricator) -> StudyResults:
+    return run_study(study, executor, jobs=2, progress=False)[1]
+
+
+@pytest.fixture(scope="module")
+def finished(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study of two seeds."""
+    folder = tmp_path_factory.mktemp("finished") / "study"
+    study = small_study(archive, folder, seeds=[1, 2], headline=["alloy/test", "alloy/test_ood"])
+    run(study, Fabricator(amounts=AMOUNTS))
+    return folder
+
+
+def test_what_is_done_is_never_done_again(archive: Path, tmp_path: Path) -> None:
+    study = small_study(archive, tmp_path / "study")
+    first, again = Fabricator(), Fabricator()
+    results = run(study, first)
+    assert len(first.started) == 4 + 9
+    assert (results.scored, results.runs, results.missing, results.failed) == (9, 9, (), ())
+    assert run(study, again).rows == results.rows
+    assert again.started == []
+    assert look(study).missing == []
+
+
+def test_a_study_that_has_grown_does_what_is_new(archive: Path, tmp_path: Path) -> None:
+    run(small_study(archive, tmp_path / "study"), Fabricator())
+    more = Fabricator()
+    results = run(small_study(archive, tmp_path / "study", seeds=[10, 11]), more)
+    assert len(more.started) == 4 + 9
+    assert all("seed 11" in label for label in more.started)
+    assert results.scored == 18
+
+
+def test_a_changed_setting_is_another_run_and_the_old_one_stays(archive: Path, tmp_path: Path) -> None:
+    run(small_study(archive, tmp_path / "study"), Fabricator())
+    before = sorted(path for path in (tmp_path / "study").rglob("evaluation.json"))
+    changed = Fabricator()
+    small = {"model": {"widths": [4, 8, 8]}, "crop": [32, 32], "batch_size": 2}
+    results = run(
+        small_study(archive, tmp_path / "study", finetune={**small, "schedule": {"steps": 5}}), changed
+    )
+    assert len(changed.started) == 9
+    assert not any(label.startswith("pretraining") for label in changed.started)
+    assert results.scored == 9
+    assert all(path.exists() for path in before)
+
+
+def test_a_failure_is_named_and_stays_alone_and_is_tried_again(archive: Path, tmp_path: Path) -> None:
+    study = small_study(archive, tmp_path / "study")
+    broken = Fabricator(failing=("pretraining pscl-simclr t1", "t2 budget 1 seed 10 none"))
+    results = run(study, broken)
+    reasons = {item.job: (item.state, item.reason) for item in results.failed}
+    assert reasons == {
+        "pretraining pscl-simclr t1 seed 10": ("failed", "it was about pretraining pscl-simclr t1"),
+        "alloy t1 budget 1 seed 10 pscl": (
+            "skipped",
+            "its pretraining failed: it was about pretraining pscl-simclr t1",
+        ),
+        "alloy t2 budget 1 seed 10 none": ("failed", "it was about t2 budget 1 seed 10 none"),
+    }
+    assert (results.scored, len(results.missing)) == (7, 2)
+    assert "it was about" in (study.folder / TABLE_FILE).read_text(encoding="utf-8")
+    mended = Fabricator()
+    results = run(study, mended)
+    assert sorted(mended.started) == sorted(reasons)
+    assert (results.scored, results.failed) == (9, ())
+
+
+def test_an_unfinished_run_goes_on_with_the_configuration_it_began_with(
+    archive: Path, tmp_path: Path
+) -> None:
+    class Watching(Fabricator):
+        def start(self, job: Any) -> None:
+            self.every = {*getattr(self, "every", set()), job.config.log.every_steps}
+            super().start(job)
+
+    study = small_study(archive, tmp_path / "study")
+    run(study, Watching(failing=("alloy",)))
+    second = Watching()
+    small = {"model": {"widths": [4, 8, 8]}, "crop": [32, 32], "batch_size": 2, "schedule": {"steps": 4}}
+    run(small_study(archive, tmp_path / "study", finetune={**small, "log": {"every_steps": 3}}), second)
+    assert second.every == {10}
+
+
+def test_a_run_whose_configuration_was_edited_is_not_taken_for_the_same(
+    archive: Path, tmp_path: Path
+) -> None:
+    study = small_study(archive, tmp_path / "study")
+    run(study, Fabricator(failing=("none",)))
+    stored = [job.folder / "config.yaml" for job in look(study).missing]
+    stored[0].write_text(stored[0].read_text().replace("batch_size: 2", "batch_size: 3"))
+    results = run(study, Fabricator())
+    assert len(results.failed) == 1
+    assert "was changed after the run began" in results.failed[0].reason
+
+
+@pytest.mark.parametrize("damage", ["evaluation.json", "run.json"])
+def test_a_damaged_product_is_missing(archive: Path, tmp_path: Path, damage: str) -> None:
+    study = small_study(archive, tmp_path / "study")
+    run(study, Fabricator())
+    victim = next(study.folder.glob(f"finetune/*/{damage}"))
+    victim.write_text("{")
+    assert [str(job.folder) for job in look(study).missing] == [str(victim.parent)]
+
+
+def test_folders_of_others_are_left_alone(archive: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty and holds no study"):
+        run(small_study(archive, folder), Fabricator())
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    (folder / "notes.txt").unlink()
+    run(small_study(archive, folder), Fabricator())
+    with pytest.raises(UserError, match="holds the study 'small'"):
+        run(small_study(archive, folder, name="another"), Fabricator())
+    with pytest.raises(UserError, match="is a file"):
+        run(small_study(archive, folder / STUDY_FILE), Fabricator())
+
+
+def test_two_processes_do_not_run_one_study(archive: Path, tmp_path: Path) -> None:
+    study = small_study(archive, tmp_path / "study")
+
+    class Second(Fabricator):
+        def start(self, job: Any) -> None:
+            with pytest.raises(UserError, match="another process runs this study"):
+                run(study, Fabricator())
+            super().start(job)
+
+    assert run(study, Second()).scored == 9
+
+
+def test_rows_tell_everything_of_a_run(finished: Path) -> None:
+    results = read_results(finished)
+    assert len(results.rows) == 3 * 3 * 2 * 2
+    for row in results.rows:
+        evaluation = json.loads((finished / row.folder / "evaluation.json").read_text())
+        assert row.mean_dice == evaluation["splits"][row.split]["mean_dice"]
+        assert row.dice == evaluation["splits"][row.split]["dice"]
+        assert row.references == tuple(evaluation["references"])
+        assert bool(row.pretraining) == (row.method != "none")
+        assert not row.pretraining or (finished / row.pretraining / "run.json").is_file()
+        assert (row.step, row.validation_dice) == (3, 0.5)
+    assert len({row.key for row in results.rows}) == 18
+
+
+def test_tables_are_means_over_runs_and_comparisons_pair_images(finished: Path) -> None:
+    results = read_results(finished)
+    dice = {(row.method, row.split, row.references, row.seed): row.mean_dice for row in results.rows}
+    references = sorted({row.references for row in results.rows})
+    line = next(line for line in results.table if (line.method, line.split) == ("pscl", "test"))
+    values = [dice["pscl", "test", name, seed] for name in references for seed in (1, 2)]
+    assert line.mean_dice is not None
+    assert line.mean_dice.mean == pytest.approx(sum(values) / 6)  # type: ignore[arg-type]
+    worst = {name: (dice["pscl", "test", name, 1] + dice["pscl", "test", name, 2]) / 2 for name in references}  # type: ignore[operator]
+    assert line.worst is not None
+    assert line.worst.mean_dice == pytest.approx(min(worst.values()))
+    assert worst[line.worst.references] == min(worst.values())
+
+    def error(method: str, split: str) -> float:
+        return sum(1 - dice[method, split, name, seed] for name in references for seed in (1, 2)) / 6  # type: ignore[operator]
+
+    one = next(
+        c for c in results.comparisons if (c.method, c.baseline, c.split) == ("pscl", "none", "test_ood")
+    )
+    assert one.units == 3
+    assert one.error_removed is not None
+    assert one.error_removed.value == pytest.approx(1 - error("pscl", "test_ood") / error("none", "test_ood"))
+    total = next(c for c in results.comparisons if (c.method, c.baseline, c.split) == ("pscl", "none", ""))
+    both = [error(method, "test") + error(method, "test_ood") for method in ("pscl", "none")]
+    assert total.units == 6
+    assert total.error_removed is not None
+    assert total.error_removed.value == pytest.approx(1 - both[0] / both[1])
+    assert total.gain.value > 0.1
+    assert {c.baseline for c in results.comparisons} == {"none", "simclr"}
+
+
+def test_a_comparison_rests_on_the_repetitions_that_both_have(archive: Path, tmp_path: Path) -> None:
+    results = run(small_study(archive, tmp_path / "study"), Fabricator(failing=("t1 budget 1 seed 10 none",)))
+    units = {(c.method, c.baseline): c.units for c in results.comparisons if c.split == "test"}
+    assert units == {
+        ("simclr", "none"): 2,
+        ("pscl", "none"): 2,
+        ("none", "simclr"): 2,
+        ("pscl", "simclr"): 3,
+    }
+
+
+def test_one_set_of_images_is_compared_over_seeds(archive: Path, tmp_path: Path) -> None:
+    study = small_study(archive, tmp_path / "study", budgets=["all"], seeds=[1, 2, 3])
+    results = run(study, Fabricator())
+    assert {c.units for c in results.comparisons} == {3}
+    assert all(c.gain.low is not None for c in results.comparisons)
+
+
+def test_the_table_states_the_pool_and_every_method(finished: Path) -> None:
+    text = (finished / TABLE_FILE).read_text(encoding="utf-8")
+    assert "Pretraining pool of simclr, pscl: 7 images, alloy 5 (train), other 2 (no split)" in text
+    assert "no test or validation image" in text
+    for method in ("none", "simclr", "pscl"):
+        assert len(re.findall(rf"^\| {method} \| 6 \|", text, re.MULTILINE)) == 2
+
+
+def test_figures_and_page_come_from_the_results_alone(finished: Path, tmp_path: Path) -> None:
+    assert (finished / "figure.png").read_bytes().startswith(b"\x89PNG")
+    drawing = (finished / "figure.svg").read_text(encoding="utf-8")
+    assert "#01f" not in drawing
+    first = write_report([finished], tmp_path / "a.html").path.read_text(encoding="utf-8")
+    second = write_report([finished], tmp_path / "b.html").path.read_text(encoding="utf-8")
+    assert first == second
+    for word in ("pscl", "Against none", "Dice error removed", "alloy 5 (train)", "worst annotated image"):
+        assert word in first
+    # Made-up runs have no predictions: that is said, and no figure is empty.
+    assert "cannot be read as a picture" in first
+    assert not re.search(r"(src|href)=\"(?!data:|#)", first)
+
+
+def test_words_of_a_stranger_stay_words_and_paths_stay_inside(finished: Path, tmp_path: Path) -> None:
+    tree = json.loads((finished / RESULTS_FILE).read_text(encoding="utf-8"))
+    tree["study"] = "<script>alert(1)</script>"
+    secret = tmp_path / "secret" / "evaluation.json"
+    secret.parent.mkdir()
+    secret.write_text(next(finished.glob("finetune/*/evaluation.json")).read_text())
+    for row in tree["rows"]:
+        row["folder"] = "../secret"
+    folder = tmp_path / "hostile"
+    folder.mkdir()
+    (folder / RESULTS_FILE).write_text(json.dumps(tree))
+    text = write_report([folder]).path.read_text(encoding="utf-8")
+    assert "<script>" not in text
+    assert "is not in the study" in text
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"study": 3}', "\xff"])
+def test_results_that_are_none_are_refused_in_one_sentence(tmp_path: Path, content: str) -> None:
+    (tmp_path / RESULTS_FILE).write_text(content, encoding="latin-1")
+    with pytest.raises(UserError, match="is no result of a study"):
+        write_report([tmp_path])
