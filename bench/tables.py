@@ -14,8 +14,11 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from bench import gpu_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -135,6 +138,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cpu-archive-rate": lambda: archive_rate("cpu-archive-rate"),
     "synthetic-statistics": lambda: synthetic("synthetic-statistics"),
     "cpu-step-loss": lambda: step_loss("cpu-step-vs-released"),
+    **{name: partial(gpu_tables.table, name, RESULTS) for name in gpu_tables.GPU_TABLES},
 }
 
 
