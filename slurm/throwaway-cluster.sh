@@ -84,8 +84,8 @@ SlurmctldHost=$(hostname -s)($NET.1)
 SlurmctldPort=$PORT
 SlurmUser=root
 AuthType=auth/munge
-# A requeued job is held back for as long as a credential lives; 120 seconds if nothing is said.
-AuthInfo=$munge,cred_expire=4
+# A requeued job is held back for as long as a credential lives; 120 seconds unless 5 or more are given.
+AuthInfo=$munge,cred_expire=5
 StateSaveLocation=$DIR/state
 SlurmdSpoolDir=$DIR/spool/%n
 SlurmctldPidFile=$DIR/pids/own.slurmctld

@@ -1,0 +1,146 @@
+"""One throw-away Slurm for all tests of this folder; they are skipped where it cannot be started."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pscl_hpc.config import PretrainConfig
+from pscl_hpc.launch import job as job_module
+from pscl_hpc.launch.jobs import find_runs, run_status
+from pscl_hpc.launch.profiles import Profile
+from pscl_hpc.launch.registry import job_records
+from pscl_hpc.launch.schedulers import SCHEDULERS, wait_for_end
+from pscl_hpc.launch.submission import Submission, submit
+from pscl_hpc.runs import RunFolder
+from tests.helpers import small_archive, small_config
+
+SCRIPT = Path(__file__).parents[2] / "slurm" / "throwaway-cluster.sh"
+STEPS, GATE = 12, 5
+WAIT_S = 120
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker("slurm")
+
+
+class Cluster:
+    """Slurm on three nodes, n1 to n3."""
+
+    def __init__(self, folder: Path) -> None:
+        self.environment = {**os.environ, "CLUSTER_DIR": str(folder)}
+
+    def __call__(self, *arguments: str) -> str:
+        done = subprocess.run(
+            [str(SCRIPT), *arguments], env=self.environment, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    missing = subprocess.run([str(SCRIPT), "check"], capture_output=True, text=True)
+    if missing.returncode:
+        pytest.skip(missing.stderr.strip())
+    cluster = Cluster(Path(f"/tmp/pscl-slurm-{os.getpid()}"))
+    try:
+        cluster("up", "3")
+        yield cluster
+    finally:
+        cluster("down")
+
+
+@pytest.fixture
+def place(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working directory with an archive and a name that needs quoting, in which pretraining can be held at a step."""
+    folder = tmp_path / 'it\'s a "place"'
+    folder.mkdir()
+    small_archive(folder / "a.h5", images=10)
+    here = str(Path(__file__).parent)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("SLURM_CONF", f"{cluster.environment['CLUSTER_DIR']}/etc/slurm.conf")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", f"{here}:{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setitem(job_module.STAGES, "pretrain", "gated_stage:pretrain")
+    yield folder
+    for run in find_runs(folder):
+        for record in job_records(run):
+            SCHEDULERS[record.cluster].kill(record)
+            wait_for_end(record, 30)
+
+
+def make_config(run: str, **changes: object) -> PretrainConfig:
+    """A pretraining of STEPS steps that needs at least one image for each of 4 ranks."""
+    keys = {
+        "batch_size": 8,
+        "method": {"name": "simclr"},
+        "schedule": {"steps": STEPS},
+        "checkpoint": {"every_steps": 4},
+        "runtime": {"threads": 1},
+        **changes,
+    }
+    return small_config(Path("a.h5"), Path(run), **keys)
+
+
+def start(run: str, profile: Profile, *, cluster: str = "slurm", gate: bool = True) -> Submission:
+    """Submit a run; with ``gate`` it waits after step GATE."""
+    config = make_config(run)
+    if gate:
+        RunFolder.reserve(config)
+        (Path(run) / "gate").write_text(str(GATE))
+    return submit(config, cluster=cluster, profile=profile)
+
+
+def eventually(what: str, holds: Callable[[], bool], seconds: float = WAIT_S) -> None:
+    """Wait until something holds."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, f"not within {seconds} s: {what}"
+        time.sleep(0.3)
+
+
+def at_gate(done: Submission, restarts: int = 0) -> None:
+    """Wait until a run has come to its gate, after so many restarts. One that is asked to stop there does one more
+    step."""
+
+    def there() -> bool:
+        found = run_status(done.run)
+        assert found.state != "failed", found
+        if (found.state, found.restarts) != ("running", restarts) or found.step < GATE:
+            return False
+        return "first_step" in RunFolder.load(done.run).attempts[-1]
+
+    eventually(f"{done.run} at its gate after {restarts} restarts", there)
+
+
+def finish(done: Submission) -> str:
+    """Open the gate, wait for the end, and give the SHA-256 of the weights."""
+    (done.run / "gate").unlink(missing_ok=True)
+    eventually(f"{done.run} done", lambda: run_status(done.run).state in ("done", "failed"))
+    found = run_status(done.run)
+    assert (found.state, found.step) == ("done", STEPS), found
+    assert [line["step"] for line in RunFolder.load(done.run).metrics()] == list(range(1, STEPS + 1))
+    return hashlib.sha256((done.run / "trunk.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="session")
+def undisturbed() -> Callable[[int], str]:
+    """The weights of a number of ranks on this machine, without Slurm and without anything happening to them."""
+    known: dict[int, str] = {}
+
+    def weights(ranks: int) -> str:
+        if ranks not in known:
+            profile = Profile(tasks_per_node=ranks)
+            known[ranks] = finish(start(f"undisturbed-{ranks}", profile, cluster="local", gate=False))
+        return known[ranks]
+
+    return weights

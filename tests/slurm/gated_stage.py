@@ -1,0 +1,28 @@
+"""The real pretraining, made to wait: no step after the one that a file ``gate`` in the run folder names begins.
+
+What a test does to a job then happens at a known step. Jobs import this file by its name.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from pscl_hpc.config import PretrainConfig
+from pscl_hpc.pretraining import pretrain as real
+from pscl_hpc.pretraining.trainer import Trainer
+from pscl_hpc.training import stop_reason
+
+
+def pretrain(config: PretrainConfig) -> None:
+    gate = Path(config.run) / "gate"
+    step = Trainer.step
+
+    def gated(self: Trainer, *arguments: Any, **options: Any) -> dict[str, float]:
+        while stop_reason() is None and gate.exists() and self.at.step >= int(gate.read_text()):
+            time.sleep(0.05)
+        return step(self, *arguments, **options)
+
+    Trainer.step = gated  # type: ignore[method-assign]
+    real(config)
