@@ -150,3 +150,34 @@ def test_empty_input_and_keys_without_gradient(kind):
         q.grad.double(), truth(q.detach(), k, queue, options, 0.3)[1], rtol=1e-5, atol=1e-6
     )
     assert k.grad is None
+
+
+@pytest.mark.parametrize("key_gradient", [True, False])
+def test_operator_registration(key_gradient):
+    """What the operator says of its results before it runs, with widths that are padded."""
+    q, k, queue, options = case("dense", 12, 15, 5, torch.float32)
+    names = (
+        "groups",
+        "queue_groups",
+        "conditions",
+        "queue_conditions",
+        "same_weight",
+        "any_weight",
+        "row_weights",
+    )
+    temperature = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    labels = [options[name] for name in names]
+    torch.library.opcheck(
+        torch.ops.pscl_kernels.queue_info_nce.default,
+        (
+            q.requires_grad_(),
+            k.requires_grad_(key_gradient),
+            queue,
+            *labels,
+            False,
+            temperature,
+            "",
+            "triton",
+        ),
+        test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
+    )

@@ -225,6 +225,14 @@ def test_bad_values_are_not_hidden(bad, where, kind):
     assert q.grad[3].isnan().all()
 
 
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+def test_infinitely_unlike_keys_are_not_hidden(backend):
+    """Their exponentials are zero, and the sums without them finite."""
+    q, queue = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[0.6, 0.8], [-math.inf, 0.5]])
+    assert queue_info_nce(q, q, queue[:1], backend=backend).isfinite()
+    assert not queue_info_nce(q, q, queue, backend=backend).isfinite()
+
+
 def test_zero_rows_are_finite():
     q, k, queue, options = case("dense", 9, 12, 4)
     q[2] = k[5] = 0

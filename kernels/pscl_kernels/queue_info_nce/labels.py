@@ -29,7 +29,7 @@ class Runs(NamedTuple):
 
     order: Tensor | None  # (Q,) int64: sorted entry j was entry order[j] of the queue; None: as given
     filled: Tensor  # 0-d int64: number of entries that are not empty; they come first
-    weight: Tensor  # (T, Q) weight of each sorted entry, 0 for empty ones
+    weight: Tensor  # (T, Q) weight of each sorted entry
     head: Tensor  # (T, Q) int64: place of the first entry of each entry's run
     place: Tensor  # (T, N) int64: head of the run of each row's targets, -1 where there is none
 
@@ -41,11 +41,11 @@ def sorted_runs(labels: Labels, rows: int, entries: int, device: torch.device, d
     condition, row_condition = _ranks(labels.queue_conditions, labels.conditions, rows, entries, device)
     base = entries + 1
     key = group * base + condition
-    empty = torch.zeros_like(key, dtype=torch.bool)
     order = None
     if labels.queue_groups is not None:
         empty = labels.queue_groups < 0
         filled = filled - empty.sum()
+        # Above all others: empty slots are a run of their own, at whose sums no row looks.
         key = key.masked_fill(empty, base * base)
     if labels.queue_groups is not None or labels.queue_conditions is not None:
         key, order = torch.sort(key, stable=True)
@@ -56,7 +56,6 @@ def sorted_runs(labels: Labels, rows: int, entries: int, device: torch.device, d
         (labels.any_weight, key.div(base, rounding_mode="floor"), row_group),
     ):
         if weight is not None:
-            weight = weight.masked_fill(empty, 0.0)
             weights.append(weight if order is None else weight.index_select(0, order))
             heads.append(torch.searchsorted(keys, keys))
             places.append(_find(keys, torch.where(row_group >= 0, wanted, -1)))
