@@ -48,8 +48,6 @@ def queue_info_nce(
 
     log_sum = torch.logsumexp(torch.cat([positive[:, None], logits], dim=1), dim=1)
     loss = mass * log_sum - positive - (target * logits).sum(1)
-    # A row may be infinitely unlike an infinite key, which its exponential would hide.
-    loss = loss + 0.0 * queue[filled].double().sum()
     if normalise_targets:
         loss = loss / mass
     if row_weights is not None:
