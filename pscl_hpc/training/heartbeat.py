@@ -22,6 +22,8 @@ from pscl_hpc.errors import EXIT_FAILED
 SILENCE = "no sign of life from"
 """How a verdict on a rank begins that could not say anything itself."""
 _INTERVAL_S = 1.0
+_FIRST_BEATS = 2
+"""Beats of a first step: reading and computing."""
 _GRACE_S = 10.0
 """How long the training has to end by itself after a verdict."""
 
@@ -49,9 +51,12 @@ class Heartbeat:
         rank: This rank.
         nodes: Name of each rank's node.
         timeout_s: How long a rank may show neither life nor progress.
+        first_timeout_s: How long they may take for the first step, in which kernels are chosen and compiled.
     """
 
-    def __init__(self, store: Store, rank: int, nodes: Sequence[str], timeout_s: float) -> None:
+    def __init__(
+        self, store: Store, rank: int, nodes: Sequence[str], timeout_s: float, first_timeout_s: float
+    ) -> None:
         self.on_verdict: Callable[[str], None] = lambda text: None
         """Called before the process is ended from outside of the training."""
         self.verdict = ""
@@ -60,6 +65,7 @@ class Heartbeat:
         self._rank = rank
         self._nodes = nodes
         self._timeout = timeout_s
+        self._first_timeout = max(timeout_s, first_timeout_s)
         self._interval = min(_INTERVAL_S, timeout_s / 10)
         self._own = _Rank()
         self._peers = [_Rank() for _ in nodes]
@@ -158,21 +164,22 @@ class Heartbeat:
         silent = [rank for rank in watched if rank != self._rank and now - self._peers[rank].seen > limit]
         if silent:
             return self._gone(silent)
-        if self._rank == 0 and now - self._moved > self._timeout:
-            return self._hung()
+        patience = self._timeout if self._own.tick > _FIRST_BEATS else self._first_timeout
+        if self._rank == 0 and now - self._moved > patience:
+            return self._hung(patience)
         return ""
 
     def _gone(self, ranks: Sequence[int]) -> str:
         who = "; ".join(f"{self._name(rank)} (its last step: {self._peers[rank].step})" for rank in ranks)
         return f"{SILENCE} {who}: it died, was stopped, or lost the network; see its log"
 
-    def _hung(self) -> str:
+    def _hung(self, patience: float) -> str:
         behind = min(peer.tick for peer in self._peers)
         slow = [rank for rank, peer in enumerate(self._peers) if peer.tick == behind]
         if len(slow) == len(self._peers):
-            return f"no rank got on for {self._timeout:g} s after step {self._peers[0].step}; see their logs"
+            return f"no rank got on for {patience:g} s after step {self._peers[0].step}; see their logs"
         who = "; ".join(f"{self._name(r)} ({self._peers[r].doing}, step {self._peers[r].step})" for r in slow)
-        return f"the ranks wait since {self._timeout:g} s for {who}; see its log"
+        return f"the ranks have waited {patience:g} s for {who}; see its log"
 
     def _decide(self, text: str) -> None:
         with self._lock:

@@ -252,7 +252,9 @@ def join_ranks(runtime: RuntimeConfig) -> Iterator[Ranks]:
         raise UserError(f"{doubled}; start one rank per GPU")
     ranks = Ranks(place, device, nodes)
     ranks._store = store
-    ranks.heartbeat = Heartbeat(_connect_again(store), place.rank, nodes, runtime.collective_timeout_s)
+    ranks.heartbeat = Heartbeat(
+        _connect_again(store), place.rank, nodes, runtime.collective_timeout_s, runtime.init_timeout_s
+    )
     try:
         ranks.group = _make_group(store, place, device, runtime)
         ranks.heartbeat.start()
