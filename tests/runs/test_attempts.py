@@ -1,0 +1,139 @@
+"""Attempts at one run in real processes: the newest writes, the others end."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+import torch
+
+from pscl_hpc.config import PretrainConfig
+from pscl_hpc.errors import JobError, UserError
+from pscl_hpc.runs import RunFolder
+from pscl_hpc.runs.attempts import Attempt, newest_attempt
+from tests.helpers import small_config
+
+CPU = torch.device("cpu")
+FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> PretrainConfig:
+    return small_config(tmp_path / "a.h5", tmp_path / "run")
+
+
+def _orphan(config: PretrainConfig, environment: dict[str, str], pipe: Connection) -> None:
+    """Works in the run until told that somebody has taken over; sends what each kind of write then says."""
+    os.environ.update(environment)
+    said = []
+    with RunFolder.start(config, CPU) as folder:
+        log = folder.metrics_log()
+        log.write(1, {"loss": 1.0})
+        folder.checkpoints.save(1, {"x": torch.zeros(1)})
+        pipe.send("working")
+        pipe.recv()
+        writes = (
+            lambda: log.write(2, {"loss": 2.0}),
+            lambda: log.rewind(0),
+            lambda: folder.checkpoints.save(2, {"x": torch.ones(1)}),
+            lambda: folder.checkpoints.save_best(2, {"x": torch.ones(1)}),
+            lambda: folder.update(status="nonsense"),
+            folder.check_owner,
+        )
+        for write in writes:
+            try:
+                write()
+                said.append("")
+            except JobError as error:
+                said.append(str(error))
+        pipe.send(said)
+        raise SystemExit
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"SLURM_JOB_ID": "7", "PSCL_NODE": "n1"}, {"SLURM_JOB_ID": "7", "PSCL_NODE": "n2"}),
+        ({"SLURM_JOB_ID": "7", "PSCL_NODE": "n1"}, {"SLURM_JOB_ID": "7", "PSCL_NODE": "n1"}),
+        ({"SLURM_JOB_ID": "7", "PSCL_NODE": "n1"}, {"SLURM_JOB_ID": "8", "PSCL_NODE": "n2"}),
+    ],
+    ids=["requeued on another node", "requeued on the same node", "another job on another node"],
+)
+def test_an_orphan_writes_nothing_once_another_attempt_began(
+    config: PretrainConfig, monkeypatch: pytest.MonkeyPatch, first: dict[str, str], second: dict[str, str]
+) -> None:
+    ours, theirs = FORK.Pipe()
+    orphan = FORK.Process(target=_orphan, args=(config, first, theirs))
+    orphan.start()
+    try:
+        assert ours.recv() == "working"
+        for key, value in second.items():
+            monkeypatch.setenv(key, value)
+        with RunFolder.start(config, CPU) as folder:
+            ours.send("go on")
+            said = ours.recv()
+            orphan.join()
+            for text in said:
+                assert "attempt 2 (process" in text
+                assert "has taken over this run; attempt 1" in text
+            assert [line["step"] for line in folder.metrics()] == [1]
+            assert folder.checkpoints.steps() == [1]
+            assert RunFolder.load(config.run).record["status"] == "running", (
+                "the orphan's end is not recorded"
+            )
+        assert RunFolder.load(config.run).done
+    finally:
+        orphan.kill()
+        orphan.join()
+
+
+def test_without_slurm_a_living_process_is_not_replaced(
+    config: PretrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = FORK.Pipe()
+    holder = FORK.Process(target=_orphan, args=(config, {"PSCL_NODE": "n1"}, theirs))
+    holder.start()
+    try:
+        assert ours.recv() == "working"
+        monkeypatch.setenv("PSCL_NODE", "n2")
+        with pytest.raises(UserError, match=rf"is being written by process {holder.pid}"):
+            RunFolder.start(config, CPU)
+        ours.send("go on")
+        assert ours.recv() == ["", "", "", "", "", ""]
+    finally:
+        holder.kill()
+        holder.join()
+
+
+def _begin(run: Path, start: object, pipe: Connection) -> None:
+    start.wait(60)  # type: ignore[attr-defined]
+    pipe.send([Attempt.begin(run, {"pid": os.getpid()}).number for _ in range(20)])
+
+
+def test_racing_attempts_get_different_numbers(tmp_path: Path) -> None:
+    start = FORK.Event()
+    pipes = [FORK.Pipe() for _ in range(4)]
+    processes = [FORK.Process(target=_begin, args=(tmp_path, start, theirs)) for _, theirs in pipes]
+    for process in processes:
+        process.start()
+    start.set()
+    numbers = [number for ours, _ in pipes for number in ours.recv()]
+    for process in processes:
+        process.join()
+    assert sorted(numbers) == list(range(1, 81))
+    assert newest_attempt(tmp_path) == 80
+    Attempt(tmp_path, 80).check()
+    with pytest.raises(JobError, match="attempt 80"):
+        Attempt(tmp_path, 79).check()
+
+
+def test_what_changes_no_number_may_change(config: PretrainConfig) -> None:
+    with pytest.raises(KeyboardInterrupt), RunFolder.start(config, CPU):
+        raise KeyboardInterrupt
+    runtime = config.runtime.model_copy(update={"workers": 2, "collective_timeout_s": 9.0})
+    with RunFolder.start(config.model_copy(update={"runtime": runtime}), CPU):
+        pass
+    assert RunFolder.load(config.run).done
