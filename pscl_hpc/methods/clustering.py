@@ -76,7 +76,50 @@ class Moments(NamedTuple):
         return Moments(share, first, second)
 
 
-class Clusters(nn.Module):
+class MovingMoments(nn.Module):
+    """Moments of K groups of vectors of width D as moving averages over steps.
+
+    Args:
+        groups: K.
+        width: D.
+        memory: Share of the old moments in the moving averages.
+    """
+
+    share: Tensor
+    first: Tensor
+    second: Tensor
+
+    def __init__(self, groups: int, width: int, memory: float) -> None:
+        super().__init__()
+        self.memory = memory
+        self.register_buffer("share", torch.zeros(groups, dtype=torch.float64))
+        self.register_buffer("first", torch.zeros(groups, width, dtype=torch.float64))
+        self.register_buffer("second", torch.zeros(groups, width, dtype=torch.float64))
+
+    @property
+    def moments(self) -> Moments:
+        """Moving averages; shares add up to 1, or are all 0 before the first step."""
+        return Moments(self.share, self.first, self.second)
+
+    @torch.no_grad()
+    def follow(self, batch: Moments) -> None:
+        """Let the moments of a batch, of all ranks, enter; the first are taken as they are."""
+        keep = self.memory if bool(self.share.sum() > 0) else 0.0
+        total = batch.share.sum().clamp_min(1)
+        self.set(
+            Moments(
+                *(keep * old + (1 - keep) * new / total for old, new in zip(self.moments, batch, strict=True))
+            )
+        )
+
+    def set(self, moments: Moments) -> None:
+        """Take moments over, with shares that add up to 1."""
+        total = moments.share.sum().clamp_min(torch.finfo(torch.float64).tiny)
+        for buffer, value in zip(self.moments, moments, strict=True):
+            buffer.copy_(value / total)
+
+
+class Clusters(MovingMoments):
     """K clusters of vectors of width D, found from the first batch and then following.
 
     Moments of a batch, summed over ranks, enter moving averages. A cluster that loses its members is given half of the
@@ -90,22 +133,6 @@ class Clusters(nn.Module):
         width: D.
         memory: Share of the old moments in the moving averages.
     """
-
-    share: Tensor
-    first: Tensor
-    second: Tensor
-
-    def __init__(self, clusters: int, width: int, memory: float) -> None:
-        super().__init__()
-        self.memory = memory
-        self.register_buffer("share", torch.zeros(clusters, dtype=torch.float64))
-        self.register_buffer("first", torch.zeros(clusters, width, dtype=torch.float64))
-        self.register_buffer("second", torch.zeros(clusters, width, dtype=torch.float64))
-
-    @property
-    def moments(self) -> Moments:
-        """Moving averages; shares add up to 1."""
-        return Moments(self.share, self.first, self.second)
 
     @property
     def known(self) -> bool:
@@ -123,24 +150,15 @@ class Clusters(nn.Module):
             for _ in range(_ROUNDS):
                 labels, _ = nearest(vectors, moments, scale)
                 moments = _over_ranks(Moments.of(vectors, labels, count), process_group)
-        self._set(moments)
+        self.set(moments)
 
     @torch.no_grad()
-    def follow(self, batch: Moments, scale: Tensor) -> None:
-        """Let the moments of a batch, of all ranks, enter; clusters below a hundredth of an equal share are revived."""
-        total = batch.share.sum().clamp_min(1)
-        keep = self.memory if self.known else 0.0
-        moments = Moments(
-            *(keep * old + (1 - keep) * new / total for old, new in zip(self.moments, batch, strict=True))
-        )
+    def revive(self, scale: Tensor) -> None:
+        """Give each cluster below a hundredth of an equal share half of the one with the largest scatter."""
+        moments = self.moments
         for place in (moments.share < 0.01 / len(moments.share)).nonzero().flatten().tolist():
             moments = moments.split(place, scale)
-        self._set(moments)
-
-    def _set(self, moments: Moments) -> None:
-        total = moments.share.sum().clamp_min(torch.finfo(torch.float64).tiny)
-        for buffer, value in zip(self.moments, moments, strict=True):
-            buffer.copy_(value / total)
+        self.set(moments)
 
 
 @torch.no_grad()
@@ -168,13 +186,22 @@ def nearest(vectors: Tensor, clusters: Moments, scale: Tensor) -> tuple[Tensor, 
 
 
 @torch.no_grad()
-def clearest(margin: Tensor, share: float) -> Tensor:
-    """Which of the margins (N,) of :func:`nearest` are among the largest ``share`` of them, bool (N,).
+def clearest(labels: Tensor, margin: Tensor, share: float) -> Tensor:
+    """Which vectors are among the clearest ``share`` of their cluster, at least one: bool (N,).
 
-    Equal ones are taken or left together. A margin of 0 is no choice and never taken.
+    Args:
+        labels: Cluster of each vector, (N,).
+        margin: How clear that is, (N,); of equals the first are taken. 0 is no choice and never taken.
+        share: Of the vectors of each cluster.
     """
-    least = margin.kthvalue(max(1, round((1 - share) * len(margin)))).values
-    return (margin >= least) & (margin > 0)
+    order = margin.argsort(descending=True, stable=True)
+    order = order[labels[order].argsort(stable=True)]
+    counts = labels.bincount()
+    first = counts.cumsum(0) - counts
+    rank = torch.arange(len(order), device=order.device) - first[labels[order]]
+    taken = torch.zeros_like(margin, dtype=torch.bool)
+    taken[order] = rank < (share * counts).ceil()[labels[order]]
+    return taken & (margin > 0)
 
 
 def texture(images: Tensor) -> Tensor:

@@ -15,7 +15,15 @@ from pscl_hpc.archive import IGNORE_INDEX
 from pscl_hpc.config import PretrainConfig, PsclClusteredConfig
 from pscl_hpc.methods.base import CellSample, MethodOutput, Setting, Views
 from pscl_hpc.methods.cells import cell_labels, cells_of, gather_cells
-from pscl_hpc.methods.clustering import TEXTURE_WIDTH, Clusters, Moments, clearest, nearest, texture
+from pscl_hpc.methods.clustering import (
+    TEXTURE_WIDTH,
+    Clusters,
+    Moments,
+    MovingMoments,
+    clearest,
+    nearest,
+    texture,
+)
 from pscl_hpc.methods.pscl import Pscl
 from pscl_hpc.methods.pscl_simclr import in_batch_loss
 from pscl_hpc.methods.ranks import sum_over_ranks
@@ -23,6 +31,9 @@ from pscl_hpc.methods.sampling import choose_pure
 from pscl_hpc.models import Features, UNet
 from pscl_hpc.seeding import Draws
 from pscl_hpc.views import paired_cells
+
+_PLACES = 16
+"""Places per side of a window, for the means by place."""
 
 
 class PsclClustered(Pscl):
@@ -35,7 +46,8 @@ class PsclClustered(Pscl):
     Pixels are compared by fixed texture descriptors and by their projections of the finest scale. At the start the
     descriptors decide alone: what an untrained network projects means little, and a clustering by projections alone
     would be taught by itself and drift. The projections' part of the centres is followed from the start, as the mean
-    over the members, and its weight rises over the run.
+    over the members, and its weight rises over the run. From a projection the moving mean of its place in the window is
+    subtracted: zero padding marks the rim of a window, and clusters would otherwise tell rim from middle.
 
     Args:
         trunk: The U-Net.
@@ -49,9 +61,10 @@ class PsclClustered(Pscl):
     def __init__(self, trunk: UNet, config: PsclClusteredConfig, *, backend: str = "auto") -> None:
         super().__init__(trunk, config, backend=backend)
         self.clusters = Clusters(config.clusters, TEXTURE_WIDTH + config.projection, config.memory)
+        self.places = MovingMoments(_PLACES**2, config.projection, config.memory)
         self.register_buffer("progress", torch.zeros((), dtype=torch.float64))
         self.class_names = tuple(f"cluster {number + 1}" for number in range(config.clusters))
-        self._staged: list[Moments] = []
+        self._staged: list[tuple[Moments, Moments]] = []
 
     @classmethod
     def build(cls, trunk: UNet, config: PretrainConfig, setting: Setting) -> Self:
@@ -95,9 +108,10 @@ class PsclClustered(Pscl):
         self.progress.fill_(progress)
         if not self._staged:
             return
-        sums = (torch.stack(part).sum(dim=0) for part in zip(*self._staged, strict=True))
-        whole = Moments(*(sum_over_ranks(part, self.process_group) for part in sums))
-        self.clusters.follow(whole, self._scale)
+        for moving, parts in zip((self.clusters, self.places), zip(*self._staged, strict=True), strict=True):
+            sums = (torch.stack(part).sum(dim=0) for part in zip(*parts, strict=True))
+            moving.follow(Moments(*(sum_over_ranks(part, self.process_group) for part in sums)))
+        self.clusters.revive(self._scale)
         self._staged.clear()
 
     def sampling_terms(
@@ -132,29 +146,49 @@ class PsclClustered(Pscl):
         )
         described = texture(views.key)
         described = described.gather(1, pixels.unsqueeze(2).expand(-1, -1, TEXTURE_WIDTH))
-        vectors = self._vectors(described, gather_cells(key.scales[-1], pixels)).flatten(0, 1)
+        projected = self._project(gather_cells(key.scales[-1], pixels))
+        vectors = self._vectors(described, projected, self._place_means(key)[pixels]).flatten(0, 1)
         if not self.clusters.known:
             self.clusters.start(vectors, self._scale, self.process_group)
         if self.training:
             labels, _ = nearest(vectors, self.clusters.moments, self._scale)
-            self._staged.append(Moments.of(vectors, labels, self.config.clusters))
+            height, width = key.scales[-1].shape[2:]
+            place = pixels // width * _PLACES // height * _PLACES + pixels % width * _PLACES // width
+            self._staged.append(
+                (
+                    Moments.of(vectors, labels, self.config.clusters),
+                    Moments.of(projected.flatten(0, 1), place.flatten(), _PLACES**2),
+                )
+            )
 
     def _pixel_labels(self, views: Views, key: Features) -> Tensor:
         """Cluster of each pixel of view k, int64 (B, h, w); -1 where it is not clear enough."""
-        found = []
+        found, means = [], self._place_means(key)
         # One image at a time: the projections of all cells never exist at once.
         for described, cells in zip(texture(views.key), cells_of(key.scales[-1]), strict=True):
-            vectors = self._vectors(described, cells)
+            vectors = self._vectors(described, self._project(cells), means)
             label, margin = nearest(vectors, self.clusters.moments, self._scale)
-            found.append(torch.where(clearest(margin, self.config.confident), label, -1))
+            found.append(torch.where(clearest(label, margin, self.config.confident), label, -1))
         return torch.stack(found).view(-1, *views.key.shape[2:])
 
-    def _vectors(self, described: Tensor, cells: Tensor) -> Tensor:
-        """What pixels are compared by, (..., D): descriptors (..., 4), and directions of their cells (..., C)."""
+    def _project(self, cells: Tensor) -> Tensor:
+        """Cells of the finest map (..., C) as directions (..., D)."""
         head: nn.Module = self.cell_heads[-1]
         projected = head(cells)
-        projected = projected.to(torch.promote_types(projected.dtype, torch.float32))
-        return torch.cat((described, F.normalize(projected, dim=-1)), dim=-1)
+        return F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=-1)
+
+    def _vectors(self, described: Tensor, projected: Tensor, means: Tensor) -> Tensor:
+        """What pixels are compared by, (..., 4 + D): descriptors, and directions from the mean of their place."""
+        return torch.cat((described, F.normalize(projected - means.to(projected), dim=-1)), dim=-1)
+
+    def _place_means(self, key: Features) -> Tensor:
+        """Mean projection at each pixel of a window, (P, D)."""
+        means = self.places.moments.centres.T.reshape(1, -1, _PLACES, _PLACES)
+        return (
+            F.interpolate(means, key.scales[-1].shape[2:], mode="bilinear", align_corners=False)[0]
+            .flatten(1)
+            .T
+        )
 
 
 @torch.no_grad()

@@ -111,8 +111,8 @@ class PsclClusteredConfig(PatchConfig):
     weight of the projections at the end of the run, to which it rises from 0; projections have length 1, descriptors
     about the same. 0: by descriptors alone."""
     confident: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
-    """Share of each image's pixels that get a cluster: those whose nearest centre is most clearly the nearest. The
-    others are of unknown class."""
+    """Share of each cluster's pixels in an image that count as its own: those whose nearest centre is most clearly the
+    nearest. The others are of unknown class."""
     cells_per_image: Count = 1024
     """Random pixels of each image by which the clusters are found and followed."""
     memory: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.95
