@@ -11,15 +11,16 @@ WORKERS ?= 2
 
 export PYTHON TORCH_INDEX EXTRAS
 
-.PHONY: help install demo test check format clean
+.PHONY: help install demo test test-slurm check format clean
 
 help:
-	@echo "make demo     archive, pretraining, fine-tuning and report on synthetic alloys, into runs/demo"
-	@echo "make test     run the tests"
-	@echo "make check    lint, format check and types"
-	@echo "make format   format the code"
-	@echo "make install  only set up $(VENV)"
-	@echo "make clean    remove $(VENV) and caches; runs stay"
+	@echo "make demo        archive, pretraining, fine-tuning and report on synthetic alloys, into runs/demo"
+	@echo "make test        run the tests"
+	@echo "make test-slurm  run those on a real, throw-away Slurm (root, Debian packages: slurm/README.md)"
+	@echo "make check       lint, format check and types"
+	@echo "make format      format the code"
+	@echo "make install     only set up $(VENV)"
+	@echo "make clean       remove $(VENV) and caches; runs stay"
 
 install: $(STAMP)
 
@@ -40,7 +41,11 @@ runs/demo/alloys.h5: | $(STAMP)
 	$(BIN)/pscl-hpc archive synth --out $@ --images 60 --seed 1 --family particles
 
 test: $(STAMP)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) $(TESTS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slurm" $(TESTS)
+
+# One process: the tests share one cluster, and each of them fills the machine.
+test-slurm: $(STAMP)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/slurm
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -31,7 +31,7 @@ restart=${{SLURM_RESTART_COUNT:-0}}
 job=$SLURM_JOB_ID
 [ -z "$SLURM_ARRAY_JOB_ID" ] || job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID
 case $(cat {files}/"$job.$restart.end" 2> /dev/null) in
-{stopped}) scancel "$SLURM_JOB_ID" && sleep 600 ;;
+{stopped}) scancel "$SLURM_JOB_ID" && sleep 600; exit "$code" ;;
 {refused}) exit 2 ;;
 {requeue}) again ;;
 esac

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +17,15 @@ import torch
 from pscl_hpc.config import to_yaml
 from pscl_hpc.errors import UserError
 from pscl_hpc.launch import jobs
-from pscl_hpc.launch.jobs import RunStatus, cancel, find_runs, follow_log, run_status
+from pscl_hpc.launch.jobs import (
+    RunStatus,
+    cancel,
+    find_runs,
+    follow_log,
+    ranks_of_node,
+    requeue,
+    run_status,
+)
 from pscl_hpc.launch.profiles import Profile
 from pscl_hpc.launch.registry import job_records
 from pscl_hpc.launch.schedulers import SCHEDULERS, wait_for_end
@@ -155,3 +164,32 @@ def test_cpus_and_gpus_reach_the_job(make_config: MakeConfig, monkeypatch: pytes
     assert "OMP_NUM_THREADS=3" in environment
     assert "CUDA_VISIBLE_DEVICES=4,6" in environment
     assert done.job.profile == {"cpus_per_task": 3, "gpus_per_node": 2}
+
+
+def test_several_ranks_of_one_machine(make_config: MakeConfig) -> None:
+    done = submit(make_config("ranks"), cluster="local", profile=Profile(tasks_per_node=2))
+    assert finish(done).state == "done"
+    for rank in (0, 1):
+        text = "".join(follow_log(done.run, rank, follow=False))
+        assert f"rank {rank} of 2 on" in text
+        assert f"RANK={rank} WORLD_SIZE=2 LOCAL_RANK={rank} LOCAL_WORLD_SIZE=2 MASTER_ADDR=127.0.0.1" in text
+    assert ranks_of_node(done.run, socket.gethostname()) == [0, 1]
+    with pytest.raises(UserError, match=f"no rank on 'n7'; it runs on {socket.gethostname()}"):
+        ranks_of_node(done.run, "n7")
+    with pytest.raises(UserError, match="has ranks 0 to 1"):
+        follow_log(done.run, 2, follow=False).__next__()
+
+
+def test_a_run_is_requeued_by_hand(make_config: MakeConfig) -> None:
+    done = submit(make_config("slow", run="runs/long", steps=100_000), cluster="local")
+    wait_for_step(done.run, 12)
+    requeue(done.run)
+    found = wait_for_step(done.run, run_status(done.run).step + 5)
+    assert (found.state, found.restarts, found.job) == ("running", 1, done.job.job)
+    assert found.last_end.startswith("preempted")
+    stopped = cancel(done.run)
+    # Now it has ended: the same again as a new job.
+    requeue(done.run)
+    found = wait_for_step(done.run, stopped.step + 5)
+    assert (found.restarts, found.last_end, len(job_records(done.run))) == (2, "cancelled", 2)
+    assert cancel(done.run).state == "stopped"

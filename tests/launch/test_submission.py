@@ -2,41 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pscl_hpc.config import Config
 from pscl_hpc.errors import UserError
-from pscl_hpc.launch.executors import batch_script, default_cluster
-from pscl_hpc.launch.jobs import cancel, find_runs, log_path, run_status
-from pscl_hpc.launch.profiles import Profile, load_profile, parse_time
-from pscl_hpc.launch.submission import show_script, submit, submit_many
+from pscl_hpc.launch.executors import default_cluster
+from pscl_hpc.launch.jobs import cancel, find_runs, log_path, notice_warning, requeue, run_status
+from pscl_hpc.launch.profiles import Profile
+from pscl_hpc.launch.submission import show_script, submit
 from pscl_hpc.runs import RunFolder
 
 from .conftest import MakeConfig
-
-
-@pytest.mark.parametrize(
-    ("text", "minutes"),
-    [("90", 90), ("1:30:00", 90), ("0:00:01", 1), ("1-00:00:00", 1440), ("2-12:00:30", 2 * 1440 + 721)],
-)
-def test_time_limits_are_read(text: str, minutes: int) -> None:
-    assert parse_time(text) == minutes
-
-
-@pytest.mark.parametrize("text", ["", "soon", "-5", "1:30", "1-12:30", "0", "0:00:00", "1:2:3:4", "9O"])
-def test_what_is_no_time_limit_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match="--time"):
-        parse_time(text)
-
-
-@given(days=st.integers(0, 30), hours=st.integers(0, 23), minutes=st.integers(1, 59))
-def test_time_limits_add_up(days: int, hours: int, minutes: int) -> None:
-    assert parse_time(f"{days}-{hours:02d}:{minutes:02d}:00") == (days * 24 + hours) * 60 + minutes
 
 
 @pytest.mark.usefixtures("place")
@@ -49,6 +30,7 @@ def test_time_limits_add_up(days: int, hours: int, minutes: int) -> None:
         ({"run": "runs/50%"}, Profile(), "local", "must not contain '%'"),
         ({}, Profile(partition="gpu"), "local", "partition is for Slurm"),
         ({}, Profile(gpus_per_node=99), "local", "--gpus-per-node 99"),
+        ({}, Profile(nodes=2), "local", "--nodes 2 is for Slurm"),
         ({}, Profile(), "slurm", "sbatch and srun are not on this machine"),
     ],
 )
@@ -97,8 +79,9 @@ def test_a_run_started_by_hand_is_seen_too(make_config: MakeConfig) -> None:
         assert (running.state, running.job, running.step, running.checkpoint) == ("running", "", 5, 5)
         with pytest.raises(UserError, match="was not started by 'pscl-hpc submit'"):
             log_path(folder.path)
-        with pytest.raises(UserError, match="was not started by 'pscl-hpc submit'"):
-            cancel(folder.path)
+        for ask in (cancel, requeue):
+            with pytest.raises(UserError, match="was not started by 'pscl-hpc submit'"):
+                ask(folder.path)
     assert run_status(folder.path).state == "done"
 
 
@@ -126,7 +109,7 @@ def test_time_left_is_at_the_pace_of_the_last_lines(
 
 @pytest.mark.usefixtures("place")
 def test_what_is_no_run_is_named(tmp_path: Path) -> None:
-    for ask in (run_status, cancel, log_path):
+    for ask in (run_status, cancel, requeue, log_path):
         with pytest.raises(UserError, match="no such run folder"):
             ask(tmp_path / "absent")
     with pytest.raises(UserError, match="no such folder"):
@@ -172,3 +155,55 @@ def test_slurm_needs_a_time_limit_and_its_refusal_is_passed_on(make_config: Make
     assert run_status(Path("runs/a")).state == "failed"
 
 
+@pytest.mark.usefixtures("place")
+def test_the_batch_script_asks_for_what_was_asked_also_where_there_is_no_slurm(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    profile = Profile(
+        partition="gpu",
+        time="90",
+        nodes=3,
+        cpus_per_task=8,
+        gpus_per_node=4,
+        sbatch={"mail-user": "me", "exclusive": True, "contiguous": False},
+    )
+    before = sorted(Path.cwd().rglob("*"))
+    script = show_script(make_config(run="runs/a"), cluster="slurm", profile=profile)
+    assert sorted(Path.cwd().rglob("*")) == before
+    for line in (
+        *("partition=gpu", "time=90", "nodes=3", "ntasks-per-node=4", "gpus-per-node=4", "cpus-per-task=8"),
+        *("job-name=fast", "requeue", "signal=USR2@120", "mail-user=me", "exclusive", "open-mode=append"),
+    ):
+        assert f"#SBATCH --{line}\n" in script
+    assert "contiguous" not in script
+    assert "wckey" not in script
+    assert "--kill-on-bad-exit=1" in script
+    assert script.index("SRUN_CPUS_PER_TASK") < script.index("srun ") < script.index("tasks=$!")
+    with pytest.raises(UserError, match="add --cluster slurm"):
+        show_script(make_config(), cluster="local", profile=profile)
+    with pytest.raises(UserError, match="give one with --time"):
+        show_script(make_config(), cluster="slurm", profile=Profile())
+
+
+@pytest.mark.usefixtures("place")
+def test_a_short_notice_is_warned_of(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(50.0 * count for count in range(100))
+    with RunFolder.start(make_config(run="runs/a", steps=100), torch.device("cpu")) as folder:
+        assert notice_warning(folder.path, Profile(time="60")) == ""
+        log = folder.metrics_log()
+        monkeypatch.setattr("pscl_hpc.runs.metrics.time.time", lambda: next(clock))
+        for step in range(1, 7):
+            log.write(step, {"loss": 1.0, "checkpoint_seconds": 15.0})
+    assert notice_warning(folder.path, Profile(time="60", signal_delay_s=130)) == ""
+    warning = notice_warning(folder.path, Profile(time="60"))
+    assert "120 s before" in warning
+    assert "set signal_delay_s to 130" in warning
+
+
+def test_the_help_of_jobs_needs_no_torch() -> None:
+    script = (
+        "import sys; from pscl_hpc.cli import launch; from pscl_hpc.launch import profiles, code, batch; "
+    )
+    done = subprocess.run([sys.executable, "-c", script + "sys.exit('torch' in sys.modules)"], timeout=60)
+    assert done.returncode == 0

@@ -20,6 +20,11 @@ from pscl_hpc.training import StopRequested, stop_reason
 
 def train(config: PretrainConfig) -> None:
     """Count to ``schedule.steps``, a hundredth of a second each (``slow``: until stopped)."""
+    if config.name == "ranks":
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
+        print(*(f"{name}={os.environ[name]}" for name in names), flush=True)
+        if os.environ["RANK"] != "0":
+            return
     if config.name == "refused":
         raise UserError("the archive is wrong; mend it")
     with RunFolder.start(config, torch.device("cpu")) as folder:

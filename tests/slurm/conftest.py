@@ -46,6 +46,11 @@ class Cluster:
         return done.stdout
 
 
+def slurm(*command: str) -> str:
+    """What a command prints."""
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout.strip()
+
+
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     missing = subprocess.run([str(SCRIPT), "check"], capture_output=True, text=True)

@@ -5,6 +5,8 @@ What a test does to a job then happens at a known step. Jobs import this file by
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -25,4 +27,17 @@ def pretrain(config: PretrainConfig) -> None:
         return step(self, *arguments, **options)
 
     Trainer.step = gated  # type: ignore[method-assign]
+    real(config)
+
+
+def die(config: PretrainConfig) -> None:
+    """End the process without a word at step 3."""
+    step = Trainer.step
+
+    def deadly(self: Trainer, *arguments: Any, **options: Any) -> dict[str, float]:
+        if self.at.step == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(self, *arguments, **options)
+
+    Trainer.step = deadly  # type: ignore[method-assign]
     real(config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,14 +17,10 @@ from pscl_hpc.launch.schedulers import SCHEDULERS
 from pscl_hpc.launch.submission import Submission
 from pscl_hpc.runs import RunFolder
 
-from .conftest import GATE, SCRIPT, Cluster, at_gate, eventually, finish, make_config, start
+from .conftest import GATE, SCRIPT, Cluster, at_gate, eventually, finish, make_config, slurm, start
 
 pytestmark = pytest.mark.usefixtures("place")
 Undisturbed = Callable[[int], str]
-
-
-def slurm(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout.strip()
 
 
 def ends(done: Submission) -> list[str]:

@@ -1,0 +1,106 @@
+"""Profiles: what they say, what they refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pscl_hpc.errors import UserError
+from pscl_hpc.launch.profiles import Profile, known_profiles, load_profile, parse_time
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [("90", 90), ("1:30:00", 90), ("0:00:01", 1), ("1-00:00:00", 1440), ("2-12:00:30", 2 * 1440 + 721)],
+)
+def test_time_limits_are_read(text: str, minutes: int) -> None:
+    assert parse_time(text) == minutes
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-5", "1:30", "1-12:30", "0", "0:00:00", "1:2:3:4", "9O"])
+def test_what_is_no_time_limit_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="--time"):
+        parse_time(text)
+
+
+@given(days=st.integers(0, 30), hours=st.integers(0, 23), minutes=st.integers(1, 59))
+def test_time_limits_add_up(days: int, hours: int, minutes: int) -> None:
+    assert parse_time(f"{days}-{hours:02d}:{minutes:02d}:00") == (days * 24 + hours) * 60 + minutes
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's own folder of profiles."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    folder = tmp_path / "pscl-hpc" / "profiles"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_a_profile_is_found_by_name_or_file_and_the_command_line_wins(folder: Path) -> None:
+    path = folder / "mine.yaml"
+    path.write_text("partition: gpu\nnodes: 2\ngpus_per_node: 4\ntime: 90\nsetup: [module load x]\n")
+    for name in ("mine", str(path)):
+        profile = load_profile(name)
+        assert (profile.partition, profile.tasks, profile.time_min) == ("gpu", 4, 90)
+    over = profile.replace("command line", nodes=8, time="1-0:00:00", partition=None)
+    assert (over.partition, over.nodes, over.time_min, over.setup) == ("gpu", 8, 1440, ("module load x",))
+    # Ranks on the CPU instead of those on the profile's GPUs.
+    assert profile.replace("command line", tasks_per_node=3).tasks == 3
+    assert (over.replace("x", tasks_per_node=3).gpus_per_node, over.tasks) == (None, 4)
+
+
+def test_profiles_extend_each_other(folder: Path) -> None:
+    (folder / "base.yaml").write_text("account: a1\nsetup: [module load x]\n")
+    (folder / "big.yaml").write_text("extends: base.yaml\nnodes: 16\n")
+    assert (load_profile("big").account, load_profile("big").nodes) == ("a1", 16)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("partitoin: gpu", "unknown key 'partitoin'; did you mean 'partition'?"),
+        ("container: {image: y, pythn: x}", "unknown key 'container.pythn'; did you mean 'python'?"),
+        ("container: {how: apptainer}", "key 'container.image' is missing"),
+        ("nodes: 0", "key 'nodes'"),
+        ("nodes: many", "key 'nodes'"),
+        ("{gpus_per_node: 4, tasks_per_node: 8}", "one task runs on each GPU"),
+        ("stage: scratch", "name an absolute folder"),
+        ("environment: {'A B': x}", "'A B', which is no name of a variable"),
+        ("sbatch: {output: x}", "sbatch.output is set by the submission itself"),
+        ("sbatch: {cpus-per-task: 3}", "write cpus_per_task"),
+        ("time: tomorrow", "is no time limit"),
+        ("[1, 2]", "not keys and values"),
+        (": :", "not valid YAML"),
+    ],
+)
+def test_a_wrong_profile_is_one_sentence(folder: Path, text: str, sentence: str) -> None:
+    (folder / "bad.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"^[^\n]+$") as caught:
+        load_profile("bad")
+    assert sentence in str(caught.value)
+
+
+def test_an_unknown_profile_names_the_nearest(folder: Path) -> None:
+    (folder / "juwels.yaml").write_text("time: 10")
+    with pytest.raises(UserError, match="did you mean 'juwels'"):
+        load_profile("jewels")
+    with pytest.raises(UserError, match="no such configuration file"):
+        load_profile("absent.yaml")
+
+
+def test_the_profiles_of_the_checkout_are_valid() -> None:
+    shipped = Path(__file__).parents[2] / "slurm" / "profiles"
+    names = sorted(path.stem for path in shipped.glob("*.yaml"))
+    assert names
+    assert set(names) <= set(known_profiles())
+    for name in names:
+        assert load_profile(name).time_min
+
+
+@pytest.mark.parametrize(("time", "asked", "delay"), [("240", None, 120), ("1", None, 30), ("240", 600, 600)])
+def test_the_notice_fits_into_the_limit(time: str, asked: int | None, delay: int) -> None:
+    assert Profile(time=time, signal_delay_s=asked).signal_delay == delay

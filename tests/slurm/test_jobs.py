@@ -1,0 +1,164 @@
+"""Jobs on a real Slurm: arrays, stopping, what is refused, and when trying again ends."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pscl_hpc.launch import job as job_module
+from pscl_hpc.launch import submission
+from pscl_hpc.launch.jobs import cancel, follow_log, requeue, run_status
+from pscl_hpc.launch.profiles import Profile
+from pscl_hpc.launch.registry import job_records
+from pscl_hpc.launch.schedulers import SCHEDULERS
+from pscl_hpc.launch.submission import Submission, show_script, submit, submit_many
+from pscl_hpc.runs import RunFolder
+
+from .conftest import STEPS, Cluster, at_gate, eventually, finish, make_config, slurm, start
+
+pytestmark = pytest.mark.usefixtures("place")
+
+
+def ended(done: Submission) -> str:
+    """Wait for the end of a job; Slurm's word for it with the exit code."""
+    eventually(f"{done.run} ended", lambda: SCHEDULERS["slurm"].state(done.job).phase == "ended")
+    return slurm("sacct", "-X", "-n", "-P", "-j", done.job.job, "-o", "State,ExitCode")
+
+
+def log_of(done: Submission) -> str:
+    return "".join(follow_log(done.run, follow=False))
+
+
+def test_a_cancelled_run_is_cancelled_for_slurm_too_and_can_be_submitted_again(
+    undisturbed: Callable[[int], str],
+) -> None:
+    done = start("runs/a", Profile(nodes=2, time="20", cpus_per_task=1))
+    at_gate(done)
+    stopped = cancel(done.run)
+    assert (stopped.state, stopped.checkpoint) == ("stopped", 6)
+    assert ended(done).startswith("CANCELLED")
+    assert ended(done).endswith("|0:0")
+    again = requeue(done.run)
+    assert again.state in ("queued", "starting", "running")
+    first, second = job_records(done.run)
+    assert first.profile == second.profile == {"nodes": 2, "time": "20", "cpus_per_task": 1}
+    assert finish(done) == undisturbed(2)
+
+
+def test_many_runs_are_one_array_with_a_folder_each(place: Path) -> None:
+    configs = [make_config(f"runs/{seed}", seed=seed) for seed in (1, 2, 1000)]
+    twin = make_config("runs/twin", seed=1)
+    done = submit_many(
+        [*configs, twin],
+        cluster="slurm",
+        files=place / "an array",
+        name="study",
+        profile=Profile(time="10", setup=("echo setup of $SLURM_ARRAY_TASK_ID",)),
+    )
+    assert [each.job.job.rpartition("_")[2] for each in done] == ["0", "1", "2", "3"]
+    assert len({each.job.job.partition("_")[0] for each in done}) == 1
+    weights = [finish(each) for each in done]
+    assert weights[0] == weights[3]
+    assert len(set(weights)) == 3
+    assert "setup of 2" in log_of(done[2])
+    assert "rank 0 of 1 on n" in log_of(done[2])
+    assert not (done[2].run / "jobs" / done[2].job.log(done[2].run).name).exists()
+
+
+def test_the_script_of_a_dry_run_is_the_one_submitted(place: Path) -> None:
+    config = make_config("runs/a 'b'", name='my "run"')
+    profile = Profile(
+        nodes=2,
+        time="1-0:00:00",
+        partition="main",
+        cpus_per_task=2,
+        setup=("module() { :; }", "module load 'x y'"),
+        environment={"NCCL_DEBUG": 'it\'s "WARN"'},
+        sbatch={"comment": "of 'mine'", "exclusive": True, "begin": "now+1hour"},
+    )
+    before = sorted(place.rglob("*"))
+    shown = show_script(config, cluster="slurm", profile=profile)
+    assert sorted(place.rglob("*")) == before
+    done = submit(config, cluster="slurm", profile=profile)
+    submitted = done.run / "jobs" / f"{done.job.job}_submission.sh"
+    assert submitted.read_text() == shown
+    facts = slurm("scontrol", "show", "job", "--oneliner", done.job.job)
+    assert "Comment=of 'mine'" in facts
+    assert "NumNodes=2-2" in facts
+    with pytest.raises(Exception, match="waits in the queue already"):
+        requeue(done.run)
+    assert cancel(done.run).state == "stopped"
+
+
+def test_wrong_input_is_not_tried_again(place: Path) -> None:
+    shutil.copy("a.h5", "b.h5")
+    config = make_config("runs/a", data={"archive": "b.h5", "datasets": ["allox"]})
+    done = submit(config, cluster="slurm", profile=Profile(nodes=2, time="10"))
+    assert ended(done) == "FAILED|2:0"
+    found = run_status(done.run)
+    assert found.state == "failed"
+    assert "has no dataset 'allox'; did you mean 'alloy'?" in found.detail
+    assert log_of(done).count("rank 0 of 2") == 1
+
+
+def test_a_job_that_always_fails_ends_after_its_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(job_module.STAGES, "pretrain", "gated_stage:die")
+    done = submit(make_config("runs/a"), cluster="slurm", profile=Profile(time="10", retries=1))
+    assert ended(done).startswith("FAILED|137")
+    assert log_of(done).count("rank 0 of 1") == 2
+    attempts = RunFolder.load(done.run).attempts
+    assert [attempt.get("ended") for attempt in attempts] == [
+        "a rank ended with exit code 137, killed by signal 9",
+        None,
+    ]
+    assert run_status(done.run).state == "lost"
+
+
+@pytest.mark.parametrize(
+    ("profile", "sentence"),
+    [
+        (
+            {"nodes": 2, "setup": ("export SLURM_NNODES=1 SLURM_NTASKS=1",)},
+            "asked for 2 x 1 ranks, but rank 0 (local rank 0) on n",
+        ),
+        ({"gpus_per_node": 1}, "a GPU for each task was asked for, but torch finds none"),
+    ],
+)
+def test_a_job_that_is_not_what_was_asked_for_ends_with_one_sentence(
+    profile: dict[str, object], sentence: str
+) -> None:
+    done = submit(make_config("runs/a"), cluster="slurm", profile=Profile(time="10", **profile))  # type: ignore[arg-type]
+    assert ended(done) == "FAILED|2:0"
+    assert sentence in run_status(done.run).detail
+    assert "Traceback" not in log_of(done)
+
+
+def test_code_that_changed_while_the_job_waited_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submission, "source_hash", lambda: "0" * 64)
+    done = submit(make_config("runs/a"), cluster="slurm", profile=Profile(time="10"))
+    assert ended(done) == "FAILED|2:0"
+    assert "has changed since this job was submitted" in run_status(done.run).detail
+    again = submit(make_config("runs/a"), cluster="slurm", profile=Profile(time="10"), any_commit=True)
+    assert ended(again) == "COMPLETED|0:0"
+    assert run_status(again.run).step == STEPS
+
+
+def test_an_archive_is_staged_once_for_the_ranks_of_a_node(
+    cluster: Cluster, undisturbed: Callable[[int], str]
+) -> None:
+    local = f"{cluster.environment['CLUSTER_DIR']}/local"
+    done = submit(
+        make_config("runs/a"),
+        cluster="slurm",
+        profile=Profile(nodes=2, tasks_per_node=2, time="10", stage=local),
+    )
+    assert ended(done) == "COMPLETED|0:0"
+    texts = ["".join(follow_log(done.run, rank, follow=False)) for rank in range(4)]
+    assert sum("staging" in text for text in texts) == 2
+    assert cluster("inside", "n1", "ls", f"{local}/pscl-hpc-root").split() == (
+        cluster("inside", "n2", "ls", f"{local}/pscl-hpc-root").split()
+    )
+    assert finish(done) == undisturbed(4)
