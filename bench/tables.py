@@ -22,7 +22,7 @@ from bench import gpu_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
-DOCUMENTS = ("README.md", "kernels/README.md", "docs/*.md", "bench/README.md")
+DOCUMENTS = ("README.md", "kernels/README.md", "docs/*.md", "bench/README.md", "slurm/README.md")
 BLOCK = re.compile(r"(<!-- table: ([a-z0-9-]+) -->\n).*?(<!-- end table -->)", re.DOTALL)
 
 
@@ -61,6 +61,25 @@ def step(name: str) -> str:
     ]
     rows.append(["ratio", f"{result['speedup']:.1f}x faster", f"{1 / result['memory_ratio']:.1f}x less"])
     return _table(["", "seconds a step", "peak memory, GiB"], rows) + _origin(name, content)
+
+
+def scaling(name: str) -> str:
+    """Steps of several ranks, measured and predicted."""
+    if not (RESULTS / f"{name}.json").is_file():
+        return "Not measured yet."
+    content = _load(name)
+    rows = [
+        [
+            str(line["ranks"]),
+            f"{line['measured_seconds']:.2f}",
+            f"{line['predicted_seconds']:.2f}",
+            f"{line['measured_over_predicted']:.2f}",
+            f"{line['measured_efficiency']:.0%}",
+        ]
+        for line in content["result"]["lines"]
+    ]
+    head = ["ranks", "measured, s per step", "predicted, s per step", "measured / predicted", "efficiency"]
+    return _table(head, rows) + _origin(name, content)
 
 
 def step_loss(name: str) -> str:
@@ -129,13 +148,31 @@ def synthetic(name: str) -> str:
     return _table(head, rows) + _origin(name, content)
 
 
+def latency(name: str) -> str:
+    """From submission to the first step on an idle Slurm."""
+    content = _load(name)
+    rows = [
+        [
+            str(row["nodes"]),
+            str(row["ranks"]),
+            *(f"{row[f'median_{key}']:.1f}" for key in ("handed_over", "first_step")),
+            f"{max(row['first_step']):.1f}",
+        ]
+        for row in content["result"]["rows"]
+    ]
+    head = ["nodes", "ranks", "handed over after, s", "first step after, s (median)", "longest"]
+    return _table(head, rows) + _origin(name, content)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "cpu-submit-latency": lambda: latency("cpu-submit-latency"),
     "cpu-one-shot": lambda: one_shot("cpu-one-shot"),
     "cpu-step": lambda: step("cpu-step-vs-released"),
     "cpu-patch-nt-xent": lambda: kernels("cpu-patch-nt-xent"),
     "cpu-queue-info-nce": lambda: kernels("cpu-queue-info-nce"),
     "cpu-sample-similar": lambda: kernels("cpu-sample-similar"),
     "cpu-archive-rate": lambda: archive_rate("cpu-archive-rate"),
+    "cpu-scaling": lambda: scaling("cpu-scaling"),
     "synthetic-statistics": lambda: synthetic("synthetic-statistics"),
     "cpu-step-loss": lambda: step_loss("cpu-step-vs-released"),
     **{name: partial(gpu_tables.table, name, RESULTS) for name in gpu_tables.GPU_TABLES},
