@@ -295,6 +295,8 @@ class Trainer:
 def _open_folder(config: PretrainConfig, ranks: Ranks) -> RunFolder:
     """The run folder: rank 0 works in it, the others know where it is."""
     own: list[RunFolder] = []
+    # Nothing is written before all ranks have found their input to be right.
+    ranks.barrier()
 
     def start() -> dict[str, Any]:
         own.append(RunFolder.start(config, ranks.device, ranks.nodes if ranks.world > 1 else ()))

@@ -155,7 +155,8 @@ class Heartbeat:
     def _findings(self) -> str:
         now = time.monotonic()
         # Once an operation has failed, silence of a few beats is enough.
-        limit = 3 * self._interval if self._alarm else self._timeout
+        short = 3 * self._interval
+        limit = short if self._alarm else self._timeout
         if self._lost or now - self._contact > limit:
             if self._rank == 0:
                 return "the store of the ranks no longer answers: the process that started them died"
@@ -166,7 +167,8 @@ class Heartbeat:
             return self._gone(silent)
         patience = self._timeout if self._own.tick > _FIRST_BEATS else self._first_timeout
         if self._rank == 0 and now - self._moved > patience:
-            return self._hung(patience)
+            silent = [rank for rank, peer in enumerate(self._peers) if rank and now - peer.seen > short]
+            return self._gone(silent) if silent else self._hung(patience)
         return ""
 
     def _gone(self, ranks: Sequence[int]) -> str:
