@@ -108,9 +108,13 @@ def run_charts(run: RunData, prefix: str) -> list[Chart]:
 
 
 def restarts(run: RunData) -> list[float]:
-    """Steps at which a later attempt went on, from the attempts' starting times."""
+    """Steps after which a later attempt went on: as recorded, or in older runs from the attempts' starting times."""
     steps = []
     for attempt in run.attempts[1:]:
+        first = number(attempt.get("first_step"))
+        if first is not None:
+            steps += [float(first)] if first > 0 else []
+            continue
         started = parse_time(attempt.get("started"))
         if started is None:
             continue

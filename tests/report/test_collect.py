@@ -97,6 +97,13 @@ def test_a_restart_lies_where_the_second_attempt_began(runs: Path) -> None:
     assert restarts(collect([runs / "scratch-0"])[0]) == []
 
 
+def test_a_restart_lies_where_the_attempt_says(runs: Path) -> None:
+    run = collect([runs / "pretrain"])[0]
+    first = {"started": "2026-01-01T00:00:00+00:00", "first_step": 0}
+    run.record["attempts"] = [first, first, {"first_step": 40}, {"first_step": 40}, {"first_step": 75}]
+    assert restarts(run) == [40.0, 75.0], "an attempt that began anew goes on from nowhere"
+
+
 def test_the_evaluation_is_read_as_written(runs: Path) -> None:
     path = runs / "scratch-0" / "evaluation.json"
     written = json.loads(path.read_text())
