@@ -61,6 +61,8 @@ COMMANDS = (
           "pscl_hpc.cli.launch:register"),
     Entry("jobs", CLUSTER, "List, follow, cancel and requeue jobs.",
           "pscl_hpc.cli.launch:register"),
+    Entry("plan", CLUSTER, "Predict step time, memory and scaling on up to 1,024 GPUs.",
+          "pscl_hpc.cli.plan:register"),
     Entry("doctor", CLUSTER, "Say what this machine can do, and what to mend.",
           "pscl_hpc.cli.doctor:register"),
 )  # fmt: skip

@@ -1,0 +1,209 @@
+"""Rates of one device, measured on synthetic micrographs: no archive is needed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pscl_hpc.archive import Collection
+from pscl_hpc.archive.synthesis import synthesise
+from pscl_hpc.config import PretrainConfig, ReferencedMethod
+from pscl_hpc.methods import Method, Setting, Views, build_method
+from pscl_hpc.planning.rates import Contrast, Rates
+from pscl_hpc.runs import commit, describe_device, now, versions
+from pscl_hpc.seeding import Draws, torch_generator
+from pscl_hpc.training import autocast, build_optimiser, parameter_groups, setup_device
+from pscl_hpc.views import draw_geometry, jitter, warp
+from pscl_kernels import patch_nt_xent
+
+_REPEATS = 3
+_CLASSES = 3
+_LOSS_ROWS = {"cpu": (2048, 4096), "cuda": (16384, 65536)}
+"""Rows at which the loss alone is timed."""
+
+
+@dataclass
+class _Pass:
+    """What one number of images cost."""
+
+    images: int
+    seconds: list[float] = field(default_factory=list)
+    peak_bytes: int = 0
+    contrasts: list[tuple[int, int, torch.dtype]] = field(default_factory=list)
+    """Pairs, width and dtype of each call of the gathered loss."""
+
+
+class _Contrasts(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the shapes that the gathered loss is called with."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: list[tuple[int, int, torch.dtype]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.pscl_kernels.patch_nt_xent.default:
+            self.found.append((*args[0].shape, args[0].dtype))
+        return func(*args, **(kwargs or {}))
+
+
+def measure_rates(config: PretrainConfig, batches: Sequence[int]) -> Rates:
+    """Time steps of a configuration on this device, with so many unlabelled images each.
+
+    Args:
+        config: Run configuration; its archive and references are not opened.
+        batches: At least two numbers of images, ascending.
+    """
+    if len(batches) < 2 or list(batches) != sorted(set(batches)):
+        raise ValueError(f"needs two or more ascending numbers of images, got {list(batches)}")
+    device = setup_device(config.runtime)
+    torch.manual_seed(0)
+    names = tuple(f"class {i}" for i in range(_CLASSES))
+    method = build_method(config, Setting(Collection("synthetic", names), ("a", "b"))).to(device).train()
+    passes = [_measure(method, config, images, device) for images in batches]
+    kinds = {(width, dtype) for _, width, dtype in passes[0].contrasts}
+    per_square = {kind: _seconds_per_square(*kind, device, config.runtime.kernels) for kind in kinds}
+    contrasts = [_contrast(each, passes, per_square) for each in range(len(passes[0].contrasts))]
+    symmetric = device.type == "cpu"
+    images = np.array(batches, dtype=float)
+    rest = [
+        min(p.seconds) - sum(c.seconds_per_square * c.rows(p.images) ** 2 for c in contrasts) for p in passes
+    ]
+    step_fixed, step_per_image = _line(images, rest)
+    memory_fixed, memory_per_image = _line(images, [float(p.peak_bytes) for p in passes])
+    trained = [p for p in method.parameters() if p.requires_grad]
+    return Rates(
+        device=describe_device(device),
+        method=config.method.name,
+        size=config.views.size,
+        precision=config.runtime.precision,
+        references=_references(config),
+        step_fixed=step_fixed,
+        step_per_image=step_per_image,
+        memory_fixed=memory_fixed,
+        memory_per_image=memory_per_image,
+        contrasts=tuple(contrasts),
+        symmetric=symmetric,
+        gradient_bytes=sum(p.numel() * p.element_size() for p in trained),
+        normalisations=sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in method.trunk.modules()),
+        passes=2,
+        measured={
+            "images": list(batches),
+            "seconds": [p.seconds for p in passes],
+            "peak_bytes": [p.peak_bytes for p in passes],
+            "date": now(),
+            "commit": commit(),
+            "versions": versions(),
+            "threads": torch.get_num_threads(),
+        },
+    )
+
+
+def _measure(method: Method, config: PretrainConfig, images: int, device: torch.device) -> _Pass:
+    views = _views(config, images, device)
+    optimiser = build_optimiser(parameter_groups(method, 1e-9), config.optimiser)
+    count = len(views.query)
+
+    def step() -> None:
+        optimiser.zero_grad(set_to_none=True)
+        with autocast(device, config.runtime):
+            loss = method(views, Draws(0, 0, tuple(range(count)), device)).loss
+        loss.backward()
+        optimiser.step()
+
+    found = _Pass(images)
+    with _Contrasts() as mode:
+        step()  # also the warm-up
+    found.contrasts = mode.found
+    found.seconds = [_timed(step, device) for _ in range(_REPEATS)]
+    found.peak_bytes = _peak(step, device)
+    return found
+
+
+def _views(config: PretrainConfig, images: int, device: torch.device) -> Views:
+    references = _references(config)
+    pictures = [
+        synthesise("precipitates", seed=1, index=i, size=config.views.size)
+        for i in range(min(8, references + images))
+    ]
+    chosen = [pictures[i % len(pictures)] for i in range(references + images)]
+    grey = torch.stack([torch.from_numpy(p.image).float() / 255 for p in chosen])[:, None]
+    whole = grey.repeat(1, config.model.in_channels, 1, 1).to(device)
+    labels = torch.stack([torch.from_numpy(p.mask) for p in chosen]).clamp_max(_CLASSES - 1).to(device)
+    random = torch_generator(0, "plan")
+    geometry = draw_geometry(len(chosen), config.views, random).to(device)
+    return Views(
+        query=jitter(whole, config.views.jitter, random),
+        key=warp(whole, geometry),
+        geometry=geometry,
+        references=references,
+        labels=labels,
+        comparable=torch.ones(len(chosen), dtype=torch.bool, device=device),
+        conditions=torch.zeros(len(chosen), dtype=torch.int64, device=device),
+    )
+
+
+def _references(config: PretrainConfig) -> int:
+    return config.method.reference.per_batch if isinstance(config.method, ReferencedMethod) else 0
+
+
+def _contrast(index: int, passes: list[_Pass], per_square: dict[tuple[int, torch.dtype], float]) -> Contrast:
+    """One call of the loss, its rows as a line over images."""
+    pairs = [float(each.contrasts[index][0]) for each in passes]
+    _, width, dtype = passes[0].contrasts[index]
+    fixed, per_image = _line(np.array([each.images for each in passes], dtype=float), pairs)
+    size = torch.empty((), dtype=dtype).element_size()
+    return Contrast(fixed, per_image, width, size, per_square[width, dtype])
+
+
+def _seconds_per_square(width: int, dtype: torch.dtype, device: torch.device, backend: str) -> float:
+    """Forward and backward of the loss over M rows of classes of one size, divided by M squared, where M is large."""
+    rates = []
+    for rows in _LOSS_ROWS[device.type]:
+        q, k = (torch.randn(rows // 2, width, device=device, dtype=dtype).requires_grad_() for _ in range(2))
+        groups = torch.arange(rows // 2, device=device) % _CLASSES
+
+        def call(q: Tensor = q, k: Tensor = k, groups: Tensor = groups) -> None:
+            patch_nt_xent(q, k, groups, backend=backend).backward()  # type: ignore[no-untyped-call]
+
+        call()
+        rates.append(min(_timed(call, device) for _ in range(_REPEATS)) / rows**2)
+    return min(rates)
+
+
+def _line(x: np.ndarray[Any, Any], y: Sequence[float]) -> tuple[float, float]:
+    """Least-squares intercept, not below zero, and slope."""
+    slope, intercept = np.polyfit(x, np.array(y), 1)
+    if intercept < 0:
+        return 0.0, float((x @ np.array(y)) / (x @ x))
+    return float(intercept), float(slope)
+
+
+def _timed(call: Callable[[], None], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def _peak(call: Callable[[], None], device: torch.device) -> int:
+    """Most bytes held during ``call``, those before it included: by torch on a GPU, else by the process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        return int(torch.cuda.max_memory_allocated(device))
+    # The kernel forgets the peak so far (Linux, proc(5)).
+    Path("/proc/self/clear_refs").write_text("5")
+    call()
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024

@@ -1,0 +1,126 @@
+"""Predictions against hand computation, and what must hold whatever the numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pscl_hpc.cli.main import main
+from pscl_hpc.config import PretrainConfig
+from pscl_hpc.errors import UserError
+from pscl_hpc.planning import Contrast, Links, Rates, load_rates, measure_rates, predict, save_rates
+
+LINKS = Links(per_node=4, intra_bandwidth=100.0, inter_bandwidth=10.0, intra_latency=0.1, inter_latency=1.0)
+
+
+def rates(**changes: object) -> Rates:
+    values: dict[str, object] = {
+        "device": "a device",
+        "method": "pscl-simclr",
+        "size": (64, 64),
+        "precision": "fp32",
+        "references": 1,
+        "step_fixed": 0.5,
+        "step_per_image": 0.25,
+        "memory_fixed": 1000.0,
+        "memory_per_image": 100.0,
+        "contrasts": (Contrast(1.0, 2.0, 8, 4, 1e-3),),
+        "symmetric": False,
+        "gradient_bytes": 400,
+        "normalisations": 3,
+        "passes": 2,
+        "measured": {},
+    }
+    return Rates(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def test_one_device_is_what_was_measured() -> None:
+    found = predict(rates(), LINKS, 1, 4)
+    rows = 2 * (1 + 2 * 4)
+    assert found.step == pytest.approx(0.5 + 0.25 * 4 + 1e-3 * rows**2)
+    assert (found.gather, found.reduce, found.normalise) == (0, 0, 0)
+    assert found.efficiency == 1
+    assert found.memory == 1400
+
+
+def test_two_nodes_by_hand() -> None:
+    found = predict(rates(symmetric=True), LINKS, 8, 4)
+    rows = 18
+    assert found.nodes == 2
+    assert found.loss == pytest.approx(1e-3 * rows * (rows + 2 * 7 * rows)), "rows of others have no symmetry"
+    latency = 3 * 0.1 + 1.0
+    size = 8 * rows * (8 * 4 + 16)
+    assert found.gather == pytest.approx(7 / 8 * size / 10 + latency + 3 * latency)
+    assert found.reduce == pytest.approx(2 * (7 / 8 * 400 / 10 + latency))
+    assert found.normalise == pytest.approx(2 * 3 * 2 * 2 * latency)
+    assert found.memory == 1400 + 7 * rows * 48
+    assert found.images_per_second == pytest.approx(32 / found.step)
+
+
+@given(st.integers(1, 10), st.floats(1, 1000), st.floats(0, 1e-3), st.booleans())
+def test_more_devices_never_make_a_step_shorter(
+    power: int, images: float, square: float, symmetric: bool
+) -> None:
+    known = rates(contrasts=(Contrast(1.0, 2.0, 8, 4, square),), symmetric=symmetric)
+    few, many = (predict(known, LINKS, 2 ** (power - 1), images), predict(known, LINKS, 2**power, images))
+    assert many.step >= few.step
+    assert many.memory >= few.memory
+    assert 0 < many.efficiency <= few.efficiency <= 1
+
+
+def test_rates_are_measured_and_kept(tmp_path: Path) -> None:
+    config = PretrainConfig.model_validate(
+        {
+            "data": {"archive": "none.h5"},
+            "model": {"widths": [4, 8, 8]},
+            "views": {"size": [32, 32]},
+            "method": {"name": "pscl-simclr", "reference": {"ids": ["a/b"]}, "projection": 16},
+            "runtime": {"device": "cpu"},
+        }
+    )
+    found = measure_rates(config, [2, 4])
+    # Image rows and the cells of two scales: one and 3 classes x (4, 8) templates for each image and reference.
+    assert [c.pairs_per_image for c in found.contrasts] == pytest.approx([1, 12, 24])
+    assert [c.pairs_fixed for c in found.contrasts] == pytest.approx([1, 12, 24])
+    assert found.step_per_image > 0
+    assert found.memory_fixed > 1e7, "the process itself"
+    assert found.normalisations == 8, "two in each of three encoder blocks, one in each of two decoder blocks"
+    save_rates(tmp_path / "rates.json", found)
+    assert load_rates(tmp_path / "rates.json") == found
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"contrasts": [], "size": [1, 2]}', '{"contrasts": [{"a": 1}]}']
+)
+def test_a_file_of_something_else_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "rates.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"rates\.json: holds no measured rates"):
+        load_rates(path)
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, file = tmp_path / "c.yaml", tmp_path / "rates.json"
+    config.write_text(
+        "kind: pretrain\ndata: {archive: x.h5}\nviews: {size: [64, 64]}\nbatch_size: 64\n"
+        "method: {name: pscl-simclr, reference: {ids: [a/b]}}\n"
+    )
+    arguments = ["plan", "--config", str(config), "--rates", str(file)]
+    assert main(arguments) == 2
+    assert "no such file; measure it on the device" in capsys.readouterr().err
+    save_rates(file, rates())
+    assert main([*arguments, "--nodes", "2", "--gpus", "4", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["asked"]["ranks"] == 8
+    assert answer["asked"]["images"] == 8
+    assert [line["ranks"] for line in answer["sweep"]] == [2**i for i in range(11)]
+    assert main([*arguments, "--batch", "65"]) == 2
+    assert "for example 72" in capsys.readouterr().err
+    assert main([*arguments, "views.size=[32,32]"]) == 2
+    assert "was measured with views.size" in capsys.readouterr().err
+    assert main([*arguments, "--batch", "64"]) == 0
+    assert "1024" in capsys.readouterr().out
