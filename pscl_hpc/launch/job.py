@@ -94,7 +94,8 @@ class StageJob:
             _check_gpu(world)
         world.export(self.tasks_per_node)
         if world.rank == 0:
-            self._keep_last_end(world)
+            failures = Path(self.files) / f"{world.job}.failures"
+            keep_last_end(RunFolder.load(self.run), failures, world.restart - 1)
 
     def _work(self, config: Config) -> None:
         module, _, function = self.entry.partition(":")
@@ -134,17 +135,21 @@ class StageJob:
         if folder.record.get("status") == "queued":
             folder.update(status="failed", error=reason)
 
-    def _keep_last_end(self, world: World) -> None:
-        """Note in the record of the attempt before how it ended; the new attempt would hide it."""
-        folder = RunFolder.load(self.run)
-        attempts = folder.record.get("attempts", [])
-        if not attempts or folder.done or "ended" in attempts[-1]:
-            return
-        ended = str(folder.record.get("error") or "")
-        if not ended:
-            ended = _last_failure(Path(self.files) / f"{world.job}.failures", world.restart - 1)
-        attempts[-1]["ended"] = ended or "without a word: a node failed, or the job was requeued or killed"
-        folder.update(attempts=attempts)
+
+def keep_last_end(folder: RunFolder, failures: Path | None, restart: int | None = None) -> None:
+    """Note in the record of the newest attempt how it ended; what comes next would hide it.
+
+    Args:
+        folder: the run.
+        failures: what the batch script of its job noted; None without a job.
+        restart: the start of the job that the attempt belongs to; None is the last one noted.
+    """
+    attempts = folder.record.get("attempts", [])
+    if not attempts or folder.done or "ended" in attempts[-1]:
+        return
+    ended = str(folder.record.get("error") or "") or (_last_failure(failures, restart) if failures else "")
+    attempts[-1]["ended"] = ended or "without a word: a node failed, or the job was requeued or killed"
+    folder.update(attempts=attempts)
 
 
 def world_is_slurm() -> bool:
@@ -152,13 +157,13 @@ def world_is_slurm() -> bool:
     return bool(submitit.JobEnvironment().cluster == "slurm")
 
 
-def _last_failure(path: Path, restart: int) -> str:
+def _last_failure(path: Path, restart: int | None) -> str:
     """How the tasks of a start of the job ended, from what the batch script noted; empty when it did not."""
     try:
         lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
     except OSError:
         return ""
-    codes = [int(words[1]) for words in lines if len(words) == 2 and words[0] == str(restart)]
+    codes = [int(words[1]) for words in lines if len(words) == 2 and restart in (None, int(words[0]))]
     if not codes:
         return ""
     killed = f", killed by signal {codes[-1] - 128}" if codes[-1] > 128 else ""

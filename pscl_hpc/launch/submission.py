@@ -17,7 +17,7 @@ from pscl_hpc.config import Config
 from pscl_hpc.errors import UserError
 from pscl_hpc.launch.code import source_hash
 from pscl_hpc.launch.executors import batch_script, build_executor, check_resources
-from pscl_hpc.launch.job import STAGES, StageJob
+from pscl_hpc.launch.job import STAGES, StageJob, keep_last_end
 from pscl_hpc.launch.profiles import Profile
 from pscl_hpc.launch.registry import JOBS, JobRecord, latest_job, save_job
 from pscl_hpc.launch.schedulers import SCHEDULERS, process_start
@@ -128,6 +128,8 @@ def _submit(
     before = [(folder.record.get("status", "failed"), folder.record.get("error")) for folder in folders]
     # Queued before it is handed over: a job that begins at once must not find its own record overwritten.
     for folder in folders:
+        last = latest_job(folder.path)
+        keep_last_end(folder, last.log(folder.path).with_name(f"{last.job}.failures") if last else None)
         folder.update(kind=folder.config.kind, name=folder.config.name, status="queued", error="")
     stages = [
         StageJob(
