@@ -17,7 +17,6 @@ from pscl_hpc.launch.local import STOP_GRACE_S
 from pscl_hpc.launch.profiles import Profile
 from pscl_hpc.launch.registry import JOBS, JobRecord, latest_job
 from pscl_hpc.launch.schedulers import SCHEDULERS, JobState, wait_for_end
-from pscl_hpc.launch.submission import submit
 from pscl_hpc.runs import RunFolder
 
 State = Literal["queued", "starting", "running", "done", "failed", "stopped", "lost"]
@@ -234,6 +233,8 @@ def notice_warning(run: Path, profile: Profile) -> str:
 
 
 def _submit_again(run: Path, job: JobRecord) -> None:
+    from pscl_hpc.launch.submission import submit  # with torch, which only looking at jobs need not wait for
+
     folder = RunFolder.load(run)
     here = Path.cwd()
     if not Path(folder.config.data.archive).is_absolute() and here != Path(job.folder):

@@ -1,4 +1,7 @@
-"""Run folders: configuration, record, metrics, checkpoints, provenance."""
+"""Run folders: configuration, record, metrics, checkpoints, provenance.
+
+Looking into one needs no torch, which takes seconds to import; it is imported where tensors are read or written.
+"""
 
 from pscl_hpc.runs.background import BackgroundWriter
 from pscl_hpc.runs.checkpoint import CheckpointStore, deserialise

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from torch import Tensor
-
 from pscl_hpc.runs.checkpoint import CheckpointStore, serialise
 
 
@@ -58,6 +56,8 @@ class BackgroundWriter:
 
 def _copy(value: Any) -> Any:
     """The value with all tensors copied to the CPU: training goes on changing them."""
+    from torch import Tensor
+
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, Mapping):

@@ -14,8 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.runs.files import replace_file, write_text
 
@@ -126,12 +124,16 @@ class CheckpointStore:
 def serialise(step: int, state: dict[str, Any]) -> memoryview:
     """A state as the content of a checkpoint file."""
     buffer = io.BytesIO()
+    import torch
+
     torch.save({**state, "step": step}, buffer)
     return buffer.getbuffer()
 
 
 def deserialise(data: bytes) -> dict[str, Any]:
     """The state in a checkpoint file's content, on the CPU."""
+    import torch
+
     state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     return state
 

@@ -14,9 +14,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
-
-import torch
+from typing import IO, TYPE_CHECKING, Any
 
 from pscl_hpc.config import Config, load_config, to_yaml
 from pscl_hpc.errors import JobError, UserError
@@ -25,6 +23,9 @@ from pscl_hpc.runs.checkpoint import CheckpointStore
 from pscl_hpc.runs.files import remove_leftovers, write_json, write_text
 from pscl_hpc.runs.metrics import MetricsLog, read_metrics
 from pscl_hpc.runs.provenance import describe_attempt, describe_device, node_name, now
+
+if TYPE_CHECKING:
+    import torch
 
 CONFIG_FILE = "config.yaml"
 RECORD_FILE = "run.json"

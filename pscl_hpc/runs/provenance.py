@@ -11,9 +11,10 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ("pscl-hpc", "torch", "triton", "numpy", "h5py", "monai", "submitit")
 
@@ -25,6 +26,8 @@ def now() -> str:
 
 def describe_device(device: torch.device) -> str:
     """A device in words."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
