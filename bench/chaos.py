@@ -4,7 +4,7 @@
 
 For each number of ranks: one training that nobody touches, and one that is killed N times (of two ranks either one
 or both) and started again each time. Afterwards the whole state of the last checkpoints and the exported trunks must
-be the same to the last bit, and no half-written file may be left. Writes `chaos-<ranks>.json` into the results folder.
+be the same to the last bit, and no half-written file may be left. Writes `cpu-chaos-<ranks>.json`.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main() -> None:
     for ranks in options.ranks:
         with tempfile.TemporaryDirectory() as folder:
             result = chaos(Path(folder), ranks, options.kills, options.steps, options.seed)
-        path = record(f"chaos-{ranks}", result, command=f"{command} --ranks {ranks}")
+        path = record(f"cpu-chaos-{ranks}", result, command=f"{command} --ranks {ranks}")
         print(path, json.dumps({key: value for key, value in result.items() if key != "log"}))
         if not (result["identical"] and not result["left_over"]):
             sys.exit(1)

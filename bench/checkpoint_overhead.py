@@ -5,7 +5,7 @@
 Steps of PSCL-SimCLR with the default network are timed without checkpoints and with one every N steps, each written in
 the background as in a run. Blocks of both kinds alternate, so that other work on the machine meets both. One
 checkpoint's cost is the difference of the block times divided by the checkpoints in a block; its share at the default
-interval (`checkpoint.every_steps`) follows from it. Writes `checkpoint-overhead-<device>.json`.
+interval (`checkpoint.every_steps`) follows from it. Writes `<cpu or gpu>-checkpoint-overhead.json`.
 """
 
 import argparse
@@ -46,7 +46,8 @@ def main() -> None:
         f"python -m bench.checkpoint_overhead --device {options.device} --steps {options.steps} "
         f"--blocks {options.blocks} --every {options.every} --batch {options.batch} --size {options.size}"
     )
-    path = record(f"checkpoint-overhead-{options.device}", result, command=command)
+    kind = "gpu" if options.device == "cuda" else "cpu"
+    path = record(f"{kind}-checkpoint-overhead", result, command=command)
     print(path, json.dumps(result, indent=2))
 
 

@@ -82,6 +82,52 @@ def scaling(name: str) -> str:
     return _table(head, rows) + _origin(name, content)
 
 
+def chaos(*names: str) -> str:
+    """Trainings killed at random moments."""
+    found = [name for name in names if (RESULTS / f"{name}.json").is_file()]
+    if not found:
+        return "Not measured yet."
+    rows = []
+    for name in found:
+        result = _load(name)["result"]
+        same = "yes" if result["identical"] else "NO"
+        rows.append(
+            [
+                str(result["ranks"]),
+                str(result["kills"]),
+                str(result["steps"]),
+                same,
+                str(len(result["left_over"])),
+            ]
+        )
+    head = ["ranks", "kills", "steps", "final state the same to the last bit", "half-written files left"]
+    return _table(head, rows) + "".join(_origin(name, _load(name)) for name in found)
+
+
+def checkpoint_overhead(name: str) -> str:
+    """What checkpoints cost."""
+    if not (RESULTS / f"{name}.json").is_file():
+        return "Not measured yet."
+    content = _load(name)
+    result = content["result"]
+    row = [
+        f"{result['checkpoint_mb']:.1f}",
+        f"{result['step_ms']:.0f}",
+        f"{result['handing_over_ms']:.1f}",
+        f"{result['one_checkpoint_ms']:.0f}",
+        f"{result['share_at_default_interval']:.2%}",
+    ]
+    every = result["default_every_steps"]
+    head = [
+        "checkpoint, MB",
+        "step, ms",
+        "step waits for the copy, ms",
+        "one checkpoint in all, ms",
+        f"share of the time at one in {every} steps",
+    ]
+    return _table(head, [row]) + _origin(name, content)
+
+
 def step_loss(name: str) -> str:
     """What each option changes in the loss."""
     content = _load(name)
@@ -172,6 +218,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "cpu-queue-info-nce": lambda: kernels("cpu-queue-info-nce"),
     "cpu-sample-similar": lambda: kernels("cpu-sample-similar"),
     "cpu-archive-rate": lambda: archive_rate("cpu-archive-rate"),
+    "cpu-chaos": lambda: chaos("cpu-chaos-1", "cpu-chaos-2"),
+    "cpu-checkpoint-overhead": lambda: checkpoint_overhead("cpu-checkpoint-overhead"),
     "cpu-scaling": lambda: scaling("cpu-scaling"),
     "synthetic-statistics": lambda: synthetic("synthetic-statistics"),
     "cpu-step-loss": lambda: step_loss("cpu-step-vs-released"),
