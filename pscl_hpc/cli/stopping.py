@@ -6,8 +6,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import typer
-
 
 @contextmanager
 def ends_when_asked() -> Iterator[None]:
@@ -20,4 +18,4 @@ def ends_when_asked() -> Iterator[None]:
     except StopRequested as stop:
         if read_place().first:
             print(f"stopped: {stop.reason}; {stop.mend}", file=sys.stderr)
-        raise typer.Exit(EXIT_STOPPED) from None
+        raise SystemExit(EXIT_STOPPED) from None

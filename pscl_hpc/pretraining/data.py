@@ -22,6 +22,7 @@ from pscl_hpc.config import PretrainConfig, ReferenceConfig, ReferencedMethod
 from pscl_hpc.errors import UserError
 from pscl_hpc.methods import Setting, Views
 from pscl_hpc.seeding import Slots, numpy_generator, torch_generator
+from pscl_hpc.training import ignore_ctrl_c
 from pscl_hpc.views import draw_geometry, jitter, warp
 
 _REFERENCE_WINDOWS = 16
@@ -131,6 +132,7 @@ class PretrainData(Dataset[Batch]):
             num_workers=workers,
             persistent_workers=False,
             multiprocessing_context="forkserver" if workers else None,
+            worker_init_fn=ignore_ctrl_c,
         )
         return iter(loader)
 

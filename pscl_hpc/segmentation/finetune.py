@@ -29,6 +29,7 @@ from pscl_hpc.training import (
     StopRequested,
     build_optimiser,
     how_to_go_on,
+    ignore_ctrl_c,
     parameter_groups,
     read_place,
     scaled_lr,
@@ -168,6 +169,7 @@ class _Training:
             sampler=range(start, steps),
             num_workers=config.runtime.workers,
             multiprocessing_context="forkserver" if config.runtime.workers else None,
+            worker_init_fn=ignore_ctrl_c,
             pin_memory=self.device.type == "cuda",
         )
         self.objective.train()

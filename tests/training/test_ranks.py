@@ -1,0 +1,136 @@
+"""A rank's place, batches that cannot be spread, recomputed activations, batch statistics, rates for large batches."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pscl_hpc.archive import Archive
+from pscl_hpc.config import ModelConfig, OptimiserConfig
+from pscl_hpc.errors import UserError
+from pscl_hpc.models import UNet
+from pscl_hpc.pretraining import PretrainData
+from pscl_hpc.training import checkpoint_blocks, read_place, scaled_lr
+from tests.helpers import small_archive, small_config
+
+TORCHRUN = {
+    "RANK": "1",
+    "WORLD_SIZE": "4",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "n0",
+    "MASTER_PORT": "29500",
+    "PSCL_NODE": "n7",
+}
+
+
+def test_the_place_is_read_from_torchruns_variables() -> None:
+    place = read_place(TORCHRUN)
+    assert (place.rank, place.world, place.local_rank, place.local_world) == (1, 4, 1, 2)
+    assert (place.address, place.port, place.node) == ("n0", 29500, "n7")
+    assert not place.first
+    for alone in ({}, {"RANK": "0", "WORLD_SIZE": "1"}):
+        assert read_place(alone).world == 1
+        assert read_place(alone).first
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"RANK": ""}, r"n7: WORLD_SIZE is 4, but RANK is ''"),
+        ({"MASTER_PORT": "x"}, "MASTER_PORT is 'x'"),
+        ({"MASTER_ADDR": ""}, "MASTER_ADDR is empty"),
+        ({"RANK": "4"}, "out of range"),
+        ({"LOCAL_RANK": "2"}, "out of range"),
+    ],
+)
+def test_a_place_that_cannot_be_is_refused(changes: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_place(TORCHRUN | changes)
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_archive(tmp_path_factory.mktemp("archive") / "small.h5", images=12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "mend"),
+    [
+        ({"batch_size": 6}, "set batch_size=8, or another multiple of 4"),
+        ({"batch_size": 2}, "set batch_size=4"),
+        ({"batch_size": 4, "accumulate": 2}, "set batch_size=8, or another multiple of 8"),
+        ({"batch_size": 4, "method": {"reference": {"per_batch": 3}}}, "set method.reference.per_batch=4"),
+    ],
+)
+def test_a_batch_that_cannot_be_spread_is_refused_with_one_that_can(
+    archive: Path, tmp_path: Path, changes: dict[str, Any], mend: str
+) -> None:
+    reference = {"ids": ["alloy/0"], **changes.pop("method", {}).get("reference", {"per_batch": 4})}
+    method = {"name": "pscl-simclr", "reference": reference}
+    config = small_config(archive, tmp_path / "run", method=method, **changes)
+    with Archive(archive) as opened, pytest.raises(UserError, match=mend):
+        PretrainData(opened, config, 0, 4)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_ranks_read_the_batch_of_one(archive: Path, tmp_path: Path, ranks: int) -> None:
+    method = {"name": "pscl-simclr", "reference": {"ids": ["alloy/0", "alloy/1"], "per_batch": 4}}
+    config = small_config(archive, tmp_path / "run", method=method, batch_size=8, accumulate=2)
+    with Archive(archive) as opened:
+        whole = PretrainData(opened, config)[5]
+        parts = [PretrainData(opened, config, rank, ranks) for rank in range(ranks)]
+        seen = {}
+        for rank, data in enumerate(parts):
+            batch = data[5]
+            assert batch.references == 4 // ranks
+            assert data.ids(5) == whole.ids
+            for row, slot in enumerate(batch.slots.places):
+                seen[slot] = rank
+                assert batch.ids[row] == whole.ids[slot]
+                assert torch.equal(batch.images[row], whole.images[slot])
+                assert torch.equal(batch.labels[row], whole.labels[slot])
+    assert sorted(seen) == list(range(8))
+    for image in range(4):
+        assert seen[4 + image] == seen[image % 4], "an image and its reference are on one rank"
+
+
+def test_recomputed_activations_change_no_number() -> None:
+    torch.manual_seed(0)
+    plain = UNet(ModelConfig(widths=(4, 8, 8)))
+    recomputed = copy.deepcopy(plain)
+    checkpoint_blocks(recomputed)
+    images = torch.rand(2, 1, 17, 22)
+    saved = []
+    for trunk in (plain, recomputed):
+        kept = 0
+
+        def count(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal kept
+            kept += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            first, second = trunk(images), trunk(images.flip(2))
+        sum((f.square().mean() for f in (*first.scales, *second.scales)), first.bottleneck.mean()).backward()
+        saved.append(kept)
+    assert saved[1] < saved[0] / 2, "activations are kept"
+    for (key, wanted), found in zip(plain.named_parameters(), recomputed.parameters(), strict=True):
+        assert wanted.grad is not None
+        assert found.grad is not None
+        assert torch.equal(wanted.grad, found.grad), key
+    assert list(plain.state_dict()) == list(recomputed.state_dict())
+    for key, value in plain.state_dict().items():
+        assert torch.equal(value, recomputed.state_dict()[key]), key
+
+
+def test_rates_for_large_batches() -> None:
+    config = OptimiserConfig(lr=0.1, lr_base_batch=256)
+    assert scaled_lr(config, 1024) == 0.1
+    assert scaled_lr(config.model_copy(update={"lr_scaling": "linear"}), 1024) == pytest.approx(0.4)
+    assert scaled_lr(config.model_copy(update={"lr_scaling": "sqrt"}), 1024) == pytest.approx(0.2)
+    assert scaled_lr(config.model_copy(update={"lr_scaling": "linear"}), 64) == pytest.approx(0.025)

@@ -1,0 +1,104 @@
+"""Stages that are asked to stop save, say how to go on, and go on with the same numbers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pscl_hpc.config import to_yaml
+from pscl_hpc.pretraining import pretrain
+from pscl_hpc.runs import CheckpointStore, RunFolder
+from pscl_hpc.training import StopRequested, clear_stop, request_stop, stop_reason
+from tests.helpers import small_archive, small_config
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_archive(tmp_path_factory.mktemp("archive") / "small.h5")
+
+
+def test_the_first_reason_stays_until_it_is_cleared() -> None:
+    clear_stop()
+    assert stop_reason() is None
+    request_stop("one")
+    request_stop("two")
+    assert stop_reason() == "one"
+    clear_stop()
+    assert stop_reason() is None
+
+
+def test_ctrl_c_stops_after_the_step_with_reading_processes(archive: Path, tmp_path: Path) -> None:
+    run = tmp_path / "with blank"
+    config = small_config(
+        archive,
+        run,
+        schedule={"steps": 100_000},
+        runtime={"threads": 1, "workers": 1},
+        checkpoint={"every_steps": 1000},
+        method={"name": "simclr"},
+    )
+    file = tmp_path / "config.yaml"
+    file.write_text(to_yaml(config))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pscl_hpc.cli", "pretrain", "--config", str(file)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        end = time.monotonic() + 120
+        while time.monotonic() < end and not (run / "metrics.jsonl").exists():
+            time.sleep(0.02)
+        # As a terminal does it: to the reading processes too.
+        os.killpg(process.pid, signal.SIGINT)
+        error = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    (step,) = CheckpointStore(run / "checkpoints").steps()
+    assert error == (
+        f"stopped: Ctrl-C; saved after step {step}, goes on when the same command is given with run='{run}'\n"
+    )
+    record = RunFolder.load(run).record
+    assert (record["status"], record["error"]) == ("stopped", "Ctrl-C")
+
+
+def test_stopped_after_every_step_equals_uninterrupted(archive: Path, tmp_path: Path) -> None:
+    whole = pretrain(small_config(archive, tmp_path / "whole"))
+    config = small_config(archive, tmp_path / "stopped")
+    for step in range(1, 6):
+        request_stop("preempted")
+        try:
+            with pytest.raises(StopRequested, match="preempted"):
+                pretrain(config)
+        finally:
+            clear_stop()
+        assert RunFolder.load(config.run).checkpoints.steps()[-1] == step
+    stopped = pretrain(config)
+    assert stopped.done
+    a, b = whole.checkpoints.load_latest(), stopped.checkpoints.load_latest()
+    assert a is not None
+    assert b is not None
+    assert (a["smooth_loss"], a["best_loss"]) == (b["smooth_loss"], b["best_loss"])
+    for key in a["method"]:
+        assert torch.equal(a["method"][key], b["method"][key]), key
+    assert [attempt["first_step"] for attempt in stopped.attempts] == [0, 1, 2, 3, 4, 5]
+
+
+def test_checkpoints_by_the_clock_are_never_the_best(archive: Path, tmp_path: Path) -> None:
+    config = small_config(
+        archive, tmp_path / "run", checkpoint={"every_steps": 6, "every_minutes": 1e-9, "keep": 10}
+    )
+    folder = pretrain(config)
+    assert folder.checkpoints.steps() == [1, 2, 3, 4, 5, 6]
+    best = folder.checkpoints.load_best()
+    assert best is not None
+    assert best["step"] == 6
