@@ -49,7 +49,7 @@ def submit(
     """
     profile = profile or Profile()
     check_resources(cluster, profile)
-    _check_input(config)
+    _check_input(config, profile)
     folder = RunFolder.reserve(config)
     _check_free(folder)
     files = (folder.path / JOBS).absolute()
@@ -86,7 +86,7 @@ def submit_many(
     profile = profile or Profile()
     check_resources(cluster, profile)
     for config in configs:
-        _check_input(config)
+        _check_input(config, profile)
     if "%" in str(files.absolute()):
         raise UserError(f"{files}: a job's folder must not contain '%'; choose another")
     folders = [RunFolder.reserve(config) for config in configs]
@@ -106,7 +106,7 @@ def show_script(config: Config, *, cluster: str, profile: Profile) -> str:
         UserError: when the profile lacks something.
     """
     check_resources(cluster, profile, dry_run=True)
-    _check_input(config)
+    _check_input(config, profile)
     run = Path(config.run) if config.run else Path("runs") / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     return batch_script((run / JOBS).absolute(), config.name, profile)
 
@@ -194,7 +194,12 @@ def _hand_over(executor: Any, stages: Sequence[StageJob]) -> list[Any]:
             raise UserError(f"the cluster refused the job: {reason}") from None
 
 
-def _check_input(config: Config) -> None:
+def _check_input(config: Config, profile: Profile) -> None:
+    if config.kind == "finetune" and profile.nodes * profile.tasks > 1:
+        raise UserError(
+            f"{profile.nodes} x {profile.tasks} ranks: fine-tuning on one image runs on one rank; ask for one node and "
+            "--gpus-per-node 1 or --tasks-per-node 1"
+        )
     if not Path(config.data.archive).exists():
         raise UserError(f"{config.data.archive}: no such archive; check data.archive, or build it first")
     if "%" in str(Path(config.run).absolute()):

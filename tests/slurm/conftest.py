@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from pscl_hpc.config import PretrainConfig
+from pscl_hpc.errors import UserError
 from pscl_hpc.launch import job as job_module
-from pscl_hpc.launch.jobs import find_runs, run_status
+from pscl_hpc.launch.jobs import find_runs, ranks_of_node, run_status
 from pscl_hpc.launch.profiles import Profile
 from pscl_hpc.launch.registry import job_records
 from pscl_hpc.launch.schedulers import SCHEDULERS, wait_for_end
@@ -111,6 +112,14 @@ def eventually(what: str, holds: Callable[[], bool], seconds: float = WAIT_S) ->
     while not holds():
         assert time.monotonic() < end, f"not within {seconds} s: {what}"
         time.sleep(0.3)
+
+
+def ranks_on(done: Submission, node: str) -> list[int]:
+    """The ranks that began last on a node."""
+    try:
+        return ranks_of_node(done.run, node)
+    except UserError:
+        return []
 
 
 def at_gate(done: Submission, restarts: int = 0) -> None:

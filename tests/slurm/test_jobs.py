@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pscl_hpc.config import resolve_config
+from pscl_hpc.errors import UserError
 from pscl_hpc.launch import job as job_module
 from pscl_hpc.launch import submission
 from pscl_hpc.launch.jobs import cancel, follow_log, requeue, run_status
@@ -17,7 +19,7 @@ from pscl_hpc.launch.schedulers import SCHEDULERS
 from pscl_hpc.launch.submission import Submission, show_script, submit, submit_many
 from pscl_hpc.runs import RunFolder
 
-from .conftest import STEPS, Cluster, at_gate, eventually, finish, make_config, slurm, start
+from .conftest import STEPS, Cluster, at_gate, eventually, finish, make_config, ranks_on, slurm, start
 
 pytestmark = pytest.mark.usefixtures("place")
 
@@ -25,7 +27,15 @@ pytestmark = pytest.mark.usefixtures("place")
 def ended(done: Submission) -> str:
     """Wait for the end of a job; Slurm's word for it with the exit code."""
     eventually(f"{done.run} ended", lambda: SCHEDULERS["slurm"].state(done.job).phase == "ended")
-    return slurm("sacct", "-X", "-n", "-P", "-j", done.job.job, "-o", "State,ExitCode")
+
+    def word() -> str:
+        return slurm("sacct", "-X", "-n", "-P", "-j", done.job.job, "-o", "State,ExitCode")
+
+    # The accounting hears of it a little later.
+    eventually(
+        f"{done.run} ended for sacct", lambda: not word().startswith(("RUNNING", "PENDING", "REQUEUED"))
+    )
+    return word()
 
 
 def log_of(done: Submission) -> str:
@@ -69,7 +79,7 @@ def test_many_runs_are_one_array_with_a_folder_each(place: Path) -> None:
 
 
 def test_the_script_of_a_dry_run_is_the_one_submitted(place: Path) -> None:
-    config = make_config("runs/a 'b'", name='my "run"')
+    config = make_config("runs/a 'b'", name="my.run")
     profile = Profile(
         nodes=2,
         time="1-0:00:00",
@@ -88,9 +98,21 @@ def test_the_script_of_a_dry_run_is_the_one_submitted(place: Path) -> None:
     facts = slurm("scontrol", "show", "job", "--oneliner", done.job.job)
     assert "Comment=of 'mine'" in facts
     assert "NumNodes=2-2" in facts
-    with pytest.raises(Exception, match="waits in the queue already"):
+    with pytest.raises(UserError, match="waits in the queue already"):
         requeue(done.run)
     assert cancel(done.run).state == "stopped"
+
+
+def test_fine_tuning_runs_on_one_rank(place: Path) -> None:
+    tree = {
+        "kind": "finetune",
+        "run": "runs/a",
+        "data": {"archive": "a.h5"},
+        "references": ["alloy/0"],
+    }
+    with pytest.raises(UserError, match=r"^2 x 1 ranks: fine-tuning on one image runs on one rank"):
+        submit(resolve_config(tree, source="test"), cluster="slurm", profile=Profile(nodes=2, time="10"))
+    assert not (place / "runs").exists()
 
 
 def test_wrong_input_is_not_tried_again(place: Path) -> None:
@@ -158,7 +180,11 @@ def test_an_archive_is_staged_once_for_the_ranks_of_a_node(
     assert ended(done) == "COMPLETED|0:0"
     texts = ["".join(follow_log(done.run, rank, follow=False)) for rank in range(4)]
     assert sum("staging" in text for text in texts) == 2
-    assert cluster("inside", "n1", "ls", f"{local}/pscl-hpc-root").split() == (
-        cluster("inside", "n2", "ls", f"{local}/pscl-hpc-root").split()
-    )
+    copies = {
+        cluster("inside", node, "ls", f"{local}/pscl-hpc-root")
+        for node in ("n1", "n2", "n3")
+        if ranks_on(done, node)
+    }
+    assert len(copies) == 1
+    assert len(copies.pop().split()) == 2  # the copy and its lock
     assert finish(done) == undisturbed(4)

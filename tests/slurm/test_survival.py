@@ -10,14 +10,13 @@ from pathlib import Path
 import pytest
 
 from pscl_hpc.config import to_yaml
-from pscl_hpc.errors import UserError
-from pscl_hpc.launch.jobs import ranks_of_node, requeue, run_status
+from pscl_hpc.launch.jobs import requeue, run_status
 from pscl_hpc.launch.profiles import Profile
 from pscl_hpc.launch.schedulers import SCHEDULERS
 from pscl_hpc.launch.submission import Submission
 from pscl_hpc.runs import RunFolder
 
-from .conftest import GATE, SCRIPT, Cluster, at_gate, eventually, finish, make_config, slurm, start
+from .conftest import GATE, SCRIPT, Cluster, at_gate, eventually, finish, make_config, ranks_on, slurm, start
 
 pytestmark = pytest.mark.usefixtures("place")
 Undisturbed = Callable[[int], str]
@@ -30,15 +29,8 @@ def ends(done: Submission) -> list[str]:
 
 def node_of(done: Submission, rank: int) -> str:
     """The node on which a rank began last."""
-    (node,) = (node for node in ("n1", "n2", "n3") if rank in _ranks(done, node))
+    (node,) = (node for node in ("n1", "n2", "n3") if rank in ranks_on(done, node))
     return node
-
-
-def _ranks(done: Submission, node: str) -> list[int]:
-    try:
-        return ranks_of_node(done.run, node)
-    except UserError:
-        return []
 
 
 def first_steps(done: Submission) -> list[int]:
