@@ -106,7 +106,7 @@ class PsclClusteredConfig(PatchConfig):
     name: Literal["pscl-clustered"] = "pscl-clustered"
     clusters: Annotated[int, Field(ge=2)] = 6
     """Number of clusters; about as many as there are phases that look different."""
-    projection_weight: NonNegative = 1.0
+    projection_weight: NonNegative = 0.25
     """Pixels are clustered by fixed descriptors of grey level and roughness and by their projections. This is the
     weight of the projections at the end of the run, to which it rises from 0; projections have length 1, descriptors
     about the same. 0: by descriptors alone."""
