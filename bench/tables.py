@@ -51,6 +51,44 @@ def one_shot(name: str) -> str:
     return _table(head, rows) + _origin(name, content)
 
 
+def study(name: str) -> str:
+    """A study: mean Dice of every method on every split with one budget, and what that removes of the Dice error."""
+    content = _load(name)
+    result = content["result"]
+    budget = result["budgets"][0]
+    lines = {
+        (line["method"], line["dataset"], line["split"]): line
+        for line in result["table"]
+        if line["budget"] == budget
+    }
+    compared = {
+        (line["method"], line["baseline"]): line
+        for line in result["comparisons"]
+        if line["budget"] == budget and not line["dataset"]
+    }
+    places = list(dict.fromkeys((dataset, split) for _, dataset, split in lines))
+    baselines = list(dict.fromkeys(baseline for _, baseline in compared))
+    rows = []
+    for method in result["methods"]:
+        cells = []
+        for place in places:
+            line = lines.get((method, *place))
+            worst = line and line["worst"]
+            cells.append(
+                f"{_spread(line['mean_dice']['mean'], line['mean_dice']['std'])} ({worst['mean_dice']:.3f})"
+                if line and worst
+                else "-"
+            )
+        cells += [_removed(compared.get((method, baseline))) for baseline in baselines]
+        rows.append([method, *cells])
+    head = ["method", *(f"{dataset} {split}" for dataset, split in places)]
+    head += [f"Dice error removed against {baseline}" for baseline in baselines]
+    said = f"Mean Dice ± standard deviation over {_runs(lines)} runs (worst annotated image)"
+    over = ", ".join(result["headline"])
+    intervals = f"error removed over {over} with its {100 * result['confidence']:.0f}% interval."
+    return f"{said}; {intervals}\n\n" + _table(head, rows) + _origin(name, content)
+
+
 def step(name: str) -> str:
     """One step beside the released code."""
     content = _load(name)
@@ -213,6 +251,8 @@ def latency(name: str) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "cpu-submit-latency": lambda: latency("cpu-submit-latency"),
     "cpu-one-shot": lambda: one_shot("cpu-one-shot"),
+    "cpu-study-one-shot": lambda: study("cpu-study-one-shot"),
+    "gpu-study-one-shot": lambda: study("gpu-study-one-shot"),
     "cpu-step": lambda: step("cpu-step-vs-released"),
     "cpu-patch-nt-xent": lambda: kernels("cpu-patch-nt-xent"),
     "cpu-queue-info-nce": lambda: kernels("cpu-queue-info-nce"),
@@ -259,6 +299,20 @@ def main() -> None:
                 path.write_text(new, encoding="utf-8")
     print("\n".join(stale) or "all tables are up to date")
     sys.exit(1 if check and stale else 0)
+
+
+def _runs(lines: dict[Any, dict[str, Any]]) -> str:
+    counts = sorted({line["runs"] for line in lines.values()})
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+
+
+def _removed(line: dict[str, Any] | None) -> str:
+    found = line and line["error_removed"]
+    if not found:
+        return "-"
+    if found["low"] is None:
+        return f"{100 * found['value']:+.0f}%"
+    return f"{100 * found['value']:+.0f}% ({100 * found['low']:+.0f}% to {100 * found['high']:+.0f}%)"
 
 
 def _load(name: str) -> dict[str, Any]:

@@ -1,0 +1,47 @@
+"""Record the results of a study that `pscl-hpc study` has finished.
+
+    python bench/study.py runs/studies/one-shot-cpu --config one_shot-cpu.yaml --name cpu-study-one-shot
+
+The result is the study's `results.json` without paths of this machine, and what the study was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import yaml
+
+from bench.record import record
+from pscl_hpc.errors import UserError
+from pscl_hpc.report.study_results import read_results
+
+# Where things lie on one machine.
+PLACES = ("archive", "run")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("study", type=Path, help="the study's folder")
+    parser.add_argument("--name", required=True, help="name of the file in bench/results/")
+    parser.add_argument("--config", required=True, help="the study's file in configs/studies/")
+    parser.add_argument("--partial", action="store_true", help="also where runs are missing")
+    arguments = parser.parse_args()
+    try:
+        results = read_results(arguments.study)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    if (results.missing or results.failed) and not arguments.partial:
+        sys.exit(f"{arguments.study}: {len(results.missing)} runs are missing; finish it, or add --partial")
+    study = yaml.safe_load((arguments.study / "study.yaml").read_text(encoding="utf-8"))
+    content = results.model_dump(mode="json", exclude={"archive_path", "failed"})
+    content["configuration"] = {key: value for key, value in study.items() if key not in PLACES}
+    shown = f"pscl-hpc study configs/studies/{arguments.config} archive=ARCHIVE"
+    print(record(arguments.name, content, command=shown))
+
+
+if __name__ == "__main__":
+    main()
