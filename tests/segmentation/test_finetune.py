@@ -21,6 +21,7 @@ from pscl_hpc.models import UNet, load_segmentation, save_trunk
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.segmentation import finetune
 from pscl_hpc.segmentation.finetune import build_net, optimiser_groups
+from pscl_hpc.training import StopRequested, clear_stop, request_stop
 
 from .helpers import CLASSES, SCRATCH, settings, write_archive
 
@@ -200,3 +201,36 @@ def test_clipping_and_bfloat16_learn(archive_file: Path, tmp_path: Path, changes
     folder = finetune(settings(archive_file, tmp_path / "run", schedule={"steps": 20}, **changes))
     losses = [line["loss"] for line in folder.metrics() if "loss" in line]
     assert losses[-1] < losses[0]
+
+
+def test_a_stop_on_request_saves_and_goes_on_with_the_same_numbers(
+    archive_file: Path, tmp_path: Path
+) -> None:
+    schedule = {"steps": 6}
+    finetune(settings(archive_file, tmp_path / "whole", schedule=schedule, validate_every=2))
+    config = settings(archive_file, tmp_path / "stopped", schedule=schedule, validate_every=2)
+    for step in (1, 2, 3):
+        request_stop("preempted")
+        try:
+            with pytest.raises(StopRequested) as stop:
+                finetune(config)
+        finally:
+            clear_stop()
+        assert f"saved after step {step}" in stop.value.mend
+        record = RunFolder.load(config.run).record
+        assert (record["status"], record["error"]) == ("stopped", "preempted")
+    finetune(config)
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "stopped")
+    models = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped")]
+    assert models[0] == models[1]
+
+
+def test_several_ranks_are_refused(
+    archive_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    for key, value in {**place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(UserError, match="runs in one process"):
+        finetune(settings(archive_file, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
