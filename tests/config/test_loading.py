@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pscl_hpc.config import FinetuneConfig, PretrainConfig, load_config, resolve_config, to_yaml
+from pscl_hpc.config import FinetuneConfig, PretrainConfig, load_config, load_study, resolve_config, to_yaml
 from pscl_hpc.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -150,6 +150,9 @@ def test_shipped_configurations_are_valid(path: Path) -> None:
     kind = path.parent.name
     if kind == "demo":
         load_config(path)
+        return
+    if kind == "studies":
+        load_study(path)
         return
     annotated = kind == "finetune" or (path.stem.startswith("pscl") and path.stem != "pscl-clustered")
     extra = needed[kind] if annotated else []
