@@ -96,6 +96,8 @@ class ClusterJobs:
 
     def _submit(self) -> dict[str, Outcome]:
         new, self._new = self._new, []
+        if not new:
+            return {}
         try:
             self._send(new)
         except UserError as error:
