@@ -56,7 +56,7 @@ if [ -n "${WHEELS:-}" ]; then WHEELS=$(absolute "$WHEELS"); fi
 cd "$(dirname "$0")/.." || exit 2
 
 python=${PYTHON:-python3}
-export PYTHONPATH="$PWD:$PWD/kernels" PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PSCL_BENCH_RESULTS="$out"
+export PYTHONPATH="$PWD:$PWD/kernels" PYTHONUNBUFFERED=1 PSCL_BENCH_RESULTS="$out"
 unset PSCL_KERNELS_BACKEND TRITON_INTERPRET
 if [ $device = cpu ]; then export TRITON_INTERPRET=1; fi
 if [ -n "${WHEELS:-}" ]; then
@@ -91,8 +91,12 @@ run() {
 }
 has() { "$python" -c "import $1" 2>/dev/null; }
 # The toolkit itself: what step, pretrain and study need beyond the kernels.
+toolkit_there=
 toolkit() {
-  has pscl_hpc.pretraining && return 0
+  if [ -z "$toolkit_there" ]; then
+    if has pscl_hpc.pretraining; then toolkit_there=yes; else toolkit_there=no; fi
+  fi
+  [ $toolkit_there = yes ] && return 0
   note "$1" skipped "the toolkit's dependencies are not installed; see WHEELS in bench/gpu.sh"
   return 1
 }

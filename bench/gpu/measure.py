@@ -40,7 +40,7 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
 
 
-def _on_cpu(call: Callable[[], object], repeats: int = 2) -> Measured:
+def _on_cpu(call: Callable[[], object], repeats: int = 1) -> Measured:
     times = []
     for _ in range(repeats):
         start = time.perf_counter()

@@ -13,23 +13,22 @@ from bench.gpu.setting import Setting
 SHOWN = 20
 """Kernels (on a CPU: operators) that are listed."""
 
-CALLS = 2
-
 
 def profile(setting: Setting, call: Callable[[], object], trace: Path | None = None) -> dict[str, Any]:
     """Per call: wall time under the profiler, time of the device, launches, and the kernels that take longest.
 
     With `trace`, also writes a Chrome trace there.
     """
+    calls = 1 if setting.tiny else 3
     activities = [ProfilerActivity.CPU] if setting.tiny else [ProfilerActivity.CPU, ProfilerActivity.CUDA]
     call()
     _wait(setting)
     with torch.profiler.profile(activities=activities) as profiler:
         start = time.perf_counter()
-        for _ in range(CALLS):
+        for _ in range(calls):
             call()
         _wait(setting)
-        wall = 1e3 * (time.perf_counter() - start) / CALLS
+        wall = 1e3 * (time.perf_counter() - start) / calls
     if trace is not None:
         profiler.export_chrome_trace(str(trace))
     rows = []
@@ -37,7 +36,7 @@ def profile(setting: Setting, call: Callable[[], object], trace: Path | None = N
         on_device = setting.tiny or event.device_type == torch.autograd.DeviceType.CUDA
         microseconds = event.self_cpu_time_total if setting.tiny else event.self_device_time_total
         if on_device and microseconds:
-            rows.append({"name": event.key, "ms": microseconds / 1e3 / CALLS, "calls": event.count / CALLS})
+            rows.append({"name": event.key, "ms": microseconds / 1e3 / calls, "calls": event.count / calls})
     rows.sort(key=lambda row: -row["ms"])
     return {
         "wall_ms": wall,
