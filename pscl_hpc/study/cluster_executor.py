@@ -62,7 +62,12 @@ class ClusterJobs:
     def start(self, job: Job) -> None:
         """Begin a job, or wait for the one that is at work on the same run already."""
         record = latest_job(job.folder)
-        if record is not None and SCHEDULERS[record.cluster].state(record).phase in ("pending", "running"):
+        alive = record is not None and SCHEDULERS[record.cluster].state(record).phase in (
+            "pending",
+            "running",
+        )
+        # It may have ended since the study looked; the next look finds it done.
+        if alive or is_done(job.folder, job.config.kind):
             self._running[job.key] = job
         else:
             self._new.append(job)
