@@ -65,6 +65,7 @@ class Kernel(NamedTuple):
     constants: dict[str, Any]
     warps: int
     stages: int
+    registers: int | None = None
 
 
 def shipped() -> Iterator[Kernel]:
@@ -82,7 +83,7 @@ def shipped() -> Iterator[Kernel]:
                 names += ["by shard"] * options.get("BY_SHARD", False)
                 if "PLAIN" in options:
                     names.append("plain" if options["PLAIN"] else "maximum")
-                yield Kernel(" ".join(names), function, dtype, constants, config.warps, config.stages)
+                yield Kernel(" ".join(names), function, dtype, constants, *config[2:])
             for name, function, constants, config in queue_kernels(width, bits):
                 precise = {"PRECISION": precision} if "PRECISION" in function.arg_names else {}
                 yield Kernel(
@@ -115,7 +116,9 @@ def loss_kernels(width: int, bits: int) -> Iterator[tuple[Any, tiling.Config, di
             options = {"PLAIN": plain, "BY_SHARD": by_shard}
             yield forward._log_sums, tiling.forward_config(width, bits), options
         yield backward._weighted_negatives, tiling.backward_config(width, bits), {"PLAIN": plain}
-    yield symmetric._pair_sums, tiling.symmetric_config(width, bits), {}
+    symmetric_config = tiling.symmetric_config(width, bits)
+    if symmetric_config is not None:
+        yield symmetric._pair_sums, symmetric_config, {}
 
 
 def queue_kernels(width: int, bits: int) -> Iterator[tuple[str, Any, dict[str, Any], tiling.Config]]:
@@ -146,7 +149,7 @@ def measure(kernel: Kernel, capability: int) -> dict[str, Any]:
         else:
             signature[name] = "i64" if name in WIDE else "i32"
     source = ASTSource(fn=kernel.function, signature=signature, constexprs=kernel.constants, attrs=attributes)
-    options = {"num_warps": kernel.warps, "num_stages": kernel.stages}
+    options = {"num_warps": kernel.warps, "num_stages": kernel.stages, "maxnreg": kernel.registers}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     assert len(compiled.asm["cubin"]) > 0
     code = compiled.asm["ptx"]
@@ -178,15 +181,21 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--write", action="store_true", help="renew compiled.json")
-    table: dict[str, Any] = {"triton": triton.__version__, "kernels": {}}
-    write = parser.parse_args().write
+    parser.add_argument(
+        "names", nargs="*", help="only kernels whose names begin so; compiled.json keeps the others"
+    )
+    arguments = parser.parse_args()
+    measured = {}
     for kernel in shipped():
-        for capability in CAPABILITIES:
-            measured = measure(kernel, capability)
-            table["kernels"][f"sm_{capability} {kernel.name}"] = measured
-            print(f"sm_{capability:<4}{kernel.name:44}", *measured.values(), flush=True)
-    if write:
-        GOLDEN.write_text(json.dumps(table, indent=1) + "\n")
+        if kernel.name.startswith(tuple(arguments.names) or ""):
+            for capability in CAPABILITIES:
+                measured[f"sm_{capability} {kernel.name}"] = found = measure(kernel, capability)
+                print(f"sm_{capability:<4}{kernel.name:44}", *found.values(), flush=True)
+    if arguments.write:
+        before = json.loads(GOLDEN.read_text())["kernels"] if arguments.names else {}
+        every = [f"sm_{capability} {kernel.name}" for kernel in shipped() for capability in CAPABILITIES]
+        kernels = {name: (before | measured)[name] for name in every}
+        GOLDEN.write_text(json.dumps({"triton": triton.__version__, "kernels": kernels}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ def row_gradients(
         PRECISION=tiling.precision(saved.x.dtype),
         num_warps=config.warps,
         num_stages=config.stages,
+        maxnreg=config.registers,
     )
     _finish[(triton.cdiv(rows, PLAIN_ROWS),)](
         total,

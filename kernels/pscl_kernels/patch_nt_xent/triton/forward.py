@@ -32,8 +32,9 @@ def log_sums(
     out = torch.empty_like(positive)
     if not positive.numel():
         return out
-    if tiling.SYMMETRIC_FORWARD and plain and len(x) == 1:
-        return symmetric.log_sums(x[0], label[0], positive)
+    config = tiling.symmetric_config(x.shape[2], x.element_size() * 8)
+    if tiling.SYMMETRIC_FORWARD and plain and len(x) == 1 and config is not None:
+        return symmetric.log_sums(x[0], label[0], positive, config)
     _launch(x, label, positive, rank, local, out, plain)
     return out
 
@@ -68,6 +69,7 @@ def _launch(
         PRECISION=tiling.precision(x.dtype),
         num_warps=config.warps,
         num_stages=config.stages,
+        maxnreg=config.registers,
     )
 
 

@@ -27,11 +27,10 @@ from pscl_kernels.patch_nt_xent.triton import tiling
 from pscl_kernels.patch_nt_xent.triton.tiling import negatives, walk
 
 
-def log_sums(x: Tensor, label: Tensor, positive: Tensor) -> Tensor:
+def log_sums(x: Tensor, label: Tensor, positive: Tensor, config: tiling.Config) -> Tensor:
     """As `forward.log_sums` with plain sums, for the rows of one rank: x (2N, width), label and positive (2N,)."""
     rows, width = x.shape
     side = shard_rows(rows)
-    config = tiling.symmetric_config(width, x.element_size() * 8)
     low, high, present = tiling.runs(label.unsqueeze(0), label, config.rows, side)
     sums = torch.exp2(positive)
     workspace = positive.new_empty((triton.cdiv(rows, config.rows), side))
@@ -56,6 +55,7 @@ def log_sums(x: Tensor, label: Tensor, positive: Tensor) -> Tensor:
             PRECISION=tiling.precision(x.dtype),
             num_warps=config.warps,
             num_stages=config.stages,
+            maxnreg=config.registers,
         )
         sums[begin:end] += workspace[:blocks, : end - begin].sum(0)
     return sums.log2_()

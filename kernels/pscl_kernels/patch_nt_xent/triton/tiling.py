@@ -34,6 +34,9 @@ class Config(NamedTuple):
     columns: int  # columns of a tile
     warps: int
     stages: int
+    registers: int | None = (
+        None  # most per thread; without, the assembler may spill some to fit in another program
+    )
 
 
 def forward_config(width: int, bits: int) -> Config:
@@ -41,25 +44,30 @@ def forward_config(width: int, bits: int) -> Config:
     if bits == 32:
         return Config(64, 32, 4, 2) if width <= 64 else Config(32, 64, 8, 2)
     if width <= 64:
-        return Config(128, 64, 4, 3)
-    if width <= 128:
-        return Config(128, 128, 8, 2)
-    return Config(128, 64, 8, 2) if width <= 256 else Config(64, 32, 8, 2)
+        return Config(128, 64, 4, 2)
+    return Config(128, 64, 8, 3) if width <= 256 else Config(64, 32, 8, 2)
 
 
-def symmetric_config(width: int, bits: int) -> Config:
-    """Tiling of `symmetric._pair_sums`, as above; whole tiles fit into a block of rows."""
+def symmetric_config(width: int, bits: int) -> Config | None:
+    """Tiling of `symmetric._pair_sums`, as above, or None where no tiling fits the registers.
+
+    Whole tiles fit into a block of rows.
+    """
     if bits == 32:
-        return Config(64, 32, 4, 2) if width <= 64 else Config(32, 32, 8, 2)
+        return Config(64, 32, 4, 2, 255) if width <= 64 else None
     if width <= 64:
         return Config(128, 64, 4, 3)
-    return Config(128, 64, 8, 2) if width <= 256 else Config(64, 32, 8, 2)
+    if width <= 128:
+        return Config(128, 64, 8, 2)
+    return Config(128, 32, 8, 2) if width <= 256 else Config(64, 32, 8, 2)
 
 
 def backward_config(width: int, bits: int) -> Config:
     """Tiling of `backward._weighted_negatives`, as above."""
     if bits == 32:
         return Config(32, 32, 4, 2) if width <= 64 else Config(32, 32, 8, 2)
+    if width <= 64:
+        return Config(128, 64, 8, 2, 255)
     if width <= 128:
         return Config(128, 64, 8, 2)
     return Config(64, 64, 8, 2) if width <= 256 else Config(32, 64, 8, 2)
