@@ -92,6 +92,7 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     subprocess.run([str(SCRIPT), "up", "2"], check=True, stdout=subprocess.DEVNULL)
     os.environ["SLURM_CONF"] = f"{os.environ['CLUSTER_DIR']}/etc/slurm.conf"
+    slurm = subprocess.run(["sbatch", "--version"], capture_output=True, text=True, check=True).stdout.strip()
     rows = []
     try:
         for nodes, tasks in SHAPES:
@@ -105,7 +106,6 @@ def main() -> None:
             for job in job_records(run):
                 SCHEDULERS["slurm"].kill(job)
         subprocess.run([str(SCRIPT), "down"], check=True)
-    slurm = subprocess.run(["sbatch", "--version"], capture_output=True, text=True, check=True).stdout.strip()
     path = record(
         "cpu-submit-latency",
         {"slurm": slurm, "import_seconds": round(imports, 2), "rows": rows},
