@@ -107,7 +107,7 @@ class Heartbeat:
     def explain(self) -> str:
         """Who is to blame for an operation that failed here; empty when all others are well. Takes seconds."""
         self._alarm = True
-        end = time.monotonic() + 8 * self._interval
+        end = time.monotonic() + 10 * self._interval
         while not self.verdict and time.monotonic() < end:
             time.sleep(self._interval / 10)
         if self._rank == 0 and self.verdict:
@@ -155,7 +155,7 @@ class Heartbeat:
     def _findings(self) -> str:
         now = time.monotonic()
         # Once an operation has failed, silence of a few beats is enough.
-        short = 3 * self._interval
+        short = 4 * self._interval
         limit = short if self._alarm else self._timeout
         if self._lost or now - self._contact > limit:
             if self._rank == 0:

@@ -176,15 +176,27 @@ class Ranks:
         return self._store.get("stop").decode() if int(asked) else None
 
     def mean(self, values: dict[str, float]) -> dict[str, float]:
-        """Mean of each value over the ranks that have it (NaN: has not); the same keys on every rank."""
+        """Mean of each value over the ranks that have it; NaN is the same as not having it."""
         if self.group is None:
             return values
-        own = torch.tensor(list(values.values()), dtype=torch.float64)
-        parts = own.new_empty((self.world, len(own)))
-        dist.all_gather(list(parts.unbind(0)), own, group=self.group)
-        # Where all ranks say the same, their mean is exactly that.
-        means = torch.where((parts == parts[0]).all(dim=0), parts[0], parts.nanmean(dim=0))
-        return dict(zip(values, means.tolist(), strict=True))
+        parts = [json.loads(data) for data in self._gather(json.dumps(values).encode())]
+        means: dict[str, float] = {}
+        for key in dict.fromkeys(key for part in parts for key in part):
+            found = [part[key] for part in parts if not math.isnan(part.get(key, math.nan))]
+            # Where all ranks say the same, their mean is exactly that.
+            same = len(set(found)) == 1
+            means[key] = math.nan if not found else found[0] if same else sum(found) / len(found)
+        return means
+
+    def _gather(self, data: bytes) -> list[bytes]:
+        """Every rank's bytes, in rank order."""
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
+        dist.all_gather(sizes, torch.tensor([len(data)]), group=self.group)
+        longest = max(int(size) for size in sizes)
+        own = torch.frombuffer(bytearray(data.ljust(longest)), dtype=torch.uint8)
+        parts = [torch.empty_like(own) for _ in sizes]
+        dist.all_gather(parts, own, group=self.group)
+        return [part.numpy().tobytes()[: int(size)] for part, size in zip(parts, sizes, strict=True)]
 
     def barrier(self) -> None:
         """Wait for all ranks."""
