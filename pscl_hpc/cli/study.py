@@ -44,6 +44,12 @@ def study_command(
     partition: Annotated[str | None, typer.Option(help="Slurm partition.")] = None,
     time: Annotated[str | None, typer.Option(help="Time limit of a job, minutes or D-HH:MM:SS.")] = None,
     gpus: Annotated[int | None, typer.Option(min=0, help="GPUs of a job (local and slurm).")] = None,
+    any_commit: Annotated[
+        bool,
+        typer.Option(
+            "--any-commit", help="Start jobs of a cluster even if the code is changed while they wait."
+        ),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and run nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
 ) -> None:
@@ -89,7 +95,7 @@ def study_command(
         wanted = (load_profile(profile) if profile else Profile()).replace(
             "command line", partition=partition, time=time, gpus_per_node=gpus, cpus_per_task=threads
         )
-        executor = ClusterJobs(cluster, wanted, study.folder, study.name)
+        executor = ClusterJobs(cluster, wanted, study.folder, study.name, any_commit=any_commit)
     state, results = run_study(study, executor, jobs=at_once, progress=not as_json)
     if results.rows:
         page = write_report([study.folder])
