@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -111,6 +112,7 @@ def main() -> None:
         {"slurm": slurm, "import_seconds": round(imports, 2), "rows": rows},
         command=f"python bench/submit_latency.py --repeats {repeats}",
     )
+    shutil.rmtree(folder)
     print(path)
 
 

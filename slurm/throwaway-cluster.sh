@@ -284,6 +284,7 @@ down() {
     unplug_all
     rm -rf "${DIR:?}"/{etc,log,pids,state,spool,local,db,db.socket,munge.*,nodes}
     rmdir "$DIR" 2>/dev/null || true
+    rm -f "$DIR.lock"
 }
 
 [[ $DIR =~ ^/[A-Za-z0-9._/-]{2,60}$ ]] || fail "CLUSTER_DIR must be a short plain path, not '$DIR'"
