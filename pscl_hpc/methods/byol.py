@@ -1,4 +1,4 @@
-"""BYOL (Grill et al. 2020) on the pooled bottleneck: a slow target is predicted, there are no negatives."""
+"""BYOL (Grill et al. 2020) on the pooled bottleneck: a momentum target is predicted, there are no negatives."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from pscl_hpc.config import ByolConfig, PretrainConfig
 from pscl_hpc.methods.base import Method, MethodOutput, Setting, Views
-from pscl_hpc.methods.momentum import MomentumCopy, momentum_at
+from pscl_hpc.methods.momentum import MomentumEncoder, momentum_at
 from pscl_hpc.methods.precision import at_least_float32
 from pscl_hpc.methods.ranks import mean_over_ranks
 from pscl_hpc.models import UNet
@@ -16,7 +16,7 @@ from pscl_hpc.seeding import Draws
 
 
 class Byol(Method):
-    """Each view predicts the other view's slow projection.
+    """Each view predicts the other view's momentum projection.
 
     Args:
         trunk: The U-Net; its encoder is trained.
@@ -28,8 +28,8 @@ class Byol(Method):
         self.config = config
         self.projector = _mlp(trunk.config.widths[-1], config.hidden, config.projection)
         self.predictor = _mlp(config.projection, config.hidden, config.projection)
-        self.slow_trunk = MomentumCopy(trunk)
-        self.slow_projector = MomentumCopy(self.projector)
+        self.momentum_trunk = MomentumEncoder(trunk)
+        self.momentum_projector = MomentumEncoder(self.projector)
 
     @classmethod
     def build(cls, trunk: UNet, config: PretrainConfig, setting: Setting) -> Byol:
@@ -52,15 +52,15 @@ class Byol(Method):
 
     @torch.no_grad()
     def _targets(self, images: Tensor) -> Tensor:
-        bottleneck = self.slow_trunk.module.encode(images)[-1]
-        targets: Tensor = self.slow_projector(bottleneck.mean(dim=(2, 3)))
+        bottleneck = self.momentum_trunk.module.encode(images)[-1]
+        targets: Tensor = self.momentum_projector(bottleneck.mean(dim=(2, 3)))
         return targets
 
     def after_step(self, progress: float) -> None:
         """See :class:`Method`."""
         momentum = momentum_at(self.config.momentum, progress)
-        self.slow_trunk.follow(self.trunk, momentum)
-        self.slow_projector.follow(self.projector, momentum)
+        self.momentum_trunk.follow(self.trunk, momentum)
+        self.momentum_projector.follow(self.projector, momentum)
 
 
 def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:

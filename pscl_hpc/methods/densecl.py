@@ -10,7 +10,7 @@ from pscl_hpc.config import DenseClConfig, PretrainConfig
 from pscl_hpc.methods.base import Method, MethodOutput, Setting, Views
 from pscl_hpc.methods.cells import cells_of, gather_cells
 from pscl_hpc.methods.correspondence import most_similar_cells
-from pscl_hpc.methods.momentum import MomentumCopy, momentum_at
+from pscl_hpc.methods.momentum import MomentumEncoder, momentum_at
 from pscl_hpc.methods.precision import at_least_float32
 from pscl_hpc.methods.queue import KeyQueue, images_per_step
 from pscl_hpc.methods.ranks import whole_loss
@@ -44,9 +44,9 @@ class DenseCl(Method):
         self.dense_head = nn.Sequential(
             nn.Conv2d(channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, config.projection, 1)
         )
-        self.slow_trunk = MomentumCopy(trunk)
-        self.slow_global_head = MomentumCopy(self.global_head)
-        self.slow_dense_head = MomentumCopy(self.dense_head)
+        self.momentum_trunk = MomentumEncoder(trunk)
+        self.momentum_global_head = MomentumEncoder(self.global_head)
+        self.momentum_dense_head = MomentumEncoder(self.dense_head)
         capacity = config.queue_steps * images_per_step
         self.queue = KeyQueue(capacity, config.projection)
         self.dense_queue = KeyQueue(capacity, config.projection)
@@ -83,9 +83,9 @@ class DenseCl(Method):
 
     @torch.no_grad()
     def _keys(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Slow bottleneck (B, C, H, W), image keys (B, D) and cell keys (B, D, H, W)."""
-        features = self.slow_trunk.module.encode(images)[-1]
-        return features, self.slow_global_head(features), self.slow_dense_head(features)
+        """Momentum bottleneck (B, C, H, W), image keys (B, D) and cell keys (B, D, H, W)."""
+        features = self.momentum_trunk.module.encode(images)[-1]
+        return features, self.momentum_global_head(features), self.momentum_dense_head(features)
 
     def _contrast(self, q: Tensor, k: Tensor, queue: KeyQueue) -> Tensor:
         rows = queue.rows()
@@ -103,8 +103,8 @@ class DenseCl(Method):
     def after_step(self, progress: float) -> None:
         """See :class:`Method`."""
         momentum = momentum_at(self.config.momentum, progress)
-        self.slow_trunk.follow(self.trunk, momentum)
-        self.slow_global_head.follow(self.global_head, momentum)
-        self.slow_dense_head.follow(self.dense_head, momentum)
+        self.momentum_trunk.follow(self.trunk, momentum)
+        self.momentum_global_head.follow(self.global_head, momentum)
+        self.momentum_dense_head.follow(self.dense_head, momentum)
         self.queue.advance(self.process_group)
         self.dense_queue.advance(self.process_group)

@@ -13,14 +13,14 @@ from pscl_hpc.config import IdealConfig, PretrainConfig
 from pscl_hpc.methods.base import Method, MethodOutput, Setting, Views
 from pscl_hpc.methods.cells import gather_cells
 from pscl_hpc.methods.correspondence import Matches, match_cells
-from pscl_hpc.methods.momentum import MomentumCopy, momentum_at
+from pscl_hpc.methods.momentum import MomentumEncoder, momentum_at
 from pscl_hpc.models import CellHead, GlobalHead, UNet
 from pscl_hpc.seeding import Draws
 from pscl_kernels import patch_nt_xent, patch_similarity_stats
 
 
 class Ideal(Method):
-    """Cells of the bottleneck of view q against their partners in a slow copy's view k.
+    """Cells of the bottleneck of view q against their partners in the momentum encoder's view k.
 
     The head is made of 1x1 convolutions. It acts on each cell alone, so that only contrasted cells are projected. A
     cell's negatives are the cells of *other images*, of both views and all ranks: cells of its own image may show the
@@ -38,13 +38,13 @@ class Ideal(Method):
         self.backend = backend
         channels = trunk.config.widths[-1]
         self.cell_head = CellHead(channels, hidden=config.hidden, projection=config.projection, groups=1)
-        self.slow_trunk = MomentumCopy(trunk)
-        self.slow_cell_head = MomentumCopy(self.cell_head)
+        self.momentum_trunk = MomentumEncoder(trunk)
+        self.momentum_cell_head = MomentumEncoder(self.cell_head)
         self.global_head: GlobalHead | None = None
-        self.slow_global_head: MomentumCopy[GlobalHead] | None = None
+        self.momentum_global_head: MomentumEncoder[GlobalHead] | None = None
         if config.global_weight:
             self.global_head = GlobalHead(channels, hidden=config.hidden, projection=config.projection)
-            self.slow_global_head = MomentumCopy(self.global_head)
+            self.momentum_global_head = MomentumEncoder(self.global_head)
 
     @classmethod
     def build(cls, trunk: UNet, config: PretrainConfig, setting: Setting) -> Ideal:
@@ -56,17 +56,17 @@ class Ideal(Method):
         """Dense loss, plus ``global_weight`` times the image-level one."""
         query = self.trunk.encode(views.query)[-1]
         with torch.no_grad():
-            key = self.slow_trunk.module.encode(views.key)[-1]
+            key = self.momentum_trunk.module.encode(views.key)[-1]
         matches = self._draw(match_cells(self.config.correspondence, views.geometry, query, key), draws)
         q = self.cell_head(gather_cells(query, matches.query)).flatten(0, 1)
-        k = self.slow_cell_head(gather_cells(key, matches.key)).flatten(0, 1)
+        k = self.momentum_cell_head(gather_cells(key, matches.key)).flatten(0, 1)
         # An image's place in the batch of all ranks is a number that no image of another rank has.
         images = torch.tensor(draws.slots[: len(query)], device=query.device).unsqueeze(1)
         groups = torch.where(matches.valid, images, -1).flatten()
         loss = self._contrast(q, k, groups)
         terms = {"cells/loss": loss.detach()}
-        if self.global_head is not None and self.slow_global_head is not None:
-            image_loss = self._contrast(self.global_head(query), self.slow_global_head(key), None)
+        if self.global_head is not None and self.momentum_global_head is not None:
+            image_loss = self._contrast(self.global_head(query), self.momentum_global_head(key), None)
             loss = loss + self.config.global_weight * image_loss
             terms["image/loss"] = image_loss.detach()
         if measure:
@@ -75,12 +75,12 @@ class Ideal(Method):
         return MethodOutput(loss, terms)
 
     def after_step(self, progress: float) -> None:
-        """Let the slow copies follow."""
+        """Let the momentum encoders follow."""
         momentum = momentum_at(self.config.momentum, progress)
-        self.slow_trunk.follow(self.trunk, momentum)
-        self.slow_cell_head.follow(self.cell_head, momentum)
-        if self.global_head is not None and self.slow_global_head is not None:
-            self.slow_global_head.follow(self.global_head, momentum)
+        self.momentum_trunk.follow(self.trunk, momentum)
+        self.momentum_cell_head.follow(self.cell_head, momentum)
+        if self.global_head is not None and self.momentum_global_head is not None:
+            self.momentum_global_head.follow(self.global_head, momentum)
 
     def _draw(self, matches: Matches, draws: Draws) -> Matches:
         """The pairs of each image that are contrasted, those that exist first; as many for every image."""

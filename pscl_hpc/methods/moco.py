@@ -1,4 +1,4 @@
-"""MoCo v2 (He et al. 2020, Chen et al. 2020) on the pooled bottleneck: slow keys, negatives from a queue."""
+"""MoCo v2 (He et al. 2020, Chen et al. 2020) on the pooled bottleneck: momentum keys, negatives from a queue."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from pscl_hpc.config import MocoConfig, PretrainConfig
 from pscl_hpc.methods.base import Method, MethodOutput, Setting, Views
-from pscl_hpc.methods.momentum import MomentumCopy, momentum_at
+from pscl_hpc.methods.momentum import MomentumEncoder, momentum_at
 from pscl_hpc.methods.precision import at_least_float32
 from pscl_hpc.methods.queue import KeyQueue, images_per_step
 from pscl_hpc.methods.ranks import whole_loss
@@ -39,8 +39,8 @@ class Moco(Method):
         self.global_head = GlobalHead(
             trunk.config.widths[-1], hidden=config.hidden, projection=config.projection
         )
-        self.slow_trunk = MomentumCopy(trunk)
-        self.slow_head = MomentumCopy(self.global_head)
+        self.momentum_trunk = MomentumEncoder(trunk)
+        self.momentum_head = MomentumEncoder(self.global_head)
         self.queue = KeyQueue(config.queue_steps * images_per_step, config.projection)
 
     @classmethod
@@ -52,7 +52,7 @@ class Moco(Method):
         )
 
     def forward(self, views: Views, draws: Draws, measure: bool = False) -> MethodOutput:
-        """InfoNCE of each image of view q with its slow key of view k against the queue.
+        """InfoNCE of each image of view q with its momentum key of view k against the queue.
 
         0, without gradient, at the first step, whose queue is empty.
         """
@@ -75,12 +75,12 @@ class Moco(Method):
 
     @torch.no_grad()
     def _keys(self, images: Tensor) -> Tensor:
-        keys: Tensor = self.slow_head(self.slow_trunk.module.encode(images)[-1])
+        keys: Tensor = self.momentum_head(self.momentum_trunk.module.encode(images)[-1])
         return keys
 
     def after_step(self, progress: float) -> None:
         """See :class:`Method`."""
         momentum = momentum_at(self.config.momentum, progress)
-        self.slow_trunk.follow(self.trunk, momentum)
-        self.slow_head.follow(self.global_head, momentum)
+        self.momentum_trunk.follow(self.trunk, momentum)
+        self.momentum_head.follow(self.global_head, momentum)
         self.queue.advance(self.process_group)

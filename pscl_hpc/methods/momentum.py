@@ -1,4 +1,4 @@
-"""The slow copy of a network: a moving average of its weights, which gives keys (MoCo) or targets (BYOL)."""
+"""The momentum encoder: a moving average of its weights, which gives keys (MoCo) or targets (BYOL)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pscl_hpc.config import MomentumConfig
 _M = TypeVar("_M", bound=nn.Module)
 
 
-class MomentumCopy(nn.Module, Generic[_M]):
+class MomentumEncoder(nn.Module, Generic[_M]):
     """A copy of ``module`` that follows it slowly and has no gradient.
 
     Parameters are averaged; buffers are the copy's own. While training, its batch normalisation thus uses the
@@ -26,7 +26,7 @@ class MomentumCopy(nn.Module, Generic[_M]):
     """
 
     module: _M
-    """The slow network."""
+    """The copy."""
 
     def __init__(self, module: _M) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class MomentumCopy(nn.Module, Generic[_M]):
 
     @torch.no_grad()
     def forward(self, *args: Any) -> Any:
-        """Output of the slow network, without gradient."""
+        """Output of the momentum network, without gradient."""
         return self.module(*args)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""PSCL-MoCo: slow keys, a queue of images and one of class prototypes per scale, targets by production batch and age.
+"""PSCL-MoCo: momentum keys, queues of images and of class prototypes per scale, targets by production batch and age.
 
 Sci. Rep. 2025, doi 10.1038/s41598-025-32855-5; spec section 5. Shape legend: B images, C classes, T templates (k per
 class), D width of a projection, Q entries of a queue.
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from pscl_hpc.config import PretrainConfig, PsclMocoConfig
 from pscl_hpc.methods.base import CellSample, MethodOutput, Setting, Views
 from pscl_hpc.methods.cells import gather_cells
-from pscl_hpc.methods.momentum import MomentumCopy, momentum_at
+from pscl_hpc.methods.momentum import MomentumEncoder, momentum_at
 from pscl_hpc.methods.precision import at_least_float32
 from pscl_hpc.methods.pscl import AnnotatedPscl
 from pscl_hpc.methods.queue import KeyQueue, images_per_step
@@ -54,9 +54,9 @@ class PsclMoco(AnnotatedPscl):
         backend: str = "auto",
     ) -> None:
         super().__init__(trunk, config, classes=classes, ignored=ignored, backend=backend)
-        self.slow_trunk = MomentumCopy(trunk)
-        self.slow_global_head = MomentumCopy(self.global_head)
-        self.slow_cell_heads = MomentumCopy(self.cell_heads)
+        self.momentum_trunk = MomentumEncoder(trunk)
+        self.momentum_global_head = MomentumEncoder(self.global_head)
+        self.momentum_cell_heads = MomentumEncoder(self.cell_heads)
         capacity = config.queue_steps * images_per_step
         self.image_queue = KeyQueue(capacity, config.projection)
         self.prototype_queues = nn.ModuleList(
@@ -93,7 +93,7 @@ class PsclMoco(AnnotatedPscl):
             query_cells = partner_cells(views.geometry, key_cells, height, width)
             q = self.cell_heads[scale](gather_cells(query.scales[scale], query_cells))
             with torch.no_grad():
-                k = self.slow_cell_heads.module[scale](gather_cells(key.scales[scale], key_cells))
+                k = self.momentum_cell_heads.module[scale](gather_cells(key.scales[scale], key_cells))
             parts.append(self._patch_part(scale, views, sample, q, k))
             shares.append(float(sample.classes.numel()))
             if measure:
@@ -112,25 +112,25 @@ class PsclMoco(AnnotatedPscl):
     @torch.no_grad()
     def key_features(self, views: Views) -> Features:
         """See :class:`Method`: those of the key encoder."""
-        features: Features = self.slow_trunk(views.key)
+        features: Features = self.momentum_trunk(views.key)
         return features
 
     def sample_cells(self, views: Views, key: Features, draws: Draws) -> tuple[CellSample, ...]:
         """See :class:`CellSampler`; cells are compared by the projections of the key encoder."""
-        return self.sampler(views, key, self.slow_cell_heads.module, draws)
+        return self.sampler(views, key, self.momentum_cell_heads.module, draws)
 
     def after_step(self, progress: float) -> None:
         """See :class:`Method`."""
         momentum = momentum_at(self.config.momentum, progress)
-        self.slow_trunk.follow(self.trunk, momentum)
-        self.slow_global_head.follow(self.global_head, momentum)
-        self.slow_cell_heads.follow(self.cell_heads, momentum)
+        self.momentum_trunk.follow(self.trunk, momentum)
+        self.momentum_global_head.follow(self.global_head, momentum)
+        self.momentum_cell_heads.follow(self.cell_heads, momentum)
         for queue in (self.image_queue, *self.prototype_queues):
             cast(KeyQueue, queue).advance(self.process_group)
 
     def _image_part(self, views: Views, query: Features, key: Features) -> Tensor:
         """This rank's part of the image loss; stages the image keys."""
-        q, k = self.global_head(query.bottleneck), self.slow_global_head(key.bottleneck)
+        q, k = self.global_head(query.bottleneck), self.momentum_global_head(key.bottleneck)
         queue = self.image_queue.rows()
         same = self.target_scale * self.config.image_condition_decay ** queue.ages.float()
         part = queue_info_nce(

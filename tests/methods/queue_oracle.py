@@ -1,4 +1,4 @@
-"""Oracles of the methods with slow copies and queues, in double precision and loops."""
+"""Oracles of the methods with momentum encoders and queues, in double precision and loops."""
 
 from __future__ import annotations
 

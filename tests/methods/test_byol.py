@@ -29,8 +29,8 @@ def test_steps_equal_the_simulation() -> None:
             for images in (views.query, views.key):
                 pooled = method.trunk.encode(images)[-1].mean(dim=(2, 3))
                 predicted.append(method.predictor(method.projector(pooled)))
-                slow = method.slow_trunk.module.encode(images)[-1].mean(dim=(2, 3))
-                target.append(method.slow_projector.module(slow))
+                slow = method.momentum_trunk.module.encode(images)[-1].mean(dim=(2, 3))
+                target.append(method.momentum_projector.module(slow))
         wanted = 0.0
         for image in range(4):
             for here, there in ((0, 1), (1, 0)):
@@ -42,20 +42,20 @@ def test_steps_equal_the_simulation() -> None:
         optimiser.step()
         method.after_step((step + 1) / 3)
         average.follow(0.8)
-        average.assert_equals(method.slow_trunk, method.slow_projector)
+        average.assert_equals(method.momentum_trunk, method.momentum_projector)
 
 
 def test_target_stands_still_at_the_end_of_a_cosine() -> None:
     method = make_method()
-    before = [weight.clone() for weight in method.slow_trunk.parameters()]
+    before = [weight.clone() for weight in method.momentum_trunk.parameters()]
     with torch.no_grad():
         for weight in method.trunk.parameters():
             weight.add_(1.0)
     method.after_step(1.0)
-    for a, b in zip(before, method.slow_trunk.parameters(), strict=True):
+    for a, b in zip(before, method.momentum_trunk.parameters(), strict=True):
         assert torch.equal(a, b)
     method.after_step(0.0)
-    assert all(not torch.equal(a, b) for a, b in zip(before, method.slow_trunk.parameters(), strict=True))
+    assert all(not torch.equal(a, b) for a, b in zip(before, method.momentum_trunk.parameters(), strict=True))
 
 
 def test_learning_lowers_the_loss() -> None:

@@ -32,9 +32,9 @@ def test_steps_equal_the_simulation(weight: float) -> None:
         views = views_of_step(step, 2)
         with torch.no_grad():
             feature_q = method.trunk.encode(views.query)[-1]
-            feature_k = method.slow_trunk.module.encode(views.key)[-1]
-            q, k = method.global_head(feature_q), method.slow_global_head.module(feature_k)
-            dense_q, dense_k = method.dense_head(feature_q), method.slow_dense_head.module(feature_k)
+            feature_k = method.momentum_trunk.module.encode(views.key)[-1]
+            q, k = method.global_head(feature_q), method.momentum_global_head.module(feature_k)
+            dense_q, dense_k = method.dense_head(feature_q), method.momentum_dense_head.module(feature_k)
         rows, positives = [], []
         for image in range(2):
             cells = [(y, x) for y in range(feature_q.shape[2]) for x in range(feature_q.shape[3])]
@@ -56,7 +56,7 @@ def test_steps_equal_the_simulation(weight: float) -> None:
         optimiser.step()
         method.after_step(0.5)
         average.follow(0.7)
-        average.assert_equals(method.slow_trunk, method.slow_global_head, method.slow_dense_head)
+        average.assert_equals(method.momentum_trunk, method.momentum_global_head, method.momentum_dense_head)
         images.extend(unit(row) for row in k)
         pooled.extend(unit(grid.double().mean(dim=(1, 2))) for grid in dense_k)
         for queue, entries in ((method.queue, images), (method.dense_queue, pooled)):

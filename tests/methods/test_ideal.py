@@ -22,7 +22,7 @@ def make_method(**changes: object) -> Ideal:
     config = IdealConfig.model_validate({"projection": 8, "hidden": 8, "cells_per_image": 0, **changes})
     method = Ideal(UNet(ModelConfig(widths=(4, 8, 8, 16))), config)
     with torch.no_grad():  # so that a mix-up of the branches shows
-        for weight in method.slow_trunk.parameters():
+        for weight in method.momentum_trunk.parameters():
             weight.mul_(1.1)
     return method
 
@@ -30,7 +30,7 @@ def make_method(**changes: object) -> Ideal:
 def oracle(method: Ideal, views: Views, tau: float) -> float:
     """-log of the positive's share against all cells of other images, over both views, cell by cell."""
     query = method.trunk.encode(views.query)[-1].detach()
-    key = method.slow_trunk.module.encode(views.key)[-1].detach()
+    key = method.momentum_trunk.module.encode(views.key)[-1].detach()
     matches = match_cells(method.config.correspondence, views.geometry, query, key)
     width = query.shape[3]
     rows, images = [[], []], []
@@ -40,7 +40,7 @@ def oracle(method: Ideal, views: Views, tau: float) -> float:
                 continue
             images.append(image)
             for side, (cell_map, cells, head) in enumerate(
-                ((query, matches.query, method.cell_head), (key, matches.key, method.slow_cell_head))
+                ((query, matches.query, method.cell_head), (key, matches.key, method.momentum_cell_head))
             ):
                 cell = int(cells[image, pair])
                 vector = head(cell_map[image, :, cell // width, cell % width]).detach()
@@ -65,11 +65,11 @@ def test_loss_equals_the_oracle(rule: str) -> None:
 def test_image_level_term_is_added_with_its_weight() -> None:
     views, method = make_views(3, 0), make_method(global_weight=0.5)
     assert method.global_head is not None
-    assert method.slow_global_head is not None
+    assert method.momentum_global_head is not None
     output = method(views, draws(7))
     with torch.no_grad():
         q = method.global_head(method.trunk.encode(views.query)[-1])
-        k = method.slow_global_head(method.slow_trunk.module.encode(views.key)[-1])
+        k = method.momentum_global_head(method.momentum_trunk.module.encode(views.key)[-1])
     image = nt_xent(q, k, [0, 1, 2], 0.2)
     assert float(output.terms["image/loss"]) == pytest.approx(image, rel=1e-4)
     dense = float(output.terms["cells/loss"])
@@ -80,7 +80,7 @@ def test_gradient_reaches_the_fast_encoder_and_nothing_else() -> None:
     views, method = make_views(3, 0), make_method(global_weight=0.5, cells_per_image=9)
     method(views, draws(0)).loss.backward()
     for name, parameter in method.named_parameters():
-        learns = not name.startswith(("slow", "trunk.decoder"))
+        learns = not name.startswith(("momentum", "trunk.decoder"))
         assert (parameter.grad is not None) == learns, name
         assert not learns or bool(parameter.grad.abs().sum() > 0), name
 
@@ -88,14 +88,14 @@ def test_gradient_reaches_the_fast_encoder_and_nothing_else() -> None:
 def test_the_slow_branch_follows() -> None:
     method = make_method(momentum={"start": 0.75})
     fast = next(method.trunk.parameters()).detach().clone()
-    slow = next(method.slow_trunk.parameters()).detach().clone()
+    slow = next(method.momentum_trunk.parameters()).detach().clone()
     head = next(method.cell_head.parameters())
     with torch.no_grad():
         head.add_(1.0)
-    before = next(method.slow_cell_head.parameters()).detach().clone()
+    before = next(method.momentum_cell_head.parameters()).detach().clone()
     method.after_step(0.5)
-    assert torch.allclose(next(method.slow_trunk.parameters()), 0.75 * slow + 0.25 * fast)
-    assert torch.allclose(next(method.slow_cell_head.parameters()), before + 0.25)
+    assert torch.allclose(next(method.momentum_trunk.parameters()), 0.75 * slow + 0.25 * fast)
+    assert torch.allclose(next(method.momentum_cell_head.parameters()), before + 0.25)
 
 
 def test_drawn_cells_exist_are_distinct_and_belong_to_their_slot() -> None:

@@ -30,7 +30,7 @@ def test_steps_equal_the_simulation() -> None:
         views = views_of_step(step, 3)
         with torch.no_grad():
             q = method.global_head(method.trunk.encode(views.query)[-1])
-            k = method.slow_head.module(method.slow_trunk.module.encode(views.key)[-1])
+            k = method.momentum_head.module(method.momentum_trunk.module.encode(views.key)[-1])
         output = method(views, draws_of_step(step))
         wanted = sum(info_nce(q, k, list(entries), 0.2)) / 3
         assert float(output.loss.detach()) == pytest.approx(wanted, rel=1e-5, abs=1e-6)
@@ -40,7 +40,7 @@ def test_steps_equal_the_simulation() -> None:
         progress = (step + 1) / 5
         method.after_step(progress)
         average.follow(1 - 0.1 * (torch.cos(torch.tensor(torch.pi * progress).double()).item() + 1) / 2)
-        average.assert_equals(method.slow_trunk, method.slow_head)
+        average.assert_equals(method.momentum_trunk, method.momentum_head)
         entries.extend(unit(row) for row in k)
         stored = method.queue.keys[:, 0].double()
         order = [(int(method.queue.cursor) + i) % 6 for i in range(6)][6 - len(entries) :]

@@ -1,4 +1,4 @@
-"""Slow copies and queues against simulations that go one image at a time."""
+"""Momentum encoders and queues against simulations that go one image at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pscl_hpc.config import MomentumConfig
-from pscl_hpc.methods.momentum import MomentumCopy, momentum_at
+from pscl_hpc.methods.momentum import MomentumEncoder, momentum_at
 from pscl_hpc.methods.queue import KeyQueue
 
 
@@ -23,7 +23,7 @@ def network() -> nn.Sequential:
 def test_slow_copy_is_the_moving_average_of_the_weights() -> None:
     torch.manual_seed(0)
     fast = network()
-    slow = MomentumCopy(fast)
+    slow = MomentumEncoder(fast)
     wanted = [weight.detach().double() for weight in fast.parameters()]
     for momentum in (0.9, 0.5, 1.0, 0.99):
         with torch.no_grad():
@@ -45,7 +45,7 @@ def test_slow_copy_is_the_moving_average_of_the_weights() -> None:
 def test_slow_copy_has_its_own_statistics_and_no_gradient() -> None:
     torch.manual_seed(0)
     fast = network()
-    slow = MomentumCopy(fast)
+    slow = MomentumEncoder(fast)
     output = slow(torch.randn(8, 3))
     assert not output.requires_grad
     assert bool((slow.module[1].running_mean != 0).any())

@@ -1,4 +1,4 @@
-"""What holds for every method with a slow copy: where gradients go, and what a checkpoint must hold."""
+"""What holds for every method with the momentum encoder: where gradients go, and what a checkpoint must hold."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_gradient_only_where_it_should_be(name: str) -> None:
     assert all(loss == loss for loss in losses)
     assert losses[0] == 0.0 or name == "byol", "nothing in the queue, nothing to tell apart"
     for key, weight in method.named_parameters():
-        slow = key.startswith("slow_")
+        slow = key.startswith("momentum_")
         idle = key.startswith("trunk.decoder") and name != "pscl-moco"
         assert weight.requires_grad != slow, key
         if slow or idle:

@@ -71,8 +71,8 @@ def test_steps_equal_the_simulation(changes: dict[str, object]) -> None:
         views = views_of_step(step, 3, 1)
         conditions = views.conditions.tolist()
         with torch.no_grad():
-            query, key = method.trunk(views.query), method.slow_trunk.module(views.key)
-            q, k = method.global_head(query.bottleneck), method.slow_global_head.module(key.bottleneck)
+            query, key = method.trunk(views.query), method.momentum_trunk.module(views.key)
+            q, k = method.global_head(query.bottleneck), method.momentum_global_head.module(key.bottleneck)
         samples = method.sample_cells(views, key, draws_of_step(step))
         entries = [entry for image in images for entry in image]
         wanted_targets = [
@@ -111,7 +111,7 @@ def test_steps_equal_the_simulation(changes: dict[str, object]) -> None:
                                 head[number](features.scales[number][image, :, cell // width, cell % width])
                                 for head, features, cell in (
                                     (method.cell_heads, query, at[0]),
-                                    (method.slow_cell_heads.module, key, at[1]),
+                                    (method.momentum_cell_heads.module, key, at[1]),
                                 )
                             )
                         y = targets(
@@ -148,7 +148,7 @@ def test_steps_equal_the_simulation(changes: dict[str, object]) -> None:
         optimiser.step()
         method.after_step((step + 1) / 4)
         average.follow(0.9)
-        average.assert_equals(method.slow_trunk, method.slow_global_head, method.slow_cell_heads)
+        average.assert_equals(method.momentum_trunk, method.momentum_global_head, method.momentum_cell_heads)
         for stored, fresh in ((images, fresh_images), *zip(prototypes, fresh_prototypes, strict=True)):
             for image in stored:
                 for entry in image:
@@ -183,7 +183,7 @@ def own_share(batch: int, *, scale_targets: bool) -> float:
     queue.ages.copy_(torch.arange(2).repeat_interleave(batch + 1) + 1)
     with torch.no_grad():
         q = method.global_head(method.trunk(views.query).bottleneck)
-        k = method.slow_global_head.module(method.slow_trunk.module(views.key).bottleneck)
+        k = method.momentum_global_head.module(method.momentum_trunk.module(views.key).bottleneck)
         loss = method(views, draws_of_step(0)).terms["image/loss"]
     p = F.cosine_similarity(q.double(), k.double()) / 0.5
     log_sum = (p.exp() + len(queue.ages)).log()

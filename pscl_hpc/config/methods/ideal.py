@@ -22,7 +22,7 @@ class IdealConfig(MethodBase):
     """Cells of each image that are contrasted, drawn at random in each step; 0 takes all. All pairs of cells of
     different images are compared, so the work grows with the square."""
     momentum: MomentumConfig = MomentumConfig(start=0.99)
-    """The branch of view k is a slow copy that has no gradient."""
+    """The branch of view k is the momentum encoder that has no gradient."""
     temperature: Positive = 0.2
     """Temperature of the contrast."""
     global_weight: NonNegative = 0.0

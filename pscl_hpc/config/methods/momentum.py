@@ -1,4 +1,4 @@
-"""The slow copy of an encoder that gives keys or targets."""
+"""The momentum encoder of an encoder that gives keys or targets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pscl_hpc.config.common import Fraction, Strict
 
 
 class MomentumConfig(Strict):
-    """How a slow copy follows the trained network: ``slow = m * slow + (1 - m) * fast`` after each step."""
+    """How the momentum encoder follows the trained network: ``slow = m * slow + (1 - m) * fast`` after each step."""
 
     start: Fraction = 0.99
     """m, at the first step. The copy lags by about 1 / (1 - m) steps: a run of a few hundred wants 0.9."""

@@ -71,7 +71,7 @@ class PsclSimclrConfig(AnnotatedPatchConfig):
 
 
 class PsclMocoConfig(AnnotatedPatchConfig):
-    """PSCL with a slow key encoder and queues of images and of class prototypes (spec section 5)."""
+    """PSCL with a momentum encoder of keys and queues of images and of class prototypes (spec section 5)."""
 
     name: Literal["pscl-moco"] = "pscl-moco"
     templates_per_class: Count = 30
