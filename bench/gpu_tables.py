@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,14 +162,13 @@ def marks(device: Device) -> str:
     rows: list[list[str]] = []
     shipped = device.result("patch-nt-xent").get("shipped")
     for (width, groups), mark in LOSS_MARKS_MS.items():
-        where = {"rows": ROWS, "width": width, "groups": groups, "dtype": DTYPE}
-        ours = next(device.entries("patch-nt-xent", implementation=shipped, **where), {})
-        time = median(ours, BOTH)
-        what = f"loss, 65,536 rows, width {width}, {'four groups' if groups else 'each pair its own group'}"
-        rows.append(
-            [what, f"{mark:g} ms", _or_not(time, "{:.2f} ms"), _verdict(time, lambda t, m=mark: t <= m)]
+        where = {"rows": ROWS, "width": width, "groups": groups}
+        time = median(
+            next(device.entries("patch-nt-xent", implementation=shipped, dtype=DTYPE, **where), {}), BOTH
         )
-        rivals = [median(entry, BOTH) for name, entry in losses(device, **where) if name not in OURS]
+        what = f"loss, 65,536 rows, width {width}, {'four groups' if groups else 'each pair its own group'}"
+        rows.append([what, f"{mark:g} ms", _or_not(time, "{:.2f} ms"), _verdict(time, at_most=mark)])
+        rivals = [median(entry, BOTH) for name, entry in losses(device, DTYPE, **where) if name not in OURS]
         others = [other for other in rivals if other is not None]
         if others:
             best = min(others)
@@ -177,7 +177,7 @@ def marks(device: Device) -> str:
                     f"{what}: the fastest peer",
                     "slower than ours",
                     f"{best:.2f} ms",
-                    _verdict(time, lambda t, b=best: t < b),
+                    _verdict(time, at_most=best),
                 ]
             )
     large = next(
@@ -189,7 +189,7 @@ def marks(device: Device) -> str:
     peak = large.get(BOTH, {}).get("peak_bytes")
     rows.append(
         ["loss, 1,048,576 rows, width 64: memory", "2 GiB", _or_not(peak and peak / GIB, "{:.2f} GiB"),
-         _verdict(peak, lambda p: p < 2 * GIB)]
+         _verdict(peak, at_most=2 * GIB)]
     )  # fmt: skip
     ours = [
         e for e in device.entries("sample-similar", implementation="triton", dtype=DTYPE)
@@ -198,23 +198,25 @@ def marks(device: Device) -> str:
     share = min((e["share_of_floor"] for e in ours), default=None)
     rows.append(
         ["sampling, 256 images, 35,344 cells and more: share of floor", "50%", _or_not(share, "{:.0%}"),
-         _verdict(share, lambda s: s >= 0.5)]
+         _verdict(share, at_least=0.5)]
     )  # fmt: skip
-    where = {"batch": 8, "templates": 64, "cells": 35_344, "dtype": DTYPE}
+    small = {"batch": 8, "templates": 64, "cells": 35_344}
     pair = [
-        next(device.entries("sample-similar", implementation=name, **where), {}).get("ms_per_image")
+        next(device.entries("sample-similar", implementation=name, dtype=DTYPE, **small), {}).get(
+            "ms_per_image"
+        )
         for name in ("released loop", "triton")
     ]
     ratio = pair[0] / pair[1] if pair[0] and pair[1] else None
     rows.append(
         ["sampling, 8 images, 64 templates: released loop / ours", "100x", _or_not(ratio, "{:,.0f}x"),
-         _verdict(ratio, lambda r: r >= 100)]
+         _verdict(ratio, at_least=100)]
     )  # fmt: skip
     summary = device.result("step").get("summary", {})
     speedup = max((found.get("speedup_best", 0.0) for found in summary.values()), default=0.0) or None
     rows.append(
         ["whole step, images per second: ours / released, best batches", "10x", _or_not(speedup, "{:.1f}x"),
-         _verdict(speedup, lambda r: r >= 10)]
+         _verdict(speedup, at_least=10)]
     )  # fmt: skip
     return _table(["", "mark", "measured", "reached"], rows)
 
@@ -272,5 +274,5 @@ def _or_not(value: float | None, form: str) -> str:
     return "not measured" if value is None else form.format(value)
 
 
-def _verdict(value: float | None, holds: Callable[[float], bool]) -> str:
-    return "" if value is None else "yes" if holds(value) else "no"
+def _verdict(value: float | None, *, at_most: float = math.inf, at_least: float = -math.inf) -> str:
+    return "" if value is None else "yes" if at_least <= value <= at_most else "no"

@@ -21,8 +21,9 @@ PACKAGES = ("torch", "triton", "numpy", "h5py", "monai")
 def record(name: str, result: dict[str, Any], *, command: str) -> Path:
     """Write `result` to `<results folder>/<name>.json` and return that path.
 
-    Added to it are the command that measured it, the commit (marked where tracked files differ from it), the date,
-    the devices and the versions. An older file of that name is replaced.
+    Added to it are the command that measured it, the commit (marked where tracked files differ from it; outside a
+    checkout the environment variable PSCL_BENCH_COMMIT), the date, the devices and the versions. An older file of that
+    name is replaced.
     """
     folder = Path(os.environ.get("PSCL_BENCH_RESULTS", RESULTS))
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +54,7 @@ def _commit() -> str:
         commit = git("rev-parse", "HEAD").strip()
         return commit + ("+changes" if git("diff", "HEAD", "--name-only").strip() else "")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("PSCL_BENCH_COMMIT", "unknown")
 
 
 def _device() -> dict[str, Any]:

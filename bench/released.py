@@ -1,3 +1,4 @@
+# mypy: disable-error-code="import-not-found, union-attr, arg-type, operator, unused-ignore"
 """The released PSCL-SimCLR code and ours on the same weights, images, geometry and tie-breaks, on any device.
 
 The released code is a folder with github.com/neulmc/PSCL at commit 9b012a9. It wants CUDA and torchvision: on a CPU

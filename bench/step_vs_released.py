@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-call"
 """One PSCL-SimCLR step on a CPU, ours beside the released code, with the same weights, images, geometry and tie-breaks.
 
     python bench/step_vs_released.py CHECKOUT [--size 376] [--batch 8] [--repeats 2]

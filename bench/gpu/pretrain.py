@@ -58,8 +58,8 @@ def main() -> None:
     setting = parse(__doc__)
     require(setting, "patch_nt_xent", "sample_similar")
     if setting.only is not None:
-        batch, precision = setting.only.split(",")
-        print(json.dumps(measured(setting, Path(os.environ["ARCHIVE"]), int(batch), precision)))
+        size, precision = setting.only.split(",")
+        print(json.dumps(measured(setting, Path(os.environ["ARCHIVE"]), int(size), precision)))
         return
     with tempfile.TemporaryDirectory() as folder:
         given = "ARCHIVE" in os.environ

@@ -69,7 +69,9 @@ def measured(
     options = structure(setting, shape, labels)
 
     def call(a: Tensor, b: Tensor, c: Tensor, backend: str = backend) -> Tensor:
-        weights = {n: v.to(a.dtype) if v.is_floating_point() else v for n, v in options.items()}
+        weights: dict[str, Any] = {
+            n: v.to(a.dtype) if v.is_floating_point() else v for n, v in options.items()
+        }
         return queue_info_nce(a, b, c, temperature=TEMPERATURE, backend=backend, **weights)
 
     def truth(a: Tensor, b: Tensor, c: Tensor) -> Tensor:

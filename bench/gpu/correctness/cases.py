@@ -1,7 +1,7 @@
 """Device, dtypes and inputs that the checks share."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ DEFINITION_ROWS = 4096
 Case = tuple[int | float, ...]
 
 
-def sized(cases: list[Case], size: Callable[..., int] = lambda n, *_: n) -> list[Case]:
+def sized(cases: Sequence[Case], size: Callable[..., int] = lambda n, *_: n) -> list[Case]:
     """The cases that are small enough for where they run."""
     return [case for case in cases if not INTERPRETED or size(*case) <= 100]
 

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-call"
 """The queue loss on a GPU: hard and soft labels, empty slots, rows that take no part."""
 
 import math
@@ -95,7 +96,10 @@ def test_bad_values_are_not_hidden() -> None:
     queue = entries(40, 16, DTYPES[-1])
     assert not queue_info_nce(q, k, queue, backend="triton").isfinite()
     absent = torch.where(torch.arange(50, device=DEVICE) == 7, -1, 0)
-    groups = {"groups": absent, "queue_groups": torch.zeros(40, dtype=torch.int64, device=DEVICE)}
+    groups: dict[str, Any] = {
+        "groups": absent,
+        "queue_groups": torch.zeros(40, dtype=torch.int64, device=DEVICE),
+    }
     assert queue_info_nce(q, k, queue, backend="triton", **groups).isfinite()
 
 

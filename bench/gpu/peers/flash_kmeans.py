@@ -1,3 +1,4 @@
+# mypy: disable-error-code="import-not-found"
 """flash-kmeans: its assignment of points to centroids is the best cell of each template, without exclusion."""
 
 from torch import Tensor

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="arg-type, no-any-return"
 """torch's FlexAttention: its logsumexp under a block mask, sorted by group so that whole blocks drop out."""
 
 import warnings

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="import-not-found"
 """Inf-CL (Inf-CLIP): a tiled logsumexp in Triton, forward and two backward kernels."""
 
 from torch import Tensor

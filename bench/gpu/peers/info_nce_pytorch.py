@@ -1,3 +1,4 @@
+# mypy: disable-error-code="import-not-found"
 """InfoNCE of info-nce-pytorch."""
 
 from torch import Tensor

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="import-not-found"
 """Liger-Kernel: fused losses for language models. It is looked through for a contrastive one."""
 
 import pkgutil

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="import-not-found"
 """ClipLoss of open_clip."""
 
 from torch import Tensor

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-call"
 """torch's fused attention, flash and cuDNN: its output is the gradient of its logsumexp.
 
 With keys and values the same rows x, attention gives out_i = sum_j p_ij x_j and the logsumexp over j, which together
