@@ -194,6 +194,32 @@ def kernels(name: str) -> str:
     return f"{shape}:\n\n" + _table(head, rows) + _origin(name, content)
 
 
+def peers(name: str) -> str:
+    """Both losses beside what others offer, on a CPU, fastest first."""
+    content = _load(name)
+    result = content["result"]
+    rows = [
+        [
+            task,
+            peer,
+            f"{1e3 * found['median_seconds']:,.0f}",
+            f"{found['peak_bytes'] / 1e6:,.1f}",
+            f"{found['time_ratio']:.3f}",
+            f"{found['memory_ratio']:.4f}",
+            found.get("differs", ""),
+        ]
+        for label, found in sorted(
+            result["measured"].items(),
+            key=lambda pair: (pair[0].partition(", ")[0], pair[1]["median_seconds"]),
+        )
+        for task, _, peer in [label.partition(", ")]
+    ]
+    shape = ", ".join(f"{key} {value}" for key, value in result["shape"].items())
+    head = ["task", "implementation", "median, ms of CPU time", "peak memory, MB", "chunked / it, time"]
+    head += ["chunked / it, memory", "what it does differently"]
+    return f"{shape}:\n\n" + _table(head, rows) + _origin(name, content)
+
+
 def archive_rate(name: str) -> str:
     """Random windows per second by compression."""
     content = _load(name)
@@ -262,6 +288,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cpu-checkpoint-overhead": lambda: checkpoint_overhead("cpu-checkpoint-overhead"),
     "cpu-scaling": lambda: scaling("cpu-scaling"),
     "synthetic-statistics": lambda: synthetic("synthetic-statistics"),
+    "cpu-peers": lambda: peers("cpu-peers"),
     "cpu-step-loss": lambda: step_loss("cpu-step-vs-released"),
     **{name: partial(gpu_tables.table, name, RESULTS) for name in gpu_tables.GPU_TABLES},
 }
