@@ -28,7 +28,7 @@ PEERS = (
         "cut-cross-entropy",
         "loss",
         loss,
-        differs="leaves small gradients out; locks, so its sums vary; a row's own product stays among its negatives",
+        differs="on a GPU leaves small gradients out, and locks, so that sums vary; a row's own product stays among its negatives",
         self_pair=True,
         most_rows=262_144,
     ),
