@@ -28,7 +28,8 @@ PEERS = (
         "cut-cross-entropy",
         "loss",
         loss,
-        differs="on a GPU leaves small gradients out, and locks, so that sums vary; a row's own product stays among its negatives",
+        differs="on a GPU leaves small gradients out, and locks, so that sums vary; "
+        "a row's own product stays among its negatives",
         self_pair=True,
         most_rows=262_144,
     ),
