@@ -43,9 +43,9 @@ runs/demo/alloys.h5: | $(STAMP)
 test: $(STAMP)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slurm" $(TESTS)
 
-# One process: the tests share one cluster, and each of them fills the machine.
+# A cluster for each file; the tests mostly wait.
 test-slurm: $(STAMP)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/slurm
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 4 --dist loadfile tests/slurm
 
 check: $(STAMP)
 	$(BIN)/ruff check .

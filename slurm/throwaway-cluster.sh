@@ -21,7 +21,8 @@
 # Environment, for `up`: CLUSTER_DIR (folder of the cluster, /tmp/throwaway-slurm), CLUSTER_PORT (first of N + 3 TCP
 # ports, 17817), CLUSTER_NET (first three bytes of the addresses, 198.18.91), CLUSTER_GRACE_S (from the notice of a
 # preemption to the end, 20), CLUSTER_SILENCE_S (after which a node counts as down, 12).
-set -euo pipefail
+set -Eeuo pipefail
+trap 'echo "throwaway-cluster: line $LINENO failed: $BASH_COMMAND" >&2' ERR
 
 DIR=${CLUSTER_DIR:-/tmp/throwaway-slurm}
 NET=${CLUSTER_NET:-198.18.91}
@@ -62,6 +63,13 @@ stop() { # NAME SIGNAL SECONDS
         sleep 0.1
     done
     kill -s KILL "$id" 2>/dev/null || true
+}
+
+alone() { # COMMAND..: not at the same time as for another cluster of this machine, which these commands do not stand
+    (
+        flock 7
+        "$@"
+    ) 7>/tmp/throwaway-cluster.lock
 }
 
 await() { # WHAT COMMAND..
@@ -249,15 +257,15 @@ up() { # NODES
         [ "$(printf '%s\n' "$version" 23.02 | sort -V | head -1)" = 23.02 ] ||
             preemption_notice=SlurmctldParameters=preempt_send_user_signal
         write_files "$nodes"
-        unplug_all
-        plug_all "$nodes"
+        alone unplug_all
+        alone plug_all "$nodes"
         echo "$nodes" >"$DIR/nodes"
     fi
     export SLURM_CONF=$DIR/etc/slurm.conf
     running munged >/dev/null || rm -f "$DIR"/munge.socket*
     start munged munged --force --foreground --key-file="$DIR/munge.key" --socket="$DIR/munge.socket" \
         --pid-file="$DIR/pids/own.munged" --log-file="$DIR/log/munged.log" --seed-file="$DIR/munge.seed"
-    [ -d "$DIR/db" ] || mariadb-install-db --no-defaults --user=root --datadir="$DIR/db" --skip-test-db \
+    [ -d "$DIR/db" ] || alone mariadb-install-db --no-defaults --user=root --datadir="$DIR/db" --skip-test-db \
         --auth-root-authentication-method=socket --auth-root-socket-user=root \
         --innodb-log-file-size=8M >"$DIR/log/database-setup.out" 2>&1
     start mariadbd mariadbd --no-defaults --user=root --datadir="$DIR/db" --socket="$DIR/db.socket" --skip-networking \
@@ -281,7 +289,7 @@ down() {
     stop slurmctld TERM 5
     for node in $(seq "$(cat "$DIR/nodes" 2>/dev/null || echo 0)"); do crash "n$node"; done
     for name in slurmdbd mariadbd munged; do stop "$name" TERM 15; done
-    unplug_all
+    alone unplug_all
     rm -rf "${DIR:?}"/{etc,log,pids,state,spool,local,db,db.socket,munge.*,nodes}
     rmdir "$DIR" 2>/dev/null || true
     rm -f "$DIR.lock"

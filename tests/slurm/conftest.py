@@ -1,4 +1,4 @@
-"""One throw-away Slurm for all tests of this folder; they are skipped where it cannot be started."""
+"""A throw-away Slurm for the tests of this folder; they are skipped where it cannot be started."""
 
 from __future__ import annotations
 
@@ -36,8 +36,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 class Cluster:
     """Slurm on three nodes, n1 to n3."""
 
-    def __init__(self, folder: Path) -> None:
-        self.environment = {**os.environ, "CLUSTER_DIR": str(folder)}
+    def __init__(self, folder: Path, number: int) -> None:
+        self.environment = {
+            **os.environ,
+            "CLUSTER_DIR": str(folder),
+            "CLUSTER_PORT": str(17817 + 10 * number),
+            "CLUSTER_NET": f"198.18.{91 + number}",
+            "CLUSTER_SILENCE_S": "6",
+        }
 
     def __call__(self, *arguments: str) -> str:
         done = subprocess.run(
@@ -57,7 +63,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     missing = subprocess.run([str(SCRIPT), "check"], capture_output=True, text=True)
     if missing.returncode:
         pytest.skip(missing.stderr.strip())
-    cluster = Cluster(Path(f"/tmp/pscl-slurm-{os.getpid()}"))
+    # Each process of the test run has its own.
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    cluster = Cluster(Path(f"/tmp/pscl-slurm-{os.getpid()}"), number)
     try:
         cluster("up", "3")
         yield cluster
@@ -144,6 +152,22 @@ def finish(done: Submission) -> str:
     assert (found.state, found.step) == ("done", STEPS), found
     assert [line["step"] for line in RunFolder.load(done.run).metrics()] == list(range(1, STEPS + 1))
     return hashlib.sha256((done.run / "trunk.safetensors").read_bytes()).hexdigest()
+
+
+def ends(done: Submission) -> list[str]:
+    """Why each attempt but the last ended."""
+    return [attempt["ended"] for attempt in RunFolder.load(done.run).attempts[:-1]]
+
+
+def node_of(done: Submission, rank: int) -> str:
+    """The node on which a rank began last."""
+    (node,) = (node for node in ("n1", "n2", "n3") if rank in ranks_on(done, node))
+    return node
+
+
+def first_steps(done: Submission) -> list[int]:
+    """After which step each attempt began."""
+    return [attempt["first_step"] for attempt in RunFolder.load(done.run).attempts]
 
 
 @pytest.fixture(scope="session")
