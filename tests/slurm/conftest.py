@@ -24,7 +24,7 @@ from tests.helpers import small_archive, small_config
 
 SCRIPT = Path(__file__).parents[2] / "slurm" / "throwaway-cluster.sh"
 STEPS, GATE = 12, 5
-WAIT_S = 120
+WAIT_S = 150
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
