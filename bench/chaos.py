@@ -132,7 +132,7 @@ def _write_config(archive: Path, run: Path, steps: int) -> Path:
         "schedule": {"steps": steps},
         "log": {"every_steps": 1},
         "checkpoint": {"every_steps": 2},
-        "runtime": {"threads": 1, "device": "cpu", "collective_timeout_s": 60},
+        "runtime": {"threads": 1, "device": "cpu", "collective_timeout_s": 60, "init_timeout_s": 30},
     }
     file = run.with_suffix(".yaml")
     file.write_text(to_yaml(resolve_config(tree, source="bench/chaos.py")))
