@@ -172,6 +172,10 @@ def cancel(run: Path) -> RunStatus:
         scheduler.kill(job)
         if not wait_for_end(job, STOP_GRACE_S + 5):
             raise JobError(f"job {job.job} of {run} does not stop; ask the administrator of {job.host}")
+        # Killed ranks let go of the folder a moment after the process that watched them has gone.
+        end = time.monotonic() + STOP_GRACE_S + 5
+        while _is_locked(run / "run.lock") and time.monotonic() < end:
+            time.sleep(0.1)
     folder = RunFolder.load(run)
     if not folder.done:
         folder.update(status="stopped", error="cancelled")
