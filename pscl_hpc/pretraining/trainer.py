@@ -280,7 +280,10 @@ class Trainer:
 
     def _log(self, log: MetricsLog, terms: dict[str, float], rate: float) -> None:
         memory = round(_peak_memory(self.device))
-        log.write(self.at.step, {**terms, "images_per_second": round(rate, 3), "memory_mb": memory})
+        pace = {"images_per_second": round(rate, 3), "memory_mb": memory}
+        if self._writer.seconds is not None:
+            pace["checkpoint_seconds"] = round(self._writer.seconds, 3)
+        log.write(self.at.step, {**terms, **pace})
 
     def _stop_not_finite(self, output: MethodOutput, number: int) -> NoReturn:
         terms = {"loss": output.loss, **output.terms}

@@ -84,6 +84,9 @@ _FAMILIES = {
     "images_per_second": _Family(
         "Images per second", "Speed of training. A slow drift down points at the machine.", (0.0, None)
     ),
+    "checkpoint_seconds": _Family(
+        "Seconds to write a checkpoint", "Of the last one, beside the training.", (0.0, None)
+    ),
     "memory_mb": _Family("Memory in MB", "Peak memory of the training process or device.", (0.0, None)),
 }
 _OTHER = _Family("", "Logged by the method.")

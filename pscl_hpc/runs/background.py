@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -18,6 +19,8 @@ class BackgroundWriter:
         self._pending: Future[None] | None = None
         self.saved = -1
         """Step of the last state that was handed over."""
+        self.seconds: float | None = None
+        """How long the last checkpoint took to write; None before the first."""
 
     def save(self, step: int, state: dict[str, Any], *, best: bool = False) -> None:
         """Take a copy of ``state`` and begin to write it, as ``best.pt`` too where asked.
@@ -47,11 +50,13 @@ class BackgroundWriter:
         self._thread.shutdown()
 
     def _write(self, step: int, state: dict[str, Any], best: bool) -> None:
+        began = time.monotonic()
         data = serialise(step, state)
         # The best first: the state in the other says that it is there.
         if best:
             self.store.write_best(step, data)
         self.store.write(step, data)
+        self.seconds = time.monotonic() - began
 
 
 def _copy(value: Any) -> Any:
