@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
 import typer
 
+from pscl_hpc.cli.study import study_command
 from pscl_hpc.errors import EXIT_FAILED, UserError
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ Examples:
 
 def submit(
     stage: Annotated[
-        Literal["pretrain", "finetune"], typer.Argument(metavar="pretrain|finetune", help="What to run.")
+        Literal["pretrain", "finetune", "study"],
+        typer.Argument(metavar="pretrain|finetune|study", help="What to run."),
     ],
     config: Annotated[Path, typer.Option("--config", help="Configuration file.")],
     overrides: Annotated[
@@ -92,10 +94,13 @@ def submit(
     wait: Annotated[bool, typer.Option("--wait", help="Show the log and wait for the end.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Run pretrain or finetune as a job, on this machine or on Slurm.
+    """Run pretrain, finetune or a study as jobs, on this machine or on Slurm.
 
     The job does what 'pscl-hpc pretrain' or 'pscl-hpc finetune' does and outlives this shell. Its files lie in the
     folder jobs of the run. Submitting an unfinished run again (run=FOLDER) continues it from its last checkpoint.
+
+    A study is many jobs, which need each other: this is 'pscl-hpc study FILE --cluster ...', which submits what can
+    start and waits; ended and called again it finds its jobs.
 
     Examples:
 
@@ -111,6 +116,20 @@ def submit(
     from pscl_hpc.launch.executors import default_cluster
     from pscl_hpc.launch.profiles import Profile, load_profile
 
+    if stage == "study":
+        shapes = {
+            "--nodes": nodes,
+            "--tasks-per-node": tasks_per_node,
+            "--account": account,
+            "--retries": retries,
+        }
+        if given := [name for name, value in shapes.items() if value is not None]:
+            raise UserError(f"{given[0]} is not an option for the jobs of a study; put it into a --profile")
+        study_command(
+            config, overrides, cluster=cluster or default_cluster(), profile=profile, partition=partition, time=time,
+            gpus=gpus_per_node, threads=cpus, any_commit=any_commit, dry_run=dry_run, as_json=as_json,
+        )  # fmt: skip
+        return
     loaded = load_config(config, overrides or [], kind=stage)
     wanted = (load_profile(profile) if profile else Profile()).replace(
         "command line",

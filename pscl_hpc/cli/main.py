@@ -57,7 +57,7 @@ COMMANDS = (
           "pscl_hpc.cli.study:register"),
     Entry("report", LOOK, "Show runs on one self-contained HTML page.",
           "pscl_hpc.cli.report:register"),
-    Entry("submit", CLUSTER, "Run pretrain or finetune as a job, on this machine or on Slurm.",
+    Entry("submit", CLUSTER, "Run pretrain, finetune or a study as jobs, on this machine or on Slurm.",
           "pscl_hpc.cli.launch:register"),
     Entry("jobs", CLUSTER, "List, follow, cancel and requeue jobs.",
           "pscl_hpc.cli.launch:register"),

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import submitit
 
@@ -39,7 +39,7 @@ class WatchedExecutor(submitit.SlurmExecutor):
         return 2
 
 
-def default_cluster() -> str:
+def default_cluster() -> Literal["local", "slurm"]:
     """``slurm`` where its commands are and a controller answers, else ``local``.
 
     Many machines have the commands installed without belonging to a cluster.

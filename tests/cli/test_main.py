@@ -82,7 +82,7 @@ def test_version(console: Console) -> None:
         (["doctor", "--folders", "x"], "error: No such option: --folders"),
         (["doctor", "x"], "error: Got unexpected extra argument"),
         (["submit", "pretrain"], "error: Missing option '--config'"),
-        (["submit", "predict", "--config", "x"], "error: Invalid value for 'pretrain|finetune'"),
+        (["submit", "predict", "--config", "x"], "error: Invalid value for 'pretrain|finetune|study'"),
         (["submit", "pretrain", "--config", "x", "--cpus", "0"], "error: Invalid value for '--cpus'"),
         (["submit", "pretrain", "--config", "absent.yaml"], "error: absent.yaml: no such configuration file"),
         (["submit", "pretrain", "--config", ".", "--time", "soon"], "error: .: is a folder"),

@@ -54,6 +54,17 @@ def test_mistakes_end_in_one_sentence(
     assert not (tmp_path / "study" / "finetune").exists()
 
 
+def test_a_study_can_be_submitted(archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(study_file(archive, tmp_path / "study", methods=TWO))
+    command = ["submit", "study", "--config", file, "--cluster", "local"]
+    assert main([*command, "--nodes", "2"]) == EXIT_INPUT
+    assert "put it into a --profile" in capsys.readouterr().err
+    assert main([*command, "--dry-run"]) == EXIT_DONE
+    submitted = capsys.readouterr().out
+    assert main(["study", file, "--dry-run"]) == EXIT_DONE
+    assert submitted == capsys.readouterr().out
+
+
 def test_a_dry_run_says_what_would_run_and_runs_nothing(
     archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
