@@ -174,11 +174,13 @@ def step_loss(name: str) -> str:
     return _table(["", "loss", "image", "scale 0", "scale 1", "scale 2"], rows) + _origin(name, content)
 
 
-def kernels(name: str) -> str:
+def kernels(name: str, form: str = "chunked") -> str:
     """Time and memory of an operation on a CPU, each form beside ours."""
+    if not (RESULTS / f"{name}.json").is_file():
+        return "Not measured yet."
     content = _load(name)
     measured = content["result"]["measured"]
-    ours = measured["chunked"]
+    ours = measured[form]
     rows = [
         [
             label.replace("_", " "),
@@ -190,7 +192,7 @@ def kernels(name: str) -> str:
         for label, found in measured.items()
     ]
     shape = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in content["result"]["shape"].items())
-    head = ["form", "median, ms of CPU time", "peak memory, MB", "chunked / it, time", "chunked / it, memory"]
+    head = ["form", "median, ms of CPU time", "peak memory, MB", f"{form} / it, time", f"{form} / it, memory"]
     return f"{shape}:\n\n" + _table(head, rows) + _origin(name, content)
 
 
@@ -283,6 +285,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cpu-patch-nt-xent": lambda: kernels("cpu-patch-nt-xent"),
     "cpu-queue-info-nce": lambda: kernels("cpu-queue-info-nce"),
     "cpu-sample-similar": lambda: kernels("cpu-sample-similar"),
+    "cpu-sampling-path": lambda: kernels("cpu-sampling-path", "sampled"),
     "cpu-archive-rate": lambda: archive_rate("cpu-archive-rate"),
     "cpu-chaos": lambda: chaos("cpu-chaos-1", "cpu-chaos-2"),
     "cpu-checkpoint-overhead": lambda: checkpoint_overhead("cpu-checkpoint-overhead"),

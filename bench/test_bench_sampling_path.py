@@ -1,0 +1,104 @@
+"""From decoder maps to the patch loss on a CPU, forward and backward: heads on sampled cells against heads on maps.
+
+Run by hand: `pytest bench/test_bench_sampling_path.py --benchmark-only --benchmark-timer=time.process_time`, which
+rewrites `bench/results/cpu-sampling-path.json`.
+"""
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench.peak_memory import peak_bytes
+from bench.record import record
+from pscl_hpc.methods.cells import cells_of, gather_cells
+from pscl_hpc.models import CellHead
+from pscl_kernels import patch_nt_xent, sample_similar
+
+IMAGES, CHANNELS, SIDE, TEMPLATES, CLASSES, PROJECTION = 8, 64, 188, 64, 4, 64
+COMMAND = " ".join(["pytest", *sys.argv[1:]])
+
+
+def loss_of(q: Tensor, k: Tensor) -> Tensor:
+    groups = (torch.arange(TEMPLATES) // (TEMPLATES // CLASSES)).repeat(IMAGES)
+    return patch_nt_xent(q.flatten(0, 1), k.flatten(0, 1), groups)
+
+
+def separate(head: CellHead, query: Tensor, key: Tensor, templates: Tensor) -> Tensor:
+    """Both maps are projected, cells are sampled, projections are gathered: one operation after another."""
+    q, k = head(cells_of(query)), head(cells_of(key))
+    cells = sample_similar(templates, k.detach())[..., None].expand(-1, -1, PROJECTION)
+    return loss_of(q.gather(1, cells), k.gather(1, cells))
+
+
+def sampled(head: CellHead, query: Tensor, key: Tensor, templates: Tensor) -> Tensor:
+    """As the methods do: image by image without gradient for the sampling, then the sampled cells alone."""
+    with torch.no_grad():
+        cells = torch.cat([sample_similar(templates, head(cells_of(image[None]))) for image in key])
+    return loss_of(head(gather_cells(query, cells)), head(gather_cells(key, cells)))
+
+
+IMPLEMENTATIONS = {"separate": separate, "sampled": sampled}
+
+
+@pytest.fixture(scope="module")
+def inputs() -> tuple[Any, ...]:
+    torch.manual_seed(0)
+    query, key = (
+        torch.randn(IMAGES, CHANNELS, SIDE, SIDE)
+        .contiguous(memory_format=torch.channels_last)
+        .requires_grad_()
+        for _ in range(2)
+    )
+    head = CellHead(CHANNELS, hidden=128, projection=PROJECTION, groups=4)
+    return head, query, key, torch.randn(TEMPLATES, PROJECTION)
+
+
+@pytest.fixture(scope="module")
+def results(request: pytest.FixtureRequest) -> Any:
+    measured: dict[str, dict[str, float]] = {}
+    yield measured
+    if set(measured) != set(IMPLEMENTATIONS):
+        return
+    ours, theirs = measured["sampled"], measured["separate"]
+    shape = {"images": IMAGES, "channels": CHANNELS, "grid": f"{SIDE} x {SIDE}", "templates": TEMPLATES}
+    ratios = {
+        "speedup": theirs["median_seconds"] / ours["median_seconds"],
+        "memory_ratio": ours["peak_bytes"] / theirs["peak_bytes"],
+    }
+    timer = str(request.config.getoption("benchmark_timer"))
+    record(
+        "cpu-sampling-path",
+        {"shape": shape, "timer": timer, "measured": measured, **ratios},
+        command=COMMAND,
+    )
+
+
+def step(name: str, inputs: tuple[Any, ...]) -> Tensor:
+    head, query, key, _ = inputs
+    for leaf in (query, key, *head.parameters()):
+        leaf.grad = None
+    loss = IMPLEMENTATIONS[name](*inputs)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss.detach()
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_path(name: str, inputs: Any, results: dict[str, dict[str, float]], benchmark: Any) -> None:
+    benchmark.pedantic(step, args=(name, inputs), rounds=7, warmup_rounds=2)
+    if benchmark.enabled:
+        seconds = torch.tensor(benchmark.stats.stats.data)
+        values = torch.quantile(seconds, torch.tensor([0.2, 0.5, 0.8])).tolist()
+        results[name] = dict(zip(("q20_seconds", "median_seconds", "q80_seconds"), values, strict=True))
+        results[name]["peak_bytes"] = peak_bytes(lambda: step(name, inputs))
+
+
+def test_same_answer(inputs: Any) -> None:
+    _, query, key, _ = inputs
+    found = {}
+    for name in IMPLEMENTATIONS:
+        found[name] = (step(name, inputs), query.grad.clone(), key.grad.clone())
+    for ours, theirs in zip(found["sampled"], found["separate"], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
