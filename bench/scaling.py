@@ -2,9 +2,10 @@
 
     python bench/scaling.py [--size 96] [--images 4] [--steps 12]
 
-Each rank has one thread and is pinned to one core; more ranks than cores share them, which the prediction is told.
-Rates of one rank and the links between ranks (gloo over loopback) are measured first, in the same run. The images per
-rank stay the same. The result goes to bench/results/cpu-scaling.json.
+Each rank has one thread and is pinned to one core; more ranks than cores share them. Rates of one rank and the links
+between ranks (gloo over loopback) are measured first, in the same run. So is what processes that share memory and cores
+cost each other without any communication: as many trainings of one rank as there will be ranks, at the same time. The
+prediction is told that factor, so that what it is held to is the communication. The images per rank stay the same. The result goes to bench/results/cpu-scaling.json.
 """
 
 from __future__ import annotations
@@ -80,15 +81,20 @@ def study(arguments: argparse.Namespace, folder: Path, cores: list[int]) -> dict
         measured = train(ranks, arguments, folder, config, settings, cores)
         known = links.get(ranks, {"bandwidth": 1.0, "latency": 0.0})
         model = Links(ranks, known["bandwidth"], known["bandwidth"], known["latency"], known["latency"])
-        crowding = max(1.0, ranks / len(cores))
+        apart = (
+            train(ranks, arguments, folder, config, settings, cores, apart=True) if ranks > 1 else measured
+        )
+        crowding = apart / lines[0]["measured_seconds"] if lines else 1.0
         found = predict(rates, model, ranks, arguments.images, crowding=crowding)
         line = {
             "ranks": ranks,
             "crowding": crowding,
+            "apart_seconds": apart,
             "measured_seconds": measured,
             "predicted_seconds": found.step,
             "predicted": dataclasses.asdict(found),
             "measured_over_predicted": measured / found.step,
+            "efficiency_of_communication": apart / measured,
         }
         line["measured_efficiency"] = 1.0 if not lines else lines[0]["measured_seconds"] / measured
         lines.append(line)
@@ -106,34 +112,42 @@ def train(
     config: Path,
     settings: list[str],
     cores: list[int],
+    *,
+    apart: bool = False,
 ) -> float:
-    """Median seconds of a step of a real pretraining, the first steps left out."""
-    run = folder / f"ranks-{ranks}"
+    """Median seconds of a step of a real pretraining, the first steps left out.
+
+    With ``apart``, of the first of as many trainings of one rank each, all at the same time.
+    """
+    run = str(folder / (f"ranks-{ranks}-apart-RANK" if apart else f"ranks-{ranks}"))
+    together = 1 if apart else ranks
     command = [
         sys.executable, "-m", "pscl_hpc.cli", "pretrain", "--config", str(config), f"run={run}",
-        f"batch_size={arguments.images * ranks}", f"method.reference.per_batch={ranks}", *settings,
+        f"batch_size={arguments.images * together}", f"method.reference.per_batch={together}", *settings,
     ]  # fmt: skip
-    start(ranks, command, cores)
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    start(ranks, command, cores, apart=apart)
+    metrics = Path(run.replace("RANK", "0")) / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     times = [line["time"] for line in lines if "loss" in line]
     return float(statistics.median(b - a for a, b in itertools.pairwise(times[2:])))
 
 
-def start(ranks: int, command: list[str], cores: list[int]) -> list[str]:
-    """Run a command once per rank, each pinned to a core; what each printed."""
+def start(ranks: int, command: list[str], cores: list[int], *, apart: bool = False) -> list[str]:
+    """Run a command once per rank, each pinned to a core; what each printed. ``apart``: each alone in its world."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     processes = []
     for rank in range(ranks):
-        environment = {
-            **os.environ, "RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1",
-            "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        place = {
+            "RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         }  # fmt: skip
+        environment = {**os.environ, **({} if apart else place), "OMP_NUM_THREADS": "1"}
         core = cores[rank % len(cores)]
         processes.append(
             subprocess.Popen(
-                command,
+                [word.replace("RANK", str(rank)) for word in command],
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

@@ -113,10 +113,13 @@ def scaling(name: str) -> str:
             f"{line['predicted_seconds']:.2f}",
             f"{line['measured_over_predicted']:.2f}",
             f"{line['measured_efficiency']:.0%}",
+            f"{line['apart_seconds']:.2f}",
+            f"{line['efficiency_of_communication']:.0%}",
         ]
         for line in content["result"]["lines"]
     ]
-    head = ["ranks", "measured, s per step", "predicted, s per step", "measured / predicted", "efficiency"]
+    head = ["ranks", "s per step", "predicted", "measured / predicted", "efficiency", "apart, s per step",
+            "efficiency of communication"]  # fmt: skip
     return _table(head, rows) + _origin(name, content)
 
 
