@@ -5,7 +5,9 @@
 Each rank has one thread and is pinned to one core; more ranks than cores share them. Rates of one rank and the links
 between ranks (gloo over loopback) are measured first, in the same run. So is what processes that share memory and cores
 cost each other without any communication: as many trainings of one rank as there will be ranks, at the same time. The
-prediction is told that factor, so that what it is held to is the communication. The images per rank stay the same. The result goes to bench/results/cpu-scaling.json.
+prediction is told that factor, so that what it is held to is the communication. Each number of ranks also trains
+without synchronised batch normalisation. The images per rank stay the same. The result goes to
+bench/results/cpu-scaling.json.
 """
 
 from __future__ import annotations
@@ -84,12 +86,17 @@ def study(arguments: argparse.Namespace, folder: Path, cores: list[int]) -> dict
         apart = (
             train(ranks, arguments, folder, config, settings, cores, apart=True) if ranks > 1 else measured
         )
+        alone = [*settings, "runtime.sync_batchnorm=false"]
+        unsynchronised = (
+            train(ranks, arguments, folder / "own-norm", config, alone, cores) if ranks > 1 else measured
+        )
         crowding = apart / lines[0]["measured_seconds"] if lines else 1.0
         found = predict(rates, model, ranks, arguments.images, crowding=crowding)
         line = {
             "ranks": ranks,
             "crowding": crowding,
             "apart_seconds": apart,
+            "own_norm_seconds": unsynchronised,
             "measured_seconds": measured,
             "predicted_seconds": found.step,
             "predicted": dataclasses.asdict(found),

@@ -113,12 +113,13 @@ def scaling(name: str) -> str:
             f"{line['predicted_seconds']:.2f}",
             f"{line['measured_over_predicted']:.2f}",
             f"{line['measured_efficiency']:.0%}",
+            f"{line['own_norm_seconds']:.2f}",
             f"{line['apart_seconds']:.2f}",
             f"{line['efficiency_of_communication']:.0%}",
         ]
         for line in content["result"]["lines"]
     ]
-    head = ["ranks", "s per step", "predicted", "measured / predicted", "efficiency", "apart, s per step",
+    head = ["ranks", "s per step", "predicted", "measured / predicted", "efficiency", "own batch norm, s per step", "apart, s per step",
             "efficiency of communication"]  # fmt: skip
     return _table(head, rows) + _origin(name, content)
 
