@@ -119,8 +119,8 @@ def scaling(name: str) -> str:
         ]
         for line in content["result"]["lines"]
     ]
-    head = ["ranks", "s per step", "predicted", "measured / predicted", "efficiency", "own batch norm, s per step", "apart, s per step",
-            "efficiency of communication"]  # fmt: skip
+    head = ["ranks", "s per step", "predicted", "measured / predicted", "efficiency", "own batch norm, s per step",
+            "apart, s per step", "efficiency of communication"]  # fmt: skip
     return _table(head, rows) + _origin(name, content)
 
 
