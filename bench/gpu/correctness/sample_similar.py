@@ -68,3 +68,24 @@ def test_no_synchronisation() -> None:
             sample_similar(cells[0, :20], cells, valid, backend=backend)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+@gpu_only
+def test_cuda_graph() -> None:
+    cells = torch.randn(4, 1000, 64, device=DEVICE)
+    valid = torch.rand(4, 1000, device=DEVICE) < 0.9
+
+    def sample() -> torch.Tensor:
+        return sample_similar(cells[0, :20], cells, valid, backend="triton")
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        sample()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = sample()
+    cells.copy_(torch.randn_like(cells))
+    graph.replay()
+    assert torch.equal(captured, sample())
