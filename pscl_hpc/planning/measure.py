@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pscl_hpc.archive import Collection
 from pscl_hpc.archive.synthesis import synthesise
 from pscl_hpc.config import PretrainConfig, ReferencedMethod
+from pscl_hpc.errors import JobError
 from pscl_hpc.methods import Method, Setting, Views, build_method
 from pscl_hpc.planning.rates import Contrast, Rates
 from pscl_hpc.runs import commit, describe_device, now, versions
@@ -60,6 +61,9 @@ def measure_rates(config: PretrainConfig, batches: Sequence[int]) -> Rates:
     Args:
         config: Run configuration; its archive and references are not opened.
         batches: At least two numbers of images, ascending.
+
+    Raises:
+        JobError: when the times make no sense, because other work disturbed them.
     """
     if len(batches) < 2 or list(batches) != sorted(set(batches)):
         raise ValueError(f"needs two or more ascending numbers of images, got {list(batches)}")
@@ -77,6 +81,11 @@ def measure_rates(config: PretrainConfig, batches: Sequence[int]) -> Rates:
         min(p.seconds) - sum(c.seconds_per_square * c.rows(p.images) ** 2 for c in contrasts) for p in passes
     ]
     step_fixed, step_per_image = _line(images, rest)
+    if step_per_image <= 0:
+        raise JobError(
+            f"steps of {', '.join(map(str, batches))} images did not take longer the more images they had; measure on "
+            "an idle device, or with numbers of images that lie further apart (--images)"
+        )
     memory_fixed, memory_per_image = _line(images, [float(p.peak_bytes) for p in passes])
     trained = [p for p in method.parameters() if p.requires_grad]
     return Rates(

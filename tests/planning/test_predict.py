@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pscl_hpc.cli.main import main
 from pscl_hpc.config import PretrainConfig
-from pscl_hpc.errors import UserError
-from pscl_hpc.planning import Contrast, Links, Rates, load_rates, measure_rates, predict, save_rates
+from pscl_hpc.errors import JobError, UserError
+from pscl_hpc.planning import Contrast, Links, Rates, load_rates, measure, measure_rates, predict, save_rates
 
 LINKS = Links(per_node=4, intra_bandwidth=100.0, inter_bandwidth=10.0, intra_latency=0.1, inter_latency=1.0)
 
@@ -72,8 +74,8 @@ def test_more_devices_never_make_a_step_shorter(
     assert 0 < many.efficiency <= few.efficiency <= 1
 
 
-def test_rates_are_measured_and_kept(tmp_path: Path) -> None:
-    config = PretrainConfig.model_validate(
+def tiny() -> PretrainConfig:
+    return PretrainConfig.model_validate(
         {
             "data": {"archive": "none.h5"},
             "model": {"widths": [4, 8, 8]},
@@ -82,11 +84,32 @@ def test_rates_are_measured_and_kept(tmp_path: Path) -> None:
             "runtime": {"device": "cpu"},
         }
     )
-    found = measure_rates(config, [2, 4])
+
+
+def clock(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None:
+    """Let what is timed take these seconds, three times each, and everything after it none."""
+    times = iter([each for each in seconds for _ in range(3)])
+
+    def timed(call: Callable[[], None], device: torch.device) -> float:
+        call()
+        return next(times, 0.0)
+
+    monkeypatch.setattr(measure, "_timed", timed)
+
+
+def test_times_that_make_no_sense_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock(monkeypatch, 2.0, 1.0)
+    with pytest.raises(JobError, match="measure on an idle device"):
+        measure_rates(tiny(), [2, 4])
+
+
+def test_rates_are_measured_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock(monkeypatch, 1.0, 1.5)
+    found = measure_rates(tiny(), [2, 4])
     # Image rows and the cells of two scales: one and 3 classes x (4, 8) templates for each image and reference.
     assert [c.pairs_per_image for c in found.contrasts] == pytest.approx([1, 12, 24])
     assert [c.pairs_fixed for c in found.contrasts] == pytest.approx([1, 12, 24])
-    assert found.step_per_image > 0
+    assert (found.step_fixed, found.step_per_image) == pytest.approx((0.5, 0.25))
     assert found.memory_fixed > 1e7, "the process itself"
     assert found.normalisations == 8, "two in each of three encoder blocks, one in each of two decoder blocks"
     save_rates(tmp_path / "rates.json", found)
