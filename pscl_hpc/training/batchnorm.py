@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class RankBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -33,11 +34,12 @@ class RankBatchNorm(nn.modules.batchnorm._BatchNorm):
             with torch.no_grad():
                 self.running_mean.lerp_(mean.to(self.running_mean), share)
                 self.running_var.lerp_((variance * (count / max(1.0, count - 1))).to(self.running_var), share)
-        scale = (variance + self.eps).rsqrt()
-        normalised: Tensor = _Normalise.apply(input, mean, scale, count, group)  # type: ignore[no-untyped-call]
-        shape = (1, -1, *(1,) * (input.ndim - 2))
-        if self.weight is not None:
-            normalised = normalised * self.weight.view(shape) + self.bias.view(shape)
+        weight = torch.ones_like(mean) if self.weight is None else self.weight
+        bias = torch.zeros_like(mean) if self.bias is None else self.bias
+        wide = input if input.dtype == torch.float64 else input.float()
+        normalised: Tensor = _Normalise.apply(  # type: ignore[no-untyped-call]
+            wide, weight, bias, mean, variance, self.eps, count, group
+        )
         return normalised.to(input.dtype)
 
     def _count_batch(self) -> float:
@@ -48,27 +50,43 @@ class RankBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 class _Normalise(torch.autograd.Function):
-    """(x - mean) * scale, whose gradient also runs through the statistics over all ranks."""
+    """(x - mean) / sqrt(variance + eps) * weight + bias, whose gradient also runs through the statistics of all ranks.
+
+    Both directions are torch's fused passes for given statistics. What the statistics add to the gradient is linear in
+    x, with one slope and one offset per channel.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, mean: Tensor, scale: Tensor, count: float, group: dist.ProcessGroup
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        eps: float,
+        count: float,
+        group: dist.ProcessGroup,
     ) -> Tensor:
-        shape = (1, -1, *(1,) * (x.ndim - 2))
-        normalised = (x - mean.view(shape)) * scale.view(shape)
-        ctx.save_for_backward(normalised, scale)
-        ctx.count, ctx.group = count, group
-        return normalised
+        ctx.save_for_backward(x, weight, mean, variance)
+        ctx.eps, ctx.count, ctx.group = eps, count, group
+        return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        normalised, scale = ctx.saved_tensors
-        shape, other = (1, -1, *(1,) * (grad.ndim - 2)), [d for d in range(grad.ndim) if d != 1]
-        sums = torch.stack((grad.sum(other), (grad * normalised).sum(other)))
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, variance = ctx.saved_tensors
+        own, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
+            grad, x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        )
+        sums = torch.stack((dbias, dweight))
         dist.all_reduce(sums, group=ctx.group)
         mean_grad, mean_product = (sums / ctx.count).unbind()
-        centred = grad - mean_grad.view(shape) - normalised * mean_product.view(shape)
-        return centred * scale.view(shape), None, None, None, None
+        inverse = (variance + ctx.eps).rsqrt()
+        slope = -weight * inverse.square() * mean_product
+        offset = -weight * inverse * mean_grad - slope * mean
+        shape = (1, -1, *(1,) * (grad.ndim - 2))
+        dx = own.addcmul_(x, slope.view(shape)).add_(offset.view(shape))
+        return dx, dweight, dbias, None, None, None, None, None
 
 
 def _statistics(x: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor, float]:
