@@ -171,7 +171,9 @@ def test_signals_end_the_command_through_its_clean_up(
     tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     script = (
-        "import time\nfrom pathlib import Path\nimport typer\nfrom pscl_hpc.cli import main as cli\n"
+        "import signal, time\nfrom pathlib import Path\nimport typer\nfrom pscl_hpc.cli import main as cli\n"
+        # A test run in the background hands down an ignored SIGINT.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def command():\n"
         "    try:\n"
         "        Path('ready').touch()\n"
