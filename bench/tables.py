@@ -1,7 +1,7 @@
 """Write measured tables into the documentation.
 
-    python bench/tables.py            fill every block
-    python bench/tables.py --check    exit 1 if a block differs from its result file
+    python -m bench.tables            fill every block
+    python -m bench.tables --check    exit 1 if a block differs from its result file
 
 A block stands between `<!-- table: NAME -->` and `<!-- end table -->`; NAME is one of the functions below. No figure in
 the documentation is typed by hand: each comes from a file in bench/results/.
