@@ -136,3 +136,7 @@ class Method(nn.Module, ABC):
             draws: Where templates are drawn from.
         """
         return ()
+
+    def pictures(self, views: Views, draws: Draws) -> dict[str, Tensor]:
+        """What else a person can see of the method, by name: (B, C, h, w) in 0..1 each, in the geometry of view q."""
+        return {}

@@ -83,6 +83,11 @@ class Core(Method):
         generators = draws.each("corruption", range(len(views.query)))
         return corrupt(views.query, self.config.corruption, generators)
 
+    def pictures(self, views: Views, draws: Draws) -> dict[str, Tensor]:
+        """View q, what is left of it, and what the network makes of that."""
+        corrupted, restored = self.restore(views, draws)
+        return {"original": views.query, "corrupted": corrupted.images, "restored by the network": restored}
+
     @torch.no_grad()
     def restore(self, views: Views, draws: Draws) -> tuple[Corrupted, Tensor]:
         """The corrupted view q, and what the network makes of it, (B, C, h, w) in 0..1."""

@@ -1,10 +1,11 @@
-"""What the report shows of a pretrained trunk: sampled cells over micrographs, and feature maps in colour.
+"""What the report shows of a pretrained trunk: sampled cells over micrographs, feature maps, pictures of the method.
 
 Written to ``inspection.npz``. Shape legend: n images, T templates, H_s W_s cells of scale s.
 
 ``images`` (n, h, w) uint8, view k in grey; ``references`` of them come first. ``labels`` (n, h, w) uint8, masks in
 view k, 255 unknown. ``ids`` (n,), ``classes`` (C,). Per scale s: ``cells{s}`` (n, T, 2) row and column, -1 for none;
 ``grid{s}`` (2,); ``class{s}`` (T,); ``purity{s}`` (n,), NaN unknown; ``pca{s}`` (n, H_s, W_s, 3) uint8.
+``picture-{name}`` (n, h, w) uint8: what :meth:`Method.pictures` gives, in grey, in view q.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ def inspect_run(method: Method, data: PretrainData, folder: Path, device: torch.
     method.train()
     state = {key: value.clone() for key, value in method.state_dict().items()}
     key = method.trunk(views.key)
-    samples = method.sample_cells(
-        views, method.key_features(views), Draws(data.config.seed, 0, batch.slots.places, device)
-    )
+    draws = Draws(data.config.seed, 0, batch.slots.places, device)
+    samples = method.sample_cells(views, method.key_features(views), draws)
+    pictures = method.pictures(views, draws)
     method.load_state_dict(state)
     annotated = data.setting.annotated
     arrays: dict[str, npt.NDArray[Any]] = {
@@ -51,6 +52,7 @@ def inspect_run(method: Method, data: PretrainData, folder: Path, device: torch.
         "references": np.array(views.references),
         "ids": np.array(batch.ids),
         "classes": np.array(annotated.classes if annotated else method.class_names),
+        **{f"picture-{name}": _to_bytes(images.mean(dim=1)) for name, images in pictures.items()},
     }
     for scale, features in enumerate(key.scales):
         height, width = features.shape[2:]

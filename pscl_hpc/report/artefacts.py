@@ -6,7 +6,7 @@ import json
 import math
 import re
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,8 @@ class Inspection:
     classes: tuple[str, ...]
     scales: tuple[ScaleInspection, ...]
     """From coarse to fine."""
+    pictures: dict[str, Array] = field(default_factory=dict)
+    """What the method shows of itself, by name, (n, h, w) uint8 each."""
 
 
 def read_evaluation(path: Path) -> Evaluation:
@@ -161,7 +163,14 @@ def _inspection(arrays: dict[str, Array]) -> Inspection:
     names = tuple(str(name) for name in arrays["classes"].ravel())
     numbers = sorted(int(match.group(1)) for key in arrays if (match := re.fullmatch(r"pca(\d+)", key)))
     scales = tuple(_scale(arrays, index, count) for index in numbers)
-    return Inspection(images, labels, int(arrays["references"]), ids, names, scales)
+    pictures = {
+        key.removeprefix("picture-"): _picture(key, array, 3)
+        for key, array in arrays.items()
+        if key.startswith("picture-")
+    }
+    if any(len(picture) != count for picture in pictures.values()):
+        raise ValueError("images and pictures differ in number")
+    return Inspection(images, labels, int(arrays["references"]), ids, names, scales, pictures)
 
 
 def _scale(arrays: dict[str, Array], index: int, count: int) -> ScaleInspection:

@@ -58,6 +58,8 @@ class ImageFigure:
     mask: str
     """Data URI, empty where there is no annotation in the classes of the references."""
     scales: tuple[ScaleFigure, ...]
+    pictures: tuple[tuple[str, str], ...]
+    """What the method shows of itself: name and data URI."""
     line: float
     """Width of marker outlines in pixels of the image."""
 
@@ -68,6 +70,29 @@ def class_styles(names: tuple[str, ...], background: int = 0) -> tuple[ClassStyl
     return tuple(
         ClassStyle(name, hex_colour(colours[index]), marker(index, 0.0, 0.0, 1.0))
         for index, name in enumerate(names)
+    )
+
+
+def explanation(inspection: Inspection) -> str:
+    """What there is to see, and what it should look like."""
+    text = ""
+    if any(len(scale.classes) for scale in inspection.scales):
+        if inspection.references:
+            text = (
+                "During pretraining each image contributes patches that resemble those of the annotated reference. "
+                "Markers should sit on regions of their class: compare them with the micrograph, and with the "
+                "annotation where there is one. "
+            )
+        else:
+            text = (
+                "No image was annotated: during pretraining each image contributes patches of each cluster of its "
+                "pixels. Markers of one cluster should sit on one phase; which phase it is, nobody has told them. "
+            )
+    if inspection.pictures:
+        text += f"Pictures of the method at work: {', '.join(inspection.pictures)}. "
+    return text + (
+        "The learnt features are shown as colours (their first three principal components): regions of one phase "
+        "should have one colour, different phases different ones, and noise or scratches should not show."
     )
 
 
@@ -97,6 +122,9 @@ def image_figures(inspection: Inspection) -> list[ImageFigure]:
             scales=tuple(
                 _scale(scale, index, styles, (height, width), scale_name(place, scales))
                 for place, scale in enumerate(inspection.scales)
+            ),
+            pictures=tuple(
+                (name, image_uri(images[index], IMAGE_SIDE)) for name, images in inspection.pictures.items()
             ),
             line=max(height, width) / 150,
         )

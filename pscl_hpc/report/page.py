@@ -16,7 +16,7 @@ from pscl_hpc import __version__
 from pscl_hpc.errors import UserError
 from pscl_hpc.report.collect import RunData, collect, parse_time
 from pscl_hpc.report.curves import Chart, comparison, run_charts
-from pscl_hpc.report.inspection import ClassStyle, ImageFigure, class_styles, image_figures
+from pscl_hpc.report.inspection import ClassStyle, ImageFigure, class_styles, explanation, image_figures
 from pscl_hpc.report.pictures import CONFUSED, ERROR_COLOURS, EXTRA, MISSED
 from pscl_hpc.report.predictions import prediction_panels
 from pscl_hpc.report.scores import score_tables
@@ -46,6 +46,7 @@ class Report:
 @dataclass(frozen=True)
 class _InspectionPanel:
     run: RunData
+    explanation: str
     classes: tuple[ClassStyle, ...]
     images: list[ImageFigure]
 
@@ -102,7 +103,12 @@ def render(runs: Sequence[RunData]) -> str:
             ("one class taken for another", hex_colour(ERROR_COLOURS[CONFUSED])),
         ],
         inspections=[
-            _InspectionPanel(run, class_styles(run.inspection.classes), image_figures(run.inspection))
+            _InspectionPanel(
+                run,
+                explanation(run.inspection),
+                class_styles(run.inspection.classes),
+                image_figures(run.inspection),
+            )
             for run in pretraining
             if run.inspection is not None
         ],

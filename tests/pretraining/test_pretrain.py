@@ -247,6 +247,19 @@ def test_simclr_needs_no_annotation(archive: Path, tmp_path: Path) -> None:
         assert pictures["references"] == 0
 
 
+def test_what_core_restored_can_be_looked_at(archive: Path, tmp_path: Path) -> None:
+    config = small_config(archive, tmp_path / "run", method={"name": "core"}, data={"archive": str(archive)})
+    assert isinstance(config, PretrainConfig)
+    with np.load(pretrain(config).path / "inspection.npz", allow_pickle=False) as pictures:
+        shown = [pictures[f"picture-{name}"] for name in ("original", "corrupted", "restored by the network")]
+        assert all(picture.shape == pictures["images"].shape for picture in shown)
+        changed = shown[0] != shown[1]
+        # Blocks are hidden, not whole images, and the network makes something else of both.
+        assert 0 < changed.mean() < 0.9
+        assert (shown[2] != shown[0]).any()
+        assert (shown[2] != shown[1]).any()
+
+
 def test_colour_and_non_square_windows_with_two_references(archive: Path, tmp_path: Path) -> None:
     method = {"name": "pscl-simclr", "reference": {"ids": ["alloy/0", "alloy/1"], "per_batch": 2}}
     changes = {

@@ -12,6 +12,7 @@ from pscl_hpc.errors import UserError
 from pscl_hpc.report.artefacts import DamagedFile, read_evaluation, read_inspection
 from pscl_hpc.report.collect import collect, find_runs
 from pscl_hpc.report.curves import restarts
+from pscl_hpc.report.inspection import explanation, image_figures
 
 from .fabricated_runs import Alloy, make_finetuning, make_pretraining, write_inspection
 
@@ -142,6 +143,23 @@ def test_an_inspection_without_samples_is_whole(tmp_path: Path, alloy: Alloy) ->
     write_inspection(path, alloy, **absent)
     found = read_inspection(path)
     assert [scale.cells.shape for scale in found.scales] == [(4, 0, 2)] * 3
+    assert "Markers" not in explanation(found)
+
+
+def test_clusters_are_not_called_an_annotation(tmp_path: Path, alloy: Alloy) -> None:
+    path = tmp_path / "inspection.npz"
+    write_inspection(path, alloy)
+    assert "annotated reference" in explanation(read_inspection(path))
+    write_inspection(path, alloy, references=np.array(0))
+    assert "No image was annotated" in explanation(read_inspection(path))
+
+
+def test_pictures_of_the_method_are_shown_by_name(tmp_path: Path, alloy: Alloy) -> None:
+    path = tmp_path / "inspection.npz"
+    write_inspection(path, alloy, **{"picture-restored": np.zeros((4, 8, 8), np.uint8)})
+    found = read_inspection(path)
+    assert "at work: restored." in explanation(found)
+    assert all([name for name, _ in figure.pictures] == ["restored"] for figure in image_figures(found))
 
 
 @pytest.mark.parametrize(
@@ -152,6 +170,7 @@ def test_an_inspection_without_samples_is_whole(tmp_path: Path, alloy: Alloy) ->
         ({"images": np.zeros((4, 8, 8), np.float32)}, "images is float32"),
         ({"ids": np.array(["a"])}, "differ in number"),
         ({"grid2": np.zeros(2, np.int32)}, "scale 2 do not fit"),
+        ({"picture-restored": np.zeros((3, 8, 8), np.uint8)}, "images and pictures differ"),
     ],
 )
 def test_a_strange_inspection_is_damage(
