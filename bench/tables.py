@@ -26,31 +26,6 @@ DOCUMENTS = ("README.md", "kernels/README.md", "docs/*.md", "bench/README.md", "
 BLOCK = re.compile(r"(<!-- table: ([a-z0-9-]+) -->\n).*?(<!-- end table -->)", re.DOTALL)
 
 
-def one_shot(name: str) -> str:
-    """Dice with and without pretraining."""
-    content = _load(name)
-    rows = [
-        [
-            line["dataset"],
-            line["split"],
-            *(_spread(line[key]["mean"], line[key]["std"]) for key in ("scratch", "pscl")),
-            *(f"{line[key]['worst']:.3f}" for key in ("scratch", "pscl")),
-            f"{100 * line['error_removed']:+.0f}%",
-        ]
-        for line in content["result"]["table"]
-    ]
-    head = [
-        "data set",
-        "split",
-        "from scratch",
-        "PSCL",
-        "worst, scratch",
-        "worst, PSCL",
-        "Dice error removed",
-    ]
-    return _table(head, rows) + _origin(name, content)
-
-
 def study(name: str) -> str:
     """A study: mean Dice of every method on every split with one budget, and what that removes of the Dice error."""
     content = _load(name)
@@ -87,6 +62,25 @@ def study(name: str) -> str:
     over = ", ".join(result["headline"])
     intervals = f"error removed over {over} with its {100 * result['confidence']:.0f}% interval."
     return f"{said}; {intervals}\n\n" + _table(head, rows) + _origin(name, content)
+
+
+def budgets(name: str) -> str:
+    """A study on one data set: mean Dice of every method with every amount of annotation."""
+    content = _load(name)
+    result = content["result"]
+    [place] = {(line["dataset"], line["split"]) for line in result["table"]}
+    lines = {(line["method"], line["budget"]): line for line in result["table"]}
+    rows = []
+    for budget in result["budgets"]:
+        found = [lines.get((method, budget)) for method in result["methods"]]
+        runs = {str(line["runs"]) for line in found if line}
+        cells = [
+            _spread(line["mean_dice"]["mean"], line["mean_dice"]["std"]) if line else "-" for line in found
+        ]
+        rows.append([str(budget), ", ".join(sorted(runs)), *cells])
+    said = f"Mean Dice on {place[0]} {place[1]}, ± standard deviation over runs:"
+    head = ["annotated images", "runs each", *result["methods"]]
+    return f"{said}\n\n" + _table(head, rows) + _origin(name, content)
 
 
 def step(name: str) -> str:
@@ -282,8 +276,9 @@ def latency(name: str) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "cpu-submit-latency": lambda: latency("cpu-submit-latency"),
-    "cpu-one-shot": lambda: one_shot("cpu-one-shot"),
     "cpu-study-one-shot": lambda: study("cpu-study-one-shot"),
+    "cpu-study-data-efficiency": lambda: budgets("cpu-study-data-efficiency"),
+    "cpu-study-core": lambda: budgets("cpu-study-core"),
     "gpu-study-one-shot": lambda: study("gpu-study-one-shot"),
     "cpu-step": lambda: step("cpu-step-vs-released"),
     "cpu-patch-nt-xent": lambda: kernels("cpu-patch-nt-xent"),
