@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from pscl_hpc.config import AnnotatedPatchConfig
 from pscl_hpc.methods.base import CellSample, Views
 from pscl_hpc.methods.sampling import choose_templates, match_templates
+from pscl_hpc.methods.texture import CELL_WINDOWS, texture, texture_cells
 from pscl_hpc.models import Features
 from pscl_hpc.seeding import Draws
 from pscl_hpc.views import class_shares, paired_cells, view_to_source, warp
@@ -51,9 +52,10 @@ class CellSampler:
             draws: Where templates are drawn from.
         """
         labels = self._one_hot(views)
+        described = texture(views.key, CELL_WINDOWS) if self.config.texture else None
         generators = draws.each("templates", range(views.references))
         return tuple(
-            self._at_scale(scale, cell_map, head, views, labels, generators)
+            self._at_scale(scale, cell_map, head, views, labels, described, generators)
             for scale, (cell_map, head) in enumerate(zip(key.scales, heads, strict=True))
         )
 
@@ -64,12 +66,14 @@ class CellSampler:
         head: nn.Module,
         views: Views,
         labels: Tensor,
+        described: Tensor | None,
         generators: list[torch.Generator],
     ) -> CellSample:
         references = views.references
         height, width = cell_map.shape[2:]
         count = self.config.templates_per_class * self.config.template_growth**scale
         paired = paired_cells(views.geometry, height, width)
+        compare = _Comparison(head, described, (height, width), self.config.texture)
         own = views.geometry[:references]
         shares = class_shares(labels, own, height, width, antialias=self.config.antialias).flatten(2)
         chosen = choose_templates(shares, paired[:references], count, self.config, generators)
@@ -77,7 +81,7 @@ class CellSampler:
             chosen.shape[1] // self.classes
         )
         purity = _of_class(shares, chosen)
-        templates = head(gather_cells(cell_map[:references], chosen.clamp_min(0)))
+        templates = compare.at(cell_map[:references], chosen.clamp_min(0))
         others = len(paired) - references
         if not others:
             return CellSample(chosen, classes, purity)
@@ -86,7 +90,7 @@ class CellSampler:
         # Images are matched independently, so that the projections of all cells never exist at once.
         at_once = max(1, _CELLS_AT_ONCE.get(chosen.device.type, 1 << 22) // paired.shape[1])
         for part in torch.split(torch.arange(others, device=chosen.device), at_once):
-            cells = head(cells_of(cell_map[references + part]))
+            cells = compare(cell_map, references + part)
             found.append(
                 match_templates(
                     templates[giver[part]].to(cells),
@@ -106,6 +110,41 @@ class CellSampler:
         if self.ignored:
             shares[:, list(self.ignored)] = 0
         return warp(shares, views.geometry[: views.references])
+
+
+class _Comparison:
+    """What cells of one scale are compared by: projections, and descriptors of texture where they have a share.
+
+    Args:
+        head: The projection.
+        described: Descriptors of the pixels of view k, (B, D, h, w); None: projections alone.
+        grid: Height and width of the scale.
+        share: Part that texture has in the cosine of two cells' vectors, 0 to 1.
+    """
+
+    def __init__(
+        self, head: nn.Module, described: Tensor | None, grid: tuple[int, int], share: float
+    ) -> None:
+        self.head = head
+        self.share = share
+        self.texture = None if described is None else texture_cells(described, *grid)
+
+    def __call__(self, cell_map: Tensor, images: Tensor) -> Tensor:
+        """Vectors of all cells of some images, given by their numbers: (len(images), P, D)."""
+        projected: Tensor = self.head(cells_of(cell_map[images]))
+        return projected if self.texture is None else self._join(projected, self.texture[images])
+
+    def at(self, cell_map: Tensor, cells: Tensor) -> Tensor:
+        """Vectors (R, T, D) of the cells (R, T) of the first R images, whose maps are given."""
+        projected: Tensor = self.head(gather_cells(cell_map, cells))
+        if self.texture is None:
+            return projected
+        own = self.texture[: len(cells)]
+        return self._join(projected, own.gather(1, cells.unsqueeze(-1).expand(-1, -1, own.shape[2])))
+
+    def _join(self, projected: Tensor, described: Tensor) -> Tensor:
+        direction = F.normalize(projected.float(), dim=-1)
+        return torch.cat(((1 - self.share) ** 0.5 * direction, self.share**0.5 * described), dim=-1)
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """Clusters of cells that follow the features they are made of: k-means with moving averages, the same on every rank.
 
-Shape legend: N vectors, D width, K clusters; B images, C channels, h w pixels.
+Shape legend: N vectors, D width, K clusters.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from torch.nn import functional as F
 
 from pscl_hpc.methods.ranks import sum_over_ranks
 
-TEXTURE_WIDTH = 4
-"""Number of descriptors that :func:`texture` gives."""
 _ROUNDS = 5
 """Assignments after each split of the first clustering."""
 
@@ -202,25 +200,6 @@ def clearest(labels: Tensor, margin: Tensor, share: float) -> Tensor:
     taken = torch.zeros_like(margin, dtype=torch.bool)
     taken[order] = rank < (share * counts).ceil()[labels[order]]
     return taken & (margin > 0)
-
-
-def texture(images: Tensor) -> Tensor:
-    """Fixed descriptors of each pixel's surroundings: (B, h * w, 4).
-
-    Mean and standard deviation of the grey level within 5 and within 15 pixels, after each image's level and contrast
-    are set to 0 and 1. They need no training, and no brightness or contrast of a whole image changes them.
-    """
-    grey = images.float().mean(dim=1, keepdim=True)
-    spread = grey.std(dim=(2, 3), keepdim=True, correction=0)
-    grey = (grey - grey.mean(dim=(2, 3), keepdim=True)) / torch.where(spread > 1e-6, spread, 1.0)
-    found = []
-    for window in (5, 15):
-        mean, square = (
-            F.avg_pool2d(part, window, stride=1, padding=window // 2, count_include_pad=False)
-            for part in (grey, grey.square())
-        )
-        found += [mean, (square - mean.square()).clamp_min(0).sqrt()]
-    return torch.cat(found, dim=1).flatten(2).transpose(1, 2)
 
 
 def _over_ranks(moments: Moments, process_group: dist.ProcessGroup | None) -> Moments:

@@ -16,22 +16,24 @@ from pscl_hpc.config import PretrainConfig, PsclClusteredConfig
 from pscl_hpc.methods.base import CellSample, MethodOutput, Setting, Views
 from pscl_hpc.methods.cells import cell_labels, cells_of, gather_cells
 from pscl_hpc.methods.clustering import (
-    TEXTURE_WIDTH,
     Clusters,
     Moments,
     MovingMoments,
     clearest,
     nearest,
-    texture,
 )
 from pscl_hpc.methods.pscl import Pscl
 from pscl_hpc.methods.pscl_simclr import in_batch_loss
 from pscl_hpc.methods.ranks import sum_over_ranks
 from pscl_hpc.methods.sampling import choose_pure
+from pscl_hpc.methods.texture import texture
 from pscl_hpc.models import Features, UNet
 from pscl_hpc.seeding import Draws
 from pscl_hpc.views import paired_cells
 
+_WINDOWS = (5, 15)
+"""Squares that the texture of a pixel is described by, in pixels."""
+_DESCRIPTORS = 2 * len(_WINDOWS)
 _PLACES = 16
 """Places per side of a window, for the means by place."""
 
@@ -60,7 +62,7 @@ class PsclClustered(Pscl):
 
     def __init__(self, trunk: UNet, config: PsclClusteredConfig, *, backend: str = "auto") -> None:
         super().__init__(trunk, config, backend=backend)
-        self.clusters = Clusters(config.clusters, TEXTURE_WIDTH + config.projection, config.memory)
+        self.clusters = Clusters(config.clusters, _DESCRIPTORS + config.projection, config.memory)
         self.places = MovingMoments(_PLACES**2, config.projection, config.memory)
         self.register_buffer("progress", torch.zeros((), dtype=torch.float64))
         self.class_names = tuple(f"cluster {number + 1}" for number in range(config.clusters))
@@ -127,7 +129,7 @@ class PsclClustered(Pscl):
     def _scale(self) -> Tensor:
         """Factor on each axis, whose square is its weight in a squared distance: (D,)."""
         scale = torch.ones_like(self.clusters.first[0])
-        scale[TEXTURE_WIDTH:] = (self.config.projection_weight * self.progress).sqrt()
+        scale[_DESCRIPTORS:] = (self.config.projection_weight * self.progress).sqrt()
         return scale
 
     @torch.no_grad()
@@ -144,8 +146,8 @@ class PsclClustered(Pscl):
                 for generator in draws.each("clustering", range(len(views.key)))
             ]
         )
-        described = texture(views.key)
-        described = described.gather(1, pixels.unsqueeze(2).expand(-1, -1, TEXTURE_WIDTH))
+        described = _texture(views.key)
+        described = described.gather(1, pixels.unsqueeze(2).expand(-1, -1, _DESCRIPTORS))
         projected = self._project(gather_cells(key.scales[-1], pixels))
         vectors = self._vectors(described, projected, self._place_means(key)[pixels]).flatten(0, 1)
         if not self.clusters.known:
@@ -165,7 +167,7 @@ class PsclClustered(Pscl):
         """Cluster of each pixel of view k, int64 (B, h, w); -1 where it is not clear enough."""
         found, means = [], self._place_means(key)
         # One image at a time: the projections of all cells never exist at once.
-        for described, cells in zip(texture(views.key), cells_of(key.scales[-1]), strict=True):
+        for described, cells in zip(_texture(views.key), cells_of(key.scales[-1]), strict=True):
             vectors = self._vectors(described, self._project(cells), means)
             label, margin = nearest(vectors, self.clusters.moments, self._scale)
             found.append(torch.where(clearest(label, margin, self.config.confident), label, -1))
@@ -189,6 +191,11 @@ class PsclClustered(Pscl):
             .flatten(1)
             .T
         )
+
+
+def _texture(images: Tensor) -> Tensor:
+    """Descriptors of each pixel, (B, P, 4)."""
+    return texture(images, _WINDOWS).flatten(2).transpose(1, 2)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from torch import Tensor
 from pscl_hpc.config import ModelConfig, PsclClusteredConfig
 from pscl_hpc.methods import PsclClustered, Views
 from pscl_hpc.methods.cells import cell_labels
-from pscl_hpc.methods.clustering import Clusters, Moments, clearest, nearest, texture
+from pscl_hpc.methods.clustering import Clusters, Moments, clearest, nearest
 from pscl_hpc.methods.pscl_clustered import majority_purity
 from pscl_hpc.models import UNet
 from pscl_hpc.views import partner_cells
@@ -157,20 +157,6 @@ def test_parts_of_a_batch_add_up(count: int, width: int, clusters: int, cut: int
     )
     for a, b, c in zip(whole, *parts, strict=True):
         torch.testing.assert_close(a, b + c)
-
-
-def test_texture_knows_level_and_roughness_but_not_exposure() -> None:
-    random = torch.Generator().manual_seed(0)
-    image = torch.full((1, 1, 40, 60), 0.3)
-    image[..., 20:40] = 0.6
-    image[..., 40:] += 0.3 * torch.rand((40, 20), generator=random)
-    found = texture(image).view(40, 60, 4)
-    left, middle, right = found[12:28, 6:14], found[12:28, 27:33], found[12:28, 48:54]
-    assert float(left[..., 0].max()) < float(middle[..., 0].min())
-    assert float(middle[..., 3].max()) < float(right[..., 3].min())
-    torch.testing.assert_close(texture(0.5 * image + 0.2), texture(image), atol=5e-3, rtol=5e-3)
-    assert bool(texture(torch.ones(2, 3, 5, 4)).isfinite().all())
-    assert texture(torch.ones(2, 3, 5, 4)).shape == (2, 20, 4)
 
 
 def make_method(**changes: object) -> PsclClustered:

@@ -24,11 +24,14 @@ CASES: dict[str, dict[str, Any]] = {
         "method": _PSCL,
         "optimiser": {"name": "lars", "lr": 0.1, "weight_decay": 0.1, "clip_norm": 0.5},
     },
-    "recomputed activations": {"method": _PSCL, "runtime": {"threads": 1, "activation_checkpointing": True}},
+    "recomputed activations": {
+        "method": _PSCL | {"texture": 0.5},
+        "runtime": {"threads": 1, "activation_checkpointing": True},
+    },
     "moco": {"method": {"name": "moco", "queue_steps": 2}},
     "byol": {"method": {"name": "byol", "hidden": 12, "projection": 8}},
     "densecl": {"method": {"name": "densecl", "queue_steps": 2}},
-    "pscl-moco": {"method": _PSCL | {"name": "pscl-moco", "queue_steps": 2}},
+    "pscl-moco": {"method": _PSCL | {"name": "pscl-moco", "queue_steps": 2, "texture": 0.5}},
     "pscl-moco, accumulation": {
         "method": _PSCL | {"name": "pscl-moco", "queue_steps": 1},
         "batch_size": 8,

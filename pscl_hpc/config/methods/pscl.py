@@ -60,8 +60,20 @@ class AnnotatedPatchConfig(PatchConfig, ReferencedMethod):
     exclusion: Literal["strict", "released"] = "strict"
     """strict: a cell is taken once. released: the largest similarity is subtracted from a taken cell, which lets it be
     taken again where similarities are negative."""
+    texture: Fraction = 0.0
+    """Share of fixed texture descriptors in the similarity that cells are matched by: ``texture`` times the cosine of
+    the descriptors plus ``1 - texture`` times that of the projections. 0: projections alone, as in the paper; they say
+    next to nothing while the network is young. Needs ``matching: cosine``."""
     antialias: bool = True
     """Labels are averaged over the whole cell. false: bilinear samples, as torchvision before 0.17."""
+
+    @model_validator(mode="after")
+    def _texture_has_no_length(self) -> Self:
+        if self.texture and self.matching == "dot":
+            raise ValueError(
+                "texture needs matching: cosine, because descriptors and projections are directions"
+            )
+        return self
 
 
 class PsclSimclrConfig(AnnotatedPatchConfig):
