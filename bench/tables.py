@@ -83,6 +83,29 @@ def budgets(name: str) -> str:
     return f"{said}\n\n" + _table(head, rows) + _origin(name, content)
 
 
+def sampling(name: str) -> str:
+    """Purity of the cells that pretrainings of a study sampled, in its first and last quarter."""
+    content = _load(name)
+    found = content["result"]["sampling"]
+    names = ["1/4 resolution", "1/2 resolution", "full resolution"]
+    rows = [
+        [
+            line["method"],
+            ", ".join(line["references"]) or "clusters",
+            *(
+                f"{_share(first)} → {_share(last)}"
+                for first, last in zip(line["first"], line["last"], strict=True)
+            ),
+        ]
+        for line in found
+    ]
+    return _table(["method", "templates from", *names], rows) + _origin(name, content)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.0f}%"
+
+
 def step(name: str) -> str:
     """One step beside the released code."""
     content = _load(name)
@@ -277,6 +300,7 @@ def latency(name: str) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "cpu-submit-latency": lambda: latency("cpu-submit-latency"),
     "cpu-study-one-shot": lambda: study("cpu-study-one-shot"),
+    "cpu-study-sampling": lambda: sampling("cpu-study-one-shot"),
     "cpu-study-data-efficiency": lambda: budgets("cpu-study-data-efficiency"),
     "cpu-study-core": lambda: budgets("cpu-study-core"),
     "gpu-study-one-shot": lambda: study("gpu-study-one-shot"),

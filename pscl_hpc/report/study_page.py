@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pscl_hpc.report.curves import Chart
+from pscl_hpc.report.curves import Chart, scale_name
 from pscl_hpc.report.pictures import CONFUSED, ERROR_COLOURS, EXTRA, MISSED
 from pscl_hpc.report.study_figures import (
     budget_chart,
@@ -17,7 +17,7 @@ from pscl_hpc.report.study_figures import (
 )
 from pscl_hpc.report.study_predictions import study_panels
 from pscl_hpc.report.study_results import Compared, Estimate, Line, StudyResults
-from pscl_hpc.report.study_text import notes, pool_text
+from pscl_hpc.report.study_text import PURITY, notes, pool_text
 from pscl_hpc.segmentation.palette import hex_colour
 
 ERRORS = (
@@ -75,6 +75,7 @@ def study_context(results: StudyResults, folder: Path) -> dict[str, object]:
         for index, place in enumerate(results.places)
         for lines in [[line for line in results.table if line.place == place]]
     ]
+    scales = max((len(found.last) for found in results.sampling), default=0)
     splits = dict.fromkeys((dataset, split) for dataset, split, _ in results.places)
     curves = [
         (f"{dataset}, {split}", chart)
@@ -96,6 +97,8 @@ def study_context(results: StudyResults, folder: Path) -> dict[str, object]:
             for index, baseline in enumerate(results.baselines)
         ],
         "curves": curves,
+        "purity": PURITY,
+        "scales": [scale_name(index, scales) for index in range(scales)],
         "panels": study_panels(results, folder),
         "errors": ERRORS,
         "pools": {name: pool_text(parts) for name, parts in results.pools.items()},

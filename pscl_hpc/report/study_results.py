@@ -102,6 +102,20 @@ class Compared(_Part):
     """The method's lowest Dice minus the baseline's lowest."""
 
 
+class Sampling(_Part):
+    """How well a pretraining's sampled cells lay on their classes."""
+
+    method: str
+    folder: str
+    """Run folder of the trunk, from the study's folder."""
+    references: tuple[str, ...]
+    """Annotated images that the templates came from; empty for clusters."""
+    first: tuple[float | None, ...]
+    """Mean purity of each scale, coarse to fine, over the first quarter of the steps; None where no mask tells."""
+    last: tuple[float | None, ...]
+    """The same over the last quarter."""
+
+
 class PoolPart(_Part):
     """Images of one data set and split in a pretraining."""
 
@@ -147,6 +161,8 @@ class StudyResults(_Part):
     table: tuple[Line, ...]
     comparisons: tuple[Compared, ...]
     rows: tuple[Row, ...]
+    sampling: tuple[Sampling, ...] = ()
+    """Of the pretrainings that sample cells."""
 
     @property
     def scored(self) -> int:

@@ -14,6 +14,14 @@ _TEMPLATES = {
     "image for fine-tunings on another one.",
 }
 
+PURITY = (
+    "Share of the sampled cells of unlabelled images that lie on the class of their template, where a mask is known; "
+    "of clusters, on the class that is most frequent in their cluster. Means over the first and over the last quarter "
+    "of the steps. Templates are the same number for each class, so that chance is one over the number of classes that "
+    "the annotated image shows. Where purity is near chance, the patch loss parts cells of random classes."
+)
+"""What the table of purities means."""
+
 
 def notes(results: StudyResults) -> list[str]:
     """What the figures are and what they were made from, one sentence or two each."""

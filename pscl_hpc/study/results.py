@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Sequence
+from typing import Any
 
+from pscl_hpc.config import PretrainConfig, ReferencedMethod
 from pscl_hpc.config.study import Budget
 from pscl_hpc.errors import UserError
-from pscl_hpc.report.study_results import Compared, Failure, Line, Place, PoolPart, Row, StudyResults, Worst
+from pscl_hpc.report.study_results import (
+    Compared,
+    Failure,
+    Line,
+    Place,
+    PoolPart,
+    Row,
+    Sampling,
+    StudyResults,
+    Worst,
+)
 from pscl_hpc.runs import RunFolder, now
 from pscl_hpc.segmentation.summary import read_evaluation, spread
 from pscl_hpc.study.plan import Cell, Plan
@@ -65,6 +78,7 @@ def gather(plan: Plan, outcomes: dict[str, Outcome]) -> StudyResults:
         table=tuple(_table(plan, rows)),
         comparisons=tuple(_comparisons(plan, rows)),
         rows=tuple(rows),
+        sampling=tuple(_sampling(plan)),
     )
 
 
@@ -103,6 +117,41 @@ def _rows(plan: Plan, cell: Cell) -> Iterable[Row]:
             pretraining=str(trunk.folder.relative_to(plan.study.folder)) if trunk else "",
             key=cell.key,
         )
+
+
+def _sampling(plan: Plan) -> Iterable[Sampling]:
+    trunks = dict.fromkeys((cell.method, cell.pretraining) for cell in plan.cells if cell.pretraining)
+    for method, key in trunks:
+        job = plan.jobs[key]
+        assert isinstance(job.config, PretrainConfig)
+        try:
+            lines = RunFolder.load(job.folder).metrics()
+        except UserError:
+            continue
+        steps = job.config.schedule.steps
+        first = _purity([line for line in lines if line["step"] <= steps / 4])
+        last = _purity([line for line in lines if line["step"] > steps * 3 / 4])
+        if last:
+            settings = job.config.method
+            yield Sampling(
+                method=method,
+                folder=str(job.folder.relative_to(plan.study.folder)),
+                references=settings.reference.ids if isinstance(settings, ReferencedMethod) else (),
+                first=first or (None,) * len(last),
+                last=last,
+            )
+
+
+def _purity(lines: Sequence[dict[str, Any]]) -> tuple[float | None, ...]:
+    """Mean of each scale's logged purity; empty where there is none."""
+    found: list[float | None] = []
+    for scale in itertools.count():
+        key = f"scale{scale}/purity"
+        if not any(key in line for line in lines):
+            return tuple(found)
+        values = [line[key] for line in lines if line.get(key) is not None]
+        found.append(sum(values) / len(values) if values else None)
+    return tuple(found)
 
 
 def _budgets(plan: Plan) -> tuple[Budget, ...]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from pscl_hpc.report.curves import scale_name
 from pscl_hpc.report.study_results import Compared, Estimate, Place, StudyResults, Worst
-from pscl_hpc.report.study_text import notes
+from pscl_hpc.report.study_text import PURITY, notes
 from pscl_hpc.segmentation.summary import Spread
 
 TABLE_FILE = "table.md"
@@ -20,6 +21,8 @@ def markdown(results: StudyResults) -> str:
         parts.append(f"## {place[0]}, {place[1]}{said}\n\n{score_table(results, place)}")
     for baseline in results.baselines:
         parts.append(f"## Against {baseline}\n\n{comparison_table(results, baseline)}")
+    if results.sampling:
+        parts.append(f"## Purity of sampled cells\n\n{PURITY}\n\n{sampling_table(results)}")
     if results.failed:
         lines = [f"- {item.job}: {item.reason}" for item in results.failed]
         parts.append("## Failed\n\n" + "\n".join(lines))
@@ -55,6 +58,27 @@ def comparison_table(results: StudyResults, baseline: str) -> str:
         head,
         (_compared_row(line, several) for line in results.comparisons if line.baseline == baseline),
     )
+
+
+def sampling_table(results: StudyResults) -> str:
+    """Purity of sampled cells of every pretraining, at the start and at the end."""
+    scales = max(len(found.last) for found in results.sampling)
+    names = [scale_name(index, scales) for index in range(scales)]
+    head = ["method", "templates from", *names]
+    rows = [
+        [
+            found.method,
+            ", ".join(found.references) or "clusters",
+            *(f"{purity_text(a)} → {purity_text(b)}" for a, b in zip(found.first, found.last, strict=True)),
+        ]
+        for found in results.sampling
+    ]
+    return pipe_table(head, rows)
+
+
+def purity_text(value: float | None) -> str:
+    """A share in percent."""
+    return "-" if value is None else f"{100 * value:.0f}%"
 
 
 def spread_text(found: Spread | None) -> str:

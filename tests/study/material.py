@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,11 @@ def fabricate(config: Config, amounts: dict[str, float]) -> None:
     with folder:
         if not isinstance(config, FinetuneConfig):
             (folder.path / TRUNK_FILE).write_bytes(b"")
+            if config.method.name.startswith("pscl"):
+                log = folder.metrics_log()
+                for step, purity in enumerate((0.25, 0.1, 0.1, 0.75), 1):
+                    log.write(step, {"scale0/purity": purity, "scale1/purity": math.nan})
+                log.close()
             return
         folder.update(best={"step": 3, "mean_dice": 0.5})
         method = "scratch" if not config.pretrained else Path(config.pretrained).name.partition("--")[0]

@@ -216,6 +216,19 @@ def test_one_set_of_images_is_compared_over_seeds(archive: Path, tmp_path: Path)
     assert all(c.gain.low is not None for c in results.comparisons)
 
 
+def test_purity_of_sampling_is_told_of_its_first_and_last_quarter(finished: Path) -> None:
+    results = read_results(finished)
+    # One trunk for each annotated image and seed.
+    assert len(results.sampling) == 6
+    assert {found.method for found in results.sampling} == {"pscl"}
+    assert {found.references for found in results.sampling} == {("alloy/t0",), ("alloy/t1",), ("alloy/t2",)}
+    assert {(found.first, found.last) for found in results.sampling} == {((0.25, None), (0.75, None))}
+    assert "| pscl | alloy/t1 | 25% → 75% | - → - |" in (finished / TABLE_FILE).read_text(encoding="utf-8")
+    page = write_report([finished]).path.read_text(encoding="utf-8")
+    assert "25.0 % →" in page
+    assert "75.0 %" in page
+
+
 def test_the_table_states_the_pool_and_every_method(finished: Path) -> None:
     text = (finished / TABLE_FILE).read_text(encoding="utf-8")
     assert "Pretraining pool of simclr, pscl: 7 images, alloy 5 (train), other 2 (no split)" in text
