@@ -102,6 +102,29 @@ def sampling(name: str) -> str:
     return _table(["method", "templates from", *names], rows) + _origin(name, content)
 
 
+def matching(name: str) -> str:
+    """Purity of what an untrained sampler finds, by the share of texture."""
+    content = _load(name)
+    lines: dict[str, dict[float, dict[str, list[float | None]]]] = {}
+    for row in content["result"]["rows"]:
+        lines.setdefault(row["reference"], {})[row["texture"]] = row
+    shares = sorted({row["texture"] for row in content["result"]["rows"]})
+    rows = [
+        [
+            reference,
+            _shares(found[shares[0]]["chance"]),
+            *(_shares(found[share]["purity"]) for share in shares),
+        ]
+        for reference, found in lines.items()
+    ]
+    head = ["templates from", "chance", *(f"texture: {share:g}" for share in shares)]
+    return _table(head, rows) + _origin(name, content)
+
+
+def _shares(values: list[float | None]) -> str:
+    return " / ".join(_share(value) for value in values)
+
+
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.0f}%"
 
@@ -300,6 +323,7 @@ def latency(name: str) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "cpu-submit-latency": lambda: latency("cpu-submit-latency"),
     "cpu-study-one-shot": lambda: study("cpu-study-one-shot"),
+    "cpu-matching-purity": lambda: matching("cpu-matching-purity"),
     "cpu-study-sampling": lambda: sampling("cpu-study-one-shot"),
     "cpu-study-data-efficiency": lambda: budgets("cpu-study-data-efficiency"),
     "cpu-study-core": lambda: budgets("cpu-study-core"),
