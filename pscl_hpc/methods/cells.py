@@ -144,7 +144,8 @@ class _Comparison:
 
     def _join(self, projected: Tensor, described: Tensor) -> Tensor:
         direction = F.normalize(projected.float(), dim=-1)
-        return torch.cat(((1 - self.share) ** 0.5 * direction, self.share**0.5 * described), dim=-1)
+        joined = torch.cat(((1 - self.share) ** 0.5 * direction, self.share**0.5 * described), dim=-1)
+        return joined.to(projected.dtype)
 
 
 @torch.no_grad()
