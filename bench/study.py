@@ -1,6 +1,6 @@
 """Record the results of a study that `pscl-hpc study` has finished.
 
-    python bench/study.py runs/studies/one-shot-cpu --config one_shot-cpu.yaml --name cpu-study-one-shot
+    python -m bench.study runs/studies/one-shot-cpu --config one_shot-cpu.yaml --name cpu-study-one-shot
 
 The result is the study's `results.json` without paths of this machine, and what the study was.
 """

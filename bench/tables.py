@@ -26,8 +26,13 @@ DOCUMENTS = ("README.md", "kernels/README.md", "docs/*.md", "bench/README.md", "
 BLOCK = re.compile(r"(<!-- table: ([a-z0-9-]+) -->\n).*?(<!-- end table -->)", re.DOTALL)
 
 
-def study(name: str) -> str:
-    """A study: mean Dice of every method on every split with one budget, and what that removes of the Dice error."""
+def study(name: str, baseline: str = "") -> str:
+    """A study: mean Dice of every method on every split with one budget, and what that removes of the Dice error.
+
+    Args:
+        name: The result.
+        baseline: What is compared with; empty for all baselines of the study.
+    """
     content = _load(name)
     result = content["result"]
     budget = result["budgets"][0]
@@ -42,7 +47,7 @@ def study(name: str) -> str:
         if line["budget"] == budget and not line["dataset"]
     }
     places = list(dict.fromkeys((dataset, split) for _, dataset, split in lines))
-    baselines = list(dict.fromkeys(baseline for _, baseline in compared))
+    baselines = [baseline] if baseline else list(dict.fromkeys(baseline for _, baseline in compared))
     rows = []
     for method in result["methods"]:
         cells = []
@@ -61,6 +66,7 @@ def study(name: str) -> str:
     said = f"Mean Dice ± standard deviation over {_runs(lines)} runs (worst annotated image)"
     over = ", ".join(result["headline"])
     intervals = f"error removed over {over} with its {100 * result['confidence']:.0f}% interval."
+    intervals += f" All runs together took {_job_seconds(result['rows']) / 60:.0f} minutes of job time."
     return f"{said}; {intervals}\n\n" + _table(head, rows) + _origin(name, content)
 
 
@@ -323,6 +329,7 @@ def latency(name: str) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "cpu-submit-latency": lambda: latency("cpu-submit-latency"),
     "cpu-study-one-shot": lambda: study("cpu-study-one-shot"),
+    "cpu-study-against-none": lambda: study("cpu-study-one-shot", "none"),
     "cpu-matching-purity": lambda: matching("cpu-matching-purity"),
     "cpu-study-sampling": lambda: sampling("cpu-study-one-shot"),
     "cpu-study-data-efficiency": lambda: budgets("cpu-study-data-efficiency"),
@@ -376,6 +383,16 @@ def main() -> None:
                 path.write_text(new, encoding="utf-8")
     print("\n".join(stale) or "all tables are up to date")
     sys.exit(1 if check and stale else 0)
+
+
+def _job_seconds(rows: list[dict[str, Any]]) -> float:
+    """Seconds of all runs of a study; a trunk that several share counts once."""
+    trunks = {row["pretraining"]: row["seconds"].get("pretrain", 0.0) for row in rows if row["pretraining"]}
+    runs = {
+        row["key"]: sum(seconds for part, seconds in row["seconds"].items() if part != "pretrain")
+        for row in rows
+    }
+    return sum(trunks.values()) + sum(runs.values())
 
 
 def _runs(lines: dict[Any, dict[str, Any]]) -> str:
