@@ -118,17 +118,17 @@ def sentences(results: StudyResults) -> list[str]:
         value = best.error_removed
         assert value is not None
         scores, share = (
-            f"Against {baseline}, over {what(lines)}",
+            f"Against “{baseline}”, over {what(lines)}",
             f"{100 * abs(value.value):.0f}% of the Dice error",
         )
         pairs = f"better with {best.wins} of {best.units} annotated images"
         if value.value > 0:
             found.append(
-                f"{scores}, {best.method} does best: it removes {share}{_interval(results, value)} and is {pairs}."
+                f"{scores}, “{best.method}” does best: it removes {share}{_interval(results, value)} and is {pairs}."
             )
         else:
             found.append(
-                f"{scores}, nothing does better: the nearest, {best.method}, adds {share}{_interval(results, value)}."
+                f"{scores}, nothing does better: the nearest, “{best.method}”, adds {share}{_interval(results, value)}."
             )
     return found
 
