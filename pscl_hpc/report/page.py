@@ -46,6 +46,8 @@ class Report:
 @dataclass(frozen=True)
 class _InspectionPanel:
     run: RunData
+    samples: bool
+    """Whether the method samples cells."""
     explanation: str
     classes: tuple[ClassStyle, ...]
     images: list[ImageFigure]
@@ -105,6 +107,7 @@ def render(runs: Sequence[RunData]) -> str:
         inspections=[
             _InspectionPanel(
                 run,
+                any(len(scale.classes) for scale in run.inspection.scales),
                 explanation(run.inspection),
                 class_styles(run.inspection.classes),
                 image_figures(run.inspection),

@@ -15,7 +15,7 @@ from pscl_hpc.report import write_report
 from pscl_hpc.report.collect import collect
 from pscl_hpc.report.page import render
 
-from .fabricated_runs import Alloy, make_alloy, make_finetuning, make_pretraining
+from .fabricated_runs import Alloy, make_alloy, make_finetuning, make_pretraining, write_inspection
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -155,6 +155,16 @@ def test_pretraining_alone_and_finetuning_alone_make_a_page(runs: Path) -> None:
     other = Reader(render(collect([runs / "scratch-0"]))).text
     assert "No pretraining run with an inspection is on this page." in other
     assert "Nothing to compare it with" in other
+
+
+def test_a_method_that_samples_nothing_shows_its_features_alone(tmp_path: Path, alloy: Alloy) -> None:
+    make_pretraining(tmp_path / "p", alloy)
+    absent = {f"{key}{scale}": None for key in ("cells", "class", "purity") for scale in range(3)}
+    assert "Sampled patches at full resolution" in write_report([tmp_path / "p"]).path.read_text("utf-8")
+    write_inspection(tmp_path / "p" / "inspection.npz", alloy, **absent)
+    text = write_report([tmp_path / "p"]).path.read_text("utf-8")
+    assert "Sampled patches at" not in text
+    assert "Features</b>, full resolution" in text
 
 
 def test_empty_run_folders_make_a_page(tmp_path: Path) -> None:
