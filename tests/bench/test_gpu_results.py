@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bench import gpu_tables, plots, tables
+from bench import plots
 from bench.gpu_results import devices
+from bench.tables import blocks, gpu
 from tests.bench import fabricated
 
 
@@ -18,9 +19,9 @@ def folder(tmp_path: Path) -> Path:
     return fabricated.everything(tmp_path / "results")
 
 
-@pytest.mark.parametrize("name", gpu_tables.GPU_TABLES)
+@pytest.mark.parametrize("name", gpu.GPU_TABLES)
 def test_every_table_is_made_and_says_where_it_comes_from(folder: Path, name: str) -> None:
-    text = gpu_tables.table(name, folder)
+    text = gpu.device_tables(name, folder)
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) > 2
     assert len({line.count("|") for line in lines}) == 1
@@ -28,26 +29,26 @@ def test_every_table_is_made_and_says_where_it_comes_from(folder: Path, name: st
     assert "bench/results/gpu-h100-" in text
 
 
-@pytest.mark.parametrize("name", gpu_tables.GPU_TABLES)
+@pytest.mark.parametrize("name", gpu.GPU_TABLES)
 def test_what_was_not_measured_has_no_table(tmp_path: Path, name: str) -> None:
     with pytest.raises(FileNotFoundError):
-        gpu_tables.table(name, tmp_path)
-    path = fabricated.write(tmp_path, gpu_tables.GPU_TABLES[name][0], {"measured": []}, slug="cpu", tiny=True)
+        gpu.device_tables(name, tmp_path)
+    path = fabricated.write(tmp_path, gpu.GPU_TABLES[name][0], {"measured": []}, slug="cpu", tiny=True)
     assert json.loads(path.read_text())["result"]["tiny"]
     with pytest.raises(FileNotFoundError):  # a dry run measured nothing
-        gpu_tables.table(name, tmp_path)
+        gpu.device_tables(name, tmp_path)
 
 
 def test_blocks_of_documents_read_not_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(tables.TABLES, "gpu-loss", lambda: gpu_tables.table("gpu-loss", tmp_path))
-    text = tables.fill("<!-- table: gpu-loss -->\nold\n<!-- end table -->")
+    monkeypatch.setitem(blocks.TABLES, "gpu-loss", lambda: gpu.device_tables("gpu-loss", tmp_path))
+    text = blocks.fill("<!-- table: gpu-loss -->\nold\n<!-- end table -->")
     assert "Not measured yet." in text
 
 
 def test_marks_are_judged(folder: Path) -> None:
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
-        for line in gpu_tables.table("gpu-marks", folder).splitlines()
+        for line in gpu.device_tables("gpu-marks", folder).splitlines()
         if line.startswith("|")
     ][2:]
     verdicts = {row[0]: (row[2], row[3]) for row in rows}
@@ -64,7 +65,7 @@ def test_marks_that_were_not_measured_say_so(folder: Path) -> None:
         (folder / f"gpu-h100-{part}.json").unlink()
     rows = [
         line
-        for line in gpu_tables.table("gpu-marks", folder).splitlines()
+        for line in gpu.device_tables("gpu-marks", folder).splitlines()
         if "sampling" in line or "step" in line
     ]
     assert len(rows) == 3
@@ -72,8 +73,8 @@ def test_marks_that_were_not_measured_say_so(folder: Path) -> None:
 
 
 def test_a_peer_that_is_not_correct_has_no_figure(folder: Path) -> None:
-    assert "Broken" not in gpu_tables.table("gpu-loss", folder)
-    assert "not correct" in gpu_tables.table("gpu-peers", folder)
+    assert "Broken" not in gpu.device_tables("gpu-loss", folder)
+    assert "not correct" in gpu.device_tables("gpu-peers", folder)
 
 
 def test_two_devices_stand_apart(folder: Path) -> None:
@@ -81,7 +82,7 @@ def test_two_devices_stand_apart(folder: Path) -> None:
     other["result"]["circumstances"]["device"] = "NVIDIA H200"
     (folder / "gpu-h200-patch-nt-xent.json").write_text(json.dumps(other))
     assert [device.slug for device in devices(folder)] == ["h100", "h200"]
-    text = gpu_tables.table("gpu-loss-sizes", folder)
+    text = gpu.device_tables("gpu-loss-sizes", folder)
     assert text.index(fabricated.DEVICE) < text.index("NVIDIA H200")
 
 

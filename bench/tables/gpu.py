@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.gpu_results import BOTH, FORWARD, OURS, Device, devices, losses, median
+from bench.tables.common import table
 
 DTYPE = "bfloat16"
 ROWS = 65_536
@@ -37,7 +38,7 @@ def loss(device: Device) -> str:
                     ]
                 )
     head = ["width", "groups", "implementation", "forward, ms", "forward + backward, ms", "memory, MiB"]
-    return _table([*head, "share of floor", "error of loss"], rows)
+    return table([*head, "share of floor", "error of loss"], rows)
 
 
 def sizes(device: Device) -> str:
@@ -60,7 +61,7 @@ def sizes(device: Device) -> str:
         )
     ]
     head = ["rows", "width", "groups", "dtype", "forward, ms", "forward + backward, ms", "memory, MiB"]
-    return _table([*head, "share of floor"], rows)
+    return table([*head, "share of floor"], rows)
 
 
 def sampling(device: Device) -> str:
@@ -82,7 +83,7 @@ def sampling(device: Device) -> str:
             ]
         )
     head = ["images", "templates", "cells", "ms", "memory, MiB", "share of floor", "released loop, per image"]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def queue(device: Device) -> str:
@@ -104,7 +105,7 @@ def queue(device: Device) -> str:
             ]
         )
     head = ["queries x entries", "width", "labels", "implementation", "forward, ms", "forward + backward, ms"]
-    return _table([*head, "memory, MiB", "share of floor"], rows)
+    return table([*head, "memory, MiB", "share of floor"], rows)
 
 
 def step(device: Device) -> str:
@@ -124,7 +125,7 @@ def step(device: Device) -> str:
         for form, found in device.result("step").get("summary", {}).items()
     ]
     head = ["", "images/s at 9", "GiB at 9", "largest batch", "images/s there", "fastest images/s"]
-    return _table([*head, "faster, at 9 / at best"], rows)
+    return table([*head, "faster, at 9 / at best"], rows)
 
 
 def pretraining(device: Device) -> str:
@@ -138,7 +139,7 @@ def pretraining(device: Device) -> str:
         ]
         for e in device.entries("pretrain")
     ]
-    return _table(["batch", "precision", "images/s", "peak memory, GiB"], rows)
+    return table(["batch", "precision", "images/s", "peak memory, GiB"], rows)
 
 
 def absent(device: Device) -> str:
@@ -154,7 +155,7 @@ def absent(device: Device) -> str:
         rows.append(
             [entry["peer"], entry.get("version", ""), entry["task"], outcome, entry.get("differs", "")]
         )
-    return _table(["peer", "version", "task", "outcome", "what it does differently"], rows)
+    return table(["peer", "version", "task", "outcome", "what it does differently"], rows)
 
 
 def marks(device: Device) -> str:
@@ -218,7 +219,7 @@ def marks(device: Device) -> str:
         ["whole step, images per second: ours / released, best batches", "10x", _or_not(speedup, "{:.1f}x"),
          _verdict(speedup, at_least=10)]
     )  # fmt: skip
-    return _table(["", "mark", "measured", "reached"], rows)
+    return table(["", "mark", "measured", "reached"], rows)
 
 
 GPU_TABLES: dict[str, tuple[str, Callable[[Device], str]]] = {
@@ -234,7 +235,7 @@ GPU_TABLES: dict[str, tuple[str, Callable[[Device], str]]] = {
 """Each table's name, the part that it cannot do without, and how it is made."""
 
 
-def table(name: str, folder: Path) -> str:
+def device_tables(name: str, folder: Path) -> str:
     """A table for every device with results; raises FileNotFoundError where there is none."""
     part, make = GPU_TABLES[name]
     found = [device for device in devices(folder) if part in device]
@@ -251,11 +252,6 @@ def _origin(device: Device, part: str) -> str:
         f"\n\n`bench/results/gpu-{device.slug}-{part}.json`: torch {versions['torch']}{triton}, "
         f"{content['date'][:10]}, commit {content['commit'][:7]}; `{content['command']}`"
     )
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _time(found: dict[str, Any]) -> str:
