@@ -18,7 +18,7 @@ from pscl_hpc.errors import UserError
 from pscl_hpc.report.study_results import read_results
 
 # Where things lie on one machine.
-PLACES = ("archive", "run")
+PLACES = ("archive", "run", "reuse")
 
 
 def main() -> None:

@@ -18,6 +18,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "cpu-submit-latency": lambda: training.latency("cpu-submit-latency"),
     "cpu-study-one-shot": lambda: study.study("cpu-study-one-shot"),
     "cpu-study-against-none": lambda: study.study("cpu-study-one-shot", "none"),
+    "cpu-study-rates": lambda: study.validation("cpu-study-rates"),
+    "cpu-study-references": lambda: study.study("cpu-study-references"),
     "cpu-matching-purity": lambda: study.matching("cpu-matching-purity"),
     "cpu-study-sampling": lambda: study.sampling("cpu-study-one-shot"),
     "cpu-study-data-efficiency": lambda: study.budgets("cpu-study-data-efficiency"),

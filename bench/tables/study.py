@@ -51,6 +51,18 @@ def study(name: str, baseline: str = "") -> str:
     return f"{said}; {intervals}\n\n" + table(head, rows) + origin(name, content)
 
 
+def validation(name: str) -> str:
+    """Best validation Dice of every entry of a study, for each annotated image: what settings are chosen by."""
+    content = load(name)
+    rows = {(row["method"], *row["references"]): row for row in content["result"]["rows"]}
+    images = list(dict.fromkeys(image for _, image in rows))
+    lines = []
+    for method in content["result"]["methods"]:
+        found = [rows[method, image]["validation_dice"] for image in images]
+        lines.append([method, *(f"{value:.3f}" for value in found), f"{sum(found) / len(found):.3f}"])
+    return table(["entry", *images, "mean"], lines) + origin(name, content)
+
+
 def budgets(name: str) -> str:
     """A study on one data set: mean Dice of every method with every amount of annotation."""
     content = load(name)

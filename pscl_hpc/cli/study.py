@@ -129,17 +129,29 @@ def _show_plan(state: Any, as_json: bool) -> None:
         kind: {
             "runs": sum(job.config.kind == kind for job in plan.jobs.values()),
             "missing": sum(job.config.kind == kind for job in state.missing),
+            "finished_elsewhere": sum(plan.jobs[key].config.kind == kind for key in state.elsewhere),
         }
         for kind in ("pretrain", "finetune")
     }
     if as_json:
-        missing = [{"job": job.label, "folder": str(job.folder)} for job in state.missing]
+        missing = [
+            {"job": job.label, "folder": str(job.folder), "finished_in": _text(state.elsewhere.get(job.key))}
+            for job in state.missing
+        ]
         typer.echo(json.dumps({"cells": len(plan.cells), **counts, "jobs": missing}))
         return
     for job in state.missing:
-        typer.echo(job.label)
+        source = state.elsewhere.get(job.key)
+        typer.echo(f"{job.label}: finished in {source}, will be copied" if source else job.label)
     for name, pool in plan.pools.items():
         typer.echo(f"pool of {name}: {pool.sentence()}")
     for kind, count in counts.items():
-        typer.echo(f"{kind}: {count['runs']} runs, {count['missing']} missing")
+        typer.echo(
+            f"{kind}: {count['runs']} runs, {count['missing']} missing"
+            + (f", {count['finished_elsewhere']} of these finished elsewhere" if plan.study.reuse else "")
+        )
     typer.echo(f"{len(plan.cells)} places of the grid; nothing was run")
+
+
+def _text(path: Path | None) -> str:
+    return "" if path is None else str(path)

@@ -82,6 +82,9 @@ class StudyConfig(Strict):
     name: Name = "study"
     run: str = ""
     """The study's folder; ``runs/<name>`` when empty. The same study goes on there, and may have grown."""
+    reuse: tuple[str, ...] = ()
+    """Folders of other studies: runs that are finished there and would be the same here are copied, not repeated. One
+    that is not there yet has none."""
     archive: str = ""
     """An archive file or folder of shards."""
     synthetic: SyntheticImages | None = None

@@ -18,6 +18,7 @@ from pscl_hpc.launch.profiles import Profile
 from pscl_hpc.launch.registry import JOBS, JobRecord, latest_job
 from pscl_hpc.launch.schedulers import SCHEDULERS, JobState, wait_for_end
 from pscl_hpc.runs import RunFolder
+from pscl_hpc.runs.folder import LOCK_FILE
 
 State = Literal["queued", "starting", "running", "done", "failed", "stopped", "lost"]
 """lost: the record says that it runs, but nothing does; submitting it again continues from the last checkpoint."""
@@ -174,7 +175,7 @@ def cancel(run: Path) -> RunStatus:
             raise JobError(f"job {job.job} of {run} does not stop; ask the administrator of {job.host}")
         # Killed ranks let go of the folder a moment after the process that watched them has gone.
         end = time.monotonic() + STOP_GRACE_S + 5
-        while _is_locked(run / "run.lock") and time.monotonic() < end:
+        while _is_locked(run / LOCK_FILE) and time.monotonic() < end:
             time.sleep(0.1)
     folder = RunFolder.load(run)
     if not folder.done:
@@ -278,7 +279,7 @@ def _state(folder: RunFolder, asked: JobState | None) -> State:
         return "running" if recorded == "running" else "starting"
     if recorded in ("failed", "stopped"):
         return "failed" if recorded == "failed" else "stopped"
-    if recorded == "running" and (phase == "unknown" or _is_locked(folder.path / "run.lock")):
+    if recorded == "running" and (phase == "unknown" or _is_locked(folder.path / LOCK_FILE)):
         return "running"
     return "queued" if phase == "unknown" else "lost"
 

@@ -31,6 +31,7 @@ CONFIG_FILE = "config.yaml"
 RECORD_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
+LOCK_FILE = "run.lock"
 _FREE = (
     "run",
     "runtime.workers",
@@ -215,7 +216,7 @@ class RunFolder:
         )
 
     def _acquire(self) -> None:
-        handle = (self.path / "run.lock").open("a+")
+        handle = (self.path / LOCK_FILE).open("a+")
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -27,6 +27,7 @@ from pscl_hpc.study.display import Display
 from pscl_hpc.study.keys import run_key
 from pscl_hpc.study.plan import Job, Plan, make_plan
 from pscl_hpc.study.results import gather
+from pscl_hpc.study.reuse import copy_run, find_runs
 from pscl_hpc.study.schedule import Executor, Outcome, run_jobs
 from pscl_hpc.study.stage import is_done
 from pscl_hpc.study.tables import TABLE_FILE, markdown
@@ -44,6 +45,8 @@ class StudyState:
     plan: Plan
     done: tuple[str, ...]
     """Keys of finished jobs."""
+    elsewhere: dict[str, Path]
+    """Run folders of ``reuse`` that some of the others are finished in, by key."""
 
     @property
     def missing(self) -> list[Job]:
@@ -66,7 +69,8 @@ def run_study(
 ) -> tuple[StudyState, StudyResults]:
     """Do what is missing of a study and write its results.
 
-    Finished runs are never repeated; a job that fails is named in the results and tried again by the next call.
+    Finished runs are never repeated, those of the studies under ``reuse`` are copied; a job that fails is named in the
+    results and tried again by the next call.
 
     Args:
         study: The study.
@@ -85,6 +89,10 @@ def run_study(
     with _locked(study.folder):
         state = look(study)
         write_text(study.folder / STUDY_FILE, study_yaml(study))
+        if state.elsewhere:
+            for key, source in state.elsewhere.items():
+                copy_run(state.plan.jobs[key], source)
+            state = _state(state.plan)
         display = Display(len(state.plan.jobs), len(state.done), jobs, show=progress)
         display.expect(state.missing)
         with display:
@@ -104,9 +112,9 @@ def write_results(plan: Plan, outcomes: dict[str, Outcome]) -> StudyResults:
 
 
 def _state(plan: Plan) -> StudyState:
-    return StudyState(
-        plan, tuple(key for key, job in plan.jobs.items() if is_done(job.folder, job.config.kind))
-    )
+    done = tuple(key for key, job in plan.jobs.items() if is_done(job.folder, job.config.kind))
+    missing = [job for key, job in plan.jobs.items() if key not in done]
+    return StudyState(plan, done, find_runs(missing, plan.study.reuse, plan.fingerprint))
 
 
 class Prepared:

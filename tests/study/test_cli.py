@@ -71,8 +71,8 @@ def test_a_dry_run_says_what_would_run_and_runs_nothing(
     file = study_file(archive, tmp_path / "study", methods=TWO)
     assert main(["study", str(file), "--dry-run", "--json"]) == EXIT_DONE
     plan = json.loads(capsys.readouterr().out)
-    assert plan["pretrain"] == {"runs": 1, "missing": 1}
-    assert plan["finetune"] == {"runs": 6, "missing": 6}
+    assert plan["pretrain"] == {"runs": 1, "missing": 1, "finished_elsewhere": 0}
+    assert plan["finetune"] == {"runs": 6, "missing": 6, "finished_elsewhere": 0}
     assert plan["jobs"][0]["job"] == "pretraining simclr seed 10"
     assert not (tmp_path / "study").exists()
     assert main(["study", str(file), "--dry-run"]) == EXIT_DONE

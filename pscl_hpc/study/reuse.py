@@ -1,0 +1,79 @@
+"""Finished runs of other studies: what is the same run there is copied, and not done again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pscl_hpc.config import FinetuneConfig, load_config, to_yaml
+from pscl_hpc.errors import UserError
+from pscl_hpc.runs import write_text
+from pscl_hpc.runs.folder import CONFIG_FILE, LOCK_FILE
+from pscl_hpc.segmentation.evaluate import PREDICTIONS
+from pscl_hpc.study.keys import run_key
+from pscl_hpc.study.plan import Job
+from pscl_hpc.study.stage import is_done
+
+_PARTIAL = ".copied-"
+
+
+def find_runs(jobs: Iterable[Job], folders: Sequence[str], fingerprint: str) -> dict[str, Path]:
+    """Where the runs of some jobs are finished already.
+
+    Args:
+        jobs: Those that are missing. One that has begun in its own folder goes on there.
+        folders: Of other studies; one that is not there (yet) has nothing.
+        fingerprint: Of the archive.
+
+    Returns:
+        Run folders by the job's key. The configuration there gives that key, not only the folder's name.
+    """
+    found: dict[str, Path] = {}
+    for job in jobs:
+        if job.folder.exists():
+            continue
+        for folder in folders:
+            run = Path(folder) / job.folder.parent.name / job.folder.name
+            if is_done(run, job.config.kind) and _key(run, job, fingerprint) == job.key:
+                found[job.key] = run
+                break
+    return found
+
+
+def copy_run(job: Job, source: Path) -> None:
+    """Copy a finished run to where a job has it: whole or not at all.
+
+    Its files and predictions are copied; checkpoints and what schedulers keep in it are not.
+    """
+    target = job.folder
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{_PARTIAL}{os.getpid()}-{target.name}")
+    try:
+        shutil.copytree(source, partial, ignore=_left_out)
+        config = load_config(partial / CONFIG_FILE)
+        here = {"run": job.config.run, "name": job.config.name}
+        if isinstance(job.config, FinetuneConfig):
+            here["pretrained"] = job.config.pretrained
+        write_text(partial / CONFIG_FILE, to_yaml(config.model_copy(update=here)))
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _key(run: Path, job: Job, fingerprint: str) -> str:
+    try:
+        return run_key(load_config(run / CONFIG_FILE), fingerprint, job.needs)
+    except UserError:
+        return ""
+
+
+def _left_out(folder: str, names: list[str]) -> set[str]:
+    """Links, which could lead out of the study, the lock, and all folders but that of the predictions."""
+    paths = [Path(folder) / name for name in names]
+    return {
+        path.name
+        for path in paths
+        if path.is_symlink() or path.name == LOCK_FILE or (path.is_dir() and path.name != PREDICTIONS)
+    }
