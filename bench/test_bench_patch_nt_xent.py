@@ -5,19 +5,18 @@ Run by hand: `pytest bench/test_bench_patch_nt_xent.py --benchmark-only`, which 
 """
 
 import math
-import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from bench.peak_memory import peak_bytes
-from bench.record import record
+from bench.forms import Forms
 from pscl_kernels import patch_nt_xent
 
 ROWS, WIDTH, GROUPS, TEMPERATURE = 16_384, 64, 4, 0.5
-COMMAND = " ".join(["pytest", *sys.argv[1:]])
+SHAPE = {"rows": ROWS, "width": WIDTH, "groups": GROUPS, "dtype": "float32", "temperature": TEMPERATURE}
 
 
 def materialised(q: Tensor, k: Tensor, groups: Tensor) -> Tensor:
@@ -47,46 +46,24 @@ def inputs() -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def results(request: pytest.FixtureRequest) -> Any:
-    measured: dict[str, dict[str, float]] = {}
-    yield measured
-    if set(measured) != set(IMPLEMENTATIONS):
-        return
-    ours, theirs = measured["chunked"], measured["materialised"]
-    shape = {"rows": ROWS, "width": WIDTH, "groups": GROUPS, "dtype": "float32", "temperature": TEMPERATURE}
-    timer = str(request.config.getoption("benchmark_timer"))
-    ratios = {
-        "time_ratio": ours["median_seconds"] / theirs["median_seconds"],
-        "memory_ratio": ours["peak_bytes"] / theirs["peak_bytes"],
-    }
-    record(
-        "cpu-patch-nt-xent", {"shape": shape, "timer": timer, "measured": measured, **ratios}, command=COMMAND
-    )
+def forms(request: pytest.FixtureRequest) -> Iterator[Forms]:
+    forms = Forms("cpu-patch-nt-xent", "chunked", tuple(IMPLEMENTATIONS), SHAPE)
+    yield forms
+    forms.record(str(request.config.getoption("benchmark_timer")))
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_forward_and_backward(
-    name: str, inputs: Any, results: dict[str, dict[str, float]], benchmark: Any
-) -> None:
+def test_forward_and_backward(name: str, inputs: Any, forms: Forms, benchmark: Any) -> None:
     q, k, groups = inputs
 
     def step() -> None:
         q.grad = k.grad = None
         IMPLEMENTATIONS[name](q, k, groups).backward()
 
-    benchmark.pedantic(step, rounds=5, warmup_rounds=1)
-    if benchmark.enabled:
-        quantiles = _quantiles(benchmark.stats.stats.data)
-        results[name] = {**quantiles, "peak_bytes": peak_bytes(step)}
-        benchmark.extra_info.update(results[name])
+    forms.measure(name, benchmark, step, rounds=5, warmup_rounds=1)
 
 
 def test_same_answer(inputs: Any) -> None:
     q, k, groups = inputs
     q, k, groups = (x.detach()[::16] for x in (q, k, groups))
     torch.testing.assert_close(chunked(q, k, groups), materialised(q, k, groups))
-
-
-def _quantiles(seconds: list[float]) -> dict[str, float]:
-    values = torch.quantile(torch.tensor(seconds), torch.tensor([0.2, 0.5, 0.8])).tolist()
-    return dict(zip(("q20_seconds", "median_seconds", "q80_seconds"), values, strict=True))

@@ -4,7 +4,6 @@ Run by hand: `pytest bench/test_bench_peers.py --benchmark-only`, which rewrites
 peers are those of `bench/gpu/peers`; one that is not installed is skipped, and so is one that needs a GPU.
 """
 
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,17 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.forms import COMMAND, measure
 from bench.gpu import oracles
 from bench.gpu.measure import reason
 from bench.gpu.peers import PEERS
 from bench.gpu.peers.base import Peer, unit_rows, version
 from bench.gpu.setting import Setting
-from bench.peak_memory import peak_bytes
 from bench.record import record
 from pscl_kernels import patch_nt_xent, queue_info_nce
 
 ROWS, ENTRIES, WIDTH, TEMPERATURE = 4_096, 4_096, 64, 0.1
-COMMAND = " ".join(["pytest", *sys.argv[1:]])
 SETTING = Setting(torch.device("cpu"), 600.0)
 
 OURS = "chunked"
@@ -70,14 +68,9 @@ def test_forward_and_backward(
     def step() -> object:
         return torch.autograd.grad(loss(), inputs if task == "loss" else inputs[0])
 
-    benchmark.pedantic(step, rounds=3, warmup_rounds=1)
-    if benchmark.enabled:
-        seconds = torch.tensor(benchmark.stats.stats.data)
-        values = torch.quantile(seconds, torch.tensor([0.2, 0.5, 0.8])).tolist()
-        found = dict(zip(("q20_seconds", "median_seconds", "q80_seconds"), values, strict=True))
+    if found := measure(benchmark, step, rounds=3, warmup_rounds=1):
         about = {"version": version(peer.package), "differs": peer.differs} if peer else {}
-        results[f"{task}, {name}"] = {**found, "peak_bytes": peak_bytes(step), **about}
-        benchmark.extra_info.update(results[f"{task}, {name}"])
+        results[f"{task}, {name}"] = {**found, **about}
 
 
 def _loss(peer: Peer | None, task: str, inputs: tuple[Tensor, Tensor], entries: Tensor) -> Step:

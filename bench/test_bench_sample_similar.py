@@ -4,19 +4,24 @@ Run by hand: `pytest bench/test_bench_sample_similar.py --benchmark-only`, which
 `bench/results/cpu-sample-similar.json`.
 """
 
-import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from bench.peak_memory import peak_bytes
-from bench.record import record
+from bench.forms import Forms
 from pscl_kernels import sample_similar
 
 BATCH, TEMPLATES, WIDTH, PLACES = 8, 64, 64, 35_344
-COMMAND = " ".join(["pytest", *sys.argv[1:]])
+SHAPE = {
+    "images": BATCH,
+    "templates": TEMPLATES,
+    "width": WIDTH,
+    "cells_per_image": PLACES,
+    "dtype": "float32",
+}
 
 
 def loop(templates: Tensor, cells: Tensor, cosine: bool = True) -> Tensor:
@@ -57,41 +62,15 @@ def inputs() -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def results(request: pytest.FixtureRequest) -> Any:
-    measured: dict[str, dict[str, float]] = {}
-    yield measured
-    if set(measured) != set(IMPLEMENTATIONS):
-        return
-    ours, theirs = measured["chunked"], measured["loop"]
-    shape = {
-        "images": BATCH,
-        "templates": TEMPLATES,
-        "width": WIDTH,
-        "cells_per_image": PLACES,
-        "dtype": "float32",
-    }
-    timer = str(request.config.getoption("benchmark_timer"))
-    ratios = {
-        "speedup": theirs["median_seconds"] / ours["median_seconds"],
-        "speedup_over_dots": measured["loop_of_dots"]["median_seconds"] / ours["median_seconds"],
-        "memory_ratio": ours["peak_bytes"] / theirs["peak_bytes"],
-    }
-    record(
-        "cpu-sample-similar",
-        {"shape": shape, "timer": timer, "measured": measured, **ratios},
-        command=COMMAND,
-    )
+def forms(request: pytest.FixtureRequest) -> Iterator[Forms]:
+    forms = Forms("cpu-sample-similar", "chunked", tuple(IMPLEMENTATIONS), SHAPE)
+    yield forms
+    forms.record(str(request.config.getoption("benchmark_timer")))
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_sampling(name: str, inputs: Any, results: dict[str, dict[str, float]], benchmark: Any) -> None:
-    benchmark.pedantic(IMPLEMENTATIONS[name], args=inputs, rounds=15, warmup_rounds=3)
-    if benchmark.enabled:
-        seconds = torch.tensor(benchmark.stats.stats.data)
-        values = torch.quantile(seconds, torch.tensor([0.2, 0.5, 0.8])).tolist()
-        results[name] = dict(zip(("q20_seconds", "median_seconds", "q80_seconds"), values, strict=True))
-        results[name]["peak_bytes"] = peak_bytes(lambda: IMPLEMENTATIONS[name](*inputs))
-        benchmark.extra_info.update(results[name])
+def test_sampling(name: str, inputs: Any, forms: Forms, benchmark: Any) -> None:
+    forms.measure(name, benchmark, lambda: IMPLEMENTATIONS[name](*inputs), rounds=15, warmup_rounds=3)
 
 
 def test_same_answer(inputs: Any) -> None:

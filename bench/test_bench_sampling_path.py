@@ -4,21 +4,20 @@ Run by hand: `pytest bench/test_bench_sampling_path.py --benchmark-only --benchm
 rewrites `bench/results/cpu-sampling-path.json`.
 """
 
-import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from bench.peak_memory import peak_bytes
-from bench.record import record
+from bench.forms import Forms
 from pscl_hpc.methods.cells import cells_of, gather_cells
 from pscl_hpc.models import CellHead
 from pscl_kernels import patch_nt_xent, sample_similar
 
 IMAGES, CHANNELS, SIDE, TEMPLATES, CLASSES, PROJECTION = 8, 64, 188, 64, 4, 64
-COMMAND = " ".join(["pytest", *sys.argv[1:]])
+SHAPE = {"images": IMAGES, "channels": CHANNELS, "grid": f"{SIDE} x {SIDE}", "templates": TEMPLATES}
 
 
 def loss_of(q: Tensor, k: Tensor) -> Tensor:
@@ -57,23 +56,10 @@ def inputs() -> tuple[Any, ...]:
 
 
 @pytest.fixture(scope="module")
-def results(request: pytest.FixtureRequest) -> Any:
-    measured: dict[str, dict[str, float]] = {}
-    yield measured
-    if set(measured) != set(IMPLEMENTATIONS):
-        return
-    ours, theirs = measured["sampled"], measured["separate"]
-    shape = {"images": IMAGES, "channels": CHANNELS, "grid": f"{SIDE} x {SIDE}", "templates": TEMPLATES}
-    ratios = {
-        "speedup": theirs["median_seconds"] / ours["median_seconds"],
-        "memory_ratio": ours["peak_bytes"] / theirs["peak_bytes"],
-    }
-    timer = str(request.config.getoption("benchmark_timer"))
-    record(
-        "cpu-sampling-path",
-        {"shape": shape, "timer": timer, "measured": measured, **ratios},
-        command=COMMAND,
-    )
+def forms(request: pytest.FixtureRequest) -> Iterator[Forms]:
+    forms = Forms("cpu-sampling-path", "sampled", tuple(IMPLEMENTATIONS), SHAPE)
+    yield forms
+    forms.record(str(request.config.getoption("benchmark_timer")))
 
 
 def step(name: str, inputs: tuple[Any, ...]) -> Tensor:
@@ -86,13 +72,8 @@ def step(name: str, inputs: tuple[Any, ...]) -> Tensor:
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_path(name: str, inputs: Any, results: dict[str, dict[str, float]], benchmark: Any) -> None:
-    benchmark.pedantic(step, args=(name, inputs), rounds=7, warmup_rounds=2)
-    if benchmark.enabled:
-        seconds = torch.tensor(benchmark.stats.stats.data)
-        values = torch.quantile(seconds, torch.tensor([0.2, 0.5, 0.8])).tolist()
-        results[name] = dict(zip(("q20_seconds", "median_seconds", "q80_seconds"), values, strict=True))
-        results[name]["peak_bytes"] = peak_bytes(lambda: step(name, inputs))
+def test_path(name: str, inputs: Any, forms: Forms, benchmark: Any) -> None:
+    forms.measure(name, benchmark, lambda: step(name, inputs), rounds=7, warmup_rounds=2)
 
 
 def test_same_answer(inputs: Any) -> None:
