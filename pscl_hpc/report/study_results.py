@@ -75,6 +75,8 @@ class Line(_Part):
     dice: dict[str, Spread | None]
     pixel_accuracy: Spread | None
     worst: Worst | None
+    validation_dice: Spread | None = None
+    """Best mean Dice on the validation images: what settings may be chosen by."""
 
     @property
     def place(self) -> Place:

@@ -185,6 +185,7 @@ def _table(plan: Plan, rows: Sequence[Row]) -> Iterable[Line]:
                     dice={name: spread(row.dice.get(name) for row in found) for name in found[0].dice},
                     pixel_accuracy=spread(row.pixel_accuracy for row in found),
                     worst=_worst(found),
+                    validation_dice=spread(row.validation_dice for row in found),
                 )
 
 

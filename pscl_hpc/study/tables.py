@@ -30,10 +30,10 @@ def markdown(results: StudyResults) -> str:
 
 
 def score_table(results: StudyResults, place: Place) -> str:
-    """Methods as rows: mean Dice, worst reference, Dice per class, accuracy."""
+    """Methods as rows: mean Dice, worst reference, Dice per class, accuracy, and Dice in validation."""
     lines = [line for line in results.table if line.place == place]
     classes = list(dict.fromkeys(name for line in lines for name in line.dice))
-    head = ["method", "runs", "mean Dice", "worst reference", *classes, "accuracy"]
+    head = ["method", "runs", "mean Dice", "worst reference", *classes, "accuracy", "validation Dice"]
     rows = [
         [
             line.method,
@@ -42,6 +42,7 @@ def score_table(results: StudyResults, place: Place) -> str:
             worst_text(line.worst),
             *(spread_text(line.dice.get(name)) for name in classes),
             spread_text(line.pixel_accuracy),
+            spread_text(line.validation_dice),
         ]
         for line in lines
     ]

@@ -237,6 +237,14 @@ def test_the_table_states_the_pool_and_every_method(finished: Path) -> None:
         assert len(re.findall(rf"^\| {method} \| 6 \|", text, re.MULTILINE)) == 2
 
 
+def test_the_table_has_the_scores_that_settings_are_chosen_by(finished: Path) -> None:
+    text = (finished / TABLE_FILE).read_text(encoding="utf-8")
+    assert text.count("| accuracy | validation Dice |") == 2
+    assert len(re.findall(r"\| 0\.500 ± 0\.000 \|$", text, re.MULTILINE)) == 6
+    page = write_report([finished]).path.read_text(encoding="utf-8")
+    assert page.count("validation Dice") == 2
+
+
 def test_figures_and_page_come_from_the_results_alone(finished: Path, tmp_path: Path) -> None:
     assert (finished / "figure.png").read_bytes().startswith(b"\x89PNG")
     drawing = (finished / "figure.svg").read_text(encoding="utf-8")
