@@ -7,12 +7,12 @@ from typing import Any
 from bench.tables.common import load, origin, table
 
 
-def study(name: str, baseline: str = "") -> str:
+def study(name: str, *baselines: str) -> str:
     """A study: mean Dice of every method on every split with one budget, and what that removes of the Dice error.
 
     Args:
         name: The result.
-        baseline: What is compared with; empty for all baselines of the study.
+        baselines: What is compared with; all baselines of the study where none is named.
     """
     content = load(name)
     result = content["result"]
@@ -28,7 +28,7 @@ def study(name: str, baseline: str = "") -> str:
         if line["budget"] == budget and not line["dataset"]
     }
     places = list(dict.fromkeys((dataset, split) for _, dataset, split in lines))
-    baselines = [baseline] if baseline else list(dict.fromkeys(baseline for _, baseline in compared))
+    shown = baselines or tuple(dict.fromkeys(baseline for _, baseline in compared))
     rows = []
     for method in result["methods"]:
         cells = []
@@ -40,10 +40,10 @@ def study(name: str, baseline: str = "") -> str:
                 if line and worst
                 else "-"
             )
-        cells += [_removed(compared.get((method, baseline))) for baseline in baselines]
+        cells += [_removed(compared.get((method, baseline))) for baseline in shown]
         rows.append([method, *cells])
     head = ["method", *(f"{dataset} {split}" for dataset, split in places)]
-    head += [f"Dice error removed against {baseline}" for baseline in baselines]
+    head += [f"Dice error removed against {baseline}" for baseline in shown]
     said = f"Mean Dice ± standard deviation over {_runs(lines)} runs (worst annotated image)"
     over = ", ".join(result["headline"])
     intervals = f"error removed over {over} with its {100 * result['confidence']:.0f}% interval."
