@@ -46,8 +46,8 @@ def comparison_chart(results: StudyResults, baseline: str, name: str) -> Chart |
         svg = to_svg(figure, name, f"Dice error removed against {baseline}")
     return Chart(
         f"Dice error removed against {baseline}",
-        f"Dots: share of 1 - Dice that is gone, over {what(lines)}. Lines: {100 * results.confidence:.0f}% interval; "
-        "none where there are too few pairs. Left of 0 is worse.",
+        f"Dots: share of 1 - Dice that is gone, over {what(results, lines)}. "
+        f"Lines: {100 * results.confidence:.0f}% interval; none where there are too few pairs. Left of 0 is worse.",
         (),
         svg,
     )
@@ -87,10 +87,15 @@ def overall(results: StudyResults, baseline: str) -> list[Compared]:
     return [line for line in lines if (line.dataset, line.split) == chosen]
 
 
-def what(lines: Sequence[Compared]) -> str:
+def what(results: StudyResults, lines: Sequence[Compared]) -> str:
     """The scores of an overall comparison in words."""
     first = lines[0]
-    return f"{first.dataset} {first.split}" if first.dataset else "the mean of all headline scores"
+    scores = f"{first.dataset} {first.split}" if first.dataset else "the mean of all headline scores"
+    return scores + _budget_text(results, first.budget)
+
+
+def _budget_text(results: StudyResults, budget: int | str) -> str:
+    return f", budget {budget}" if len(results.budgets) > 1 else ""
 
 
 def paper_figure(results: StudyResults) -> Figure | None:
@@ -114,11 +119,18 @@ def paper_figure(results: StudyResults) -> Figure | None:
     for place in places:
         axes = next(panels)
         _draw_scores(axes, results, place, ON_PAPER)
-        axes.set_title(f"{place[0]}, {place[1]}", fontsize=11.5, color=ON_PAPER.ink, loc="left")
+        axes.set_title(
+            f"{place[0]}, {place[1]}{_budget_text(results, place[2])}",
+            fontsize=11.5,
+            color=ON_PAPER.ink,
+            loc="left",
+        )
     for baseline, lines in compared:
         axes = next(panels)
         _draw_comparison(axes, lines, ON_PAPER)
-        axes.set_title(f"against {baseline}, {what(lines)}", fontsize=11.5, color=ON_PAPER.ink, loc="left")
+        axes.set_title(
+            f"against {baseline}, {what(results, lines)}", fontsize=11.5, color=ON_PAPER.ink, loc="left"
+        )
     for place in curves:
         axes = next(panels)
         _draw_budgets(axes, results, place[0], place[1], ON_PAPER)

@@ -118,7 +118,7 @@ def sentences(results: StudyResults) -> list[str]:
         value = best.error_removed
         assert value is not None
         scores, share = (
-            f"Against “{baseline}”, over {what(lines)}",
+            f"Against “{baseline}”, over {what(results, lines)}",
             f"{100 * abs(value.value):.0f}% of the Dice error",
         )
         pairs = f"better with {best.wins} of {best.units} annotated images"
