@@ -16,9 +16,9 @@ BLOCK = re.compile(r"(<!-- table: ([a-z0-9-]+) -->\n).*?(<!-- end table -->)", r
 
 TABLES: dict[str, Callable[[], str]] = {
     "cpu-submit-latency": lambda: training.latency("cpu-submit-latency"),
-    "cpu-study-one-shot": lambda: study.study("cpu-study-one-shot", "none", "simclr", "byol", "densecl"),
+    "cpu-study-one-shot": lambda: study.study("cpu-study-one-shot"),
     "cpu-study-rates": lambda: study.validation("cpu-study-rates"),
-    "cpu-study-references": lambda: study.study("cpu-study-references", "none", "pscl-simclr"),
+    "cpu-study-references": lambda: study.study("cpu-study-references"),
     "cpu-study-references-against-none": lambda: study.study("cpu-study-references", "none"),
     "cpu-matching-purity": lambda: study.matching("cpu-matching-purity"),
     "cpu-study-sampling": lambda: study.sampling("cpu-study-one-shot"),

@@ -135,7 +135,11 @@ def _show_plan(state: Any, as_json: bool) -> None:
     }
     if as_json:
         missing = [
-            {"job": job.label, "folder": str(job.folder), "finished_in": _text(state.elsewhere.get(job.key))}
+            {
+                "job": job.label,
+                "folder": str(job.folder),
+                "finished_in": str(state.elsewhere.get(job.key, "")),
+            }
             for job in state.missing
         ]
         typer.echo(json.dumps({"cells": len(plan.cells), **counts, "jobs": missing}))
@@ -151,7 +155,3 @@ def _show_plan(state: Any, as_json: bool) -> None:
             + (f", {count['finished_elsewhere']} of these finished elsewhere" if plan.study.reuse else "")
         )
     typer.echo(f"{len(plan.cells)} places of the grid; nothing was run")
-
-
-def _text(path: Path | None) -> str:
-    return "" if path is None else str(path)

@@ -36,7 +36,7 @@ class CheckpointStore:
         self.guard = guard or (lambda: None)
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Write ``step-XXXXXXXX.pt`` and drop the oldest beyond ``keep``.
+        """Write ``step-`` with eight digits and ``.pt``, and drop the oldest beyond ``keep``.
 
         Raises:
             JobError: when it cannot be written whole; the one before it stays.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -9,9 +10,9 @@ from pathlib import Path
 
 from pscl_hpc.config import FinetuneConfig, load_config, to_yaml
 from pscl_hpc.errors import UserError
-from pscl_hpc.runs import write_text
+from pscl_hpc.runs import write_json, write_text
 from pscl_hpc.runs.folder import CONFIG_FILE, LOCK_FILE
-from pscl_hpc.segmentation.evaluate import PREDICTIONS
+from pscl_hpc.segmentation.evaluate import EVALUATION_FILE, PREDICTIONS
 from pscl_hpc.study.keys import run_key
 from pscl_hpc.study.plan import Job
 from pscl_hpc.study.stage import is_done
@@ -56,6 +57,8 @@ def copy_run(job: Job, source: Path) -> None:
         here = {"run": job.config.run, "name": job.config.name}
         if isinstance(job.config, FinetuneConfig):
             here["pretrained"] = job.config.pretrained
+            scores = json.loads((partial / EVALUATION_FILE).read_text(encoding="utf-8"))
+            write_json(partial / EVALUATION_FILE, {**scores, "pretrained": job.config.pretrained})
         write_text(partial / CONFIG_FILE, to_yaml(config.model_copy(update=here)))
         partial.rename(target)
     finally:
