@@ -30,19 +30,19 @@ def markdown(results: StudyResults) -> str:
 
 
 def score_table(results: StudyResults, place: Place) -> str:
-    """Methods as rows: mean Dice, worst reference, Dice per class, accuracy, and Dice in validation."""
+    """Methods as rows: mean Dice, worst reference, Dice in validation, Dice per class, accuracy."""
     lines = [line for line in results.table if line.place == place]
     classes = list(dict.fromkeys(name for line in lines for name in line.dice))
-    head = ["method", "runs", "mean Dice", "worst reference", *classes, "accuracy", "validation Dice"]
+    head = ["method", "runs", "mean Dice", "worst reference", "validation Dice", *classes, "accuracy"]
     rows = [
         [
             line.method,
             str(line.runs),
             spread_text(line.mean_dice),
             worst_text(line.worst),
+            spread_text(line.validation_dice),
             *(spread_text(line.dice.get(name)) for name in classes),
             spread_text(line.pixel_accuracy),
-            spread_text(line.validation_dice),
         ]
         for line in lines
     ]
