@@ -77,6 +77,7 @@ class CellSampler:
         own = views.geometry[:references]
         shares = class_shares(labels, own, height, width, antialias=self.config.antialias).flatten(2)
         chosen = choose_templates(shares, paired[:references], count, self.config, generators)
+        chosen = torch.where(self._taught(labels, chosen.shape[1]), chosen, -1)
         classes = torch.arange(self.classes, device=chosen.device).repeat_interleave(
             chosen.shape[1] // self.classes
         )
@@ -101,6 +102,13 @@ class CellSampler:
                 )
             )
         return CellSample(torch.cat((chosen, *found)), classes, torch.cat((purity, purity[giver])))
+
+    def _taught(self, labels: Tensor, templates: int) -> Tensor:
+        """Whether a template can exist at all, bool (R, templates): its class counts, the reference shows some class."""
+        counts = torch.ones(self.classes, dtype=torch.bool, device=labels.device)
+        counts[list(self.ignored)] = False
+        shown = labels.flatten(1).any(dim=1, keepdim=True)
+        return shown & counts.repeat_interleave(templates // self.classes)
 
     def _one_hot(self, views: Views) -> Tensor:
         """Labels of the references in view k, (R, C, h, w) in 0..1; unknown and ignored pixels belong to no class."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pscl_hpc.methods.precision import without_autocast
 from pscl_hpc.views import ViewGeometry, paired_cells, partner_cells
 
 Correspondence = Literal["geometric", "feature"]
@@ -66,7 +67,8 @@ def most_similar_cells(query: Tensor, key: Tensor) -> Tensor:
     at_once = max(1, _SIMILARITIES_AT_ONCE // max(1, wanted.shape[2] * offered.shape[2]))
     found = []
     for q, k in zip(torch.split(wanted, at_once), torch.split(offered, at_once), strict=True):
-        similarity = q.transpose(1, 2) @ k
+        with without_autocast(q.device):
+            similarity = q.transpose(1, 2) @ k
         best = similarity.amax(dim=2, keepdim=True)
         # argmax of a boolean gives any of the equals on some devices; the lowest number is asked for explicitly.
         numbers = torch.arange(similarity.shape[2], device=q.device)

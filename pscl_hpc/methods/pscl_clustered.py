@@ -171,7 +171,10 @@ class PsclClustered(Pscl):
             vectors = self._vectors(described, self._project(cells), means)
             label, margin = nearest(vectors, self.clusters.moments, self._scale)
             found.append(torch.where(clearest(label, margin, self.config.confident), label, -1))
-        return torch.stack(found).view(-1, *views.key.shape[2:])
+        labels = torch.stack(found).view(-1, *views.key.shape[2:])
+        # An image of one grey level lies at one point, which may be near a centre by chance.
+        spread = views.key.float().mean(dim=1).std(dim=(1, 2), correction=0)
+        return torch.where(spread.view(-1, 1, 1) > 1e-6, labels, -1)
 
     def _project(self, cells: Tensor) -> Tensor:
         """Cells of the finest map (..., C) as directions (..., D)."""

@@ -16,10 +16,10 @@ from pscl_hpc.config import PretrainConfig, PsclMocoConfig
 from pscl_hpc.methods.base import CellSample, MethodOutput, Setting, Views
 from pscl_hpc.methods.cells import gather_cells
 from pscl_hpc.methods.momentum import MomentumEncoder, momentum_at
-from pscl_hpc.methods.precision import at_least_float32
+from pscl_hpc.methods.precision import at_least_float32, without_autocast
 from pscl_hpc.methods.pscl import AnnotatedPscl
 from pscl_hpc.methods.queue import KeyQueue, images_per_step
-from pscl_hpc.methods.ranks import whole_loss
+from pscl_hpc.methods.ranks import sum_over_ranks, whole_loss
 from pscl_hpc.models import Features, UNet
 from pscl_hpc.seeding import Draws
 from pscl_hpc.views import partner_cells
@@ -86,7 +86,7 @@ class PsclMoco(AnnotatedPscl):
         is. Both are 0, without gradient, at the first step, whose queues are empty.
         """
         query, key = self.trunk(views.query), self.key_features(views)
-        parts, shares, terms = [self._image_part(views, query, key)], [], {}
+        parts, counts, terms = [self._image_part(views, query, key)], [], {}
         for scale, sample in enumerate(self.sample_cells(views, key, draws)):
             height, width = key.scales[scale].shape[2:]
             key_cells = sample.key_cells.clamp_min(0)
@@ -95,16 +95,18 @@ class PsclMoco(AnnotatedPscl):
             with torch.no_grad():
                 k = self.momentum_cell_heads.module[scale](gather_cells(key.scales[scale], key_cells))
             parts.append(self._patch_part(scale, views, sample, q, k))
-            shares.append(float(sample.classes.numel()))
+            counts.append(sample.valid.sum())
             if measure:
                 similarity = F.cosine_similarity(q.detach(), k, dim=2)
                 terms[f"scale{scale}/positive"] = similarity[sample.valid].mean()
                 terms |= self.sampling_terms(scale, views, sample, height, width)
         image_loss, *patch_losses = whole_loss(torch.stack(parts), self.process_group).unbind()
         terms["image/loss"] = image_loss.detach()
+        cells = sum_over_ranks(torch.stack(counts), self.process_group)
+        shares = (cells / cells.sum().clamp_min(1)).to(image_loss).unbind()
         patch_loss = torch.zeros_like(image_loss)
         for scale, (loss, share) in enumerate(zip(patch_losses, shares, strict=True)):
-            patch_loss = patch_loss + self.scale_weights[scale] * share / sum(shares) * loss
+            patch_loss = patch_loss + self.scale_weights[scale] * share * loss
             terms[f"scale{scale}/loss"] = loss.detach()
         ratio = self.config.patch_weight
         return MethodOutput((1 - ratio) * image_loss + ratio * patch_loss, terms)
@@ -178,7 +180,8 @@ class PsclMoco(AnnotatedPscl):
             backend=self.backend,
         )
         unit = F.normalize(at_least_float32(k), dim=2).view(*weights.shape, -1)
-        prototypes = torch.einsum("bck,bckd->bcd", weights.to(unit), unit)
+        with without_autocast(unit.device):
+            prototypes = torch.einsum("bck,bckd->bcd", weights.to(unit), unit)
         if self.config.normalise_prototypes:
             prototypes = F.normalize(prototypes, dim=2)
         groups = torch.arange(self.classes, device=k.device).expand(len(k), -1)

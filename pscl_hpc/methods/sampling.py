@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pscl_hpc.config import AnnotatedPatchConfig
+from pscl_hpc.methods.precision import without_autocast
 from pscl_kernels import sample_similar
 
 
@@ -52,9 +53,11 @@ def choose_pure(
 
 
 def _noise(shares: Tensor, generators: list[torch.Generator]) -> Tensor:
+    # Equal noise would be won by the cell of the lowest number, that is by the top of the image.
+    dtype = torch.promote_types(shares.dtype, torch.float32)
     return torch.stack(
         [
-            torch.rand(shares.shape[1:], generator=generator, device=shares.device, dtype=shares.dtype)
+            torch.rand(shares.shape[1:], generator=generator, device=shares.device, dtype=dtype)
             for generator in generators
         ]
     )
@@ -114,7 +117,8 @@ def _released_templates(shares: Tensor, paired: Tensor, count: int, noise: Tenso
 
 def _released_greedy(templates: Tensor, cells: Tensor, paired: Tensor) -> Tensor:
     """Section 3b to the letter, serial over templates: the largest similarity is subtracted from a taken cell."""
-    similarity = torch.einsum("btd,bpd->btp", templates.float(), cells.float())
+    with without_autocast(cells.device):
+        similarity = torch.einsum("btd,bpd->btp", templates.float(), cells.float())
     similarity.masked_fill_(~paired.unsqueeze(1), -torch.inf)
     largest = similarity.amax(dim=(1, 2)).view(-1, 1, 1)
     found = []

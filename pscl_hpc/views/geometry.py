@@ -188,7 +188,9 @@ def class_shares(
     j, _ = _kept(cols, crop.cols, width)
     down = _resize_weights(i, crop.rows, labels.shape[2], antialias).to(labels.dtype)
     across = _resize_weights(j, crop.cols, labels.shape[3], antialias).to(labels.dtype)
-    return torch.einsum("bih,bchw,bjw->bcij", down, labels, across)
+    # In 16 bits hundreds of cells would have one and the same share.
+    with torch.autocast(labels.device.type, enabled=False):
+        return torch.einsum("bih,bchw,bjw->bcij", down, labels, across)
 
 
 def _kept(cells: Tensor, kept: Tensor, size: int) -> tuple[Tensor, Tensor]:

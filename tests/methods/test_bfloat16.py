@@ -7,10 +7,11 @@ import copy
 import pytest
 import torch
 
-from pscl_hpc.methods import Method
+from pscl_hpc.methods import Method, Views
+from pscl_hpc.methods.correspondence import most_similar_cells
 
 from . import test_clustering, test_core, test_ideal
-from .test_pscl_simclr import draws, make_views
+from .test_pscl_simclr import draws, make_method, make_views
 
 
 @pytest.mark.parametrize(
@@ -31,3 +32,45 @@ def test_loss_is_close(module) -> None:  # type: ignore[no-untyped-def]
     assert gradients
     assert all(bool(gradient.isfinite().all()) for gradient in gradients)
     assert all(bool(value.isfinite().all()) for value in half.state_dict().values())
+
+
+def annotated(size: int) -> Views:
+    """One reference of two vertical halves, and an unlabelled image."""
+    views = make_views(2, 1, (size, size))
+    views.labels[0] = torch.arange(size).ge(size // 2).to(torch.uint8).expand(size, size)
+    return views
+
+
+@pytest.mark.parametrize("rule", ["pure", "released"])
+def test_templates_come_from_all_over_a_reference(rule: str) -> None:
+    views = annotated(128)
+    method = make_method(template_rule=rule)
+    with torch.autocast("cpu", torch.bfloat16):
+        key = method.key_features(views)
+        assert key.scales[-1].dtype != torch.float32
+        found = [method.sample_cells(views, key, draws(seed)) for seed in range(12)]
+    for scale, cell_map in enumerate(key.scales):
+        height, width = cell_map.shape[2:]
+        cells = torch.cat([samples[scale].key_cells[0] for samples in found])
+        rows = torch.div(cells[cells >= 0], width, rounding_mode="floor").double() / height
+        assert 0.4 < float(rows.mean()) < 0.6
+        assert float(rows.min()) < 0.2
+        assert float(rows.max()) > 0.8
+
+
+def test_what_is_sampled_does_not_depend_on_autocast() -> None:
+    views, method = annotated(64), make_method()
+    key = method.key_features(views)
+    exact = method.sample_cells(views, key, draws(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = method.sample_cells(views, key, draws(0))
+    for a, b in zip(exact, rounded, strict=True):
+        assert torch.equal(a.key_cells[0], b.key_cells[0])
+        assert torch.equal(a.shares, b.shares)
+
+
+def test_correspondence_does_not_depend_on_autocast() -> None:
+    query, key = torch.randn((2, 2, 16, 24, 24), generator=torch.Generator().manual_seed(0)).unbind()
+    exact = most_similar_cells(query, key)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(most_similar_cells(query, key), exact)

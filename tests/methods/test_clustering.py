@@ -308,6 +308,17 @@ def test_an_empty_image_gives_no_cells_and_no_error() -> None:
     method.after_step(0.5)
 
 
+def test_an_empty_image_among_others_gives_no_cells() -> None:
+    views, method = make_views(3, 0), make_method()
+    for step in range(3):
+        method(views, draws(step))
+        method.after_step((step + 1) / 10)
+    views.key[1] = 0.5
+    for sample in method.sample_cells(views, method.trunk(views.key), draws(3)):
+        assert not bool(sample.valid[1].any())
+        assert bool(sample.valid[[0, 2]].any())
+
+
 def test_majority_purity_counts_by_hand() -> None:
     views, method = make_views(4, 0), make_method()
     views.labels[3] = 255

@@ -86,7 +86,7 @@ def test_steps_equal_the_simulation(changes: dict[str, object]) -> None:
             [Entry(unit(row), 0, conditions[i])] if i or config.queue_references else []
             for i, row in enumerate(k)
         ]
-        patch_loss, cells_of_all = 0.0, sum(len(sample.classes) for sample in samples)
+        patch_loss, cells_of_all = 0.0, sum(int((sample.key_cells >= 0).sum()) for sample in samples)
         fresh_prototypes: list[list[list[Entry]]] = []
         for number, sample in enumerate(samples):
             height, width = key.scales[number].shape[2:]
@@ -137,7 +137,7 @@ def test_steps_equal_the_simulation(changes: dict[str, object]) -> None:
                         of_image.append(Entry(stored, group, conditions[image]))
                 fresh.append(of_image)
             fresh_prototypes.append(fresh)
-            weight = (1.0, 0.5, 2.0)[number] * len(sample.classes) / cells_of_all
+            weight = (1.0, 0.5, 2.0)[number] * int((sample.key_cells >= 0).sum()) / cells_of_all
             patch_loss += weight * total / count
         output = method(views, draws_of_step(step), True)
         close = {"rel": 2e-4, "abs": 1e-5}

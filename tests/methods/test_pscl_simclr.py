@@ -112,13 +112,18 @@ def test_references_alone_and_absent_classes() -> None:
     assert float(output.terms["scale0/loss"]) == 0, "no annotation, no patch loss"
 
 
-def test_ignored_classes_give_no_templates() -> None:
+@pytest.mark.parametrize("rule", ["pure", "released"])
+def test_ignored_classes_and_references_without_annotation_give_no_templates(rule: str) -> None:
     trunk = UNet(ModelConfig(widths=(4, 8, 8, 16)))
-    method = PsclSimclr(trunk, PsclSimclrConfig(templates_per_class=2), classes=3, ignored=(2,))
-    views = make_views(3, 1)
+    config = PsclSimclrConfig.model_validate({"templates_per_class": 2, "template_rule": rule})
+    method = PsclSimclr(trunk, config, classes=3, ignored=(2,))
+    views = make_views(4, 2)
+    views.labels[1] = 255
     for sample in method.sample_cells(views, trunk(views.key), draws(0)):
+        # Reference 0 gives the templates of the images 0 and 2, reference 1 those of 1 and 3.
         assert not bool(sample.valid[:, sample.classes == 2].any())
-        assert bool(sample.valid[:, sample.classes == 0].any())
+        assert bool(sample.valid[[0, 2]][:, sample.classes == 0].any())
+        assert not bool(sample.valid[[1, 3]].any())
 
 
 def test_purity_of_references_is_one_and_unknown_is_nan() -> None:
