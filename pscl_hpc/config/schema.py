@@ -162,6 +162,13 @@ class LogConfig(Strict):
     tensorboard: bool = False
     """Also write TensorBoard events (extra ``tensorboard``)."""
 
+    def keeps(self, term: str) -> bool:
+        """Whether a method's term, such as ``scale0/purity``, is written."""
+        kind = term.rpartition("/")[2]
+        return {"positive": self.similarity, "negative": self.similarity, "purity": self.purity}.get(
+            kind, True
+        )
+
 
 class RunConfig(Strict):
     """Keys that both kinds share."""

@@ -104,7 +104,7 @@ class CellSampler:
         return CellSample(torch.cat((chosen, *found)), classes, torch.cat((purity, purity[giver])))
 
     def _taught(self, labels: Tensor, templates: int) -> Tensor:
-        """Whether a template can exist at all, bool (R, templates): its class counts, the reference shows some class."""
+        """Whether a template can exist, bool (R, templates): its class counts, and the reference is annotated."""
         counts = torch.ones(self.classes, dtype=torch.bool, device=labels.device)
         counts[list(self.ignored)] = False
         shown = labels.flatten(1).any(dim=1, keepdim=True)

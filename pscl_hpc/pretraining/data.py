@@ -142,7 +142,8 @@ class PretrainData(Dataset[Batch]):
     def _position(self, count: int) -> int:
         """Index of the ``count``-th image of the endless stream of shuffled epochs.
 
-        An epoch leaves out its last images where they fill no whole pass, so that a pass has no image twice.
+        An epoch leaves out its last images where they fill no whole pass, so that a pass has no image twice, unless
+        there are fewer images than places.
         """
         total = len(self.records)
         usable = total - total % self.per_pass if total >= self.per_pass else total
@@ -239,6 +240,13 @@ def _check_even(config: PretrainConfig, ranks: int) -> None:
         raise UserError(
             f"batch_size ({config.batch_size}) cannot be spread over {ranks} ranks x accumulate={config.accumulate}; "
             f"set batch_size={better}, or another multiple of {parts}"
+        )
+    own, smallest = config.batch_size // parts, config.method.smallest_per_rank
+    if own < smallest and not config.runtime.sync_batchnorm:
+        raise UserError(
+            f"batch_size ({config.batch_size}) leaves {own} image for each of {ranks} ranks in a forward pass, and "
+            f"{config.method.name} needs {smallest} for batch statistics; set runtime.sync_batchnorm=true or "
+            f"batch_size={smallest * parts}"
         )
     if isinstance(config.method, ReferencedMethod) and config.method.reference.per_batch % ranks:
         better = -(-config.method.reference.per_batch // ranks) * ranks

@@ -124,6 +124,7 @@ class Trainer:
 
     def _train(self, *, progress: bool) -> None:
         config, ranks = self.config, self.ranks
+        self._say_if_images_repeat()
         log = self._begin_log() if ranks.first else None
         batches = self.data.batches(self.at.step * config.accumulate)
         poll = _GPU_POLL_STEPS if self.device.type == "cuda" else 1
@@ -149,6 +150,14 @@ class Trainer:
                     self._stop_if_asked()
         if log is not None:
             log.close()
+
+    def _say_if_images_repeat(self) -> None:
+        images, needed = len(self.data.records), self.data.per_pass
+        if images < needed:
+            self.ranks.say(
+                f"the pool has {images} images for a batch of {needed}: an image is there more than once and is its "
+                f"own negative; set batch_size={images} or less, or add images"
+            )
 
     def step(self, batches: list[Batch], *, measure: bool) -> dict[str, float]:
         """One optimiser step over one batch, in ``accumulate`` parts.
@@ -283,7 +292,8 @@ class Trainer:
         pace = {"images_per_second": round(rate, 3), "memory_mb": memory}
         if self._writer.seconds is not None:
             pace["checkpoint_seconds"] = round(self._writer.seconds, 3)
-        log.write(self.at.step, {**terms, **pace})
+        kept = {name: value for name, value in terms.items() if self.config.log.keeps(name)}
+        log.write(self.at.step, {**kept, **pace})
 
     def _stop_not_finite(self, output: MethodOutput, number: int) -> NoReturn:
         terms = {"loss": output.loss, **output.terms}

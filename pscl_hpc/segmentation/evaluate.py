@@ -37,8 +37,8 @@ def evaluate(
 
     Args:
         run: A finished fine-tuning run.
-        splits: Splits to score; ``test`` and every other split whose name starts so when None. The images that the
-            run was trained on are left out of any split.
+        splits: Splits to score; ``test`` and every other split whose name starts so when None. The
+            references are left out of any split.
         archive: Read the images from here and not from the archive that the run was trained on.
         progress: Show a progress bar when the output is a terminal.
 

@@ -247,6 +247,26 @@ def test_simclr_needs_no_annotation(archive: Path, tmp_path: Path) -> None:
         assert pictures["references"] == 0
 
 
+def test_a_pool_smaller_than_the_batch_is_told(
+    archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Archive(archive) as opened:
+        images = len(opened.select(splits=["train", ""]))
+    config = {"method": {"name": "simclr"}, "data": {"archive": str(archive)}, "schedule": {"steps": 1}}
+    pretrain(small_config(archive, tmp_path / "few", batch_size=images + 1, **config))
+    assert f"set batch_size={images}" in capsys.readouterr().err
+    pretrain(small_config(archive, tmp_path / "enough", batch_size=images, **config))
+    assert capsys.readouterr().err == ""
+
+
+def test_what_is_not_wanted_is_not_logged(archive: Path, tmp_path: Path) -> None:
+    config = {"schedule": {"steps": 1}, "log": {"every_steps": 1, "similarity": False, "purity": False}}
+    folder = pretrain(small_config(archive, tmp_path / "run", **config))
+    [line] = values(folder.path)
+    assert {"scale0/loss", "scale0/templates"} <= line.keys()
+    assert not {key for key in line if key.endswith(("/positive", "/negative", "/purity"))}
+
+
 def test_what_core_restored_can_be_looked_at(archive: Path, tmp_path: Path) -> None:
     config = small_config(archive, tmp_path / "run", method={"name": "core"}, data={"archive": str(archive)})
     assert isinstance(config, PretrainConfig)

@@ -77,6 +77,18 @@ def test_a_batch_that_cannot_be_spread_is_refused_with_one_that_can(
         PretrainData(opened, config, 0, 4)
 
 
+def test_batch_statistics_of_one_image_are_refused(archive: Path, tmp_path: Path) -> None:
+    runtime = {"device": "cpu", "sync_batchnorm": False}
+    config = {"method": {"name": "byol"}, "batch_size": 4}
+    alone = small_config(archive, tmp_path / "run", runtime=runtime, **config)
+    together = small_config(archive, tmp_path / "run", runtime={"device": "cpu"}, **config)
+    with Archive(archive) as opened:
+        with pytest.raises(UserError, match=r"set runtime\.sync_batchnorm=true or batch_size=8"):
+            PretrainData(opened, alone, 0, 4)
+        PretrainData(opened, together, 0, 4)
+        PretrainData(opened, alone, 0, 2)
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_ranks_read_the_batch_of_one(archive: Path, tmp_path: Path, ranks: int) -> None:
     method = {"name": "pscl-simclr", "reference": {"ids": ["alloy/0", "alloy/1"], "per_batch": 4}}

@@ -16,6 +16,9 @@ class MethodBase(Strict):
     smallest_batch: ClassVar[int] = 2
     """Fewest unlabelled images of one forward pass: an image alone has no negatives."""
 
+    smallest_per_rank: ClassVar[int] = 1
+    """Fewest images of one rank's forward pass where each rank has batch statistics of its own."""
+
     def check(self, *, scales: int) -> None:
         """Raise ValueError where the section does not fit a trunk with so many decoder scales."""
 

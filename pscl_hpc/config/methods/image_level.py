@@ -49,3 +49,4 @@ class ByolConfig(MethodBase):
     """Hidden width of projector and predictor; 4096 in the paper."""
     momentum: MomentumConfig = MomentumConfig(schedule="cosine")
     """How the target network follows."""
+    smallest_per_rank: ClassVar[int] = 2
