@@ -15,7 +15,7 @@ from pscl_hpc.config.methods import MethodConfig, PsclSimclrConfig
 
 
 class ModelConfig(Strict):
-    """The U-Net trunk (spec: Sci. Rep. 2025 PSCL, network)."""
+    """The U-Net trunk (Sci. Rep. 2025, doi 10.1038/s41598-025-32855-5, figure 2)."""
 
     in_channels: Literal[1, 3] = 1
     """1: grey. 3: colour, or grey replicated."""
@@ -50,7 +50,7 @@ class DataConfig(Strict):
 
 
 class JitterConfig(Strict):
-    """Intensity changes, drawn anew for each image and view (spec section 1)."""
+    """Intensity changes, drawn anew for each image and view."""
 
     brightness: NonNegative = 0.16
     """The image is multiplied by U(1 - b, 1 + b)."""
@@ -71,7 +71,7 @@ class JitterConfig(Strict):
 
 
 class ViewConfig(Strict):
-    """How two views of an image are made (spec section 1)."""
+    """How two views of an image are made."""
 
     size: Size = (376, 376)
     """Pixels cut from the archive for each image; smaller images are mirrored at their edges."""
@@ -216,7 +216,7 @@ class PretrainConfig(RunConfig):
 
 
 class FinetuneLossConfig(Strict):
-    """Cross entropy plus Dice (spec section 7)."""
+    """Cross entropy plus Dice."""
 
     ce_weight: NonNegative = 0.5
     dice_weight: NonNegative = 0.5

@@ -24,7 +24,7 @@ number."""
 
 
 class CellSampler:
-    """Supervised-assisted patch sampling (spec section 3) at every scale of a trunk.
+    """Supervised-assisted patch sampling (docs/methods.md, PSCL) at every scale of a trunk.
 
     Args:
         config: Number and choice of templates, and how cells are matched to them.

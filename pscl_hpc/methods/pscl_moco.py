@@ -1,6 +1,6 @@
 """PSCL-MoCo: momentum keys, queues of images and of class prototypes per scale, targets by production batch and age.
 
-Sci. Rep. 2025, doi 10.1038/s41598-025-32855-5; spec section 5. Shape legend: B images, C classes, T templates (k per
+Sci. Rep. 2025, doi 10.1038/s41598-025-32855-5; docs/methods.md. Shape legend: B images, C classes, T templates (k per
 class), D width of a projection, Q entries of a queue.
 """
 

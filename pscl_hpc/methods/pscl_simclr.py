@@ -1,6 +1,6 @@
 """PSCL-SimCLR: image contrast on the bottleneck, patch contrast of sampled cells at every decoder scale.
 
-Sci. Rep. 2025, doi 10.1038/s41598-025-32855-5; spec sections 3, 4 and 6.
+Sci. Rep. 2025, doi 10.1038/s41598-025-32855-5; docs/methods.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Supervised-assisted patch sampling (spec section 3): templates from annotated cells, matches in other images.
+"""Supervised-assisted patch sampling : templates from annotated cells, matches in other images.
+
+Described in docs/methods.md, PSCL, steps 2 and 3; of the paper Sci. Rep. 2025, doi 10.1038/s41598-025-32855-5.
 
 Shape legend: R references, B images, C classes, H W cells of a map, P = H * W, T templates, k templates per class.
 """
@@ -102,7 +104,7 @@ def _cosine_of_dot(templates: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _released_templates(shares: Tensor, paired: Tensor, count: int, noise: Tensor) -> Tensor:
-    """Section 3a to the letter: labels of 0..255, noise of U(0, 0.1), exclusion by subtracting the largest value."""
+    """As released: labels of 0..255, noise of U(0, 0.1), exclusion by subtracting the largest value."""
     values = torch.where(paired.unsqueeze(1), 255 * shares, -torch.inf)
     largest = values.amax(dim=(1, 2)).unsqueeze(-1)
     history = torch.zeros_like(values[:, 0])
@@ -116,7 +118,7 @@ def _released_templates(shares: Tensor, paired: Tensor, count: int, noise: Tenso
 
 
 def _released_greedy(templates: Tensor, cells: Tensor, paired: Tensor) -> Tensor:
-    """Section 3b to the letter, serial over templates: the largest similarity is subtracted from a taken cell."""
+    """As released, serial over templates: the largest similarity is subtracted from a taken cell."""
     with without_autocast(cells.device):
         similarity = torch.einsum("btd,bpd->btp", templates.float(), cells.float())
     similarity.masked_fill_(~paired.unsqueeze(1), -torch.inf)

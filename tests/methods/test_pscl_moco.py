@@ -47,7 +47,7 @@ class Entry:
 def targets(
     group: int, condition: int, entries: list[Entry], same: float, anyone: float, scale: float
 ) -> list[float]:
-    """Spec section 5, entry by entry."""
+    """Targets by production batch, class and age, entry by entry."""
     found = []
     for entry in entries:
         y = 0.0

@@ -45,7 +45,7 @@ def make_method(**changes: object) -> PsclSimclr:
 
 
 def nt_xent(q: Tensor, k: Tensor, classes: list[int], tau: float) -> float:
-    """Spec section 4, row by row, in double precision."""
+    """NT-Xent of classes, row by row, in double precision."""
     z = F.normalize(torch.cat((q, k)).double(), dim=1)
     total, n = 0.0, len(q)
     for i in range(2 * n):

@@ -31,7 +31,7 @@ def count(*modules: nn.Module) -> int:
 
 
 def test_sizes_of_the_paper() -> None:
-    """Spec section 2: trunk 2,142,016 parameters, heads 50,976, segmentation head 132."""
+    """As released: trunk 2,142,016 parameters, heads 50,976, segmentation head 132."""
     trunk = UNet(ModelConfig(in_channels=3))
     heads = [CellHead(width, hidden=128, projection=64, groups=4) for width in trunk.scale_widths]
     assert count(trunk) == 2_142_016
