@@ -125,7 +125,7 @@ class RuntimeConfig(Strict):
     workers: Annotated[int, Field(ge=0)] = 0
     """Reading processes; 0 reads in the training process."""
     kernels: Literal["auto", "reference", "chunked", "triton"] = "auto"
-    """Backend of the contrastive operations."""
+    """Backend of the contrastive losses; cells are matched by the best one that the device has."""
     sync_batchnorm: bool = True
     """Batch normalisation over the images of all ranks, as one rank with all images would have it (pretraining)."""
     activation_checkpointing: bool = False

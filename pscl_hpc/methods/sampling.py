@@ -1,4 +1,4 @@
-"""Supervised-assisted patch sampling : templates from annotated cells, matches in other images.
+"""Supervised-assisted patch sampling: templates from annotated cells, matches in other images.
 
 Described in docs/methods.md, PSCL, steps 2 and 3; of the paper Sci. Rep. 2025, doi 10.1038/s41598-025-32855-5.
 
