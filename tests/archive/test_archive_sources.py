@@ -130,6 +130,32 @@ def test_splits_that_contradict_themselves(steel: Path, changed: dict[str, Any],
         plan([steel])
 
 
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [
+        ("tset", "test"),
+        ("Test", "test"),
+        ("training", "train"),
+        ("valid", "val"),
+        ("validation", "val"),
+        ("ignored_classes", "ignore_classes"),
+        ("reference", "references"),
+        ("Classes", "classes"),
+    ],
+)
+def test_a_mistyped_key_of_splits_is_refused(steel: Path, key: str, near: str) -> None:
+    _splits(steel, **{key: ["d.png"]})
+    with pytest.raises(UserError) as caught:
+        plan([steel])
+    assert f"splits.json has the key '{key}', which is not read; did you mean '{near}'?" in str(caught.value)
+
+
+def test_notes_in_splits_are_left_alone(steel: Path) -> None:
+    notes = ("classes_region", "unlabeled", "cite", "note", "folds", "source", "test_ood")
+    _splits(steel, **{key: ["c.png"] for key in notes})
+    assert _table(plan([steel]))["steel/c"] == ("test_ood", True)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[1]"])
 def test_unreadable_splits(steel: Path, text: str) -> None:
     (steel / "splits.json").write_text(text)
@@ -192,6 +218,8 @@ def test_a_sidecar_adds_what_is_known(tmp_path: Path) -> None:
         (["file,um_per_pixel", "a.png,0.1um"], "um_per_pixel is '0.1um', not a positive number"),
         (["file,magnification", "a.png,-5"], "magnification is '-5'"),
         (["file,reference", "a.png,perhaps"], "reference is 'perhaps'"),
+        (["file,split", "a.png,tset"], "line 2: split is 'tset'; did you mean 'test'"),
+        (["file,split", "a.png,validation"], "split is 'validation'; did you mean 'val'"),
         (["file,mask", "a.png,gone.png"], "mask gone.png is neither beside the CSV file"),
         (["file,mask", "a.png,../../secret.png"], "is neither beside the CSV file"),
         (["file,mask", "a.png,other/b.png"], "the classes of sem are not named"),
