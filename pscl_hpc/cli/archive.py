@@ -55,7 +55,8 @@ def build_command(
     with classes and splits; a folder of such folders packs each; any other folder is packed without masks.
     16-bit and float images keep their depth. A build that was killed goes on when the same command is run again.
 
-    Files that cannot be packed are named with the reason, the rest is packed, and the exit code is 1.
+    Files that cannot be packed and images beside these folders are named with the reason, the rest is packed, and the
+    exit code is 1.
 
     **Examples**
 
