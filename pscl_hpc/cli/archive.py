@@ -111,7 +111,7 @@ def build_command(
         for name, rows in packed.cropped.items():
             print(f"cut {rows} rows of information bar from {name}", file=sys.stderr)
         typer.echo(
-            f"{packed.added} images added, {packed.unchanged} unchanged, {len(packed.skipped)} files skipped; "
+            f"{_count(packed.added, 'image')} added, {packed.unchanged} unchanged, {len(packed.skipped)} skipped; "
             f"{len(archive)} in the archive"
         )
         typer.echo(path)

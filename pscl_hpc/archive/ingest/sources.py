@@ -100,7 +100,9 @@ def plan(sources: Sequence[Path], *, metadata: Path | None = None, classes: Sequ
     skipped = list(finder.skipped)
     for item in items:
         if item.id in unique:
-            skipped.append(Skipped(item.source, f"{unique[item.id].source} has the same image id {item.id}"))
+            skipped.append(
+                Skipped(item.source, f"{unique[item.id].source} has the same image id {item.id}; rename one")
+            )
         else:
             unique[item.id] = item
     # Another source or the CSV may have named them.
@@ -188,11 +190,18 @@ class _Finder:
             )
             self.items.append(item)
         for stem in sorted(masks.keys() - found):
-            self.skipped.append(Skipped(str(masks[stem]), "a mask without an image of the same name"))
+            self.skipped.append(
+                Skipped(str(masks[stem]), "a mask without an image of the same name; rename one of them")
+            )
         if splits:
             names = {item.path.name for item in self.items if item.dataset == name}
             for missing in splits.missing(names):
-                self.skipped.append(Skipped(str(base / missing), f"named in {SPLITS_FILE} but not there"))
+                self.skipped.append(
+                    Skipped(
+                        str(base / missing),
+                        f"named in {SPLITS_FILE} but not there; correct the name (with its ending) in {SPLITS_FILE}",
+                    )
+                )
         self.collections[name] = Collection(
             name=name,
             classes=splits.classes if splits and splits.classes else (self._classes if masks else ()),
