@@ -172,7 +172,7 @@ def test_what_lies_about_is_named(steel: Path) -> None:
     _splits(steel, train=["a.png", "gone.png"])
     reasons = {Path(item.path).name: item.reason for item in plan([steel]).skipped}
     assert "without an image of the same name; rename one" in reasons["z.png"]
-    assert "not there; correct the name (with its ending) in it" in reasons["gone.png"]
+    assert "not there; correct the name (with its ending) in splits.json" in reasons["gone.png"]
     assert "same image id steel/a; rename one" in reasons["a.png"]
 
 
