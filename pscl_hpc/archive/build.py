@@ -132,8 +132,11 @@ def _build(
             scratch.remove()
         reasons = "; ".join(f"{item.path}: {item.reason}" for item in skipped[:3])
         raise UserError(f"none of the {len(planned)} images could be packed ({reasons}); correct the files")
-    if picks or _new_collections(old, collections):
-        listed = list(collections.values())
+    # A source of which nothing could be packed, such as a note among the images, makes no collection.
+    used = {row.dataset for row, _ in picks} | (set(old.collections) if old else set())
+    filled = {name: collection for name, collection in collections.items() if name in used}
+    if picks or _new_collections(old, filled):
+        listed = list(filled.values())
         if shard_bytes is not None:
             publish_folder(out, scratch.folder, picks, listed, options.compression, shard_bytes, progress)
         else:

@@ -24,8 +24,8 @@ class Finding:
     """Something that is wrong with the archive."""
 
     kind: str
-    """``"checksum"``, ``"mask"``, ``"reference"``, ``"duplicate"``, ``"leak"`` (a duplicate in another split) or
-    ``"specimen"``."""
+    """``"checksum"``, ``"mask"``, ``"reference"``, ``"duplicate"``, ``"leak"`` (a duplicate in another split),
+    ``"specimen"`` or ``"split"``."""
     images: tuple[str, ...]
     detail: str
 
@@ -50,7 +50,7 @@ def check(archive: Archive, *, progress: bool = False) -> list[Finding]:
             bar.advance(record.id)
     checksums = [archive.rows[record.index].pixel_checksum for record in sound]
     findings += _duplicates(sound, checksums, np.array(thumbnails, np.float32))
-    return findings + _references(archive) + _specimens(archive)
+    return findings + _references(archive) + _specimens(archive) + _without_split(archive)
 
 
 def _shards(archive: Archive) -> list[Finding]:
@@ -153,3 +153,21 @@ def _specimens(archive: Archive) -> list[Finding]:
         for (dataset, specimen), by_split in sorted(splits.items())
         if len(by_split) > 1
     ]
+
+
+def _without_split(archive: Archive) -> list[Finding]:
+    """Annotated images that no split names though others have one; those without a mask are the unlabelled pool."""
+    findings = []
+    for name in archive.collections:
+        annotated = archive.select(datasets=[name], has_mask=True)
+        without = [record.id for record in annotated if not record.split]
+        if without and any(record.split for record in annotated):
+            findings.append(
+                Finding(
+                    "split",
+                    tuple(without),
+                    f"{len(without)} of {len(annotated)} annotated images of {name} have no split although others have "
+                    f"(the first: {without[0]}); they count as unlabelled, so name their split in splits.json",
+                )
+            )
+    return findings

@@ -55,7 +55,8 @@ def build_command(
     with classes and splits; a folder of such folders packs each; any other folder is packed without masks.
     16-bit and float images keep their depth. A build that was killed goes on when the same command is run again.
 
-    Files that cannot be packed are named with the reason, the rest is packed, and the exit code is 1.
+    Files that cannot be packed and images beside these folders are named with the reason, the rest is packed, and the
+    exit code is 1.
 
     **Examples**
 
@@ -110,7 +111,7 @@ def build_command(
         for name, rows in packed.cropped.items():
             print(f"cut {rows} rows of information bar from {name}", file=sys.stderr)
         typer.echo(
-            f"{packed.added} images added, {packed.unchanged} unchanged, {len(packed.skipped)} files skipped; "
+            f"{_count(packed.added, 'image')} added, {packed.unchanged} unchanged, {len(packed.skipped)} skipped; "
             f"{len(archive)} in the archive"
         )
         typer.echo(path)

@@ -96,7 +96,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Start with 'pscl-hpc doctor' and, in a checkout, 'make demo'. 'pscl-hpc COMMAND --help' shows examples. "
-    "Exit codes: 0 done, 1 done with items skipped (named), 2 wrong input or configuration, 3 the job itself failed.",
+    "Exit codes: 0 done, 1 done with items skipped (named), 2 wrong input or configuration, 3 the job itself failed, "
+    "130 stopped on request: the same command goes on.",
 )
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import submitit.helpers
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from pscl_hpc.config import Config
+from pscl_hpc.archive import Archive
+from pscl_hpc.config import Config, PretrainConfig
 from pscl_hpc.errors import UserError
 from pscl_hpc.launch.code import source_hash
 from pscl_hpc.launch.executors import batch_script, build_executor, check_resources
@@ -21,7 +22,10 @@ from pscl_hpc.launch.job import STAGES, StageJob, keep_last_end
 from pscl_hpc.launch.profiles import Profile
 from pscl_hpc.launch.registry import JOBS, JobRecord, latest_job, save_job
 from pscl_hpc.launch.schedulers import SCHEDULERS, process_start
+from pscl_hpc.pretraining.data import PretrainData
 from pscl_hpc.runs import RunFolder, commit, now
+from pscl_hpc.segmentation.data import select_data
+from pscl_hpc.segmentation.unlabelled import select_unlabelled
 
 
 @dataclass(frozen=True)
@@ -195,6 +199,7 @@ def _hand_over(executor: Any, stages: Sequence[StageJob]) -> list[Any]:
 
 
 def _check_input(config: Config, profile: Profile) -> None:
+    """What the stage itself would refuse on these ranks, before the job waits for them."""
     if config.kind == "finetune" and profile.nodes * profile.tasks > 1:
         raise UserError(
             f"{profile.nodes} x {profile.tasks} ranks: fine-tuning on one image runs on one rank; ask for one node and "
@@ -204,6 +209,13 @@ def _check_input(config: Config, profile: Profile) -> None:
         raise UserError(f"{config.data.archive}: no such archive; check data.archive, or build it first")
     if "%" in str(Path(config.run).absolute()):
         raise UserError(f"{config.run}: a job's folder must not contain '%'; choose another with run=...")
+    with Archive(config.data.archive) as archive:
+        if isinstance(config, PretrainConfig):
+            PretrainData(archive, config, rank=0, ranks=profile.nodes * profile.tasks)
+            return
+        home = select_data(config, archive).collection.name
+        if config.semi_supervised is not None:
+            select_unlabelled(config, config.semi_supervised, archive, home)
 
 
 def _check_free(folder: RunFolder) -> None:

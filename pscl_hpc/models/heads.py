@@ -1,4 +1,4 @@
-"""Projection heads of pretraining (spec section 2). They are dropped before fine-tuning."""
+"""Projection heads of pretraining, as in PSCL (doi 10.1038/s41598-025-32855-5). They are dropped before fine-tuning."""
 
 from __future__ import annotations
 

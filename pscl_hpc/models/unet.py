@@ -1,4 +1,4 @@
-"""The U-Net trunk shared by every method (spec section 2, figure 2 of the PSCL paper).
+"""The U-Net trunk shared by every method (figure 2 of the PSCL paper, doi 10.1038/s41598-025-32855-5).
 
 Shape legend: B images, C channels, h w image pixels, S scales (S = len(widths) - 1; scale 0 is the coarsest
 decoder map, scale S - 1 has full resolution).

@@ -133,10 +133,7 @@ def _scored_images(
     if splits is None:
         splits = [name for name in known if name.startswith(PRIMARY_SPLIT)]
         if not splits:
-            raise UserError(
-                f"{archive.path}: {collection} has no annotated test images; choose a split with --split"
-                f"{did_you_mean('', known)}"
-            )
+            raise UserError(f"{archive.path}: {collection} has no annotated test images{_advice(known)}")
     for name in splits:
         if name not in known:
             raise UserError(
@@ -144,3 +141,13 @@ def _scored_images(
                 f"{did_you_mean(name, known)}"
             )
     return {name: [record for record in annotated if record.split == name] for name in dict.fromkeys(splits)}
+
+
+def _advice(known: Sequence[str]) -> str:
+    """What can be done without test images."""
+    named = [f"'{name}'" for name in known if name]
+    if named:
+        return f"; choose a split with --split: {', '.join(named)}"
+    return (
+        ", so there is nothing to score; name some in splits.json, or look at what 'pscl-hpc predict' draws"
+    )

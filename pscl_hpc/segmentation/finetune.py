@@ -1,4 +1,4 @@
-"""Fine-tuning of trunk and classifier on the annotated images (spec section 7)."""
+"""Fine-tuning of trunk and classifier on the annotated images (docs/protocol.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cross entropy plus Dice with ignored classes and unannotated pixels (spec section 7)."""
+"""Cross entropy plus Dice with ignored classes and unannotated pixels (docs/protocol.md)."""
 
 from __future__ import annotations
 

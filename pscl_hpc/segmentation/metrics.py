@@ -1,4 +1,4 @@
-"""Scores of a segmentation, pooled over the pixels of all images (spec section 7).
+"""Scores of a segmentation, pooled over the pixels of all images (docs/protocol.md).
 
 Everything is computed from one confusion matrix of integers, so any number of images of any size can be scored
 without keeping them. Library metrics average over images, which gives other numbers.

@@ -1,4 +1,4 @@
-"""Geometry of the second view in closed form, for a whole batch at once (spec section 1).
+"""Geometry of the second view in closed form, for a whole batch at once (docs/methods.md, PSCL-SimCLR).
 
 View q keeps the image's geometry. View k is flipped upside down, turned by 90 degrees ``turns`` times
 counter-clockwise, cropped, and resized back to the size of view q. Everything below is arithmetic on a few
@@ -176,7 +176,7 @@ def class_shares(
         height: H of the feature map.
         width: W of the feature map.
         antialias: True weighs the whole cell and its rim by a triangle; False takes the two nearest pixels per axis,
-            which calls cells pure that are not (spec section 9, item 5).
+            which calls cells pure that are not (as the released code does, docs/methods.md).
 
     Returns:
         (B, C, H, W); cells without a partner in view q hold the share of the nearest cell that has one.

@@ -1,4 +1,4 @@
-"""Intensity changes on a batch at once, each image with its own draw (spec section 1).
+"""Intensity changes on a batch at once, each image with its own draw.
 
 Kornia's ColorJitter refuses one channel and torchvision has no CPU build for every torch, hence this small module.
 Images are (B, C, h, w) in 0..1 with C = 1 or 3.

@@ -141,10 +141,23 @@ def test_bad_files_are_named_and_the_rest_is_packed(tmp_path: Path) -> None:
     assert result.added == 2
     assert {item.path: item.reason.split(" (")[0] for item in result.skipped} == {
         "steel/img/0002.png": "damaged PNG",
-        "steel/img/0003.png": "the mask is 40 x 299, the image 40 x 300 pixels",
+        "steel/img/0003.png": "the mask gt/0003.png is 40 x 299 pixels, the image 40 x 300; export both at one size",
         "steel/img/empty.png": "the file is empty",
     }
     assert [record.id for record in Archive(tmp_path / "a.h5").records] == ["steel/0000", "steel/0001"]
+
+
+@pytest.mark.parametrize("shard_bytes", [None, 30_000])
+def test_a_source_without_images_makes_no_collection(tmp_path: Path, shard_bytes: int | None) -> None:
+    make_sources(tmp_path / "top" / "steel", 3)
+    (tmp_path / "top" / "README.md").write_text("about")
+    out = tmp_path / ("out" if shard_bytes else "out.h5")
+    for added in (3, 0):
+        sources = plan(sorted((tmp_path / "top").iterdir()))
+        result = build(sources, out, BuildOptions(), shard_bytes=shard_bytes)
+        assert result.added == added
+        assert [item.path for item in result.skipped] == ["top/README.md"]
+        assert list(Archive(out).collections) == ["steel"]
 
 
 def test_nothing_packed_is_an_error_that_leaves_no_archive(tmp_path: Path) -> None:

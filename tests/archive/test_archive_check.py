@@ -214,6 +214,19 @@ def test_specimens_that_straddle_splits(tmp_path: Path) -> None:
     assert "specimen S1 of plain is in test (plain/b) and train (plain/a)" in findings[0].detail
 
 
+def test_annotated_images_that_no_split_names(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "a.h5", [STEEL, Collection("free", STEEL.classes)]) as writer:
+        for number, (stem, split, annotated) in enumerate(
+            [("a", "train", True), ("b", "", True), ("pool", "", False), ("test", "test", True)]
+        ):
+            mask = labels((60, 60), number) if annotated else None
+            writer.add(texture((60, 60), number), id=f"steel/{stem}", dataset="steel", split=split, mask=mask)
+        writer.add(texture((60, 60), 9), id="free/a", dataset="free", mask=labels((60, 60)))
+    findings = check(Archive(tmp_path / "a.h5"))
+    assert _kinds(findings) == [("split", ("steel/b",))]
+    assert "1 of 3 annotated images of steel have no split although others have" in findings[0].detail
+
+
 def test_a_shard_that_differs_from_its_manifest(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     for number in range(3):

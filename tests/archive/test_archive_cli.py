@@ -33,7 +33,7 @@ def test_build_info_check(steel: Path, tmp_path: Path, capsys: pytest.CaptureFix
     out = str(tmp_path / "alloys.h5")
     assert _build(steel, "--out", out) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "4 images added, 0 unchanged, 0 files skipped; 4 in the archive",
+        "4 images added, 0 unchanged, 0 skipped; 4 in the archive",
         out,
     ]
     assert main(["archive", "info", out, "--contact-sheet", str(tmp_path / "sheet.png")]) == 0
@@ -45,6 +45,13 @@ def test_build_info_check(steel: Path, tmp_path: Path, capsys: pytest.CaptureFix
         assert sheet.format == "PNG"
     assert main(["archive", "check", out]) == 0
     assert capsys.readouterr().out.splitlines() == ["4 images checked, 0 findings", out]
+
+
+def test_one_image_is_no_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x").mkdir()
+    Image.fromarray(texture((20, 30))).save(tmp_path / "x" / "a.png")
+    assert main(["archive", "build", str(tmp_path / "x"), "--out", str(tmp_path / "a.h5")]) == 0
+    assert capsys.readouterr().out.startswith("1 image added, 0 unchanged, 0 skipped; 1 in the archive")
 
 
 def test_json_is_one_object(steel: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -306,11 +306,11 @@ def test_masks_that_cannot_be_used_say_why(tmp_path: Path) -> None:
     for name, collection, reason in (
         ("colour.png", STEEL, "colour.png is colour-coded; a mask is an image of class indices"),
         ("lossy.jpg", STEEL, "lossy.jpg is not PNG, BMP or TIFF"),
-        ("narrow.png", STEEL, "the mask is 20 x 29, the image 20 x 30 pixels"),
-        ("unknown.png", STEEL, "holds 7 but collection steel has classes 0 to 2"),
+        ("narrow.png", STEEL, "narrow.png is 20 x 29 pixels, the image 20 x 30; export both at one size"),
+        ("unknown.png", STEEL, "classes 0 to 2 .*unknown.png.; correct the mask, or name the class"),
         ("black-white.png", two, "write 0 and 1"),
         ("torn.png", STEEL, "damaged mask torn.png"),
-        ("float.tif", STEEL, "not class indices"),
+        ("float.tif", STEEL, "not class indices .*float.tif.; save it as 8-bit class indices"),
         ("gone.png", STEEL, "damaged mask gone.png"),
     ):
         with pytest.raises(Unreadable, match=reason):

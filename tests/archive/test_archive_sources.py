@@ -72,7 +72,7 @@ def test_a_dataset_folder(steel: Path) -> None:
     assert not found.skipped
 
 
-@pytest.mark.parametrize(("images", "masks"), [("images", "masks"), ("img", "labels"), ("images", "gt")])
+@pytest.mark.parametrize(("images", "masks"), [("images", "masks"), ("img", "labels"), ("Images", "GT")])
 def test_folder_names_and_other_suffixes(tmp_path: Path, images: str, masks: str) -> None:
     picture(tmp_path / "x" / images / "deep" / "a.v2.jpg")
     picture(tmp_path / "x" / masks / "deep" / "a.v2.png", labels((6, 8)))
@@ -99,14 +99,81 @@ def test_a_folder_of_datasets_and_plain_folders_and_files(steel: Path, tmp_path:
     assert [item.id for item in reversed_order.items] == [item.id for item in both.items]
 
 
+def test_images_beside_the_folders_that_are_read_are_named(steel: Path, tmp_path: Path) -> None:
+    picture(steel / "gt_region" / "a.png", labels((6, 8)))
+    assert not plan([steel]).skipped
+    picture(steel / "e.png")
+    picture(steel / "img_new" / "f.png")
+    picture(steel / "img_new" / "g.png")
+    picture(tmp_path / "plain" / "h.png")
+    picture(tmp_path / "i.png")
+    found = plan([tmp_path])
+    assert [item.dataset for item in found.items] == ["steel"] * 4
+    assert {item.path: item.reason for item in found.skipped} == {
+        str(steel): "1 image is not read (e.png): move them into img/, or out of steel/",
+        str(steel / "img_new"): "2 images are not read (f.png, ...): move them into img/, or out of steel/",
+        str(tmp_path / "plain"): "1 image is not read (h.png): the folder has no img/ or images/; "
+        "name it as a source of its own",
+        str(
+            tmp_path
+        ): "1 image is not read (i.png): move them into a folder of their own and name that as a source",
+    }
+    assert str(tmp_path / "plain") not in [item.path for item in plan([tmp_path, tmp_path / "plain"]).skipped]
+
+
+def test_masks_under_an_unknown_name_are_named(tmp_path: Path) -> None:
+    picture(tmp_path / "x" / "images" / "a.png")
+    picture(tmp_path / "x" / "annotations" / "a.png", labels((6, 8)))
+    [skipped] = plan([tmp_path / "x"]).skipped
+    assert skipped.path == str(tmp_path / "x" / "annotations")
+    assert "rename the folder to gt if it holds the masks of images/" in skipped.reason
+    sidecar = _csv(tmp_path / "x.csv", "file,mask", "a.png,annotations/a.png")
+    named = plan([tmp_path / "x"], metadata=sidecar, classes=["m", "n", "o"])
+    assert not named.skipped
+    assert _table(named) == {"x/a": ("", True)}
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "mend"),
+    [
+        ("micrographs", "gt", "rename the folder of micrographs to img"),
+        ("sem", "Masks", "rename the folder of micrographs to img"),
+        (".", "labels", "rename the folder of micrographs to img"),
+        ("micrographs", "annotations", "to img and that of the masks to gt"),
+    ],
+)
+def test_masks_are_never_packed_as_micrographs(tmp_path: Path, images: str, masks: str, mend: str) -> None:
+    picture(tmp_path / "top" / "x" / images / "a.png")
+    picture(tmp_path / "top" / "x" / masks / "a.png", labels((6, 8)))
+    for source in (tmp_path / "top" / "x", tmp_path / "top"):
+        with pytest.raises(UserError) as caught:
+            plan([source])
+        assert f"{tmp_path / 'top' / 'x'} has masks in {masks}/ but no img/ or images/" in str(caught.value)
+        assert str(caught.value).endswith(mend)
+
+
+def test_dataset_folders_deeper_down_are_named(steel: Path, tmp_path: Path) -> None:
+    steel.rename(tmp_path / "b")
+    (tmp_path / "top" / "group").mkdir(parents=True)
+    (tmp_path / "b").rename(tmp_path / "top" / "group" / "steel")
+    with pytest.raises(UserError, match=f"deeper down; name {tmp_path / 'top' / 'group'} as a source"):
+        plan([tmp_path / "top"])
+
+
+def test_classes_without_a_mask_are_refused(tmp_path: Path) -> None:
+    picture(tmp_path / "x" / "img" / "a.png")
+    with pytest.raises(UserError, match="--classes names classes but no image has a mask; put masks"):
+        plan([tmp_path / "x"], classes=["m", "n"])
+
+
 def test_what_lies_about_is_named(steel: Path) -> None:
     picture(steel / "gt" / "z.png", labels((6, 8)))
     picture(steel / "img" / "a.jpg")
     _splits(steel, train=["a.png", "gone.png"])
     reasons = {Path(item.path).name: item.reason for item in plan([steel]).skipped}
-    assert "without an image" in reasons["z.png"]
-    assert "not there" in reasons["gone.png"]
-    assert "same image id steel/a" in reasons["a.png"]
+    assert "without an image of the same name; rename one" in reasons["z.png"]
+    assert "not there; correct the name (with its ending) in splits.json" in reasons["gone.png"]
+    assert "same image id steel/a; rename one" in reasons["a.png"]
 
 
 @pytest.mark.parametrize(
@@ -128,6 +195,32 @@ def test_splits_that_contradict_themselves(steel: Path, changed: dict[str, Any],
         _splits(steel, classes=[], ignore_classes=[], background=0)
     with pytest.raises(UserError, match=message):
         plan([steel])
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [
+        ("tset", "test"),
+        ("Test", "test"),
+        ("training", "train"),
+        ("valid", "val"),
+        ("validation", "val"),
+        ("ignored_classes", "ignore_classes"),
+        ("reference", "references"),
+        ("Classes", "classes"),
+    ],
+)
+def test_a_mistyped_key_of_splits_is_refused(steel: Path, key: str, near: str) -> None:
+    _splits(steel, **{key: ["d.png"]})
+    with pytest.raises(UserError) as caught:
+        plan([steel])
+    assert f"splits.json has the key '{key}', which is not read; did you mean '{near}'?" in str(caught.value)
+
+
+def test_notes_in_splits_are_left_alone(steel: Path) -> None:
+    notes = ("classes_region", "unlabeled", "cite", "note", "folds", "source", "test_ood")
+    _splits(steel, **{key: ["c.png"] for key in notes})
+    assert _table(plan([steel]))["steel/c"] == ("test_ood", True)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]"])
@@ -192,6 +285,8 @@ def test_a_sidecar_adds_what_is_known(tmp_path: Path) -> None:
         (["file,um_per_pixel", "a.png,0.1um"], "um_per_pixel is '0.1um', not a positive number"),
         (["file,magnification", "a.png,-5"], "magnification is '-5'"),
         (["file,reference", "a.png,perhaps"], "reference is 'perhaps'"),
+        (["file,split", "a.png,tset"], "line 2: split is 'tset'; did you mean 'test'"),
+        (["file,split", "a.png,validation"], "split is 'validation'; did you mean 'val'"),
         (["file,mask", "a.png,gone.png"], "mask gone.png is neither beside the CSV file"),
         (["file,mask", "a.png,../../secret.png"], "is neither beside the CSV file"),
         (["file,mask", "a.png,other/b.png"], "the classes of sem are not named"),

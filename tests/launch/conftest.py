@@ -12,6 +12,7 @@ from pscl_hpc.launch import job as job_module
 from pscl_hpc.launch.jobs import find_runs
 from pscl_hpc.launch.registry import job_records
 from pscl_hpc.launch.schedulers import SCHEDULERS, wait_for_end
+from tests.helpers import small_archive
 
 MakeConfig = Callable[..., Config]
 
@@ -21,7 +22,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working directory with an archive, in which stages are the toy; jobs left over are killed."""
     folder = tmp_path / "with 'quotes' and blanks"
     folder.mkdir()
-    (folder / "a.h5").write_bytes(b"")
+    small_archive(folder / "a.h5")
     monkeypatch.chdir(folder)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
@@ -49,6 +50,6 @@ def make_config() -> MakeConfig:
             "checkpoint": {"every_steps": 5},
             **keys,
         }
-        return resolve_config(tree, source="test")
+        return resolve_config({key: value for key, value in tree.items() if value is not None}, source="test")
 
     return make

@@ -20,11 +20,29 @@ from pscl_hpc.runs import RunFolder
 from .conftest import MakeConfig
 
 
+def _pscl(reference: str) -> dict[str, object]:
+    return {"method": {"name": "pscl-simclr", "reference": {"ids": [reference]}}}
+
+
+def _tune(reference: str, **keys: object) -> dict[str, object]:
+    return {"kind": "finetune", "method": None, "references": [reference], **keys}
+
+
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize(
     ("keys", "profile", "cluster", "sentence"),
     [
         ({"data": {"archive": "b.h5"}}, Profile(), "local", "b.h5: no such archive"),
+        ({"data": {"archive": "a.h5", "datasets": ["allox"]}}, Profile(), "local", "did you mean 'alloy'"),
+        ({"data": {"archive": "a.h5", "splits": ["all"]}}, Profile(), "local", "is in the splits ['all']"),
+        ({"batch_size": 9}, Profile(tasks_per_node=2), "local", "set batch_size=8, or another multiple of 2"),
+        (_pscl("alloy/0"), Profile(tasks_per_node=2), "local", "set method.reference.per_batch=2"),
+        (_pscl("alloy/9"), Profile(), "local", "has no image 'alloy/9'"),
+        (_pscl("other/0"), Profile(), "local", "method.reference.ids: other/0 has no mask in a.h5"),
+        (_tune("alloy/9"), Profile(), "local", "has no image 'alloy/9'"),
+        (_tune("alloy/0", validation_split="vall"), Profile(), "local", "validation_split 'vall' of alloy"),
+        (_tune("alloy/0", semi_supervised={"splits": ["val"]}), Profile(), "local", "scores the result"),
+        (_tune("alloy/0"), Profile(tasks_per_node=2), "local", "fine-tuning on one image runs on one rank"),
         ({"run": "a.h5"}, Profile(), "local", "a.h5: is a file"),
         ({"run": "."}, Profile(), "local", "is not empty and holds no run"),
         ({"run": "runs/50%"}, Profile(), "local", "must not contain '%'"),
@@ -169,7 +187,7 @@ def test_the_batch_script_asks_for_what_was_asked_also_where_there_is_no_slurm(
         sbatch={"mail-user": "me", "exclusive": True, "contiguous": False},
     )
     before = sorted(Path.cwd().rglob("*"))
-    script = show_script(make_config(run="runs/a"), cluster="slurm", profile=profile)
+    script = show_script(make_config(run="runs/a", batch_size=12), cluster="slurm", profile=profile)
     assert sorted(Path.cwd().rglob("*")) == before
     for line in (
         *("partition=gpu", "time=90", "nodes=3", "ntasks-per-node=4", "gpus-per-node=4", "cpus-per-task=8"),
@@ -180,6 +198,8 @@ def test_the_batch_script_asks_for_what_was_asked_also_where_there_is_no_slurm(
     assert "wckey" not in script
     assert "--kill-on-bad-exit=1" in script
     assert script.index("SRUN_CPUS_PER_TASK") < script.index("srun ") < script.index("tasks=$!")
+    with pytest.raises(UserError, match="cannot be spread over 12 ranks"):
+        show_script(make_config(), cluster="slurm", profile=profile)
     with pytest.raises(UserError, match="add --cluster slurm"):
         show_script(make_config(), cluster="local", profile=profile)
     with pytest.raises(UserError, match="give one with --time"):

@@ -103,7 +103,13 @@ def test_what_cannot_be_scored_is_refused(run: Path, tmp_path: Path) -> None:
         evaluate(run, splits=["tset"])
     with ShardWriter(other, [ALLOY]) as writer:
         writer.add(image, mask=mask, id="alloy/new", dataset="alloy", split="extra")
-    with pytest.raises(UserError, match=r"no annotated test images.*extra"):
+    with pytest.raises(UserError, match=r"no annotated test images; choose a split with --split: 'extra'$"):
+        evaluate(run, archive=other)
+    with ShardWriter(other, [ALLOY]) as writer:
+        writer.add(image, id="alloy/new", dataset="alloy")
+    with pytest.raises(
+        UserError, match=r"no annotated test images, so there is nothing to score; name some in"
+    ):
         evaluate(run, archive=other)
     (run / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"model\.safetensors"):

@@ -115,8 +115,10 @@ def test_fine_tuning_runs_on_one_rank(place: Path) -> None:
     assert not (place / "runs").exists()
 
 
-def test_wrong_input_is_not_tried_again(place: Path) -> None:
+def test_wrong_input_is_not_tried_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copy("a.h5", "b.h5")
+    # As if the archive were exchanged while the job waits.
+    monkeypatch.setattr(submission, "_check_input", lambda config, profile: None)
     config = make_config("runs/a", data={"archive": "b.h5", "datasets": ["allox"]})
     done = submit(config, cluster="slurm", profile=Profile(nodes=2, time="10"))
     assert ended(done) == "FAILED|2:0"

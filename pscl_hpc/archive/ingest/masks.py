@@ -41,12 +41,20 @@ def read_mask(
         mask = mask.astype(np.uint8)
     if mask.shape == (height, width):
         mask = mask[:cropped]
+    elif mask.shape != (cropped, width):
+        size = " x ".join(map(str, mask.shape))
+        raise Unreadable(
+            f"the mask {path.parent.name}/{path.name} is {size} pixels, the image {height} x {width}; export both at "
+            "one size (--crop-bottom if an information bar was cut)"
+        )
     try:
         if mask.dtype.kind == "u" and len(collection.classes) == 2 and mask_values(mask) == [0, IGNORE_INDEX]:
             raise Unreadable(f"the mask {path.name} holds 0 and 255; {_WANTED}, so write 0 and 1")
         check_mask(mask, cropped, width, collection)
     except ValueError as error:
-        raise Unreadable(f"{error} ({path.name})") from error
+        named = "correct the mask, or name the class in splits.json or --classes"
+        mend = named if mask.dtype.kind in "ui" else "save it as 8-bit class indices"
+        raise Unreadable(f"{error} ({path.parent.name}/{path.name}); {mend}") from error
     return mask.astype(np.uint8)
 
 

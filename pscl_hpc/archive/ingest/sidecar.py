@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pscl_hpc.archive.ingest.splits import meant
 from pscl_hpc.errors import UserError, did_you_mean
 
 TEXTS = ("split", "specimen", "condition", "alloy")
@@ -80,6 +81,8 @@ class Sidecar:
             cells = {name: value.strip() for name, value in row.items()}
             if not cells["file"]:
                 raise UserError(f"{where}: the column 'file' is empty")
+            if near := meant(cells.get("split", "")):
+                raise UserError(f"{where}: split is {cells['split']!r}; did you mean '{near}'?")
             lines.append(Line(where, cells))
         return Sidecar(path, tuple(lines))
 

@@ -1,12 +1,14 @@
 """From folders to a list of what to pack.
 
-A *dataset folder* holds ``img/`` or ``images/`` and, beside it, optionally ``gt/``, ``masks/`` or ``labels/`` with
-masks of the same stem and a ``splits.json``. A folder of dataset folders gives each of them; any other
-folder of images is one collection without masks. The collection is named after the folder.
+A *dataset folder* holds ``img/`` or ``images/`` and, beside it, optionally ``gt/``, ``masks/`` or ``labels/`` (in
+capitals or not) with masks of the same stem and a ``splits.json``. A folder of dataset folders gives each of them; any
+other folder of images is one collection without masks. The collection is named after the folder. Images that lie
+elsewhere in such a folder are listed as skipped.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,14 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from pscl_hpc.archive.format import Collection
+from pscl_hpc.archive.ingest.folders import (
+    IMAGE_FOLDERS,
+    MASK_FOLDERS,
+    Unread,
+    beside_dataset,
+    beside_datasets,
+    by_stem,
+    images_under,
+    refuse_masks,
+    subfolder,
+)
 from pscl_hpc.archive.ingest.images import IMAGE_SUFFIXES
-from pscl_hpc.archive.ingest.masks import MASK_SUFFIXES
 from pscl_hpc.archive.ingest.sidecar import NUMBERS, TEXTS, Sidecar
 from pscl_hpc.archive.ingest.splits import SPLITS_FILE, Splits, read_splits
 from pscl_hpc.errors import UserError
-
-IMAGE_FOLDERS = ("img", "images")
-MASK_FOLDERS = ("gt", "masks", "labels")
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file that was not packed, and why."""
+    """A file, or a folder of images, that was not packed, and why."""
 
     path: str
     reason: str
@@ -72,8 +81,8 @@ def plan(sources: Sequence[Path], *, metadata: Path | None = None, classes: Sequ
         classes: class names of datasets that have masks but no ``splits.json``.
 
     Raises:
-        UserError: a source is missing or holds no image, classes are not named, ``splits.json`` or the CSV
-            is wrong.
+        UserError: a source is missing or holds no image, masks would be packed as images, classes are not named or
+            named for nothing, ``splits.json`` or the CSV is wrong.
     """
     finder = _Finder(tuple(classes))
     for source in sources:
@@ -91,9 +100,20 @@ def plan(sources: Sequence[Path], *, metadata: Path | None = None, classes: Sequ
     skipped = list(finder.skipped)
     for item in items:
         if item.id in unique:
-            skipped.append(Skipped(item.source, f"{unique[item.id].source} has the same image id {item.id}"))
+            skipped.append(
+                Skipped(item.source, f"{unique[item.id].source} has the same image id {item.id}; rename one")
+            )
         else:
             unique[item.id] = item
+    # Another source or the CSV may have named them.
+    read = {os.path.abspath(path) for item in items for path in (item.path, item.mask) if path is not None}
+    left = (unread.besides(read) for unread in finder.unread)
+    skipped += [Skipped(str(unread.folder), str(unread)) for unread in left if unread]
+    if classes and not any(item.mask for item in unique.values()):
+        raise UserError(
+            f"--classes names classes but no image has a mask; put masks of the same names into gt/ beside img/ in "
+            f"{', '.join(map(str, sources))}, or leave --classes out"
+        )
     for item in unique.values():
         if item.mask is not None and not collections[item.dataset].classes:
             raise UserError(
@@ -108,6 +128,7 @@ class _Finder:
         self._roots: dict[str, Path] = {}
         self.items: list[Item] = []
         self.skipped: list[Skipped] = []
+        self.unread: list[Unread] = []
         self.collections: dict[str, Collection] = {}
 
     def add(self, source: Path) -> None:
@@ -115,24 +136,29 @@ class _Finder:
             self._collect(source.absolute().parent, [source], source.absolute().parent, None, None)
         elif not source.is_dir():
             raise UserError(f"{source} does not exist; name image files or folders of images")
-        elif _subfolder(source, IMAGE_FOLDERS):
+        elif subfolder(source, IMAGE_FOLDERS):
             self._dataset(source, source)
         else:
             inner = [
-                path for path in sorted(source.iterdir()) if path.is_dir() and _subfolder(path, IMAGE_FOLDERS)
+                path for path in sorted(source.iterdir()) if path.is_dir() and subfolder(path, IMAGE_FOLDERS)
             ]
             for folder in inner:
                 self._dataset(folder, source)
-            if not inner:
-                self._collect(source, _images(source), source, None, None)
+            if inner:
+                self.unread += beside_datasets(source, inner)
+            else:
+                images = images_under(source)
+                refuse_masks(source, images)
+                self._collect(source, images, source, None, None)
 
     def _dataset(self, folder: Path, root: Path) -> None:
-        images = _subfolder(folder, IMAGE_FOLDERS)
+        images, masks = subfolder(folder, IMAGE_FOLDERS), subfolder(folder, MASK_FOLDERS)
         assert images is not None
         splits = None
         if (folder / SPLITS_FILE).is_file():
             splits = read_splits(folder / SPLITS_FILE)
-        self._collect(images, _images(images), root, _subfolder(folder, MASK_FOLDERS), splits, folder)
+        self._collect(images, images_under(images), root, masks, splits, folder)
+        self.unread += beside_dataset(folder, images, masks)
 
     def _collect(
         self,
@@ -148,7 +174,7 @@ class _Finder:
             raise UserError(
                 f"{base} and {self._roots[name]} would both be the dataset {name!r}; rename one of the folders"
             )
-        masks = _by_stem(mask_folder) if mask_folder else {}
+        masks = by_stem(mask_folder) if mask_folder else {}
         found = set()
         for path in paths:
             relative = path.absolute().relative_to(base.absolute())
@@ -164,11 +190,18 @@ class _Finder:
             )
             self.items.append(item)
         for stem in sorted(masks.keys() - found):
-            self.skipped.append(Skipped(str(masks[stem]), "a mask without an image of the same name"))
+            self.skipped.append(
+                Skipped(str(masks[stem]), "a mask without an image of the same name; rename one of them")
+            )
         if splits:
             names = {item.path.name for item in self.items if item.dataset == name}
             for missing in splits.missing(names):
-                self.skipped.append(Skipped(str(base / missing), f"named in {SPLITS_FILE} but not there"))
+                self.skipped.append(
+                    Skipped(
+                        str(base / missing),
+                        f"named in {SPLITS_FILE} but not there; correct the name (with its ending) in {SPLITS_FILE}",
+                    )
+                )
         self.collections[name] = Collection(
             name=name,
             classes=splits.classes if splits and splits.classes else (self._classes if masks else ()),
@@ -212,27 +245,6 @@ def _annotate(
     annotated = sorted(changed.values(), key=lambda item: (item.id, item.source))
     used = {item.dataset for item in annotated}
     return annotated, {name: item for name, item in collections.items() if name in used}
-
-
-def _subfolder(folder: Path, names: Sequence[str]) -> Path | None:
-    return next((folder / name for name in names if (folder / name).is_dir()), None)
-
-
-def _images(folder: Path) -> list[Path]:
-    """Image files under a folder, sorted; hidden files and folders are not looked at."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-
-
-def _by_stem(folder: Path) -> dict[str, Path]:
-    """Mask files by relative path without suffix; an exact format wins over JPEG."""
-    paths = sorted(_images(folder), key=lambda path: path.suffix.lower() in MASK_SUFFIXES)
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
 
 
 def _plain(name: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,6 +13,9 @@ from pscl_hpc.archive.format import Collection
 from pscl_hpc.errors import UserError
 
 SPLITS_FILE = "splits.json"
+_SPLITS = ("train", "val", "test")
+_KEYS = ("classes", "background", "ignore_classes", "references", *_SPLITS)
+_OTHER_NAMES = {"valid": "val", "validation": "val", "dev": "val", "ignore": "ignore_classes"}
 
 
 @dataclass(frozen=True)
@@ -18,7 +23,8 @@ class Splits:
     """The content of one ``splits.json``.
 
     Keys read: ``classes`` (names in index order), ``background``, ``ignore_classes``, ``references`` and, as
-    lists of file names, ``train``, ``val`` and every key that begins with ``test``. Others are notes.
+    lists of file names, ``train``, ``val`` and every key that begins with ``test``. Others are notes, but one that is
+    almost one of these is refused: the images of a mistyped ``test`` would be trained on.
     """
 
     classes: tuple[str, ...]
@@ -46,6 +52,11 @@ def read_splits(path: Path) -> Splits:
         raise UserError(f"{path} is not readable JSON ({error}); correct it or remove it") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a JSON object with keys such as classes, train, val and test")
+    for key in content:
+        if near := meant(key, _KEYS):
+            raise UserError(
+                f"{path} has the key {key!r}, which is not read; did you mean '{near}'? If not, give it another name"
+            )
     files: dict[str, str] = {}
     for split in content:
         if split in ("train", "val") or split.startswith("test"):
@@ -76,6 +87,17 @@ def read_splits(path: Path) -> Splits:
             f"{path}: {str(error).removeprefix('collection check: ')}; correct the class list"
         ) from error
     return splits
+
+
+def meant(name: str, known: Sequence[str] = _SPLITS) -> str:
+    """The known name that an unknown one seems to stand for; empty when it is known, or unlike all of them."""
+    if name in known or name.startswith("test"):
+        return ""
+    plain = name.strip().lower()
+    other = _OTHER_NAMES.get(plain, "test" if plain.startswith("test") else "")
+    if other in known:
+        return other
+    return next(iter(difflib.get_close_matches(plain, known, n=1, cutoff=0.75)), "")
 
 
 def _list(path: Path, content: dict[str, Any], key: str, kind: type) -> list[Any]:

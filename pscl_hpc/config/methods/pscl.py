@@ -12,7 +12,7 @@ from pscl_hpc.config.methods.momentum import MomentumConfig
 
 
 class PatchConfig(MethodBase):
-    """What all variants have: number of cells, heads, weights of the losses (spec sections 2 and 3)."""
+    """What all variants have: number of cells, heads, weights of the losses (docs/methods.md, PSCL-SimCLR)."""
 
     templates_per_class: Count = 4
     """Template cells per class at the coarsest scale."""
@@ -50,7 +50,7 @@ class PatchConfig(MethodBase):
 
 
 class AnnotatedPatchConfig(PatchConfig, ReferencedMethod):
-    """What the variants with an annotated reference have: choice of templates, matching (spec section 3)."""
+    """What the variants with a reference have: choice of templates, matching (docs/methods.md, PSCL-SimCLR)."""
 
     template_rule: Literal["pure", "released"] = "pure"
     """pure: random cells of sufficient ``purity``. released: the highest label values with exclusion by subtraction,
@@ -77,13 +77,13 @@ class AnnotatedPatchConfig(PatchConfig, ReferencedMethod):
 
 
 class PsclSimclrConfig(AnnotatedPatchConfig):
-    """PSCL with in-batch negatives (spec section 4)."""
+    """PSCL with in-batch negatives (Sci. Rep. 2025, doi 10.1038/s41598-025-32855-5)."""
 
     name: Literal["pscl-simclr"] = "pscl-simclr"
 
 
 class PsclMocoConfig(AnnotatedPatchConfig):
-    """PSCL with a momentum encoder of keys and queues of images and of class prototypes (spec section 5)."""
+    """PSCL with a momentum encoder of keys and queues of images and class prototypes (docs/methods.md, PSCL-MoCo)."""
 
     name: Literal["pscl-moco"] = "pscl-moco"
     templates_per_class: Count = 30

@@ -1,0 +1,113 @@
+"""The names of folders: where images and masks lie, and what lies beside them unread."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pscl_hpc.archive.ingest.images import IMAGE_SUFFIXES
+from pscl_hpc.archive.ingest.masks import MASK_SUFFIXES
+from pscl_hpc.errors import UserError
+
+IMAGE_FOLDERS = ("img", "images")
+MASK_FOLDERS = ("gt", "masks", "labels")
+_MASK_LIKE = (*MASK_FOLDERS, "mask", "label", "annotation", "annotations", "ground_truth", "groundtruth")
+"""Names that hold masks, also where masks are not looked for."""
+
+
+@dataclass(frozen=True)
+class Unread:
+    """Images that lie where nothing is packed from."""
+
+    folder: Path
+    images: tuple[Path, ...]
+    reason: str
+
+    def besides(self, read: set[str]) -> Unread | None:
+        """Those that were not read by another way; None when all were."""
+        left = tuple(path for path in self.images if os.path.abspath(path) not in read)
+        return Unread(self.folder, left, self.reason) if left else None
+
+    def __str__(self) -> str:
+        count = "1 image is" if len(self.images) == 1 else f"{len(self.images)} images are"
+        return f"{count} not read ({self.images[0].name}{', ...' if len(self.images) > 1 else ''}): {self.reason}"
+
+
+def subfolder(folder: Path, names: Sequence[str]) -> Path | None:
+    """The first of the named subfolders that is there, in capitals or not."""
+    found = sorted(path for path in folder.iterdir() if path.name.lower() in names and path.is_dir())
+    # An exact name before one in capitals: both can lie side by side.
+    return min(found, key=lambda path: (names.index(path.name.lower()), path.name not in names), default=None)
+
+
+def images_under(folder: Path) -> list[Path]:
+    """Image files under a folder, sorted; hidden files and folders are not looked at."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if _is_image(path) and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def by_stem(folder: Path) -> dict[str, Path]:
+    """Mask files by relative path without suffix; an exact format wins over JPEG."""
+    paths = sorted(images_under(folder), key=lambda path: path.suffix.lower() in MASK_SUFFIXES)
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
+
+
+def beside_dataset(folder: Path, images: Path, masks: Path | None) -> list[Unread]:
+    """Images of a dataset folder that are in neither of its two folders.
+
+    A folder that is named like that of the masks and more (``gt_region``) is another annotation of the same images.
+    """
+    reason = f"move them into {images.name}/, or out of {folder.name}/"
+    found = _loose(folder, reason)
+    if masks is None:
+        reason = f"rename the folder to gt if it holds the masks of {images.name}/, else move it away"
+    for path in _folders(folder):
+        if path in (images, masks) or (masks and path.name.lower().startswith(masks.name.lower())):
+            continue
+        found.append(Unread(path, tuple(images_under(path)), reason))
+    return found
+
+
+def beside_datasets(folder: Path, datasets: Iterable[Path]) -> list[Unread]:
+    """Images of a folder of dataset folders that are in none of these."""
+    found = _loose(folder, "move them into a folder of their own and name that as a source")
+    for path in _folders(folder):
+        if path not in datasets:
+            reason = "the folder has no img/ or images/; name it as a source of its own"
+            found.append(Unread(path, tuple(images_under(path)), reason))
+    return found
+
+
+def refuse_masks(folder: Path, images: Iterable[Path]) -> None:
+    """UserError when a folder that is packed without masks holds some: they would be packed as micrographs."""
+    for path in images:
+        for parent in path.relative_to(folder).parents:
+            place = folder / parent
+            if parent.name.lower() not in _MASK_LIKE:
+                continue
+            if subfolder(place.parent, IMAGE_FOLDERS):
+                raise UserError(
+                    f"{folder} holds dataset folders deeper down; name {place.parent.parent} as a source"
+                )
+            raise UserError(
+                f"{place.parent} has masks in {place.name}/ but no img/ or images/; rename the folder of micrographs "
+                f"to img{'' if place.name.lower() in MASK_FOLDERS else ' and that of the masks to gt'}"
+            )
+
+
+def _loose(folder: Path, reason: str) -> list[Unread]:
+    loose = (path for path in folder.iterdir() if _is_image(path) and not path.name.startswith("."))
+    return [Unread(folder, tuple(sorted(loose)), reason)]
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
