@@ -38,7 +38,7 @@ class MethodEntry(Strict):
     pretrain: Tree | None
     """Keys of a pretraining configuration, a file, or ``none``: supervised training from random weights."""
     finetune: Tree = Field(default_factory=dict)
-    """Keys of the fine-tuning that are different for this entry."""
+    """Keys of the fine-tuning that are different for this entry. A loaded study has those of all runs in both."""
 
     @field_validator("pretrain", mode="before")
     @classmethod
@@ -163,7 +163,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
         common[kind] = tree[kind] = _read_in(tree.get(kind) or {}, path, kind)
     entries = tree.get("methods")
     if isinstance(entries, list):
-        tree["methods"] = [_entry(entry, common["pretrain"], path) for entry in entries]
+        tree["methods"] = [_entry(entry, common, path) for entry in entries]
     try:
         return StudyConfig.model_validate(tree)
     except ValidationError as error:
@@ -183,21 +183,21 @@ def square_of(budget: int | str) -> int:
     return int(budget.removeprefix(_SQUARE)) if isinstance(budget, str) and budget.startswith(_SQUARE) else 0
 
 
-def _entry(entry: Any, common: Tree, path: Path) -> Any:
-    """An entry with its files read in; what is no entry is left to the schema."""
+def _entry(entry: Any, common: Mapping[str, Tree], path: Path) -> Any:
+    """An entry with the keys of all runs and its files read in; what is no entry is left to the schema."""
     if not isinstance(entry, dict):
         return entry
-    name = entry.get("name")
-    found = dict(entry)
-    given = entry.get("pretrain")
+    what = f"method {entry.get('name')}"
+    found = {"finetune": {}, **entry}
+    given = found.get("pretrain")
     if isinstance(given, str) and given != NO_PRETRAINING:
-        found["pretrain"] = merge_trees(_read_in({"extends": given}, path, f"method {name}"), common)
-    elif isinstance(given, Mapping):
-        own = {key: value for key, value in given.items() if key != "extends"}
-        base = {"extends": given["extends"]} if "extends" in given else {}
-        found["pretrain"] = merge_trees(merge_trees(_read_in(base, path, f"method {name}"), common), own)
-    if isinstance(entry.get("finetune"), Mapping):
-        found["finetune"] = _read_in(entry["finetune"], path, f"method {name}")
+        found["pretrain"] = {"extends": given}
+    for kind, keys in common.items():
+        tree = found.get(kind)
+        if isinstance(tree, Mapping):
+            own = {key: value for key, value in tree.items() if key != "extends"}
+            base = {"extends": tree["extends"]} if "extends" in tree else {}
+            found[kind] = merge_trees(merge_trees(_read_in(base, path, what), keys), own)
     return found
 
 

@@ -9,7 +9,6 @@ from typing import Any, get_args
 
 from pscl_hpc.archive import Archive
 from pscl_hpc.config import FinetuneConfig, PretrainConfig, ReferencedMethod, StudyConfig, resolve_config
-from pscl_hpc.config.loading import merge_trees
 from pscl_hpc.config.methods import AnyMethod
 from pscl_hpc.config.study import DatasetEntry, MethodEntry, Tree
 from pscl_hpc.errors import UserError
@@ -113,7 +112,7 @@ class _Planner:
 
     def _cell(self, entry: MethodEntry, dataset: DatasetEntry, annotation: Annotation, seed: int) -> Cell:
         job = self._pretraining(entry, dataset, annotation, seed) if entry.pretrain is not None else None
-        tree = merged(self.study.finetune, entry.finetune)
+        tree = copy.deepcopy(entry.finetune)
         tree["data"] = {**tree.get("data", {}), "archive": str(self.archive.path)}
         tree.update(
             kind="finetune",
@@ -143,7 +142,7 @@ class _Planner:
         self, entry: MethodEntry, dataset: DatasetEntry, annotation: Annotation, seed: int
     ) -> Job:
         source = f"study {self.study.name}, method {entry.name}, pretraining"
-        tree = merged(entry.pretrain or {}, {})
+        tree = copy.deepcopy(entry.pretrain or {})
         tree["data"] = {**tree.get("data", {}), "archive": str(self.archive.path)}
         tree.update(kind="pretrain", seed=seed)
         template = ""
@@ -204,11 +203,6 @@ class _Planner:
                 raise UserError(f"headline: '{text}' is no test split of the study; choose from: {known}")
             chosen.append((name, split))
         return tuple(chosen)
-
-
-def merged(base: Tree, top: Tree) -> Tree:
-    """``top`` over ``base``, without a tie to either."""
-    return copy.deepcopy(merge_trees(base, top))
 
 
 def safe(text: str) -> str:

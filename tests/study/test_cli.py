@@ -94,7 +94,7 @@ def test_every_study_in_the_repository_is_whole(tmp_path: Path) -> None:
                 if tree["method"]["name"] in ("pscl-simclr", "pscl-moco"):
                     tree["method"]["reference"] = {**tree["method"].get("reference", {}), "ids": ["a/b"]}
                 resolve_config(tree, source=f"{file} {entry.name}")
-            merged = {**study.finetune, **entry.finetune, "kind": "finetune", "references": ["a/b"]}
+            merged = {**entry.finetune, "kind": "finetune", "references": ["a/b"]}
             resolve_config({**merged, "data": {"archive": "alloys.h5"}}, source=f"{file} {entry.name}")
 
 

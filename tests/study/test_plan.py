@@ -228,6 +228,31 @@ def test_a_study_that_is_written_out_is_the_same_study(archive: Path, tmp_path: 
     assert again.cells == plan.cells
 
 
+def test_the_file_of_an_entry_goes_under_the_keys_of_all_runs(archive: Path, tmp_path: Path) -> None:
+    """For both stages: the entry's file, the study's keys, the entry's own."""
+    (tmp_path / "base.yaml").write_text("{batch_size: 7, schedule: {steps: 90, decay: cosine}}")
+    own = {"extends": "base.yaml", "validate_every": 3}
+    methods = [
+        {"name": "file", "pretrain": {"extends": "base.yaml", "method": {"name": "simclr"}}, "finetune": own},
+        {"name": "plain", "pretrain": "none"},
+    ]
+    file = study_file(archive, tmp_path / "study", methods=methods)
+    study = load_study(file)
+    written = tmp_path / "written.yaml"
+    written.write_text(study_yaml(study), encoding="utf-8")
+    for plan in (make_plan(study, str(archive)), make_plan(load_study(written), str(archive))):
+        for cell in plan.cells:
+            config = plan.jobs[cell.key].config
+            assert isinstance(config, FinetuneConfig)
+            assert (config.batch_size, config.schedule.steps) == (2, 4)
+            assert config.schedule.decay == ("cosine" if cell.method == "file" else "constant")
+            assert config.validate_every == (3 if cell.method == "file" else 50)
+            if cell.pretraining:
+                trunk = plan.jobs[cell.pretraining].config
+                assert isinstance(trunk, PretrainConfig)
+                assert (trunk.batch_size, trunk.schedule.steps, trunk.schedule.decay) == (3, 4, "cosine")
+
+
 def test_the_pool_is_stated(archive: Path, tmp_path: Path) -> None:
     pools = plan_of(archive, tmp_path).pools
     assert pools["simclr"].counts == (("alloy", "train", 5), ("other", "", 2))
