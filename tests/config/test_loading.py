@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pscl_hpc.config import FinetuneConfig, PretrainConfig, load_config, load_study, resolve_config, to_yaml
+from pscl_hpc.config.loading import merge_trees
 from pscl_hpc.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,6 +107,22 @@ def test_extends_merges_and_another_method_starts_afresh(tmp_path: Path, file: P
     assert config.method.name == "simclr"
     assert config.schedule.steps == 3
     assert config.data.archive == "a.h5"
+
+
+@pytest.mark.parametrize(
+    ("base", "top", "merged"),
+    [
+        ({"lr": 3}, {"name": "adam", "weight_decay": 1}, {"lr": 3, "name": "adam", "weight_decay": 1}),
+        ({"name": "adam", "weight_decay": 1}, {"lr": 3}, {"lr": 3, "name": "adam", "weight_decay": 1}),
+        ({"name": "adam", "lr": 1}, {"name": "adam", "lr": 3}, {"name": "adam", "lr": 3}),
+        ({"name": "adam", "weight_decay": 1}, {"name": "lars", "lr": 3}, {"name": "lars", "lr": 3}),
+        ({"a": {"name": "x", "k": 1}, "lr": 3}, {"a": {"name": "y"}}, {"a": {"name": "y"}, "lr": 3}),
+    ],
+)
+def test_a_section_is_another_one_where_both_sides_have_a_name(
+    base: dict[str, Any], top: dict[str, Any], merged: dict[str, Any]
+) -> None:
+    assert merge_trees({"section": base}, {"section": top}) == {"section": merged}
 
 
 def test_round_trip_through_yaml(file: Path, tmp_path: Path) -> None:
