@@ -89,6 +89,9 @@ class _Planner:
         self.pretrainings: dict[str, Job] = {}
         self.finetunings: dict[str, Job] = {}
         self.pools: dict[str, Pool] = {}
+        # What chooses the checkpoints of one entry is no training image of another: they are compared.
+        default = FinetuneConfig.model_fields["validation_split"].default
+        self.validation = {str(entry.finetune.get("validation_split", default)) for entry in study.methods}
         self.draws = {entry.name: Draws(archive, entry) for entry in study.datasets}
 
     def plan(self) -> Plan:
@@ -124,7 +127,7 @@ class _Planner:
         config = resolve_config(tree, source=f"study {self.study.name}, method {entry.name}, fine-tuning")
         assert isinstance(config, FinetuneConfig)
         source = f"study {self.study.name}, method {entry.name}, fine-tuning"
-        check_pool(self.archive, config, validation_split=config.validation_split, source=source)
+        check_pool(self.archive, config, validation=self.validation, source=source)
         key = run_key(config, self.archive.fingerprint, job.key if job else "")
         if key not in self.finetunings:
             select_data(config, self.archive)
@@ -155,8 +158,7 @@ class _Planner:
             tree["method"] = method
         config = resolve_config(tree, source=source)
         assert isinstance(config, PretrainConfig)
-        validation = str(self.study.finetune.get("validation_split", ""))
-        pool = check_pool(self.archive, config, validation_split=validation, source=source)
+        pool = check_pool(self.archive, config, validation=self.validation, source=source)
         self.pools.setdefault(entry.name, pool)
         key = run_key(config, self.archive.fingerprint)
         if key not in self.pretrainings:

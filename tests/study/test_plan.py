@@ -16,6 +16,7 @@ from pscl_hpc.config.study import study_yaml
 from pscl_hpc.errors import UserError
 from pscl_hpc.study.keys import run_key
 from pscl_hpc.study.plan import Plan, make_plan
+from pscl_hpc.study.pool import check_pool
 
 from .material import small_study, study_file, study_tree, write_archive
 
@@ -276,18 +277,25 @@ def test_images_that_score_or_choose_are_refused_in_the_pool(
         make_plan(load_study(file), str(archive))
 
 
-def test_a_validation_split_of_any_name_is_refused_in_the_pool(archive: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["finetune", "entry"])
+def test_a_validation_split_of_any_name_is_refused_in_the_pool(
+    archive: Path, tmp_path: Path, where: str
+) -> None:
     tree = study_tree(archive, tmp_path / "study")
     tree["pretrain"]["data"] = {"splits": ["train", "chosen"]}
-    tree["finetune"]["validation_split"] = "chosen"
+    tree["methods"].reverse()
+    if where == "entry":
+        tree["methods"][-1]["finetune"] = {"validation_split": "chosen"}
+    else:
+        tree["finetune"]["validation_split"] = "chosen"
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump(tree))
-    with pytest.raises(UserError, match="chosen"):
+    with pytest.raises(UserError, match="splits has 'chosen'"):
         make_plan(load_study(file), str(archive))
 
 
 def test_the_pixels_of_a_test_image_are_refused_under_any_name(tmp_path: Path) -> None:
-    twin = write_archive(tmp_path / "twin.h5", twin=True)
+    twin = write_archive(tmp_path / "twin.h5", twin="other/1")
     with pytest.raises(UserError, match="other/1 of the pool has the same pixels as alloy/x0"):
         plan_of(twin, tmp_path)
     without = study_tree(twin, tmp_path / "study")
@@ -295,6 +303,35 @@ def test_the_pixels_of_a_test_image_are_refused_under_any_name(tmp_path: Path) -
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump(without))
     make_plan(load_study(file), str(twin))
+
+
+@pytest.mark.parametrize("image", ["alloy/t4", "alloy/t3"])
+def test_annotated_images_of_a_pretraining_are_learnt_from_too(tmp_path: Path, image: str) -> None:
+    """Whether they are in its pool or not."""
+    twin = write_archive(tmp_path / "twin.h5", twin="alloy/t4")
+    tree = study_tree(
+        twin, tmp_path / "study", pretrain_per="dataset", datasets=[{"name": "alloy", "template": image}]
+    )
+    tree["pretrain"]["data"] = {"datasets": ["other"]}
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    if image == "alloy/t3":
+        make_plan(load_study(file), str(twin))
+        return
+    with pytest.raises(UserError, match="alloy/t4 of the annotated images has the same pixels as alloy/x0"):
+        make_plan(load_study(file), str(twin))
+
+
+def test_annotated_images_of_splits_that_score_or_choose_are_refused(archive: Path) -> None:
+    tree = {
+        "data": {"archive": str(archive), "datasets": ["other"], "splits": [""]},
+        "method": {"name": "pscl-simclr", "reference": {"ids": ["alloy/t0"]}},
+    }
+    config = resolve_config(tree, source="test")
+    with Archive(archive) as opened:
+        check_pool(opened, config, validation={"val", ""}, source="test")
+        with pytest.raises(UserError, match="test: alloy/t0 is of the split 'train'"):
+            check_pool(opened, config, validation={"train"}, source="test")
 
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
@@ -312,6 +349,9 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"datasets": [{"name": "alloy", "references": ["alloy/x0"]}]}, "alloy/x0"),
     ({"datasets": [{"name": "alloy", "references": ["bare/0"]}]}, "bare/0"),
     ({"datasets": [{"name": "other", "references": ["other/0"]}]}, "other/0"),
+    ({"datasets": [{"name": "alloy", "template": "bare/0"}]}, "template bare/0 of alloy is of bare"),
+    ({"datasets": [{"name": "alloy", "template": "alloy/v0"}]}, "template alloy/v0 of alloy is in the split"),
+    ({"datasets": [{"name": "alloy", "template": "alloy/t9"}]}, "alloy/t9"),
     ({"budgets": [6]}, "5 annotated training images, not 6"),
     ({"budgets": ["some"]}, "budgets"),
     ({"budgets": [0]}, "budgets"),
