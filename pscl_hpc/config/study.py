@@ -132,6 +132,8 @@ class StudyConfig(Strict):
         for text in self.headline:
             if len(text.split("/")) != 2:
                 raise ValueError(f"headline has '{text}'; write dataset/split, for example steel/test")
+            if self.headline.count(text) > 1:
+                raise ValueError(f"headline has '{text}' twice; name each score once")
         return self
 
     @property

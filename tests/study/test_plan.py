@@ -358,6 +358,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"budgets": []}, "budgets is empty"),
     ({"headline": ["alloy"]}, "headline"),
     ({"headline": ["alloy/val"]}, "alloy/val"),
+    ({"headline": ["alloy/test", "alloy/test"]}, "headline has 'alloy/test' twice"),
     ({"seeds": [-1]}, "seeds"),
     ({"archive": ""}, "archive"),
     ({"synthetic": {"images": 3}}, "one archive"),
