@@ -76,9 +76,9 @@ def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such configuration file; check the path after --config") from None
+        raise UserError(f"{path}: no such configuration file; check its path") from None
     except IsADirectoryError:
-        raise UserError(f"{path}: is a folder; name a YAML file after --config") from None
+        raise UserError(f"{path}: is a folder; name a YAML file") from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         where = f" at line {line + 1}" if line is not None else ""

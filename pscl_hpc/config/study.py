@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
 from pscl_hpc.config.common import Count, Strict
 from pscl_hpc.config.loading import apply_override, first_problem, merge_trees, read_tree
@@ -25,7 +32,22 @@ ALL = "all"
 _SQUARE = "square-"
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
-Budget = Count | Annotated[str, Field(pattern=rf"^({ALL}|{_SQUARE}[1-9][0-9]*)$")]
+
+
+def _check_budget(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    # Whichever kind of budget was meant, the sentence names them all.
+    try:
+        return check(value)
+    except ValidationError:
+        raise ValueError(
+            f"{value!r} is no budget; write a number of images, {ALL}, or {_SQUARE}N for one square of N pixels, for "
+            f"example {_SQUARE}128"
+        ) from None
+
+
+Budget = Annotated[
+    Count | Annotated[str, Field(pattern=rf"^({ALL}|{_SQUARE}[1-9][0-9]*)$")], WrapValidator(_check_budget)
+]
 """Annotated images to train on, ``all``, or ``square-N``: one square of N pixels of one image."""
 Tree = dict[str, Any]
 

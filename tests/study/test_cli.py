@@ -28,7 +28,8 @@ QUICK = Path(__file__).parents[2] / "configs" / "studies" / "quick.yaml"
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nowhere.yaml"], "nowhere.yaml: no such configuration file"),
+        (["nowhere.yaml"], "nowhere.yaml: no such configuration file; check its path"),
+        (["{file}", "run=/dev/null/x"], "/dev/null/x: cannot be made (Not a directory)"),
         (["{file}", "archive=gone.h5"], "gone.h5: no such archive"),
         (["{file}", "datasets=[{{name: allov}}]"], "did you mean 'alloy'"),
         (["{file}", "pretrain_per=image"], "pretrain_per"),

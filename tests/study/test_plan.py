@@ -353,8 +353,10 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"datasets": [{"name": "alloy", "template": "alloy/v0"}]}, "template alloy/v0 of alloy is in the split"),
     ({"datasets": [{"name": "alloy", "template": "alloy/t9"}]}, "alloy/t9"),
     ({"budgets": [6]}, "5 annotated training images, not 6"),
-    ({"budgets": ["some"]}, "budgets"),
-    ({"budgets": [0]}, "budgets"),
+    ({"budgets": ["some"]}, "key 'budgets.0': 'some' is no budget; .* square-N"),
+    ({"budgets": [1, "square-0"]}, "key 'budgets.1': 'square-0' is no budget"),
+    ({"budgets": [0]}, "key 'budgets.0': 0 is no budget"),
+    ({"datasets": [{"name": "alloy", "budgets": ["al"]}]}, "key 'datasets.0.budgets.0': 'al' is no budget"),
     ({"budgets": []}, "budgets is empty"),
     ({"headline": ["alloy"]}, "headline"),
     ({"headline": ["alloy/val"]}, "alloy/val"),
@@ -365,6 +367,28 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"unknown": 1}, "unknown"),
     ({"finetune": {"validation_split": "test"}}, "validation_split"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("pretrain.data=foo", "pretraining: key 'data' holds 'foo'"),
+        ("pretrain.data=null", "pretraining: key 'data' holds None"),
+        ("pretrain.data=[a]", "pretraining: key 'data' holds"),
+        ("finetune.data=null", "fine-tuning: key 'data' holds None"),
+        ("pretrain.method=simclr", "key 'method' holds 'simclr', .* for example method.name=simclr"),
+        ("pretrain.method={name: pscl-simclr, reference: foo}", "key 'method.reference' holds 'foo'"),
+        ("finetune.optimiser=adam", "key 'optimiser'"),
+        ("pretrain.method.name=[a]", "method"),
+    ],
+)
+def test_a_value_in_place_of_a_section_is_named(
+    archive: Path, tmp_path: Path, override: str, key: str
+) -> None:
+    methods = [{"name": "trunk", "pretrain": {}}, {"name": "none", "pretrain": "none"}]
+    file = study_file(archive, tmp_path / "study", methods=methods)
+    with pytest.raises(UserError, match=key):
+        make_plan(load_study(file, [override]), str(archive))
 
 
 @pytest.mark.parametrize(("changes", "said"), MISTAKES)
