@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Size = tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]]
 """Height and width in pixels."""
@@ -18,3 +19,21 @@ class Strict(BaseModel):
     """Base of all sections: unknown keys are errors, values do not change after construction."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_the_rest(cls, tree: Any) -> Any:
+        """A section that gives some keys keeps its own default of the others, which need not be that of its class."""
+        if not isinstance(tree, Mapping):
+            return tree
+        filled = dict(tree)
+        for key, field in cls.model_fields.items():
+            given, default = filled.get(key), field.default
+            # A choice between sections brings the defaults of the one that is chosen.
+            if (
+                isinstance(given, Mapping)
+                and isinstance(default, Strict)
+                and field.annotation is type(default)
+            ):
+                filled[key] = {**default.model_dump(exclude_unset=True), **given}
+        return filled

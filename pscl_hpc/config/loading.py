@@ -76,9 +76,9 @@ def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such configuration file; check the path after --config") from None
+        raise UserError(f"{path}: no such configuration file; check its path") from None
     except IsADirectoryError:
-        raise UserError(f"{path}: is a folder; name a YAML file after --config") from None
+        raise UserError(f"{path}: is a folder; name a YAML file") from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         where = f" at line {line + 1}" if line is not None else ""
@@ -98,22 +98,22 @@ def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def merge_trees(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with the keys of ``top``, which win; sections are merged, another method replaces the section."""
+    """``base`` with the keys of ``top``, which win; sections are merged, one of another ``name`` is replaced."""
     merged = dict(base)
     for key, value in top.items():
         old = merged.get(key)
-        # Another method brings its own keys: merging into those of the old one would leave strangers behind.
-        other = (
-            isinstance(value, Mapping)
-            and isinstance(old, Mapping)
-            and value.get("name", old.get("name")) != old.get("name")
-        )
-        merged[key] = (
-            merge_trees(dict(old), value)
-            if isinstance(old, Mapping) and isinstance(value, Mapping) and not other
-            else value
-        )
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and not _another(old, value):
+            value = merge_trees(old, value)
+        merged[key] = value
     return merged
+
+
+def _another(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a section is of another method or optimiser, whose keys would be strangers among the old ones.
+
+    One without a name is of none: its keys are meant for whatever it is merged with.
+    """
+    return "name" in old and "name" in new and old["name"] != new["name"]
 
 
 def apply_override(tree: dict[str, Any], text: str) -> None:

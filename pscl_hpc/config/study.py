@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
 from pscl_hpc.config.common import Count, Strict
 from pscl_hpc.config.loading import apply_override, first_problem, merge_trees, read_tree
@@ -25,7 +32,22 @@ ALL = "all"
 _SQUARE = "square-"
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
-Budget = Count | Annotated[str, Field(pattern=rf"^({ALL}|{_SQUARE}[1-9][0-9]*)$")]
+
+
+def _check_budget(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    # Whichever kind of budget was meant, the sentence names them all.
+    try:
+        return check(value)
+    except ValidationError:
+        raise ValueError(
+            f"{value!r} is no budget; write a number of images, {ALL}, or {_SQUARE}N for one square of N pixels, for "
+            f"example {_SQUARE}128"
+        ) from None
+
+
+Budget = Annotated[
+    Count | Annotated[str, Field(pattern=rf"^({ALL}|{_SQUARE}[1-9][0-9]*)$")], WrapValidator(_check_budget)
+]
 """Annotated images to train on, ``all``, or ``square-N``: one square of N pixels of one image."""
 Tree = dict[str, Any]
 
@@ -38,7 +60,7 @@ class MethodEntry(Strict):
     pretrain: Tree | None
     """Keys of a pretraining configuration, a file, or ``none``: supervised training from random weights."""
     finetune: Tree = Field(default_factory=dict)
-    """Keys of the fine-tuning that are different for this entry."""
+    """Keys of the fine-tuning that are different for this entry. A loaded study has those of all runs in both."""
 
     @field_validator("pretrain", mode="before")
     @classmethod
@@ -132,6 +154,8 @@ class StudyConfig(Strict):
         for text in self.headline:
             if len(text.split("/")) != 2:
                 raise ValueError(f"headline has '{text}'; write dataset/split, for example steel/test")
+            if self.headline.count(text) > 1:
+                raise ValueError(f"headline has '{text}' twice; name each score once")
         return self
 
     @property
@@ -163,7 +187,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
         common[kind] = tree[kind] = _read_in(tree.get(kind) or {}, path, kind)
     entries = tree.get("methods")
     if isinstance(entries, list):
-        tree["methods"] = [_entry(entry, common["pretrain"], path) for entry in entries]
+        tree["methods"] = [_entry(entry, common, path) for entry in entries]
     try:
         return StudyConfig.model_validate(tree)
     except ValidationError as error:
@@ -183,21 +207,21 @@ def square_of(budget: int | str) -> int:
     return int(budget.removeprefix(_SQUARE)) if isinstance(budget, str) and budget.startswith(_SQUARE) else 0
 
 
-def _entry(entry: Any, common: Tree, path: Path) -> Any:
-    """An entry with its files read in; what is no entry is left to the schema."""
+def _entry(entry: Any, common: Mapping[str, Tree], path: Path) -> Any:
+    """An entry with the keys of all runs and its files read in; what is no entry is left to the schema."""
     if not isinstance(entry, dict):
         return entry
-    name = entry.get("name")
-    found = dict(entry)
-    given = entry.get("pretrain")
+    what = f"method {entry.get('name')}"
+    found = {"finetune": {}, **entry}
+    given = found.get("pretrain")
     if isinstance(given, str) and given != NO_PRETRAINING:
-        found["pretrain"] = merge_trees(_read_in({"extends": given}, path, f"method {name}"), common)
-    elif isinstance(given, Mapping):
-        own = {key: value for key, value in given.items() if key != "extends"}
-        base = {"extends": given["extends"]} if "extends" in given else {}
-        found["pretrain"] = merge_trees(merge_trees(_read_in(base, path, f"method {name}"), common), own)
-    if isinstance(entry.get("finetune"), Mapping):
-        found["finetune"] = _read_in(entry["finetune"], path, f"method {name}")
+        found["pretrain"] = {"extends": given}
+    for kind, keys in common.items():
+        tree = found.get(kind)
+        if isinstance(tree, Mapping):
+            own = {key: value for key, value in tree.items() if key != "extends"}
+            base = {"extends": tree["extends"]} if "extends" in tree else {}
+            found[kind] = merge_trees(merge_trees(_read_in(base, path, what), keys), own)
     return found
 
 

@@ -276,6 +276,11 @@ def _find_references(archive: Archive, config: PretrainConfig) -> list[ImageReco
                 f"method.reference.ids: {record.id} is in the split '{record.split}', which scores the result; "
                 "name an annotated training image"
             )
+        if record.specimen and record.specimen in config.data.exclude_specimens:
+            raise UserError(
+                f"method.reference.ids: {record.id} is of the specimen {record.specimen}, which data.exclude_specimens "
+                "leaves out; drop one of the two"
+            )
         if record.dataset != found[0].dataset:
             raise UserError(
                 f"method.reference.ids: {found[0].id} and {record.id} are of different datasets, whose classes differ; "

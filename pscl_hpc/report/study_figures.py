@@ -47,7 +47,8 @@ def comparison_chart(results: StudyResults, baseline: str, name: str) -> Chart |
     return Chart(
         f"Dice error removed against {baseline}",
         f"Dots: share of 1 - Dice that is gone, over {what(results, lines)}. "
-        f"Lines: {100 * results.confidence:.0f}% interval; none where there are too few pairs. Left of 0 is worse.",
+        f"Lines: {100 * results.confidence:.0f}% interval; none where pairs are too few or have "
+        "annotated images in common. Left of 0 is worse.",
         (),
         svg,
     )

@@ -140,7 +140,7 @@ def _removed(line: Compared) -> float:
 
 def _interval(results: StudyResults, value: Estimate) -> str:
     if value.low is None or value.high is None:
-        return " (too few pairs for an interval)"
+        return " (no interval: too few pairs, or pairs with images in common)"
     said = f"{100 * value.low:+.0f}% to {100 * value.high:+.0f}% removed"
     doubt = ", so it may as well be none" if value.low <= 0 <= value.high else ""
     return f" ({100 * results.confidence:.0f}% interval {said}{doubt})"

@@ -19,7 +19,7 @@ class _Part(BaseModel):
 
 
 class Estimate(_Part):
-    """A figure with its interval; no interval where there are too few runs for one."""
+    """A figure with its interval; none where there are too few pairs, or pairs have annotated images in common."""
 
     value: float
     low: float | None

@@ -43,7 +43,8 @@ def notes(results: StudyResults) -> list[str]:
     if results.comparisons:
         lines.append(
             "A pair is the same annotated images with both methods, averaged over seeds. Intervals are Student's t "
-            "over pairs, that of the error removed for a ratio of means."
+            "over pairs, that of the error removed for a ratio of means; there is none where pairs are too few or have "
+            "annotated images in common."
         )
     if len(results.commits) > 1:
         named = ", ".join(commit[:7] or "unknown" for commit in results.commits)

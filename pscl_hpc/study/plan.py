@@ -9,7 +9,6 @@ from typing import Any, get_args
 
 from pscl_hpc.archive import Archive
 from pscl_hpc.config import FinetuneConfig, PretrainConfig, ReferencedMethod, StudyConfig, resolve_config
-from pscl_hpc.config.loading import merge_trees
 from pscl_hpc.config.methods import AnyMethod
 from pscl_hpc.config.study import DatasetEntry, MethodEntry, Tree
 from pscl_hpc.errors import UserError
@@ -23,6 +22,8 @@ SHORT = 12
 """Digits of a key in the name of a folder."""
 PRETRAINED, FINETUNED = "pretrain", "finetune"
 """Folders of a study."""
+_EXAMPLES = {"data": "splits=[train]", "method": "name=simclr", "reference": "per_batch=1"}
+"""A key of each section that the plan writes into."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,9 @@ class _Planner:
         self.pretrainings: dict[str, Job] = {}
         self.finetunings: dict[str, Job] = {}
         self.pools: dict[str, Pool] = {}
+        # What chooses the checkpoints of one entry is no training image of another: they are compared.
+        default = FinetuneConfig.model_fields["validation_split"].default
+        self.validation = {str(entry.finetune.get("validation_split", default)) for entry in study.methods}
         self.draws = {entry.name: Draws(archive, entry) for entry in study.datasets}
 
     def plan(self) -> Plan:
@@ -113,8 +117,9 @@ class _Planner:
 
     def _cell(self, entry: MethodEntry, dataset: DatasetEntry, annotation: Annotation, seed: int) -> Cell:
         job = self._pretraining(entry, dataset, annotation, seed) if entry.pretrain is not None else None
-        tree = merged(self.study.finetune, entry.finetune)
-        tree["data"] = {**tree.get("data", {}), "archive": str(self.archive.path)}
+        source = f"study {self.study.name}, method {entry.name}, fine-tuning"
+        tree = copy.deepcopy(entry.finetune)
+        tree["data"] = {**_section(tree, "data", source), "archive": str(self.archive.path)}
         tree.update(
             kind="finetune",
             seed=seed,
@@ -122,10 +127,9 @@ class _Planner:
             square=annotation.square,
             pretrained=str(job.folder) if job else "",
         )
-        config = resolve_config(tree, source=f"study {self.study.name}, method {entry.name}, fine-tuning")
+        config = resolve_config(tree, source=source)
         assert isinstance(config, FinetuneConfig)
-        source = f"study {self.study.name}, method {entry.name}, fine-tuning"
-        check_pool(self.archive, config, validation_split=config.validation_split, source=source)
+        check_pool(self.archive, config, validation=self.validation, source=source)
         key = run_key(config, self.archive.fingerprint, job.key if job else "")
         if key not in self.finetunings:
             select_data(config, self.archive)
@@ -143,21 +147,21 @@ class _Planner:
         self, entry: MethodEntry, dataset: DatasetEntry, annotation: Annotation, seed: int
     ) -> Job:
         source = f"study {self.study.name}, method {entry.name}, pretraining"
-        tree = merged(entry.pretrain or {}, {})
-        tree["data"] = {**tree.get("data", {}), "archive": str(self.archive.path)}
+        tree = copy.deepcopy(entry.pretrain or {})
+        tree["data"] = {**_section(tree, "data", source), "archive": str(self.archive.path)}
         tree.update(kind="pretrain", seed=seed)
         template = ""
-        name = _method_name(tree)
+        method = _section(tree, "method", source)
+        name = str(method.get("name", PretrainConfig.model_fields["method"].default.name))
         if _takes_references(name):
             ids, square = self._templates(dataset, annotation)
             template = f" {ids[0].partition('/')[2]}" + (f"+{len(ids) - 1}" if len(ids) > 1 else "")
-            method = {"name": name, **(tree.get("method") or {})}
-            method["reference"] = {**method.get("reference", {}), "ids": list(ids), "square": square}
-            tree["method"] = method
+            reference = _section(method, "reference", source, "method.")
+            reference.update(ids=list(ids), square=square)
+            tree["method"] = {"name": name, **method, "reference": reference}
         config = resolve_config(tree, source=source)
         assert isinstance(config, PretrainConfig)
-        validation = str(self.study.finetune.get("validation_split", ""))
-        pool = check_pool(self.archive, config, validation_split=validation, source=source)
+        pool = check_pool(self.archive, config, validation=self.validation, source=source)
         self.pools.setdefault(entry.name, pool)
         key = run_key(config, self.archive.fingerprint)
         if key not in self.pretrainings:
@@ -206,21 +210,20 @@ class _Planner:
         return tuple(chosen)
 
 
-def merged(base: Tree, top: Tree) -> Tree:
-    """``top`` over ``base``, without a tie to either."""
-    return copy.deepcopy(merge_trees(base, top))
-
-
 def safe(text: str) -> str:
     """A text as part of a file name."""
     return "".join(letter if letter.isalnum() or letter in "._-+" else "_" for letter in text).lstrip(".")
 
 
-def _method_name(tree: Tree) -> str:
-    """What ``method.name`` of a pretraining will be; whether there is such a method is not looked at."""
-    method = tree.get("method")
-    default: str = PretrainConfig.model_fields["method"].default.name
-    return str(method.get("name", default)) if isinstance(method, dict) else default
+def _section(tree: Tree, key: str, source: str, above: str = "") -> Tree:
+    """The keys and values below a key; none where it is absent."""
+    section = tree.get(key, {})
+    if not isinstance(section, dict):
+        raise UserError(
+            f"{source}: key '{above}{key}' holds {section!r}, not keys and values; write them below it, for example "
+            f"{above}{key}.{_EXAMPLES[key]}"
+        )
+    return section
 
 
 def _takes_references(name: str) -> bool:

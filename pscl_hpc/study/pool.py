@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from pscl_hpc.archive import Archive, ImageRecord
-from pscl_hpc.config import FinetuneConfig, PretrainConfig
+from pscl_hpc.config import FinetuneConfig, PretrainConfig, ReferencedMethod
 from pscl_hpc.errors import UserError
 from pscl_hpc.segmentation.unlabelled import select_unlabelled
 
@@ -33,23 +34,23 @@ class Pool:
 
 
 def check_pool(
-    archive: Archive, config: PretrainConfig | FinetuneConfig, *, validation_split: str, source: str
+    archive: Archive, config: PretrainConfig | FinetuneConfig, *, validation: Collection[str], source: str
 ) -> Pool:
     """The images that a run may learn from.
 
     Args:
         archive: Open archive.
         config: The run; its ``data`` names the images.
-        validation_split: The split that chooses the checkpoints of the study.
+        validation: The splits that choose the checkpoints of the study.
         source: Names the run in errors.
 
     Raises:
-        UserError: an image of the pool is of a test or validation split, or has the same pixels as one that is.
+        UserError: an image of the pool, or an annotated one, is of a test or validation split, or has the same pixels
+            as one that is.
     """
-    held_out = {validation_split} - {""}
 
     def scores(split: str) -> bool:
-        return split in held_out or split.startswith(HELD_OUT)
+        return (split in validation and split != "") or split.startswith(HELD_OUT)
 
     for split in config.data.splits:
         if scores(split):
@@ -57,30 +58,46 @@ def check_pool(
                 f"{source}: data.splits has '{split}', whose images choose or score the models; "
                 "pretrain on training and unlabelled images only"
             )
-    found = _learnt(archive, config)
+    annotated, pool = _annotated(archive, config), _pool(archive, config)
+    for record in (*annotated, *pool):
+        if scores(record.split):
+            raise UserError(
+                f"{source}: {record.id} is of the split '{record.split}', whose images choose or score the models; "
+                "name a training image"
+            )
     secret = {
         row.pixel_checksum: record.id
         for row, record in zip(archive.rows, archive.records, strict=True)
         if scores(record.split)
     }
-    for record in found:
-        twin = secret.get(archive.rows[record.index].pixel_checksum)
-        if twin is not None:
-            raise UserError(
-                f"{source}: {record.id} of the pool has the same pixels as {twin}, which chooses or scores models; "
-                "leave one of them out of the archive ('pscl-hpc archive check' lists such pairs)"
-            )
-    counts = Counter((record.dataset, record.split) for record in found)
+    for part, records in (("annotated images", annotated), ("pool", pool)):
+        for record in records:
+            twin = secret.get(archive.rows[record.index].pixel_checksum)
+            if twin is not None:
+                raise UserError(
+                    f"{source}: {record.id} of the {part} has the same pixels as {twin}, which chooses or scores "
+                    "models; leave one of them out of the archive ('pscl-hpc archive check' lists such pairs)"
+                )
+    counts = Counter((record.dataset, record.split) for record in pool)
     return Pool(tuple((*key, counts[key]) for key in sorted(counts)))
 
 
-def _learnt(archive: Archive, config: PretrainConfig | FinetuneConfig) -> list[ImageRecord]:
-    """The images that a run learns from; a fine-tuning from its references and, semi-supervised, unlabelled ones."""
+def _annotated(archive: Archive, config: PretrainConfig | FinetuneConfig) -> list[ImageRecord]:
+    """The images whose annotation a run learns from."""
     if isinstance(config, FinetuneConfig):
-        found = [archive.find(name) for name in config.references]
-        if config.semi_supervised is not None:
-            found += select_unlabelled(config, config.semi_supervised, archive, found[0].dataset)
-        return found
+        names = config.references
+    else:
+        names = config.method.reference.ids if isinstance(config.method, ReferencedMethod) else ()
+    return [archive.find(name) for name in names]
+
+
+def _pool(archive: Archive, config: PretrainConfig | FinetuneConfig) -> Sequence[ImageRecord]:
+    """The images that a run learns from without annotation; a fine-tuning has some where it is semi-supervised."""
+    if isinstance(config, FinetuneConfig):
+        if config.semi_supervised is None:
+            return ()
+        home = archive.find(config.references[0]).dataset
+        return select_unlabelled(config, config.semi_supervised, archive, home)
     excluded = config.data.exclude_specimens
     return [
         record

@@ -38,8 +38,8 @@ class Draws:
     images are one.
 
     Raises:
-        UserError: the data set has no references, one is unknown or may not be learnt from, or a budget is larger than
-            the number of annotated training images.
+        UserError: the data set has no references, one or the template is unknown or may not be learnt from, or a budget
+            is larger than the number of annotated training images.
     """
 
     def __init__(self, archive: Archive, entry: DatasetEntry) -> None:
@@ -50,6 +50,8 @@ class Draws:
         self._settings = entry.references
         self._annotated = archive.select(datasets=[entry.name], splits=LEARNT_SPLITS, has_mask=True)
         self.references = self._find()
+        if entry.template:
+            self._check("template", entry.template)
 
     def annotations(self, budgets: Sequence[Budget]) -> list[Annotation]:
         """All repetitions of all budgets."""
@@ -86,12 +88,14 @@ class Draws:
                 "references: {count: 5}"
             )
         for name in listed:
-            record = self.archive.find(name)
-            if name not in names:
-                raise UserError(
-                    f"datasets: the reference {name} of {self.dataset} {_fault(record, self.dataset)}"
-                )
+            self._check("reference", name)
         return tuple(dict.fromkeys(listed))
+
+    def _check(self, what: str, name: str) -> None:
+        """Refuse what is no annotated training image of this data set."""
+        record = self.archive.find(name)
+        if record not in self._annotated:
+            raise UserError(f"datasets: the {what} {name} of {self.dataset} {_fault(record, self.dataset)}")
 
     def _order(self, repetition: int, count: int) -> list[str]:
         """The first ``count`` images of an order."""

@@ -26,7 +26,7 @@ from pscl_hpc.segmentation.summary import read_evaluation, spread
 from pscl_hpc.study.plan import Cell, Plan
 from pscl_hpc.study.schedule import Outcome
 from pscl_hpc.study.stage import read_times
-from pscl_hpc.study.statistics import CONFIDENCE, Comparison, Pair, compare
+from pscl_hpc.study.statistics import CONFIDENCE, Comparison, Stratum, compare
 
 Unit = tuple[str, ...]
 """Annotated images; or the seed, as text."""
@@ -210,29 +210,42 @@ def _units(rows: Sequence[Row], *, by_seed: bool) -> dict[Unit, float]:
 def _comparisons(plan: Plan, rows: Sequence[Row]) -> Iterable[Compared]:
     names = [entry.name for entry in plan.study.methods]
     places = _places(plan, rows)
+    headline: dict[str, list[str]] = {}
+    for name, split in plan.headline:
+        headline.setdefault(name, []).append(split)
     for baseline in (name for name in plan.study.compare if name in names):
         for method in (name for name in names if name != baseline):
-            strata = {place: _pairs(rows, place, method, baseline) for place in places}
             for place in places:
-                if strata[place]:
-                    yield _compared(place, method, baseline, compare([strata[place]]))
+                stratum = _stratum(rows, [place], method, baseline)
+                if stratum.pairs:
+                    yield _compared(place, method, baseline, compare([stratum]))
             for budget in dict.fromkeys(place[2] for place in places):
-                overall = [strata.get((name, split, budget), []) for name, split in plan.headline]
+                overall = [
+                    _stratum(rows, [(name, split, budget) for split in splits], method, baseline)
+                    for name, splits in headline.items()
+                ]
                 # Over part of the data sets it would be another figure than its name says.
-                if len(overall) > 1 and all(overall):
+                if len(plan.headline) > 1 and all(stratum.pairs for stratum in overall):
                     yield _compared(("", "", budget), method, baseline, compare(overall))
 
 
-def _pairs(rows: Sequence[Row], place: Place, method: str, baseline: str) -> list[Pair]:
-    """Dice of method and baseline for each unit, from the repetitions that both have."""
-    ours, theirs = _select(rows, place, method), _select(rows, place, baseline)
-    common = _repetitions(ours) & _repetitions(theirs)
+def _stratum(rows: Sequence[Row], places: Sequence[Place], method: str, baseline: str) -> Stratum:
+    """Dice of method and baseline for each unit of a data set, averaged over places, from the repetitions of all."""
+    found = [[_select(rows, place, name) for place in places] for name in (method, baseline)]
+    common = set.intersection(*(_repetitions(part) for side in found for part in side))
     by_seed = len({references for references, _ in common}) == 1
     first, second = (
-        _units([row for row in found if (row.references, row.seed) in common], by_seed=by_seed)
-        for found in (ours, theirs)
+        _units(
+            [row for part in side for row in part if (row.references, row.seed) in common], by_seed=by_seed
+        )
+        for side in found
     )
-    return [(first[unit], second[unit]) for unit in first]
+    images = [image for unit in first for image in unit]
+    return Stratum(
+        pairs=[(first[unit], second[unit]) for unit in first],
+        weight=len(places),
+        independent=by_seed or len(set(images)) == len(images),
+    )
 
 
 def _repetitions(rows: Sequence[Row]) -> set[tuple[tuple[str, ...], int]]:

@@ -85,7 +85,7 @@ def run_study(
         UserError: as :func:`look`; or another process is running this study.
     """
     _check_folder(study)
-    study.folder.mkdir(parents=True, exist_ok=True)
+    _make_folder(study.folder)
     with _locked(study.folder):
         state = look(study)
         write_text(study.folder / STUDY_FILE, study_yaml(study))
@@ -160,7 +160,7 @@ def _archive(study: StudyConfig) -> str:
     name = hashlib.sha256(made.model_dump_json().encode()).hexdigest()[:8]
     path = study.folder / f"{SYNTHETIC}{name}.h5"
     if not path.is_file():
-        study.folder.mkdir(parents=True, exist_ok=True)
+        _make_folder(study.folder)
         partial = path.with_name(f".{os.getpid()}-{path.name}")
         try:
             write_synthetic_archive(partial, made.images, made.seed, made.size, made.families)
@@ -168,6 +168,15 @@ def _archive(study: StudyConfig) -> str:
         finally:
             partial.unlink(missing_ok=True)
     return str(path)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be made ({error.strerror}); choose another folder with run=..."
+        ) from None
 
 
 def _check_folder(study: StudyConfig) -> None:

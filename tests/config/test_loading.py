@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import create_model
 
 from pscl_hpc.config import FinetuneConfig, PretrainConfig, load_config, load_study, resolve_config, to_yaml
+from pscl_hpc.config.common import Strict
+from pscl_hpc.config.loading import merge_trees
+from pscl_hpc.config.methods import AnyMethod, ByolConfig
 from pscl_hpc.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,6 +111,59 @@ def test_extends_merges_and_another_method_starts_afresh(tmp_path: Path, file: P
     assert config.method.name == "simclr"
     assert config.schedule.steps == 3
     assert config.data.archive == "a.h5"
+
+
+@pytest.mark.parametrize(
+    ("base", "top", "merged"),
+    [
+        ({"lr": 3}, {"name": "adam", "weight_decay": 1}, {"lr": 3, "name": "adam", "weight_decay": 1}),
+        ({"name": "adam", "weight_decay": 1}, {"lr": 3}, {"lr": 3, "name": "adam", "weight_decay": 1}),
+        ({"name": "adam", "lr": 1}, {"name": "adam", "lr": 3}, {"name": "adam", "lr": 3}),
+        ({"name": "adam", "weight_decay": 1}, {"name": "lars", "lr": 3}, {"name": "lars", "lr": 3}),
+        ({"a": {"name": "x", "k": 1}, "lr": 3}, {"a": {"name": "y"}}, {"a": {"name": "y"}, "lr": 3}),
+    ],
+)
+def test_a_section_is_another_one_where_both_sides_have_a_name(
+    base: dict[str, Any], top: dict[str, Any], merged: dict[str, Any]
+) -> None:
+    assert merge_trees({"section": base}, {"section": top}) == {"section": merged}
+
+
+def sections(model: type[Strict]) -> Iterator[tuple[type[Strict], str, Strict]]:
+    """Every section of a configuration: where it is, and its default there."""
+    for key, field in model.model_fields.items():
+        if isinstance(field.default, Strict):
+            if field.annotation is type(field.default):
+                yield model, key, field.default
+            yield from sections(type(field.default))
+
+
+@pytest.mark.parametrize("kind", [PretrainConfig, FinetuneConfig, *get_args(AnyMethod)])
+def test_a_section_that_gives_one_key_keeps_its_own_default_of_the_others(kind: type[Strict]) -> None:
+    for model, section, default in sections(kind):
+        for key, value in default.model_dump().items():
+            # A model of this one key: the rest of the configuration has requirements of its own.
+            alone = create_model(
+                "Alone", __base__=Strict, **{section: (type(default), model.model_fields[section])}
+            )
+            found = getattr(alone.model_validate({section: {key: value}}), section)
+            assert found == default, f"{model.__name__}.{section}.{key}"
+
+
+def test_the_defaults_of_fine_tuning_survive_a_part_of_their_section() -> None:
+    tree = {"kind": "finetune", "data": {"archive": "a.h5"}, "references": ["a/b"]}
+    parts = {"optimiser": {"clip_norm": 1}, "schedule": {"warmup_steps": 5}, "jitter": {"gamma": 0.3}}
+    config = resolve_config({**tree, **parts}, source="test")
+    assert isinstance(config, FinetuneConfig)
+    assert (config.optimiser.lr, config.optimiser.clip_norm) == (1e-3, 1)
+    assert (config.schedule.steps, config.schedule.warmup_steps) == (300, 5)
+    assert (config.jitter.brightness, config.jitter.hue, config.jitter.gamma) == (0.08, 0.02, 0.3)
+    byol = resolve_config(
+        {"data": {"archive": "a.h5"}, "method": {"name": "byol", "momentum": {"start": 0.9}}}, source="test"
+    )
+    assert isinstance(byol, PretrainConfig)
+    assert isinstance(byol.method, ByolConfig)
+    assert (byol.method.momentum.start, byol.method.momentum.schedule) == (0.9, "cosine")
 
 
 def test_round_trip_through_yaml(file: Path, tmp_path: Path) -> None:

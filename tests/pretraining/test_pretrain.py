@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from pscl_hpc.archive import Archive
+from pscl_hpc.archive import Archive, Collection, ShardWriter
 from pscl_hpc.config import PretrainConfig, to_yaml
 from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.models import load_trunk
@@ -24,7 +24,7 @@ from pscl_hpc.pretraining import trainer as trainer_module
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.seeding import Draws
 from pscl_hpc.training import Ranks
-from tests.helpers import small_archive, small_config
+from tests.helpers import CLASSES, micrograph, small_archive, small_config
 
 
 @pytest.fixture(scope="module")
@@ -234,6 +234,27 @@ def test_wrong_input_is_one_sentence_and_writes_nothing(
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_reference_of_an_excluded_specimen_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "specimens.h5"
+    with ShardWriter(path, [Collection("alloy", CLASSES, 0)]) as writer:
+        for index in range(4):
+            image, mask = micrograph(index, (40, 40))
+            name = f"alloy/{index}"
+            writer.add(image, id=name, dataset="alloy", mask=mask, split="train", specimen=f"s{index}")
+    with Archive(path) as opened:
+        for specimen, refused in (("s0", True), ("s1", False)):
+            data = {"archive": str(path), "exclude_specimens": [specimen]}
+            config = small_config(path, tmp_path / "run", data=data, batch_size=2)
+            if refused:
+                with pytest.raises(UserError, match="alloy/0 is of the specimen s0"):
+                    PretrainData(opened, config)
+            else:
+                assert [record.id for record in PretrainData(opened, config).records] == [
+                    "alloy/2",
+                    "alloy/3",
+                ]
 
 
 def test_simclr_needs_no_annotation(archive: Path, tmp_path: Path) -> None:

@@ -26,12 +26,12 @@ SIZE = (48, 40)
 TRAIN = 5
 
 
-def write_archive(path: Path, *, twin: bool = False) -> Path:
+def write_archive(path: Path, *, twin: str = "") -> Path:
     """An archive of three collections.
 
     ``alloy``: five annotated training images, one to validate, two to test (another as test_ood); ``other``: two
-    images without annotation and split; ``bare``: annotated, but without recommended references. ``twin`` puts a test
-    image's pixels among those of ``other``.
+    images without annotation and split; ``bare``: annotated, but without recommended references. ``twin``, an image of
+    ``alloy`` or ``other``, has the pixels of the test image ``alloy/x0``.
     """
     collections = [
         Collection("alloy", CLASSES, 0, (), ("alloy/t0", "alloy/t1", "alloy/t2")),
@@ -47,7 +47,8 @@ def write_archive(path: Path, *, twin: bool = False) -> Path:
     }
     with ShardWriter(path, collections) as writer:
         for seed, (stem, split) in enumerate(splits.items()):
-            image, mask = micrograph(seed, SIZE)
+            number = list(splits).index("x0") if twin == f"alloy/{stem}" else seed
+            image, mask = micrograph(number, SIZE)
             writer.add(image, id=f"alloy/{stem}", dataset="alloy", mask=mask, split=split)
         for seed in range(6):
             image, mask = micrograph(seed + 40, SIZE)
@@ -56,7 +57,7 @@ def write_archive(path: Path, *, twin: bool = False) -> Path:
             mask[mask == 1 + seed % 2] = 0
             writer.add(image, id=f"bare/{seed}", dataset="bare", mask=mask, split=split)
         for seed in range(2):
-            number = list(splits).index("x0") if twin and seed else 90 + seed
+            number = list(splits).index("x0") if twin == f"other/{seed}" else 90 + seed
             writer.add(micrograph(number, SIZE)[0], id=f"other/{seed}", dataset="other")
     return path
 

@@ -28,7 +28,8 @@ QUICK = Path(__file__).parents[2] / "configs" / "studies" / "quick.yaml"
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nowhere.yaml"], "nowhere.yaml: no such configuration file"),
+        (["nowhere.yaml"], "nowhere.yaml: no such configuration file; check its path"),
+        (["{file}", "run=/dev/null/x"], "/dev/null/x: cannot be made (Not a directory)"),
         (["{file}", "archive=gone.h5"], "gone.h5: no such archive"),
         (["{file}", "datasets=[{{name: allov}}]"], "did you mean 'alloy'"),
         (["{file}", "pretrain_per=image"], "pretrain_per"),
@@ -94,7 +95,7 @@ def test_every_study_in_the_repository_is_whole(tmp_path: Path) -> None:
                 if tree["method"]["name"] in ("pscl-simclr", "pscl-moco"):
                     tree["method"]["reference"] = {**tree["method"].get("reference", {}), "ids": ["a/b"]}
                 resolve_config(tree, source=f"{file} {entry.name}")
-            merged = {**study.finetune, **entry.finetune, "kind": "finetune", "references": ["a/b"]}
+            merged = {**entry.finetune, "kind": "finetune", "references": ["a/b"]}
             resolve_config({**merged, "data": {"archive": "alloys.h5"}}, source=f"{file} {entry.name}")
 
 

@@ -16,6 +16,7 @@ from pscl_hpc.config.study import study_yaml
 from pscl_hpc.errors import UserError
 from pscl_hpc.study.keys import run_key
 from pscl_hpc.study.plan import Plan, make_plan
+from pscl_hpc.study.pool import check_pool
 
 from .material import small_study, study_file, study_tree, write_archive
 
@@ -228,6 +229,31 @@ def test_a_study_that_is_written_out_is_the_same_study(archive: Path, tmp_path: 
     assert again.cells == plan.cells
 
 
+def test_the_file_of_an_entry_goes_under_the_keys_of_all_runs(archive: Path, tmp_path: Path) -> None:
+    """For both stages: the entry's file, the study's keys, the entry's own."""
+    (tmp_path / "base.yaml").write_text("{batch_size: 7, schedule: {steps: 90, decay: cosine}}")
+    own = {"extends": "base.yaml", "validate_every": 3}
+    methods = [
+        {"name": "file", "pretrain": {"extends": "base.yaml", "method": {"name": "simclr"}}, "finetune": own},
+        {"name": "plain", "pretrain": "none"},
+    ]
+    file = study_file(archive, tmp_path / "study", methods=methods)
+    study = load_study(file)
+    written = tmp_path / "written.yaml"
+    written.write_text(study_yaml(study), encoding="utf-8")
+    for plan in (make_plan(study, str(archive)), make_plan(load_study(written), str(archive))):
+        for cell in plan.cells:
+            config = plan.jobs[cell.key].config
+            assert isinstance(config, FinetuneConfig)
+            assert (config.batch_size, config.schedule.steps) == (2, 4)
+            assert config.schedule.decay == ("cosine" if cell.method == "file" else "constant")
+            assert config.validate_every == (3 if cell.method == "file" else 50)
+            if cell.pretraining:
+                trunk = plan.jobs[cell.pretraining].config
+                assert isinstance(trunk, PretrainConfig)
+                assert (trunk.batch_size, trunk.schedule.steps, trunk.schedule.decay) == (3, 4, "cosine")
+
+
 def test_the_pool_is_stated(archive: Path, tmp_path: Path) -> None:
     pools = plan_of(archive, tmp_path).pools
     assert pools["simclr"].counts == (("alloy", "train", 5), ("other", "", 2))
@@ -251,18 +277,25 @@ def test_images_that_score_or_choose_are_refused_in_the_pool(
         make_plan(load_study(file), str(archive))
 
 
-def test_a_validation_split_of_any_name_is_refused_in_the_pool(archive: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["finetune", "entry"])
+def test_a_validation_split_of_any_name_is_refused_in_the_pool(
+    archive: Path, tmp_path: Path, where: str
+) -> None:
     tree = study_tree(archive, tmp_path / "study")
     tree["pretrain"]["data"] = {"splits": ["train", "chosen"]}
-    tree["finetune"]["validation_split"] = "chosen"
+    tree["methods"].reverse()
+    if where == "entry":
+        tree["methods"][-1]["finetune"] = {"validation_split": "chosen"}
+    else:
+        tree["finetune"]["validation_split"] = "chosen"
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump(tree))
-    with pytest.raises(UserError, match="chosen"):
+    with pytest.raises(UserError, match="splits has 'chosen'"):
         make_plan(load_study(file), str(archive))
 
 
 def test_the_pixels_of_a_test_image_are_refused_under_any_name(tmp_path: Path) -> None:
-    twin = write_archive(tmp_path / "twin.h5", twin=True)
+    twin = write_archive(tmp_path / "twin.h5", twin="other/1")
     with pytest.raises(UserError, match="other/1 of the pool has the same pixels as alloy/x0"):
         plan_of(twin, tmp_path)
     without = study_tree(twin, tmp_path / "study")
@@ -270,6 +303,35 @@ def test_the_pixels_of_a_test_image_are_refused_under_any_name(tmp_path: Path) -
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump(without))
     make_plan(load_study(file), str(twin))
+
+
+@pytest.mark.parametrize("image", ["alloy/t4", "alloy/t3"])
+def test_annotated_images_of_a_pretraining_are_learnt_from_too(tmp_path: Path, image: str) -> None:
+    """Whether they are in its pool or not."""
+    twin = write_archive(tmp_path / "twin.h5", twin="alloy/t4")
+    tree = study_tree(
+        twin, tmp_path / "study", pretrain_per="dataset", datasets=[{"name": "alloy", "template": image}]
+    )
+    tree["pretrain"]["data"] = {"datasets": ["other"]}
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    if image == "alloy/t3":
+        make_plan(load_study(file), str(twin))
+        return
+    with pytest.raises(UserError, match="alloy/t4 of the annotated images has the same pixels as alloy/x0"):
+        make_plan(load_study(file), str(twin))
+
+
+def test_annotated_images_of_splits_that_score_or_choose_are_refused(archive: Path) -> None:
+    tree = {
+        "data": {"archive": str(archive), "datasets": ["other"], "splits": [""]},
+        "method": {"name": "pscl-simclr", "reference": {"ids": ["alloy/t0"]}},
+    }
+    config = resolve_config(tree, source="test")
+    with Archive(archive) as opened:
+        check_pool(opened, config, validation={"val", ""}, source="test")
+        with pytest.raises(UserError, match="test: alloy/t0 is of the split 'train'"):
+            check_pool(opened, config, validation={"train"}, source="test")
 
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
@@ -287,18 +349,46 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"datasets": [{"name": "alloy", "references": ["alloy/x0"]}]}, "alloy/x0"),
     ({"datasets": [{"name": "alloy", "references": ["bare/0"]}]}, "bare/0"),
     ({"datasets": [{"name": "other", "references": ["other/0"]}]}, "other/0"),
+    ({"datasets": [{"name": "alloy", "template": "bare/0"}]}, "template bare/0 of alloy is of bare"),
+    ({"datasets": [{"name": "alloy", "template": "alloy/v0"}]}, "template alloy/v0 of alloy is in the split"),
+    ({"datasets": [{"name": "alloy", "template": "alloy/t9"}]}, "alloy/t9"),
     ({"budgets": [6]}, "5 annotated training images, not 6"),
-    ({"budgets": ["some"]}, "budgets"),
-    ({"budgets": [0]}, "budgets"),
+    ({"budgets": ["some"]}, "key 'budgets.0': 'some' is no budget; .* square-N"),
+    ({"budgets": [1, "square-0"]}, "key 'budgets.1': 'square-0' is no budget"),
+    ({"budgets": [0]}, "key 'budgets.0': 0 is no budget"),
+    ({"datasets": [{"name": "alloy", "budgets": ["al"]}]}, "key 'datasets.0.budgets.0': 'al' is no budget"),
     ({"budgets": []}, "budgets is empty"),
     ({"headline": ["alloy"]}, "headline"),
     ({"headline": ["alloy/val"]}, "alloy/val"),
+    ({"headline": ["alloy/test", "alloy/test"]}, "headline has 'alloy/test' twice"),
     ({"seeds": [-1]}, "seeds"),
     ({"archive": ""}, "archive"),
     ({"synthetic": {"images": 3}}, "one archive"),
     ({"unknown": 1}, "unknown"),
     ({"finetune": {"validation_split": "test"}}, "validation_split"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("pretrain.data=foo", "pretraining: key 'data' holds 'foo'"),
+        ("pretrain.data=null", "pretraining: key 'data' holds None"),
+        ("pretrain.data=[a]", "pretraining: key 'data' holds"),
+        ("finetune.data=null", "fine-tuning: key 'data' holds None"),
+        ("pretrain.method=simclr", "key 'method' holds 'simclr', .* for example method.name=simclr"),
+        ("pretrain.method={name: pscl-simclr, reference: foo}", "key 'method.reference' holds 'foo'"),
+        ("finetune.optimiser=adam", "key 'optimiser'"),
+        ("pretrain.method.name=[a]", "method"),
+    ],
+)
+def test_a_value_in_place_of_a_section_is_named(
+    archive: Path, tmp_path: Path, override: str, key: str
+) -> None:
+    methods = [{"name": "trunk", "pretrain": {}}, {"name": "none", "pretrain": "none"}]
+    file = study_file(archive, tmp_path / "study", methods=methods)
+    with pytest.raises(UserError, match=key):
+        make_plan(load_study(file, [override]), str(archive))
 
 
 @pytest.mark.parametrize(("changes", "said"), MISTAKES)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -191,10 +193,23 @@ def test_tables_are_means_over_runs_and_comparisons_pair_images(finished: Path) 
     assert one.error_removed.value == pytest.approx(1 - error("pscl", "test_ood") / error("none", "test_ood"))
     total = next(c for c in results.comparisons if (c.method, c.baseline, c.split) == ("pscl", "none", ""))
     both = [error(method, "test") + error(method, "test_ood") for method in ("pscl", "none")]
-    assert total.units == 6
+    # Both splits score the same runs: three annotated images, not six.
+    assert total.units == 3
     assert total.error_removed is not None
     assert total.error_removed.value == pytest.approx(1 - both[0] / both[1])
     assert total.gain.value > 0.1
+    assert total.gain.low is not None
+    gains = [
+        sum(
+            dice["pscl", split, name, seed] - dice["none", split, name, seed]  # type: ignore[operator]
+            for split in ("test", "test_ood")
+            for seed in (1, 2)
+        )
+        / 4
+        for name in references
+    ]
+    reach = 4.302652729911275 * math.sqrt(statistics.variance(gains) / 3)  # t of 0.975, 2 degrees of freedom
+    assert total.gain.value - total.gain.low == pytest.approx(reach)
     assert {c.baseline for c in results.comparisons} == {"none", "simclr"}
 
 
@@ -207,6 +222,24 @@ def test_a_comparison_rests_on_the_repetitions_that_both_have(archive: Path, tmp
         ("none", "simclr"): 2,
         ("pscl", "simclr"): 3,
     }
+
+
+def test_repetitions_that_share_images_have_no_interval(archive: Path, tmp_path: Path) -> None:
+    study = small_study(
+        archive, tmp_path / "study", budgets=[1, 2], headline=["alloy/test", "alloy/test_ood"]
+    )
+    results = run(study, Fabricator(amounts=AMOUNTS))
+    assert {c.units for c in results.comparisons} == {3}
+    for found in results.comparisons:
+        assert found.error_removed is not None
+        for estimate in (found.gain, found.error_removed):
+            assert (estimate.low is None) == (estimate.high is None) == (found.budget == 2)
+    table = (tmp_path / "study" / TABLE_FILE).read_text(encoding="utf-8")
+    row = next(line for line in table.splitlines() if line.startswith("| pscl | all headline scores | 2 |"))
+    assert [cell.strip() for cell in row.split("|")][6:9:2] == ["-", "-"]
+    assert "have annotated images in common" in table
+    page = write_report([tmp_path / "study"]).path.read_text(encoding="utf-8")
+    assert "annotated images in common" in page
 
 
 def test_one_set_of_images_is_compared_over_seeds(archive: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -10,16 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from pscl_hpc.study.statistics import compare
+from pscl_hpc.study.statistics import Comparison, Pair, Stratum, compare
 
 dice = st.floats(0.0, 0.99)
 pairs = st.lists(st.tuples(dice, dice), min_size=2, max_size=8)
 
 
+def equal(strata: Sequence[Sequence[Pair]]) -> Comparison:
+    """A comparison over data sets that count the same."""
+    return compare([Stratum(pairs) for pairs in strata])
+
+
 @given(pairs)
 def test_the_gain_of_one_stratum_is_the_paired_t_interval(found: list[tuple[float, float]]) -> None:
     ours, theirs = np.array(found).T
-    gain = compare([found]).gain
+    gain = equal([found]).gain
     assert gain.value == pytest.approx(float((ours - theirs).mean()), abs=1e-12)
     if np.var(ours - theirs, ddof=1) > 1e-20:
         expected = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
@@ -34,7 +40,7 @@ def test_error_removed_by_hand() -> None:
     residuals = errors[:, 0] - ratio * errors[:, 1]
     standard_error = math.sqrt(sum(residuals**2) / 2 / 3) / 0.4
     reach = 4.302652729911275 * standard_error  # t of 0.975 with 2 degrees of freedom, from a table
-    removed = compare([found]).error_removed
+    removed = equal([found]).error_removed
     assert removed is not None
     assert removed.value == pytest.approx(1 - ratio, rel=1e-12)
     assert removed.low == pytest.approx(1 - ratio - reach, rel=1e-9)
@@ -43,7 +49,7 @@ def test_error_removed_by_hand() -> None:
 
 def test_a_method_that_halves_every_error_removes_half_of_it_for_certain() -> None:
     found = [(1 - error / 2, 1 - error) for error in (0.1, 0.25, 0.5, 0.75)]
-    removed = compare([found, found[:3]]).error_removed
+    removed = equal([found, found[:3]]).error_removed
     assert removed is not None
     assert removed.low is not None
     assert removed.high is not None
@@ -52,7 +58,7 @@ def test_a_method_that_halves_every_error_removes_half_of_it_for_certain() -> No
 
 def test_strata_count_the_same_whatever_their_size() -> None:
     small, large = [(0.5, 0.4), (0.7, 0.5)], [(0.9, 0.8), (0.8, 0.9), (0.7, 0.7), (0.9, 0.6)]
-    found = compare([small, large])
+    found = equal([small, large])
     gains = [np.array([0.1, 0.2]), np.array([0.1, -0.1, 0.0, 0.3])]
     assert found.gain.value == pytest.approx((0.15 + 0.075) / 2, rel=1e-12)
     parts = [gain.var(ddof=1) / len(gain) / 4 for gain in gains]
@@ -68,7 +74,7 @@ def test_strata_count_the_same_whatever_their_size() -> None:
 
 @given(st.lists(pairs, min_size=1, max_size=4))
 def test_a_method_against_itself_gains_nothing(strata: list[list[tuple[float, float]]]) -> None:
-    found = compare([[(ours, ours) for ours, _ in stratum] for stratum in strata])
+    found = equal([[(ours, ours) for ours, _ in stratum] for stratum in strata])
     assert found.gain.value == 0
     assert found.wins == 0
     assert found.error_removed is not None
@@ -81,7 +87,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     for _ in range(800):
         theirs = random.normal(0.5, 0.08, (2, 5))
         ours = 1 - 0.8 * (1 - theirs) + random.normal(0, 0.03, (2, 5))
-        removed = compare(
+        removed = equal(
             [list(zip(a, b, strict=True)) for a, b in zip(ours, theirs, strict=True)]
         ).error_removed
         assert removed is not None
@@ -92,13 +98,42 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     assert 0.92 <= hits / 800 <= 0.985
 
 
+def test_a_data_set_of_two_scores_counts_twice_and_varies_as_one() -> None:
+    """Units of 3 and of 2, the first with the weight 2: variances by hand."""
+    first, second = [(0.5, 0.4), (0.7, 0.5), (0.6, 0.6)], [(0.9, 0.8), (0.8, 0.5)]
+    found = compare([Stratum(first, weight=2), Stratum(second)])
+    gains = [np.array([0.1, 0.2, 0.0]), np.array([0.1, 0.3])]
+    assert found.gain.value == pytest.approx((2 * 0.1 + 0.2) / 3, rel=1e-12)
+    parts = [4 / 9 * gains[0].var(ddof=1) / 3, 1 / 9 * gains[1].var(ddof=1) / 2]
+    freedom = sum(parts) ** 2 / (parts[0] ** 2 / 2 + parts[1] ** 2 / 1)
+    reach = stats.t.ppf(0.975, freedom) * math.sqrt(sum(parts))
+    assert found.gain.low == pytest.approx(found.gain.value - reach, rel=1e-9)
+    assert found.error_removed is not None
+    assert found.error_removed.value == pytest.approx(1 - (2 * 0.4 + 0.15) / (2 * 0.5 + 0.35), rel=1e-12)
+    assert found.units == 5
+    assert found.worst_gain == pytest.approx((2 * (0.5 - 0.4) + (0.8 - 0.5)) / 3)
+    assert compare([Stratum(first, weight=2)]) == compare([Stratum(first)])
+
+
+def test_units_with_images_in_common_have_no_interval() -> None:
+    found = [(0.5, 0.4), (0.7, 0.5)]
+    shared = compare([Stratum(found), Stratum(found, independent=False)])
+    alone = compare([Stratum(found), Stratum(found)])
+    assert shared.gain.value == alone.gain.value
+    assert shared.error_removed is not None
+    assert alone.error_removed is not None
+    assert shared.error_removed.value == alone.error_removed.value
+    for estimate in (shared.gain, shared.error_removed):
+        assert (estimate.low, estimate.high) == (None, None)
+
+
 def test_single_units_have_no_interval_and_no_error_has_no_share() -> None:
-    single = compare([[(0.6, 0.5)], [(0.7, 0.5), (0.7, 0.4)]])
+    single = equal([[(0.6, 0.5)], [(0.7, 0.5), (0.7, 0.4)]])
     assert (single.gain.low, single.gain.high) == (None, None)
-    assert compare([[(0.9, 1.0), (1.0, 1.0)]]).error_removed is None
+    assert equal([[(0.9, 1.0), (1.0, 1.0)]]).error_removed is None
 
 
 @pytest.mark.parametrize("strata", [[], [[]], [[(0.1, 0.2)], []]])
 def test_nothing_to_compare_is_a_mistake_of_the_programmer(strata: list[list[tuple[float, float]]]) -> None:
     with pytest.raises(ValueError, match="at least one pair"):
-        compare(strata)
+        equal(strata)
