@@ -16,6 +16,7 @@ import yaml
 
 from pscl_hpc.archive.synthesis import write_synthetic_archive
 from pscl_hpc.config import StudyConfig, load_config
+from pscl_hpc.config.loading import parse_yaml
 from pscl_hpc.config.study import study_yaml
 from pscl_hpc.errors import UserError
 from pscl_hpc.report.study_figures import figure_files
@@ -187,7 +188,7 @@ def _check_folder(study: StudyConfig) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tree: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree: Any = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         tree = None
     if not isinstance(tree, dict):
