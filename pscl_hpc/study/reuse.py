@@ -52,7 +52,7 @@ def copy_run(job: Job, source: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{_PARTIAL}{os.getpid()}-{target.name}")
     try:
-        shutil.copytree(source, partial, ignore=_left_out)
+        shutil.copytree(source, partial, ignore=lambda folder, names: _left_out(source, Path(folder), names))
         config = load_config(partial / CONFIG_FILE)
         here = {"run": job.config.run, "name": job.config.name}
         if isinstance(job.config, FinetuneConfig):
@@ -72,11 +72,10 @@ def _key(run: Path, job: Job, fingerprint: str) -> str:
         return ""
 
 
-def _left_out(folder: str, names: list[str]) -> set[str]:
-    """Links, which could lead out of the study, the lock, and all folders but that of the predictions."""
-    paths = [Path(folder) / name for name in names]
-    return {
-        path.name
-        for path in paths
-        if path.is_symlink() or path.name == LOCK_FILE or (path.is_dir() and path.name != PREDICTIONS)
-    }
+def _left_out(run: Path, folder: Path, names: list[str]) -> set[str]:
+    """Links, which could lead out of the study; of the run itself the lock and all folders but the predictions."""
+    paths = [folder / name for name in names]
+    left = {path.name for path in paths if path.is_symlink()}
+    if folder == run:
+        left |= {path.name for path in paths if path.is_dir() and path.name != PREDICTIONS} | {LOCK_FILE}
+    return left

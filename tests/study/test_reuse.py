@@ -96,14 +96,17 @@ def test_a_copy_holds_files_and_predictions_alone(archive: Path, tmp_path: Path,
     key, source = next(iter(state.elsewhere.items()))
     (source / "checkpoints").mkdir(exist_ok=True)
     (source / "checkpoints" / "step-1.pt").write_bytes(b"x")
-    (source / "predictions").mkdir()
-    (source / "predictions" / "a.png").write_bytes(b"x")
-    (source / "link").symlink_to(archive)
+    for split in ("test", "test_ood"):
+        (source / "predictions" / split).mkdir(parents=True)
+        (source / "predictions" / split / "a.png").write_bytes(b"x")
+    for folder in (source, source / "predictions" / "test"):
+        (folder / "link").symlink_to(archive)
     job = state.plan.jobs[key]
     copy_run(job, source)
     there = {str(path.relative_to(job.folder)) for path in job.folder.rglob("*")}
-    assert {"config.yaml", "run.json", "predictions/a.png"} <= there
-    assert not {name for name in there if name.startswith(("checkpoints", "link", "run.lock", "attempts"))}
+    assert {"config.yaml", "run.json", "predictions/test/a.png", "predictions/test_ood/a.png"} <= there
+    assert not {name for name in there if name.startswith(("checkpoints", "run.lock", "attempts"))}
+    assert not {name for name in there if name.endswith("link")}
     assert not [path for path in job.folder.parent.iterdir() if path.name.startswith(".")]
 
 
