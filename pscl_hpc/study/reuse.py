@@ -7,8 +7,9 @@ import os
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from pscl_hpc.config import FinetuneConfig, load_config, to_yaml
+from pscl_hpc.config import Config, FinetuneConfig, load_config, to_yaml
 from pscl_hpc.errors import UserError
 from pscl_hpc.runs import write_json, write_text
 from pscl_hpc.runs.folder import CONFIG_FILE, LOCK_FILE
@@ -54,15 +55,22 @@ def copy_run(job: Job, source: Path) -> None:
     try:
         shutil.copytree(source, partial, ignore=lambda folder, names: _left_out(source, Path(folder), names))
         config = load_config(partial / CONFIG_FILE)
-        here = {"run": job.config.run, "name": job.config.name}
         if isinstance(job.config, FinetuneConfig):
-            here["pretrained"] = job.config.pretrained
             scores = json.loads((partial / EVALUATION_FILE).read_text(encoding="utf-8"))
             write_json(partial / EVALUATION_FILE, {**scores, "pretrained": job.config.pretrained})
-        write_text(partial / CONFIG_FILE, to_yaml(config.model_copy(update=here)))
+        write_text(partial / CONFIG_FILE, to_yaml(placed(config, job.config)))
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def placed(config: Config, plan: Config) -> Config:
+    """A configuration with the paths of the same run in a plan: what is not in its key, but names files."""
+    paths: dict[str, Any] = {"run": plan.run, "name": plan.name}
+    paths["data"] = config.data.model_copy(update={"archive": plan.data.archive})
+    if isinstance(plan, FinetuneConfig):
+        paths["pretrained"] = plan.pretrained
+    return config.model_copy(update=paths)
 
 
 def _key(run: Path, job: Job, fingerprint: str) -> str:

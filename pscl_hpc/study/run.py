@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from pscl_hpc.archive.synthesis import write_synthetic_archive
-from pscl_hpc.config import StudyConfig, load_config
+from pscl_hpc.config import StudyConfig, load_config, to_yaml
 from pscl_hpc.config.loading import parse_yaml
 from pscl_hpc.config.study import study_yaml
 from pscl_hpc.errors import UserError
@@ -28,7 +28,7 @@ from pscl_hpc.study.display import Display
 from pscl_hpc.study.keys import run_key
 from pscl_hpc.study.plan import Job, Plan, make_plan
 from pscl_hpc.study.results import gather
-from pscl_hpc.study.reuse import copy_run, find_runs
+from pscl_hpc.study.reuse import copy_run, find_runs, placed
 from pscl_hpc.study.schedule import Executor, Outcome, run_jobs
 from pscl_hpc.study.stage import is_done
 from pscl_hpc.study.tables import TABLE_FILE, markdown
@@ -129,12 +129,15 @@ class Prepared:
         """Write the configuration of a new run; an unfinished run goes on with the one that it began with."""
         stored = job.folder / CONFIG_FILE
         if stored.is_file():
-            config = load_config(stored).model_copy(update={"run": job.config.run})
-            key = run_key(config, self._plan.fingerprint, job.needs)
+            begun = load_config(stored)
+            key = run_key(begun, self._plan.fingerprint, job.needs)
             if key != job.key:
                 raise UserError(
                     f"{job.folder}: its config.yaml was changed after the run began; restore it or move the folder away"
                 )
+            config = placed(begun, job.config)
+            if config != begun:
+                write_text(stored, to_yaml(config))
             job = dataclasses.replace(job, config=config)
         else:
             RunFolder.reserve(job.config)

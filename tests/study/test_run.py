@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pscl_hpc.config import StudyConfig
+from pscl_hpc.config import StudyConfig, load_config
 from pscl_hpc.errors import UserError
 from pscl_hpc.report import write_report
 from pscl_hpc.report.study_results import RESULTS_FILE, StudyResults, read_results
@@ -103,6 +104,21 @@ def test_an_unfinished_run_goes_on_with_the_configuration_it_began_with(
     small = {"model": {"widths": [4, 8, 8]}, "crop": [32, 32], "batch_size": 2, "schedule": {"steps": 4}}
     run(small_study(archive, tmp_path / "study", finetune={**small, "log": {"every_steps": 3}}), second)
     assert second.every == {10}
+
+
+def test_an_unfinished_run_goes_on_after_its_archive_and_its_study_were_moved(
+    archive: Path, tmp_path: Path
+) -> None:
+    shutil.copy(archive, tmp_path / "a.h5")
+    run(small_study(tmp_path / "a.h5", tmp_path / "study"), Fabricator(failing=("alloy",)))
+    (tmp_path / "a.h5").rename(tmp_path / "b.h5")
+    (tmp_path / "study").rename(tmp_path / "moved")
+    study = small_study(tmp_path / "b.h5", tmp_path / "moved")
+    begun = look(study).missing
+    assert len(begun) == 9
+    assert run(study, Fabricator()).scored == 9
+    for job in begun:
+        assert load_config(job.folder / "config.yaml") == job.config
 
 
 def test_a_run_whose_configuration_was_edited_is_not_taken_for_the_same(
