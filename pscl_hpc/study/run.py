@@ -183,8 +183,9 @@ def _check_folder(study: StudyConfig) -> None:
         name = _read(stored).get("name")
         if name != study.name:
             raise UserError(f"{folder}: holds the study '{name}'; choose another folder with run=...")
+    # A name with a leading dot is a file that a killed process was writing.
     elif folder.is_dir() and any(
-        item.name != LOCK_FILE and not item.name.startswith(SYNTHETIC) for item in folder.iterdir()
+        item.name != LOCK_FILE and not item.name.startswith((".", SYNTHETIC)) for item in folder.iterdir()
     ):
         raise UserError(f"{folder}: is not empty and holds no study; choose another folder with run=...")
 

@@ -19,6 +19,7 @@ from pscl_hpc.study.tables import TABLE_FILE
 
 from .material import Fabricator, small_study
 
+NONE = {"name": "none", "pretrain": "none"}
 AMOUNTS = {"scratch": 0.4, "simclr": 0.3, "pscl-simclr": 0.15}
 
 
@@ -155,6 +156,16 @@ def test_folders_of_others_are_left_alone(archive: Path, tmp_path: Path) -> None
         run(small_study(archive, folder, name="another"), Fabricator())
     with pytest.raises(UserError, match="is a file"):
         run(small_study(archive, folder / STUDY_FILE), Fabricator())
+
+
+def test_what_a_killed_process_left_of_its_archive_is_in_nobodys_way(tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    folder.mkdir()
+    (folder / ".123-synthetic-01234567.h5").write_bytes(b"half")
+    datasets = [{"name": "synthetic_particles", "references": {"count": 1}}]
+    made = {"images": 8, "size": [48, 48]}
+    study = small_study("", folder, synthetic=made, datasets=datasets, methods=[NONE])
+    assert len(look(study).missing) == 1
 
 
 def test_two_processes_do_not_run_one_study(archive: Path, tmp_path: Path) -> None:
