@@ -21,13 +21,12 @@ from pscl_hpc.study.stage import is_done
 _PARTIAL = ".copied-"
 
 
-def find_runs(jobs: Iterable[Job], folders: Sequence[str], fingerprint: str) -> dict[str, Path]:
+def find_runs(jobs: Iterable[Job], folders: Sequence[str]) -> dict[str, Path]:
     """Where the runs of some jobs are finished already.
 
     Args:
         jobs: Those that are missing. One that has begun in its own folder goes on there.
         folders: Of other studies; one that is not there (yet) has nothing.
-        fingerprint: Of the archive.
 
     Returns:
         Run folders by the job's key. The configuration there gives that key, not only the folder's name.
@@ -38,7 +37,7 @@ def find_runs(jobs: Iterable[Job], folders: Sequence[str], fingerprint: str) -> 
             continue
         for folder in folders:
             run = Path(folder) / job.folder.parent.name / job.folder.name
-            if is_done(run, job.config.kind) and _key(run, job, fingerprint) == job.key:
+            if is_done(run, job.config.kind, job.fingerprint) and _key(run, job) == job.key:
                 found[job.key] = run
                 break
     return found
@@ -73,9 +72,9 @@ def placed(config: Config, plan: Config) -> Config:
     return config.model_copy(update=paths)
 
 
-def _key(run: Path, job: Job, fingerprint: str) -> str:
+def _key(run: Path, job: Job) -> str:
     try:
-        return run_key(load_config(run / CONFIG_FILE), fingerprint, job.needs)
+        return run_key(load_config(run / CONFIG_FILE), job.fingerprint, job.needs)
     except UserError:
         return ""
 

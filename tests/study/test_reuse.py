@@ -82,6 +82,17 @@ def test_an_unfinished_run_is_not_taken(archive: Path, tmp_path: Path, first: Pa
     assert len(look(small_study(archive, tmp_path / "second", reuse=[str(first)])).elsewhere) == 12
 
 
+def test_a_run_of_another_archive_is_not_taken(archive: Path, tmp_path: Path, first: Path) -> None:
+    study = small_study(archive, tmp_path / "second", reuse=[str(first)])
+    trunk = next((first / "pretrain").glob("*/run.json"))
+    trunk.write_text(json.dumps({**json.loads(trunk.read_text()), "archive": "another"}))
+    scores = next((first / "finetune").glob("*/evaluation.json"))
+    scores.write_text(json.dumps({**json.loads(scores.read_text()), "archive": "another"}))
+    found = look(study).elsewhere.values()
+    assert len(found) == 11
+    assert not {trunk.parent, scores.parent} & set(found)
+
+
 def test_what_has_begun_here_goes_on_here(archive: Path, tmp_path: Path, first: Path) -> None:
     study = small_study(archive, tmp_path / "second", reuse=[str(first)])
     job = look(study).missing[0]

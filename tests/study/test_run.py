@@ -14,6 +14,7 @@ from pscl_hpc.config import StudyConfig, load_config
 from pscl_hpc.errors import UserError
 from pscl_hpc.report import write_report
 from pscl_hpc.report.study_results import RESULTS_FILE, StudyResults, read_results
+from pscl_hpc.study.results import gather
 from pscl_hpc.study.run import STUDY_FILE, look, run_study
 from pscl_hpc.study.tables import TABLE_FILE
 
@@ -141,6 +142,37 @@ def test_a_damaged_product_is_missing(archive: Path, tmp_path: Path, damage: str
     victim = next(study.folder.glob(f"finetune/*/{damage}"))
     victim.write_text("{")
     assert [str(job.folder) for job in look(study).missing] == [str(victim.parent)]
+
+
+def changed(path: Path, **values: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_a_run_of_another_archive_does_not_count_and_is_named(archive: Path, tmp_path: Path) -> None:
+    study = small_study(archive, tmp_path / "study", methods=[NONE])
+    run(study, Fabricator())
+    record = next(study.folder.glob("finetune/*/run.json"))
+    assert json.loads(record.read_text())["archive"] == look(study).plan.fingerprint
+    changed(record, archive="another")
+    results = run(study, Fabricator())
+    assert (results.scored, len(results.missing)) == (2, 1)
+    assert [item.state for item in results.failed] == ["failed"]
+    assert f"{record.parent}: was made from another archive" in results.failed[0].reason
+    # One from before archives were recorded.
+    tree = json.loads(record.read_text())
+    del tree["archive"]
+    record.write_text(json.dumps(tree))
+    assert look(study).missing == []
+
+
+def test_scores_of_another_archive_do_not_count_and_are_made_anew(archive: Path, tmp_path: Path) -> None:
+    study = small_study(archive, tmp_path / "study", methods=[NONE])
+    run(study, Fabricator())
+    changed(next(study.folder.glob("finetune/*/evaluation.json")), archive="another")
+    assert gather(look(study).plan, {}).scored == 2
+    again = Fabricator()
+    assert run(study, again).scored == 3
+    assert len(again.started) == 1
 
 
 def test_folders_of_others_are_left_alone(archive: Path, tmp_path: Path) -> None:
