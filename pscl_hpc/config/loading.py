@@ -23,6 +23,8 @@ KINDS: dict[str, type[PretrainConfig] | type[FinetuneConfig]] = {
     "pretrain": PretrainConfig,
     "finetune": FinetuneConfig,
 }
+_TEXT = "tag:yaml.org,2002:str"
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = (), *, kind: str | None = None) -> Config:
@@ -62,6 +64,19 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 without its numbers to the base of sixty: 4:00:00 is a time as Slurm writes it, not 14400."""
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
+        tag = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+        return _TEXT if tag in _NUMBERS and ":" in value else tag
+
+
+def parse_yaml(text: str) -> Any:
+    """The content of a YAML text; yaml.YAMLError when it is none."""
+    return yaml.load(text, Loader=_Loader)
+
+
 def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The keys and values of a file, merged over those of the files that it extends.
 
@@ -74,7 +89,7 @@ def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
             f"{path}: extends itself through {' -> '.join(p.name for p in (*seen, real))}; break the circle"
         )
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such configuration file; check its path") from None
     except IsADirectoryError:
@@ -123,7 +138,7 @@ def apply_override(tree: dict[str, Any], text: str) -> None:
     if not equals or not all(parts):
         raise UserError(f"'{text}' is no override; write key=value, for example schedule.steps=200")
     try:
-        value = yaml.safe_load(raw) if raw.strip() else ""
+        value = parse_yaml(raw) if raw.strip() else ""
     except yaml.YAMLError:
         raise UserError(f"override '{text}': the value is not valid YAML; quote it") from None
     if isinstance(value, str):

@@ -192,7 +192,8 @@ def requeue(run: Path) -> RunStatus:
     """
     job = _job_of(run)
     folder = RunFolder.load(run)
-    if folder.done:
+    # A job of a study goes on after its run, and finds out itself what is left.
+    if folder.done and not job.entry:
         raise UserError(f"{run}: this run is done; there is nothing to requeue")
     scheduler = SCHEDULERS[job.cluster]
     phase = scheduler.state(job).phase
@@ -251,6 +252,7 @@ def _submit_again(run: Path, job: JobRecord) -> None:
         cluster=job.cluster,
         profile=Profile().replace(f"{run / JOBS / job.job}.json", **job.profile),
         any_commit=job.any_commit,
+        entry=job.entry,
     )
 
 

@@ -41,6 +41,8 @@ class JobRecord:
     """Ranks on all nodes."""
     any_commit: bool = False
     """Whether the job may start on code that was changed since."""
+    entry: str = ""
+    """``module:function`` that the job does in place of the run's stage."""
     profile: dict[str, Any] = field(default_factory=dict)
     """What was asked for."""
 

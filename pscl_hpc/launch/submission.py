@@ -37,7 +37,12 @@ class Submission:
 
 
 def submit(
-    config: Config, *, cluster: str, profile: Profile | None = None, any_commit: bool = False
+    config: Config,
+    *,
+    cluster: str,
+    profile: Profile | None = None,
+    any_commit: bool = False,
+    entry: str = "",
 ) -> Submission:
     """Submit the run of a configuration. An unfinished run in ``config.run`` is continued.
 
@@ -46,6 +51,7 @@ def submit(
         cluster: ``local`` or ``slurm``.
         profile: what to ask for.
         any_commit: let the job start on code that was changed meanwhile.
+        entry: as in :func:`submit_many`.
 
     Raises:
         UserError: when the folder holds another run or a live job, or the cluster refuses; nothing of an existing run
@@ -55,9 +61,9 @@ def submit(
     check_resources(cluster, profile)
     _check_input(config, profile)
     folder = RunFolder.reserve(config)
-    _check_free(folder)
+    _check_free(folder, entry)
     files = (folder.path / JOBS).absolute()
-    return _submit([folder], files, cluster, config.name, profile, any_commit)[0]
+    return _submit([folder], files, cluster, config.name, profile, any_commit, entry)[0]
 
 
 def submit_many(
@@ -79,7 +85,8 @@ def submit_many(
         name: name of the array.
         profile: what each run asks for.
         any_commit: as in :func:`submit`.
-        entry: ``module:function`` that does the runs and more, in place of their stages.
+        entry: ``module:function`` that does the runs and more, in place of their stages. It finds out itself what is
+            left, so that a run that is done may be among them.
 
     Returns:
         One submission for each configuration, in their order.
@@ -97,7 +104,7 @@ def submit_many(
     if len({folder.path.resolve() for folder in folders}) < len(folders):
         raise UserError("two of the runs have the same folder; give each its own run=...")
     for folder in folders:
-        _check_free(folder)
+        _check_free(folder, entry)
     if not folders:
         return []
     return _submit(folders, files.absolute(), cluster, name, profile, any_commit, entry)
@@ -122,16 +129,18 @@ def _submit(
     name: str,
     profile: Profile,
     any_commit: bool,
-    entry: str = "",
+    entry: str,
 ) -> list[Submission]:
     files.mkdir(parents=True, exist_ok=True)
     for folder in folders:
         (folder.path / JOBS).mkdir(exist_ok=True)
     executor = build_executor(cluster, files, name, profile)
     source, head = "" if any_commit else source_hash(), commit()
-    before = [(folder.record.get("status", "failed"), folder.record.get("error")) for folder in folders]
+    # What follows a run that is done leaves its record as it is: it would be trained again.
+    begun = [folder for folder in folders if not folder.done]
+    before = [(folder.record.get("status", "failed"), folder.record.get("error")) for folder in begun]
     # Queued before it is handed over: a job that begins at once must not find its own record overwritten.
-    for folder in folders:
+    for folder in begun:
         last = latest_job(folder.path)
         keep_last_end(folder, last.log(folder.path).with_name(f"{last.job}.failures") if last else None)
         folder.update(kind=folder.config.kind, name=folder.config.name, status="queued", error="")
@@ -152,7 +161,7 @@ def _submit(
     try:
         jobs = _hand_over(executor, stages)
     except UserError as error:
-        for folder, (status, said) in zip(folders, before, strict=True):
+        for folder, (status, said) in zip(begun, before, strict=True):
             folder.update(status=status, error=said or str(error))
         raise
     done = []
@@ -172,6 +181,7 @@ def _submit(
             nodes=profile.nodes,
             tasks=profile.nodes * profile.tasks,
             any_commit=any_commit,
+            entry=entry,
             profile=profile.model_dump(mode="json", exclude_unset=True),
         )
         save_job(folder.path, record)
@@ -218,9 +228,9 @@ def _check_input(config: Config, profile: Profile) -> None:
             select_unlabelled(config, config.semi_supervised, archive, home)
 
 
-def _check_free(folder: RunFolder) -> None:
-    """Neither done nor being worked on."""
-    if folder.done:
+def _check_free(folder: RunFolder, entry: str) -> None:
+    """Not being worked on; and not done, where the run is all that the job does."""
+    if folder.done and not entry:
         raise UserError(f"{folder.path}: this run is done; choose another folder with run=...")
     job = latest_job(folder.path)
     if job is not None and SCHEDULERS[job.cluster].state(job).phase in ("pending", "running"):

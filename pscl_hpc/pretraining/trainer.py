@@ -240,6 +240,7 @@ class Trainer:
             self.folder.attempts[-2].get("ranks", 1) if len(self.folder.attempts) > 1 else self.ranks.world
         )
         self.folder.goes_on_from(self.at.step)
+        self.folder.update(archive=self.data.archive.fingerprint)
         if self.at.step and before != self.ranks.world:
             self.ranks.say(
                 f"goes on after step {self.at.step} with {self.ranks.world} rank(s) where there were {before}: the "

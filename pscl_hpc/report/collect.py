@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from pscl_hpc.config.loading import parse_yaml
 from pscl_hpc.errors import UserError
 from pscl_hpc.pretraining.inspection import INSPECTION_FILE
 from pscl_hpc.report.artefacts import (
@@ -193,7 +194,7 @@ def _read_config(path: Path, damage: list[str]) -> tuple[str, dict[str, Any]]:
     # Plain YAML and not load_config: a report also shows runs of an older or newer schema.
     try:
         text = path.read_text(encoding="utf-8")
-        tree = yaml.safe_load(text)
+        tree = parse_yaml(text)
     except FileNotFoundError:
         damage.append(f"{path}: is missing")
         return "", {}

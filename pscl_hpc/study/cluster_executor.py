@@ -67,7 +67,7 @@ class ClusterJobs:
             "running",
         )
         # It may have ended since the study looked; the next look finds it done.
-        if alive or is_done(job.folder, job.config.kind):
+        if alive or _ended_well(job):
             self._running[job.key] = job
         else:
             self._new.append(job)
@@ -77,7 +77,7 @@ class ClusterJobs:
         outcomes = self._submit()
         if time.monotonic() - self._looked >= _LOOK_S:
             self._looked = time.monotonic()
-            found = [key for key, job in self._running.items() if is_done(job.folder, job.config.kind)]
+            found = [key for key, job in self._running.items() if _ended_well(job)]
             outcomes.update({key: Outcome("done") for key in found})
         for key, job in self._ask():
             # The file system of the cluster may be behind its scheduler.
@@ -143,4 +143,8 @@ class ClusterJobs:
         if record is not None and SCHEDULERS[record.cluster].state(record).phase in ("pending", "running"):
             self._ended.pop(key, None)
             return []
-        return [] if is_done(job.folder, job.config.kind) else [(key, job)]
+        return [] if _ended_well(job) else [(key, job)]
+
+
+def _ended_well(job: Job) -> bool:
+    return is_done(job.folder, job.config.kind, job.fingerprint)

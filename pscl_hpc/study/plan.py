@@ -34,6 +34,8 @@ class Job:
     label: str
     """For people."""
     config: PretrainConfig | FinetuneConfig
+    fingerprint: str
+    """Of the archive."""
     needs: str = ""
     """Key of the pretraining that must be done before."""
 
@@ -138,9 +140,8 @@ class _Planner:
             start = job.config.method.name if job and isinstance(job.config, PretrainConfig) else "scratch"
             name = f"{safe(annotation.dataset)}--{safe(stem)[:48]}{more}--{start}--{key[:SHORT]}"
             label = f"{annotation.dataset} {stem}{more} budget {annotation.budget} seed {seed} {entry.name}"
-            self.finetunings[key] = Job(
-                key, label, self._placed(config, FINETUNED, name), job.key if job else ""
-            )
+            placed = self._placed(config, FINETUNED, name)
+            self.finetunings[key] = Job(key, label, placed, self.archive.fingerprint, job.key if job else "")
         return Cell(entry.name, annotation, seed, key, job.key if job else "")
 
     def _pretraining(
@@ -168,7 +169,7 @@ class _Planner:
             PretrainData(self.archive, config)
             label = f"pretraining {name}{template} seed {seed}"
             placed = self._placed(config, PRETRAINED, f"{name}--{key[:SHORT]}")
-            self.pretrainings[key] = Job(key, label, placed)
+            self.pretrainings[key] = Job(key, label, placed, self.archive.fingerprint)
         return self.pretrainings[key]
 
     def _templates(self, dataset: DatasetEntry, annotation: Annotation) -> tuple[tuple[str, ...], int]:

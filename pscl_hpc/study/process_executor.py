@@ -23,7 +23,8 @@ class ProcessPool:
 
     Args:
         threads: CPU threads of a job.
-        environment: Added to that of the study, for each of the places that jobs run in; a job gets the first free one.
+        environment: Added to that of the study, for each of the places that jobs run in; a job gets the one
+            with the fewest jobs.
     """
 
     def __init__(self, threads: int, environment: list[dict[str, str]] | None = None) -> None:
@@ -34,7 +35,7 @@ class ProcessPool:
     def start(self, job: Job) -> None:
         """Begin or continue the run of a job; its folder holds the configuration already."""
         taken = [place for _, _, place in self._running.values()]
-        place = next((place for place in self._places if place not in taken), {})
+        place = min(self._places, key=taken.count, default={})
         with (job.folder / LOG_FILE).open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "pscl_hpc.study.stage", str(job.folder)],

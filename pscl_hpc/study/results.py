@@ -25,7 +25,7 @@ from pscl_hpc.runs import RunFolder, now
 from pscl_hpc.segmentation.summary import read_evaluation, spread
 from pscl_hpc.study.plan import Cell, Plan
 from pscl_hpc.study.schedule import Outcome
-from pscl_hpc.study.stage import read_times
+from pscl_hpc.study.stage import made_from, read_times
 from pscl_hpc.study.statistics import CONFIDENCE, Comparison, Stratum, compare
 
 Unit = tuple[str, ...]
@@ -88,6 +88,8 @@ def _rows(plan: Plan, cell: Cell) -> Iterable[Row]:
         evaluation = read_evaluation(folder)
         record = RunFolder.load(folder).record
     except UserError:
+        return
+    if not made_from(plan.fingerprint, record) or not made_from(plan.fingerprint, evaluation):
         return
     attempts = record.get("attempts") or [{}]
     best = record.get("best") or {}

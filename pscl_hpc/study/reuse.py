@@ -7,8 +7,9 @@ import os
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from pscl_hpc.config import FinetuneConfig, load_config, to_yaml
+from pscl_hpc.config import Config, FinetuneConfig, load_config, to_yaml
 from pscl_hpc.errors import UserError
 from pscl_hpc.runs import write_json, write_text
 from pscl_hpc.runs.folder import CONFIG_FILE, LOCK_FILE
@@ -20,13 +21,12 @@ from pscl_hpc.study.stage import is_done
 _PARTIAL = ".copied-"
 
 
-def find_runs(jobs: Iterable[Job], folders: Sequence[str], fingerprint: str) -> dict[str, Path]:
+def find_runs(jobs: Iterable[Job], folders: Sequence[str]) -> dict[str, Path]:
     """Where the runs of some jobs are finished already.
 
     Args:
         jobs: Those that are missing. One that has begun in its own folder goes on there.
         folders: Of other studies; one that is not there (yet) has nothing.
-        fingerprint: Of the archive.
 
     Returns:
         Run folders by the job's key. The configuration there gives that key, not only the folder's name.
@@ -37,7 +37,7 @@ def find_runs(jobs: Iterable[Job], folders: Sequence[str], fingerprint: str) -> 
             continue
         for folder in folders:
             run = Path(folder) / job.folder.parent.name / job.folder.name
-            if is_done(run, job.config.kind) and _key(run, job, fingerprint) == job.key:
+            if is_done(run, job.config.kind, job.fingerprint) and _key(run, job) == job.key:
                 found[job.key] = run
                 break
     return found
@@ -52,31 +52,37 @@ def copy_run(job: Job, source: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{_PARTIAL}{os.getpid()}-{target.name}")
     try:
-        shutil.copytree(source, partial, ignore=_left_out)
+        shutil.copytree(source, partial, ignore=lambda folder, names: _left_out(source, Path(folder), names))
         config = load_config(partial / CONFIG_FILE)
-        here = {"run": job.config.run, "name": job.config.name}
         if isinstance(job.config, FinetuneConfig):
-            here["pretrained"] = job.config.pretrained
             scores = json.loads((partial / EVALUATION_FILE).read_text(encoding="utf-8"))
             write_json(partial / EVALUATION_FILE, {**scores, "pretrained": job.config.pretrained})
-        write_text(partial / CONFIG_FILE, to_yaml(config.model_copy(update=here)))
+        write_text(partial / CONFIG_FILE, to_yaml(placed(config, job.config)))
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _key(run: Path, job: Job, fingerprint: str) -> str:
+def placed(config: Config, plan: Config) -> Config:
+    """A configuration with the paths of the same run in a plan: what is not in its key, but names files."""
+    paths: dict[str, Any] = {"run": plan.run, "name": plan.name}
+    paths["data"] = config.data.model_copy(update={"archive": plan.data.archive})
+    if isinstance(plan, FinetuneConfig):
+        paths["pretrained"] = plan.pretrained
+    return config.model_copy(update=paths)
+
+
+def _key(run: Path, job: Job) -> str:
     try:
-        return run_key(load_config(run / CONFIG_FILE), fingerprint, job.needs)
+        return run_key(load_config(run / CONFIG_FILE), job.fingerprint, job.needs)
     except UserError:
         return ""
 
 
-def _left_out(folder: str, names: list[str]) -> set[str]:
-    """Links, which could lead out of the study, the lock, and all folders but that of the predictions."""
-    paths = [Path(folder) / name for name in names]
-    return {
-        path.name
-        for path in paths
-        if path.is_symlink() or path.name == LOCK_FILE or (path.is_dir() and path.name != PREDICTIONS)
-    }
+def _left_out(run: Path, folder: Path, names: list[str]) -> set[str]:
+    """Links, which could lead out of the study; of the run itself the lock and all folders but the predictions."""
+    paths = [folder / name for name in names]
+    left = {path.name for path in paths if path.is_symlink()}
+    if folder == run:
+        left |= {path.name for path in paths if path.is_dir() and path.name != PREDICTIONS} | {LOCK_FILE}
+    return left

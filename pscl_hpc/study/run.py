@@ -15,7 +15,8 @@ from typing import Any
 import yaml
 
 from pscl_hpc.archive.synthesis import write_synthetic_archive
-from pscl_hpc.config import StudyConfig, load_config
+from pscl_hpc.config import StudyConfig, load_config, to_yaml
+from pscl_hpc.config.loading import parse_yaml
 from pscl_hpc.config.study import study_yaml
 from pscl_hpc.errors import UserError
 from pscl_hpc.report.study_figures import figure_files
@@ -27,9 +28,9 @@ from pscl_hpc.study.display import Display
 from pscl_hpc.study.keys import run_key
 from pscl_hpc.study.plan import Job, Plan, make_plan
 from pscl_hpc.study.results import gather
-from pscl_hpc.study.reuse import copy_run, find_runs
+from pscl_hpc.study.reuse import copy_run, find_runs, placed
 from pscl_hpc.study.schedule import Executor, Outcome, run_jobs
-from pscl_hpc.study.stage import is_done
+from pscl_hpc.study.stage import is_done, made_from
 from pscl_hpc.study.tables import TABLE_FILE, markdown
 
 STUDY_FILE = "study.yaml"
@@ -96,7 +97,7 @@ def run_study(
         display = Display(len(state.plan.jobs), len(state.done), jobs, show=progress)
         display.expect(state.missing)
         with display:
-            outcomes = run_jobs(state.missing, state.done, Prepared(executor, state.plan), jobs, display)
+            outcomes = run_jobs(state.missing, state.done, Prepared(executor), jobs, display)
         results = write_results(state.plan, outcomes)
         return _state(state.plan), results
 
@@ -112,31 +113,41 @@ def write_results(plan: Plan, outcomes: dict[str, Outcome]) -> StudyResults:
 
 
 def _state(plan: Plan) -> StudyState:
-    done = tuple(key for key, job in plan.jobs.items() if is_done(job.folder, job.config.kind))
+    done = tuple(
+        key for key, job in plan.jobs.items() if is_done(job.folder, job.config.kind, job.fingerprint)
+    )
     missing = [job for key, job in plan.jobs.items() if key not in done]
-    return StudyState(plan, done, find_runs(missing, plan.study.reuse, plan.fingerprint))
+    return StudyState(plan, done, find_runs(missing, plan.study.reuse))
 
 
 class Prepared:
     """An executor that is given run folders with their configuration in them."""
 
-    def __init__(self, executor: Executor, plan: Plan) -> None:
+    def __init__(self, executor: Executor) -> None:
         self._executor = executor
-        self._plan = plan
 
     def start(self, job: Job) -> None:
         """Write the configuration of a new run; an unfinished run goes on with the one that it began with."""
         stored = job.folder / CONFIG_FILE
         if stored.is_file():
-            config = load_config(stored).model_copy(update={"run": job.config.run})
-            key = run_key(config, self._plan.fingerprint, job.needs)
+            begun = load_config(stored)
+            key = run_key(begun, job.fingerprint, job.needs)
             if key != job.key:
                 raise UserError(
                     f"{job.folder}: its config.yaml was changed after the run began; restore it or move the folder away"
                 )
+            config = placed(begun, job.config)
+            if config != begun:
+                write_text(stored, to_yaml(config))
             job = dataclasses.replace(job, config=config)
-        else:
-            RunFolder.reserve(job.config)
+        folder = RunFolder.reserve(job.config)
+        if not made_from(job.fingerprint, folder.record):
+            raise UserError(
+                f"{job.folder}: was made from another archive than the study's; move the folder away to repeat the run"
+            )
+        # The job compares it with what it finds at the path when it starts.
+        if "archive" not in folder.record:
+            folder.update(archive=job.fingerprint)
         self._executor.start(job)
 
     def poll(self) -> dict[str, Outcome]:
@@ -188,15 +199,16 @@ def _check_folder(study: StudyConfig) -> None:
         name = _read(stored).get("name")
         if name != study.name:
             raise UserError(f"{folder}: holds the study '{name}'; choose another folder with run=...")
+    # A name with a leading dot is a file that a killed process was writing.
     elif folder.is_dir() and any(
-        item.name != LOCK_FILE and not item.name.startswith(SYNTHETIC) for item in folder.iterdir()
+        item.name != LOCK_FILE and not item.name.startswith((".", SYNTHETIC)) for item in folder.iterdir()
     ):
         raise UserError(f"{folder}: is not empty and holds no study; choose another folder with run=...")
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tree: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree: Any = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         tree = None
     if not isinstance(tree, dict):

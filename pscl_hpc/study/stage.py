@@ -13,9 +13,11 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pscl_hpc.archive import Archive
 from pscl_hpc.config import Config, FinetuneConfig, load_config
 from pscl_hpc.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, JobError, UserError
 from pscl_hpc.models import TRUNK_FILE
@@ -30,14 +32,20 @@ def run_stage(config: Config) -> None:
     """Do, or finish, a job: pretrain, or fine-tune and score on all test splits.
 
     The seconds that each part took are added to ``times.json`` of the run.
+
+    Raises:
+        UserError: among others, the archive is not the one that ``run.json`` names.
     """
     folder = Path(config.run)
+    _check_archive(config)
     if isinstance(config, FinetuneConfig):
         from pscl_hpc.segmentation import evaluate, finetune
 
         with _Timer(folder, "finetune"):
             finetune(config)
-        if not is_evaluated(folder):
+        if not is_evaluated(folder, _planned(folder)):
+            # It may have been exchanged during the training.
+            _check_archive(config)
             with _Timer(folder, "evaluate"):
                 evaluate(folder, archive=config.data.archive)
     else:
@@ -47,23 +55,34 @@ def run_stage(config: Config) -> None:
             pretrain(config)
 
 
-def is_evaluated(folder: Path) -> bool:
-    """Whether the scores of a run are there and whole."""
+def is_evaluated(folder: Path, fingerprint: str) -> bool:
+    """Whether the scores of a run are there and whole, and those of images of this archive."""
     try:
-        read_evaluation(folder)
+        return made_from(fingerprint, read_evaluation(folder))
     except UserError:
         return False
-    return True
 
 
-def is_done(folder: Path, kind: str) -> bool:
-    """Whether a job has nothing left to do: its run ended well and its product, or its scores, are there."""
+def is_done(folder: Path, kind: str, fingerprint: str) -> bool:
+    """Whether a job has nothing left to do: its run ended well and its product, or its scores, are there.
+
+    Args:
+        folder: Of the run.
+        kind: ``pretrain`` or ``finetune``.
+        fingerprint: Of the archive that all of it has to be made from.
+    """
     try:
-        if not RunFolder.load(folder).done:
-            return False
+        run = RunFolder.load(folder)
     except UserError:
         return False
-    return (folder / TRUNK_FILE).is_file() if kind == "pretrain" else is_evaluated(folder)
+    if not run.done or not made_from(fingerprint, run.record):
+        return False
+    return (folder / TRUNK_FILE).is_file() if kind == "pretrain" else is_evaluated(folder, fingerprint)
+
+
+def made_from(fingerprint: str, record: Mapping[str, Any]) -> bool:
+    """Whether a record speaks of this archive; one that names none is believed, and without a fingerprint any."""
+    return not fingerprint or record.get("archive") in (None, fingerprint)
 
 
 def read_times(folder: Path) -> dict[str, float]:
@@ -76,6 +95,26 @@ def read_times(folder: Path) -> dict[str, float]:
     if not isinstance(tree, dict):
         return {}
     return {str(key): float(value) for key, value in tree.items() if isinstance(value, int | float)}
+
+
+def _planned(folder: Path) -> str:
+    """Fingerprint of the archive that a run was planned or begun with; empty when it is not known."""
+    try:
+        return str(RunFolder.load(folder).record.get("archive") or "")
+    except UserError:
+        return ""
+
+
+def _check_archive(config: Config) -> None:
+    planned = _planned(Path(config.run))
+    if not planned:
+        return
+    with Archive(config.data.archive) as archive:
+        if archive.fingerprint != planned:
+            raise UserError(
+                f"{archive.path}: is not the archive that {config.run} was planned with; restore it, or give the "
+                "study's command again to plan with this one"
+            )
 
 
 class _Timer:

@@ -29,7 +29,7 @@ from pscl_hpc.launch.jobs import (
 from pscl_hpc.launch.profiles import Profile
 from pscl_hpc.launch.registry import job_records
 from pscl_hpc.launch.schedulers import SCHEDULERS, wait_for_end
-from pscl_hpc.launch.submission import Submission, submit
+from pscl_hpc.launch.submission import Submission, submit, submit_many
 from pscl_hpc.runs import RunFolder
 
 from .conftest import MakeConfig
@@ -193,3 +193,31 @@ def test_a_run_is_requeued_by_hand(make_config: MakeConfig) -> None:
     found = wait_for_step(done.run, stopped.step + 5)
     assert (found.restarts, found.last_end, len(job_records(done.run))) == (2, "cancelled", 2)
     assert cancel(done.run).state == "stopped"
+
+
+@pytest.mark.parametrize("again", ["submit", "requeue"])
+def test_what_follows_a_run_is_done_by_a_new_job_and_the_run_is_not(
+    make_config: MakeConfig, again: str
+) -> None:
+    def send() -> Submission:
+        files, entry = Path("array"), "toy_stage:train_and_score"
+        return submit_many([config], cluster="local", files=files, name="study", entry=entry)[0]
+
+    config = make_config(run="runs/a")
+    done = send()
+    assert wait_for_end(done.job, 60)
+    assert RunFolder.load(done.run).done
+    assert not (done.run / "scores").exists()
+    with pytest.raises(UserError, match="this run is done"):
+        submit(config, cluster="local")
+    (done.run / "model").touch()
+    if again == "submit":
+        send()
+    else:
+        requeue(done.run)
+    last = job_records(done.run)[-1]
+    assert (last.job != done.job.job, last.entry) == (True, "toy_stage:train_and_score")
+    assert wait_for_end(last, 60)
+    assert (done.run / "scores").exists()
+    folder = RunFolder.load(done.run)
+    assert (folder.done, len(folder.attempts)) == (True, 1)

@@ -53,6 +53,25 @@ def test_a_profile_is_found_by_name_or_file_and_the_command_line_wins(folder: Pa
     assert (over.replace("x", tasks_per_node=3).gpus_per_node, over.tasks) == (None, 4)
 
 
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [
+        *(("4:00:00", 240), ("08:00:00", 480), ("1:30:00", 90), ("1-00:00:00", 1440)),
+        *(('"4:00:00"', 240), ("30", 30), ('"90"', 90)),
+    ],
+)
+def test_a_time_limit_needs_no_quotes(folder: Path, text: str, minutes: int) -> None:
+    (folder / "timed.yaml").write_text(f"time: {text}")
+    assert load_profile("timed").time_min == minutes
+
+
+def test_options_and_variables_are_what_is_written(folder: Path) -> None:
+    (folder / "timed.yaml").write_text("sbatch: {time-min: 2:00:00}\nenvironment: {LIMIT: 1:30:00.5}\n")
+    profile = load_profile("timed")
+    assert profile.sbatch == {"time-min": "2:00:00"}
+    assert profile.environment == {"LIMIT": "1:30:00.5"}
+
+
 def test_profiles_extend_each_other(folder: Path) -> None:
     (folder / "base.yaml").write_text("account: a1\nsetup: [module load x]\n")
     (folder / "big.yaml").write_text("extends: base.yaml\nnodes: 16\n")
@@ -98,7 +117,7 @@ def test_the_profiles_of_the_checkout_are_valid() -> None:
     assert names
     assert set(names) <= set(known_profiles())
     for name in names:
-        assert load_profile(name).time_min
+        assert load_profile(name).time_min == 240
 
 
 @pytest.mark.parametrize(("time", "asked", "delay"), [("240", None, 120), ("1", None, 30), ("240", 600, 600)])

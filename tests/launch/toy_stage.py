@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -51,3 +52,13 @@ def train(config: PretrainConfig) -> None:
                 folder.stop(str(stop_reason()))
                 raise StopRequested(str(stop_reason()))
         print("the end", file=sys.stderr, flush=True)
+
+
+def train_and_score(config: PretrainConfig) -> None:
+    """The run and what comes after it, as the jobs of a study; the scores come once the folder has a file ``model``."""
+    folder = Path(config.run)
+    if not RunFolder.load(folder).done:
+        train(config)
+    if not (folder / "model").exists():
+        raise JobError("there is no model to score")
+    (folder / "scores").touch()

@@ -63,6 +63,8 @@ def test_run_folder_holds_what_is_promised(archive: Path, tmp_path: Path) -> Non
     record = json.loads((folder.path / "run.json").read_text())
     assert record["status"] == "done"
     assert record["attempts"][0]["versions"]["torch"]
+    with Archive(archive) as opened:
+        assert record["archive"] == opened.fingerprint
 
 
 def test_same_seed_same_numbers_other_seed_other_numbers(archive: Path, tmp_path: Path) -> None:

@@ -82,6 +82,17 @@ def test_an_unfinished_run_is_not_taken(archive: Path, tmp_path: Path, first: Pa
     assert len(look(small_study(archive, tmp_path / "second", reuse=[str(first)])).elsewhere) == 12
 
 
+def test_a_run_of_another_archive_is_not_taken(archive: Path, tmp_path: Path, first: Path) -> None:
+    study = small_study(archive, tmp_path / "second", reuse=[str(first)])
+    trunk = next((first / "pretrain").glob("*/run.json"))
+    trunk.write_text(json.dumps({**json.loads(trunk.read_text()), "archive": "another"}))
+    scores = next((first / "finetune").glob("*/evaluation.json"))
+    scores.write_text(json.dumps({**json.loads(scores.read_text()), "archive": "another"}))
+    found = look(study).elsewhere.values()
+    assert len(found) == 11
+    assert not {trunk.parent, scores.parent} & set(found)
+
+
 def test_what_has_begun_here_goes_on_here(archive: Path, tmp_path: Path, first: Path) -> None:
     study = small_study(archive, tmp_path / "second", reuse=[str(first)])
     job = look(study).missing[0]
@@ -96,14 +107,17 @@ def test_a_copy_holds_files_and_predictions_alone(archive: Path, tmp_path: Path,
     key, source = next(iter(state.elsewhere.items()))
     (source / "checkpoints").mkdir(exist_ok=True)
     (source / "checkpoints" / "step-1.pt").write_bytes(b"x")
-    (source / "predictions").mkdir()
-    (source / "predictions" / "a.png").write_bytes(b"x")
-    (source / "link").symlink_to(archive)
+    for split in ("test", "test_ood"):
+        (source / "predictions" / split).mkdir(parents=True)
+        (source / "predictions" / split / "a.png").write_bytes(b"x")
+    for folder in (source, source / "predictions" / "test"):
+        (folder / "link").symlink_to(archive)
     job = state.plan.jobs[key]
     copy_run(job, source)
     there = {str(path.relative_to(job.folder)) for path in job.folder.rglob("*")}
-    assert {"config.yaml", "run.json", "predictions/a.png"} <= there
-    assert not {name for name in there if name.startswith(("checkpoints", "link", "run.lock", "attempts"))}
+    assert {"config.yaml", "run.json", "predictions/test/a.png", "predictions/test_ood/a.png"} <= there
+    assert not {name for name in there if name.startswith(("checkpoints", "run.lock", "attempts"))}
+    assert not {name for name in there if name.endswith("link")}
     assert not [path for path in job.folder.parent.iterdir() if path.name.startswith(".")]
 
 

@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pscl_hpc.config import StudyConfig
+from pscl_hpc.config import StudyConfig, load_config
 from pscl_hpc.errors import UserError
 from pscl_hpc.report import write_report
 from pscl_hpc.report.study_results import RESULTS_FILE, StudyResults, read_results
+from pscl_hpc.study.results import gather
 from pscl_hpc.study.run import STUDY_FILE, look, run_study
 from pscl_hpc.study.tables import TABLE_FILE
 
 from .material import Fabricator, small_study
 
+NONE = {"name": "none", "pretrain": "none"}
 AMOUNTS = {"scratch": 0.4, "simclr": 0.3, "pscl-simclr": 0.15}
 
 
@@ -107,6 +110,21 @@ def test_an_unfinished_run_goes_on_with_the_configuration_it_began_with(
     assert second.every == {10}
 
 
+def test_an_unfinished_run_goes_on_after_its_archive_and_its_study_were_moved(
+    archive: Path, tmp_path: Path
+) -> None:
+    shutil.copy(archive, tmp_path / "a.h5")
+    run(small_study(tmp_path / "a.h5", tmp_path / "study"), Fabricator(failing=("alloy",)))
+    (tmp_path / "a.h5").rename(tmp_path / "b.h5")
+    (tmp_path / "study").rename(tmp_path / "moved")
+    study = small_study(tmp_path / "b.h5", tmp_path / "moved")
+    begun = look(study).missing
+    assert len(begun) == 9
+    assert run(study, Fabricator()).scored == 9
+    for job in begun:
+        assert load_config(job.folder / "config.yaml") == job.config
+
+
 def test_a_run_whose_configuration_was_edited_is_not_taken_for_the_same(
     archive: Path, tmp_path: Path
 ) -> None:
@@ -128,6 +146,37 @@ def test_a_damaged_product_is_missing(archive: Path, tmp_path: Path, damage: str
     assert [str(job.folder) for job in look(study).missing] == [str(victim.parent)]
 
 
+def changed(path: Path, **values: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_a_run_of_another_archive_does_not_count_and_is_named(archive: Path, tmp_path: Path) -> None:
+    study = small_study(archive, tmp_path / "study", methods=[NONE])
+    run(study, Fabricator())
+    record = next(study.folder.glob("finetune/*/run.json"))
+    assert json.loads(record.read_text())["archive"] == look(study).plan.fingerprint
+    changed(record, archive="another")
+    results = run(study, Fabricator())
+    assert (results.scored, len(results.missing)) == (2, 1)
+    assert [item.state for item in results.failed] == ["failed"]
+    assert f"{record.parent}: was made from another archive" in results.failed[0].reason
+    # One from before archives were recorded.
+    tree = json.loads(record.read_text())
+    del tree["archive"]
+    record.write_text(json.dumps(tree))
+    assert look(study).missing == []
+
+
+def test_scores_of_another_archive_do_not_count_and_are_made_anew(archive: Path, tmp_path: Path) -> None:
+    study = small_study(archive, tmp_path / "study", methods=[NONE])
+    run(study, Fabricator())
+    changed(next(study.folder.glob("finetune/*/evaluation.json")), archive="another")
+    assert gather(look(study).plan, {}).scored == 2
+    again = Fabricator()
+    assert run(study, again).scored == 3
+    assert len(again.started) == 1
+
+
 def test_folders_of_others_are_left_alone(archive: Path, tmp_path: Path) -> None:
     folder = tmp_path / "study"
     folder.mkdir()
@@ -141,6 +190,16 @@ def test_folders_of_others_are_left_alone(archive: Path, tmp_path: Path) -> None
         run(small_study(archive, folder, name="another"), Fabricator())
     with pytest.raises(UserError, match="is a file"):
         run(small_study(archive, folder / STUDY_FILE), Fabricator())
+
+
+def test_what_a_killed_process_left_of_its_archive_is_in_nobodys_way(tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    folder.mkdir()
+    (folder / ".123-synthetic-01234567.h5").write_bytes(b"half")
+    datasets = [{"name": "synthetic_particles", "references": {"count": 1}}]
+    made = {"images": 8, "size": [48, 48]}
+    study = small_study("", folder, synthetic=made, datasets=datasets, methods=[NONE])
+    assert len(look(study).missing) == 1
 
 
 def test_two_processes_do_not_run_one_study(archive: Path, tmp_path: Path) -> None:
