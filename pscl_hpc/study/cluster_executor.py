@@ -13,6 +13,7 @@ from pscl_hpc.launch.schedulers import SCHEDULERS
 from pscl_hpc.launch.submission import submit_many
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.study.plan import Job
+from pscl_hpc.study.process_executor import last_error
 from pscl_hpc.study.schedule import Outcome
 from pscl_hpc.study.stage import is_done
 
@@ -82,11 +83,7 @@ class ClusterJobs:
         for key, job in self._ask():
             # The file system of the cluster may be behind its scheduler.
             if time.monotonic() - self._ended.setdefault(key, time.monotonic()) >= self._patience:
-                error = str(RunFolder.load(job.folder).record.get("error") or "")
-                outcomes.setdefault(
-                    key,
-                    Outcome("failed", error or f"its job ended without a word; see {job.folder / 'jobs'}"),
-                )
+                outcomes.setdefault(key, Outcome("failed", _reason(job)))
         for key in outcomes:
             self._running.pop(key, None)
             self._ended.pop(key, None)
@@ -144,6 +141,16 @@ class ClusterJobs:
             self._ended.pop(key, None)
             return []
         return [] if _ended_well(job) else [(key, job)]
+
+
+def _reason(job: Job) -> str:
+    """Why a job failed: what its run recorded, or what it said after its run was done."""
+    record = latest_job(job.folder)
+    return (
+        str(RunFolder.load(job.folder).record.get("error") or "")
+        or (last_error(record.log(job.folder)) if record is not None else "")
+        or f"its job ended without a word; see {job.folder / 'jobs'}"
+    )
 
 
 def _ended_well(job: Job) -> bool:

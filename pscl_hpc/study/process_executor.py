@@ -91,15 +91,21 @@ def visible_gpus() -> list[dict[str, str]]:
     return [{"CUDA_VISIBLE_DEVICES": name} for name in names]
 
 
-def _reason(folder: Path, code: int) -> str:
-    """Why a job failed: its last error sentence, or how it ended."""
+def last_error(log: Path) -> str:
+    """The error sentence that a log ends with; empty where it ends otherwise."""
     try:
-        lines = (folder / LOG_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     last = next((line for line in reversed(lines) if line.strip()), "")
-    if code > 0 and last.startswith("error: "):
-        return last.removeprefix("error: ")
+    return last.removeprefix("error: ") if last.startswith("error: ") else ""
+
+
+def _reason(folder: Path, code: int) -> str:
+    """Why a job failed: its last error sentence, or how it ended."""
+    said = last_error(folder / LOG_FILE)
+    if code > 0 and said:
+        return said
     if code < 0:
         return f"ended by {signal.Signals(-code).name}; see {folder / LOG_FILE}"
     return f"ended with exit code {code}; see {folder / LOG_FILE}"

@@ -28,6 +28,7 @@ class Cluster:
         self.arrays: list[list[str]] = []
         self.refused: tuple[str, ...] = ()
         self.broken: tuple[str, ...] = ()
+        self.unscored: tuple[str, ...] = ()
         self.states: dict[str, int] = {}
         self.configs: dict[str, Config] = {}
 
@@ -42,14 +43,20 @@ class Cluster:
             self.states[config.run], self.configs[config.run] = 0, config
 
     def latest_job(self, run: Path) -> Any:
-        return SimpleNamespace(run=str(run), cluster="local") if str(run) in self.states else None
+        if str(run) not in self.states:
+            return None
+        return SimpleNamespace(run=str(run), cluster="local", log=lambda run: run / "rank.log")
 
     def state(self, job: Any) -> Any:
         self.states[job.run] += 1
         if self.states[job.run] < 2:
             return SimpleNamespace(phase="pending")
         if self.states[job.run] == 2:
-            if any(word in job.run for word in self.broken):
+            if any(word in job.run for word in self.unscored):
+                fabricate(self.configs[job.run], {})
+                (Path(job.run) / "evaluation.json").unlink()
+                (Path(job.run) / "rank.log").write_text("at work\nerror: the scale broke\n\n")
+            elif any(word in job.run for word in self.broken):
                 RunFolder.load(job.run).update(status="failed", error="the node burnt")
             else:
                 fabricate(self.configs[job.run], {})
@@ -92,6 +99,15 @@ def test_a_job_that_ends_without_its_product_has_failed_with_its_reason(
     # All pretrainings have a folder of such a name: what is left are the fine-tunings from random weights.
     assert {item.reason for item in results.failed if item.state == "failed"} == {"the node burnt"}
     assert results.scored == 3
+
+
+def test_a_job_that_fails_after_its_run_has_its_last_words_for_a_reason(
+    archive: Path, tmp_path: Path, cluster: Cluster
+) -> None:
+    cluster.unscored = ("alloy--t1--scratch",)
+    results = run(archive, tmp_path / "study")
+    assert [item.reason for item in results.failed] == ["the scale broke"]
+    assert results.scored == 8
 
 
 def test_one_that_is_refused_does_not_keep_the_others_back(
