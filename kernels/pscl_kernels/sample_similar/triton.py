@@ -81,13 +81,15 @@ def _similarities(
     place: (TILE,) cells of one image, number: (TEMPLATES,) templates, from the image's first of each.
     """
     there, wanted = place < places, number < count
+    # 64-bit: an image of any strides may span 2^31 elements and more.
+    start = cell + (place.to(tl.int64) * stride_place)[:, None]
     product = tl.zeros((TEMPLATES, TILE), tl.float32)
     square = tl.zeros((TILE,), tl.float32)
     for first in range(0, width, BLOCK):
         feature = first + tl.arange(0, BLOCK)
         inside = feature < width
         c = tl.load(
-            cell + place[:, None] * stride_place + feature[None, :] * stride_feature,
+            start + (feature.to(tl.int64) * stride_feature)[None, :],
             mask=there[:, None] & inside[None, :],
             other=0.0,
         )
