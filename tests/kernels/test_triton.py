@@ -5,6 +5,7 @@ What only a GPU can tell, `bench/gpu.sh` tests.
 
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -40,6 +41,25 @@ def test_package_works_without_triton():
     )
     path = str(Path(pscl_kernels.__file__).parents[1])
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": path})
+
+
+@needs_triton
+def test_sampling_takes_more_images_than_a_grid_is_high(monkeypatch):
+    from pscl_kernels.sample_similar import triton as sampling
+
+    grids = []
+
+    class Silent:
+        def __getitem__(self, grid):
+            grids.append(grid)
+            return lambda *args, **kwargs: None
+
+    monkeypatch.setattr(sampling, "_tile_maxima", Silent())
+    monkeypatch.setattr(sampling, "_greedy", Silent())
+    templates, cells = torch.empty(2, 16, device="meta"), torch.empty(70_000, 300, 16, device="meta")
+    sampling.sample_similar._init_fn(templates, cells, None)
+    assert [math.prod(grid) for grid in grids] == [70_000 * 3, 70_000]
+    assert all(size <= 65_535 for grid in grids for size in grid[1:])
 
 
 @needs_triton

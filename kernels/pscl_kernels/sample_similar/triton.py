@@ -53,7 +53,8 @@ def sample_similar(templates: Tensor, cells: Tensor, valid: Tensor | None) -> Te
         best,
     )
     sizes = (places, count, width, tiles, count * width if templates.ndim == 3 else 0, *cells.stride())
-    _tile_maxima[(tiles, batch)](*arguments, *sizes, **common, num_warps=WARPS)
+    # In one dimension: the others of a grid end at 65,535.
+    _tile_maxima[(batch * tiles,)](*arguments, *sizes, **common, num_warps=WARPS)
     _greedy[(batch,)](
         *arguments, taken, *sizes, **common, TILES=triton.next_power_of_2(tiles), num_warps=WARPS
     )
@@ -117,8 +118,8 @@ def _tile_maxima(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """best (B, T, tiles): greatest similarity of each template in one tile of one image."""
-    tile = tl.program_id(0)
-    image = tl.program_id(1).to(tl.int64)
+    tile = tl.program_id(0) % tiles
+    image = (tl.program_id(0) // tiles).to(tl.int64)
     place = tile * TILE + tl.arange(0, TILE)
     for first in range(0, count, TEMPLATES):
         number = first + tl.arange(0, TEMPLATES)
