@@ -1,7 +1,9 @@
 """Which implementation of an operation runs."""
 
+import contextlib
 import importlib.util
 import os
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -49,6 +51,13 @@ def resolve_backend(backend: str, features: Tensor) -> str:
         rows = f"{features.dtype} rows of {features.shape[-1]} on {features.device.type}"
         raise ValueError(f"{source} {backend!r} {state}: choose auto, {' or '.join(choices)} for {rows}")
     return backend
+
+
+@contextlib.contextmanager
+def computing_on(tensor: Tensor) -> Iterator[None]:
+    """Within it autocast is off, and kernels are launched on the device that holds `tensor`, not on the current one."""
+    with torch.autocast(tensor.device.type, enabled=False), torch.cuda.device_of(tensor):
+        yield
 
 
 def _interpreted() -> bool:

@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pscl_kernels.backends import computing_on
+
 TILE = 128
 """Cells per tile."""
 
@@ -53,11 +55,12 @@ def sample_similar(templates: Tensor, cells: Tensor, valid: Tensor | None) -> Te
         best,
     )
     sizes = (places, count, width, tiles, count * width if templates.ndim == 3 else 0, *cells.stride())
-    # In one dimension: the others of a grid end at 65,535.
-    _tile_maxima[(batch * tiles,)](*arguments, *sizes, **common, num_warps=WARPS)
-    _greedy[(batch,)](
-        *arguments, taken, *sizes, **common, TILES=triton.next_power_of_2(tiles), num_warps=WARPS
-    )
+    with computing_on(cells):
+        # In one dimension: the others of a grid end at 65,535.
+        _tile_maxima[(batch * tiles,)](*arguments, *sizes, **common, num_warps=WARPS)
+        _greedy[(batch,)](
+            *arguments, taken, *sizes, **common, TILES=triton.next_power_of_2(tiles), num_warps=WARPS
+        )
     return taken
 
 
