@@ -78,6 +78,7 @@ def main() -> None:
                     print(f"no time left for batch {batch} in {precision}: run this part again to go on")
                     sys.exit(4)
                 results.add(in_own_process(setting, path, batch, precision))
+        results.end()
 
 
 def synthetic(setting: Setting, folder: Path) -> Path:

@@ -1,6 +1,7 @@
 """Our queue loss: plain, with hard labels, and with the soft labels of PSCL-MoCo."""
 
 import sys
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from bench.gpu import ceilings, floors, oracles, timing
 from bench.gpu.check import require
+from bench.gpu.measure import attempt
 from bench.gpu.results import Results
 from bench.gpu.setting import Setting, parse
 from bench.gpu.shapes import TEMPERATURE, QueueShape, name_of, queue_shapes, queued
@@ -39,9 +41,10 @@ def main() -> None:
                 if setting.left() < 0:
                     print(f"no time left for {key}: run this part again to go on")
                     sys.exit(4)
-                results.add({**key, **measured(setting, shape, labels, backend, ceiling)})
+                results.add({**key, **attempt(partial(measured, setting, shape, labels, backend, ceiling))})
                 if not setting.tiny:
                     torch.cuda.empty_cache()
+    results.end()
 
 
 def structure(setting: Setting, shape: QueueShape, labels: str) -> dict[str, Tensor]:
@@ -79,7 +82,7 @@ def measured(
 
     found = timing.of_loss(setting, lambda: call(q, k, entries), (q,))
     if "median_ms" in found[timing.BOTH] and shape.rows <= CHUNKED_ROWS:
-        found |= oracles.errors(call, truth, (q, k, entries))
+        found |= oracles.errors_if_known(call, truth, (q, k, entries))
     if ceiling is not None:
         floor = floors.queue(shape.rows, shape.entries, shape.width, ceiling)
         for what in (timing.FORWARD, timing.BOTH):

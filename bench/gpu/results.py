@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from bench.gpu.measure import OUT_OF_MEMORY
 from bench.gpu.setting import Setting
 from bench.record import RESULTS, record
 
@@ -20,7 +22,8 @@ class Results:
     """Entries of `gpu-<device>-<name>.json`, written after each one.
 
     Entries of an earlier run are kept if they were measured in the same circumstances: device, versions, and, with
-    `of_kernels`, the very same kernel sources.
+    `of_kernels`, the very same kernel sources. Of those of our own kernels, the ones that failed for any reason but
+    memory are left out, so that they are tried again.
     """
 
     def __init__(self, name: str, setting: Setting, header: Mapping[str, Any], *, of_kernels: bool) -> None:
@@ -31,7 +34,7 @@ class Results:
         self.entries: list[dict[str, Any]] = []
         old = read(self.name)
         if old and old["circumstances"] == self.circumstances:
-            self.entries = list(old["measured"])
+            self.entries = [e for e in old["measured"] if not (of_kernels and failures(e))]
 
     def has(self, **key: object) -> bool:
         """Whether an entry has these values."""
@@ -43,6 +46,12 @@ class Results:
         self.entries.append(entry)
         self.write()
 
+    def end(self) -> None:
+        """End the program with code 1 where an entry failed for any reason but memory."""
+        failed = [reason for entry in self.entries for reason in failures(entry)]
+        if failed:
+            sys.exit(f"{len(failed)} failed and will be tried again: {'; '.join(dict.fromkeys(failed))}")
+
     def write(self) -> Path:
         result = {
             "tiny": self.setting.tiny,
@@ -51,6 +60,13 @@ class Results:
             "measured": self.entries,
         }
         return record(self.name, result, command=self.setting.command())
+
+
+def failures(entry: Mapping[str, Any]) -> list[str]:
+    """Why an entry, or what it has of several calls, failed, but for lack of memory."""
+    found = [entry, *(value for value in entry.values() if isinstance(value, dict))]
+    reasons = [part["failed"] for part in found if "failed" in part]
+    return [reason for reason in reasons if reason != OUT_OF_MEMORY]
 
 
 def folder() -> Path:

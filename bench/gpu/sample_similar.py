@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from bench.gpu import ceilings, floors, timing
 from bench.gpu.check import require
-from bench.gpu.measure import measure
+from bench.gpu.measure import attempt, measure
 from bench.gpu.results import Results
 from bench.gpu.setting import Setting, parse
 from bench.gpu.shapes import SamplingShape, cells_of, name_of, sampling_shapes
@@ -36,9 +37,10 @@ def main() -> None:
             if setting.left() < 0:
                 print(f"no time left for {key}: run this part again to go on")
                 sys.exit(4)
-            results.add({**key, **measured(setting, shape, name, ceiling)})
+            results.add({**key, **attempt(partial(measured, setting, shape, name, ceiling))})
             if not setting.tiny:
                 torch.cuda.empty_cache()
+    results.end()
 
 
 def loop(templates: Tensor, cells: Tensor) -> Tensor:

@@ -11,6 +11,9 @@ import pytest
 import torch
 
 from bench.gpu import check, floors, oracles
+from bench.gpu import patch_nt_xent as patch_loss
+from bench.gpu import queue_info_nce as queue_loss
+from bench.gpu import sample_similar as sampling
 from bench.gpu.peers import PEERS
 from bench.gpu.peers.__main__ import in_own_process, run
 from bench.gpu.peers.base import bare_packages, unit_rows
@@ -59,6 +62,60 @@ def test_results_grow_and_go_on(setting: Setting, tmp_path: Path) -> None:
     content["result"]["circumstances"]["kernels"] = "of other sources"
     path.write_text(json.dumps(content))
     assert not Results("thing", setting, {}, of_kernels=True).entries
+
+
+def test_what_failed_is_tried_again_but_for_memory(setting: Setting) -> None:
+    first = Results("thing", setting, {}, of_kernels=True)
+    first.add({"rows": 1, "forward": {"median_ms": 1.0}})
+    first.add({"rows": 2, "forward": {"failed": "out of memory"}, "failed": "out of memory"})
+    first.end()
+    first.add({"rows": 3, "failed": "RuntimeError: launch"})
+    first.add({"rows": 4, "forward": {"median_ms": 1.0}, "errors": {"failed": "ValueError: no"}})
+    with pytest.raises(SystemExit, match=r"2 failed .* RuntimeError: launch; ValueError: no"):
+        first.end()
+    again = Results("thing", setting, {}, of_kernels=True)
+    assert [entry["rows"] for entry in again.entries] == [1, 2]
+    again.end()
+    # A peer's failure is a finding.
+    peers = Results("peers", setting, {}, of_kernels=False)
+    peers.add({"peer": "wrong", "failed": "not correct"})
+    assert Results("peers", setting, {}, of_kernels=False).entries
+
+
+@pytest.mark.parametrize("part", [patch_loss, sampling, queue_loss])
+def test_a_shape_that_fails_does_not_end_a_part(
+    part: Any, setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither where inputs or times fail nor where errors do; and the part is not well."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("broken")
+
+    monkeypatch.setattr(part, "parse", lambda _: setting)
+    monkeypatch.setattr(part, "require", lambda *_: None)
+    monkeypatch.setattr(Setting, "backends", ("chunked",))
+    inputs = {patch_loss: "pairs", sampling: "cells_of", queue_loss: "queued"}[part]
+    with monkeypatch.context() as context:
+        context.setattr(part, inputs, fail)
+        context.setattr(part, "LOSS_VARIANTS", ("chunked",), raising=False)
+        with pytest.raises(SystemExit, match="failed and will be tried again: ValueError: broken"):
+            part.main()
+    (path,) = tmp_path.glob("gpu-cpu-*.json")
+    failed = json.loads(path.read_text())["result"]["measured"]
+    assert {entry["failed"] for entry in failed} == {"ValueError: broken"}
+    with monkeypatch.context() as context:
+        context.setattr(part, "LOSS_VARIANTS", ("chunked",), raising=False)
+        context.setattr(oracles, "errors", fail)
+        if part is sampling:
+            part.main()
+        else:
+            with pytest.raises(SystemExit, match="ValueError: broken"):
+                part.main()
+    found = json.loads(path.read_text())["result"]["measured"]
+    assert len(found) == len(failed)
+    for entry in found:
+        assert part is sampling or entry["errors"] == {"failed": "ValueError: broken"}
+        assert entry.get("forward", entry)["median_ms"] > 0
 
 
 def test_nothing_is_measured_that_is_not_correct(setting: Setting) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.gpu import oracles, timing
-from bench.gpu.measure import measure, reason
+from bench.gpu.measure import attempt, measure, reason
 from bench.gpu.peers import PEERS
 from bench.gpu.peers.base import Peer, version
 from bench.gpu.results import Results
@@ -121,14 +121,11 @@ def shapes_of(peer: Peer, setting: Setting) -> list[Any]:
 
 def measured(peer: Peer, call: Any, shape: Any, setting: Setting) -> dict[str, Any]:
     """Errors on a small problem, and times at `shape` where they are small enough."""
-    try:
-        if isinstance(shape, LossShape):
-            return _loss(peer, call, shape, setting)
-        if isinstance(shape, QueueShape):
-            return _queue(peer, call, shape, setting)
-        return _top1(call, shape, setting)
-    except Exception as error:
-        return {"failed": reason(error)}
+    if isinstance(shape, LossShape):
+        return attempt(lambda: _loss(peer, call, shape, setting))
+    if isinstance(shape, QueueShape):
+        return attempt(lambda: _queue(peer, call, shape, setting))
+    return attempt(lambda: _top1(call, shape, setting))
 
 
 def _loss(peer: Peer, call: Any, shape: LossShape, setting: Setting) -> dict[str, Any]:
