@@ -13,7 +13,7 @@ from bench.gpu.check import require
 from bench.gpu.measure import attempt
 from bench.gpu.oracles import errors_if_known
 from bench.gpu.results import Results
-from bench.gpu.setting import Setting, parse
+from bench.gpu.setting import UNFINISHED, Setting, parse
 from bench.gpu.shapes import TEMPERATURE, LossShape, grouping, loss_shapes, name_of, pairs
 from bench.gpu.variants import CHUNKED, LOSS_VARIANTS, SYMMETRIC, shipped, using
 from pscl_kernels import patch_nt_xent
@@ -41,7 +41,7 @@ def main() -> None:
                 continue
             if setting.left() < 0:
                 print(f"no time left for {key}: run this part again to go on")
-                sys.exit(4)
+                sys.exit(UNFINISHED)
             results.add({**key, **attempt(partial(measured, setting, shape, variant, ceiling))})
             if not setting.tiny:
                 torch.cuda.empty_cache()

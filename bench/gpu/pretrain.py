@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from bench.gpu.check import require
 from bench.gpu.results import Results
-from bench.gpu.setting import Setting, parse
+from bench.gpu.setting import UNFINISHED, Setting, parse
 from pscl_hpc.archive import Archive
 from pscl_hpc.archive.synthesis import write_synthetic_archive
 from pscl_hpc.config import PretrainConfig, resolve_config
@@ -76,7 +76,7 @@ def main() -> None:
                     continue
                 if setting.left() < 20:
                     print(f"no time left for batch {batch} in {precision}: run this part again to go on")
-                    sys.exit(4)
+                    sys.exit(UNFINISHED)
                 results.add(in_own_process(setting, path, batch, precision))
         results.end()
 

@@ -11,7 +11,7 @@ from bench.gpu import ceilings, floors, oracles, timing
 from bench.gpu.check import require
 from bench.gpu.measure import attempt
 from bench.gpu.results import Results
-from bench.gpu.setting import Setting, parse
+from bench.gpu.setting import UNFINISHED, Setting, parse
 from bench.gpu.shapes import TEMPERATURE, QueueShape, name_of, queue_shapes, queued
 from pscl_kernels import queue_info_nce
 
@@ -40,7 +40,7 @@ def main() -> None:
                     continue
                 if setting.left() < 0:
                     print(f"no time left for {key}: run this part again to go on")
-                    sys.exit(4)
+                    sys.exit(UNFINISHED)
                 results.add({**key, **attempt(partial(measured, setting, shape, labels, backend, ceiling))})
                 if not setting.tiny:
                     torch.cuda.empty_cache()

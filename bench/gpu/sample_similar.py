@@ -12,7 +12,7 @@ from bench.gpu import ceilings, floors, timing
 from bench.gpu.check import require
 from bench.gpu.measure import attempt, measure
 from bench.gpu.results import Results
-from bench.gpu.setting import Setting, parse
+from bench.gpu.setting import UNFINISHED, Setting, parse
 from bench.gpu.shapes import SamplingShape, cells_of, name_of, sampling_shapes
 from pscl_kernels import sample_similar
 
@@ -36,11 +36,11 @@ def main() -> None:
                 continue
             if setting.left() < 0:
                 print(f"no time left for {key}: run this part again to go on")
-                sys.exit(4)
+                sys.exit(UNFINISHED)
             results.add({**key, **attempt(partial(measured, setting, shape, name, ceiling))})
             if not setting.tiny:
                 torch.cuda.empty_cache()
-    results.end()
+    results.end(leave_out=lambda entry: entry["implementation"] == LOOP)
 
 
 def loop(templates: Tensor, cells: Tensor) -> Tensor:

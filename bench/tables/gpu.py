@@ -110,12 +110,13 @@ def queue(device: Device) -> str:
 
 def step(device: Device) -> str:
     """A whole pretraining step."""
+    unfinished = device.result("step").get("unfinished", [])
     rows = [
         [
             form,
             f"{found['images_per_second']:,.0f}",
             f"{found['peak_bytes'] / GIB:.2f}",
-            f"{found['largest_images']:,}",
+            f"{found['largest_images']:,}" + " or more" * (form in unfinished),
             f"{found['largest_images_per_second']:,.0f}",
             f"{found['most_images_per_second']:,.0f}",
             f"{found['speedup_small']:.1f}x / {found['speedup_best']:.1f}x"

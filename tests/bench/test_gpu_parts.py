@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bench.gpu import check, floors, oracles
+from bench.gpu import check, floors, oracles, step
 from bench.gpu import patch_nt_xent as patch_loss
 from bench.gpu import queue_info_nce as queue_loss
 from bench.gpu import sample_similar as sampling
 from bench.gpu.peers import PEERS
+from bench.gpu.peers import __main__ as peers_main
 from bench.gpu.peers.__main__ import in_own_process, run
 from bench.gpu.peers.base import bare_packages, unit_rows
 from bench.gpu.results import Results, fingerprint
@@ -154,6 +156,80 @@ def test_largest_batch(fits: int) -> None:
         assert found >= min(fits * 8 // 9, 1024)
         assert len(tried) < 16
     assert max(tried) <= 1024
+
+
+@pytest.fixture
+def as_if_on_a_gpu(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> Setting:
+    monkeypatch.setattr(Setting, "tiny", False)
+    monkeypatch.setattr(Setting, "slug", lambda self: "gpu")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "GPU")
+    monkeypatch.setattr(step, "setup_device", lambda *_: None)
+    monkeypatch.setattr(step, "require", lambda *_: None)
+    return setting
+
+
+def test_search_of_the_largest_batch_goes_on_where_its_time_ended(
+    as_if_on_a_gpu: Setting, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tried: list[int] = []
+
+    def measured(setting: Setting, form: str, batch: int, *, profiled: bool) -> dict[str, Any]:
+        tried.append(batch)
+        found = {"failed": "out of memory"} if batch > 100 else {"images_per_second": 1.0, "peak_bytes": 1}
+        return {"form": form, "what": "step", "images": batch + 1, **found}
+
+    monkeypatch.setattr(step, "measured", measured)
+    allowed = [2, 3, 0, 100, 100]
+
+    def in_own_process(setting: Setting, form: str, seconds: float, results: Results) -> int:
+        until = len(tried) + allowed.pop(0)
+        code = 0
+        monkeypatch.setattr(Setting, "left", lambda self: float(until - len(tried)))
+        try:
+            step.child(setting, form)
+        except SystemExit as end:
+            code = int(str(end.code))
+        monkeypatch.setattr(Setting, "left", lambda self: 60.0)
+        for line in capsys.readouterr().out.splitlines():
+            if line.startswith(step.LINE):
+                results.add(json.loads(line))
+        capsys.readouterr()
+        return code
+
+    monkeypatch.delenv("RELEASED", raising=False)
+    monkeypatch.setattr(step, "parse", lambda _: as_if_on_a_gpu)
+    monkeypatch.setattr(step, "FORMS", ("released", "ours"))
+    monkeypatch.setattr(step, "in_own_process", in_own_process)
+    for most in (16, 64, 64):
+        with pytest.raises(SystemExit) as end:
+            step.main()
+        assert end.value.code == 4
+        results = step.opened(as_if_on_a_gpu)
+        assert summary(results.entries)["ours"]["largest_images"] == most + 1
+    step.main()
+    expected: list[int] = []
+    largest(lambda batch: not expected.append(batch) and batch <= 100, 8, 1024)
+    assert tried == expected
+    step.main()
+    assert tried == expected
+
+
+def test_peer_that_ran_out_of_time_is_not_done(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = Setting(setting.device, -1.0, only=PEERS[0].name)
+    with pytest.raises(SystemExit) as end:
+        run(PEERS[0].name, late)
+    assert end.value.code == 4
+    monkeypatch.setattr(peers_main, "parse", lambda _: setting)
+    monkeypatch.setattr(Setting, "tiny", False)
+    monkeypatch.setattr(
+        peers_main.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 4)
+    )
+    with pytest.raises(SystemExit) as end:
+        peers_main.main()
+    assert end.value.code == 4
+    assert not list(tmp_path.glob("*peers*"))
 
 
 def test_summary_of_steps() -> None:

@@ -90,6 +90,16 @@ def test_what_failed_altogether_says_why(folder: Path, name: str) -> None:
     assert "ValueError: broken" in text or name == "gpu-marks"
 
 
+def test_a_batch_that_was_the_last_in_time_is_not_called_the_largest(folder: Path) -> None:
+    path = folder / "gpu-h100-step.json"
+    assert "or more" not in gpu.device_tables("gpu-step", folder)
+    content = json.loads(path.read_text())
+    content["result"]["unfinished"] = ["ours"]
+    path.write_text(json.dumps(content))
+    (row,) = [line for line in gpu.device_tables("gpu-step", folder).splitlines() if "or more" in line]
+    assert row.startswith("| ours |")
+
+
 def test_two_devices_stand_apart(folder: Path) -> None:
     other = json.loads((folder / "gpu-h100-patch-nt-xent.json").read_text())
     other["result"]["circumstances"]["device"] = "NVIDIA H200"
