@@ -20,7 +20,7 @@ import torch
 from bench.gpu import tracing
 from bench.gpu.check import require
 from bench.gpu.measure import measure
-from bench.gpu.results import Results, folder
+from bench.gpu.results import TOOLKIT, Results, fingerprint, folder
 from bench.gpu.setting import UNFINISHED, Setting, parse
 from bench.released import (
     OURS,
@@ -88,7 +88,8 @@ def main() -> None:
 
 
 def opened(setting: Setting) -> Results:
-    return Results("step", setting, {"size": size_of(setting)}, of_kernels=True)
+    also = {"toolkit": fingerprint(TOOLKIT)}
+    return Results("step", setting, {"size": size_of(setting)}, of_kernels=True, also=also)
 
 
 def size_of(setting: Setting) -> int:

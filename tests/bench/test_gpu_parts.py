@@ -13,13 +13,14 @@ import torch
 
 from bench.gpu import check, floors, oracles, step
 from bench.gpu import patch_nt_xent as patch_loss
+from bench.gpu import pretrain as pretraining
 from bench.gpu import queue_info_nce as queue_loss
 from bench.gpu import sample_similar as sampling
 from bench.gpu.peers import PEERS
 from bench.gpu.peers import __main__ as peers_main
 from bench.gpu.peers.__main__ import in_own_process, run
 from bench.gpu.peers.base import bare_packages, unit_rows
-from bench.gpu.results import Results, fingerprint
+from bench.gpu.results import KERNELS, Results, fingerprint
 from bench.gpu.setting import Setting
 from bench.gpu.shapes import TEMPERATURE, grouping, pairs
 from bench.gpu.step import largest, summary
@@ -60,10 +61,27 @@ def test_results_grow_and_go_on(setting: Setting, tmp_path: Path) -> None:
     assert not again.has(rows=5)
     path = tmp_path / "gpu-cpu-thing.json"
     content = json.loads(path.read_text())
-    assert content["result"]["circumstances"]["kernels"] == fingerprint()
+    assert content["result"]["circumstances"]["kernels"] == fingerprint(KERNELS)
     content["result"]["circumstances"]["kernels"] = "of other sources"
     path.write_text(json.dumps(content))
     assert not Results("thing", setting, {}, of_kernels=True).entries
+
+
+def test_results_of_two_archives_or_toolkits_do_not_mix(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretraining, "TOOLKIT", tmp_path)
+    monkeypatch.setattr(step, "TOOLKIT", tmp_path)
+    pretraining.opened(setting, "a.h5", 7, "0").add({"batch_size": 8})
+    step.opened(setting).add({"form": "ours"})
+    assert pretraining.opened(setting, "a.h5", 7, "0").entries
+    assert step.opened(setting).entries
+    assert not pretraining.opened(setting, "b.h5", 7, "0").entries
+    assert not pretraining.opened(setting, "a.h5", 8, "0").entries
+    assert not pretraining.opened(setting, "a.h5", 7, "1").entries
+    (tmp_path / "losses.py").write_text("other = True\n")
+    assert not pretraining.opened(setting, "a.h5", 7, "0").entries
+    assert not step.opened(setting).entries
 
 
 def test_what_failed_is_tried_again_but_for_memory(setting: Setting) -> None:
