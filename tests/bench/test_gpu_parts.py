@@ -22,7 +22,7 @@ from bench.gpu.peers.__main__ import in_own_process, run
 from bench.gpu.peers.base import bare_packages, unit_rows
 from bench.gpu.results import KERNELS, Results, fingerprint
 from bench.gpu.setting import Setting
-from bench.gpu.shapes import TEMPERATURE, grouping, pairs
+from bench.gpu.shapes import TEMPERATURE, QueueShape, grouping, pairs
 from bench.gpu.step import largest, summary
 from pscl_kernels import patch_nt_xent, queue_info_nce
 
@@ -274,6 +274,13 @@ def test_oracles_are_those_of_the_kernels(setting: Setting) -> None:
     torch.testing.assert_close(
         oracles.queue(q, k, entries, 0.1), queue_info_nce(q, k, entries, temperature=0.1, backend="reference")
     )
+
+
+def test_error_of_soft_labels_is_not_that_of_rounded_weights(setting: Setting) -> None:
+    """`chunked` computes bfloat16 rows in float32: nothing but weights of other values could be far off."""
+    shape = QueueShape(24, 40, 16, torch.bfloat16)
+    found = queue_loss.measured(setting, shape, "soft", "chunked", None)
+    assert found["loss_error"] < 1e-6
 
 
 def test_own_product_as_a_negative() -> None:
