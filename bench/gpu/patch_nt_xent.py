@@ -14,8 +14,8 @@ from bench.gpu.measure import attempt
 from bench.gpu.oracles import errors_if_known
 from bench.gpu.results import Results
 from bench.gpu.setting import UNFINISHED, Setting, parse
-from bench.gpu.shapes import TEMPERATURE, LossShape, grouping, loss_shapes, name_of, pairs
-from bench.gpu.variants import CHUNKED, LOSS_VARIANTS, SYMMETRIC, shipped, using
+from bench.gpu.shapes import TEMPERATURE, LossShape, grouping, loss_shapes, name_of, pairs, takes
+from bench.gpu.variants import CHUNKED, LOSS_VARIANTS, SYMMETRIC, backend_of, shipped, using
 from pscl_kernels import patch_nt_xent
 
 CHUNKED_ROWS = 65_536
@@ -35,6 +35,8 @@ def main() -> None:
     for shape in loss_shapes(setting):
         for variant in LOSS_VARIANTS:
             if setting.only not in (None, variant) or (variant == CHUNKED and shape.rows > CHUNKED_ROWS):
+                continue
+            if not takes(setting, backend_of(variant), shape.width, shape.dtype):
                 continue
             key = {**shape._asdict(), "dtype": name_of(shape.dtype), "implementation": variant}
             if results.has(**key):

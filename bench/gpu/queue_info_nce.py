@@ -12,7 +12,7 @@ from bench.gpu.check import require
 from bench.gpu.measure import attempt
 from bench.gpu.results import Results
 from bench.gpu.setting import UNFINISHED, Setting, parse
-from bench.gpu.shapes import TEMPERATURE, QueueShape, name_of, queue_shapes, queued
+from bench.gpu.shapes import TEMPERATURE, QueueShape, name_of, queue_shapes, queued, takes
 from pscl_kernels import queue_info_nce
 
 LABELS = ("hard", "soft")
@@ -33,6 +33,8 @@ def main() -> None:
         for labels in LABELS:
             for backend in setting.backends:
                 if backend == "chunked" and shape.rows > CHUNKED_ROWS:
+                    continue
+                if not takes(setting, backend, shape.width, shape.dtype):
                     continue
                 key = {**shape._asdict(), "dtype": name_of(shape.dtype)}
                 key |= {"labels": labels, "implementation": backend}

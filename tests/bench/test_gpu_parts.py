@@ -138,6 +138,19 @@ def test_a_shape_that_fails_does_not_end_a_part(
         assert entry.get("forward", entry)["median_ms"] > 0
 
 
+@pytest.mark.parametrize("part", [patch_loss, queue_loss])
+def test_rows_too_wide_for_the_device_are_left_out(
+    part: Any, setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(part, "parse", lambda _: setting)
+    monkeypatch.setattr(part, "require", lambda *_: None)
+    monkeypatch.setattr("bench.gpu.shapes.available_backends", lambda _: ("reference", "chunked"))
+    part.main()
+    (path,) = tmp_path.glob("gpu-cpu-*.json")
+    found = json.loads(path.read_text())["result"]["measured"]
+    assert {entry["implementation"] for entry in found} == {"chunked"}
+
+
 def test_nothing_is_measured_that_is_not_correct(setting: Setting) -> None:
     with pytest.raises(SystemExit, match="patch_nt_xent has not passed"):
         check.require(setting, "patch_nt_xent")
