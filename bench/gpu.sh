@@ -15,7 +15,8 @@
 #   plots        pictures of the results, where matplotlib is installed
 #
 # Each part has a time limit under ten minutes, writes its results into OUT as it goes, and does not stop the others.
-# A part that was cut off goes on where it was when it is called again with the same OUT and the same kernels.
+# A part that was cut off goes on where it was when it is called again with the same OUT and the same kernels (step and
+# pretrain: also the same toolkit and archive).
 # Exit code 0: all parts ended well or had nothing to do; 1: some did not, see OUT/parts.txt; 2: wrong usage.
 #
 # Environment, all optional:

@@ -12,6 +12,9 @@ from bench.peak_memory import peak_bytes
 
 Measured = dict[str, Any]
 
+OUT_OF_MEMORY = "out of memory"
+"""The one failure that is a finding, and stands."""
+
 FLUSH_BYTES = 256 * 2**20
 """More than any second-level cache so far."""
 
@@ -25,13 +28,18 @@ def measure(
     each. Calls are repeated for about `seconds`, after as many as it takes to warm up (compilation included).
     A call that runs out of memory, or cannot run at all, gives {"failed": why}.
     """
+    return attempt(lambda: _on_cpu(call) if setting.tiny else _on_gpu(call, seconds, most))
+
+
+def attempt(call: Callable[[], Measured]) -> Measured:
+    """What `call` gives, or {"failed": why}: one shape, or one peer, that fails does not end a part."""
     try:
-        return _on_cpu(call) if setting.tiny else _on_gpu(call, seconds, most)
+        return call()
     except torch.cuda.OutOfMemoryError:
         torch.cuda.empty_cache()
-        return {"failed": "out of memory"}
+        return {"failed": OUT_OF_MEMORY}
     except Exception as error:
-        # A peer may fail in any way; whatever it is belongs into the result.
+        # It may be of any kind; whatever it is belongs into the result.
         return {"failed": reason(error)}
 
 

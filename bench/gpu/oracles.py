@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from bench.gpu.measure import attempt
 
 
 def loss(
@@ -45,6 +48,14 @@ def errors(
     if gradients:
         found["gradient_error"] = float((gradient - exact_gradient).norm() / exact_gradient.norm())
     return found
+
+
+def errors_if_known(
+    call: Callable[..., Tensor], truth: Callable[..., Tensor], inputs: tuple[Tensor, ...]
+) -> dict[str, Any]:
+    """As `errors`; {"errors": {"failed": why}} where they cannot be found, so that times stand without them."""
+    found = attempt(lambda: errors(call, truth, inputs))
+    return {"errors": found} if "failed" in found else found
 
 
 def _run(

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,11 +10,12 @@ from torch import Tensor
 
 from bench.gpu import ceilings, floors, timing
 from bench.gpu.check import require
-from bench.gpu.oracles import errors
+from bench.gpu.measure import attempt
+from bench.gpu.oracles import errors_if_known
 from bench.gpu.results import Results
-from bench.gpu.setting import Setting, parse
-from bench.gpu.shapes import TEMPERATURE, LossShape, grouping, loss_shapes, name_of, pairs
-from bench.gpu.variants import CHUNKED, LOSS_VARIANTS, SYMMETRIC, shipped, using
+from bench.gpu.setting import UNFINISHED, Setting, parse
+from bench.gpu.shapes import TEMPERATURE, LossShape, grouping, loss_shapes, name_of, pairs, takes
+from bench.gpu.variants import CHUNKED, LOSS_VARIANTS, SYMMETRIC, backend_of, shipped, using
 from pscl_kernels import patch_nt_xent
 
 CHUNKED_ROWS = 65_536
@@ -34,15 +36,18 @@ def main() -> None:
         for variant in LOSS_VARIANTS:
             if setting.only not in (None, variant) or (variant == CHUNKED and shape.rows > CHUNKED_ROWS):
                 continue
+            if not takes(setting, backend_of(variant), shape.width, shape.dtype):
+                continue
             key = {**shape._asdict(), "dtype": name_of(shape.dtype), "implementation": variant}
             if results.has(**key):
                 continue
             if setting.left() < 0:
                 print(f"no time left for {key}: run this part again to go on")
-                sys.exit(4)
-            results.add({**key, **measured(setting, shape, variant, ceiling)})
+                sys.exit(UNFINISHED)
+            results.add({**key, **attempt(partial(measured, setting, shape, variant, ceiling))})
             if not setting.tiny:
                 torch.cuda.empty_cache()
+    results.end()
 
 
 def loss_of(ids: Tensor | None, backend: str) -> Callable[[Tensor, Tensor], Tensor]:
@@ -59,7 +64,7 @@ def measured(
         call = loss_of(ids, backend)
         found = timing.of_loss(setting, lambda: call(q, k), (q, k))
         if shape.rows <= ERROR_ROWS and "median_ms" in found[timing.BOTH]:
-            found |= errors(call, loss_of(ids, "chunked"), (q, k))
+            found |= errors_if_known(call, loss_of(ids, "chunked"), (q, k))
     if ceiling is not None:
         floor = floors.loss(shape.rows, shape.width, shape.groups, ceiling)
         way = "symmetric" if variant == SYMMETRIC else "row"

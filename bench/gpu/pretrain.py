@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.gpu.check import require
-from bench.gpu.results import Results
-from bench.gpu.setting import Setting, parse
+from bench.gpu.results import TOOLKIT, Results, fingerprint
+from bench.gpu.setting import UNFINISHED, Setting, parse
 from pscl_hpc.archive import Archive
 from pscl_hpc.archive.synthesis import write_synthetic_archive
 from pscl_hpc.config import PretrainConfig, resolve_config
@@ -64,20 +64,24 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         given = "ARCHIVE" in os.environ
         path = Path(os.environ["ARCHIVE"]) if given else synthetic(setting, Path(folder))
-        header = {
-            "archive": "given" if given else "synthetic",
-            "images": len(Archive(path)),
-            **work(setting)._asdict(),
-        }
-        results = Results("pretrain", setting, header, of_kernels=True)
+        with Archive(path) as archive:
+            name = path.name if given else "synthetic"
+            results = opened(setting, name, len(archive), archive.fingerprint)
         for precision in PRECISIONS[: 1 if setting.tiny else None]:
             for batch in work(setting).batches:
                 if results.has(batch_size=batch, precision=precision):
                     continue
                 if setting.left() < 20:
                     print(f"no time left for batch {batch} in {precision}: run this part again to go on")
-                    sys.exit(4)
+                    sys.exit(UNFINISHED)
                 results.add(in_own_process(setting, path, batch, precision))
+        results.end()
+
+
+def opened(setting: Setting, archive: str, images: int, content: str) -> Results:
+    """The results of this toolkit on this archive, given by its name, the number of its images and its fingerprint."""
+    also = {"archive": archive, "images": str(images), "content": content, "toolkit": fingerprint(TOOLKIT)}
+    return Results("pretrain", setting, work(setting)._asdict(), of_kernels=True, also=also)
 
 
 def synthetic(setting: Setting, folder: Path) -> Path:

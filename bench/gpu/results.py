@@ -3,35 +3,48 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from bench.gpu.measure import OUT_OF_MEMORY
 from bench.gpu.setting import Setting
 from bench.record import RESULTS, record
 
-KERNELS = Path(__file__).resolve().parents[2] / "kernels" / "pscl_kernels"
+ROOT = Path(__file__).resolve().parents[2]
+KERNELS = ROOT / "kernels" / "pscl_kernels"
+TOOLKIT = ROOT / "pscl_hpc"
 
 
 class Results:
     """Entries of `gpu-<device>-<name>.json`, written after each one.
 
-    Entries of an earlier run are kept if they were measured in the same circumstances: device, versions, and, with
-    `of_kernels`, the very same kernel sources.
+    Entries of an earlier run are kept if they were measured in the same circumstances: device, versions, what `also`
+    names, and, with `of_kernels`, the very same kernel sources. Of those of our own kernels, the ones that failed for
+    any reason but memory are left out, so that they are tried again.
     """
 
-    def __init__(self, name: str, setting: Setting, header: Mapping[str, Any], *, of_kernels: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        setting: Setting,
+        header: Mapping[str, Any],
+        *,
+        of_kernels: bool,
+        also: Mapping[str, str] | None = None,
+    ) -> None:
         self.name = f"gpu-{setting.slug()}-{name}"
         self.setting = setting
-        self.circumstances = circumstances(setting, of_kernels=of_kernels)
+        self.circumstances = circumstances(setting, of_kernels=of_kernels) | dict(also or {})
         self.header = dict(header)
         self.entries: list[dict[str, Any]] = []
         old = read(self.name)
         if old and old["circumstances"] == self.circumstances:
-            self.entries = list(old["measured"])
+            self.entries = [e for e in old["measured"] if not (of_kernels and failures(e))]
 
     def has(self, **key: object) -> bool:
         """Whether an entry has these values."""
@@ -43,6 +56,12 @@ class Results:
         self.entries.append(entry)
         self.write()
 
+    def end(self, *, leave_out: Callable[[dict[str, Any]], bool] = lambda entry: False) -> None:
+        """End the program with code 1 where an entry, but for some, failed for any reason but memory."""
+        failed = [reason for entry in self.entries if not leave_out(entry) for reason in failures(entry)]
+        if failed:
+            sys.exit(f"{len(failed)} failed and will be tried again: {'; '.join(dict.fromkeys(failed))}")
+
     def write(self) -> Path:
         result = {
             "tiny": self.setting.tiny,
@@ -51,6 +70,13 @@ class Results:
             "measured": self.entries,
         }
         return record(self.name, result, command=self.setting.command())
+
+
+def failures(entry: Mapping[str, Any]) -> list[str]:
+    """Why an entry, or what it has of several calls, failed, but for lack of memory."""
+    found = [entry, *(value for value in entry.values() if isinstance(value, dict))]
+    reasons = [part["failed"] for part in found if "failed" in part]
+    return [reason for reason in reasons if reason != OUT_OF_MEMORY]
 
 
 def folder() -> Path:
@@ -77,15 +103,15 @@ def circumstances(setting: Setting, *, of_kernels: bool) -> dict[str, str]:
         "triton": _version("triton"),
     }
     if of_kernels:
-        found["kernels"] = fingerprint()
+        found["kernels"] = fingerprint(KERNELS)
     return found
 
 
-def fingerprint() -> str:
-    """Hash of the sources of `pscl_kernels`."""
+def fingerprint(package: Path) -> str:
+    """Hash of the Python sources of `KERNELS` or `TOOLKIT`."""
     digest = hashlib.sha256()
-    for path in sorted(KERNELS.rglob("*.py")):
-        digest.update(f"{path.relative_to(KERNELS)}\0".encode())
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package)}\0".encode())
         digest.update(path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 

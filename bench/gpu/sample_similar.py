@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,9 +10,9 @@ from torch import Tensor
 
 from bench.gpu import ceilings, floors, timing
 from bench.gpu.check import require
-from bench.gpu.measure import measure
+from bench.gpu.measure import attempt, measure
 from bench.gpu.results import Results
-from bench.gpu.setting import Setting, parse
+from bench.gpu.setting import UNFINISHED, Setting, parse
 from bench.gpu.shapes import SamplingShape, cells_of, name_of, sampling_shapes
 from pscl_kernels import sample_similar
 
@@ -35,10 +36,11 @@ def main() -> None:
                 continue
             if setting.left() < 0:
                 print(f"no time left for {key}: run this part again to go on")
-                sys.exit(4)
-            results.add({**key, **measured(setting, shape, name, ceiling)})
+                sys.exit(UNFINISHED)
+            results.add({**key, **attempt(partial(measured, setting, shape, name, ceiling))})
             if not setting.tiny:
                 torch.cuda.empty_cache()
+    results.end(leave_out=lambda entry: entry["implementation"] == LOOP)
 
 
 def loop(templates: Tensor, cells: Tensor) -> Tensor:

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+UNFINISHED = 4
+"""Exit code of a part that ran out of time; called again, it goes on where it was."""
+
 
 @dataclass(frozen=True)
 class Setting:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bench.gpu.setting import Setting
+from pscl_kernels import available_backends
 
 TEMPERATURE = 0.1
 
@@ -68,6 +69,11 @@ def sampling_shapes(setting: Setting) -> list[SamplingShape]:
         for batch, cells in ((256, 35_344), (256, 8_836), (256, 141_376), (8, 35_344))
         for templates in (64, 240, 480)
     ]
+
+
+def takes(setting: Setting, backend: str, width: int, dtype: torch.dtype) -> bool:
+    """Whether a backend takes such rows on this device: "triton" does not where shared memory is too small."""
+    return backend in available_backends(torch.empty(0, width, dtype=dtype, device=setting.device))
 
 
 def name_of(dtype: torch.dtype) -> str:

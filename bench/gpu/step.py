@@ -20,8 +20,8 @@ import torch
 from bench.gpu import tracing
 from bench.gpu.check import require
 from bench.gpu.measure import measure
-from bench.gpu.results import Results, folder
-from bench.gpu.setting import Setting, parse
+from bench.gpu.results import TOOLKIT, Results, fingerprint, folder
+from bench.gpu.setting import UNFINISHED, Setting, parse
 from bench.released import (
     OURS,
     RELEASED,
@@ -62,22 +62,34 @@ def main() -> None:
     if setting.only is not None:
         child(setting, setting.only)
         return
-    results = Results("step", setting, {"size": size_of(setting)}, of_kernels=True)
-    results.entries.clear()
+    results = opened(setting)
     forms = list(FORMS[: 2 if setting.tiny else None])
     if "RELEASED" not in os.environ:
         print("RELEASED names no checkout of the released code: ours is measured alone")
         forms.remove("released")
-    failed = []
+    failed, unfinished = [], []
     for index, form in enumerate(forms):
-        code = in_own_process(setting, form, setting.left() / (len(forms) - index), results)
-        if code:
+        share = setting.left() / (len(forms) - index)
+        code = in_own_process(setting, form, share, results) if setting.left() > 20 else UNFINISHED
+        if code == UNFINISHED:
+            unfinished.append(form)
+        elif code:
             failed.append(f"{form} (code {code})")
         results.header["summary"] = summary(results.entries)
+        results.header["unfinished"] = unfinished
         results.write()
     print(json.dumps(results.header["summary"]))
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
+    if unfinished:
+        print(f"no time left for larger batches of {', '.join(unfinished)}: run this part again to go on")
+        sys.exit(UNFINISHED)
+    results.end(leave_out=lambda entry: entry["form"] == "released")
+
+
+def opened(setting: Setting) -> Results:
+    also = {"toolkit": fingerprint(TOOLKIT)}
+    return Results("step", setting, {"size": size_of(setting)}, of_kernels=True, also=also)
 
 
 def size_of(setting: Setting) -> int:
@@ -87,7 +99,7 @@ def size_of(setting: Setting) -> int:
 def in_own_process(setting: Setting, form: str, seconds: float, results: Results) -> int:
     """Let a process of its own try batch after batch, and keep every entry that it prints; its exit code."""
     command = [sys.executable, "-m", "bench.gpu.step", "--device", setting.device.type]
-    command += ["--only", form, "--seconds", f"{max(seconds, 20.0):.0f}"]
+    command += ["--only", form, "--seconds", f"{seconds:.0f}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -97,18 +109,27 @@ def in_own_process(setting: Setting, form: str, seconds: float, results: Results
 
 
 def child(setting: Setting, form: str) -> None:
-    """Measure one form: the small batch with a profile, then ever larger ones until memory or time ends."""
+    """Measure one form: the small batch with a profile, then ever larger ones until memory ends.
+
+    Ends the program with UNFINISHED where time does; batches that have an entry are not measured again.
+    """
     if not setting.tiny:
         setup_device(RuntimeConfig())
+    entries = [entry for entry in opened(setting).entries if entry["form"] == form]
     if form == "released":
         # The released code leaves torch's precision of matrix products as it is.
         torch.set_float32_matmul_precision("highest")
-        print_entry({"form": form, "what": "loss", **losses(setting)})
+        if not any(entry["what"] == "loss" for entry in entries):
+            print_entry({"form": form, "what": "loss", **losses(setting)})
+    known = {entry["images"] - 1: entry for entry in entries if entry["what"] == "step"}
 
     def fits(batch: int) -> bool:
-        entry = measured(setting, form, batch, profiled=batch == SMALL or setting.tiny)
-        print_entry(entry)
-        return "failed" not in entry and setting.left() > 0
+        if batch not in known:
+            if setting.left() <= 0:
+                sys.exit(UNFINISHED)
+            known[batch] = measured(setting, form, batch, profiled=batch == SMALL or setting.tiny)
+            print_entry(known[batch])
+        return "failed" not in known[batch]
 
     if setting.tiny:
         fits(1)

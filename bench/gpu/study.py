@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 from bench.gpu.results import folder
-from bench.gpu.setting import parse
+from bench.gpu.setting import UNFINISHED, parse
 
 STUDY = "configs/studies/one_shot.yaml"
 
@@ -20,7 +20,7 @@ def main() -> None:
     try:
         code = subprocess.run(command, timeout=setting.left(), check=False).returncode
     except subprocess.TimeoutExpired:
-        sys.exit(4)
+        sys.exit(UNFINISHED)
     sys.exit(code)
 
 

@@ -30,7 +30,7 @@ def loss(device: Device) -> str:
                         str(width),
                         str(groups or "each pair its own"),
                         name,
-                        _time(entry[FORWARD]),
+                        _time(entry.get(FORWARD, entry)),
                         _time(entry.get(BOTH, {})),
                         _memory(entry.get(BOTH, {})),
                         _share(entry.get(BOTH, {})),
@@ -50,10 +50,10 @@ def sizes(device: Device) -> str:
             str(entry["width"]),
             str(entry["groups"] or "each pair its own"),
             entry["dtype"],
-            _time(entry[FORWARD]),
-            _time(entry[BOTH]),
-            _memory(entry[BOTH]),
-            _share(entry[BOTH]),
+            _time(entry.get(FORWARD, entry)),
+            _time(entry.get(BOTH, {})),
+            _memory(entry.get(BOTH, {})),
+            _share(entry.get(BOTH, {})),
         ]
         for entry in sorted(
             device.entries("patch-nt-xent", implementation=shipped),
@@ -70,7 +70,7 @@ def sampling(device: Device) -> str:
     for entry in device.entries("sample-similar", dtype=DTYPE, implementation="triton"):
         shape = {key: entry[key] for key in ("batch", "templates", "cells", "dtype")}
         loops = list(device.entries("sample-similar", implementation="released loop", **shape))
-        slower = [e["ms_per_image"] / entry["ms_per_image"] for e in [*loops, entry] if "ms_per_image" in e]
+        rates = [e["ms_per_image"] for e in [*loops[:1], entry] if "ms_per_image" in e]
         rows.append(
             [
                 str(entry["batch"]),
@@ -79,7 +79,7 @@ def sampling(device: Device) -> str:
                 _time(entry),
                 _memory(entry),
                 _share(entry),
-                f"{slower[0]:,.0f}x" if len(slower) == 2 else "",
+                f"{rates[0] / rates[1]:,.0f}x" if len(rates) == 2 else "",
             ]
         )
     head = ["images", "templates", "cells", "ms", "memory, MiB", "share of floor", "released loop, per image"]
@@ -98,7 +98,7 @@ def queue(device: Device) -> str:
                 str(entry["width"]),
                 entry.get("labels", "hard"),
                 name,
-                _time(entry[FORWARD]),
+                _time(entry.get(FORWARD, entry)),
                 _time(entry.get(BOTH, {})),
                 _memory(entry.get(BOTH, {})),
                 _share(entry.get(BOTH, {})),
@@ -110,12 +110,13 @@ def queue(device: Device) -> str:
 
 def step(device: Device) -> str:
     """A whole pretraining step."""
+    unfinished = device.result("step").get("unfinished", [])
     rows = [
         [
             form,
             f"{found['images_per_second']:,.0f}",
             f"{found['peak_bytes'] / GIB:.2f}",
-            f"{found['largest_images']:,}",
+            f"{found['largest_images']:,}" + " or more" * (form in unfinished),
             f"{found['largest_images_per_second']:,.0f}",
             f"{found['most_images_per_second']:,.0f}",
             f"{found['speedup_small']:.1f}x / {found['speedup_best']:.1f}x"

@@ -1,7 +1,10 @@
 """Which implementation of an operation runs."""
 
+import contextlib
 import importlib.util
+import math
 import os
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -12,22 +15,39 @@ BACKENDS = ("reference", "chunked", "triton")
 ENVIRONMENT_VARIABLE = "PSCL_KERNELS_BACKEND"
 """Environment variable that replaces the choice of `backend="auto"`."""
 
-TRITON_MAXIMUM_WIDTH = {torch.float32: 128, torch.float16: 512, torch.bfloat16: 512}
-"""Widest rows of the Triton kernels, which hold a block of rows in registers, float32 ones in three parts."""
+_OF_16_BITS = {64: 43_008, 128: 99_328, 512: 164_864}
+
+TRITON_SHARED_BYTES = {
+    torch.float32: {64: 57_344, 128: 66_560},
+    torch.float16: _OF_16_BITS,
+    torch.bfloat16: _OF_16_BITS,
+}
+"""Shared memory of a block that the Triton kernels need for rows of up to so many numbers, on any chip.
+
+There are no wider ones: a block of rows lies in registers, one of float32 in three parts. `tests/kernels` holds this
+to what the compiler says.
+"""
 
 
 def available_backends(features: Tensor) -> tuple[str, ...]:
     """Backends that can run on features (..., D) like these, a subset of `BACKENDS` in its order.
 
-    "triton" needs the package, a dtype and width within `TRITON_MAXIMUM_WIDTH`, and a CUDA device or Triton's
+    "triton" needs the package, a dtype and width within `triton_maximum_width`, and a CUDA device or Triton's
     interpreter (environment variable TRITON_INTERPRET=1).
     """
     runs_triton = (
         (features.device.type == "cuda" or _interpreted())
-        and features.shape[-1] <= TRITON_MAXIMUM_WIDTH.get(features.dtype, 0)
+        and features.shape[-1] <= triton_maximum_width(features.dtype, features.device)
         and importlib.util.find_spec("triton") is not None
     )
     return BACKENDS if runs_triton else BACKENDS[:-1]
+
+
+def triton_maximum_width(dtype: torch.dtype, device: torch.device) -> int:
+    """Widest rows of `dtype` that the Triton kernels take, given what shared memory a block may have on `device`."""
+    most = _shared_bytes(device)
+    widths = [width for width, needed in TRITON_SHARED_BYTES.get(dtype, {}).items() if needed <= most]
+    return max(widths, default=0)
 
 
 def resolve_backend(backend: str, features: Tensor) -> str:
@@ -47,8 +67,30 @@ def resolve_backend(backend: str, features: Tensor) -> str:
     if backend not in choices:
         state = "is not available" if backend in BACKENDS else "does not exist"
         rows = f"{features.dtype} rows of {features.shape[-1]} on {features.device.type}"
+        if backend == "triton":
+            state += (
+                f" (its rows there are {triton_maximum_width(features.dtype, features.device)} wide at most)"
+            )
         raise ValueError(f"{source} {backend!r} {state}: choose auto, {' or '.join(choices)} for {rows}")
     return backend
+
+
+@contextlib.contextmanager
+def computing_on(tensor: Tensor) -> Iterator[None]:
+    """Within it autocast is off, and kernels are launched on the device that holds `tensor`, not on the current one."""
+    guard = torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call]
+    with torch.autocast(tensor.device.type, enabled=False), guard:
+        yield
+
+
+def _shared_bytes(device: torch.device) -> float:
+    """Shared memory that a block may have on a device; unlimited where kernels are interpreted, or only traced."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return math.inf
+    properties = torch.cuda.get_device_properties(device)
+    # Not there on every build of torch.
+    most: int = getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block)
+    return most
 
 
 def _interpreted() -> bool:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bench.gpu import check, floors, oracles
+from bench.gpu import check, floors, oracles, step
+from bench.gpu import patch_nt_xent as patch_loss
+from bench.gpu import pretrain as pretraining
+from bench.gpu import queue_info_nce as queue_loss
+from bench.gpu import sample_similar as sampling
 from bench.gpu.peers import PEERS
+from bench.gpu.peers import __main__ as peers_main
 from bench.gpu.peers.__main__ import in_own_process, run
 from bench.gpu.peers.base import bare_packages, unit_rows
-from bench.gpu.results import Results, fingerprint
+from bench.gpu.results import KERNELS, Results, fingerprint
 from bench.gpu.setting import Setting
-from bench.gpu.shapes import TEMPERATURE, grouping, pairs
+from bench.gpu.shapes import TEMPERATURE, QueueShape, grouping, pairs
 from bench.gpu.step import largest, summary
 from pscl_kernels import patch_nt_xent, queue_info_nce
 
@@ -55,10 +61,94 @@ def test_results_grow_and_go_on(setting: Setting, tmp_path: Path) -> None:
     assert not again.has(rows=5)
     path = tmp_path / "gpu-cpu-thing.json"
     content = json.loads(path.read_text())
-    assert content["result"]["circumstances"]["kernels"] == fingerprint()
+    assert content["result"]["circumstances"]["kernels"] == fingerprint(KERNELS)
     content["result"]["circumstances"]["kernels"] = "of other sources"
     path.write_text(json.dumps(content))
     assert not Results("thing", setting, {}, of_kernels=True).entries
+
+
+def test_results_of_two_archives_or_toolkits_do_not_mix(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretraining, "TOOLKIT", tmp_path)
+    monkeypatch.setattr(step, "TOOLKIT", tmp_path)
+    pretraining.opened(setting, "a.h5", 7, "0").add({"batch_size": 8})
+    step.opened(setting).add({"form": "ours"})
+    assert pretraining.opened(setting, "a.h5", 7, "0").entries
+    assert step.opened(setting).entries
+    assert not pretraining.opened(setting, "b.h5", 7, "0").entries
+    assert not pretraining.opened(setting, "a.h5", 8, "0").entries
+    assert not pretraining.opened(setting, "a.h5", 7, "1").entries
+    (tmp_path / "losses.py").write_text("other = True\n")
+    assert not pretraining.opened(setting, "a.h5", 7, "0").entries
+    assert not step.opened(setting).entries
+
+
+def test_what_failed_is_tried_again_but_for_memory(setting: Setting) -> None:
+    first = Results("thing", setting, {}, of_kernels=True)
+    first.add({"rows": 1, "forward": {"median_ms": 1.0}})
+    first.add({"rows": 2, "forward": {"failed": "out of memory"}, "failed": "out of memory"})
+    first.end()
+    first.add({"rows": 3, "failed": "RuntimeError: launch"})
+    first.add({"rows": 4, "forward": {"median_ms": 1.0}, "errors": {"failed": "ValueError: no"}})
+    with pytest.raises(SystemExit, match=r"2 failed .* RuntimeError: launch; ValueError: no"):
+        first.end()
+    again = Results("thing", setting, {}, of_kernels=True)
+    assert [entry["rows"] for entry in again.entries] == [1, 2]
+    again.end()
+    # A peer's failure is a finding.
+    peers = Results("peers", setting, {}, of_kernels=False)
+    peers.add({"peer": "wrong", "failed": "not correct"})
+    assert Results("peers", setting, {}, of_kernels=False).entries
+
+
+@pytest.mark.parametrize("part", [patch_loss, sampling, queue_loss])
+def test_a_shape_that_fails_does_not_end_a_part(
+    part: Any, setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither where inputs or times fail nor where errors do; and the part is not well."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("broken")
+
+    monkeypatch.setattr(part, "parse", lambda _: setting)
+    monkeypatch.setattr(part, "require", lambda *_: None)
+    monkeypatch.setattr(Setting, "backends", ("chunked",))
+    inputs = {patch_loss: "pairs", sampling: "cells_of", queue_loss: "queued"}[part]
+    with monkeypatch.context() as context:
+        context.setattr(part, inputs, fail)
+        context.setattr(part, "LOSS_VARIANTS", ("chunked",), raising=False)
+        with pytest.raises(SystemExit, match="failed and will be tried again: ValueError: broken"):
+            part.main()
+    (path,) = tmp_path.glob("gpu-cpu-*.json")
+    failed = json.loads(path.read_text())["result"]["measured"]
+    assert {entry["failed"] for entry in failed} == {"ValueError: broken"}
+    with monkeypatch.context() as context:
+        context.setattr(part, "LOSS_VARIANTS", ("chunked",), raising=False)
+        context.setattr(oracles, "errors", fail)
+        if part is sampling:
+            part.main()
+        else:
+            with pytest.raises(SystemExit, match="ValueError: broken"):
+                part.main()
+    found = json.loads(path.read_text())["result"]["measured"]
+    assert len(found) == len(failed)
+    for entry in found:
+        assert part is sampling or entry["errors"] == {"failed": "ValueError: broken"}
+        assert entry.get("forward", entry)["median_ms"] > 0
+
+
+@pytest.mark.parametrize("part", [patch_loss, queue_loss])
+def test_rows_too_wide_for_the_device_are_left_out(
+    part: Any, setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(part, "parse", lambda _: setting)
+    monkeypatch.setattr(part, "require", lambda *_: None)
+    monkeypatch.setattr("bench.gpu.shapes.available_backends", lambda _: ("reference", "chunked"))
+    part.main()
+    (path,) = tmp_path.glob("gpu-cpu-*.json")
+    found = json.loads(path.read_text())["result"]["measured"]
+    assert {entry["implementation"] for entry in found} == {"chunked"}
 
 
 def test_nothing_is_measured_that_is_not_correct(setting: Setting) -> None:
@@ -99,6 +189,80 @@ def test_largest_batch(fits: int) -> None:
     assert max(tried) <= 1024
 
 
+@pytest.fixture
+def as_if_on_a_gpu(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> Setting:
+    monkeypatch.setattr(Setting, "tiny", False)
+    monkeypatch.setattr(Setting, "slug", lambda self: "gpu")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "GPU")
+    monkeypatch.setattr(step, "setup_device", lambda *_: None)
+    monkeypatch.setattr(step, "require", lambda *_: None)
+    return setting
+
+
+def test_search_of_the_largest_batch_goes_on_where_its_time_ended(
+    as_if_on_a_gpu: Setting, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tried: list[int] = []
+
+    def measured(setting: Setting, form: str, batch: int, *, profiled: bool) -> dict[str, Any]:
+        tried.append(batch)
+        found = {"failed": "out of memory"} if batch > 100 else {"images_per_second": 1.0, "peak_bytes": 1}
+        return {"form": form, "what": "step", "images": batch + 1, **found}
+
+    monkeypatch.setattr(step, "measured", measured)
+    allowed = [2, 3, 0, 100, 100]
+
+    def in_own_process(setting: Setting, form: str, seconds: float, results: Results) -> int:
+        until = len(tried) + allowed.pop(0)
+        code = 0
+        monkeypatch.setattr(Setting, "left", lambda self: float(until - len(tried)))
+        try:
+            step.child(setting, form)
+        except SystemExit as end:
+            code = int(str(end.code))
+        monkeypatch.setattr(Setting, "left", lambda self: 60.0)
+        for line in capsys.readouterr().out.splitlines():
+            if line.startswith(step.LINE):
+                results.add(json.loads(line))
+        capsys.readouterr()
+        return code
+
+    monkeypatch.delenv("RELEASED", raising=False)
+    monkeypatch.setattr(step, "parse", lambda _: as_if_on_a_gpu)
+    monkeypatch.setattr(step, "FORMS", ("released", "ours"))
+    monkeypatch.setattr(step, "in_own_process", in_own_process)
+    for most in (16, 64, 64):
+        with pytest.raises(SystemExit) as end:
+            step.main()
+        assert end.value.code == 4
+        results = step.opened(as_if_on_a_gpu)
+        assert summary(results.entries)["ours"]["largest_images"] == most + 1
+    step.main()
+    expected: list[int] = []
+    largest(lambda batch: not expected.append(batch) and batch <= 100, 8, 1024)
+    assert tried == expected
+    step.main()
+    assert tried == expected
+
+
+def test_peer_that_ran_out_of_time_is_not_done(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = Setting(setting.device, -1.0, only=PEERS[0].name)
+    with pytest.raises(SystemExit) as end:
+        run(PEERS[0].name, late)
+    assert end.value.code == 4
+    monkeypatch.setattr(peers_main, "parse", lambda _: setting)
+    monkeypatch.setattr(Setting, "tiny", False)
+    monkeypatch.setattr(
+        peers_main.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 4)
+    )
+    with pytest.raises(SystemExit) as end:
+        peers_main.main()
+    assert end.value.code == 4
+    assert not list(tmp_path.glob("*peers*"))
+
+
 def test_summary_of_steps() -> None:
     def entry(form: str, images: int, rate: float) -> dict[str, Any]:
         return {"form": form, "images": images, "images_per_second": rate, "peak_bytes": images}
@@ -123,6 +287,13 @@ def test_oracles_are_those_of_the_kernels(setting: Setting) -> None:
     torch.testing.assert_close(
         oracles.queue(q, k, entries, 0.1), queue_info_nce(q, k, entries, temperature=0.1, backend="reference")
     )
+
+
+def test_error_of_soft_labels_is_not_that_of_rounded_weights(setting: Setting) -> None:
+    """`chunked` computes bfloat16 rows in float32: nothing but weights of other values could be far off."""
+    shape = QueueShape(24, 40, 16, torch.bfloat16)
+    found = queue_loss.measured(setting, shape, "soft", "chunked", None)
+    assert found["loss_error"] < 1e-6
 
 
 def test_own_product_as_a_negative() -> None:

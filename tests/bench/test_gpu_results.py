@@ -77,6 +77,29 @@ def test_a_peer_that_is_not_correct_has_no_figure(folder: Path) -> None:
     assert "not correct" in gpu.device_tables("gpu-peers", folder)
 
 
+@pytest.mark.parametrize("name", ["gpu-loss", "gpu-loss-sizes", "gpu-sampling", "gpu-queue", "gpu-marks"])
+def test_what_failed_altogether_says_why(folder: Path, name: str) -> None:
+    path = folder / f"gpu-h100-{gpu.GPU_TABLES[name][0]}.json"
+    content = json.loads(path.read_text())
+    for entry in content["result"]["measured"]:
+        for key in ("forward", "forward and backward", "median_ms", "ms_per_image"):
+            entry.pop(key, None)
+        entry["failed"] = "ValueError: broken"
+    path.write_text(json.dumps(content))
+    text = gpu.device_tables(name, folder)
+    assert "ValueError: broken" in text or name == "gpu-marks"
+
+
+def test_a_batch_that_was_the_last_in_time_is_not_called_the_largest(folder: Path) -> None:
+    path = folder / "gpu-h100-step.json"
+    assert "or more" not in gpu.device_tables("gpu-step", folder)
+    content = json.loads(path.read_text())
+    content["result"]["unfinished"] = ["ours"]
+    path.write_text(json.dumps(content))
+    (row,) = [line for line in gpu.device_tables("gpu-step", folder).splitlines() if "or more" in line]
+    assert row.startswith("| ours |")
+
+
 def test_two_devices_stand_apart(folder: Path) -> None:
     other = json.loads((folder / "gpu-h100-patch-nt-xent.json").read_text())
     other["result"]["circumstances"]["device"] = "NVIDIA H200"

@@ -1,7 +1,8 @@
-"""Compiles every shipped configuration of the Triton kernels for a chip that need not be there.
+"""Compiles the main configurations of the Triton kernels for chips that need not be there.
 
-`python compiled.py` prints the table of registers, spills and shared memory; `--write` renews `compiled.json`, which
-the tests read.
+Rows of bfloat16 and float32, at widths that stand for those between; labels of all kinds; sampling from images of up
+to 65,536 cells in contiguous rows. `python compiled.py` prints the table of registers, spills and shared memory;
+`--write` renews `compiled.json`, which the tests read.
 """
 
 import argparse
@@ -13,11 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
+from pscl_kernels.backends import TRITON_SHARED_BYTES
 from pscl_kernels.patch_nt_xent.triton import backward, forward, preparation, symmetric, tiling
 from pscl_kernels.queue_info_nce.triton import rows as queue_rows
 from pscl_kernels.queue_info_nce.triton import runs as queue_runs
@@ -26,8 +29,8 @@ from pscl_kernels.queue_info_nce.triton import tiling as queue_tiling
 from pscl_kernels.sample_similar import triton as sampling
 
 GOLDEN = Path(__file__).with_name("compiled.json")
-CAPABILITIES = (80, 90, 100)
-SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}
+CAPABILITIES = (80, 86, 89, 90, 100)
+SHARED_LIMIT = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448}
 """Bytes of shared memory that one program may use."""
 
 POINTERS = {
@@ -54,6 +57,8 @@ TENSORS = {
     "plain": "bool",
 }
 WIDE = ("stride_templates", "stride_image")
+ALIGNED = ("width", "stride_place", "stride_image")
+"""Sizes that real calls of the sampling have as multiples of 16, which Triton compiles for."""
 
 
 class Kernel(NamedTuple):
@@ -68,8 +73,18 @@ class Kernel(NamedTuple):
     registers: int | None = None
 
 
+def taken() -> Iterator[tuple[str, int, Kernel]]:
+    """(name in the table, capability, kernel) of all that are taken there: `backends` leaves out too wide rows."""
+    for kernel in shipped():
+        needs = TRITON_SHARED_BYTES[getattr(torch, kernel.dtype)]
+        for capability in CAPABILITIES:
+            widest = max(width for width, needed in needs.items() if needed <= SHARED_LIMIT[capability])
+            if kernel.constants.get("WIDTH", 0) <= widest:
+                yield f"sm_{capability} {kernel.name}", capability, kernel
+
+
 def shipped() -> Iterator[Kernel]:
-    """Every kernel at every configuration that the backends can ask for."""
+    """Every kernel at every configuration of the table."""
     for dtype, bits in (("bfloat16", 16), ("float32", 32)):
         precision = "tf32x3" if bits == 32 else "tf32"
         for width in (16, 64, 128) if bits == 32 else (16, 64, 128, 256, 512):
@@ -100,6 +115,7 @@ def shipped() -> Iterator[Kernel]:
                 "TEMPLATES": sampling.TEMPLATES,
                 "BLOCK": width,
                 "MASKED": True,
+                "stride_feature": 1,
             }
             constants["PRECISION"] = precision
             yield Kernel(
@@ -148,6 +164,8 @@ def measure(kernel: Kernel, capability: int) -> dict[str, Any]:
             attributes[(index,)] = [["tt.divisibility", 16]]
         else:
             signature[name] = "i64" if name in WIDE else "i32"
+            if name in ALIGNED:
+                attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel.function, signature=signature, constexprs=kernel.constants, attrs=attributes)
     options = {"num_warps": kernel.warps, "num_stages": kernel.stages, "maxnreg": kernel.registers}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
@@ -182,19 +200,18 @@ def main() -> None:
     )
     parser.add_argument("--write", action="store_true", help="renew compiled.json")
     parser.add_argument(
-        "names", nargs="*", help="only kernels whose names begin so; compiled.json keeps the others"
+        "names", nargs="*", help="only what begins so, with sm_90 or without; compiled.json keeps the others"
     )
     arguments = parser.parse_args()
+    wanted = tuple(arguments.names) or ""
     measured = {}
-    for kernel in shipped():
-        if kernel.name.startswith(tuple(arguments.names) or ""):
-            for capability in CAPABILITIES:
-                measured[f"sm_{capability} {kernel.name}"] = found = measure(kernel, capability)
-                print(f"sm_{capability:<4}{kernel.name:44}", *found.values(), flush=True)
+    for name, capability, kernel in taken():
+        if name.startswith(wanted) or kernel.name.startswith(wanted):
+            measured[name] = found = measure(kernel, capability)
+            print(f"{name:50}", *found.values(), flush=True)
     if arguments.write:
         before = json.loads(GOLDEN.read_text())["kernels"] if arguments.names else {}
-        every = [f"sm_{capability} {kernel.name}" for kernel in shipped() for capability in CAPABILITIES]
-        kernels = {name: (before | measured)[name] for name in every}
+        kernels = {name: (before | measured)[name] for name, _, _ in taken()}
         GOLDEN.write_text(json.dumps({"triton": triton.__version__, "kernels": kernels}, indent=1) + "\n")
 
 

@@ -151,7 +151,7 @@ def test_empty_input_and_zero_rows():
 
 def test_limits():
     wide = torch.ones(2, 129)
-    with pytest.raises(ValueError, match=r"'triton' is not available: .* rows of 129"):
+    with pytest.raises(ValueError, match=r"'triton' is not available .* rows of 129"):
         patch_nt_xent(wide, wide, backend="triton")
     with pytest.raises(ValueError, match="not available"):
         patch_nt_xent(wide[:, :4].double(), wide[:, :4].double(), backend="triton")
@@ -202,3 +202,19 @@ def test_sampling_of_zeros_nan_and_strided_maps():
         sample_similar(templates, maps, backend="triton"),
         sample_similar(templates, maps, backend="reference"),
     )
+
+
+@pytest.mark.parametrize("by_feature", [False, True])
+def test_sampling_of_an_image_that_spans_more_than_32_bits(by_feature):
+    """The memory is asked for, but all of it beyond a few pages is never touched."""
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        far = 2**30 + 512  # twice that is beyond 31 bits
+        memory = torch.empty(2 * far + 64, dtype=torch.float16)
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+    cells = memory.as_strided((1, 3, 3), (0, 1, far) if by_feature else (0, far, 1))
+    cells.copy_(torch.tensor([[[1.0, 0, 0], [0, 1, 0], [0, 0, 1]]]))
+    templates = torch.tensor([[0.1, 0.2, 1], [0.1, 1, 0.2], [0.1, 0, 1]], dtype=torch.float16)
+    assert sample_similar(templates, cells, backend="triton").tolist() == [[2, 1, 0]]

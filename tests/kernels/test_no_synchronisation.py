@@ -2,8 +2,9 @@
 
 The operations run on tensors of the meta device, to them an accelerator, which have no values: reading one (`item`,
 `tolist`, a condition) and any result whose shape depends on values (`nonzero`, boolean indexing) raises. Copies between
-devices, which would be waited for, are refused as well. Kernels and collectives are left out. `bench/gpu/correctness`
-captures the same calls in CUDA graphs.
+devices, which would be waited for, are refused as well. Kernels and collectives are left out; where a kernel would be
+launched, the device must be that of the operation's tensors. `bench/gpu/correctness` captures the same calls in CUDA
+graphs.
 """
 
 import contextlib
@@ -44,14 +45,27 @@ class NoDataFromTheHost(TorchFunctionMode):
 
 
 class Silent:
-    """A kernel that does nothing, whatever its grid."""
+    """A kernel that does nothing, whatever its grid, but asks which device is current."""
+
+    def __init__(self, current):
+        self.current = current
 
     def __getitem__(self, grid):
+        assert self.current == [torch.device("meta")], "launched on whatever device is current"
         return lambda *args, **kwargs: None
 
 
 @pytest.fixture(autouse=True)
 def _no_kernels(monkeypatch):
+    current = []
+
+    @contextlib.contextmanager
+    def device_of(tensor):
+        current.append(tensor.device)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
     if importlib.util.find_spec("triton") is None:
         return
     from pscl_kernels.patch_nt_xent.triton import backward, forward, preparation, symmetric
@@ -69,7 +83,7 @@ def _no_kernels(monkeypatch):
         (sampling, ["_tile_maxima", "_greedy"]),
     ):
         for name in names:
-            monkeypatch.setattr(module, name, Silent())
+            monkeypatch.setattr(module, name, Silent(current))
 
 
 @pytest.fixture(params=[1, 2])

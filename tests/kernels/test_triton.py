@@ -3,8 +3,10 @@
 What only a GPU can tell, `bench/gpu.sh` tests.
 """
 
+import contextlib
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import pytest
 import torch
 
 import pscl_kernels
+from pscl_kernels.backends import TRITON_SHARED_BYTES
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed"
@@ -43,6 +46,27 @@ def test_package_works_without_triton():
 
 
 @needs_triton
+def test_sampling_takes_more_images_than_a_grid_is_high(monkeypatch):
+    from pscl_kernels.sample_similar import triton as sampling
+
+    grids = []
+
+    class Silent:
+        def __getitem__(self, grid):
+            grids.append(grid)
+            return lambda *args, **kwargs: None
+
+    # The meta device knows no autocast.
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
+    monkeypatch.setattr(sampling, "_tile_maxima", Silent())
+    monkeypatch.setattr(sampling, "_greedy", Silent())
+    templates, cells = torch.empty(2, 16, device="meta"), torch.empty(70_000, 300, 16, device="meta")
+    sampling.sample_similar._init_fn(templates, cells, None)
+    assert [math.prod(grid) for grid in grids] == [70_000 * 3, 70_000]
+    assert all(size <= 65_535 for grid in grids for size in grid[1:])
+
+
+@needs_triton
 @pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize(
     "which",
@@ -68,19 +92,36 @@ def test_table_of_all_configurations_is_current_and_clean():
     """`python compiled.py --write` measures everything, which takes minutes; here its table is held to the limits."""
     import triton
 
-    from .compiled import CAPABILITIES, GOLDEN, SHARED_LIMIT, shipped
+    from .compiled import GOLDEN, SHARED_LIMIT, taken
 
     table = json.loads(GOLDEN.read_text())
     if table["triton"] != triton.__version__:
         pytest.skip(f"the table is of Triton {table['triton']}, installed is {triton.__version__}")
-    assert set(table["kernels"]) == {f"sm_{c} {k.name}" for k in shipped() for c in CAPABILITIES}
+    assert set(table["kernels"]) == {name for name, _, _ in taken()}
     for name, measured in table["kernels"].items():
-        assert measured["spilled_bytes"] == 0, name
+        # The symmetric forward pass, which is not the default, is 8 bytes short on two chips.
+        spilled = 8 if name in ("sm_86 pair_sums bfloat16 64", "sm_89 pair_sums bfloat16 64") else 0
+        assert measured["spilled_bytes"] == spilled, name
         assert measured["shared_bytes"] <= SHARED_LIMIT[int(name.split()[0][3:])], name
         # Blocks of the widest rows are too small for a warp group in the backward pass.
         main = "log_sums bfloat16" in name or ("weighted_negatives bfloat16" in name and " 512 " not in name)
         if name.startswith("sm_90 ") and main:
             assert measured["matrix_unit"] == "wgmma", name
+
+
+@needs_triton
+def test_shared_memory_that_backends_count_on_is_what_the_compiler_uses():
+    from .compiled import GOLDEN, taken
+
+    table = json.loads(GOLDEN.read_text())["kernels"]
+    for dtype in (torch.float32, torch.bfloat16):
+        for width, needed in TRITON_SHARED_BYTES[dtype].items():
+            of_width = [
+                table[name]["shared_bytes"]
+                for name, _, kernel in taken()
+                if getattr(torch, kernel.dtype) == dtype and kernel.constants.get("WIDTH", 0) <= width
+            ]
+            assert max(of_width) == needed, (dtype, width)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -19,7 +19,7 @@ from bench.gpu.correctness.cases import (
 )
 from bench.gpu.variants import ROW, SYMMETRIC, using
 from pscl_kernels import patch_nt_xent
-from pscl_kernels.backends import TRITON_MAXIMUM_WIDTH, resolve_backend
+from pscl_kernels.backends import resolve_backend, triton_maximum_width
 
 VARIANTS = (ROW, SYMMETRIC)
 
@@ -69,7 +69,7 @@ def results(q: Tensor, k: Tensor, groups: Tensor | None, tau: float, backend: st
 def test_loss_against_float64(
     variant: str, kind: str, dtype: torch.dtype, n: int, width: int, tau: float
 ) -> None:
-    if width > TRITON_MAXIMUM_WIDTH[dtype]:
+    if width > triton_maximum_width(dtype, DEVICE):
         pytest.skip("wider than the kernels take")
     q, k = rows(n, width, dtype)
     groups = grouping(kind, n)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bench.gpu.correctness.cases import DEVICE, DTYPES, assert_close, gpu_only, rows, sized, truth_backend
 from pscl_kernels import queue_info_nce
-from pscl_kernels.backends import TRITON_MAXIMUM_WIDTH
+from pscl_kernels.backends import triton_maximum_width
 
 SHAPES = [
     (1, 1, 16, 0.5),
@@ -70,7 +70,7 @@ def results(
 def test_queue_against_float64(
     kind: str, dtype: torch.dtype, n: int, count: int, width: int, tau: float
 ) -> None:
-    if width > TRITON_MAXIMUM_WIDTH[dtype]:
+    if width > triton_maximum_width(dtype, DEVICE):
         pytest.skip("wider than the kernels take")
     q, k = rows(n, width, dtype)
     queue = entries(count, width, dtype)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from bench.gpu import oracles, timing
-from bench.gpu.measure import measure, reason
+from bench.gpu.measure import attempt, measure, reason
 from bench.gpu.peers import PEERS
 from bench.gpu.peers.base import Peer, version
 from bench.gpu.results import Results
-from bench.gpu.setting import Setting, parse
+from bench.gpu.setting import UNFINISHED, Setting, parse
 from bench.gpu.shapes import (
     TEMPERATURE,
     LossShape,
@@ -53,26 +53,32 @@ def main() -> None:
             if setting.only in (None, name):
                 run(name, setting)
         return
+    unfinished = False
     for name in names:
         if setting.left() < 10:
             print(f"no time left for {name}: run this part again to go on")
-            sys.exit(4)
-        in_own_process(name, setting)
+            sys.exit(UNFINISHED)
+        unfinished |= not in_own_process(name, setting)
+    if unfinished:
+        sys.exit(UNFINISHED)
 
 
-def in_own_process(name: str, setting: Setting) -> None:
-    """Measure one peer; a crash or an overrun becomes an entry."""
+def in_own_process(name: str, setting: Setting) -> bool:
+    """Measure one peer; False where it can go on, for its time ended. A crash or an overrun becomes an entry."""
     seconds = min(PER_PEER, setting.left())
     command = [sys.executable, "-m", "bench.gpu.peers", "--device", setting.device.type]
     try:
         code = subprocess.run(
             [*command, "--only", name, "--seconds", f"{seconds:.0f}"], timeout=seconds + 30, check=False
         ).returncode
+        if code == UNFINISHED:
+            return False
         failed = f"ended with code {code}" if code else None
     except subprocess.TimeoutExpired:
         failed = f"cut off after {seconds + 30:.0f} s"
     if failed:
         opened(setting).add({"peer": name, "task": "all", "skipped": failed})
+    return True
 
 
 def opened(setting: Setting) -> Results:
@@ -80,7 +86,10 @@ def opened(setting: Setting) -> Results:
 
 
 def run(name: str, setting: Setting) -> None:
-    """Measure the peer called `name` at every shape that it can do and that has no entry yet."""
+    """Measure the peer called `name` at every shape that it can do and that has no entry yet.
+
+    Ends the program with UNFINISHED where time does.
+    """
     results = opened(setting)
     results.entries = [e for e in results.entries if e["peer"] != name or "skipped" not in e]
     for peer in PEERS:
@@ -100,8 +109,8 @@ def run(name: str, setting: Setting) -> None:
             if results.has(peer=name, task=peer.task, **key):
                 continue
             if setting.left() < 0:
-                print(f"no time left for {name} at {key}")
-                return
+                print(f"no time left for {name} at {key}: run this part again to go on")
+                sys.exit(UNFINISHED)
             results.add({**about, **key, **measured(peer, call, shape, setting)})
             torch.cuda.empty_cache()
 
@@ -121,14 +130,11 @@ def shapes_of(peer: Peer, setting: Setting) -> list[Any]:
 
 def measured(peer: Peer, call: Any, shape: Any, setting: Setting) -> dict[str, Any]:
     """Errors on a small problem, and times at `shape` where they are small enough."""
-    try:
-        if isinstance(shape, LossShape):
-            return _loss(peer, call, shape, setting)
-        if isinstance(shape, QueueShape):
-            return _queue(peer, call, shape, setting)
-        return _top1(call, shape, setting)
-    except Exception as error:
-        return {"failed": reason(error)}
+    if isinstance(shape, LossShape):
+        return attempt(lambda: _loss(peer, call, shape, setting))
+    if isinstance(shape, QueueShape):
+        return attempt(lambda: _queue(peer, call, shape, setting))
+    return attempt(lambda: _top1(call, shape, setting))
 
 
 def _loss(peer: Peer, call: Any, shape: LossShape, setting: Setting) -> dict[str, Any]:

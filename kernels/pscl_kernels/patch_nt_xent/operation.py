@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol, cast
 import torch
 from torch import Tensor
 
+from pscl_kernels.backends import computing_on
 from pscl_kernels.ranks import check_same_shape, gather, rank_in, start_gather
 
 LOG2_E = math.log2(math.e)
@@ -115,7 +116,7 @@ def _forward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(loss, *Saved)."""
-    with torch.autocast(q.device.type, enabled=False):
+    with computing_on(q):
         check_same_shape(q, group_name, world_size)
         module = _module(backend)
         own = module.prepare(q, k, groups, temperature)
@@ -171,7 +172,7 @@ def _backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k, each (N, D), and of the temperature, 0-d, for the upstream gradient `grad`, 0-d."""
-    with torch.autocast(q.device.type, enabled=False):
+    with computing_on(q):
         kept = Saved(*saved)
         tau, scale = temperature.double(), scale_of(temperature)
         weight = grad / (kept.label < 0).sum().clamp_min(1)

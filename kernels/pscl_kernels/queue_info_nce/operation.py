@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol, cast
 import torch
 from torch import Tensor
 
+from pscl_kernels.backends import computing_on
 from pscl_kernels.patch_nt_xent.operation import LOG2_E
 from pscl_kernels.queue_info_nce.labels import Labels, sorted_runs
 from pscl_kernels.ranks import total
@@ -147,7 +148,7 @@ def _forward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(loss, coefficient, mass, log_sum, *Columns)."""
-    with torch.autocast(q.device.type, enabled=False):
+    with computing_on(q):
         module = _module(backend)
         dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
         labels = Labels(groups, queue_groups, conditions, queue_conditions, same_weight, any_weight)
@@ -216,7 +217,7 @@ def _backward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q (N, D), of k (N, D), or (0,) without `with_k`, and of the temperature, 0-d."""
-    with torch.autocast(q.device.type, enabled=False):
+    with computing_on(q):
         dq, dk, radial = _module(backend).backward(
             q,
             k,

@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pscl_kernels.backends import computing_on
+
 TILE = 128
 """Cells per tile."""
 
@@ -53,10 +55,12 @@ def sample_similar(templates: Tensor, cells: Tensor, valid: Tensor | None) -> Te
         best,
     )
     sizes = (places, count, width, tiles, count * width if templates.ndim == 3 else 0, *cells.stride())
-    _tile_maxima[(tiles, batch)](*arguments, *sizes, **common, num_warps=WARPS)
-    _greedy[(batch,)](
-        *arguments, taken, *sizes, **common, TILES=triton.next_power_of_2(tiles), num_warps=WARPS
-    )
+    with computing_on(cells):
+        # In one dimension: the others of a grid end at 65,535.
+        _tile_maxima[(batch * tiles,)](*arguments, *sizes, **common, num_warps=WARPS)
+        _greedy[(batch,)](
+            *arguments, taken, *sizes, **common, TILES=triton.next_power_of_2(tiles), num_warps=WARPS
+        )
     return taken
 
 
@@ -81,13 +85,15 @@ def _similarities(
     place: (TILE,) cells of one image, number: (TEMPLATES,) templates, from the image's first of each.
     """
     there, wanted = place < places, number < count
+    # 64-bit: an image of any strides may span 2^31 elements and more.
+    start = cell + (place.to(tl.int64) * stride_place)[:, None]
     product = tl.zeros((TEMPLATES, TILE), tl.float32)
     square = tl.zeros((TILE,), tl.float32)
     for first in range(0, width, BLOCK):
         feature = first + tl.arange(0, BLOCK)
         inside = feature < width
         c = tl.load(
-            cell + place[:, None] * stride_place + feature[None, :] * stride_feature,
+            start + (feature.to(tl.int64) * stride_feature)[None, :],
             mask=there[:, None] & inside[None, :],
             other=0.0,
         )
@@ -115,8 +121,8 @@ def _tile_maxima(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """best (B, T, tiles): greatest similarity of each template in one tile of one image."""
-    tile = tl.program_id(0)
-    image = tl.program_id(1).to(tl.int64)
+    tile = tl.program_id(0) % tiles
+    image = (tl.program_id(0) // tiles).to(tl.int64)
     place = tile * TILE + tl.arange(0, TILE)
     for first in range(0, count, TEMPLATES):
         number = first + tl.arange(0, TEMPLATES)
