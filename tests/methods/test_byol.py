@@ -19,7 +19,7 @@ def make_method(**changes: object) -> Byol:
 
 
 def test_steps_equal_the_simulation() -> None:
-    method = make_method(momentum={"start": 0.8})
+    method = make_method(momentum={"start": 0.8, "schedule": "constant"})
     optimiser = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
     average = Average(method.trunk, method.projector)
     for step in range(3):

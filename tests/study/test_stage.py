@@ -40,7 +40,7 @@ def test_it_does_not_start_on_another_archive(
     path: Path, jobs: dict[str, Job], capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
     job = jobs[kind]
-    write_archive(path, twin=True)
+    write_archive(path, twin="other/1")
     before = sorted(job.folder.iterdir())
     assert main(str(job.folder)) == EXIT_INPUT
     error = capsys.readouterr().err.strip()
@@ -54,7 +54,7 @@ def test_it_does_not_score_on_an_archive_that_came_during_the_training(
 ) -> None:
     def finetune(*arguments: object) -> object:
         folder = real(*arguments)
-        write_archive(path, twin=True)
+        write_archive(path, twin="other/1")
         return folder
 
     real: Callable[..., object] = segmentation.finetune
