@@ -17,6 +17,8 @@ BLOCK = re.compile(r"(<!-- table: ([a-z0-9-]+) -->\n).*?(<!-- end table -->)", r
 TABLES: dict[str, Callable[[], str]] = {
     "cpu-submit-latency": lambda: training.latency("cpu-submit-latency"),
     "cpu-study-one-shot": lambda: study.study("cpu-study-one-shot"),
+    "cpu-study-methods": lambda: study.study("cpu-study-methods"),
+    "cpu-study-longer": lambda: study.study("cpu-study-longer", "none"),
     "cpu-study-rates": lambda: study.validation("cpu-study-rates"),
     "cpu-study-references": lambda: study.study("cpu-study-references"),
     "cpu-study-references-against-none": lambda: study.study("cpu-study-references", "none"),
