@@ -11,9 +11,8 @@ import argparse
 import sys
 from pathlib import Path
 
-import yaml
-
 from bench.record import record
+from pscl_hpc.config.loading import parse_yaml
 from pscl_hpc.errors import UserError
 from pscl_hpc.report.study_results import read_results
 
@@ -36,7 +35,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
     if (results.missing or results.failed) and not arguments.partial:
         sys.exit(f"{arguments.study}: {len(results.missing)} runs are missing; finish it, or add --partial")
-    study = yaml.safe_load((arguments.study / "study.yaml").read_text(encoding="utf-8"))
+    study = parse_yaml((arguments.study / "study.yaml").read_text(encoding="utf-8"))
     content = results.model_dump(mode="json", exclude={"archive_path", "failed"})
     content["configuration"] = {key: value for key, value in study.items() if key not in PLACES}
     shown = f"pscl-hpc study configs/studies/{arguments.config} archive=ARCHIVE"
