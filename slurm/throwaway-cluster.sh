@@ -72,14 +72,13 @@ alone() { # COMMAND..: not at the same time as for another cluster of this machi
     ) 7>/tmp/throwaway-cluster.lock
 }
 
-await() { # WHAT COMMAND..
-    local what=$1
+await() { # WHAT COMMAND..: until the command succeeds, for 60 seconds
+    local what=$1 end=$((SECONDS + 60))
     shift
-    for _ in $(seq 300); do
-        "$@" >/dev/null 2>&1 && return
+    until "$@" >"$DIR/log/await.out" 2>&1; do
+        [ $SECONDS -lt $end ] || fail "$what did not come up, its last words: $(tail -n 3 "$DIR/log/await.out"); see $DIR/log"
         sleep 0.1
     done
-    fail "$what did not come up; see $DIR/log"
 }
 
 # ---- configuration
@@ -223,6 +222,12 @@ all_serve() { # NODES
     [ "$(sinfo --noheader --Node --format '%N %t' | sort -u | grep -cE ' (idle|mix|alloc|comp)$')" = "$1" ]
 }
 
+registered() {
+    # The daemon may answer "Unspecified error" to a first try while it is busy, and have done all of it, or nothing.
+    sacctmgr --noheader list cluster format=cluster | grep -qw throwaway ||
+        sacctmgr --immediate add cluster throwaway
+}
+
 known_node() {
     [ -e "$DIR/nodes" ] || fail "no cluster in $DIR; start one with: $0 up 2"
     [[ ${1:-} =~ ^n[0-9]+$ ]] && [ "${1#n}" -ge 1 ] && [ "${1#n}" -le "$(cat "$DIR/nodes")" ] ||
@@ -275,7 +280,7 @@ up() { # NODES
     await mariadbd mariadb --no-defaults --socket="$DIR/db.socket" --user=root -e 'select 1'
     start slurmdbd env MYSQL_UNIX_PORT="$DIR/db.socket" slurmdbd -D
     await slurmdbd sacctmgr --noheader list cluster
-    sacctmgr --noheader list cluster format=cluster | grep -qw throwaway || sacctmgr --immediate add cluster throwaway >/dev/null
+    await "the entry in the accounting" registered
     start slurmctld slurmctld -D
     await slurmctld scontrol ping
     for node in $(seq "$nodes"); do boot "n$node"; done
