@@ -72,8 +72,8 @@ alone() { # COMMAND..: not at the same time as for another cluster of this machi
     ) 7>/tmp/throwaway-cluster.lock
 }
 
-await() { # WHAT COMMAND..: until the command succeeds, for 60 seconds
-    local what=$1 end=$((SECONDS + 60))
+await() { # WHAT COMMAND..: until the command succeeds, for 90 seconds
+    local what=$1 end=$((SECONDS + 90))
     shift
     until "$@" >"$DIR/log/await.out" 2>&1; do
         [ $SECONDS -lt $end ] || fail "$what did not come up, its last words: $(tail -n 3 "$DIR/log/await.out"); see $DIR/log"
@@ -223,9 +223,9 @@ all_serve() { # NODES
 }
 
 registered() {
-    # The daemon may answer "Unspecified error" to a first try while it is busy, and have done all of it, or nothing.
+    # A busy daemon may answer a first try with "Unspecified error", or not at all, and have done all of it or nothing.
     sacctmgr --noheader list cluster format=cluster | grep -qw throwaway ||
-        sacctmgr --immediate add cluster throwaway
+        timeout 20 sacctmgr --immediate add cluster throwaway
 }
 
 known_node() {

@@ -47,7 +47,7 @@ class Cluster:
 
     def __call__(self, *arguments: str) -> str:
         done = subprocess.run(
-            [str(SCRIPT), *arguments], env=self.environment, capture_output=True, text=True, timeout=120
+            [str(SCRIPT), *arguments], env=self.environment, capture_output=True, text=True, timeout=240
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
