@@ -23,7 +23,9 @@ exec {sacctmgr} "$@"
 """
 
 
-def test_a_cluster_comes_up_although_its_accounting_is_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_comes_up_although_its_accounting_is_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     missing = subprocess.run([str(SCRIPT), "check"], capture_output=True, text=True)
     if missing.returncode:
         pytest.skip(missing.stderr.strip())
