@@ -17,6 +17,10 @@ EXIT_INPUT = 2
 """Wrong input or configuration; nothing was changed."""
 EXIT_FAILED = 3
 """The job itself failed."""
+EXIT_STOPPED = 130
+"""Stopped on request, Ctrl-C above all, as shells report it; a run can go on."""
+EXIT_TERMINATED = 143
+"""Ended by SIGTERM, as shells report it."""
 
 
 class UserError(Exception):

@@ -18,12 +18,16 @@ import typer
 from typer.core import TyperGroup
 
 from pscl_hpc import __version__
-from pscl_hpc.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, JobError, UserError
+from pscl_hpc.errors import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_INPUT,
+    EXIT_STOPPED,
+    EXIT_TERMINATED,
+    JobError,
+    UserError,
+)
 
-EXIT_INTERRUPTED = 130
-"""Ended by Ctrl-C, as shells report it."""
-EXIT_TERMINATED = 143
-"""Ended by SIGTERM, as shells report it."""
 TRACEBACK_VARIABLE = "PSCL_HPC_TRACEBACK"
 
 DATA, TRAIN, LOOK, CLUSTER = "Data", "Train", "Look", "Cluster and machine"
@@ -97,7 +101,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Start with 'pscl-hpc doctor' and, in a checkout, 'make demo'. 'pscl-hpc COMMAND --help' shows examples. "
     "Exit codes: 0 done, 1 done with items skipped (named), 2 wrong input or configuration, 3 the job itself failed, "
-    "130 stopped on request: the same command goes on.",
+    "130 stopped on request: the same command goes on, 143 ended by SIGTERM.",
 )
 
 
@@ -149,7 +153,7 @@ def main(arguments: list[str]) -> int:
     except (UserError, JobError) as error:
         return _fail(str(error), EXIT_INPUT if isinstance(error, UserError) else EXIT_FAILED)
     except typer.Abort:
-        code = EXIT_INTERRUPTED
+        code = EXIT_STOPPED
     except Exception as error:
         if hasattr(error, "format_message"):
             return _usage(error)
@@ -158,7 +162,7 @@ def main(arguments: list[str]) -> int:
             + "; run again as 'pscl-hpc --traceback ...' to see where",
             EXIT_FAILED,
         )
-    if code == EXIT_INTERRUPTED:
+    if code == EXIT_STOPPED:
         print("interrupted", file=sys.stderr)
     return code if isinstance(code, int) else EXIT_DONE
 

@@ -6,11 +6,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pscl_hpc.errors import EXIT_STOPPED
+
 
 @contextmanager
 def ends_when_asked() -> Iterator[None]:
     """Let Ctrl-C and SIGTERM stop the stage after its step, with one sentence on how to go on."""
-    from pscl_hpc.training import EXIT_STOPPED, StopRequested, read_place, stop_on_signals
+    from pscl_hpc.training import StopRequested, read_place, stop_on_signals
 
     try:
         with stop_on_signals():

@@ -12,7 +12,7 @@ import submitit
 
 from pscl_hpc.errors import UserError
 from pscl_hpc.launch.batch import python_command, sbatch_parameters
-from pscl_hpc.launch.local import NO_LIMIT_MIN, DetachedExecutor
+from pscl_hpc.launch.local import NO_LIMIT_MIN, RETRIES, DetachedExecutor
 from pscl_hpc.launch.profiles import Profile
 
 CLUSTERS = ("local", "slurm")
@@ -101,7 +101,7 @@ def _has_slurm() -> bool:
 
 def _local(files: Path, profile: Profile) -> DetachedExecutor:
     executor = DetachedExecutor(files, max_num_timeout=RESTARTS)
-    environment = dict(profile.environment)
+    environment = {**profile.environment, RETRIES: str(profile.retries)}
     if profile.cpus_per_task is not None:
         environment["OMP_NUM_THREADS"] = str(profile.cpus_per_task)
     if profile.gpus_per_node:

@@ -21,20 +21,19 @@ from submitit.helpers import DelayedSubmission
 
 from pscl_hpc.archive.staging import stage_archive
 from pscl_hpc.config import Config, load_config
-from pscl_hpc.errors import EXIT_FAILED, EXIT_INPUT, JobError, UserError
+from pscl_hpc.errors import EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, EXIT_TERMINATED, JobError, UserError
 from pscl_hpc.launch.batch import REFUSED, REQUEUE, STOPPED
 from pscl_hpc.launch.code import check_source
 from pscl_hpc.launch.stopping import CANCELLED, NOTICE, listen, shield_readers, slurm_ends_it
 from pscl_hpc.launch.world import World
 from pscl_hpc.runs import RunFolder, write_text
-from pscl_hpc.training.interruption import EXIT_STOPPED, StopRequested, clear_stop
+from pscl_hpc.training.interruption import StopRequested, clear_stop
 
 STAGES = {
     "pretrain": "pscl_hpc.pretraining:pretrain",
     "finetune": "pscl_hpc.segmentation:finetune",
 }
 """The function of each stage, ``module:function``; it takes the configuration."""
-EXIT_TERMINATED = 143
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,11 @@ from pscl_hpc.launch.schedulers import SCHEDULERS, JobState, wait_for_end
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.runs.folder import LOCK_FILE
 
-State = Literal["queued", "starting", "running", "done", "failed", "stopped", "lost"]
-"""lost: the record says that it runs, but nothing does; submitting it again continues from the last checkpoint."""
+State = Literal["prepared", "queued", "starting", "running", "done", "failed", "stopped", "lost"]
+"""prepared: the folder has its configuration, but neither a job nor a process ever began.
+
+lost: the record says that it runs, but nothing does; submitting it again continues from the last checkpoint.
+"""
 WINDOW = 20
 """Logged lines over which the pace is measured."""
 _GREETING = re.compile(r"^rank \d+ of \d+ on (\S+): job ", re.MULTILINE)
@@ -283,11 +286,15 @@ def _state(folder: RunFolder, asked: JobState | None) -> State:
         return "failed" if recorded == "failed" else "stopped"
     if recorded == "running" and (phase == "unknown" or _is_locked(folder.path / LOCK_FILE)):
         return "running"
+    if asked is None and recorded != "running":
+        return "prepared"
     return "queued" if phase == "unknown" else "lost"
 
 
 def _explain(folder: RunFolder, state: State, asked: JobState | None) -> str:
     said = asked.detail if asked else ""
+    if state == "prepared":
+        return "nothing has begun yet; the same command begins it"
     if state == "lost" and asked is not None:
         ended = f" ({said})" if said else ""
         return f"its job ended without a word{ended}; see 'pscl-hpc jobs logs' and {folder.path / JOBS}"

@@ -14,14 +14,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from submitit.local.local import Controller, LocalExecutor, LocalJob
+from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE, Controller, LocalExecutor, LocalJob
 
+from pscl_hpc.errors import EXIT_TERMINATED
+from pscl_hpc.launch.batch import REFUSED, STOPPED
 from pscl_hpc.launch.world import RESTARTS_LOCAL
 
 STOP_GRACE_S = 60.0
 """How long tasks may take to stop before they are killed."""
 STARTS = 1000
 """How often the tasks of one job are started at most."""
+RETRIES = "PSCL_HPC_RETRIES"
+"""Variable with the number of new starts of a job whose rank died or failed."""
 NO_LIMIT_MIN = 60 * 24 * 365
 """Minutes that stand for no time limit."""
 
@@ -62,7 +66,10 @@ class DetachedExecutor(LocalExecutor):
 
 
 class PatientController(Controller):
-    """Watches the tasks of a job; gives them time to stop, where submitit's kills after one second."""
+    """Watches the tasks of a job; gives them time to stop, where submitit's kills after one second.
+
+    What it decides after their end is what the batch script decides on Slurm, :mod:`pscl_hpc.launch.batch`.
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -74,6 +81,35 @@ class PatientController(Controller):
         os.environ[RESTARTS_LOCAL] = str(self._starts)
         self._starts += 1
         super().start_tasks()
+
+    def run(self, max_retry: int = STARTS) -> None:
+        """Start the tasks until they end well, on purpose, or badly for more than the allowed number of times."""
+        failures, allowed = 0, int(os.environ[RETRIES])
+        while self._starts < max_retry:
+            try:
+                self.start_tasks()
+                codes = self.wait()
+            finally:
+                self.kill_tasks()
+            if LOCAL_REQUEUE_RETURN_CODE in codes:
+                continue
+            # None: alive at the time limit, and killed for it. Negative: killed by that signal.
+            worst = max(
+                128 + signal.SIGKILL if code is None else 128 - code if code < 0 else code for code in codes
+            )
+            if worst in (0, EXIT_TERMINATED) or self._word() in (STOPPED, REFUSED):
+                return
+            failures += 1
+            with (self.folder / f"{self.pid}.failures").open("a", encoding="utf-8") as noted:
+                noted.write(f"{self._starts - 1} {worst}\n")
+            if failures > allowed:
+                return
+            print(f"job {self.pid}: a rank ended with exit code {worst}; starting again", flush=True)
+
+    def _word(self) -> str:
+        """What a task that ended on purpose left behind in this start."""
+        path = self.folder / f"{self.pid}.{self._starts - 1}.end"
+        return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
 
     def kill_tasks(self) -> None:
         """Ask the tasks to stop, kill those that do not, and close their logs."""
@@ -96,7 +132,7 @@ def control(folder: Path) -> None:
     """Run the job that the environment describes, with its restarts, until it ends or is asked to stop."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        PatientController(folder).run(max_retry=STARTS)
+        PatientController(folder).run()
     except KeyboardInterrupt:
         print(f"job {os.getpid()}: stopped by request", flush=True)
 

@@ -14,7 +14,8 @@ import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pscl_hpc.training.interruption import EXIT_STOPPED, request_stop, stop_reason
+from pscl_hpc.errors import EXIT_STOPPED
+from pscl_hpc.training.interruption import request_stop, stop_reason
 
 CANCELLED = "cancelled"
 NOTICE = "preempted or near the time limit"

@@ -19,13 +19,12 @@ from typing import Any, NoReturn
 
 from pscl_hpc.archive import Archive
 from pscl_hpc.config import Config, FinetuneConfig, load_config
-from pscl_hpc.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, JobError, UserError
+from pscl_hpc.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_TERMINATED, JobError, UserError
 from pscl_hpc.models import TRUNK_FILE
 from pscl_hpc.runs import RunFolder, write_json
 from pscl_hpc.segmentation.summary import read_evaluation
 
 TIMES_FILE = "times.json"
-EXIT_TERMINATED = 143
 
 
 def run_stage(config: Config) -> None:

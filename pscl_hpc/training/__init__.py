@@ -3,7 +3,6 @@
 from pscl_hpc.training.batchnorm import synchronise_batchnorm
 from pscl_hpc.training.device import autocast, setup_device
 from pscl_hpc.training.interruption import (
-    EXIT_STOPPED,
     StopRequested,
     clear_stop,
     how_to_go_on,
@@ -19,7 +18,6 @@ from pscl_hpc.training.recompute import checkpoint_blocks
 from pscl_hpc.training.schedule import lr_factor, set_lr
 
 __all__ = [
-    "EXIT_STOPPED",
     "Lars",
     "Place",
     "Ranks",

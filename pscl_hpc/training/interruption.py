@@ -13,8 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-EXIT_STOPPED = 130
-"""Exit code of a run that stopped when asked and can go on."""
+from pscl_hpc.errors import EXIT_STOPPED
 
 _reason: str | None = None
 

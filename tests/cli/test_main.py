@@ -31,7 +31,7 @@ def test_help_lists_every_command_with_its_purpose(console: Console) -> None:
     for panel in (cli.DATA, cli.TRAIN, cli.LOOK, cli.CLUSTER):
         assert f"─ {panel} ─" in page.stdout
     assert "Exit codes: 0 done" in words
-    assert f"{cli.EXIT_INTERRUPTED} stopped on request" in words
+    assert f"{cli.EXIT_STOPPED} stopped on request" in words
 
 
 def test_help_imports_nothing_heavy() -> None:

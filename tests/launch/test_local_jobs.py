@@ -99,9 +99,9 @@ def test_a_cancelled_run_keeps_its_checkpoint_and_goes_on_when_submitted_again(
     ],
 )
 def test_a_job_that_fails_says_why(make_config: MakeConfig, name: str, state: str, reason: str) -> None:
-    done = submit(make_config(name), cluster="local")
+    done = submit(make_config(name), cluster="local", profile=Profile(retries=0))
     found = finish(done)
-    assert found.state == state
+    assert (found.state, found.restarts) == (state, 0)
     assert found.detail.startswith(reason)
     assert ("Traceback" in "".join(follow_log(done.run, follow=False))) == (name == "bug")
 
@@ -113,6 +113,26 @@ def test_a_preempted_job_goes_on_by_itself_from_its_checkpoint(make_config: Make
     assert "beginning after step 15" in "".join(follow_log(done.run, follow=False))
     steps = [line["step"] for line in RunFolder.load(done.run).metrics()]
     assert steps == list(range(1, 21))
+
+
+def test_a_job_whose_rank_died_goes_on_by_itself_from_its_checkpoint(make_config: MakeConfig) -> None:
+    done = submit(make_config("dies-once"), cluster="local")
+    found = finish(done)
+    assert (found.state, found.restarts) == ("done", 1)
+    assert found.last_end == "a rank ended with exit code 137, killed by signal 9"
+    assert "beginning after step 10" in "".join(follow_log(done.run, follow=False))
+    assert [line["step"] for line in RunFolder.load(done.run).metrics()] == list(range(1, 21))
+
+
+def test_a_job_that_always_dies_ends_after_its_retries(make_config: MakeConfig) -> None:
+    done = submit(make_config("dies"), cluster="local", profile=Profile(retries=2))
+    assert (finish(done).state, run_status(done.run).restarts) == ("lost", 2)
+
+
+def test_wrong_input_is_not_tried_again(make_config: MakeConfig) -> None:
+    done = submit(make_config("refused"), cluster="local")
+    assert finish(done).state == "failed"
+    assert "".join(follow_log(done.run, follow=False)).count("the archive is wrong; mend it") == 1
 
 
 def test_a_deaf_job_is_killed(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,6 +112,14 @@ def test_a_run_whose_process_is_gone_is_lost(make_config: MakeConfig) -> None:
 
 
 @pytest.mark.usefixtures("place")
+def test_a_folder_in_which_nothing_ever_began_is_prepared(make_config: MakeConfig) -> None:
+    folder = RunFolder.reserve(make_config(run="runs/a"))
+    folder.update(archive="fingerprint")
+    found = run_status(folder.path)
+    assert (found.state, found.detail) == ("prepared", "nothing has begun yet; the same command begins it")
+
+
+@pytest.mark.usefixtures("place")
 def test_time_left_is_at_the_pace_of_the_last_lines(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

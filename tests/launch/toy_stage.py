@@ -45,6 +45,8 @@ def train(config: PretrainConfig) -> None:
                 raise ZeroDivisionError("a slip of the programmer")
             if config.name == "dies" and step == 3:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if config.name == "dies-once" and step == 12 and not first:
+                os.kill(os.getpid(), signal.SIGKILL)
             if config.name == "preempted" and step == 15 and not first:
                 os.kill(os.getpid(), signal.SIGUSR2)
             if stop_reason() and config.name != "deaf":
