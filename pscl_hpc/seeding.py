@@ -52,8 +52,7 @@ class Slots:
 class Draws:
     """The random numbers of one forward pass, the same for any number of ranks.
 
-    What concerns the whole batch comes from :meth:`shared`; what concerns one image from :meth:`each`, keyed by the
-    image's place in the batch of all ranks.
+    They are keyed by the image's place in the batch of all ranks.
     """
 
     seed: int
@@ -62,10 +61,6 @@ class Draws:
     slots: tuple[int, ...]
     """Place of each image of this rank in the batch of all ranks."""
     device: torch.device | str = "cpu"
-
-    def shared(self, purpose: str) -> torch.Generator:
-        """One generator, in the same state on every rank."""
-        return torch_generator(self.seed, purpose, self.number, device=self.device)
 
     def each(self, purpose: str, images: Iterable[int]) -> list[torch.Generator]:
         """One generator for each of these images of this rank."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.gpu_results import BOTH, FORWARD, OURS, Device, devices, losses, median
-from bench.tables.common import table
+from bench.tables.common import short, table
 
 DTYPE = "bfloat16"
 ROWS = 65_536
@@ -251,7 +251,7 @@ def _origin(device: Device, part: str) -> str:
     triton = f", Triton {versions['triton']}" if "triton" in versions else ""
     return (
         f"\n\n`bench/results/gpu-{device.slug}-{part}.json`: torch {versions['torch']}{triton}, "
-        f"{content['date'][:10]}, commit {content['commit'][:7]}; `{content['command']}`"
+        f"{content['date'][:10]}, commit {short(content['commit'])}; `{content['command']}`"
     )
 
 

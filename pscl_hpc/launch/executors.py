@@ -15,7 +15,6 @@ from pscl_hpc.launch.batch import python_command, sbatch_parameters
 from pscl_hpc.launch.local import NO_LIMIT_MIN, RETRIES, DetachedExecutor
 from pscl_hpc.launch.profiles import Profile
 
-CLUSTERS = ("local", "slurm")
 ANSWER_S = 10
 """How long Slurm's controller may take to answer."""
 RESTARTS = 100
