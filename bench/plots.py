@@ -23,7 +23,6 @@ from matplotlib.ticker import FuncFormatter
 
 from bench.gpu_results import BOTH, FORWARD, Device, devices, losses
 
-
 COLOURS = (
     "#0b6e99", "#d1495b", "#66a182", "#edae49", "#8d6a9f", "#5c6b73", "#c56b26", "#2e4057", "#a3b18a", "#b56576",
     "#3d9970", "#7f7f7f", "#17becf", "#9467bd",
