@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from pscl_hpc.config.study import square_of
 from pscl_hpc.report.charts import ON_PAGE, ON_PAPER, Palette, house_style, style_axes, to_svg
 from pscl_hpc.report.curves import Chart
 from pscl_hpc.report.study_results import Compared, Place, StudyResults
@@ -35,11 +36,9 @@ def score_chart(results: StudyResults, place: Place, name: str) -> Chart:
     )
 
 
-def comparison_chart(results: StudyResults, baseline: str, name: str) -> Chart | None:
-    """Share of the Dice error removed, over all headline scores, or those of the only data set."""
-    lines = overall(results, baseline)
-    if not lines:
-        return None
+def comparison_chart(results: StudyResults, lines: Sequence[Compared], name: str) -> Chart:
+    """Share of the Dice error removed, of one of the lists of :func:`overall`."""
+    baseline = lines[0].baseline
     figure = _figure(name, [len(lines)], 1)
     with house_style(name):
         _draw_comparison(figure.subplots(), lines, ON_PAGE)
@@ -72,20 +71,23 @@ def budget_chart(results: StudyResults, dataset: str, split: str, name: str) -> 
     )
 
 
-def overall(results: StudyResults, baseline: str) -> list[Compared]:
-    """The comparisons that stand for the study: first budget, over all headline scores where there are several."""
-    lines = [
-        line
-        for line in results.comparisons
-        if line.baseline == baseline and line.budget == results.budgets[0] and line.error_removed is not None
-    ]
-    places = [(line.dataset, line.split) for line in lines]
-    if _OVERALL in places:
-        chosen = _OVERALL
-    else:
-        named = [tuple(text.split("/", 1)) for text in results.headline]
-        chosen = next((place for place in named if place in places), _OVERALL)
-    return [line for line in lines if (line.dataset, line.split) == chosen]
+def overall(results: StudyResults, baseline: str) -> list[list[Compared]]:
+    """The comparisons that stand for the study, a list of methods for each place.
+
+    They are those over all headline scores, of the first budget that all data sets have; where there is none, those of
+    each headline score, of the first budget of its data set.
+    """
+    found: dict[Place, list[Compared]] = {}
+    for line in results.comparisons:
+        if line.baseline == baseline and line.error_removed is not None:
+            found.setdefault((line.dataset, line.split, line.budget), []).append(line)
+    places: list[Place] = [(*_OVERALL, budget) for budget in results.budgets]
+    common = [found[place] for place in places if place in found]
+    if common:
+        return common[:1]
+    first = {f"{place[0]}/{place[1]}": place for place in results.first_places}
+    named = [first[text] for text in results.headline if text in first]
+    return [found[place] for place in named if place in found]
 
 
 def what(results: StudyResults, lines: Sequence[Compared]) -> str:
@@ -100,9 +102,9 @@ def _budget_text(results: StudyResults, budget: int | str) -> str:
 
 
 def paper_figure(results: StudyResults) -> Figure | None:
-    """All panels on white, for files: scores of the first budget, then the overall comparisons."""
-    places = [place for place in results.places if place[2] == results.budgets[0]]
-    compared = [(baseline, lines) for baseline in results.baselines if (lines := overall(results, baseline))]
+    """All panels on white, for files: scores of each data set's first budget, then the overall comparisons."""
+    places = results.first_places
+    compared = [(baseline, lines) for baseline in results.baselines for lines in overall(results, baseline)]
     curves = [
         place
         for place in places
@@ -216,7 +218,7 @@ def _draw_budgets(axes: Axes, results: StudyResults, dataset: str, split: str, p
     found = [line for line in results.table if (line.dataset, line.split) == (dataset, split)]
     budgets = [budget for budget in results.budgets if any(line.budget == budget for line in found)]
     # Squares are less than an image, all is most.
-    squares = [budget for budget in budgets if str(budget).startswith("square")]
+    squares = sorted((budget for budget in budgets if square_of(budget)), key=square_of)
     counts = sorted(budget for budget in budgets if isinstance(budget, int))
     order = [*squares, *counts, *(budget for budget in budgets if budget == "all")]
     for method in results.methods:

@@ -17,7 +17,7 @@ from pscl_hpc.report.study_figures import (
 )
 from pscl_hpc.report.study_predictions import study_panels
 from pscl_hpc.report.study_results import Compared, Estimate, Line, StudyResults
-from pscl_hpc.report.study_text import PURITY, notes, pool_text
+from pscl_hpc.report.study_text import PURITY, UNITS, notes, pair_text, pool_text, wins_text
 from pscl_hpc.segmentation.palette import hex_colour
 
 ERRORS = (
@@ -49,7 +49,7 @@ class ComparisonTable:
     """Over all headline scores."""
     lines: tuple[Compared, ...]
     """By data set and split."""
-    chart: Chart | None
+    charts: tuple[Chart, ...]
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,18 @@ def study_context(results: StudyResults, folder: Path) -> dict[str, object]:
         "results": results,
         "sentences": sentences(results),
         "notes": notes(results),
+        "pairs": pair_text(results),
+        "wins": wins_text,
         "tables": tables,
         "comparisons": [
             ComparisonTable(
                 baseline,
                 tuple(line for line in results.comparisons if line.baseline == baseline and not line.dataset),
                 tuple(line for line in results.comparisons if line.baseline == baseline and line.dataset),
-                comparison_chart(results, baseline, f"against{index}"),
+                tuple(
+                    comparison_chart(results, lines, f"against{index}-{part}")
+                    for part, lines in enumerate(overall(results, baseline))
+                ),
             )
             for index, baseline in enumerate(results.baselines)
         ],
@@ -101,27 +106,24 @@ def study_context(results: StudyResults, folder: Path) -> dict[str, object]:
         "scales": [scale_name(index, scales) for index in range(scales)],
         "panels": study_panels(results, folder),
         "errors": ERRORS,
-        "pools": {name: pool_text(parts) for name, parts in results.pools.items()},
+        "pools": {name: pool_text(results, name) for name in results.pools},
         "costs": _costs(results),
         "devices": sorted({row.device for row in results.rows}),
     }
 
 
 def sentences(results: StudyResults) -> list[str]:
-    """What the study found, one sentence for each baseline, and no more than it found."""
+    """What the study found, one sentence for each baseline (and score), and no more than it found."""
     found = []
-    for baseline in results.baselines:
-        lines = overall(results, baseline)
-        if not lines:
-            continue
+    for lines in (part for baseline in results.baselines for part in overall(results, baseline)):
         best = max(lines, key=_removed)
         value = best.error_removed
         assert value is not None
         scores, share = (
-            f"Against “{baseline}”, over {what(results, lines)}",
+            f"Against “{best.baseline}”, over {what(results, lines)}",
             f"{100 * abs(value.value):.0f}% of the Dice error",
         )
-        pairs = f"better with {best.wins} of {best.units} annotated images"
+        pairs = f"better with {best.wins} of {best.units} {UNITS[best.unit]}"
         if value.value > 0:
             found.append(
                 f"{scores}, “{best.method}” does best: it removes {share}{_interval(results, value)} and is {pairs}."

@@ -51,31 +51,31 @@ class StudyPanel:
 
     dataset: str
     split: str
+    budget: int | str
     classes: tuple[ClassStyle, ...] = ()
     images: list[StudyImage] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
 def study_panels(results: StudyResults, folder: Path) -> list[StudyPanel]:
-    """One panel for each data set and split, of the first budget.
+    """One panel for each data set and split, of the first budget of each data set.
 
     Shown are the images named under ``show``, else the one whose Dice is the median; from the runs on the annotated
     images whose result is the median of the last method.
     """
-    places = [place for place in results.places if place[2] == results.budgets[0]]
     try:
         archive = Archive(results.archive_path) if Path(results.archive_path).exists() else None
     except (UserError, OSError):
         archive = None
     try:
-        return [_panel(results, place, folder, archive) for place in places]
+        return [_panel(results, place, folder, archive) for place in results.first_places]
     finally:
         if archive is not None:
             archive.close()
 
 
 def _panel(results: StudyResults, place: Place, folder: Path, archive: Archive | None) -> StudyPanel:
-    panel = StudyPanel(place[0], place[1])
+    panel = StudyPanel(*place)
     if archive is None:
         panel.notes.append(
             f"The archive {results.archive_path} cannot be opened from here: micrographs and annotations are not shown."

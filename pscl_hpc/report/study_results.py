@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -12,6 +13,9 @@ from pscl_hpc.segmentation.summary import Spread
 RESULTS_FILE = "results.json"
 Place = tuple[str, str, int | str]
 """Data set, split, budget."""
+Unit = Literal["images", "seeds", "pairs"]
+"""What the pairs of a comparison have in common: annotated images (or sets of them); the seed, where there is a single
+set of images; or some this and some that, which is also said of files that do not tell."""
 
 
 class _Part(BaseModel):
@@ -98,7 +102,9 @@ class Compared(_Part):
     error_removed: Estimate | None
     """Share of 1 - Dice; None where the baseline makes no error."""
     units: int
-    """Annotated images (or sets of them) that the comparison rests on."""
+    """Pairs that the comparison rests on."""
+    unit: Unit = "pairs"
+    """What they are."""
     wins: int
     worst_gain: float
     """The method's lowest Dice minus the baseline's lowest."""
@@ -153,7 +159,9 @@ class StudyResults(_Part):
     show: tuple[str, ...]
     confidence: float
     pools: dict[str, tuple[PoolPart, ...]]
-    """By method."""
+    """By method: what the ``data`` of its pretrainings names."""
+    pools_without_own: tuple[str, ...] = ()
+    """Methods whose pretrainings leave their own annotated images out of that."""
     runs: int
     """Fine-tunings of the study."""
     failed: tuple[Failure, ...]
@@ -180,6 +188,14 @@ class StudyResults(_Part):
     def places(self) -> tuple[Place, ...]:
         """Which tables of scores there are."""
         return tuple(dict.fromkeys(line.place for line in self.table))
+
+    @property
+    def first_places(self) -> tuple[Place, ...]:
+        """Those of the first budget of each data set."""
+        first: dict[str, int | str] = {}
+        for dataset, _, budget in self.places:
+            first.setdefault(dataset, budget)
+        return tuple(place for place in self.places if first[place[0]] == place[2])
 
     @property
     def baselines(self) -> tuple[str, ...]:

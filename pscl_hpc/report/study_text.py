@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from pscl_hpc.report.study_results import PoolPart, StudyResults
+from pscl_hpc.report.study_results import Compared, StudyResults, Unit
 
 _TEMPLATES = {
     "reference": "Where a pretraining uses annotation, it is that of the fine-tuning: one trunk for each.",
@@ -23,6 +21,12 @@ PURITY = (
 """What the table of purities means."""
 
 
+_IMAGES = "A pair is the same annotated images with both methods, averaged over seeds"
+_SEEDS = "one seed with both methods, which says nothing about other annotated images"
+UNITS: dict[Unit, str] = {"images": "annotated images", "seeds": "seeds", "pairs": "pairs"}
+"""The pairs of a comparison in words."""
+
+
 def notes(results: StudyResults) -> list[str]:
     """What the figures are and what they were made from, one sentence or two each."""
     lines = [
@@ -31,8 +35,8 @@ def notes(results: StudyResults) -> list[str]:
         "standard deviation over runs. Validation images choose the checkpoint.",
     ]
     pools: dict[str, list[str]] = {}
-    for method, parts in results.pools.items():
-        pools.setdefault(pool_text(parts), []).append(method)
+    for method in results.pools:
+        pools.setdefault(pool_text(results, method), []).append(method)
     for text, methods in pools.items():
         lines.append(
             f"Pretraining pool of {', '.join(methods)}: {text}; no test or validation image, checked by split and by "
@@ -42,9 +46,8 @@ def notes(results: StudyResults) -> list[str]:
         lines.append(_TEMPLATES[results.pretrain_per])
     if results.comparisons:
         lines.append(
-            "A pair is the same annotated images with both methods, averaged over seeds. Intervals are Student's t "
-            "over pairs, that of the error removed for a ratio of means; there is none where pairs are too few or have "
-            "annotated images in common."
+            f"{pair_text(results)} Intervals are Student's t over pairs, that of the error removed for a ratio of "
+            "means; there is none where pairs are too few or have annotated images in common."
         )
     if len(results.commits) > 1:
         named = ", ".join(commit[:7] or "unknown" for commit in results.commits)
@@ -52,7 +55,24 @@ def notes(results: StudyResults) -> list[str]:
     return lines
 
 
-def pool_text(parts: Sequence[PoolPart]) -> str:
-    """The images of a pool in words."""
+def pair_text(results: StudyResults) -> str:
+    """What the pairs of the comparisons are."""
+    kinds = {line.unit for line in results.comparisons}
+    if kinds == {"images"}:
+        return f"{_IMAGES}."
+    if kinds == {"seeds"}:
+        return f"A pair is {_SEEDS}."
+    return f"{_IMAGES}; where a data set has a single set of annotated images, it is {_SEEDS}."
+
+
+def wins_text(line: Compared) -> str:
+    """In how many pairs a method is better, for a table: annotated images are what one expects there."""
+    return f"{line.wins} of {line.units}" + (" seeds" if line.unit == "seeds" else "")
+
+
+def pool_text(results: StudyResults, method: str) -> str:
+    """The images of a method's pool in words."""
+    parts = results.pools[method]
     named = [f"{part.dataset} {part.images} ({part.split or 'no split'})" for part in parts]
-    return f"{sum(part.images for part in parts)} images, {', '.join(named)}"
+    less = ", less the annotated images of each pretraining" if method in results.pools_without_own else ""
+    return f"{sum(part.images for part in parts)} images, {', '.join(named)}{less}"

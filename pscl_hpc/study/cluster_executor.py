@@ -154,4 +154,4 @@ def _reason(job: Job) -> str:
 
 
 def _ended_well(job: Job) -> bool:
-    return is_done(job.folder, job.config.kind, job.fingerprint)
+    return is_done(job.folder, job.config.kind, job.fingerprint, job.tests)

@@ -11,12 +11,13 @@ from pscl_hpc.archive import Archive
 from pscl_hpc.config import FinetuneConfig, PretrainConfig, ReferencedMethod, StudyConfig, resolve_config
 from pscl_hpc.config.methods import AnyMethod
 from pscl_hpc.config.study import DatasetEntry, MethodEntry, Tree
-from pscl_hpc.errors import UserError
+from pscl_hpc.errors import UserError, did_you_mean
 from pscl_hpc.pretraining import PretrainData
 from pscl_hpc.segmentation.data import select_data
 from pscl_hpc.study.keys import run_key
 from pscl_hpc.study.pool import Pool, check_pool
 from pscl_hpc.study.references import Annotation, Draws
+from pscl_hpc.study.stage import is_test, test_splits
 
 SHORT = 12
 """Digits of a key in the name of a folder."""
@@ -38,6 +39,8 @@ class Job:
     """Of the archive."""
     needs: str = ""
     """Key of the pretraining that must be done before."""
+    tests: tuple[str, ...] = ()
+    """Splits that a fine-tuning is scored on."""
 
     @property
     def folder(self) -> Path:
@@ -97,9 +100,11 @@ class _Planner:
         default = FinetuneConfig.model_fields["validation_split"].default
         self.validation = {str(entry.finetune.get("validation_split", default)) for entry in study.methods}
         self.draws = {entry.name: Draws(archive, entry) for entry in study.datasets}
+        self.tests = {entry.name: test_splits(archive, entry.name) for entry in study.datasets}
 
     def plan(self) -> Plan:
         study = self.study
+        self._check_shown()
         cells = [
             self._cell(entry, dataset, annotation, seed)
             for dataset in study.datasets
@@ -141,7 +146,14 @@ class _Planner:
             name = f"{safe(annotation.dataset)}--{safe(stem)[:48]}{more}--{start}--{key[:SHORT]}"
             label = f"{annotation.dataset} {stem}{more} budget {annotation.budget} seed {seed} {entry.name}"
             placed = self._placed(config, FINETUNED, name)
-            self.finetunings[key] = Job(key, label, placed, self.archive.fingerprint, job.key if job else "")
+            self.finetunings[key] = Job(
+                key,
+                label,
+                placed,
+                self.archive.fingerprint,
+                needs=job.key if job else "",
+                tests=self.tests[dataset.name],
+            )
         return Cell(entry.name, annotation, seed, key, job.key if job else "")
 
     def _pretraining(
@@ -163,7 +175,9 @@ class _Planner:
         config = resolve_config(tree, source=source)
         assert isinstance(config, PretrainConfig)
         pool = check_pool(self.archive, config, validation=self.validation, source=source)
-        self.pools.setdefault(entry.name, pool)
+        # They name the same images, and differ in whether their own annotated ones are among them.
+        if entry.name not in self.pools or pool.without_own:
+            self.pools[entry.name] = pool
         key = run_key(config, self.archive.fingerprint)
         if key not in self.pretrainings:
             PretrainData(self.archive, config)
@@ -183,29 +197,30 @@ class _Planner:
         # The name of a run follows from its folder: the same run is met again by the same content alone.
         return config.model_copy(update={"run": str(self.study.folder / kind / name), "name": kind})
 
+    def _check_shown(self) -> None:
+        """Refuse what is no test image of the archive; one of a data set that the study lacks is not shown."""
+        if not self.study.show:
+            return
+        known = [record.id for record in self.archive.select(has_mask=True) if is_test(record.split)]
+        for name in self.study.show:
+            if name not in known:
+                raise UserError(
+                    f"show: {self.archive.path} has no annotated test image '{name}'{did_you_mean(name, known)}"
+                )
+
     def _headline(self) -> tuple[tuple[str, str], ...]:
-        tests = {
-            entry.name: sorted(
-                {
-                    record.split
-                    for record in self.archive.select(datasets=[entry.name], has_mask=True)
-                    if record.split.startswith("test")
-                }
-            )
-            for entry in self.study.datasets
-        }
-        for name, splits in tests.items():
+        for name, splits in self.tests.items():
             if not splits:
                 raise UserError(
                     f"datasets: {name} has no annotated test images, so nothing can be scored; leave it out"
                 )
         if not self.study.headline:
-            return tuple((name, splits[0]) for name, splits in tests.items())
+            return tuple((name, splits[0]) for name, splits in self.tests.items())
         chosen = []
         for text in self.study.headline:
             name, _, split = text.partition("/")
-            if split not in tests.get(name, ()):
-                known = ", ".join(f"{key}/{value}" for key, values in tests.items() for value in values)
+            if split not in self.tests.get(name, ()):
+                known = ", ".join(f"{key}/{value}" for key, values in self.tests.items() for value in values)
                 raise UserError(f"headline: '{text}' is no test split of the study; choose from: {known}")
             chosen.append((name, split))
         return tuple(chosen)

@@ -20,7 +20,9 @@ class Pool:
     """The images of a pretraining, by data set and split."""
 
     counts: tuple[tuple[str, str, int], ...]
-    """Data set, split, images."""
+    """Data set, split, images, of all that ``data`` names."""
+    without_own: bool = False
+    """The pretraining leaves out its own annotated images, and some are among these."""
 
     @property
     def images(self) -> int:
@@ -30,7 +32,8 @@ class Pool:
     def sentence(self) -> str:
         """For a table."""
         parts = [f"{name} ({split or 'no split'}) {count}" for name, split, count in self.counts]
-        return f"{self.images} images: {', '.join(parts)}"
+        less = ", less the annotated images of each pretraining" if self.without_own else ""
+        return f"{self.images} images: {', '.join(parts)}{less}"
 
 
 def check_pool(
@@ -79,7 +82,10 @@ def check_pool(
                     "models; leave one of them out of the archive ('pscl-hpc archive check' lists such pairs)"
                 )
     counts = Counter((record.dataset, record.split) for record in pool)
-    return Pool(tuple((*key, counts[key]) for key in sorted(counts)))
+    return Pool(
+        tuple((*key, counts[key]) for key in sorted(counts)),
+        without_own=_leaves_out_own(config) and any(record in pool for record in annotated),
+    )
 
 
 def _annotated(archive: Archive, config: PretrainConfig | FinetuneConfig) -> list[ImageRecord]:
@@ -89,6 +95,14 @@ def _annotated(archive: Archive, config: PretrainConfig | FinetuneConfig) -> lis
     else:
         names = config.method.reference.ids if isinstance(config.method, ReferencedMethod) else ()
     return [archive.find(name) for name in names]
+
+
+def _leaves_out_own(config: PretrainConfig | FinetuneConfig) -> bool:
+    return (
+        isinstance(config, PretrainConfig)
+        and isinstance(config.method, ReferencedMethod)
+        and not config.method.reference.in_pool
+    )
 
 
 def _pool(archive: Archive, config: PretrainConfig | FinetuneConfig) -> Sequence[ImageRecord]:

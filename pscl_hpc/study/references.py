@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 
@@ -32,10 +33,11 @@ class Annotation:
 class Draws:
     """The repetitions of one data set.
 
-    Repetition r of budget k trains on the first k images of order r. An order begins with reference r and goes on with
-    the other listed references in turn; then come the other annotated training images in an order of their own, at
-    first those that show a class not seen before, as somebody who annotates would choose. Repetitions with the same
-    images are one.
+    Repetition r of budget k trains on the first k images of order r. An order begins with reference r; listed
+    references go on with the others of the list in turn, drawn ones do not. Then come the other annotated training
+    images in an order of their own, at first those that show a class not seen before, as somebody who annotates would
+    choose. Repetitions with the same images are one. An image whose mask shows no class that is learnt is trained on
+    only where it is listed: fine-tuning refuses it.
 
     Raises:
         UserError: the data set has no references, one or the template is unknown or may not be learnt from, or a budget
@@ -49,6 +51,7 @@ class Draws:
         self.dataset = entry.name
         self._settings = entry.references
         self._annotated = archive.select(datasets=[entry.name], splits=LEARNT_SPLITS, has_mask=True)
+        self._known: dict[str, frozenset[int]] = {}
         self.references = self._find()
         if entry.template:
             self._check("template", entry.template)
@@ -58,10 +61,11 @@ class Draws:
         found: dict[Annotation, None] = {}
         for budget in budgets:
             square = square_of(budget)
-            count = len(self._annotated) if budget == ALL else 1 if square else int(budget)
-            if count > len(self._annotated):
+            count = len(self._usable) if budget == ALL else 1 if square else int(budget)
+            # Masks are read only where the references are too few.
+            if count > len(self.references) and count > len(self._usable):
                 raise UserError(
-                    f"budgets: {self.dataset} has {len(self._annotated)} annotated training images, not {count}; "
+                    f"budgets: {self.dataset} has {len(self._usable)} annotated training images, not {count}; "
                     "lower the budget, or write all"
                 )
             for repetition in range(1 if budget == ALL else len(self.references)):
@@ -72,13 +76,15 @@ class Draws:
     def _find(self) -> tuple[str, ...]:
         names = [record.id for record in self._annotated]
         if isinstance(self._settings, DrawnReferences):
-            if self._settings.count > len(names):
+            random = numpy_generator(self._settings.seed, "references", self.dataset)
+            order = (names[place] for place in random.permutation(len(names)))
+            drawn = tuple(islice(filter(self._learnt, order), self._settings.count))
+            if len(drawn) < self._settings.count:
                 raise UserError(
-                    f"datasets: {self.dataset} has {len(names)} annotated training images, so {self._settings.count} "
+                    f"datasets: {self.dataset} has {len(drawn)} annotated training images, so {self._settings.count} "
                     "references cannot be drawn; lower references.count"
                 )
-            random = numpy_generator(self._settings.seed, "references", self.dataset)
-            return tuple(names[place] for place in random.permutation(len(names))[: self._settings.count])
+            return drawn
         listed = self._settings
         if listed is None:
             listed = self.archive.collections[self.dataset].references
@@ -109,25 +115,34 @@ class Draws:
         seed = self._settings.seed if isinstance(self._settings, DrawnReferences) else 0
         random = numpy_generator(seed, "further references", self.dataset, repetition)
         rest = [self._annotated[place].id for place in random.permutation(len(self._annotated))]
-        rest = [name for name in rest if name not in order]
-        seen = set().union(*(self._classes[name] for name in order))
+        rest = [name for name in rest if name not in order and name in self._usable]
+        seen = self._background.union(*(self._learnt(name) for name in order))
         for name in rest:
-            if self._classes[name] - seen:
-                seen |= self._classes[name]
+            if self._learnt(name) - seen:
+                seen |= self._learnt(name)
                 order.append(name)
         taken = set(order)
         order += [name for name in rest if name not in taken]
         return order[:count]
 
     @cached_property
-    def _classes(self) -> dict[str, set[int]]:
-        """Foreground classes that each annotated image shows."""
-        collection = self.archive.collections[self.dataset]
-        known = set(range(len(collection.classes))) - {collection.background, *collection.ignore_classes}
-        return {
-            record.id: known & set(np.unique(self.archive.read_mask(record.index)).tolist())
-            for record in self._annotated
-        }
+    def _usable(self) -> frozenset[str]:
+        """What may be trained on: the references, and every annotated training image that shows a learnt class."""
+        return frozenset(self.references).union(
+            record.id for record in self._annotated if self._learnt(record.id)
+        )
+
+    @cached_property
+    def _background(self) -> frozenset[int]:
+        return frozenset({self.archive.collections[self.dataset].background})
+
+    def _learnt(self, name: str) -> frozenset[int]:
+        """The classes that an image shows, but for those that are not learnt."""
+        if name not in self._known:
+            collection = self.archive.collections[self.dataset]
+            shown = frozenset(np.unique(self.archive.read_mask(self.archive.find(name).index)).tolist())
+            self._known[name] = shown & set(range(len(collection.classes))) - set(collection.ignore_classes)
+        return self._known[name]
 
 
 def _fault(record: ImageRecord, dataset: str) -> str:

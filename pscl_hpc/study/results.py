@@ -19,17 +19,18 @@ from pscl_hpc.report.study_results import (
     Row,
     Sampling,
     StudyResults,
+    Unit,
     Worst,
 )
 from pscl_hpc.runs import RunFolder, now
 from pscl_hpc.segmentation.summary import read_evaluation, spread
 from pscl_hpc.study.plan import Cell, Plan
 from pscl_hpc.study.schedule import Outcome
-from pscl_hpc.study.stage import made_from, read_times
+from pscl_hpc.study.stage import has_scores, made_from, read_times
 from pscl_hpc.study.statistics import CONFIDENCE, Comparison, Stratum, compare
 
-Unit = tuple[str, ...]
-"""Annotated images; or the seed, as text."""
+Shared = tuple[str, ...]
+"""What the runs of a pair share: annotated images; or the seed, as text."""
 
 
 def gather(plan: Plan, outcomes: dict[str, Outcome]) -> StudyResults:
@@ -55,6 +56,7 @@ def gather(plan: Plan, outcomes: dict[str, Outcome]) -> StudyResults:
         headline=tuple(f"{name}/{split}" for name, split in plan.headline),
         show=study.show,
         confidence=CONFIDENCE,
+        pools_without_own=tuple(name for name, pool in plan.pools.items() if pool.without_own),
         pools={
             name: tuple(PoolPart(dataset=part[0], split=part[1], images=part[2]) for part in pool.counts)
             for name, pool in plan.pools.items()
@@ -83,13 +85,14 @@ def gather(plan: Plan, outcomes: dict[str, Outcome]) -> StudyResults:
 
 
 def _rows(plan: Plan, cell: Cell) -> Iterable[Row]:
-    folder = plan.jobs[cell.key].folder
+    job = plan.jobs[cell.key]
+    folder = job.folder
     try:
         evaluation = read_evaluation(folder)
         record = RunFolder.load(folder).record
     except UserError:
         return
-    if not made_from(plan.fingerprint, record) or not made_from(plan.fingerprint, evaluation):
+    if not made_from(plan.fingerprint, record) or not has_scores(evaluation, plan.fingerprint, job.tests):
         return
     attempts = record.get("attempts") or [{}]
     best = record.get("best") or {}
@@ -97,7 +100,8 @@ def _rows(plan: Plan, cell: Cell) -> Iterable[Row]:
     trunk = plan.jobs.get(cell.pretraining)
     if trunk is not None:
         times["pretrain"] = read_times(trunk.folder).get("pretrain", 0.0)
-    for split, scores in evaluation["splits"].items():
+    for split in job.tests:
+        scores = evaluation["splits"][split]
         yield Row(
             method=cell.method,
             dataset=cell.annotation.dataset,
@@ -199,9 +203,9 @@ def _worst(rows: Sequence[Row]) -> Worst | None:
     return Worst(references=references, mean_dice=value)
 
 
-def _units(rows: Sequence[Row], *, by_seed: bool) -> dict[Unit, float]:
+def _units(rows: Sequence[Row], *, by_seed: bool) -> dict[Shared, float]:
     """Mean Dice of each unit over its runs."""
-    values: dict[Unit, list[float]] = {}
+    values: dict[Shared, list[float]] = {}
     for row in rows:
         if row.mean_dice is not None:
             unit = (str(row.seed),) if by_seed else row.references
@@ -212,30 +216,46 @@ def _units(rows: Sequence[Row], *, by_seed: bool) -> dict[Unit, float]:
 def _comparisons(plan: Plan, rows: Sequence[Row]) -> Iterable[Compared]:
     names = [entry.name for entry in plan.study.methods]
     places = _places(plan, rows)
+    units = _kinds(plan)
     headline: dict[str, list[str]] = {}
     for name, split in plan.headline:
         headline.setdefault(name, []).append(split)
     for baseline in (name for name in plan.study.compare if name in names):
         for method in (name for name in names if name != baseline):
             for place in places:
-                stratum = _stratum(rows, [place], method, baseline)
+                unit = units[place[0], place[2]]
+                stratum = _stratum(rows, [place], method, baseline, unit)
                 if stratum.pairs:
-                    yield _compared(place, method, baseline, compare([stratum]))
+                    yield _compared(place, method, baseline, compare([stratum]), unit)
             for budget in dict.fromkeys(place[2] for place in places):
+                # Over part of the data sets it would be another figure than its name says.
+                if len(plan.headline) < 2 or any((name, budget) not in units for name in headline):
+                    continue
+                kinds = {name: units[name, budget] for name in headline}
                 overall = [
-                    _stratum(rows, [(name, split, budget) for split in splits], method, baseline)
+                    _stratum(rows, [(name, split, budget) for split in splits], method, baseline, kinds[name])
                     for name, splits in headline.items()
                 ]
-                # Over part of the data sets it would be another figure than its name says.
-                if len(plan.headline) > 1 and all(stratum.pairs for stratum in overall):
-                    yield _compared(("", "", budget), method, baseline, compare(overall))
+                if all(stratum.pairs for stratum in overall):
+                    several = set(kinds.values())
+                    unit = several.pop() if len(several) == 1 else "pairs"
+                    yield _compared(("", "", budget), method, baseline, compare(overall), unit)
 
 
-def _stratum(rows: Sequence[Row], places: Sequence[Place], method: str, baseline: str) -> Stratum:
+def _kinds(plan: Plan) -> dict[tuple[str, Budget], Unit]:
+    """What the pairs of each data set and budget are, by what is planned: runs that are missing change nothing."""
+    sets: dict[tuple[str, Budget], set[tuple[str, ...]]] = {}
+    for cell in plan.cells:
+        key = (cell.annotation.dataset, cell.annotation.budget)
+        sets.setdefault(key, set()).add(cell.annotation.references)
+    return {key: "seeds" if len(found) == 1 else "images" for key, found in sets.items()}
+
+
+def _stratum(rows: Sequence[Row], places: Sequence[Place], method: str, baseline: str, unit: Unit) -> Stratum:
     """Dice of method and baseline for each unit of a data set, averaged over places, from the repetitions of all."""
     found = [[_select(rows, place, name) for place in places] for name in (method, baseline)]
     common = set.intersection(*(_repetitions(part) for side in found for part in side))
-    by_seed = len({references for references, _ in common}) == 1
+    by_seed = unit == "seeds"
     first, second = (
         _units(
             [row for part in side for row in part if (row.references, row.seed) in common], by_seed=by_seed
@@ -254,8 +274,14 @@ def _repetitions(rows: Sequence[Row]) -> set[tuple[tuple[str, ...], int]]:
     return {(row.references, row.seed) for row in rows if row.mean_dice is not None}
 
 
-def _compared(place: Place, method: str, baseline: str, found: Comparison) -> Compared:
+def _compared(place: Place, method: str, baseline: str, found: Comparison, unit: Unit) -> Compared:
     values = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
     return Compared(
-        method=method, baseline=baseline, dataset=place[0], split=place[1], budget=place[2], **values
+        method=method,
+        baseline=baseline,
+        dataset=place[0],
+        split=place[1],
+        budget=place[2],
+        unit=unit,
+        **values,
     )

@@ -37,7 +37,7 @@ def find_runs(jobs: Iterable[Job], folders: Sequence[str]) -> dict[str, Path]:
             continue
         for folder in folders:
             run = Path(folder) / job.folder.parent.name / job.folder.name
-            if is_done(run, job.config.kind, job.fingerprint) and _key(run, job) == job.key:
+            if is_done(run, job.config.kind, job.fingerprint, job.tests) and _key(run, job) == job.key:
                 found[job.key] = run
                 break
     return found

@@ -114,7 +114,9 @@ def write_results(plan: Plan, outcomes: dict[str, Outcome]) -> StudyResults:
 
 def _state(plan: Plan) -> StudyState:
     done = tuple(
-        key for key, job in plan.jobs.items() if is_done(job.folder, job.config.kind, job.fingerprint)
+        key
+        for key, job in plan.jobs.items()
+        if is_done(job.folder, job.config.kind, job.fingerprint, job.tests)
     )
     missing = [job for key, job in plan.jobs.items() if key not in done]
     return StudyState(plan, done, find_runs(missing, plan.study.reuse))

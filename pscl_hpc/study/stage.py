@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +22,7 @@ from pscl_hpc.config import Config, FinetuneConfig, load_config
 from pscl_hpc.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_TERMINATED, JobError, UserError
 from pscl_hpc.models import TRUNK_FILE
 from pscl_hpc.runs import RunFolder, write_json
+from pscl_hpc.segmentation.evaluate import PRIMARY_SPLIT
 from pscl_hpc.segmentation.summary import read_evaluation
 
 TIMES_FILE = "times.json"
@@ -42,9 +43,11 @@ def run_stage(config: Config) -> None:
 
         with _Timer(folder, "finetune"):
             finetune(config)
-        if not is_evaluated(folder, _planned(folder)):
-            # It may have been exchanged during the training.
-            _check_archive(config)
+        # It may have been exchanged during the training.
+        _check_archive(config)
+        with Archive(config.data.archive) as archive:
+            tests = test_splits(archive, archive.find(config.references[0]).dataset)
+        if not is_evaluated(folder, _planned(folder), tests):
             with _Timer(folder, "evaluate"):
                 evaluate(folder, archive=config.data.archive)
     else:
@@ -54,21 +57,38 @@ def run_stage(config: Config) -> None:
             pretrain(config)
 
 
-def is_evaluated(folder: Path, fingerprint: str) -> bool:
-    """Whether the scores of a run are there and whole, and those of images of this archive."""
+def test_splits(archive: Archive, dataset: str) -> tuple[str, ...]:
+    """The splits that score the runs of a data set: the test splits with annotated images."""
+    found = {record.split for record in archive.select(datasets=[dataset], has_mask=True)}
+    return tuple(sorted(filter(is_test, found)))
+
+
+def is_test(split: str) -> bool:
+    """Whether the images of a split score: ``test``, and every other whose name starts so."""
+    return split.startswith(PRIMARY_SPLIT)
+
+
+def is_evaluated(folder: Path, fingerprint: str, tests: Sequence[str]) -> bool:
+    """Whether the scores of a run on all these splits are there, and those of images of this archive."""
     try:
-        return made_from(fingerprint, read_evaluation(folder))
+        return has_scores(read_evaluation(folder), fingerprint, tests)
     except UserError:
         return False
 
 
-def is_done(folder: Path, kind: str, fingerprint: str) -> bool:
+def has_scores(evaluation: Mapping[str, Any], fingerprint: str, tests: Sequence[str]) -> bool:
+    """The same of the content of ``evaluation.json``: ``pscl-hpc evaluate --split`` replaces it by other splits."""
+    return made_from(fingerprint, evaluation) and set(tests) <= set(evaluation["splits"])
+
+
+def is_done(folder: Path, kind: str, fingerprint: str, tests: Sequence[str]) -> bool:
     """Whether a job has nothing left to do: its run ended well and its product, or its scores, are there.
 
     Args:
         folder: Of the run.
         kind: ``pretrain`` or ``finetune``.
         fingerprint: Of the archive that all of it has to be made from.
+        tests: Splits that a fine-tuning has to be scored on.
     """
     try:
         run = RunFolder.load(folder)
@@ -76,7 +96,9 @@ def is_done(folder: Path, kind: str, fingerprint: str) -> bool:
         return False
     if not run.done or not made_from(fingerprint, run.record):
         return False
-    return (folder / TRUNK_FILE).is_file() if kind == "pretrain" else is_evaluated(folder, fingerprint)
+    if kind == "pretrain":
+        return (folder / TRUNK_FILE).is_file()
+    return is_evaluated(folder, fingerprint, tests)
 
 
 def made_from(fingerprint: str, record: Mapping[str, Any]) -> bool:

@@ -1,8 +1,9 @@
 """Paired comparison of two methods over the same annotated images.
 
 The unit is the annotated image (or set of images): runs that differ in their seed alone share it, so they are averaged
-first. Only where a data set has a single unit are the seeds the units. Several splits of a data set score the same
-runs: their Dice is averaged for each unit, and the stratum weighs as much as the splits together.
+first. Only where a study plans a single set of images for a data set and budget are the seeds the units. Several splits
+of a data set score the same runs: their Dice is averaged for each unit, and the stratum weighs as much as the splits
+together.
 
 Let unit i of stratum s (data set) have the Dice x_si with a method and y_si with the baseline, and let the stratum have
 the share w_s of all weights. Reported are

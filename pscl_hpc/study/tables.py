@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from pscl_hpc.report.curves import scale_name
 from pscl_hpc.report.study_results import Compared, Estimate, Place, StudyResults, Worst
-from pscl_hpc.report.study_text import PURITY, notes
+from pscl_hpc.report.study_text import PURITY, notes, wins_text
 from pscl_hpc.segmentation.summary import Spread
 
 TABLE_FILE = "table.md"
@@ -62,7 +62,10 @@ def comparison_table(results: StudyResults, baseline: str) -> str:
 
 
 def sampling_table(results: StudyResults) -> str:
-    """Purity of sampled cells of every pretraining, at the start and at the end."""
+    """Purity of sampled cells of every pretraining, at the start and at the end.
+
+    The last scale of every decoder is the full resolution; a decoder with fewer scales has no coarse ones.
+    """
     scales = max(len(found.last) for found in results.sampling)
     names = [scale_name(index, scales) for index in range(scales)]
     head = ["method", "templates from", *names]
@@ -70,6 +73,7 @@ def sampling_table(results: StudyResults) -> str:
         [
             found.method,
             ", ".join(found.references) or "clusters",
+            *["-"] * (scales - len(found.last)),
             *(f"{purity_text(a)} → {purity_text(b)}" for a, b in zip(found.first, found.last, strict=True)),
         ]
         for found in results.sampling
@@ -121,7 +125,7 @@ def _compared_row(line: Compared, several: bool) -> list[str]:
         line.method,
         f"{line.dataset} {line.split}" if line.dataset else OVERALL,
         *([str(line.budget)] if several else []),
-        f"{line.wins} of {line.units}",
+        wins_text(line),
         *estimate_text(line.gain, percent=False),
         *estimate_text(line.error_removed, percent=True),
         f"{line.worst_gain:+.3f}",

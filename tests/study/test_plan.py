@@ -5,20 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pscl_hpc.archive import Archive
+from pscl_hpc.archive import IGNORE_INDEX, Archive, Collection, ShardWriter
 from pscl_hpc.config import FinetuneConfig, PretrainConfig, load_study, resolve_config
 from pscl_hpc.config.study import study_yaml
 from pscl_hpc.errors import UserError
+from pscl_hpc.pretraining import PretrainData
 from pscl_hpc.study.keys import run_key
 from pscl_hpc.study.plan import Plan, make_plan
 from pscl_hpc.study.pool import check_pool
+from tests.helpers import CLASSES, micrograph
 
-from .material import small_study, study_file, study_tree, write_archive
+from .material import SIZE, small_study, study_file, study_tree, write_archive
 
 
 def plan_of(archive: Path, folder: Path, /, **changes: Any) -> Plan:
@@ -146,6 +149,64 @@ def test_references_are_drawn_where_none_are_recommended(archive: Path, tmp_path
         assert {int(name[-1]) % 2 for name in pair} == {0, 1}
 
 
+def test_drawn_references_are_followed_by_images_of_an_order_of_their_own(
+    archive: Path, tmp_path: Path
+) -> None:
+    entry = {"name": "bare", "references": {"count": 3, "seed": 4}, "budgets": [1, 2, 3]}
+    plan = plan_of(archive, tmp_path, datasets=[entry], methods=[{"name": "none", "pretrain": "none"}])
+    found: dict[Any, list[tuple[str, ...]]] = {}
+    for cell in plan.cells:
+        found.setdefault(cell.annotation.budget, []).append(cell.annotation.references)
+    for fewer, more in ((1, 2), (2, 3)):
+        assert all(any(set(few) < set(many) for many in found[more]) for few in found[fewer])
+    in_turn = {tuple(sorted({*found[1][i], *found[1][(i + 1) % 3]})) for i in range(3)}
+    assert set(found[2]) != in_turn
+
+
+@pytest.fixture(scope="module")
+def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Annotated images of which the second and third have nothing in their masks that is learnt."""
+    path = tmp_path_factory.mktemp("blank") / "blank.h5"
+    with ShardWriter(path, [Collection("alloy", CLASSES, 0, (2,), ("alloy/t0",))]) as writer:
+        for seed, stem in enumerate(("t0", "t1", "t2", "t3", "v0", "x0")):
+            image, mask = micrograph(seed, SIZE)
+            mask = np.full_like(mask, {"t1": IGNORE_INDEX, "t2": 2}[stem]) if stem in ("t1", "t2") else mask
+            split = {"t": "train", "v": "val", "x": "test"}[stem[0]]
+            writer.add(image, id=f"alloy/{stem}", dataset="alloy", mask=mask, split=split)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("references", "budget"), [(None, "all"), (None, 2), ({"count": 2}, 1), ({"count": 2}, "square-8")]
+)
+def test_what_a_study_chooses_itself_can_be_learnt_from(
+    blank: Path, tmp_path: Path, references: Any, budget: Any
+) -> None:
+    datasets = [{"name": "alloy", "references": references}]
+    plan = plan_of(
+        blank, tmp_path, datasets=datasets, budgets=[budget], methods=[{"name": "none", "pretrain": "none"}]
+    )
+    assert {name for cell in plan.cells for name in cell.annotation.references} == {"alloy/t0", "alloy/t3"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"budgets": [3]}, "2 annotated training images, not 3"),
+        (
+            {"datasets": [{"name": "alloy", "references": {"count": 3}}]},
+            "2 .* so 3 references cannot be drawn",
+        ),
+        ({"datasets": [{"name": "alloy", "references": ["alloy/t1"]}]}, "no pixel of alloy/t1 is annotated"),
+    ],
+)
+def test_images_without_anything_to_learn_do_not_count_and_are_refused_by_name(
+    blank: Path, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        plan_of(blank, tmp_path, methods=[{"name": "none", "pretrain": "none"}], **changes)
+
+
 keys = st.sampled_from(
     [
         ("seed", 11),
@@ -258,7 +319,30 @@ def test_the_pool_is_stated(archive: Path, tmp_path: Path) -> None:
     pools = plan_of(archive, tmp_path).pools
     assert pools["simclr"].counts == (("alloy", "train", 5), ("other", "", 2))
     assert pools["simclr"].images == 7
+    assert not pools["simclr"].without_own
     assert "none" not in pools
+
+
+@pytest.mark.parametrize("datasets", [["alloy", "other"], ["other"]])
+@pytest.mark.parametrize("in_pool", [True, False])
+def test_the_pool_tells_where_annotated_images_are_left_out(
+    archive: Path, tmp_path: Path, datasets: list[str], in_pool: bool
+) -> None:
+    method = {"name": "pscl-simclr", "reference": {"in_pool": in_pool}}
+    tree = study_tree(archive, tmp_path / "study", methods=[{"name": "pscl", "pretrain": {"method": method}}])
+    tree["pretrain"]["data"] = {"datasets": datasets, "splits": ["train", ""]}
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    plan = make_plan(load_study(file), str(archive))
+    pool = plan.pools["pscl"]
+    with Archive(archive) as opened:
+        read = [
+            len(PretrainData(opened, job.config).records)
+            for job in plan.jobs.values()
+            if isinstance(job.config, PretrainConfig)
+        ]
+    assert read == [pool.images - pool.without_own] * 3
+    assert ("less the annotated images" in pool.sentence()) == pool.without_own
 
 
 @pytest.mark.parametrize("split", ["test", "test_ood", "val"])
@@ -358,6 +442,8 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"budgets": [0]}, "key 'budgets.0': 0 is no budget"),
     ({"datasets": [{"name": "alloy", "budgets": ["al"]}]}, "key 'datasets.0.budgets.0': 'al' is no budget"),
     ({"budgets": []}, "budgets is empty"),
+    ({"show": ["alloy/nosuch"]}, "show: .* has no annotated test image 'alloy/nosuch'"),
+    ({"show": ["alloy/x0", "alloy/v0"]}, "show: .* 'alloy/v0'; did you mean 'alloy/x0'"),
     ({"headline": ["alloy"]}, "headline"),
     ({"headline": ["alloy/val"]}, "alloy/val"),
     ({"headline": ["alloy/test", "alloy/test"]}, "headline has 'alloy/test' twice"),

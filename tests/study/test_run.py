@@ -15,10 +15,14 @@ import pytest
 from pscl_hpc.config import StudyConfig, load_config
 from pscl_hpc.errors import UserError
 from pscl_hpc.report import write_report
-from pscl_hpc.report.study_results import RESULTS_FILE, StudyResults, read_results
+from pscl_hpc.report.study_figures import budget_chart, paper_figure
+from pscl_hpc.report.study_page import sentences
+from pscl_hpc.report.study_predictions import study_panels
+from pscl_hpc.report.study_results import RESULTS_FILE, Sampling, StudyResults, read_results
+from pscl_hpc.report.study_text import notes
 from pscl_hpc.study.results import gather
 from pscl_hpc.study.run import STUDY_FILE, look, run_study
-from pscl_hpc.study.tables import TABLE_FILE
+from pscl_hpc.study.tables import TABLE_FILE, sampling_table
 
 from .material import Fabricator, small_study
 
@@ -37,6 +41,22 @@ def finished(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     study = small_study(archive, folder, seeds=[1, 2], headline=["alloy/test", "alloy/test_ood"])
     run(study, Fabricator(amounts=AMOUNTS))
     return folder
+
+
+@pytest.fixture
+def both(archive: Path, tmp_path: Path) -> StudyConfig:
+    """A study whose pool is annotated, for studies of both data sets."""
+    return small_study(
+        archive,
+        tmp_path / "study",
+        pretrain={
+            "data": {"datasets": ["alloy", "bare"]},
+            "batch_size": 3,
+            "views": {"size": [32, 32]},
+            "model": {"widths": [4, 8, 8]},
+            "schedule": {"steps": 4},
+        },
+    )
 
 
 def test_what_is_done_is_never_done_again(archive: Path, tmp_path: Path) -> None:
@@ -177,6 +197,25 @@ def test_scores_of_another_archive_do_not_count_and_are_made_anew(archive: Path,
     assert len(again.started) == 1
 
 
+def test_scores_of_other_splits_do_not_take_the_place_of_test_scores(archive: Path, tmp_path: Path) -> None:
+    """``pscl-hpc evaluate --split`` replaces evaluation.json."""
+    study = small_study(archive, tmp_path / "study", methods=[NONE])
+    before = run(study, Fabricator())
+    validated, partial, more = sorted(study.folder.glob("finetune/*/evaluation.json"))
+    splits = json.loads(more.read_text())["splits"]
+    changed(validated, split="val", splits={"val": splits["test"]})
+    changed(partial, splits={"test": splits["test"]})
+    changed(more, splits={**splits, "val": splits["test"]})
+    state = look(study)
+    assert {job.folder for job in state.missing} == {validated.parent, partial.parent}
+    found = gather(state.plan, {})
+    assert (found.scored, len(found.missing)) == (1, 2)
+    assert [line.split for line in found.table] == ["test", "test_ood"]
+    again = Fabricator()
+    assert run(study, again).rows == before.rows
+    assert len(again.started) == 2
+
+
 def test_folders_of_others_are_left_alone(archive: Path, tmp_path: Path) -> None:
     folder = tmp_path / "study"
     folder.mkdir()
@@ -303,9 +342,95 @@ def test_repetitions_that_share_images_have_no_interval(archive: Path, tmp_path:
 
 def test_one_set_of_images_is_compared_over_seeds(archive: Path, tmp_path: Path) -> None:
     study = small_study(archive, tmp_path / "study", budgets=["all"], seeds=[1, 2, 3])
-    results = run(study, Fabricator())
-    assert {c.units for c in results.comparisons} == {3}
+    results = run(study, Fabricator(amounts=AMOUNTS))
+    assert {(c.units, c.unit) for c in results.comparisons} == {(3, "seeds")}
     assert all(c.gain.low is not None for c in results.comparisons)
+    table = (tmp_path / "study" / TABLE_FILE).read_text(encoding="utf-8")
+    assert "| pscl | alloy test | 3 of 3 seeds |" in table
+    page = write_report([tmp_path / "study"]).path.read_text(encoding="utf-8")
+    assert "is better with 3 of 3 seeds." in page
+    for text in (table, page):
+        assert (
+            "A pair is one seed with both methods, which says nothing about other annotated images." in text
+        )
+        assert "A pair is the same annotated images" not in text
+
+
+def test_images_stay_the_units_where_one_of_them_is_scored_so_far(archive: Path, tmp_path: Path) -> None:
+    study = small_study(archive, tmp_path / "study", seeds=[1, 2, 3])
+    results = run(study, Fabricator(failing=("alloy t1", "alloy t2"), amounts=AMOUNTS))
+    assert results.scored == 9
+    assert {(c.units, c.unit, c.gain.low) for c in results.comparisons} == {(1, "images", None)}
+    assert all("of 1 annotated images" in text for text in sentences(results) if "does best" in text)
+
+
+def test_seeds_of_one_data_set_and_images_of_another_are_pairs(both: StudyConfig) -> None:
+    entries = [{"name": "alloy"}, {"name": "bare", "references": ["bare/0"]}]
+    study = StudyConfig.model_validate({**both.model_dump(), "datasets": entries, "seeds": [1, 2]})
+    results = run(study, Fabricator(amounts=AMOUNTS))
+    assert {(c.dataset, c.unit, c.units) for c in results.comparisons} == {
+        ("alloy", "images", 3),
+        ("bare", "seeds", 2),
+        ("", "pairs", 5),
+    }
+    assert "over the mean of all headline scores" in sentences(results)[0]
+    assert "is better with 5 of 5 pairs." in sentences(results)[0]
+    assert "; where a data set has a single set of annotated images, it is one seed" in " ".join(
+        notes(results)
+    )
+
+
+def test_results_that_do_not_tell_what_their_pairs_are_can_be_read(finished: Path, tmp_path: Path) -> None:
+    tree = json.loads((finished / RESULTS_FILE).read_text(encoding="utf-8"))
+    del tree["pools_without_own"]
+    for line in tree["comparisons"]:
+        del line["unit"]
+    (tmp_path / RESULTS_FILE).write_text(json.dumps(tree))
+    assert "is better with 3 of 3 pairs." in sentences(read_results(tmp_path))[0]
+
+
+def test_data_sets_with_budgets_of_their_own_are_on_the_page_and_in_the_figure(both: StudyConfig) -> None:
+    entries = [{"name": "alloy"}, {"name": "bare", "references": {"count": 2}, "budgets": ["square-8", 2]}]
+    study = StudyConfig.model_validate({**both.model_dump(), "datasets": entries})
+    results = run(study, Fabricator(amounts=AMOUNTS))
+    first = {("alloy", "test", 1), ("alloy", "test_ood", 1), ("bare", "test", "square-8")}
+    assert set(results.first_places) == first
+    panels = study_panels(results, study.folder)
+    assert {(panel.dataset, panel.split, panel.budget) for panel in panels} == first
+    # No budget has all headline scores.
+    said = [f"Against “{name}”, over {place}" for name in ("none", "simclr") for place in
+            ("alloy test, budget 1,", "bare test, budget square-8,")]  # fmt: skip
+    found = sentences(results)
+    assert [text.startswith(start) for text, start in zip(found, said, strict=True)] == [True] * 4
+    figure = paper_figure(results)
+    assert figure is not None
+    titles = [axes.get_title(loc="left") for axes in figure.axes if axes.get_visible()]
+    assert titles[:3] == ["alloy, test, budget 1", "alloy, test_ood, budget 1", "bare, test, budget square-8"]
+    assert titles[3:5] == ["against none, alloy test, budget 1", "against none, bare test, budget square-8"]
+    assert titles[-1] == "bare, test"
+    page = write_report([study.folder]).path.read_text(encoding="utf-8")
+    assert '<h3>bare <span class="badge">test</span> <span class="badge">budget square-8</span></h3>' in page
+
+
+def test_overall_scores_are_those_of_the_first_budget_that_all_data_sets_have(both: StudyConfig) -> None:
+    entries = [
+        {"name": "alloy", "budgets": [1, 2]},
+        {"name": "bare", "references": {"count": 2}, "budgets": [2]},
+    ]
+    study = StudyConfig.model_validate({**both.model_dump(), "datasets": entries})
+    results = run(study, Fabricator(amounts=AMOUNTS))
+    assert [text.split(", ")[1:3] for text in sentences(results)] == [
+        ["over the mean of all headline scores", "budget 2"]
+    ] * 2
+
+
+def test_budgets_are_drawn_from_the_least_to_the_most_annotation(archive: Path, tmp_path: Path) -> None:
+    budgets = ["all", "square-24", 2, "square-8", 1]
+    results = run(small_study(archive, tmp_path / "study", budgets=budgets, methods=[NONE]), Fabricator())
+    chart = budget_chart(results, "alloy", "test", "x")
+    assert chart is not None
+    words = re.findall(r"<text[^>]*>([^<]*)</text>", chart.svg)
+    assert words[:5] == ["square-8", "square-24", "1", "2", "all"]
 
 
 def test_purity_of_sampling_is_told_of_its_first_and_last_quarter(finished: Path) -> None:
@@ -321,9 +446,32 @@ def test_purity_of_sampling_is_told_of_its_first_and_last_quarter(finished: Path
     assert "75.0 %" in page
 
 
+def test_purities_of_decoders_of_different_depth_stand_under_their_scale(
+    finished: Path, tmp_path: Path
+) -> None:
+    results = read_results(finished)
+    found = {"folder": "x", "references": (), "first": (0.1, 0.2), "last": (0.3, 0.4)}
+    deep = {**found, "first": (0.5, 0.6, 0.7), "last": (0.5, 0.6, 0.7)}
+    sampling = [Sampling(method="flat", **found), Sampling(method="deep", **deep)]  # type: ignore[arg-type]
+    results = results.model_copy(update={"sampling": tuple(sampling)})
+    lines = sampling_table(results).splitlines()
+    assert lines[0].endswith("| 1/4 resolution | 1/2 resolution | full resolution |")
+    assert lines[2] == "| flat | clusters | - | 10% → 30% | 20% → 40% |"
+    assert lines[3] == "| deep | clusters | 50% → 50% | 60% → 60% | 70% → 70% |"
+    (tmp_path / RESULTS_FILE).write_text(results.model_dump_json())
+    page = write_report([tmp_path]).path.read_text(encoding="utf-8")
+    row = next(line for line in page.splitlines() if ">flat</th><td>clusters</td>" in line)
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", row.partition(">flat<")[2].partition("</tr>")[0])
+    assert [re.sub("<[^>]*>", "", cell) for cell in cells] == [
+        "clusters", "\N{EN DASH}", "10.0 % → 30.0 %", "20.0 % → 40.0 %",
+    ]  # fmt: skip
+
+
 def test_the_table_states_the_pool_and_every_method(finished: Path) -> None:
     text = (finished / TABLE_FILE).read_text(encoding="utf-8")
-    assert "Pretraining pool of simclr, pscl: 7 images, alloy 5 (train), other 2 (no split)" in text
+    pool = "7 images, alloy 5 (train), other 2 (no split)"
+    assert f"Pretraining pool of simclr: {pool}; no test" in text
+    assert f"Pretraining pool of pscl: {pool}, less the annotated images of each pretraining; no test" in text
     assert "no test or validation image" in text
     for method in ("none", "simclr", "pscl"):
         assert len(re.findall(rf"^\| {method} \| 6 \|", text, re.MULTILINE)) == 2

@@ -67,5 +67,10 @@ def test_it_does_not_score_on_an_archive_that_came_during_the_training(
     monkeypatch.setattr(segmentation, "finetune", real)
     write_archive(path)
     assert main(str(job.folder)) == EXIT_DONE
-    assert is_done(job.folder, "finetune", job.fingerprint)
-    assert not is_done(job.folder, "finetune", "another")
+    assert is_done(job.folder, "finetune", job.fingerprint, job.tests)
+    # Scored on other splits since.
+    segmentation.evaluate(job.folder, splits=["val"])
+    assert not is_done(job.folder, "finetune", job.fingerprint, job.tests)
+    assert main(str(job.folder)) == EXIT_DONE
+    assert is_done(job.folder, "finetune", job.fingerprint, job.tests)
+    assert not is_done(job.folder, "finetune", "another", job.tests)
