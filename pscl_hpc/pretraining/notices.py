@@ -15,8 +15,8 @@ def notices(data: PretrainData) -> list[str]:
     scored = sorted(split for split in splits if split.startswith(SCORED_SPLITS))
     if scored:
         found.append(
-            f"warning: data.splits puts images of {', '.join(scored)} into the pool, so scores on them are not those of "
-            "unseen images; leave these splits out, or say so beside the scores"
+            f"warning: data.splits puts images of {', '.join(scored)} into the pool, so scores on them are not those "
+            "of unseen images; leave these splits out, or say so beside the scores"
         )
     images, needed = len(data.records), data.per_pass
     if images < needed:
