@@ -31,10 +31,17 @@ class JobError(Exception):
     """The job itself failed after its input was accepted, for example a loss that became NaN."""
 
 
+MOST_OPTIONS = 8
+"""Options that :func:`did_you_mean` lists: an archive has thousands of ids."""
+
+
 def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` for the nearest option, else the list of options."""
+    """``"; did you mean 'x'?"`` for the nearest option, else the first few options."""
     choices = list(options)
     near = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
     if near:
         return f"; did you mean '{near[0]}'?"
-    return f"; choose one of: {', '.join(choices)}" if choices else ""
+    if not choices:
+        return ""
+    more = len(choices) - MOST_OPTIONS
+    return f"; choose one of: {', '.join(choices[:MOST_OPTIONS])}" + (f" and {more} more" if more > 0 else "")

@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pscl_hpc.config.common import Count, Fraction, NonNegative, Positive, Size, Strict
-from pscl_hpc.config.methods import MethodConfig, PsclSimclrConfig
+from pscl_hpc.config.common import Count, Fraction, NonNegative, Positive, Size, Strict, check_window
+from pscl_hpc.config.methods import MethodConfig, PsclSimclrConfig, ReferencedMethod
 
 
 class ModelConfig(Strict):
@@ -212,6 +212,10 @@ class PretrainConfig(RunConfig):
                 f"batch_size / accumulate must be at least {self.method.smallest_batch} for {self.method.name}: "
                 "an image alone has no negatives"
             )
+        images = self.batch_size // self.accumulate
+        if isinstance(self.method, ReferencedMethod) and self.method.reference.ids:
+            images += self.method.reference.per_batch
+        check_window("views.size", self.views.size, len(self.model.widths) - 1, images)
         return self
 
 
@@ -228,6 +232,9 @@ class FinetuneLossConfig(Strict):
     def _consistent(self) -> FinetuneLossConfig:
         if self.ce_weight + self.dice_weight == 0:
             raise ValueError("ce_weight and dice_weight are both 0: nothing would be learnt")
+        weights = self.class_weights
+        if not isinstance(weights, str) and not any(weights) and not self.dice_weight:
+            raise ValueError("class_weights are all 0 and so is dice_weight: nothing would be learnt")
         return self
 
 
@@ -292,4 +299,16 @@ class FinetuneConfig(RunConfig):
     def _some(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value:
             raise ValueError("references names no annotated image; fine-tuning needs at least one")
-        return value
+        # Named twice is named once: scores would else be told of two annotated images.
+        return tuple(dict.fromkeys(value))
+
+    @model_validator(mode="after")
+    def _fits(self) -> FinetuneConfig:
+        if not self.pretrained:
+            self.check_depth(len(self.model.widths) - 1)
+        return self
+
+    def check_depth(self, scales: int) -> None:
+        """Raise ValueError where a trunk that halves its grid ``scales`` times does not fit the windows."""
+        mixed = self.semi_supervised.batch_size if self.semi_supervised else 0
+        check_window("crop", self.crop, scales, self.batch_size + mixed)

@@ -9,6 +9,7 @@ from pscl_hpc.models.weights import (
     ModelCard,
     load_segmentation,
     load_trunk,
+    read_card,
     save_segmentation,
     save_trunk,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "UNet",
     "load_segmentation",
     "load_trunk",
+    "read_card",
     "save_segmentation",
     "save_trunk",
 ]

@@ -65,6 +65,12 @@ def load_segmentation(path: str | Path) -> tuple[SegmentationNet, ModelCard]:
     return net, card
 
 
+def read_card(path: str | Path) -> ModelCard:
+    """What a trunk or a segmentation model, a run folder or a file, says of itself; no weights are read."""
+    file = _resolve(Path(path), (TRUNK_FILE, MODEL_FILE))
+    return _load(file, weights=False)[0]
+
+
 def _save(path: Path, module: nn.Module, card: ModelCard) -> None:
     header = {
         "model": card.model.model_dump(mode="json"),
@@ -88,11 +94,12 @@ def _resolve(path: Path, names: tuple[str, ...]) -> Path:
     return path
 
 
-def _load(path: Path) -> tuple[ModelCard, dict[str, Tensor]]:
+def _load(path: Path, *, weights: bool = True) -> tuple[ModelCard, dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             header: dict[str, Any] = json.loads((file.metadata() or {}).get("pscl_hpc", "{}"))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+            names = file.keys() if weights else ()
+            tensors = {key: file.get_tensor(key) for key in names}
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error}); is it whole?") from None
     if "model" not in header:

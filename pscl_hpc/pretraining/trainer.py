@@ -20,6 +20,7 @@ from pscl_hpc.methods import Method, MethodOutput, build_method
 from pscl_hpc.models import TRUNK_FILE, save_trunk
 from pscl_hpc.pretraining.data import Batch, PretrainData, make_views
 from pscl_hpc.pretraining.inspection import inspect_run
+from pscl_hpc.pretraining.notices import notices
 from pscl_hpc.progress import Progress
 from pscl_hpc.runs import BackgroundWriter, MetricsLog, RunFolder, deserialise
 from pscl_hpc.seeding import Draws, derive_seed
@@ -124,7 +125,8 @@ class Trainer:
 
     def _train(self, *, progress: bool) -> None:
         config, ranks = self.config, self.ranks
-        self._say_if_images_repeat()
+        for notice in notices(self.data) if ranks.first else ():
+            ranks.say(notice)
         log = self._begin_log() if ranks.first else None
         batches = self.data.batches(self.at.step * config.accumulate)
         poll = _GPU_POLL_STEPS if self.device.type == "cuda" else 1
@@ -150,14 +152,6 @@ class Trainer:
                     self._stop_if_asked()
         if log is not None:
             log.close()
-
-    def _say_if_images_repeat(self) -> None:
-        images, needed = len(self.data.records), self.data.per_pass
-        if images < needed:
-            self.ranks.say(
-                f"the pool has {images} images for a batch of {needed}: an image is there more than once and is its "
-                f"own negative; set batch_size={images} or less, or add images"
-            )
 
     def step(self, batches: list[Batch], *, measure: bool) -> dict[str, float]:
         """One optimiser step over one batch, in ``accumulate`` parts.

@@ -49,6 +49,8 @@ class Evaluation:
     primary: str
     """The split that stands for the run."""
     splits: dict[str, SplitScores]
+    archive: str = ""
+    """Fingerprint of the archive that was scored; empty where the file does not say."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ def read_evaluation(path: Path) -> Evaluation:
             pretrained=str(tree["pretrained"]),
             primary=primary,
             splits=splits,
+            archive=str(tree.get("archive", "")),
         )
     except (OSError, UnicodeDecodeError, json.JSONDecodeError):
         raise DamagedFile("is not valid JSON; run 'pscl-hpc evaluate' again") from None

@@ -240,9 +240,9 @@ def to_svg(figure: Figure, name: str, title: str) -> str:
     if view is None:
         raise ValueError("matplotlib wrote an SVG without viewBox")
     label = html.escape(title, quote=True)
-    text = re.sub(
-        r"<svg[^>]*>", f'<svg viewBox="{view.group(1)}" role="img" aria-label="{label}">', text, count=1
-    )
+    head = f'<svg viewBox="{view.group(1)}" role="img" aria-label="{label}">'
+    # A function, for a replacement given as text would take backslashes of the title for groups.
+    text = re.sub(r"<svg[^>]*>", lambda _: head, text, count=1)
     text = _own_ids(text, name)
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, f"var({variable})")

@@ -66,15 +66,19 @@ class RunData:
         return default if node is None else node
 
     def locate(self, path: str) -> Path:
-        """A path of the configuration: relative ones start where the run was started, or here if they exist here."""
+        """A path of the configuration.
+
+        Relative ones start where the run was started, which its folder tells, or here where they exist here alone.
+        """
         given = Path(path)
-        if given.is_absolute() or given.exists():
+        if given.is_absolute():
             return given
         own = Path(str(self.setting("run")) or f"runs/{self.path.name}")
         place = self.path.resolve()
         if own.is_absolute() or place.parts[-len(own.parts) :] != own.parts:
             return given
-        return place.parents[len(own.parts) - 1] / given
+        there = place.parents[len(own.parts) - 1] / given
+        return there if there.exists() or not given.exists() else given
 
     @property
     def method(self) -> str:

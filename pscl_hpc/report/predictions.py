@@ -1,4 +1,4 @@
-"""Test images beside their annotation, the predictions of a few runs, and where these are wrong."""
+"""Scored images beside their annotation, the predictions of a few runs, and where these are wrong."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pscl_hpc.archive import Archive
 from pscl_hpc.errors import UserError
+from pscl_hpc.report.artefacts import Evaluation
 from pscl_hpc.report.inspection import ClassStyle, class_styles
 from pscl_hpc.report.pictures import (
     CORRECT,
@@ -49,7 +50,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class PredictionFigure:
-    """One test image."""
+    """One scored image."""
 
     id: str
     place: str
@@ -71,7 +72,7 @@ class PredictionPanel:
     runs: tuple[Row, ...]
     """The last one decides which images are best and worst."""
     starts: tuple[str, ...]
-    """How each of the runs began."""
+    """How each of the runs began, and what else is different in it."""
     candidates: int = 0
     """Images among which the shown ones were chosen."""
     figures: list[PredictionFigure] = field(default_factory=list)
@@ -88,6 +89,11 @@ def prediction_panels(tables: Sequence[CollectionScores]) -> list[PredictionPane
         archives.close()
 
 
+def scored_on(archive: Archive, evaluation: Evaluation) -> bool:
+    """Whether scores were made on this content; nothing speaks against it where the evaluation does not say."""
+    return evaluation.archive in ("", archive.fingerprint)
+
+
 def _panel(table: CollectionScores, most: int, archives: _Archives) -> PredictionPanel:
     shown = _choose_runs(table)
     rows = tuple(row for _, row in shown)
@@ -97,7 +103,7 @@ def _panel(table: CollectionScores, most: int, archives: _Archives) -> Predictio
         split=table.split,
         classes=class_styles(classes.names, classes.background),
         runs=rows,
-        starts=tuple(group.start for group, _ in shown),
+        starts=tuple(group.label for group, _ in shown),
     )
     # Images that all shown runs scored, best first in the eyes of the last run.
     ratings = rows[-1].scores.per_image
@@ -109,6 +115,16 @@ def _panel(table: CollectionScores, most: int, archives: _Archives) -> Predictio
         return panel
     panel.candidates = len(common)
     archive = archives.open(rows[-1].run.locate(str(rows[-1].run.setting("data.archive"))), panel.notes)
+    if archive is not None:
+        others = [row.run.label for row in rows if not scored_on(archive, row.evaluation)]
+        if others:
+            # Its masks are not those that made the scores.
+            panel.notes.append(
+                f"The archive {archive.path} is not the one that {', '.join(others)} "
+                f"{'was' if len(others) == 1 else 'were'} scored on: micrographs and annotations are not shown "
+                "beside the predictions."
+            )
+            archive = None
     for place, name in _choose_images(common, most):
         figure = _figure(name, place, panel, archive)
         if figure is not None:

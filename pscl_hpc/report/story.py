@@ -55,17 +55,17 @@ def comparison_sentence(name: str, comparison: Comparison, images: int) -> str:
     pairs = comparison.pairs
     if not pairs:
         return (
-            f"{name}: mean Dice {_mean(before)} from scratch and {_mean(after)} {after.start}, but on different "
-            "references, so the two cannot be compared."
+            f"{name}: mean Dice {_mean(before)} from scratch and {_mean(after)} {after.label}, but on different "
+            "references or seeds, so the two cannot be compared."
         )
     scratch, pretrained = (statistics.fmean(side) for side in zip(*pairs, strict=True))
     gains = comparison.gains
     text = (
-        f"{name}: mean Dice {scratch:.3f} from scratch, {pretrained:.3f} {after.start} "
+        f"{name}: mean Dice {scratch:.3f} from scratch, {pretrained:.3f} {after.label} "
         f"({_signed(pretrained - scratch)}), scored on {_count(images, 'image')} with {_count(len(pairs), 'reference')}"
     )
     if len(pairs) == 1:
-        return text + "; one pair of runs cannot tell an effect from chance."
+        return text + "; one reference cannot tell an effect from chance."
     wins = sum(gain > 0 for gain in gains)
     spread = statistics.stdev(gains)
     text += f"; better on {wins} of {len(pairs)}, standard deviation of the difference {spread:.3f}"
@@ -113,13 +113,11 @@ def _results(tables: Sequence[CollectionScores]) -> list[str]:
         if not table.primary:
             continue
         name = _table_name(table)
-        if table.comparisons:
-            sentences += [comparison_sentence(name, found, table.images) for found in table.comparisons]
-            continue
-        for group in table.groups:
+        sentences += [comparison_sentence(name, found, table.images) for found in table.comparisons]
+        for group in table.alone:
             many = _count(len(group.rows), "run")
             sentences.append(
-                f"{name}: mean Dice {_mean(group)} {group.start}, {many}, scored on "
+                f"{name}: mean Dice {_mean(group)} {group.label}, {many}, scored on "
                 f"{_count(table.images, 'image')}. Nothing to compare it with is on this page."
             )
     return sentences
@@ -131,18 +129,18 @@ def _tiles(tables: Sequence[CollectionScores]) -> list[Tile]:
         if not table.primary:
             continue
         name = _table_name(table)
+        images = _count(table.images, f"{table.split} image".lstrip())
         for found in table.comparisons:
             if not found.pairs:
                 continue
             scratch, pretrained = (statistics.fmean(side) for side in zip(*found.pairs, strict=True))
-            label = f"mean Dice on {name}, from scratch and {found.pretrained.start}"
-            note = f"{_count(len(found.pairs), 'reference')}, {_count(table.images, 'test image')}"
+            label = f"mean Dice on {name}, from scratch and {found.pretrained.label}"
+            note = f"{_count(len(found.pairs), 'reference')}, {images}"
             value = f"{scratch:.3f} \N{RIGHTWARDS ARROW} {pretrained:.3f}"
             tiles.append(Tile(value, _signed(pretrained - scratch), label, note))
-        if not table.comparisons:
-            for group in table.groups:
-                note = f"{_count(len(group.rows), 'run')}, {_count(table.images, 'test image')}"
-                tiles.append(Tile(_mean(group), "", f"mean Dice on {name}, {group.start}", note))
+        for group in table.alone:
+            note = f"{_count(len(group.rows), 'run')}, {images}"
+            tiles.append(Tile(_mean(group), "", f"mean Dice on {name}, {group.label}", note))
     return tiles
 
 

@@ -67,8 +67,18 @@ def study_panels(results: StudyResults, folder: Path) -> list[StudyPanel]:
         archive = Archive(results.archive_path) if Path(results.archive_path).exists() else None
     except (UserError, OSError):
         archive = None
+    why = "cannot be opened from here" if archive is None else ""
+    if archive is not None and archive.fingerprint != results.archive:
+        # Its masks are not those that made the scores.
+        archive.close()
+        archive, why = None, "is not the one that was scored any more"
     try:
-        return [_panel(results, place, folder, archive) for place in results.first_places]
+        panels = [_panel(results, place, folder, archive) for place in results.first_places]
+        for panel in panels if why else ():
+            panel.notes.insert(
+                0, f"The archive {results.archive_path} {why}: micrographs and annotations are not shown."
+            )
+        return panels
     finally:
         if archive is not None:
             archive.close()
@@ -76,10 +86,6 @@ def study_panels(results: StudyResults, folder: Path) -> list[StudyPanel]:
 
 def _panel(results: StudyResults, place: Place, folder: Path, archive: Archive | None) -> StudyPanel:
     panel = StudyPanel(*place)
-    if archive is None:
-        panel.notes.append(
-            f"The archive {results.archive_path} cannot be opened from here: micrographs and annotations are not shown."
-        )
     rows = _comparable_rows(results, place)
     found: list[tuple[Row, Evaluation]] = []
     for row in rows:

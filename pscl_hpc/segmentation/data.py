@@ -44,7 +44,7 @@ def select_data(config: FinetuneConfig, archive: Archive) -> FinetuneData:
         UserError: a reference is unknown, has no annotated pixel, is from a split that may not be trained on or from
             another collection than the first; there is nothing to validate on; class weights do not fit the classes.
     """
-    references = tuple(archive.find(name) for name in dict.fromkeys(config.references))
+    references = tuple(archive.find(name) for name in config.references)
     collection = archive.collections[references[0].dataset]
     for record in references:
         _check_reference(record, collection, config, archive)

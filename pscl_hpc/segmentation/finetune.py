@@ -77,10 +77,18 @@ def finetune(config: FinetuneConfig, *, progress: bool = False) -> RunFolder:
 
 
 def build_net(config: FinetuneConfig, classes: int) -> SegmentationNet:
-    """The network before the first step: pretrained or seeded trunk, seeded classifier."""
+    """The network before the first step: pretrained or seeded trunk, seeded classifier.
+
+    Raises:
+        UserError: there are no pretrained weights, or their network does not fit the windows.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "weights"))
         trunk = load_trunk(config.pretrained) if config.pretrained else UNet(config.model)
+        try:
+            config.check_depth(len(trunk.config.widths) - 1)
+        except ValueError as error:
+            raise UserError(f"pretrained: {config.pretrained}: {error}") from None
         torch.manual_seed(derive_seed(config.seed, "classifier"))
         return SegmentationNet(trunk, classes)
 

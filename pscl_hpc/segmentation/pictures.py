@@ -10,6 +10,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from pscl_hpc.archive import Archive
+from pscl_hpc.archive.ingest.errors import Unreadable, decoding
+from pscl_hpc.archive.ingest.pillow import open_picture
 from pscl_hpc.runs import replace_file
 from pscl_hpc.segmentation.classes import ClassList
 from pscl_hpc.segmentation.palette import class_colours
@@ -75,9 +77,18 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def read_labels(path: Path) -> npt.NDArray[np.uint8]:
-    """A class-index PNG as (h, w)."""
-    with Image.open(path) as picture:
-        return np.array(picture, np.uint8)
+    """A class-index PNG as (h, w), as large as images of an archive may be.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is damaged or no picture.
+    """
+    data = path.read_bytes()
+    try:
+        with decoding("picture"), open_picture(data) as picture:
+            return np.array(picture, np.uint8)
+    except Unreadable as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def picture_name(image_id: str) -> str:

@@ -1,7 +1,9 @@
 """Predictions for image files, or images of an archive: class-index PNGs and colour overlays.
 
-Files go through a throw-away archive, so they are decoded, scaled and read in windows exactly like the images that
-the model was trained on, whatever their size and bit depth.
+Files go through a throw-away archive, so they are decoded, scaled and read in windows as images of an archive are that
+was built with the default options, whatever their size and bit depth. An archive does not keep its own options: for one
+built with others (``--percentiles``, ``--colour``, ``--crop-bottom``), build an archive of the new images with the same
+and predict by id.
 """
 
 from __future__ import annotations
@@ -83,15 +85,13 @@ def predict(
         progress: Show a progress bar when the output is a terminal.
 
     Raises:
-        UserError: no finished fine-tuning run, or not one image could be segmented.
+        UserError: no finished fine-tuning run, ``out`` cannot be written to, or not one image could be segmented.
     """
     if not images:
         raise UserError("predict: no image is named; give at least one file")
     folder, _, predictor = open_run(run)
     report = PredictReport(Path(out) if out is not None else folder.path / PREDICTIONS / FILES)
-    if report.folder.exists() and not report.folder.is_dir():
-        raise UserError(f"{report.folder}: is a file; name a folder with --out")
-    report.folder.mkdir(parents=True, exist_ok=True)
+    _make_folder(report.folder)
     named = list(dict.fromkeys(str(image) for image in images))
     source = Archive(archive) if archive is not None else None
     stems = {name: picture_name(name) for name in named} if source else _stems(named)
@@ -116,6 +116,18 @@ def predict(
         others = f" (and {len(report.skipped) - 1} others)" if len(report.skipped) > 1 else ""
         raise UserError(f"no image could be segmented: {name}{others}: {reason}")
     return report
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder of the pictures; UserError where none can be, or nothing can be written into it."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; name a folder with --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written to ({error.strerror}); choose another --out") from None
 
 
 @contextmanager

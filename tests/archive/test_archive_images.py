@@ -281,6 +281,18 @@ def test_mask_encodings(tmp_path: Path, form: str) -> None:
     np.testing.assert_array_equal(_read_mask(path, cropped=15), mask[:15])
 
 
+def test_masks_and_images_may_be_larger_than_pillow_likes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Pillow's limit, 179 million pixels by default, made small in place of files that are large.
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    mask = labels((20, 30))
+    Image.fromarray(mask).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(_read_mask(tmp_path / "a.png"), mask)
+    Image.fromarray(mask).save(tmp_path / "a.bmp")
+    np.testing.assert_array_equal(decode(tmp_path / "a.bmp")[:, :, 0], mask)
+
+
 def test_a_binary_mask_of_one_bit(tmp_path: Path) -> None:
     mask = labels((20, 30)) == 1
     Image.fromarray(mask).save(tmp_path / "a.png")
@@ -302,6 +314,8 @@ def test_masks_that_cannot_be_used_say_why(tmp_path: Path) -> None:
     Image.fromarray(np.where(mask == 1, 255, 0).astype(np.uint8)).save(tmp_path / "black-white.png")
     (tmp_path / "torn.png").write_bytes((tmp_path / "narrow.png").read_bytes()[:80])
     tifffile.imwrite(tmp_path / "float.tif", mask.astype(np.float32))
+    (tmp_path / "text.png").write_text("no picture")
+    Image.fromarray(mask).save(tmp_path / "renamed.png", "JPEG")
     two = Collection("two", ("a", "b"))
     for name, collection, reason in (
         ("colour.png", STEEL, "colour.png is colour-coded; a mask is an image of class indices"),
@@ -312,6 +326,8 @@ def test_masks_that_cannot_be_used_say_why(tmp_path: Path) -> None:
         ("torn.png", STEEL, "damaged mask torn.png"),
         ("float.tif", STEEL, "not class indices .*float.tif.; save it as 8-bit class indices"),
         ("gone.png", STEEL, "damaged mask gone.png"),
+        ("text.png", STEEL, "damaged mask text.png"),
+        ("renamed.png", STEEL, "renamed.png is a JPEG"),
     ):
         with pytest.raises(Unreadable, match=reason):
             _read_mask(tmp_path / name, collection)

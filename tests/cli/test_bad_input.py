@@ -83,6 +83,11 @@ CASES = {
     "trunk folder without a trunk": ([*FINETUNE, "pretrained={in}/no_run"], "is the run finished?"),
     "no validation images": ([*FINETUNE, "validation_split=vla"], "vla"),
     "class weights of the wrong number": ([*FINETUNE, "loss.class_weights=[1,2]"], "class_weights"),
+    "network deeper than the window": ([*FINETUNE, "model.widths=[4,4,4,4,4,4,4]"], "enlarge crop"),
+    "pretraining deeper than the window": (
+        [*PRETRAIN, "views.size=[16,16]", "model.widths=[4,4,4,4,4,4]"],
+        "32",
+    ),
     "evaluate what is no run": (["evaluate", "{in}/no_run"], "is no run folder"),
     "evaluate what is not there": (["evaluate", "{in}/gone"], "no such run folder"),
     "predict without a run": (["predict", "{in}/no_run", "{in}/images/a.png"], "no_run"),

@@ -49,6 +49,11 @@ def file(tmp_path: Path) -> Path:
         ("name='a/b'", "key 'name'"),
         ("seed=-1", "key 'seed'"),
         ("kind=pretraining", "kind is 'pretraining'; did you mean 'pretrain'?"),
+        (
+            "model.widths=[4,4,4,4,4,4,4,4,4,4]",
+            "views.size is [376, 376] and the network halves its grid 9 times (model.widths), so windows need at "
+            "least 512 pixels a side; enlarge views.size",
+        ),
         ("nonsense", "'nonsense' is no override; write key=value"),
         ("batch_size.x=1", "key 'batch_size'"),
         ("data=[", "the value is not valid YAML"),
@@ -82,6 +87,71 @@ def test_broken_files(tmp_path: Path, text: str, sentence: str) -> None:
     with pytest.raises(UserError, match=r"(bad|gone)\.yaml") as caught:
         load_config(path)
     assert sentence in str(caught.value)
+
+
+FINETUNE = {"kind": "finetune", "data": {"archive": "a.h5"}, "references": ["a/b"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"crop": [64, 16], "model": {"widths": [4] * 6}},
+            "crop is [64, 16] and the network halves its grid 5 times (model.widths), so windows need at least 32 "
+            "pixels a side; enlarge crop",
+        ),
+        (
+            {"crop": [16, 16], "model": {"widths": [4] * 5}, "batch_size": 1},
+            "so a single window leaves one value of each feature, which has no batch statistics; enlarge crop or set "
+            "batch_size=2",
+        ),
+        (
+            {"loss": {"class_weights": [0, 0, 0], "dice_weight": 0}},
+            "class_weights are all 0 and so is dice_weight",
+        ),
+        ({"references": []}, "references names no annotated image"),
+    ],
+)
+def test_mistakes_of_fine_tuning_are_one_sentence(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve_config({**FINETUNE, **changes}, source="test")
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"crop": [32, 32], "model": {"widths": [4] * 6}, "batch_size": 2},
+        {"crop": [16, 32], "model": {"widths": [4] * 5}, "batch_size": 1},
+        {
+            "crop": [16, 16],
+            "model": {"widths": [4] * 5},
+            "batch_size": 1,
+            "semi_supervised": {"batch_size": 1},
+        },
+        # A pretrained trunk brings its own widths, which are known when it is read.
+        {"crop": [16, 16], "model": {"widths": [4] * 6}, "pretrained": "trunk.safetensors"},
+        {"loss": {"class_weights": [0, 0, 0]}},
+        {"loss": {"class_weights": [0, 1, 0], "dice_weight": 0}},
+    ],
+)
+def test_what_just_fits_is_taken(changes: dict[str, Any]) -> None:
+    assert isinstance(resolve_config({**FINETUNE, **changes}, source="test"), FinetuneConfig)
+
+
+def test_a_reference_named_twice_is_one() -> None:
+    config = resolve_config({**FINETUNE, "references": ["a/c", "a/b", "a/c"]}, source="test")
+    assert isinstance(config, FinetuneConfig)
+    assert config.references == ("a/c", "a/b")
+
+
+def test_one_image_in_pretraining_needs_more_than_one_cell(file: Path) -> None:
+    single = ["batch_size=1", "views.size=[16,16]", "model.widths=[4,4,4,4,4]"]
+    # The reference is a second image of the pass.
+    load_config(file, single)
+    with pytest.raises(UserError, match=r"a single window leaves one value of each feature"):
+        load_config(file, [*single, "method={name: moco}"])
 
 
 def test_missing_file_folder_and_other_kind(tmp_path: Path, file: Path) -> None:
@@ -178,7 +248,7 @@ def test_round_trip_through_yaml(file: Path, tmp_path: Path) -> None:
     steps=st.integers(1, 10**7),
     lr=st.floats(1e-8, 10, allow_nan=False),
     size=st.tuples(st.integers(16, 4096), st.integers(16, 4096)),
-    widths=st.lists(st.integers(1, 512), min_size=2, max_size=6),
+    widths=st.lists(st.integers(1, 512), min_size=2, max_size=9),
     name=st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,20}\Z"),
 )
 def test_any_valid_configuration_survives_yaml(
@@ -188,7 +258,8 @@ def test_any_valid_configuration_survives_yaml(
         "kind": "pretrain",
         "name": name,
         "data": {"archive": "a.h5"},
-        "model": {"widths": widths},
+        # A window of 16 pixels can be halved four times, to one.
+        "model": {"widths": widths[: min(size).bit_length()]},
         "views": {"size": list(size)},
         "method": {"name": "simclr"},
         "schedule": {"steps": steps},

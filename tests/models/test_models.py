@@ -19,6 +19,7 @@ from pscl_hpc.models import (
     UNet,
     load_segmentation,
     load_trunk,
+    read_card,
     save_segmentation,
     save_trunk,
 )
@@ -86,6 +87,15 @@ def test_weights_round_trip(tmp_path: Path) -> None:
     assert torch.equal(trunk(image).bottleneck, net.trunk(image).bottleneck)
     save_trunk(tmp_path / "trunk.safetensors", net.trunk)
     assert torch.equal(load_trunk(tmp_path).eval()(image).bottleneck, net.trunk(image).bottleneck)
+
+
+def test_what_a_model_is_can_be_read_without_its_weights(tmp_path: Path) -> None:
+    net = SegmentationNet(UNet(ModelConfig(widths=(4, 8))), 2)
+    card = ModelCard(net.trunk.config, ("matrix", "phase"), 1)
+    save_segmentation(tmp_path / "model.safetensors", net, card)
+    assert read_card(tmp_path) == card
+    save_trunk(tmp_path / "alone.safetensors", net.trunk)
+    assert read_card(tmp_path / "alone.safetensors") == ModelCard(net.trunk.config)
 
 
 def test_files_that_are_no_models(tmp_path: Path) -> None:

@@ -282,6 +282,18 @@ def test_a_pool_smaller_than_the_batch_is_told(
     assert capsys.readouterr().err == ""
 
 
+def test_learning_from_scored_images_is_told(
+    archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = {"method": {"name": "simclr"}, "schedule": {"steps": 1}}
+    data = {"archive": str(archive), "splits": ["train", "", "val", "test"]}
+    pretrain(small_config(archive, tmp_path / "all", data=data, **config))
+    said = capsys.readouterr().err
+    # The archive has no test image.
+    assert said.startswith("warning: data.splits puts images of val into the pool")
+    assert said.count("\n") == 1
+
+
 def test_what_is_not_wanted_is_not_logged(archive: Path, tmp_path: Path) -> None:
     config = {"schedule": {"steps": 1}, "log": {"every_steps": 1, "similarity": False, "purity": False}}
     folder = pretrain(small_config(archive, tmp_path / "run", **config))

@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 from scipy.ndimage import gaussian_filter, zoom
 
-from pscl_hpc.archive import Collection, ShardWriter
+from pscl_hpc.archive import Archive, Collection, ShardWriter
 from pscl_hpc.segmentation import ClassList
 from pscl_hpc.segmentation.metrics import ConfusionMatrix
 from pscl_hpc.segmentation.pictures import picture_name
@@ -186,6 +186,13 @@ def make_finetuning(
     return folder
 
 
+def configure(run: Path, /, **settings: Any) -> Path:
+    """Change top-level keys of a run's configuration."""
+    file = run / "config.yaml"
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | settings), encoding="utf-8")
+    return run
+
+
 def write_inspection(path: Path, alloy: Alloy, *, count: int = 4, **changes: Any) -> None:
     """Arrays as pretraining writes them: the first image is the reference, the last has no mask."""
     names = [alloy.references[0], *alloy.tests][:count]
@@ -291,6 +298,7 @@ def _write_evaluation(folder: Path, alloy: Alloy, config: dict[str, Any], amount
         "ignore_classes": [],
         "references": config["references"],
         "pretrained": config["pretrained"],
+        "archive": Archive(alloy.archive).fingerprint,
         "splits": {"test": {**scores, "per_image": per_image}},
     }
     (folder / "evaluation.json").write_text(json.dumps(content), encoding="utf-8")

@@ -65,6 +65,11 @@ def test_text_is_text_and_formulas_stay_as_written() -> None:
     assert parsed(drawn()["curves"]).get("aria-label") == 'loss <"&'
 
 
+@pytest.mark.parametrize("title", [r"steel\1", r"steel\gamma", r"a\g<0>"])
+def test_a_backslash_in_a_title_stays_as_written(title: str) -> None:
+    assert parsed(dots("d", [DotRow("a", ((0.5,),))], title=title)).get("aria-label") == title
+
+
 def test_a_long_curve_is_thinned_and_keeps_its_range() -> None:
     svg = curves("c", [line(50_000)], title="t")
     assert len(svg) < 60_000

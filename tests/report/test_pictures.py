@@ -30,7 +30,7 @@ from pscl_hpc.report.predictions import prediction_panels
 from pscl_hpc.report.scores import score_tables
 from pscl_hpc.segmentation.palette import class_colours
 
-from .fabricated_runs import Alloy, make_finetuning, write_inspection
+from .fabricated_runs import Alloy, configure, make_alloy, make_finetuning, write_inspection
 
 
 def decoded(uri: str) -> Image.Image:
@@ -170,6 +170,24 @@ def test_without_the_archive_only_predictions_are_shown(tmp_path: Path, alloy: A
     for figure in panel.figures:
         assert (figure.image, figure.mask, figure.answers[0].errors) == ("", "", "")
         assert decoded(figure.answers[0].predicted).size == (240, 200)
+
+
+def test_masks_of_another_archive_than_was_scored_are_not_shown(tmp_path: Path, alloy: Alloy) -> None:
+    make_finetuning(tmp_path / "a", alloy)
+    run = make_finetuning(tmp_path / "b", alloy, pretrained="/x/trunk")
+    other = make_alloy(tmp_path, size=(200, 240), references=3)
+    configure(run, data={"archive": str(other.archive)})
+    (panel,) = prediction_panels(score_tables(collect([tmp_path])))
+    assert panel.notes == [
+        f"The archive {other.archive} is not the one that a, b were scored on: micrographs and annotations are not "
+        "shown beside the predictions."
+    ]
+    assert panel.figures
+    for figure in panel.figures:
+        assert (figure.image, figure.mask) == ("", "")
+        for answer in figure.answers:
+            assert (answer.errors, answer.right) == ("", None)
+            assert decoded(answer.predicted).size == (240, 200)
 
 
 def test_damaged_and_misfitting_predictions_are_named_and_left_out(tmp_path: Path, alloy: Alloy) -> None:

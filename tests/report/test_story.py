@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pscl_hpc.config import ModelConfig
+from pscl_hpc.models import ModelCard, SegmentationNet, UNet, save_segmentation
 from pscl_hpc.report.collect import collect
+from pscl_hpc.report.page import render
 from pscl_hpc.report.scores import CollectionScores, Comparison, Group, score_tables
 from pscl_hpc.report.story import comparison_sentence, headline
 
-from .fabricated_runs import Alloy, make_finetuning, make_pretraining
+from .fabricated_runs import Alloy, configure, make_finetuning, make_pretraining
 
 
 def comparison(*pairs: tuple[float, float]) -> Comparison:
@@ -69,6 +73,183 @@ def test_two_pretrainings_of_one_method_are_told_apart(tmp_path: Path, alloy: Al
         make_finetuning(tmp_path / f"f-{name}", alloy, pretrained=str(run / "trunk.safetensors"))
     starts = [group.start for group in table_of(tmp_path).groups]
     assert starts == ["pretrained by PSCL-SimCLR", "pretrained by PSCL-SimCLR (p2)"]
+
+
+def labels(table: CollectionScores) -> list[tuple[str, int]]:
+    return [(group.label, len(group.rows)) for group in table.groups]
+
+
+def test_trunks_of_one_name_in_different_places_are_told_apart(tmp_path: Path, alloy: Alloy) -> None:
+    make_finetuning(tmp_path / "s", alloy)
+    for name in ("one", "two"):
+        make_finetuning(tmp_path / f"f-{name}", alloy, pretrained=f"/x/{name}/trunk")
+        make_finetuning(tmp_path / f"g-{name}", alloy, pretrained=f"/x/{name}/trunk/trunk.safetensors")
+    make_finetuning(tmp_path / "other", alloy, pretrained="/x/one/trunk/other.safetensors")
+    assert labels(table_of(tmp_path)) == [
+        ("from scratch", 1),
+        ("pretrained (one/trunk)", 2),
+        ("pretrained (other.safetensors)", 1),
+        ("pretrained (two/trunk)", 2),
+    ]
+
+
+def test_a_relative_trunk_is_that_of_the_runs_own_working_directory(
+    tmp_path: Path, alloy: Alloy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place, method in (("w1", "pscl-simclr"), ("w2", "simclr")):
+        run = make_pretraining(tmp_path / place / "runs/pre", alloy, lines=3, inspection=False)
+        configure(run, run="runs/pre", method={"name": method})
+        tuned = make_finetuning(tmp_path / place / "runs/ft", alloy, pretrained="runs/pre")
+        configure(tuned, run="runs/ft")
+    expected = [("pretrained by PSCL-SimCLR", 1), ("pretrained by SimCLR", 1)]
+    monkeypatch.chdir(tmp_path)
+    assert labels(table_of(tmp_path)) == expected
+    # What lies here has the same relative path and is another run.
+    monkeypatch.chdir(tmp_path / "w1")
+    assert labels(table_of(tmp_path)) == expected
+
+
+def test_seeds_are_no_references(tmp_path: Path, alloy: Alloy) -> None:
+    amounts = {(1, ""): 0.9, (2, ""): 0.7, (1, "/x/trunk"): 0.3, (2, "/x/trunk"): 0.5, (3, "/x/trunk"): 0.1}
+    dice = {}
+    for (seed, trunk), amount in amounts.items():
+        run = make_finetuning(tmp_path / f"{seed}{bool(trunk)}", alloy, pretrained=trunk, amount=amount)
+        configure(run, seed=seed)
+        dice[seed, trunk] = json.loads((run / "evaluation.json").read_text())["mean_dice"]
+    table = table_of(tmp_path)
+    (found,) = table.comparisons
+    assert [list(pair) for pair in found.pairs] == [
+        pytest.approx([(dice[1, trunk] + dice[2, trunk]) / 2 for trunk in ("", "/x/trunk")])
+    ]
+    text = comparison_sentence("alloy", found, table.images)
+    assert "with 1 reference; one reference cannot tell an effect from chance" in text
+    assert found.scratch.mean_dice is not None
+    assert found.scratch.mean_dice.std is None
+    assert found.scratch.mean_dice.mean == pytest.approx((dice[1, ""] + dice[2, ""]) / 2)
+
+    for trunk in ("", "/x/trunk"):
+        make_finetuning(tmp_path / f"other{bool(trunk)}", alloy, reference=1, pretrained=trunk)
+        configure(tmp_path / f"other{bool(trunk)}", seed=1)
+    (group, _) = table_of(tmp_path).groups
+    assert (len(group.rows), group.references) == (3, 2)
+    assert group.mean_dice is not None
+    assert group.mean_dice.count == 2
+    text = render(collect([tmp_path]))
+    assert "mean ± std, 3 runs of 1 annotated image, seeds averaged" in text
+
+
+SEMI = {"name": "ideal", "weight": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"square": 16}, ("square of 16 pixels", "whole annotation")),
+        ({"semi_supervised": SEMI}, ("semi-supervised", "supervised")),
+        ({"schedule": {"steps": 900}}, ("schedule.steps 900", "schedule.steps 300")),
+        ({"validation_split": ""}, ("validation_split ", "validation_split val")),
+    ],
+)
+def test_runs_of_different_settings_are_neither_averaged_nor_paired(
+    tmp_path: Path, alloy: Alloy, changes: dict[str, Any], words: tuple[str, str]
+) -> None:
+    make_finetuning(tmp_path / "a", alloy, amount=0.3)
+    configure(make_finetuning(tmp_path / "b", alloy, amount=0.9), **changes)
+    table = table_of(tmp_path)
+    assert sorted(labels(table)) == sorted((f"from scratch, {word}", 1) for word in words)
+
+    make_finetuning(tmp_path / "c", alloy, pretrained="/x/trunk", amount=0.3)
+    table = table_of(tmp_path)
+    (found,) = table.comparisons
+    assert [row.run.label for row in (*found.scratch.rows, *found.pretrained.rows)] == ["a", "c"]
+    assert [row.run.label for group in table.alone for row in group.rows] == ["b"]
+    head = headline(collect([tmp_path]), [table])
+    assert f"pretrained (trunk), {words[1]} (+0.000)" in head.sentences[1]
+    assert f"from scratch, {words[0]}, 1 run" in head.sentences[2]
+    assert len(head.tiles) == 2
+
+
+def test_what_does_not_decide_scores_makes_no_groups(tmp_path: Path, alloy: Alloy) -> None:
+    aside: list[dict[str, Any]] = [
+        {"runtime": {"threads": 1}, "log": {"every_steps": 3}, "checkpoint": {"keep": 5}, "run": "elsewhere"},
+        # A default that the other run's version did not write out, and a key that scratch does not use.
+        {"square": 0, "encoder_lr_scale": 0.5},
+    ]
+    for place, changes in enumerate(aside):
+        configure(make_finetuning(tmp_path / str(place), alloy), **changes)
+    configure(make_finetuning(tmp_path / "p", alloy, pretrained="/x/trunk"), model={"widths": [4, 8]})
+    table = table_of(tmp_path)
+    assert labels(table) == [("from scratch", 2), ("pretrained (trunk)", 1)]
+    assert len(table.comparisons) == 1
+
+
+def test_a_network_is_what_its_weights_say(tmp_path: Path, alloy: Alloy) -> None:
+    def save(run: Path, widths: tuple[int, ...]) -> None:
+        net = SegmentationNet(UNet(ModelConfig(widths=widths)), 4)
+        save_segmentation(run / "model.safetensors", net, ModelCard(net.trunk.config, alloy.classes))
+
+    scratch = make_finetuning(tmp_path / "s", alloy)
+    tuned = make_finetuning(tmp_path / "p", alloy, pretrained="/x/trunk")
+    save(scratch, (4, 8))
+    save(tuned, (4, 8))
+    assert len(table_of(tmp_path).comparisons) == 1
+    save(tuned, (4, 16))
+    table = table_of(tmp_path)
+    assert table.comparisons == ()
+    assert [group.settings for group in table.groups] == ["model.widths [4, 8]", "model.widths [4, 16]"]
+
+
+def test_many_different_settings_are_counted_and_never_confused(tmp_path: Path, alloy: Alloy) -> None:
+    common = {"square": 16, "batch_size": 3, "validate_every": 7}
+    for name, last in (("a", {}), ("b", {"flip": False}), ("c", {"flip": False, "rotate": False})):
+        configure(make_finetuning(tmp_path / name, alloy), **(common | last if last else {}))
+    found = [group.label for group in table_of(tmp_path).groups]
+    assert len(set(found)) == 3
+    assert all(" and 2 more" in label for label in found)
+    assert sum("(settings " in label for label in found) == 2
+
+
+def test_runs_scored_on_different_images_are_not_paired(tmp_path: Path, alloy: Alloy) -> None:
+    make_finetuning(tmp_path / "a", alloy)
+    run = make_finetuning(tmp_path / "b", alloy, pretrained="/x/trunk")
+    tree = json.loads((run / "evaluation.json").read_text())
+    (run / "evaluation.json").write_text(json.dumps(tree | {"archive": "c0ffee" * 10}))
+    table = table_of(tmp_path)
+    assert table.comparisons == ()
+    assert table.groups[1].settings == "scored on archive c0ffeec0"
+
+
+def rescore(run: Path, splits: dict[str, str], primary: str) -> None:
+    """Give the scores of split ``splits[name]`` the name ``name``."""
+    path = run / "evaluation.json"
+    tree = json.loads(path.read_text())
+    tree["splits"] = {name: tree["splits"][split] for name, split in splits.items()}
+    path.write_text(json.dumps(tree | {"split": primary}))
+
+
+def test_a_split_has_one_table_whatever_stands_for_its_runs(tmp_path: Path, alloy: Alloy) -> None:
+    make_finetuning(tmp_path / "a", alloy)
+    rescore(tmp_path / "a", {"test": "test", "val": "test"}, "test")
+    make_finetuning(tmp_path / "b", alloy, pretrained="/x/trunk")
+    rescore(tmp_path / "b", {"val": "test"}, "val")
+    found = collect([tmp_path])
+    tables = score_tables(found)
+    assert [(table.split, table.primary, len(table.groups)) for table in tables] == [
+        ("test", True, 1),
+        ("val", False, 2),
+    ]
+    assert len(headline(found, tables).tiles) == 1
+
+
+def test_validation_images_are_not_called_test_images(tmp_path: Path, alloy: Alloy) -> None:
+    make_finetuning(tmp_path / "a", alloy)
+    rescore(tmp_path / "a", {"val": "test"}, "val")
+    found = collect([tmp_path])
+    head = headline(found, score_tables(found))
+    assert head.tiles[0].note == "1 run, 5 val images"
+    text = render(found)
+    assert "5 val images" in text
+    assert "worst test image" not in text
 
 
 def test_one_pair_is_called_chance() -> None:

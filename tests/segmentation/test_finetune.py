@@ -166,7 +166,9 @@ def test_a_loss_that_is_not_finite_names_step_and_images(archive_file: Path, tmp
 
 
 def test_wrong_input_leaves_no_folder(archive_file: Path, tmp_path: Path) -> None:
+    save_trunk(tmp_path / "deep.safetensors", UNet(ModelConfig(widths=(4,) * 7)))
     for changes in (
+        {"pretrained": str(tmp_path / "deep.safetensors")},
         {"references": ["alloy/test0"]},
         {"pretrained": str(tmp_path / "nowhere")},
         {"data": {"archive": str(tmp_path / "nowhere.h5")}},
@@ -174,6 +176,14 @@ def test_wrong_input_leaves_no_folder(archive_file: Path, tmp_path: Path) -> Non
         with pytest.raises(UserError):
             finetune(settings(archive_file, tmp_path / "run", **changes))
         assert not (tmp_path / "run").exists()
+
+
+def test_a_trunk_deeper_than_the_window_is_named(archive_file: Path, tmp_path: Path) -> None:
+    trunk = tmp_path / "deep.safetensors"
+    save_trunk(trunk, UNet(ModelConfig(widths=(4,) * 7)))
+    with pytest.raises(UserError, match=r"pretrained: .*deep.safetensors: crop is \[32, 32\] .* at least 64"):
+        finetune(settings(archive_file, tmp_path / "run", pretrained=str(trunk)))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_collection_without_classes_is_refused(archive_file: Path, tmp_path: Path) -> None:

@@ -80,6 +80,24 @@ def test_class_indices_survive_the_png(tmp_path: Path) -> None:
     assert Image.open(io.BytesIO(png_bytes(labels))).mode == "L"
 
 
+def test_class_indices_of_a_mosaic_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Pillow's limit, 179 million pixels by default, made small in place of a file that is large.
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    labels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    write_file(tmp_path / "a.png", png_bytes(labels))
+    assert np.array_equal(read_labels(tmp_path / "a.png"), labels)
+
+
+def test_what_is_no_picture_has_no_labels(tmp_path: Path) -> None:
+    whole = png_bytes(np.zeros((64, 64), np.uint8))
+    for content in (b"", b"no picture", whole[:40], whole[:20]):
+        (tmp_path / "a.png").write_bytes(content)
+        with pytest.raises(ValueError, match=r"a\.png"):
+            read_labels(tmp_path / "a.png")
+    with pytest.raises(FileNotFoundError):
+        read_labels(tmp_path / "gone.png")
+
+
 @pytest.mark.parametrize(
     ("image_id", "name"),
     [

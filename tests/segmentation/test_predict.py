@@ -117,6 +117,19 @@ def test_a_file_with_other_content_is_never_overwritten(trained: RunFolder, tmp_
         predict(trained.path, [other], out=image)
 
 
+def test_a_folder_that_cannot_be_made_is_refused(trained: RunFolder, tmp_path: Path) -> None:
+    image = save(tmp_path, "a.png", micrograph(37)[0])
+    for out in (image / "below" / "out", Path("/proc/pscl-hpc-out")):
+        with pytest.raises(UserError, match=r"cannot be written to .*choose another --out"):
+            predict(trained.path, [image], out=out)
+
+
+def test_a_folder_that_takes_no_files_is_refused(trained: RunFolder, tmp_path: Path) -> None:
+    image = save(tmp_path, "a.png", micrograph(37)[0])
+    with pytest.raises(UserError, match=r"/proc/self: cannot be written to .*choose another --out"):
+        predict(trained.path, [image], out="/proc/self")
+
+
 def test_files_that_share_a_stem_keep_apart(trained: RunFolder, tmp_path: Path) -> None:
     names = ["x/same.png", "y/same.png", "y/same.tif", "y/only.png"]
     files = [save(tmp_path, name, micrograph(place)[0]) for place, name in enumerate(names)]

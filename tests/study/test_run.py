@@ -499,6 +499,22 @@ def test_figures_and_page_come_from_the_results_alone(finished: Path, tmp_path: 
     assert not re.search(r"(src|href)=\"(?!data:|#)", first)
 
 
+def test_masks_of_another_archive_than_was_scored_are_not_shown(finished: Path, tmp_path: Path) -> None:
+    tree = json.loads((finished / RESULTS_FILE).read_text(encoding="utf-8"))
+    for folder, words in (
+        (tmp_path / "other", {"archive": "0" * 64}),
+        (tmp_path / "gone", {"archive_path": str(tmp_path / "gone.h5")}),
+    ):
+        folder.mkdir()
+        (folder / RESULTS_FILE).write_text(json.dumps(tree | words))
+    text = write_report([tmp_path / "other"]).path.read_text(encoding="utf-8")
+    said = f"The archive {tree['archive_path']} is not the one that was scored any more"
+    # Once for each of the two splits.
+    assert text.count(said) == 2
+    assert "cannot be opened from here" in write_report([tmp_path / "gone"]).path.read_text(encoding="utf-8")
+    assert said not in write_report([finished], tmp_path / "a.html").path.read_text(encoding="utf-8")
+
+
 def test_words_of_a_stranger_stay_words_and_paths_stay_inside(finished: Path, tmp_path: Path) -> None:
     tree = json.loads((finished / RESULTS_FILE).read_text(encoding="utf-8"))
     tree["study"] = "<script>alert(1)</script>"

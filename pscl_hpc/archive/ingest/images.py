@@ -7,23 +7,19 @@ first bytes, not by its name.
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import imagecodecs
 import numpy as np
-from PIL import Image
 
 from pscl_hpc.archive.ingest.errors import Unreadable, decoding
 from pscl_hpc.archive.ingest.page import ArrayPage, Page, Pixels
+from pscl_hpc.archive.ingest.pillow import check_size, open_picture
 from pscl_hpc.archive.ingest.tiff import open_tiff
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-MAX_DECODED = 1 << 29
-"""Pixels of a PNG, JPEG or BMP, which have to be decoded whole."""
 
 
 @contextmanager
@@ -55,21 +51,13 @@ def _decode_png(path: Path) -> Pixels:
     with decoding("PNG"):
         data = path.read_bytes()
         width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
-        _limit(width, height)
+        check_size(width, height)
         return np.asarray(imagecodecs.png_decode(data))
 
 
 def _decode_pillow(path: Path) -> Pixels:
-    with decoding("image"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with Image.open(io.BytesIO(path.read_bytes()), formats=("JPEG", "BMP")) as image:
-            _limit(*image.size)
-            exact = {"1": "L", "P": "RGB", "L": "L", "RGB": "RGB", "RGBA": "RGB"}.get(image.mode)
-            if exact is None:
-                raise Unreadable(f"its colour mode {image.mode} has no exact grey or RGB form")
-            return np.asarray(image.convert(exact))
-
-
-def _limit(width: int, height: int) -> None:
-    if width * height > MAX_DECODED:
-        raise Unreadable(f"{width} x {height} pixels are too many to decode whole; save it as a tiled TIFF")
+    with decoding("image"), open_picture(path.read_bytes()) as image:
+        exact = {"1": "L", "P": "RGB", "L": "L", "RGB": "RGB", "RGBA": "RGB"}.get(image.mode)
+        if exact is None:
+            raise Unreadable(f"its colour mode {image.mode} has no exact grey or RGB form")
+        return np.asarray(image.convert(exact))

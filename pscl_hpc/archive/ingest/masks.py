@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tifffile
-from PIL import Image
 
 from pscl_hpc.archive.format import IGNORE_INDEX, Collection
 from pscl_hpc.archive.ingest.errors import Unreadable, decoding
+from pscl_hpc.archive.ingest.pillow import open_picture
 from pscl_hpc.archive.writer import check_mask, mask_values
 
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
@@ -66,6 +66,7 @@ def _decode(path: Path) -> npt.NDArray[Any]:
         if path.suffix.lower() in (".tif", ".tiff"):
             return np.asarray(tifffile.imread(io.BytesIO(data)))
         # Pillow hands out the indices of a palette image; libpng would expand them to colours.
-        with Image.open(io.BytesIO(data), formats=("PNG", "BMP")) as image:
-            image.load()
+        with open_picture(data) as image:
+            if image.format == "JPEG":
+                raise Unreadable(f"the mask {path.name} is a JPEG, so its values cannot be exact")
             return np.asarray(image)
