@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -154,25 +155,38 @@ def test_a_changed_archive_is_refused(tmp_path: Path) -> None:
         pretrain(config)
 
 
-def test_accumulation_averages_the_parts(archive: Path, tmp_path: Path) -> None:
-    config = small_config(archive, tmp_path / "run", batch_size=4, accumulate=2, method={"name": "simclr"})
+@pytest.mark.parametrize("clip", [0.0, 0.01])
+def test_a_step_takes_the_mean_of_its_parts_and_no_more_than_the_norm(
+    archive: Path, tmp_path: Path, clip: float
+) -> None:
+    optimiser = {"name": "lars", "lr": 0.5, "clip_norm": clip}
+    changes = {"batch_size": 4, "accumulate": 2, "method": {"name": "simclr"}, "optimiser": optimiser}
+    config, cpu = small_config(archive, tmp_path / "run", **changes), torch.device("cpu")
+    losses = []
     with Archive(archive) as opened:
         data = PretrainData(opened, config)
-        folder = RunFolder.start(config, torch.device("cpu"))
-        trainer = Trainer(config, data, folder, Ranks.alone(torch.device("cpu")))
+        trainer = Trainer(config, data, RunFolder.start(config, cpu), Ranks.alone(cpu))
+        method = copy.deepcopy(trainer.method).train()
         terms = trainer.step([data[0], data[1]], measure=True)
-        parts = []
         for number in (0, 1):
-            single = Trainer(config, data, folder, Ranks.alone(torch.device("cpu")))
-            views = trainer_module.make_views(data[number], config, number, torch.device("cpu"))
-            parts.append(
-                float(
-                    single.method(
-                        views, Draws(config.seed, number, data[number].slots.places), False
-                    ).loss.detach()
-                )
-            )
-    assert terms["loss"] == pytest.approx(sum(parts) / 2, rel=1e-5)
+            views = trainer_module.make_views(data[number], config, number, cpu)
+            loss = method(views, Draws(config.seed, number, data[number].slots.places), False).loss
+            loss.backward()  # adds to the gradient of the other part
+            losses.append(float(loss.detach()))
+    assert terms["loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)
+    pairs = [
+        (old.detach().double(), old.grad.double() / 2, new.detach().double())
+        for old, new in zip(method.parameters(), trainer.method.parameters(), strict=True)
+        if old.grad is not None
+    ]
+    norm = math.sqrt(sum(float(mean.square().sum()) for _, mean, _ in pairs))
+    assert norm > 0.1
+    if clip:
+        assert terms["gradient_norm"] == pytest.approx(norm, rel=1e-4)
+    for old, mean, new in pairs:
+        if old.ndim == 1:  # of these lars takes the plain step
+            update = -0.5 * mean * (clip / norm if clip else 1.0)
+            torch.testing.assert_close(new - old, update, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("in_pool", [False, True])
