@@ -189,6 +189,23 @@ def test_a_step_takes_the_mean_of_its_parts_and_no_more_than_the_norm(
             torch.testing.assert_close(new - old, update, rtol=1e-3, atol=1e-6)
 
 
+def test_both_views_have_intensity_changes_of_their_own(archive: Path, tmp_path: Path) -> None:
+    jitter = {"brightness": 0.4, "contrast": 0.0, "probability": 1.0}
+    views = {"size": [32, 32], "flip": False, "rotate": False, "crop": 0.0, "jitter": jitter}
+    config = small_config(archive, tmp_path / "run", views=views)
+    with Archive(archive) as opened:
+        batch = PretrainData(opened, config)[0]
+    made = trainer_module.make_views(batch, config, 0, torch.device("cpu"))
+    dark = batch.images * (batch.images < 0.7)  # what cannot reach 1, times the factor that is looked for
+    factors = torch.stack(
+        [(view * (batch.images < 0.7)).sum(dim=(1, 2, 3)) for view in (made.query, made.key)]
+    )
+    factors /= dark.sum(dim=(1, 2, 3))
+    assert len(set(factors.flatten().round(decimals=3).tolist())) == factors.numel() == 8
+    assert 0.6 <= float(factors.min()) < 0.95
+    assert 1.05 < float(factors.max()) <= 1.4
+
+
 @pytest.mark.parametrize("in_pool", [False, True])
 def test_order_visits_every_image_once_an_epoch(archive: Path, tmp_path: Path, in_pool: bool) -> None:
     method = {"name": "pscl-simclr", "reference": {"ids": ["alloy/0"], "in_pool": in_pool}}
