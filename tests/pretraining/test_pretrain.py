@@ -17,13 +17,14 @@ import pytest
 import torch
 
 from pscl_hpc.archive import Archive, Collection, ShardWriter
+from pscl_hpc.archive.windows import covering_square, draw_window, restrict
 from pscl_hpc.config import PretrainConfig, to_yaml
 from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.models import load_trunk
 from pscl_hpc.pretraining import PretrainData, Trainer, pretrain
 from pscl_hpc.pretraining import trainer as trainer_module
 from pscl_hpc.runs import RunFolder
-from pscl_hpc.seeding import Draws
+from pscl_hpc.seeding import Draws, numpy_generator
 from pscl_hpc.training import Ranks
 from tests.helpers import CLASSES, micrograph, small_archive, small_config
 
@@ -216,6 +217,58 @@ def test_order_visits_every_image_once_an_epoch(archive: Path, tmp_path: Path, i
     assert len(data.records) == (6 if in_pool else 5)
     assert ("alloy/0" in ids) == in_pool
     assert sorted(ids) == sorted(record.id for record in data.records)
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 4])
+def test_no_image_is_twice_in_an_epoch_of_whole_passes(
+    archive: Path, tmp_path: Path, batch_size: int
+) -> None:
+    config = small_config(archive, tmp_path / "run", batch_size=batch_size)
+    with Archive(archive) as opened:
+        data = PretrainData(opened, config)
+    passes, seen = 5 // batch_size, set()
+    assert len(data.records) == 5
+    for epoch in range(20):
+        numbers = range(epoch * passes, (epoch + 1) * passes)
+        ids = [image for number in numbers for image in data.ids(number)[1:]]
+        assert len(set(ids)) == len(ids) == passes * batch_size
+        seen |= set(ids)
+    assert seen == {record.id for record in data.records}, "none is left out for ever"
+
+
+@pytest.mark.parametrize("side", [0, 40])
+@pytest.mark.parametrize("crop", ["covering", "random"])
+def test_the_window_of_a_reference_shows_the_most_classes(tmp_path: Path, crop: str, side: int) -> None:
+    mask = np.zeros((60, 70), np.uint8)
+    mask[10:16, 5:45], mask[20:50, 30:36], mask[40:45, 8:20], mask[30:60, 50:] = 1, 2, 3, 4
+    pixels = np.random.default_rng(1).integers(0, 256, mask.shape).astype(np.uint8)
+    path = tmp_path / "a.h5"
+    with ShardWriter(path, [Collection("alloy", (*"abcde",), ignore_classes=(4,))]) as writer:
+        for name in ("ref", "other", "third"):
+            writer.add(pixels, id=f"alloy/{name}", dataset="alloy", mask=mask, split="train")
+    reference = {"ids": ["alloy/ref"], "crop": crop, "square": side}
+    method = {"name": "pscl-simclr", "reference": reference}
+    config = small_config(path, tmp_path / "run", batch_size=2, views={"size": [24, 24]}, method=method)
+    best = []
+    with Archive(path) as opened:
+        data, record = PretrainData(opened, config), opened.find("alloy/ref")
+        region = covering_square(mask, (0, 1, 2, 3), side) if side else (0, 0, *mask.shape)
+        annotated = restrict(mask, (0, 0, *mask.shape), region)
+        for number in range(8):
+            random = numpy_generator(config.seed, "windows", number, 0)
+            windows = [draw_window(record, (24, 24), random, region) for _ in range(16)]
+            scores = []
+            for top, left, height, width in windows:
+                part = annotated[top : top + height, left : left + width]
+                counts = [int((part == index).sum()) for index in range(4)]
+                scores.append((4 - counts.count(0), min(filter(None, counts), default=0)))
+            best.append(scores.index(max(scores)) if crop == "covering" else 0)
+            top, left, height, width = windows[best[-1]]
+            inside = np.s_[top : top + height, left : left + width]
+            batch = data[number]
+            np.testing.assert_array_equal((batch.images[0, 0] * 255).round(), pixels[inside])
+            np.testing.assert_array_equal(batch.labels[0], annotated[inside])
+    assert crop == "random" or len(set(best)) > 4
 
 
 def test_loss_that_is_not_finite_stops_the_run(
