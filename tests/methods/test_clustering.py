@@ -174,7 +174,7 @@ def step(method: PsclClustered, views: Views, number: int, progress: float) -> T
 
 @pytest.mark.parametrize("progress", [0.0, 1.0])
 def test_loss_equals_the_oracle(progress: float) -> None:
-    views, method = make_views(4, 0), make_method()
+    views, method = make_views(4, 0), make_method(scale_weights=(1.0, 0.5, 2.0))
     method.after_step(progress)
     output = method(views, draws(7), True)
     query, key = method.trunk(views.query), method.trunk(views.key)
@@ -192,7 +192,8 @@ def test_loss_equals_the_oracle(progress: float) -> None:
         assert len(set(classes)) > 1
         losses.append(nt_xent(torch.stack(q).detach(), torch.stack(k).detach(), classes, 0.5))
         assert float(output.terms[f"scale{scale}/loss"]) == pytest.approx(losses[-1], rel=1e-4)
-    expected = 0.3 * float(output.terms["image/loss"]) + 0.7 * sum(losses) / 3
+    patch = (1.0 * losses[0] + 0.5 * losses[1] + 2.0 * losses[2]) / 3
+    expected = 0.3 * float(output.terms["image/loss"]) + 0.7 * patch
     assert float(output.loss.detach()) == pytest.approx(expected, rel=1e-4)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
@@ -11,11 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pscl_hpc.config import ModelConfig, PsclMocoConfig
-from pscl_hpc.methods import PsclMoco
+from pscl_hpc.methods import PsclMoco, Views
 from pscl_hpc.methods.base import CellSample
 from pscl_hpc.methods.pscl_moco import class_weights
 from pscl_hpc.models import UNet
-from pscl_hpc.views import partner_cells
+from pscl_hpc.views import class_shares, partner_cells, warp
 
 from .queue_oracle import Average, draws_of_step, info_nce, unit, views_of_step
 
@@ -59,16 +60,34 @@ def targets(
     return found
 
 
+def share_of_class(views: Views, sample: CellSample, height: int, width: int) -> Callable[[int, int], float]:
+    """Share of a template's class in its cell, by image and template: r gives those of every R-th other image."""
+    own = views.geometry[: views.references]
+    one_hot = F.one_hot(views.labels[: views.references].long(), CLASSES).permute(0, 3, 1, 2)
+    shares = class_shares(warp(one_hot.double(), own), own, height, width, antialias=True)
+
+    def of(image: int, template: int) -> float:
+        giver = image if image < views.references else (image - views.references) % views.references
+        cell = int(sample.key_cells[giver, template])
+        return float(shares[giver, int(sample.classes[template]), cell // width, cell % width])
+
+    return of
+
+
 @pytest.mark.parametrize("changes", [{}, RELEASED], ids=["ours", "released"])
 def test_steps_equal_the_simulation(changes: dict[str, object]) -> None:
-    method = make_method(**changes, momentum={"start": 0.9}, scale_weights=(1.0, 0.5, 2.0))
-    config, scale = method.config, 9 / 3 if method.config.scale_targets else 1.0
+    """Two references, one for each other image, whose cells are of many shares of their class."""
+    method = make_method(
+        images_per_step=4, **changes, purity=0.55, momentum={"start": 0.9}, scale_weights=(1.0, 0.5, 2.0)
+    )
+    config, scale = method.config, 9 / 4 if method.config.scale_targets else 1.0
     optimiser = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
     average = Average(method.trunk, method.global_head, method.cell_heads)
-    images: deque[list[Entry]] = deque(maxlen=6)
-    prototypes: list[deque[list[Entry]]] = [deque(maxlen=6) for _ in range(3)]
+    images: deque[list[Entry]] = deque(maxlen=8)
+    prototypes: list[deque[list[Entry]]] = [deque(maxlen=8) for _ in range(3)]
+    impure = 0
     for step in range(4):
-        views = views_of_step(step, 3, 1)
+        views = views_of_step(step, 4, 2)
         conditions = views.conditions.tolist()
         with torch.no_grad():
             query, key = method.trunk(views.query), method.momentum_trunk.module(views.key)
@@ -81,9 +100,9 @@ def test_steps_equal_the_simulation(changes: dict[str, object]) -> None:
         ]
         keys = [entry.key for entry in entries]
         losses = info_nce(q, k, keys, 0.5, wanted_targets, normalise=config.normalise_targets)
-        image_loss = sum(losses) / 3
+        image_loss = sum(losses) / 4
         fresh_images = [
-            [Entry(unit(row), 0, conditions[i])] if i or config.queue_references else []
+            [Entry(unit(row), 0, conditions[i])] if i > 1 or config.queue_references else []
             for i, row in enumerate(k)
         ]
         patch_loss, cells_of_all = 0.0, sum(int((sample.key_cells >= 0).sum()) for sample in samples)
@@ -92,8 +111,9 @@ def test_steps_equal_the_simulation(changes: dict[str, object]) -> None:
             height, width = key.scales[number].shape[2:]
             partners = partner_cells(views.geometry, sample.key_cells.clamp_min(0), height, width)
             entries = [entry for image in prototypes[number] for entry in image]
+            share_of = share_of_class(views, sample, height, width)
             total, count, fresh = 0.0, 0, []
-            for image in range(3):
+            for image in range(4):
                 of_image: list[Entry] = []
                 for group in range(CLASSES):
                     places = [
@@ -101,7 +121,8 @@ def test_steps_equal_the_simulation(changes: dict[str, object]) -> None:
                         for t, of in enumerate(sample.classes.tolist())
                         if of == group and int(sample.key_cells[image, t]) >= 0
                     ]
-                    shares = [float(sample.shares[image, t]) for t in places]
+                    shares = [share_of(image, t) for t in places]
+                    impure += sum(share < 0.9 for share in shares)
                     mean = torch.zeros(8, dtype=torch.float64)
                     for t, share in zip(places, shares, strict=True):
                         v = share / sum(shares)
@@ -159,11 +180,12 @@ def test_steps_equal_the_simulation(changes: dict[str, object]) -> None:
             *zip(method.prototype_queues, prototypes, strict=True),
         ):
             assert_queue(queue, stored)
+    assert impure > 20
 
 
 def assert_queue(queue: torch.nn.Module, stored: deque[list[Entry]]) -> None:
     for place in range(len(stored)):
-        slot = (int(queue.cursor) - len(stored) + place) % 6
+        slot = (int(queue.cursor) - len(stored) + place) % 8
         kept = queue.groups[slot] >= 0
         assert queue.groups[slot][kept].tolist() == [entry.group for entry in stored[place]]
         for key, entry in zip(queue.keys[slot][kept], stored[place], strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 
 import pytest
 import torch
@@ -58,7 +59,7 @@ def nt_xent(q: Tensor, k: Tensor, classes: list[int], tau: float) -> float:
 
 @pytest.mark.parametrize("references", [1, 2])
 def test_loss_equals_the_oracle(references: int) -> None:
-    views, method = make_views(4, references), make_method()
+    views, method = make_views(4, references), make_method(scale_weights=(1.0, 0.5, 2.0))
     output = method(views, draws(7), True)
     query, key = method.trunk(views.query), method.trunk(views.key)
     samples = method.sample_cells(views, key, draws(7))
@@ -85,7 +86,8 @@ def test_loss_equals_the_oracle(references: int) -> None:
         0.5,
     )
     assert float(output.terms["image/loss"]) == pytest.approx(image, rel=1e-4)
-    assert float(output.loss.detach()) == pytest.approx(0.3 * image + 0.7 * sum(losses) / 3, rel=1e-4)
+    patch = (1.0 * losses[0] + 0.5 * losses[1] + 2.0 * losses[2]) / 3
+    assert float(output.loss.detach()) == pytest.approx(0.3 * image + 0.7 * patch, rel=1e-4)
 
 
 def test_both_views_and_all_parameters_learn() -> None:
@@ -135,6 +137,41 @@ def test_purity_of_references_is_one_and_unknown_is_nan() -> None:
         assert float(purity[0]) == 1.0
         assert math.isnan(float(purity[3]))
         assert bool(((purity[1:3] >= 0) & (purity[1:3] <= 1)).all())
+
+
+def label_shown(views: Views, image: int, y: float, x: float) -> int:
+    """Mask at a place (share of height and width) of view k, by a table of pixels that is flipped, turned and cut."""
+    flip, turns, *crop = (getattr(views.geometry, f.name)[image].item() for f in fields(views.geometry))
+    mask = views.labels[image].flip(0) if flip else views.labels[image]
+    mask = torch.rot90(mask, turns)
+    place = []
+    for at, first, kept, size in zip((y, x), crop[:2], crop[2:], mask.shape, strict=True):
+        start, stop = math.floor(first * size), math.floor(first * size + kept * size)
+        place.append(start + min(max(round(at * (stop - start) - 0.5), 0), stop - start - 1))
+    return int(mask[place[0], place[1]])
+
+
+def test_purity_counts_the_known_cells_by_hand() -> None:
+    views, method = make_views(5, 1), make_method(templates_per_class=24)
+    views.labels[2, :, :20] = 255
+    views.labels[3] = 255
+    views.comparable[4] = False  # its classes are others, though their numbers are the same
+    key = method.trunk(views.key)
+    for scale, sample in enumerate(method.sample_cells(views, key, draws(0))):
+        height, width = key.scales[scale].shape[2:]
+        purity = cell_purity(views, sample, height, width).tolist()
+        assert [math.isnan(value) for value in purity] == [False, False, False, True, True]
+        for image, all_known in ((0, True), (1, True), (2, False)):
+            cells = [
+                (label_shown(views, image, (cell // width + 0.5) / height, (cell % width + 0.5) / width), own)
+                for cell, own in zip(sample.key_cells[image].tolist(), sample.classes.tolist(), strict=True)
+                if cell >= 0
+            ]
+            known = [(found, own) for found, own in cells if found != 255]
+            assert (len(known) == len(cells)) == all_known
+            hits = sum(found == own for found, own in known)
+            assert 0 < hits < len(known) or image == 0
+            assert purity[image] == pytest.approx(hits / len(known))
 
 
 def test_labels_of_unlabelled_images_never_reach_the_loss() -> None:

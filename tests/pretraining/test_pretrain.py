@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -16,13 +17,14 @@ import pytest
 import torch
 
 from pscl_hpc.archive import Archive, Collection, ShardWriter
+from pscl_hpc.archive.windows import covering_square, draw_window, restrict
 from pscl_hpc.config import PretrainConfig, to_yaml
 from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.models import load_trunk
 from pscl_hpc.pretraining import PretrainData, Trainer, pretrain
 from pscl_hpc.pretraining import trainer as trainer_module
 from pscl_hpc.runs import RunFolder
-from pscl_hpc.seeding import Draws
+from pscl_hpc.seeding import Draws, numpy_generator
 from pscl_hpc.training import Ranks
 from tests.helpers import CLASSES, micrograph, small_archive, small_config
 
@@ -154,25 +156,55 @@ def test_a_changed_archive_is_refused(tmp_path: Path) -> None:
         pretrain(config)
 
 
-def test_accumulation_averages_the_parts(archive: Path, tmp_path: Path) -> None:
-    config = small_config(archive, tmp_path / "run", batch_size=4, accumulate=2, method={"name": "simclr"})
+@pytest.mark.parametrize("clip", [0.0, 0.01])
+def test_a_step_takes_the_mean_of_its_parts_and_no_more_than_the_norm(
+    archive: Path, tmp_path: Path, clip: float
+) -> None:
+    optimiser = {"name": "lars", "lr": 0.5, "clip_norm": clip}
+    changes = {"batch_size": 4, "accumulate": 2, "method": {"name": "simclr"}, "optimiser": optimiser}
+    config, cpu = small_config(archive, tmp_path / "run", **changes), torch.device("cpu")
+    losses = []
     with Archive(archive) as opened:
         data = PretrainData(opened, config)
-        folder = RunFolder.start(config, torch.device("cpu"))
-        trainer = Trainer(config, data, folder, Ranks.alone(torch.device("cpu")))
+        trainer = Trainer(config, data, RunFolder.start(config, cpu), Ranks.alone(cpu))
+        method = copy.deepcopy(trainer.method).train()
         terms = trainer.step([data[0], data[1]], measure=True)
-        parts = []
         for number in (0, 1):
-            single = Trainer(config, data, folder, Ranks.alone(torch.device("cpu")))
-            views = trainer_module.make_views(data[number], config, number, torch.device("cpu"))
-            parts.append(
-                float(
-                    single.method(
-                        views, Draws(config.seed, number, data[number].slots.places), False
-                    ).loss.detach()
-                )
-            )
-    assert terms["loss"] == pytest.approx(sum(parts) / 2, rel=1e-5)
+            views = trainer_module.make_views(data[number], config, number, cpu)
+            loss = method(views, Draws(config.seed, number, data[number].slots.places), False).loss
+            loss.backward()  # adds to the gradient of the other part
+            losses.append(float(loss.detach()))
+    assert terms["loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)
+    pairs = [
+        (old.detach().double(), old.grad.double() / 2, new.detach().double())
+        for old, new in zip(method.parameters(), trainer.method.parameters(), strict=True)
+        if old.grad is not None
+    ]
+    norm = math.sqrt(sum(float(mean.square().sum()) for _, mean, _ in pairs))
+    assert norm > 0.1
+    if clip:
+        assert terms["gradient_norm"] == pytest.approx(norm, rel=1e-4)
+    for old, mean, new in pairs:
+        if old.ndim == 1:  # of these lars takes the plain step
+            update = -0.5 * mean * (clip / norm if clip else 1.0)
+            torch.testing.assert_close(new - old, update, rtol=1e-3, atol=1e-6)
+
+
+def test_both_views_have_intensity_changes_of_their_own(archive: Path, tmp_path: Path) -> None:
+    jitter = {"brightness": 0.4, "contrast": 0.0, "probability": 1.0}
+    views = {"size": [32, 32], "flip": False, "rotate": False, "crop": 0.0, "jitter": jitter}
+    config = small_config(archive, tmp_path / "run", views=views)
+    with Archive(archive) as opened:
+        batch = PretrainData(opened, config)[0]
+    made = trainer_module.make_views(batch, config, 0, torch.device("cpu"))
+    dark = batch.images * (batch.images < 0.7)  # what cannot reach 1, times the factor that is looked for
+    factors = torch.stack(
+        [(view * (batch.images < 0.7)).sum(dim=(1, 2, 3)) for view in (made.query, made.key)]
+    )
+    factors /= dark.sum(dim=(1, 2, 3))
+    assert len(set(factors.flatten().round(decimals=3).tolist())) == factors.numel() == 8
+    assert 0.6 <= float(factors.min()) < 0.95
+    assert 1.05 < float(factors.max()) <= 1.4
 
 
 @pytest.mark.parametrize("in_pool", [False, True])
@@ -185,6 +217,58 @@ def test_order_visits_every_image_once_an_epoch(archive: Path, tmp_path: Path, i
     assert len(data.records) == (6 if in_pool else 5)
     assert ("alloy/0" in ids) == in_pool
     assert sorted(ids) == sorted(record.id for record in data.records)
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 4])
+def test_no_image_is_twice_in_an_epoch_of_whole_passes(
+    archive: Path, tmp_path: Path, batch_size: int
+) -> None:
+    config = small_config(archive, tmp_path / "run", batch_size=batch_size)
+    with Archive(archive) as opened:
+        data = PretrainData(opened, config)
+    passes, seen = 5 // batch_size, set()
+    assert len(data.records) == 5
+    for epoch in range(20):
+        numbers = range(epoch * passes, (epoch + 1) * passes)
+        ids = [image for number in numbers for image in data.ids(number)[1:]]
+        assert len(set(ids)) == len(ids) == passes * batch_size
+        seen |= set(ids)
+    assert seen == {record.id for record in data.records}, "none is left out for ever"
+
+
+@pytest.mark.parametrize("side", [0, 40])
+@pytest.mark.parametrize("crop", ["covering", "random"])
+def test_the_window_of_a_reference_shows_the_most_classes(tmp_path: Path, crop: str, side: int) -> None:
+    mask = np.zeros((60, 70), np.uint8)
+    mask[10:16, 5:45], mask[20:50, 30:36], mask[40:45, 8:20], mask[30:60, 50:] = 1, 2, 3, 4
+    pixels = np.random.default_rng(1).integers(0, 256, mask.shape).astype(np.uint8)
+    path = tmp_path / "a.h5"
+    with ShardWriter(path, [Collection("alloy", (*"abcde",), ignore_classes=(4,))]) as writer:
+        for name in ("ref", "other", "third"):
+            writer.add(pixels, id=f"alloy/{name}", dataset="alloy", mask=mask, split="train")
+    reference = {"ids": ["alloy/ref"], "crop": crop, "square": side}
+    method = {"name": "pscl-simclr", "reference": reference}
+    config = small_config(path, tmp_path / "run", batch_size=2, views={"size": [24, 24]}, method=method)
+    best = []
+    with Archive(path) as opened:
+        data, record = PretrainData(opened, config), opened.find("alloy/ref")
+        region = covering_square(mask, (0, 1, 2, 3), side) if side else (0, 0, *mask.shape)
+        annotated = restrict(mask, (0, 0, *mask.shape), region)
+        for number in range(8):
+            random = numpy_generator(config.seed, "windows", number, 0)
+            windows = [draw_window(record, (24, 24), random, region) for _ in range(16)]
+            scores = []
+            for top, left, height, width in windows:
+                part = annotated[top : top + height, left : left + width]
+                counts = [int((part == index).sum()) for index in range(4)]
+                scores.append((4 - counts.count(0), min(filter(None, counts), default=0)))
+            best.append(scores.index(max(scores)) if crop == "covering" else 0)
+            top, left, height, width = windows[best[-1]]
+            inside = np.s_[top : top + height, left : left + width]
+            batch = data[number]
+            np.testing.assert_array_equal((batch.images[0, 0] * 255).round(), pixels[inside])
+            np.testing.assert_array_equal(batch.labels[0], annotated[inside])
+    assert crop == "random" or len(set(best)) > 4
 
 
 def test_loss_that_is_not_finite_stops_the_run(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
+import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +16,7 @@ import torch
 from pscl_hpc.config import PretrainConfig
 from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.runs import CheckpointStore, MetricsLog, RunFolder, read_metrics, write_text
+from pscl_hpc.runs.checkpoint import serialise
 from tests.helpers import small_config
 
 CPU = torch.device("cpu")
@@ -107,7 +112,7 @@ def test_checkpoints_keep_the_newest(tmp_path: Path) -> None:
     assert sorted(p.suffix for p in store.folder.iterdir()) == [".pt"] * 3 + [".sha256"] * 3
 
 
-def test_a_torn_checkpoint_falls_back_and_code_is_never_run(tmp_path: Path) -> None:
+def test_a_torn_checkpoint_falls_back(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path / "c")
     store.save(1, {"x": torch.ones(2)})
     newest = store.save(2, {"x": torch.ones(2)})
@@ -118,6 +123,32 @@ def test_a_torn_checkpoint_falls_back_and_code_is_never_run(tmp_path: Path) -> N
         latest = store.load_latest()
     assert latest is not None
     assert latest["step"] == 1
+
+
+class Trap:
+    """Makes a file when it is unpickled by what trusts its input."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("load", [CheckpointStore.load_latest, CheckpointStore.load_best])
+def test_code_in_a_checkpoint_is_never_run(
+    tmp_path: Path, load: Callable[[CheckpointStore], dict[str, Any] | None]
+) -> None:
+    store, sprung = CheckpointStore(tmp_path / "c"), tmp_path / "sprung"
+    data = serialise(1, {"x": Trap(sprung)})
+    store.write(1, data)
+    store.write_best(1, data)
+    torch.load(io.BytesIO(data), weights_only=False)
+    assert sprung.exists(), "the trap works"
+    sprung.unlink()
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        load(store)
+    assert not sprung.exists()
 
 
 def test_replacing_a_file_leaves_old_or_new(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -20,7 +21,9 @@ from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.models import UNet, load_segmentation, save_trunk
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.segmentation import finetune
-from pscl_hpc.segmentation.finetune import build_net, optimiser_groups
+from pscl_hpc.segmentation.data import WindowDataset, select_data
+from pscl_hpc.segmentation.finetune import build_net, build_objective, optimiser_groups
+from pscl_hpc.segmentation.metrics import Scores
 from pscl_hpc.training import StopRequested, clear_stop, request_stop
 
 from .helpers import CLASSES, SCRATCH, settings, write_archive
@@ -52,6 +55,20 @@ def test_it_learns_and_keeps_the_best_weights(trained: RunFolder) -> None:
     stored = trained.checkpoints.load_best()
     assert stored is not None
     assert all(torch.equal(value, stored["model"][key]) for key, value in net.state_dict().items())
+
+
+def test_the_earliest_of_the_best_validations_is_kept(
+    archive_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dice = iter([0.5, 0.9, 0.9, 0.4])
+    scores = lambda *_: Scores(next(dice), {}, None, {}, None, 1)  # noqa: E731
+    monkeypatch.setattr(sys.modules[finetune.__module__], "score_images", scores)
+    every = {"validate_every": 1, "checkpoint": {"every_steps": 1, "keep": 4}}
+    folder = finetune(settings(archive_file, tmp_path / "run", schedule={"steps": 4}, **every))
+    assert folder.record["best"] == {"step": 2, "mean_dice": 0.9}
+    second = torch.load(folder.path / "checkpoints/step-00000002.pt", weights_only=True)["model"]
+    net, _ = load_segmentation(folder.path)
+    assert all(torch.equal(value, second[key]) for key, value in net.state_dict().items())
 
 
 def test_same_configuration_and_seed_same_bytes(archive_file: Path, tmp_path: Path) -> None:
@@ -211,6 +228,24 @@ def test_clipping_and_bfloat16_learn(archive_file: Path, tmp_path: Path, changes
     folder = finetune(settings(archive_file, tmp_path / "run", schedule={"steps": 20}, **changes))
     losses = [line["loss"] for line in folder.metrics() if "loss" in line]
     assert losses[-1] < losses[0]
+
+
+def test_a_gradient_above_the_norm_is_scaled_down_to_it(archive_file: Path, tmp_path: Path) -> None:
+    changes = {"optimiser": {"name": "lars", "lr": 0.5, "clip_norm": 0.01}, "validation_split": ""}
+    config = settings(archive_file, tmp_path / "run", schedule={"steps": 1}, **changes)
+    with Archive(archive_file) as archive:
+        data = select_data(config, archive)
+        net = build_net(config, data.classes.count)
+        windows = WindowDataset(archive, data.references, data.classes, config, channels=1)[0]
+    build_objective(net, data, config, None).train()(0, windows.images, windows.targets).total.backward()
+    gradients = [parameter.grad.double() for parameter in net.parameters()]
+    norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
+    assert norm > 0.1
+    trained, _ = load_segmentation(finetune(config).path)
+    for before, gradient, after in zip(net.parameters(), gradients, trained.parameters(), strict=True):
+        if before.ndim == 1:  # of these lars takes the plain step
+            expected = -0.5 * gradient * 0.01 / norm
+            torch.testing.assert_close(after.double() - before.double(), expected, rtol=1e-3, atol=1e-6)
 
 
 def test_a_stop_on_request_saves_and_goes_on_with_the_same_numbers(

@@ -82,6 +82,33 @@ def test_tiled_unet_agrees_with_the_whole_image() -> None:
     assert (whole == tiled).mean() > 0.97
 
 
+class PlaceInTile(nn.Module):
+    """Logits that depend on nothing but the place in a tile of 16 x 16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = UNet(ModelConfig(widths=(4, 8)))
+        self.table = 2 * torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.table.expand(len(images), -1, -1, -1)
+
+
+@pytest.mark.parametrize("block", [64, 16])
+def test_tiles_are_blended_by_a_gaussian_also_across_blocks(block: int) -> None:
+    net = PlaceInTile()
+    predict = Predictor(net, THREE, torch.device("cpu"), tiling=Tiling(tile=16, overlap=0.5, block=block))  # type: ignore[arg-type]
+    labels = predict(reader(np.zeros((1, 32, 48), np.float32)), 32, 48)
+    # A standard deviation of an eighth of the tile, and nowhere less than a thousandth.
+    bell = np.exp(-((np.arange(16) - 7.5) ** 2) / (2 * (16 / 8) ** 2))
+    weighted = np.maximum(np.outer(bell, bell), 1e-3) * net.table.double().softmax(dim=0).numpy()
+    blended = np.zeros((3, 32, 48))
+    for top in range(0, 32 - 8, 8):
+        for left in range(0, 48 - 8, 8):
+            blended[:, top : top + 16, left : left + 16] += weighted
+    np.testing.assert_array_equal(labels, blended.argmax(axis=0))
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 30), (5, 3), (17, 2)])
 def test_images_smaller_than_the_poolings_are_predicted(shape: tuple[int, int]) -> None:
     net = unet(widths=(2, 4, 4, 8))

@@ -255,6 +255,14 @@ def test_the_key_of_a_fine_tuning_is_that_of_its_trunk_and_not_of_its_place() ->
     assert run_key(here, "f", "trunk") != run_key(here, "f", "another")
 
 
+def test_the_key_changes_with_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = {"data": {"archive": "a.h5"}, "method": {"name": "simclr"}}
+    config = resolve_config(tree, source="test")
+    before = run_key(config, "f")
+    monkeypatch.setattr("pscl_hpc.study.keys.__version__", "0.0.0")
+    assert run_key(config, "f") != before
+
+
 def test_a_study_that_is_written_out_is_the_same_study(archive: Path, tmp_path: Path) -> None:
     """Files that entries name are read in, and common keys go over those of the files, an entry's own over both."""
     (tmp_path / "base.yaml").write_text(

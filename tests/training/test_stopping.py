@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from pscl_hpc.config import to_yaml
+from pscl_hpc.methods import MethodOutput, Simclr, Views
 from pscl_hpc.pretraining import pretrain
 from pscl_hpc.runs import CheckpointStore, RunFolder
+from pscl_hpc.seeding import Draws
 from pscl_hpc.training import StopRequested, clear_stop, request_stop, stop_reason
 from tests.helpers import small_archive, small_config
 
@@ -102,3 +104,32 @@ def test_checkpoints_by_the_clock_are_never_the_best(archive: Path, tmp_path: Pa
     best = folder.checkpoints.load_best()
     assert best is not None
     assert best["step"] == 6
+
+
+def test_the_best_checkpoint_is_that_of_the_lowest_smoothed_loss(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = [3.0, 0.0, 2.0, 2.9, 9.0, 9.0]
+    real = Simclr.forward
+
+    def made_up(method: Simclr, views: Views, draws: Draws, measure: bool = False) -> MethodOutput:
+        loss = real(method, views, draws, measure).loss
+        return MethodOutput(loss - loss.detach() + losses[draws.number])
+
+    monkeypatch.setattr(Simclr, "forward", made_up)
+    smooth = losses[:1]
+    for loss in losses[1:]:
+        smooth.append(0.98 * smooth[-1] + 0.02 * loss)
+    assert min(smooth) == smooth[3], "neither the lowest loss nor the last"
+    folder = pretrain(
+        small_config(
+            archive, tmp_path / "run", method={"name": "simclr"}, checkpoint={"every_steps": 1, "keep": 3}
+        )
+    )
+    best, last = folder.checkpoints.load_best(), folder.checkpoints.load_latest()
+    assert best is not None
+    assert last is not None
+    assert (best["step"], last["step"]) == (4, 6)
+    assert best["best_loss"] == last["best_loss"] == pytest.approx(smooth[3], rel=1e-6)
+    fourth = torch.load(folder.path / "checkpoints/step-00000004.pt", weights_only=True)
+    assert all(torch.equal(value, fourth["method"][key]) for key, value in best["method"].items())

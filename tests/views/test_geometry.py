@@ -119,7 +119,16 @@ def test_draws_stay_inside_and_follow_config() -> None:
     g = draw_geometry(500, ViewConfig(), torch.Generator().manual_seed(3))
     assert bool((g.top + g.height <= 1 + 1e-12).all())
     assert bool((g.height >= 0.8).all())
-    assert set(g.turns.tolist()) == {0, 1, 2, 3}
+    assert (g.turns.bincount() / 500).tolist() == pytest.approx([0.25] * 4, abs=0.06)
+    assert float(g.flip.double().mean()) == pytest.approx(0.5, abs=0.06)
+    # What is cut off, and where in what is left: each uniform, and none tells of another.
+    shares = torch.stack(
+        ((1 - g.height) / 0.2, (1 - g.width) / 0.2, g.top / (1 - g.height), g.left / (1 - g.width))
+    )
+    ranks = (torch.arange(500).double() + 0.5) / 500
+    assert float((shares.sort(dim=1).values - ranks).abs().max()) < 0.08
+    together = torch.corrcoef(torch.cat((shares, torch.stack((g.flip, g.turns)).double())))
+    assert float((together - torch.eye(6)).abs().max()) < 0.2
     still = draw_geometry(
         20, ViewConfig(flip=False, rotate=False, crop=0.0), torch.Generator().manual_seed(3)
     )
