@@ -12,7 +12,8 @@ import torch
 from pscl_hpc.config import Config
 from pscl_hpc.errors import UserError
 from pscl_hpc.launch.executors import default_cluster
-from pscl_hpc.launch.jobs import cancel, find_runs, log_path, notice_warning, requeue, run_status
+from pscl_hpc.launch.jobs import cancel, find_runs, log_path, requeue, run_status
+from pscl_hpc.launch.pace import notice_warning
 from pscl_hpc.launch.profiles import Profile
 from pscl_hpc.launch.submission import show_script, submit
 from pscl_hpc.runs import RunFolder
