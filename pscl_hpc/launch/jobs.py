@@ -106,7 +106,9 @@ def list_statuses(parent: Path) -> tuple[list[RunStatus], list[str]]:
             damaged.append(str(error))
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             # JSON that is whole, but is no record; text that is not UTF-8.
-            damaged.append(f"{run}: its files are damaged ({type(error).__name__}: {error}); restore it from a copy")
+            damaged.append(
+                f"{run}: its files are damaged ({type(error).__name__}: {error}); restore it from a copy"
+            )
     return found, damaged
 
 

@@ -37,7 +37,8 @@ def notice_warning(run: Path, profile: Profile) -> str:
     paces = [
         (float(after["time"]) - float(before["time"])) / (after["step"] - before["step"])
         for before, after in itertools.pairwise(lines)
-        if after["step"] > before["step"] and after["time"] > before["time"]
+        if after["step"] > before["step"]
+        and after["time"] > before["time"]
         # What lies between two attempts is no step.
         and not any(before["step"] <= first < after["step"] for first in begun)
     ]
