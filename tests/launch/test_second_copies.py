@@ -119,6 +119,7 @@ def test_a_job_is_cancelled_through_silence(
     run = silent_slurm("silence RUNNING silence silence RUNNING silence CANCELLED")
     assert cancel(run).state == "stopped"
     assert (slurm_commands / "told").read_text() == "--signal=INT 5\n", "asked, and not killed"
+    assert (slurm_commands / "answers").read_text() == "CANCELLED\n", "and waited for"
 
 
 def test_lasting_silence_starts_no_second_copy(
