@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 import typer
 
 from pscl_hpc.cli.study import study_command
-from pscl_hpc.errors import EXIT_FAILED, UserError
+from pscl_hpc.errors import EXIT_FAILED, EXIT_SKIPPED, UserError
 
 if TYPE_CHECKING:
     from pscl_hpc.launch.jobs import RunStatus
@@ -125,6 +125,8 @@ def submit(
         }
         if given := [name for name, value in shapes.items() if value is not None]:
             raise UserError(f"{given[0]} is not an option for the jobs of a study; put it into a --profile")
+        if wait:
+            raise UserError("--wait is for one run; a study waits for its jobs by itself, leave --wait out")
         study_command(
             config, overrides, cluster=cluster or default_cluster(), profile=profile, partition=partition, time=time,
             gpus=gpus_per_node, threads=cpus, any_commit=any_commit, dry_run=dry_run, as_json=as_json,
@@ -144,12 +146,14 @@ def submit(
     )
     where = cluster or default_cluster()
     # These import torch, which a mistyped file name need not wait for.
-    from pscl_hpc.launch.jobs import notice_warning, run_status
+    from pscl_hpc.launch.jobs import run_status
+    from pscl_hpc.launch.pace import notice_warning
     from pscl_hpc.launch.submission import show_script
     from pscl_hpc.launch.submission import submit as submit_run
 
     if dry_run:
-        typer.echo(show_script(loaded, cluster=where, profile=wanted), nl=False)
+        script = show_script(loaded, cluster=where, profile=wanted)
+        typer.echo(json.dumps({"script": script}) if as_json else script, nl=as_json)
         return
     done = submit_run(loaded, cluster=where, profile=wanted, any_commit=any_commit)
     if warning := notice_warning(done.run, wanted):
@@ -178,7 +182,7 @@ def list_runs(
     runs: Annotated[Path, typer.Option(help="The folder that holds the run folders.")] = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """List runs with their state, progress and job.
+    """List runs with their state, progress and job. Exit code 1: some folders are damaged (named).
 
     Examples:
 
@@ -186,24 +190,19 @@ def list_runs(
 
         pscl-hpc jobs list --runs /scratch/me/runs --json
     """
-    from pscl_hpc.launch.jobs import find_runs, run_status
+    from pscl_hpc.launch.jobs import list_statuses
 
-    found = [run_status(run) for run in find_runs(runs)]
+    found, damaged = list_statuses(runs)
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(each) for each in found], indent=2))
-        return
-    rows = [("run", "stage", "state", "step", "loss", "left", "job")]
-    for each in found:
-        loss = "" if each.loss is None else f"{each.loss:.4g}"
-        job = f"{each.job} ({each.cluster})" if each.job else ""
-        step = f"{each.step}/{each.total}"
-        rows.append((each.run, each.kind, each.state, step, loss, _duration(each.eta_s), job))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows if found else []:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        typer.echo("  ".join(cells).rstrip())
-    if not found:
-        typer.echo(f"no runs in {runs}")
+    else:
+        _table(found)
+        if not found and not damaged:
+            typer.echo(f"no runs in {runs}")
+    for sentence in damaged:
+        typer.echo(f"skipped: {sentence}", err=True)
+    if damaged:
+        raise typer.Exit(EXIT_SKIPPED)
 
 
 def status(run: Run, as_json: Json = False) -> None:
@@ -298,8 +297,22 @@ def _show_end(found: RunStatus, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(found), indent=2))
     else:
-        typer.echo(f"job {found.job}: {found.state} at step {found.step} of {found.total}")
+        why = f" ({found.detail})" if found.state == "failed" else ""
+        typer.echo(f"job {found.job}: {found.state} at step {found.step} of {found.total}{why}")
         typer.echo(found.run)
+
+
+def _table(found: list[RunStatus]) -> None:
+    rows = [("run", "stage", "state", "step", "loss", "left", "job")]
+    for each in found:
+        loss = "" if each.loss is None else f"{each.loss:.4g}"
+        job = f"{each.job} ({each.cluster})" if each.job else ""
+        step = f"{each.step}/{each.total}"
+        rows.append((each.run, each.kind, each.state, step, loss, _duration(each.eta_s), job))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows if found else []:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        typer.echo("  ".join(cells).rstrip())
 
 
 def _wait(run: Path, stream: TextIO) -> bool:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pscl_hpc.errors import UserError
+
 if TYPE_CHECKING:
     from pscl_hpc.config import PretrainConfig
-    from pscl_hpc.planning import Prediction
+    from pscl_hpc.planning import Prediction, Rates
 
 GB = 1e9
 SWEEP = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -64,54 +67,76 @@ def plan(
     """
     from pscl_hpc.config import PretrainConfig, load_config
 
+    if images is not None and measure is None:
+        raise UserError("--images is for measuring; leave it out, or add --measure FILE")
     loaded = load_config(config, overrides or (), kind="pretrain")
     assert isinstance(loaded, PretrainConfig)
     if measure is not None:
         _measure(loaded, measure, images)
         return
-    from pscl_hpc.errors import UserError
-    from pscl_hpc.planning import Links, load_rates, predict
+    from pscl_hpc.planning import Links, difference, load_rates, predict
 
     found = load_rates(rates)
-    for name, here, there in (
-        ("method.name", loaded.method.name, found.method),
-        ("views.size", list(loaded.views.size), list(found.size)),
-        ("runtime.precision", loaded.runtime.precision, found.precision),
-    ):
-        if here != there:
-            raise UserError(
-                f"{rates}: was measured with {name} {there}, but {config} has {here}; measure again with "
-                f"'pscl-hpc plan --config {config} --measure FILE'"
-            )
     ranks = nodes * gpus
+    if other := difference(found, loaded) or _other_references(found, loaded, ranks):
+        raise UserError(
+            f"{rates}: was measured with {other} as asked for now; measure again with the same keys: "
+            f"'pscl-hpc plan --config {config} --measure FILE'"
+        )
     total = batch or loaded.batch_size
-    if total % ranks:
-        raise UserError(f"--batch {total} cannot be shared by {ranks} GPUs; use a multiple, for example "
-                        f"{-(-total // ranks) * ranks}")  # fmt: skip
+    parts = ranks * loaded.accumulate
+    if total % parts:
+        passes = f" in {loaded.accumulate} passes" if loaded.accumulate > 1 else ""
+        raise UserError(f"--batch {total} cannot be shared by {ranks} GPUs{passes}; use a multiple, for example "
+                        f"{-(-total // parts) * parts}")  # fmt: skip
     links = Links(gpus, intra * GB, inter * GB, intra_us * 1e-6, inter_us * 1e-6)
     each = total / ranks
-    asked = predict(found, links, ranks, each)
-    sweep = [predict(found, links, count, each) for count in SWEEP]
+    asked, *sweep = (
+        predict(
+            found,
+            links,
+            count,
+            each,
+            accumulate=loaded.accumulate,
+            synchronised=loaded.runtime.sync_batchnorm,
+        )
+        for count in (ranks, *SWEEP)
+    )
     if as_json:
         lines = [_values(line) for line in (asked, *sweep)]
-        typer.echo(json.dumps({"device": found.device, "asked": lines[0], "sweep": lines[1:]}, indent=2))
+        known = {"device": found.device, "references": found.references}
+        typer.echo(json.dumps({**known, "asked": lines[0], "sweep": lines[1:]}, indent=2))
         return
     typer.echo(
         f"{total} images per step on {ranks} x {found.device} ({nodes} node{'s' if nodes > 1 else ''}): "
         f"{asked.step:.4g} s per step, {asked.images_per_second:.4g} images/s, "
         f"{asked.memory / GB:.3g} GB per GPU, efficiency {asked.efficiency:.0%}"
     )
-    _table(sweep, each)
+    _table(sweep, each, found.references)
+
+
+def _other_references(rates: Rates, config: PretrainConfig, ranks: int) -> str:
+    """References on one device, where neither each GPU has so many nor all together their share; in words."""
+    from pscl_hpc.config import ReferencedMethod
+
+    here = config.method.reference.per_batch if isinstance(config.method, ReferencedMethod) else 0
+    if here in (rates.references, ranks * rates.references):
+        return ""
+    return f"{rates.references} references on one GPU, not {here / ranks:g} or {here}"
 
 
 def _measure(config: PretrainConfig, path: Path, images: str | None) -> None:
-    from pscl_hpc.errors import UserError
     from pscl_hpc.planning import measure_rates, save_rates
 
     parts = (images or "2,4,8").split(",")
-    if not all(part.strip().isdigit() and int(part) > 1 for part in parts) or len(set(parts)) < 2:
-        raise UserError(f"--images '{images}': write two or more numbers above 1, for example 2,4,8")
-    rates = measure_rates(config, sorted({int(part) for part in parts}))
+    numbers = {int(part) for part in parts if part.strip().isdecimal()}
+    if not all(part.strip().isdecimal() for part in parts) or len(numbers) < 2 or min(numbers) < 2:
+        raise UserError(
+            f"--images '{images}': write two or more different numbers above 1, for example 2,4,8"
+        )
+    if not os.access(path.parent, os.W_OK | os.X_OK) or path.is_dir():
+        raise UserError(f"--measure {path}: cannot be written there; name a file in a folder of yours")
+    rates = measure_rates(config, sorted(numbers))
     save_rates(path, rates)
     typer.echo(
         f"{rates.device}: {1000 * rates.step_per_image:.4g} ms and {rates.memory_per_image / GB:.3g} GB per image",
@@ -126,8 +151,9 @@ def _values(line: Prediction) -> dict[str, float]:
     return {**dataclasses.asdict(line), "step": line.step, "images_per_second": line.images_per_second}
 
 
-def _table(sweep: list[Prediction], images: float) -> None:
-    typer.echo(f"\n{images:g} images per GPU; seconds per step:")
+def _table(sweep: list[Prediction], images: float, references: int) -> None:
+    beside = f" and {references} references" if references else ""
+    typer.echo(f"\n{images:g} images{beside} per GPU; seconds per step:")
     head = ("GPUs", "nodes", "batch", "network", "loss", "gather", "gradients", "norm", "step", "images/s",
             "GB per GPU", "efficiency")  # fmt: skip
     rows: list[tuple[str, ...]] = [head]

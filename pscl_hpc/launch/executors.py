@@ -72,8 +72,8 @@ def check_resources(cluster: str, profile: Profile, *, dry_run: bool = False) ->
         raise UserError("--dry-run shows the batch script of Slurm; add --cluster slurm")
     if profile.nodes > 1:
         raise UserError(f"--nodes {profile.nodes} is for Slurm; leave it out, or add --cluster slurm")
-    for key in ("partition", "account", "qos", "constraint", "container"):
-        if getattr(profile, key) is not None:
+    for key in ("partition", "account", "qos", "constraint", "mem", "setup", "container", "sbatch"):
+        if getattr(profile, key):
             raise UserError(f"{key} is for Slurm; leave it out, or add --cluster slurm")
     if profile.gpus_per_node:
         _visible_gpus(profile.gpus_per_node)

@@ -24,6 +24,7 @@ from pscl_hpc.config import Config, load_config
 from pscl_hpc.errors import EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, EXIT_TERMINATED, JobError, UserError
 from pscl_hpc.launch.batch import REFUSED, REQUEUE, STOPPED
 from pscl_hpc.launch.code import check_source
+from pscl_hpc.launch.locks import is_locked
 from pscl_hpc.launch.stopping import CANCELLED, NOTICE, listen, shield_readers, slurm_ends_it
 from pscl_hpc.launch.world import World
 from pscl_hpc.runs import RunFolder, write_text
@@ -129,9 +130,9 @@ class StageJob:
         write_text(Path(self.files) / f"{world.job}.{world.restart}.end", what + "\n")
 
     def _record(self, reason: str) -> None:
-        """Keep the reason of a failure that came before the run had begun."""
+        """Keep the reason of a failure that came before the run had begun; nothing beside somebody at work there."""
         folder = RunFolder.load(self.run)
-        if folder.record.get("status") == "queued":
+        if folder.record.get("status") == "queued" and not is_locked(folder.path):
             folder.update(status="failed", error=reason)
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import itertools
-import math
 import re
 import time
 from collections.abc import Iterator
@@ -12,21 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pscl_hpc.config import FinetuneConfig
 from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.launch.local import STOP_GRACE_S
+from pscl_hpc.launch.locks import is_locked
+from pscl_hpc.launch.pace import time_left
 from pscl_hpc.launch.profiles import Profile
 from pscl_hpc.launch.registry import JOBS, JobRecord, latest_job
-from pscl_hpc.launch.schedulers import SCHEDULERS, JobState, wait_for_end
+from pscl_hpc.launch.schedulers import SCHEDULERS, JobState, Watch, known_phase, wait_for_end
 from pscl_hpc.runs import RunFolder
-from pscl_hpc.runs.folder import LOCK_FILE
 
 State = Literal["prepared", "queued", "starting", "running", "done", "failed", "stopped", "lost"]
 """prepared: the folder has its configuration, but neither a job nor a process ever began.
 
 lost: the record says that it runs, but nothing does; submitting it again continues from the last checkpoint.
 """
-WINDOW = 20
-"""Logged lines over which the pace is measured."""
 _GREETING = re.compile(r"^rank \d+ of \d+ on (\S+): job ", re.MULTILINE)
 
 
@@ -42,7 +39,7 @@ class RunStatus:
     loss: float | None
     images_per_second: float | None
     eta_s: float | None
-    """Seconds left at the pace of the last lines; None unless the run is running."""
+    """Seconds left at the pace of the newest attempt's last lines; None unless the run is running."""
     checkpoint: int | None
     """Step of the newest checkpoint."""
     restarts: int
@@ -52,7 +49,7 @@ class RunStatus:
     ranks: int
     """Processes that work on it together."""
     job: str
-    """Job id; empty for a run started by hand."""
+    """Job id of the newest job; empty where somebody works on the run by hand."""
     cluster: str
     detail: str
     """What the scheduler says, or why the run failed."""
@@ -67,29 +64,52 @@ def run_status(run: Path) -> RunStatus:
     folder = RunFolder.load(run)
     job = latest_job(run)
     asked = SCHEDULERS[job.cluster].state(job) if job else None
+    if job is not None and asked is not None and asked.phase == "ended" and is_locked(run):
+        # Continued by hand after its last job.
+        job = asked = None
     state = _state(folder, asked)
     lines = [line for line in folder.metrics() if "loss" in line]
     steps = folder.checkpoints.steps()
-    attempts = folder.record.get("attempts", [])
+    attempts = folder.attempts
+    live = asked is not None and asked.phase != "ended"
     last: dict[str, Any] = lines[-1] if lines else {}
-    total = folder.config.schedule.steps
     return RunStatus(
         run=str(run),
         kind=folder.config.kind,
         state=state,
         step=int(last.get("step", 0)),
-        total=total,
+        total=folder.config.schedule.steps,
         loss=last.get("loss"),
         images_per_second=last.get("images_per_second"),
-        eta_s=_eta(lines[-WINDOW:], total) if state == "running" else None,
+        eta_s=time_left(folder) if state == "running" else None,
         checkpoint=steps[-1] if steps else None,
         restarts=max(0, len(attempts) - 1),
         last_end=str(attempts[-2].get("ended", "")) if len(attempts) > 1 else "",
-        ranks=job.tasks if job else int(attempts[-1].get("ranks", 1)) if attempts else 1,
+        ranks=job.tasks if job and (live or not attempts) else _ranks(attempts),
         job=job.job if job else "",
         cluster=job.cluster if job else "",
         detail=_explain(folder, state, asked),
     )
+
+
+def list_statuses(parent: Path) -> tuple[list[RunStatus], list[str]]:
+    """Where all runs below ``parent`` stand, oldest first; and a sentence for each folder that cannot be read.
+
+    Raises:
+        UserError: when there is no such folder.
+    """
+    found, damaged = [], []
+    for run in find_runs(parent):
+        try:
+            found.append(run_status(run))
+        except UserError as error:
+            damaged.append(str(error))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            # JSON that is whole, but is no record; text that is not UTF-8.
+            damaged.append(
+                f"{run}: its files are damaged ({type(error).__name__}: {error}); restore it from a copy"
+            )
+    return found, damaged
 
 
 def find_runs(parent: Path) -> list[Path]:
@@ -120,13 +140,19 @@ def log_path(run: Path, rank: int = 0) -> Path:
 
 
 def follow_log(run: Path, rank: int = 0, *, follow: bool) -> Iterator[str]:
-    """The text of a log as it comes; with ``follow`` until the job ends."""
+    """The text of a log as it comes; with ``follow`` until the job ends.
+
+    Raises:
+        UserError: as :func:`log_path`.
+        JobError: when Slurm no longer says whether the job goes on.
+    """
     path = log_path(run, rank)
     job = _job_of(run)
+    watch = Watch(job)
     position = 0
     while True:
         # Asked before reading: what was written up to the end is then read after it.
-        alive = follow and SCHEDULERS[job.cluster].state(job).phase in ("pending", "running")
+        alive = follow and watch.alive()
         if path.is_file():
             with path.open("rb") as handle:
                 handle.seek(position)
@@ -165,12 +191,13 @@ def cancel(run: Path) -> RunStatus:
 
     Raises:
         UserError: when nothing of the run is running.
-        JobError: when the job outlives even that.
+        JobError: when the job outlives even that, or Slurm does not answer.
     """
     job = _job_of(run)
     scheduler = SCHEDULERS[job.cluster]
-    if scheduler.state(job).phase == "ended":
+    if known_phase(job) == "ended":
         raise UserError(f"{run}: job {job.job} has ended already; there is nothing to cancel")
+    before = RunFolder.load(run).record
     scheduler.interrupt(job)
     if not wait_for_end(job, STOP_GRACE_S + 5):
         scheduler.kill(job)
@@ -178,10 +205,12 @@ def cancel(run: Path) -> RunStatus:
             raise JobError(f"job {job.job} of {run} does not stop; ask the administrator of {job.host}")
         # Killed ranks let go of the folder a moment after the process that watched them has gone.
         end = time.monotonic() + STOP_GRACE_S + 5
-        while _is_locked(run / LOCK_FILE) and time.monotonic() < end:
+        while is_locked(run) and time.monotonic() < end:
             time.sleep(0.1)
     folder = RunFolder.load(run)
-    if not folder.done:
+    # What went wrong while it stopped, such as a checkpoint that could not be written, is not to be forgotten.
+    failed = folder.record.get("status") == "failed" and folder.record != before
+    if not folder.done and not failed:
         folder.update(status="stopped", error="cancelled")
     return run_status(run)
 
@@ -190,8 +219,8 @@ def requeue(run: Path) -> RunStatus:
     """Let a run go on in a new start of its job: a live job saves first, one that ended is submitted again.
 
     Raises:
-        UserError: when the run is done, or its job waits already.
-        JobError: when the job can be brought neither to save nor to start again.
+        UserError: when the run is done, its job waits already, or something else works on it.
+        JobError: when the job can be brought neither to save nor to start again, or Slurm does not answer.
     """
     job = _job_of(run)
     folder = RunFolder.load(run)
@@ -199,7 +228,7 @@ def requeue(run: Path) -> RunStatus:
     if folder.done and not job.entry:
         raise UserError(f"{run}: this run is done; there is nothing to requeue")
     scheduler = SCHEDULERS[job.cluster]
-    phase = scheduler.state(job).phase
+    phase = known_phase(job)
     if phase == "pending":
         raise UserError(f"{run}: job {job.job} waits in the queue already")
     if phase != "running":
@@ -208,8 +237,9 @@ def requeue(run: Path) -> RunStatus:
     starts = _starts(run, job)
     scheduler.notify(job)
     end = time.monotonic() + STOP_GRACE_S
-    while scheduler.state(job).phase == "running" and _starts(run, job) == starts:
-        if time.monotonic() > end:
+    watch = Watch(job)
+    while watch.alive() and watch.phase != "pending" and _starts(run, job) == starts:
+        if time.monotonic() > end and watch.phase == "running":
             # It hears nothing, so what it did since its last checkpoint is done again.
             scheduler.restart(job)
             break
@@ -217,46 +247,27 @@ def requeue(run: Path) -> RunStatus:
     return run_status(run)
 
 
-def notice_warning(run: Path, profile: Profile) -> str:
-    """A sentence when a run's notice is too short for what its steps and checkpoints took so far, else empty.
-
-    The notice has to cover twice the longest step and the writing of a checkpoint.
-    """
-    lines = [line for line in RunFolder.load(run).metrics() if "loss" in line]
-    paces = [
-        (float(after["time"]) - float(before["time"])) / (after["step"] - before["step"])
-        for before, after in itertools.pairwise(lines)
-        # What lies between two attempts is no step.
-        if after["step"] - before["step"] > 0 and after["time"] > before["time"]
-    ]
-    saving = [float(line["checkpoint_seconds"]) for line in lines if line.get("checkpoint_seconds")]
-    if len(paces) < 2:
-        return ""
-    needed = 2 * (sorted(paces)[-1 - len(paces) // 20] + max(saving, default=0.0))
-    if profile.time is None or needed <= profile.signal_delay:
-        return ""
-    return (
-        f"the job is told {profile.signal_delay} s before its time limit, but a step and a checkpoint of this run took "
-        f"up to {needed / 2:.0f} s; set signal_delay_s to {math.ceil(needed)} in a profile"
-    )
-
-
 def _submit_again(run: Path, job: JobRecord) -> None:
     from pscl_hpc.launch.submission import submit  # with torch, which only looking at jobs need not wait for
 
     folder = RunFolder.load(run)
-    here = Path.cwd()
-    if not Path(folder.config.data.archive).is_absolute() and here != Path(job.folder):
+    config = folder.config
+    paths = [config.data.archive, *([config.pretrained] if isinstance(config, FinetuneConfig) else [])]
+    if any(path and not Path(path).is_absolute() for path in paths) and Path.cwd() != Path(job.folder):
         raise UserError(
             f"{run}: its configuration has paths relative to {job.folder}; requeue it from that folder"
         )
     submit(
-        folder.config.model_copy(update={"run": str(run)}),
+        config.model_copy(update={"run": str(run)}),
         cluster=job.cluster,
         profile=Profile().replace(f"{run / JOBS / job.job}.json", **job.profile),
         any_commit=job.any_commit,
         entry=job.entry,
     )
+
+
+def _ranks(attempts: list[dict[str, Any]]) -> int:
+    return int(attempts[-1].get("ranks", 1)) if attempts else 1
 
 
 def _starts(run: Path, job: JobRecord) -> int:
@@ -284,7 +295,7 @@ def _state(folder: RunFolder, asked: JobState | None) -> State:
         return "running" if recorded == "running" else "starting"
     if recorded in ("failed", "stopped"):
         return "failed" if recorded == "failed" else "stopped"
-    if recorded == "running" and (phase == "unknown" or _is_locked(folder.path / LOCK_FILE)):
+    if recorded == "running" and (phase == "unknown" or is_locked(folder.path)):
         return "running"
     if asked is None and recorded != "running":
         return "prepared"
@@ -302,23 +313,3 @@ def _explain(folder: RunFolder, state: State, asked: JobState | None) -> str:
         return "its process is gone; the same command continues it"
     # While a job is alive the error in the record is that of the attempt before.
     return str(folder.record.get("error") or "") if state in ("failed", "stopped") else said
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether a process holds the lock of a run folder."""
-    try:
-        with path.open() as handle:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
-def _eta(lines: list[dict[str, Any]], total: int) -> float | None:
-    if len(lines) < 2:
-        return None
-    steps = int(lines[-1]["step"]) - int(lines[0]["step"])
-    seconds = float(lines[-1]["time"]) - float(lines[0]["time"])
-    return (total - int(lines[-1]["step"])) * seconds / steps if steps > 0 else None

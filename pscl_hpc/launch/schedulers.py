@@ -17,7 +17,10 @@ from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.launch.registry import JobRecord
 
 Phase = Literal["pending", "running", "ended", "unknown"]
+"""unknown: nothing can be said, because Slurm does not answer or the process is another machine's."""
 SLURM_WAIT_S = 30
+SILENCE_S = 300.0
+"""How long Slurm may leave a question about a job unanswered, as a busy controller does, before that is an error."""
 _SLURM_PENDING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 _SLURM_RUNNING = {
     "RUNNING",
@@ -108,8 +111,10 @@ class SlurmScheduler:
         if not words:
             past = _slurm("sacct", "-X", "-n", "-P", "-j", job.job, "-o", "State,ExitCode,NodeList")
             words = past.splitlines()[-1].split("|") if past else []
+        if not words and live is None:
+            return JobState("unknown", "Slurm does not answer")
         if not words:
-            return JobState("unknown", "neither squeue nor sacct knows it")
+            return JobState("ended", "neither squeue nor sacct knows it")
         name = words[0].split()[0]
         detail = " ".join(word for word in words if word and word != "None")
         if name in _SLURM_PENDING:
@@ -118,7 +123,7 @@ class SlurmScheduler:
 
     def interrupt(self, job: JobRecord) -> None:
         """SIGINT to the tasks, which can then note that they were stopped; scancel where nothing runs yet."""
-        running = self.state(job).phase == "running"
+        running = self.state(job).phase in ("running", "unknown")
         self._command("scancel", *(["--signal=INT"] if running else []), job.job)
 
     def kill(self, job: JobRecord) -> None:
@@ -136,13 +141,16 @@ class SlurmScheduler:
     def _command(self, name: str, *arguments: str) -> None:
         if shutil.which(name) is None:
             raise UserError(f"{name} is not on this machine; do this where the job was submitted")
-        done = subprocess.run(
-            [name, *arguments],
-            capture_output=True,
-            text=True,
-            timeout=SLURM_WAIT_S,
-            stdin=subprocess.DEVNULL,
-        )
+        try:
+            done = subprocess.run(
+                [name, *arguments],
+                capture_output=True,
+                text=True,
+                timeout=SLURM_WAIT_S,
+                stdin=subprocess.DEVNULL,
+            )
+        except subprocess.TimeoutExpired:
+            raise JobError(f"{name} got no answer from Slurm in {SLURM_WAIT_S} s; try again later") from None
         if done.returncode:
             raise JobError(
                 f"{name} failed: {' '.join(done.stderr.split()) or f'exit code {done.returncode}'}"
@@ -150,6 +158,49 @@ class SlurmScheduler:
 
 
 SCHEDULERS: dict[str, Scheduler] = {"local": LocalScheduler(), "slurm": SlurmScheduler()}
+
+
+class Watch:
+    """A job that is asked about again and again, by somebody who does not take silence for its end."""
+
+    def __init__(self, job: JobRecord) -> None:
+        self.phase: Phase = "unknown"
+        """The last answer."""
+        self._job = job
+        self._heard = time.monotonic()
+
+    def alive(self) -> bool:
+        """Ask whether the job waits or runs; True also while Slurm has not answered for less than ``SILENCE_S``.
+
+        False where no answer can come: for a process of another machine, or without Slurm's commands.
+
+        Raises:
+            JobError: when Slurm has not answered for that long.
+        """
+        self.phase = SCHEDULERS[self._job.cluster].state(self._job).phase
+        if self.phase != "unknown":
+            self._heard = time.monotonic()
+            return self.phase != "ended"
+        if self._job.cluster == "local" or shutil.which("squeue") is None:
+            return False
+        if time.monotonic() - self._heard > SILENCE_S:
+            raise JobError(
+                f"Slurm has not said for {SILENCE_S:.0f} s what became of job {self._job.job}; try again when squeue "
+                "answers"
+            )
+        return True
+
+
+def known_phase(job: JobRecord) -> Phase:
+    """The phase of a job, asked for until Slurm answers; ``unknown`` where no answer can come.
+
+    Raises:
+        JobError: as :meth:`Watch.alive`.
+    """
+    watch = Watch(job)
+    while watch.alive() and watch.phase == "unknown":
+        time.sleep(1.0)
+    return watch.phase
 
 
 def process_start(pid: int) -> str:
@@ -165,11 +216,15 @@ def process_start(pid: int) -> str:
 
 
 def wait_for_end(job: JobRecord, seconds: float) -> bool:
-    """Wait until a job has ended, at most ``seconds``; whether it has."""
+    """Wait until a job has ended, at most ``seconds`` and until Slurm answers; whether it has.
+
+    Raises:
+        JobError: as :meth:`Watch.alive`.
+    """
     end = time.monotonic() + seconds
-    scheduler = SCHEDULERS[job.cluster]
-    while scheduler.state(job).phase in ("pending", "running"):
-        if time.monotonic() > end:
+    watch = Watch(job)
+    while watch.alive():
+        if time.monotonic() > end and watch.phase != "unknown":
             return False
         time.sleep(0.2 if job.cluster == "local" else 1.0)
     return True
@@ -187,12 +242,12 @@ def _process_start(pid: int) -> str | None:
     return None if state in "ZX" else f"{start}@{boot}"
 
 
-def _slurm(*command: str) -> str:
-    """What a Slurm command prints, empty when it fails."""
+def _slurm(*command: str) -> str | None:
+    """What a Slurm command prints, empty for a job that it does not know; None when there is no answer."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=SLURM_WAIT_S, stdin=subprocess.DEVNULL
         )
     except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+        return None
+    return done.stdout.strip() if done.returncode == 0 or "Invalid job id" in done.stderr else None

@@ -19,9 +19,11 @@ from pscl_hpc.errors import UserError
 from pscl_hpc.launch.code import source_hash
 from pscl_hpc.launch.executors import batch_script, build_executor, check_resources
 from pscl_hpc.launch.job import STAGES, StageJob, keep_last_end
+from pscl_hpc.launch.locks import lock_holder
 from pscl_hpc.launch.profiles import Profile
 from pscl_hpc.launch.registry import JOBS, JobRecord, latest_job, save_job
-from pscl_hpc.launch.schedulers import SCHEDULERS, process_start
+from pscl_hpc.launch.schedulers import known_phase, process_start
+from pscl_hpc.models import load_trunk
 from pscl_hpc.pretraining.data import PretrainData
 from pscl_hpc.runs import RunFolder, commit, now
 from pscl_hpc.segmentation.data import select_data
@@ -54,8 +56,9 @@ def submit(
         entry: as in :func:`submit_many`.
 
     Raises:
-        UserError: when the folder holds another run or a live job, or the cluster refuses; nothing of an existing run
-            is changed then.
+        UserError: when the folder holds another run, or one that something works on, or the cluster refuses; nothing
+            of an existing run is changed then.
+        JobError: when Slurm does not say what became of the job before.
     """
     profile = profile or Profile()
     check_resources(cluster, profile)
@@ -93,6 +96,7 @@ def submit_many(
 
     Raises:
         UserError: as :func:`submit`, before anything is submitted.
+        JobError: as :func:`submit`.
     """
     profile = profile or Profile()
     check_resources(cluster, profile)
@@ -226,6 +230,8 @@ def _check_input(config: Config, profile: Profile) -> None:
         home = select_data(config, archive).collection.name
         if config.semi_supervised is not None:
             select_unlabelled(config, config.semi_supervised, archive, home)
+        if config.pretrained:
+            load_trunk(config.pretrained)
 
 
 def _check_free(folder: RunFolder, entry: str) -> None:
@@ -233,7 +239,16 @@ def _check_free(folder: RunFolder, entry: str) -> None:
     if folder.done and not entry:
         raise UserError(f"{folder.path}: this run is done; choose another folder with run=...")
     job = latest_job(folder.path)
-    if job is not None and SCHEDULERS[job.cluster].state(job).phase in ("pending", "running"):
+    phase = known_phase(job) if job is not None else "ended"
+    if job is not None and phase in ("pending", "running"):
         raise UserError(
             f"{folder.path}: job {job.job} is at work on it; cancel it with 'pscl-hpc jobs cancel' first"
         )
+    if job is not None and phase == "unknown":
+        whose = f"a process of {job.host}" if job.cluster == "local" else "of a Slurm that is not here"
+        raise UserError(
+            f"{folder.path}: job {job.job} is {whose}; cancel it there, or delete "
+            f"{folder.path / JOBS / job.job}.json if that machine is gone"
+        )
+    if holder := lock_holder(folder.path):
+        raise UserError(f"{folder.path}: {holder} is at work on it; stop that one first, or wait for its end")

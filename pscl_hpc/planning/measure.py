@@ -15,13 +15,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pscl_hpc.archive import Collection
 from pscl_hpc.archive.synthesis import synthesise
+from pscl_hpc.archive.synthesis.generate import MIN_SIZE
 from pscl_hpc.config import PretrainConfig, ReferencedMethod
-from pscl_hpc.errors import JobError
+from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.methods import Method, Setting, Views, build_method
+from pscl_hpc.planning.network import measured_keys
 from pscl_hpc.planning.rates import Contrast, Rates
 from pscl_hpc.runs import commit, describe_device, now, versions
 from pscl_hpc.seeding import Draws, torch_generator
-from pscl_hpc.training import autocast, build_optimiser, parameter_groups, setup_device
+from pscl_hpc.training import (
+    autocast,
+    build_optimiser,
+    checkpoint_blocks,
+    parameter_groups,
+    setup_device,
+)
 from pscl_hpc.views import draw_geometry, jitter, warp
 from pscl_kernels import patch_nt_xent
 
@@ -56,21 +64,29 @@ class _Contrasts(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def measure_rates(config: PretrainConfig, batches: Sequence[int]) -> Rates:
-    """Time steps of a configuration on this device, with so many unlabelled images each.
+    """Time steps of a configuration on this device: one forward pass each, with so many unlabelled images.
 
     Args:
         config: Run configuration; its archive and references are not opened.
         batches: At least two numbers of images, ascending.
 
     Raises:
+        UserError: when the views are smaller than synthetic micrographs can be.
         JobError: when the times make no sense, because other work disturbed them.
     """
     if len(batches) < 2 or list(batches) != sorted(set(batches)):
         raise ValueError(f"needs two or more ascending numbers of images, got {list(batches)}")
+    if min(config.views.size) < MIN_SIZE:
+        raise UserError(
+            f"views.size is {list(config.views.size)}, but rates are measured on synthetic micrographs of at least "
+            f"{MIN_SIZE} pixels a side; set views.size=[{MIN_SIZE},{MIN_SIZE}] or larger"
+        )
     device = setup_device(config.runtime)
     torch.manual_seed(0)
     names = tuple(f"class {i}" for i in range(_CLASSES))
     method = build_method(config, Setting(Collection("synthetic", names), ("a", "b"))).to(device).train()
+    if config.runtime.activation_checkpointing:
+        checkpoint_blocks(method)
     passes = [_measure(method, config, images, device) for images in batches]
     kinds = {(width, dtype) for _, width, dtype in passes[0].contrasts}
     per_square = {kind: _seconds_per_square(*kind, device, config.runtime.kernels) for kind in kinds}
@@ -90,9 +106,7 @@ def measure_rates(config: PretrainConfig, batches: Sequence[int]) -> Rates:
     trained = [p for p in method.parameters() if p.requires_grad]
     return Rates(
         device=describe_device(device),
-        method=config.method.name,
-        size=config.views.size,
-        precision=config.runtime.precision,
+        keys=measured_keys(config),
         references=_references(config),
         step_fixed=step_fixed,
         step_per_image=step_per_image,

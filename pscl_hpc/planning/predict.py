@@ -46,7 +46,16 @@ class Prediction:
         return self.ranks * self.images / self.step
 
 
-def predict(rates: Rates, links: Links, ranks: int, images: float, *, crowding: float = 1.0) -> Prediction:
+def predict(
+    rates: Rates,
+    links: Links,
+    ranks: int,
+    images: float,
+    *,
+    accumulate: int = 1,
+    synchronised: bool = True,
+    crowding: float = 1.0,
+) -> Prediction:
     """One step with ``images`` unlabelled images on each of ``ranks`` devices.
 
     Nothing is taken to overlap, so that times are upper bounds as far as communication goes.
@@ -56,22 +65,38 @@ def predict(rates: Rates, links: Links, ranks: int, images: float, *, crowding: 
         links: Between the devices.
         ranks: Devices, W.
         images: Unlabelled images per device, b; W * b of them in the batch.
+        accumulate: Forward passes of a step, each over an equal part of the images.
+        synchronised: Whether batch normalisation is over all ranks.
         crowding: How many ranks share one device's cores (1 on GPUs).
     """
-    alone = _step(rates, links, 1, images, 1.0)
-    found = _step(rates, links, ranks, images, crowding)
+    part = images / accumulate
+
+    def seconds(ranks: int, crowding: float) -> dict[str, float]:
+        once = _pass(rates, links, ranks, part, crowding, synchronised=synchronised)
+        # Gradients are summed over the ranks after the last pass.
+        return {
+            **{k: accumulate * v for k, v in once.items()},
+            "reduce": links.all_reduce(rates.gradient_bytes, ranks),
+        }
+
+    alone, found = seconds(1, 1.0), seconds(ranks, crowding)
+    # While a pass that is not the first runs, the gradients of those before lie beside it.
+    kept = rates.gradient_bytes if accumulate > 1 else 0
     step = sum(found.values())
     return Prediction(
         ranks=ranks,
         nodes=links.nodes(ranks),
         images=images,
-        memory=_memory(rates, ranks, images),
+        memory=_memory(rates, ranks, part) + kept,
         efficiency=sum(alone.values()) / step,
         **found,
     )
 
 
-def _step(rates: Rates, links: Links, ranks: int, images: float, crowding: float) -> dict[str, float]:
+def _pass(
+    rates: Rates, links: Links, ranks: int, images: float, crowding: float, *, synchronised: bool
+) -> dict[str, float]:
+    """One forward pass, its way back and an optimiser step, without the sum of gradients."""
     loss = gather = 0.0
     for contrast in rates.contrasts:
         own = contrast.rows(images)
@@ -81,12 +106,11 @@ def _step(rates: Rates, links: Links, ranks: int, images: float, crowding: float
         if ranks > 1:
             gather += links.all_gather(ranks * own * row, ranks) + (LOSS_GATHERS - 1) * links.latency(ranks)
     # Sums forward and sums of gradients backward, each an all-reduce that is all latency.
-    sums = 2 * rates.normalisations * rates.passes
+    sums = 2 * rates.normalisations * rates.passes if synchronised else 0
     return {
         "compute": crowding * (rates.step_fixed + rates.step_per_image * images),
         "loss": crowding * loss,
         "gather": gather,
-        "reduce": links.all_reduce(rates.gradient_bytes, ranks),
         "normalise": sums * 2 * links.latency(ranks),
     }
 

@@ -34,14 +34,12 @@ class Rates:
     """One device's rates for one configuration. Sizes in bytes, times in seconds."""
 
     device: str
-    method: str
-    size: tuple[int, int]
-    """Pixels of a view, height and width."""
-    precision: str
+    keys: dict[str, Any]
+    """The configuration that was measured, as far as it decides these numbers: dotted keys and values."""
     references: int
     """References in a forward pass of one device."""
     step_fixed: float
-    """Part of a step that does not depend on the images."""
+    """Part of a step of one forward pass that does not depend on the images."""
     step_per_image: float
     """Time per unlabelled image, all but the contrastive losses of :attr:`contrasts`."""
     memory_fixed: float
@@ -72,7 +70,7 @@ def load_rates(path: Path) -> Rates:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         contrasts = tuple(Contrast(**each) for each in raw.pop("contrasts"))
-        return Rates(**{**raw, "size": tuple(raw["size"]), "contrasts": contrasts})
+        return Rates(**{**raw, "keys": dict(raw["keys"]), "contrasts": contrasts})
     except FileNotFoundError:
         raise UserError(
             f"{path}: no such file; measure it on the device with 'pscl-hpc plan --config FILE --measure {path}'"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from pscl_hpc.config import Config, resolve_config
 from pscl_hpc.launch import job as job_module
 from pscl_hpc.launch.jobs import find_runs
-from pscl_hpc.launch.registry import job_records
+from pscl_hpc.launch.registry import JobRecord, job_records, save_job
 from pscl_hpc.launch.schedulers import SCHEDULERS, wait_for_end
 from tests.helpers import small_archive
 
@@ -31,6 +32,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield folder
     for run in find_runs(folder):
         for record in job_records(run):
+            if (record.cluster, record.host) != ("local", socket.gethostname()):
+                continue  # one that a test made up
             SCHEDULERS[record.cluster].kill(record)
             wait_for_end(record, 10)
 
@@ -53,3 +56,27 @@ def make_config() -> MakeConfig:
         return resolve_config({key: value for key, value in tree.items() if value is not None}, source="test")
 
     return make
+
+
+@pytest.fixture
+def slurm_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for stand-ins of Slurm's commands, first on the path."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("sbatch", "srun"):
+        (folder / name).write_text(
+            "#!/bin/sh\necho 'sbatch: error: invalid partition specified' >&2\nexit 1\n"
+        )
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+    return folder
+
+
+def write_job(run: Path, **values: object) -> JobRecord:
+    """A job that ended or runs elsewhere, as far as this machine knows."""
+    known: dict[str, object] = {"job": "5", "cluster": "slurm", "stage": "pretrain", "submitted": 1.0}
+    place = {"when": "then", "host": "login", "folder": str(Path.cwd()), "commit": ""}
+    record = JobRecord(**{**known, **place, **values})  # type: ignore[arg-type]
+    (run / "jobs").mkdir(exist_ok=True)
+    save_job(run, record)
+    return record

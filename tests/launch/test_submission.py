@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,15 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from pscl_hpc.config import Config
+from pscl_hpc.cli.main import main
+from pscl_hpc.config import Config, to_yaml
 from pscl_hpc.errors import UserError
 from pscl_hpc.launch.executors import default_cluster
-from pscl_hpc.launch.jobs import cancel, find_runs, log_path, notice_warning, requeue, run_status
+from pscl_hpc.launch.jobs import cancel, find_runs, log_path, requeue, run_status
+from pscl_hpc.launch.pace import notice_warning
 from pscl_hpc.launch.profiles import Profile
 from pscl_hpc.launch.submission import show_script, submit
 from pscl_hpc.runs import RunFolder
 
-from .conftest import MakeConfig
+from .conftest import MakeConfig, write_job
 
 
 def _pscl(reference: str) -> dict[str, object]:
@@ -42,11 +46,15 @@ def _tune(reference: str, **keys: object) -> dict[str, object]:
         (_tune("alloy/9"), Profile(), "local", "has no image 'alloy/9'"),
         (_tune("alloy/0", validation_split="vall"), Profile(), "local", "validation_split 'vall' of alloy"),
         (_tune("alloy/0", semi_supervised={"splits": ["val"]}), Profile(), "local", "scores the result"),
+        (_tune("alloy/0", pretrained="nope"), Profile(), "local", "nope"),
         (_tune("alloy/0"), Profile(tasks_per_node=2), "local", "fine-tuning on one image runs on one rank"),
         ({"run": "a.h5"}, Profile(), "local", "a.h5: is a file"),
         ({"run": "."}, Profile(), "local", "is not empty and holds no run"),
         ({"run": "runs/50%"}, Profile(), "local", "must not contain '%'"),
         ({}, Profile(partition="gpu"), "local", "partition is for Slurm"),
+        ({}, Profile(setup=("module load x",)), "local", "setup is for Slurm"),
+        ({}, Profile(mem="1M"), "local", "mem is for Slurm"),
+        ({}, Profile(sbatch={"exclusive": True}), "local", "sbatch is for Slurm"),
         ({}, Profile(gpus_per_node=99), "local", "--gpus-per-node 99"),
         ({}, Profile(nodes=2), "local", "--nodes 2 is for Slurm"),
         ({}, Profile(), "slurm", "sbatch and srun are not on this machine"),
@@ -134,6 +142,62 @@ def test_time_left_is_at_the_pace_of_the_last_lines(
 
 
 @pytest.mark.usefixtures("place")
+def test_a_pause_between_attempts_is_neither_time_left_nor_a_long_step(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    night = 12 * 3600.0
+    times = [*(10.0 * step for step in range(1, 11)), *(night + 10.0 * step for step in range(11, 14))]
+    clock = iter(times)
+    monkeypatch.setattr("pscl_hpc.runs.metrics.time.time", lambda: next(clock))
+    config = make_config(run="runs/a", steps=100)
+    with RunFolder.start(config, torch.device("cpu")) as folder:
+        folder.goes_on_from(0)
+        for step in range(1, 11):
+            folder.metrics_log().write(step, {"loss": 1.0})
+        assert run_status(folder.path).eta_s == pytest.approx(90 * 10.0)
+    folder.update(status="stopped")
+    with RunFolder.start(config, torch.device("cpu")) as folder:
+        folder.goes_on_from(10)
+        folder.metrics_log().write(11, {"loss": 1.0})
+        assert run_status(folder.path).eta_s is None
+        for step in (12, 13):
+            folder.metrics_log().write(step, {"loss": 1.0})
+        assert run_status(folder.path).eta_s == pytest.approx(87 * 10.0)
+    assert notice_warning(folder.path, Profile(time="60")) == ""
+
+
+@pytest.mark.usefixtures("place")
+def test_a_relative_path_of_weights_ties_a_run_to_its_folder(
+    make_config: MakeConfig, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = {"data": {"archive": str(place / "a.h5")}, "pretrained": "runs/before"}
+    folder = RunFolder.reserve(make_config(run="runs/a", **_tune("alloy/0", **keys)))
+    folder.update(status="failed")
+    write_job(folder.path, cluster="local", host=socket.gethostname())
+    monkeypatch.chdir("/")
+    with pytest.raises(UserError, match=r"paths relative to .* requeue it from that folder"):
+        requeue(place / "runs" / "a")
+
+
+@pytest.mark.usefixtures("place")
+def test_a_damaged_folder_does_not_hide_the_others(
+    make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("good", "torn", "other"):
+        with RunFolder.start(make_config(run=f"runs/{name}"), torch.device("cpu")):
+            pass
+    (Path("runs") / "torn" / "run.json").write_text('{"status": "do')
+    (Path("runs") / "other" / "run.json").write_text('{"status": "done", "attempts": 7}')
+    assert main(["jobs", "list"]) == 1
+    shown = capsys.readouterr()
+    assert "runs/good" in shown.out
+    assert "skipped: runs/torn/run.json: cannot be read as JSON" in shown.err
+    assert "skipped: runs/other: its files are damaged" in shown.err
+    assert main(["jobs", "list", "--json"]) == 1
+    assert [each["run"] for each in json.loads(capsys.readouterr().out)] == ["runs/good"]
+
+
+@pytest.mark.usefixtures("place")
 def test_what_is_no_run_is_named(tmp_path: Path) -> None:
     for ask in (run_status, cancel, requeue, log_path):
         with pytest.raises(UserError, match="no such run folder"):
@@ -157,20 +221,6 @@ def test_the_default_cluster_is_slurm_where_its_controller_answers(
     assert default_cluster() == "slurm"
 
 
-@pytest.fixture
-def slurm_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for stand-ins of Slurm's commands, first on the path."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    for name in ("sbatch", "srun"):
-        (folder / name).write_text(
-            "#!/bin/sh\necho 'sbatch: error: invalid partition specified' >&2\nexit 1\n"
-        )
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", str(folder), prepend=":")
-    return folder
-
-
 @pytest.mark.usefixtures("place", "slurm_commands")
 def test_slurm_needs_a_time_limit_and_its_refusal_is_passed_on(make_config: MakeConfig) -> None:
     with pytest.raises(UserError, match="give one with --time"):
@@ -179,6 +229,22 @@ def test_slurm_needs_a_time_limit_and_its_refusal_is_passed_on(make_config: Make
     with pytest.raises(UserError, match=r"refused the job: .*invalid partition"):
         submit(config, cluster="slurm", profile=Profile(partition="x", time="5"))
     assert run_status(Path("runs/a")).state == "failed"
+
+
+@pytest.mark.usefixtures("place")
+def test_options_of_submit_that_cannot_be_had_are_refused(
+    make_config: MakeConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    Path("c.yaml").write_text(to_yaml(make_config()))
+    assert main(["submit", "study", "--config", "c.yaml", "--wait"]) == 2
+    assert "leave --wait out" in capsys.readouterr().err
+    shown = ["submit", "pretrain", "--config", "c.yaml", "--cluster", "slurm", "--time", "5", "--dry-run"]
+    assert main(shown) == 0
+    script = capsys.readouterr().out
+    assert main([*shown, "--json"]) == 0
+    # The name of a new run folder has the second in it.
+    assert json.loads(capsys.readouterr().out)["script"].splitlines()[:5] == script.splitlines()[:5]
 
 
 @pytest.mark.usefixtures("place")

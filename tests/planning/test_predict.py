@@ -12,9 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pscl_hpc.cli.main import main
-from pscl_hpc.config import PretrainConfig
+from pscl_hpc.config import PretrainConfig, load_config, to_yaml
 from pscl_hpc.errors import JobError, UserError
-from pscl_hpc.planning import Contrast, Links, Rates, load_rates, measure, measure_rates, predict, save_rates
+from pscl_hpc.models.unet import Block
+from pscl_hpc.planning import (
+    Contrast,
+    Links,
+    Rates,
+    load_rates,
+    measure,
+    measure_rates,
+    measured_keys,
+    predict,
+    save_rates,
+)
 
 LINKS = Links(per_node=4, intra_bandwidth=100.0, inter_bandwidth=10.0, intra_latency=0.1, inter_latency=1.0)
 
@@ -22,9 +33,7 @@ LINKS = Links(per_node=4, intra_bandwidth=100.0, inter_bandwidth=10.0, intra_lat
 def rates(**changes: object) -> Rates:
     values: dict[str, object] = {
         "device": "a device",
-        "method": "pscl-simclr",
-        "size": (64, 64),
-        "precision": "fp32",
+        "keys": {},
         "references": 1,
         "step_fixed": 0.5,
         "step_per_image": 0.25,
@@ -63,6 +72,21 @@ def test_two_nodes_by_hand() -> None:
     assert found.images_per_second == pytest.approx(32 / found.step)
 
 
+def test_each_part_of_a_batch_is_a_pass_of_its_own() -> None:
+    whole, parts = predict(rates(), LINKS, 8, 2), predict(rates(), LINKS, 8, 6, accumulate=3)
+    for name in ("compute", "loss", "gather", "normalise"):
+        assert getattr(parts, name) == pytest.approx(3 * getattr(whole, name))
+    assert parts.reduce == whole.reduce, "the gradients of all parts are summed at once"
+    assert parts.memory == whole.memory + 400, "beside the gradients of the parts before"
+    assert parts.images == 6
+
+
+def test_batch_statistics_of_its_own_cost_no_messages() -> None:
+    apart = predict(rates(), LINKS, 8, 4, synchronised=False)
+    assert apart.normalise == 0
+    assert apart.step == pytest.approx(predict(rates(), LINKS, 8, 4).step - 2 * 3 * 2 * 2 * 1.3)
+
+
 @given(st.integers(1, 10), st.floats(1, 1000), st.floats(0, 1e-3), st.booleans())
 def test_more_devices_never_make_a_step_shorter(
     power: int, images: float, square: float, symmetric: bool
@@ -74,7 +98,7 @@ def test_more_devices_never_make_a_step_shorter(
     assert 0 < many.efficiency <= few.efficiency <= 1
 
 
-def tiny() -> PretrainConfig:
+def tiny(**changes: object) -> PretrainConfig:
     return PretrainConfig.model_validate(
         {
             "data": {"archive": "none.h5"},
@@ -82,6 +106,7 @@ def tiny() -> PretrainConfig:
             "views": {"size": [32, 32]},
             "method": {"name": "pscl-simclr", "reference": {"ids": ["a/b"]}, "projection": 16},
             "runtime": {"device": "cpu"},
+            **changes,
         }
     )
 
@@ -112,8 +137,29 @@ def test_rates_are_measured_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (found.step_fixed, found.step_per_image) == pytest.approx((0.5, 0.25))
     assert found.memory_fixed > 1e7, "the process itself"
     assert found.normalisations == 8, "two in each of three encoder blocks, one in each of two decoder blocks"
+    assert found.keys["model.widths"] == [4, 8, 8]
     save_rates(tmp_path / "rates.json", found)
     assert load_rates(tmp_path / "rates.json") == found
+
+
+def test_activations_are_computed_again_where_the_training_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    plain = Block.forward
+    monkeypatch.setattr(Block, "forward", lambda block, x: calls.append(block) or plain(block, x))
+    counts = []
+    for again in (False, True):
+        calls.clear()
+        clock(monkeypatch, 1.0, 1.5)
+        measure_rates(tiny(runtime={"device": "cpu", "activation_checkpointing": again}), [2, 4])
+        counts.append(len(calls))
+    assert counts[1] == 2 * counts[0]
+
+
+def test_views_too_small_to_be_measured_are_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"^views\.size is \[16, 32\], but .* set views\.size=\[32,32\] or larger$"
+    ):
+        measure_rates(tiny(views={"size": [16, 32]}), [2, 4])
 
 
 @pytest.mark.parametrize(
@@ -135,7 +181,9 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["plan", "--config", str(config), "--rates", str(file)]
     assert main(arguments) == 2
     assert "no such file; measure it on the device" in capsys.readouterr().err
-    save_rates(file, rates())
+    loaded = load_config(config)
+    assert isinstance(loaded, PretrainConfig)
+    save_rates(file, rates(keys=measured_keys(loaded)))
     assert main([*arguments, "--nodes", "2", "--gpus", "4", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["asked"]["ranks"] == 8
@@ -147,3 +195,60 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "was measured with views.size" in capsys.readouterr().err
     assert main([*arguments, "--batch", "64"]) == 0
     assert "1024" in capsys.readouterr().out
+
+
+@pytest.fixture
+def planned(tmp_path: Path) -> list[str]:
+    """A plan for which there are rates."""
+    config = tmp_path / "c.yaml"
+    config.write_text(to_yaml(tiny(batch_size=64)))
+    save_rates(tmp_path / "rates.json", rates(keys=measured_keys(tiny())))
+    return ["plan", "--config", str(config), "--rates", str(tmp_path / "rates.json")]
+
+
+@pytest.mark.parametrize(
+    ("key", "sentence"),
+    [
+        ("model.widths=[4,8,16]", "model.widths [4, 8, 8], not [4, 8, 16]"),
+        ("method.templates_per_class=2", "method.templates_per_class"),
+        ("runtime.precision=bf16", "runtime.precision fp32, not bf16"),
+        ("runtime.activation_checkpointing=true", "runtime.activation_checkpointing False, not True"),
+        ("optimiser.name=lars", "optimiser.name adam, not lars"),
+        ("method.reference.per_batch=4", "1 references on one GPU, not 0.5 or 4"),
+    ],
+)
+def test_rates_of_another_network_are_refused(
+    planned: list[str], capsys: pytest.CaptureFixture[str], key: str, sentence: str
+) -> None:
+    assert main([*planned, key]) == 2
+    assert f"was measured with {sentence}" in capsys.readouterr().err
+
+
+def test_what_changes_no_rate_is_accepted_and_what_changes_the_step_is_counted(
+    planned: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ask(*keys: str) -> dict[str, float]:
+        assert main([*planned, "--json", *keys]) == 0
+        asked: dict[str, float] = json.loads(capsys.readouterr().out)["asked"]
+        return asked
+
+    plain = ask()
+    assert ask("data.archive=b.h5", "views.jitter.hue=0", "method.reference.per_batch=8") == plain
+    assert ask("runtime.sync_batchnorm=false")["normalise"] == 0 < plain["normalise"]
+    assert ask("accumulate=2")["normalise"] == 2 * plain["normalise"]
+    assert main([*planned, "accumulate=2", "--batch", "8"]) == 2
+    assert "shared by 8 GPUs in 2 passes; use a multiple, for example 16" in capsys.readouterr().err
+
+
+def test_nothing_is_measured_that_cannot_be_kept(
+    planned: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pscl_hpc.planning.measure_rates", lambda *_: pytest.fail("measured"))
+    for file in (tmp_path / "gone" / "rates.json", tmp_path):
+        assert main([*planned, "--measure", str(file)]) == 2
+        assert "cannot be written there" in capsys.readouterr().err
+    for numbers in ("2, 2", "1,2", "2", "a,b"):
+        assert main([*planned, "--measure", str(tmp_path / "r.json"), "--images", numbers]) == 2
+        assert "two or more different numbers above 1" in capsys.readouterr().err
+    assert main([*planned, "--images", "2,4"]) == 2
+    assert "add --measure FILE" in capsys.readouterr().err
