@@ -24,7 +24,7 @@ from pscl_hpc.config import Config, load_config
 from pscl_hpc.errors import EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, EXIT_TERMINATED, JobError, UserError
 from pscl_hpc.launch.batch import REFUSED, REQUEUE, STOPPED
 from pscl_hpc.launch.code import check_source
-from pscl_hpc.launch.stopping import CANCELLED, NOTICE, listen, shield_readers, slurm_ends_it
+from pscl_hpc.launch.stopping import CANCELLED, NOTICE, listen, slurm_ends_it
 from pscl_hpc.launch.world import World
 from pscl_hpc.runs import RunFolder, write_text
 from pscl_hpc.training.interruption import StopRequested, clear_stop
@@ -65,8 +65,6 @@ class StageJob:
             try:
                 self._prepare(world)
                 config = load_config(Path(self.run) / "config.yaml").model_copy(update={"run": self.run})
-                if config.runtime.workers:
-                    shield_readers()
                 if self.stage is not None:
                     stage_archive(Path(config.data.archive), Path(self.stage))
                 self._work(config)
