@@ -141,12 +141,7 @@ def keep_last_end(folder: RunFolder, failures: Path | None, restart: int | None 
         failures: what the batch script of its job noted; None without a job.
         restart: the start of the job that the attempt belongs to; None is the last one noted.
     """
-    attempts = folder.record.get("attempts", [])
-    if not attempts or folder.done or "ended" in attempts[-1]:
-        return
-    ended = str(folder.record.get("error") or "") or (_last_failure(failures, restart) if failures else "")
-    attempts[-1]["ended"] = ended or "without a word: a node failed, or the job was requeued or killed"
-    folder.update(attempts=attempts)
+    folder.keep_last_end(_last_failure(failures, restart) if failures else "")
 
 
 def world_is_slurm() -> bool:

@@ -18,7 +18,7 @@ from pscl_hpc.launch.profiles import Profile
 from pscl_hpc.launch.registry import JOBS, JobRecord, latest_job
 from pscl_hpc.launch.schedulers import SCHEDULERS, JobState, wait_for_end
 from pscl_hpc.runs import RunFolder
-from pscl_hpc.runs.folder import LOCK_FILE
+from pscl_hpc.runs.lock import LOCK_FILE
 
 State = Literal["prepared", "queued", "starting", "running", "done", "failed", "stopped", "lost"]
 """prepared: the folder has its configuration, but neither a job nor a process ever began.

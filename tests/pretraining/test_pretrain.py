@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -117,16 +118,29 @@ def test_resume_forgets_log_lines_after_the_checkpoint(archive: Path, tmp_path: 
     assert values(folder.path) == expected
 
 
-def test_a_damaged_checkpoint_is_passed_over(archive: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_passed_over(
+    archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = small_config(archive, tmp_path / "run")
     folder = pretrain(config)
     expected = weights(folder.path)
     newest = folder.path / "checkpoints" / "step-00000006.pt"
     newest.write_bytes(newest.read_bytes()[:-100])
     folder.update(status="running")
-    with pytest.warns(UserWarning, match=r"step-00000006\.pt.*checksum"):
-        pretrain(config)
+    pretrain(config)
+    assert re.search(r"step-00000006\.pt.*checksum.*\n", capsys.readouterr().err)
     assert_same(expected, weights(folder.path))
+
+
+def test_a_run_without_a_whole_checkpoint_loses_no_line(archive: Path, tmp_path: Path) -> None:
+    config = small_config(archive, tmp_path / "run")
+    folder = pretrain(config)
+    folder.update(status="running")
+    for path in (folder.path / "checkpoints").glob("step-*.pt"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"no other checkpoint is whole; .* to begin anew"):
+        pretrain(config)
+    assert len(values(folder.path)) == 6
 
 
 def test_a_finished_run_is_left_alone(archive: Path, tmp_path: Path) -> None:
