@@ -60,7 +60,7 @@ class PretrainData(Dataset[Batch]):
 
     Raises:
         UserError: when no image is selected, or a reference is unknown, has no mask, or belongs to a split that
-            must not be learnt from, or a batch cannot be spread evenly.
+            must not be learnt from, a split or an excluded specimen is unknown, or a batch cannot be spread evenly.
     """
 
     def __init__(self, archive: Archive, config: PretrainConfig, rank: int = 0, ranks: int = 1) -> None:
@@ -149,6 +149,7 @@ class PretrainData(Dataset[Batch]):
 
     def _select(self) -> list[ImageRecord]:
         data = self.config.data
+        self.archive.check_names(splits=data.splits, specimens=data.exclude_specimens)
         alone = self.references and not _reference_config(self.config).in_pool
         taken = {record.id for record in self.references} if alone else set()
         found = [

@@ -15,9 +15,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pscl_hpc.archive import Archive
 from pscl_hpc.config import PretrainConfig
-from pscl_hpc.errors import JobError
+from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.methods import Method, MethodOutput, build_method
 from pscl_hpc.models import TRUNK_FILE, save_trunk
+from pscl_hpc.pretraining.advice import advice
 from pscl_hpc.pretraining.data import Batch, PretrainData, make_views
 from pscl_hpc.pretraining.inspection import inspect_run
 from pscl_hpc.progress import Progress
@@ -38,6 +39,7 @@ from pscl_hpc.training import (
     stop_reason,
     synchronise_batchnorm,
 )
+from pscl_kernels import available_backends
 
 _GPU_POLL_STEPS = 5
 """Steps on GPUs between two looks at a request to stop: all ranks look together."""
@@ -72,6 +74,7 @@ def pretrain(config: PretrainConfig, *, progress: bool = False) -> RunFolder:
     """
     with join_ranks(config.runtime) as ranks, Archive(config.data.archive) as archive:
         data = PretrainData(archive, config, ranks.rank, ranks.world)
+        _check_kernels(config, ranks.device)
         folder = _open_folder(config, ranks)
         if not folder.done:
             with folder, ranks.watch():
@@ -124,7 +127,9 @@ class Trainer:
 
     def _train(self, *, progress: bool) -> None:
         config, ranks = self.config, self.ranks
-        self._say_if_images_repeat()
+        if ranks.first:
+            for sentence in advice(config, len(self.data.records)):
+                ranks.say(sentence)
         log = self._begin_log() if ranks.first else None
         batches = self.data.batches(self.at.step * config.accumulate)
         poll = _GPU_POLL_STEPS if self.device.type == "cuda" else 1
@@ -150,14 +155,6 @@ class Trainer:
                     self._stop_if_asked()
         if log is not None:
             log.close()
-
-    def _say_if_images_repeat(self) -> None:
-        images, needed = len(self.data.records), self.data.per_pass
-        if images < needed:
-            self.ranks.say(
-                f"the pool has {images} images for a batch of {needed}: an image is there more than once and is its "
-                f"own negative; set batch_size={images} or less, or add images"
-            )
 
     def step(self, batches: list[Batch], *, measure: bool) -> dict[str, float]:
         """One optimiser step over one batch, in ``accumulate`` parts.
@@ -220,12 +217,12 @@ class Trainer:
         """Continue from a checkpoint, if there is one.
 
         Raises:
-            JobError: when the archive is not the one that the run began with.
+            UserError: when the archive is not the one that the run began with.
         """
         if state is None:
             return
         if state["archive"] != self.data.archive.fingerprint:
-            raise JobError(
+            raise UserError(
                 f"{self.data.archive.path}: has changed since this run began; "
                 "restore it, or start a new run with run=..."
             )
@@ -299,10 +296,11 @@ class Trainer:
     def _stop_not_finite(self, output: MethodOutput, number: int) -> NoReturn:
         terms = {"loss": output.loss, **output.terms}
         shown = ", ".join(f"{key}={float(value):g}" for key, value in terms.items())
+        kept = self.folder.checkpoints.steps()
         raise JobError(
             f"the loss is not finite at step {self.at.step + 1} ({shown}); images: "
-            f"{', '.join(self.data.ids(number))}; the last checkpoint in {self.folder.path} is intact: lower "
-            "optimiser.lr or set optimiser.clip_norm=1"
+            f"{', '.join(self.data.ids(number))}; lower optimiser.lr or set optimiser.clip_norm=1 in a new folder "
+            f"(run=...){f'; the checkpoint of step {kept[-1]} stays in {self.folder.path}' if kept else ''}"
         )
 
 
@@ -320,6 +318,16 @@ def _open_folder(config: PretrainConfig, ranks: Ranks) -> RunFolder:
     if own:
         return own[0]
     return RunFolder.follow(answer["path"], config, done=answer["done"])
+
+
+def _check_kernels(config: PretrainConfig, device: torch.device) -> None:
+    """Whether the backend that is asked for is there."""
+    backend, choices = config.runtime.kernels, available_backends(torch.empty((0, 1), device=device))
+    if backend not in ("auto", *choices):
+        raise UserError(
+            f"runtime.kernels is '{backend}', which does not run on {device.type} here; choose auto, "
+            f"{' or '.join(choices)}"
+        )
 
 
 def _peak_memory(device: torch.device) -> float:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +26,7 @@ from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.models import load_trunk
 from pscl_hpc.pretraining import PretrainData, Trainer, pretrain
 from pscl_hpc.pretraining import trainer as trainer_module
+from pscl_hpc.pretraining.advice import advice
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.seeding import Draws
 from pscl_hpc.training import Ranks
@@ -164,7 +169,7 @@ def test_a_changed_archive_is_refused(tmp_path: Path) -> None:
     folder.update(status="running")
     archive.unlink()
     small_archive(archive, images=5)
-    with pytest.raises(JobError, match="has changed since this run began"):
+    with pytest.raises(UserError, match="has changed since this run began"):
         pretrain(config)
 
 
@@ -214,8 +219,11 @@ def test_loss_that_is_not_finite_stops_the_run(
 
     monkeypatch.setattr(trainer_module, "make_views", poisoned)
     config = small_config(archive, tmp_path / "run")
-    with pytest.raises(JobError, match=r"not finite at step 4 \(loss=nan.*images: alloy/0, "):
+    mend = r"in a new folder \(run=\.\.\.\); the checkpoint of step 2 stays in "
+    with pytest.raises(JobError, match=r"not finite at step 4 \(loss=nan.*images: alloy/0, .*" + mend):
         pretrain(config)
+    with pytest.raises(JobError, match=r"clip_norm=1 in a new folder \(run=\.\.\.\)$"):
+        pretrain(small_config(archive, tmp_path / "other", checkpoint={"every_steps": 6}))
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["status"] == "failed"
     assert "step 4" in record["error"]
@@ -294,6 +302,56 @@ def test_a_pool_smaller_than_the_batch_is_told(
     assert f"set batch_size={images}" in capsys.readouterr().err
     pretrain(small_config(archive, tmp_path / "enough", batch_size=images, **config))
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"views": {"size": [34, 34]}}, "multiple of 4; set views.size=[32, 32]"),
+        ({"views": {"size": [32, 48]}}, "multiple of 4; set views.size=[32, 32]"),
+        ({"views": {"size": [36, 36]}}, ""),
+        (
+            {"views": {"size": [36, 36]}, "method": {"name": "ideal"}},
+            "multiple of 8; set views.size=[32, 32]",
+        ),
+        ({"views": {"size": [34, 34]}, "method": {"name": "ideal", "correspondence": "feature"}}, ""),
+        ({"views": {"size": [34, 48]}, "method": {"name": "simclr"}}, ""),
+        ({"schedule": {"steps": 3, "warmup_steps": 3}}, "learning rate never reaches optimiser.lr"),
+        ({"schedule": {"steps": 3, "warmup_steps": 2}}, ""),
+    ],
+)
+def test_what_is_hardly_meant_is_told(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    found = advice(small_config(tmp_path / "a.h5", tmp_path / "run", **changes), images=5)
+    assert len(found) == bool(said)
+    assert all(said in sentence for sentence in found)
+
+
+def _export_on_a_full_disk(config: PretrainConfig, pipe: Connection) -> None:
+    def full(path: Path, trunk: object) -> None:
+        # As full as a disk gets: no file may grow beyond this.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        save(path, trunk)
+
+    save = trainer_module.save_trunk
+    trainer_module.save_trunk = full  # type: ignore[assignment]
+    try:
+        pretrain(config)
+    except JobError as error:
+        pipe.send(str(error))
+
+
+def test_an_export_to_a_full_disk_is_one_sentence(archive: Path, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    config = small_config(archive, tmp_path / "run", schedule={"steps": 1}, method={"name": "simclr"})
+    process = context.Process(target=_export_on_a_full_disk, args=(config, theirs))
+    process.start()
+    theirs.close()
+    text = ours.recv()
+    process.join()
+    assert text.startswith(f"{tmp_path / 'run' / 'trunk.safetensors'}: it could not be written (")
+    assert text.endswith("make room there and start the run again with the same command")
+    assert not RunFolder.load(config.run).done
 
 
 def test_what_is_not_wanted_is_not_logged(archive: Path, tmp_path: Path) -> None:

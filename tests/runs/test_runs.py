@@ -118,8 +118,9 @@ def test_of_two_that_make_a_folder_at_once_one_gets_it(config: PretrainConfig) -
         context.Process(target=_race, args=(config.model_copy(update={"seed": seed}), start, theirs))
         for seed, (_, theirs) in enumerate(pipes)
     ]
-    for process in processes:
+    for process, (_, theirs) in zip(processes, pipes, strict=True):
         process.start()
+        theirs.close()
     got = [entry for ours, _ in pipes for entry in ours.recv()]
     for process in processes:
         process.join()
@@ -136,9 +137,7 @@ def test_a_folder_that_cannot_be_made_is_wrong_input(
         RunFolder.start(config.model_copy(update={"run": str(tmp_path / run)}), CPU)
 
 
-def test_runs_may_be_a_file(
-    config: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runs_may_be_a_file(config: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("runs").write_text("")
     with pytest.raises(UserError, match=r"^runs: the run folder cannot be made"):
@@ -271,7 +270,8 @@ def test_where_no_checkpoint_is_whole_nothing_begins_anew(tmp_path: Path, how: s
         else:
             path.with_suffix(".sha256").unlink()
     with pytest.raises(
-        UserError, match=r"step-00000002\.pt: is damaged, .*, and no other .* delete the folder .* to begin anew"
+        UserError,
+        match=r"step-00000002\.pt: is damaged, .*, and no other .* delete the folder .* to begin anew",
     ):
         store.load_latest()
     assert store.steps() == [1, 2]
