@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -105,6 +105,29 @@ class Archive:
             and (splits is None or record.split in splits)
             and (has_mask is None or record.has_mask == has_mask)
         ]
+
+    def check_names(self, *, splits: Iterable[str], specimens: Iterable[str]) -> None:
+        """Whether configured splits and specimens are of this archive, in whichever dataset.
+
+        ``train`` and the empty split need not be: configurations name them for archives with and without splits.
+
+        Raises:
+            UserError: naming the nearest one.
+        """
+        known = {record.split for record in self.records}
+        for name in splits:
+            if name not in ("", "train", *known):
+                raise UserError(
+                    f"data.splits: no image of {self.path} is in the splits ['{name}']"
+                    f"{did_you_mean(name, sorted(known - {''}))}"
+                )
+        present = {record.specimen for record in self.records} - {""}
+        for name in specimens:
+            if name not in present:
+                raise UserError(
+                    f"data.exclude_specimens: {self.path} has no specimen '{name}'"
+                    f"{did_you_mean(name, sorted(present)) if present else ', nor any other'}"
+                )
 
     def read_image(self, index: int, window: Window | None = None) -> npt.NDArray[Any]:
         """(h, w, channels) pixels in the stored dtype.

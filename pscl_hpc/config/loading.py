@@ -43,7 +43,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, kind: str | 
     for text in overrides:
         apply_override(tree, text)
     found = tree.setdefault("kind", kind or "pretrain")
-    if found not in KINDS:
+    if not isinstance(found, str) or found not in KINDS:
         raise UserError(f"{path}: kind is '{found}'{did_you_mean(str(found), KINDS)}")
     if kind is not None and found != kind:
         raise UserError(f"{path}: this is a {found} configuration; use 'pscl-hpc {found}' or another file")
@@ -94,6 +94,10 @@ def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise UserError(f"{path}: no such configuration file; check its path") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder; name a YAML file") from None
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror or error}); mend that or name another"
+        ) from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         where = f" at line {line + 1}" if line is not None else ""

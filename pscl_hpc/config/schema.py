@@ -93,7 +93,7 @@ class ScheduleConfig(Strict):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """The learning rate rises linearly over these steps."""
     decay: Literal["constant", "cosine"] = "constant"
-    """constant as released, or cosine to zero at the last step."""
+    """constant as released, or cosine: half a cosine that would reach zero just after the last step."""
 
 
 class OptimiserConfig(Strict):
@@ -107,7 +107,8 @@ class OptimiserConfig(Strict):
     lr_base_batch: Count = 256
     """The batch that ``lr`` was chosen for, where ``lr_scaling`` is not none."""
     weight_decay: NonNegative = 0.0
-    """Not applied to biases and normalisation by adamw and lars."""
+    """Decay of weights, never of biases and normalisation. adamw takes it off the weights; adam and lars add it to the
+    gradient."""
     momentum: Fraction = 0.9
     """Momentum of lars."""
     clip_norm: NonNegative = 0.0
@@ -181,6 +182,13 @@ class RunConfig(Strict):
     seed: Annotated[int, Field(ge=0)] = 10
     """Same configuration and seed, same numbers (CPU)."""
 
+    @field_validator("run")
+    @classmethod
+    def _expanded(cls, value: str) -> str:
+        if value.startswith("~"):
+            raise ValueError("run begins with '~', which only a shell expands; write the folder in full")
+        return value
+
 
 class PretrainConfig(RunConfig):
     """Pretraining of the trunk on unlabelled images."""
@@ -206,7 +214,7 @@ class PretrainConfig(RunConfig):
             raise ValueError(
                 f"batch_size ({self.batch_size}) must be a multiple of accumulate ({self.accumulate})"
             )
-        self.method.check(scales=len(self.model.widths) - 1)
+        self.method.check(widths=self.model.widths)
         if self.batch_size // self.accumulate < self.method.smallest_batch:
             raise ValueError(
                 f"batch_size / accumulate must be at least {self.method.smallest_batch} for {self.method.name}: "

@@ -25,7 +25,7 @@ from pscl_hpc.errors import EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, EXIT_TERMINAT
 from pscl_hpc.launch.batch import REFUSED, REQUEUE, STOPPED
 from pscl_hpc.launch.code import check_source
 from pscl_hpc.launch.locks import is_locked
-from pscl_hpc.launch.stopping import CANCELLED, NOTICE, listen, shield_readers, slurm_ends_it
+from pscl_hpc.launch.stopping import CANCELLED, NOTICE, listen, slurm_ends_it
 from pscl_hpc.launch.world import World
 from pscl_hpc.runs import RunFolder, write_text
 from pscl_hpc.training.interruption import StopRequested, clear_stop
@@ -66,8 +66,6 @@ class StageJob:
             try:
                 self._prepare(world)
                 config = load_config(Path(self.run) / "config.yaml").model_copy(update={"run": self.run})
-                if config.runtime.workers:
-                    shield_readers()
                 if self.stage is not None:
                     stage_archive(Path(config.data.archive), Path(self.stage))
                 self._work(config)
@@ -144,12 +142,7 @@ def keep_last_end(folder: RunFolder, failures: Path | None, restart: int | None 
         failures: what the batch script of its job noted; None without a job.
         restart: the start of the job that the attempt belongs to; None is the last one noted.
     """
-    attempts = folder.record.get("attempts", [])
-    if not attempts or folder.done or "ended" in attempts[-1]:
-        return
-    ended = str(folder.record.get("error") or "") or (_last_failure(failures, restart) if failures else "")
-    attempts[-1]["ended"] = ended or "without a word: a node failed, or the job was requeued or killed"
-    folder.update(attempts=attempts)
+    folder.keep_last_end(_last_failure(failures, restart) if failures else "")
 
 
 def world_is_slurm() -> bool:

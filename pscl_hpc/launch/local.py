@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +94,7 @@ class PatientController(Controller):
                 self.kill_tasks()
             if LOCAL_REQUEUE_RETURN_CODE in codes:
                 continue
-            # None: alive at the time limit, and killed for it. Negative: killed by that signal.
-            worst = max(
-                128 + signal.SIGKILL if code is None else 128 - code if code < 0 else code for code in codes
-            )
+            worst = worst_end(codes)
             if worst in (0, EXIT_TERMINATED) or self._word() in (STOPPED, REFUSED):
                 return
             failures += 1
@@ -126,6 +124,20 @@ class PatientController(Controller):
             stream.close()
         self.stdouts, self.stderrs = [], []
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def worst_end(codes: Sequence[int | None]) -> int:
+    """The exit code by which a job's end is judged, as a shell gives it; 0 where all tasks ended well.
+
+    Args:
+        codes: Of the tasks. Negative: killed by that signal. None: alive at the time limit, and killed for it.
+    """
+    killed = [signal.SIGKILL if code is None else -code for code in codes if code is None or code < 0]
+    # The death of one leads the others to an end that looks asked for, not the other way round.
+    fatal = [number for number in killed if number != signal.SIGTERM]
+    if fatal:
+        return 128 + max(fatal)
+    return max(128 - code if code < 0 else code for code in codes if code is not None)
 
 
 def control(folder: Path) -> None:

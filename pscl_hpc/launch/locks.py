@@ -6,7 +6,7 @@ import fcntl
 from pathlib import Path
 
 from pscl_hpc.runs.attempts import describe, newest_attempt
-from pscl_hpc.runs.folder import LOCK_FILE
+from pscl_hpc.runs.lock import LOCK_FILE
 
 
 def is_locked(run: Path) -> bool:

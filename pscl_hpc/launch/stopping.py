@@ -7,7 +7,6 @@ same one, with its state saved.
 from __future__ import annotations
 
 import contextlib
-import multiprocessing.forkserver
 import os
 import signal
 import subprocess
@@ -47,20 +46,6 @@ def listen() -> Iterator[Callable[[int, Any], None]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def shield_readers() -> None:
-    """Start the process from which reading processes are forked, deaf to signals that Slurm sends to all of a job.
-
-    Readers have no handlers: a notice of preemption would end them, and with them the training that it asks to save.
-    They end with their parent.
-    """
-    notices = (signal.SIGUSR2, signal.SIGTERM)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, notices)
-    try:
-        multiprocessing.forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def slurm_ends_it() -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pscl_hpc.config import ModelConfig
 from pscl_hpc.errors import UserError
 from pscl_hpc.models.unet import SegmentationNet, UNet
-from pscl_hpc.runs import replace_file
+from pscl_hpc.runs import replace_file, writing
 
 TRUNK_FILE = "trunk.safetensors"
 MODEL_FILE = "model.safetensors"
@@ -32,12 +32,12 @@ class ModelCard:
 
 
 def save_trunk(path: Path, trunk: UNet) -> None:
-    """Write a trunk."""
+    """Write a trunk; JobError when it cannot be written."""
     _save(path, trunk, ModelCard(trunk.config))
 
 
 def save_segmentation(path: Path, net: SegmentationNet, card: ModelCard) -> None:
-    """Write trunk and classifier with the class list."""
+    """Write trunk and classifier with the class list; JobError when they cannot be written."""
     _save(path, net, card)
 
 
@@ -80,7 +80,15 @@ def _save(path: Path, module: nn.Module, card: ModelCard) -> None:
     }
     tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
     metadata = {"pscl_hpc": json.dumps(header)}
-    replace_file(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(tensors, temporary, metadata=metadata)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+    with writing(path):
+        replace_file(path, write)
 
 
 def _resolve(path: Path, names: tuple[str, ...]) -> Path:

@@ -22,7 +22,7 @@ from pscl_hpc.config import PretrainConfig, ReferenceConfig, ReferencedMethod
 from pscl_hpc.errors import UserError
 from pscl_hpc.methods import Setting, Views
 from pscl_hpc.seeding import Slots, numpy_generator, torch_generator
-from pscl_hpc.training import ignore_ctrl_c
+from pscl_hpc.training import reader_options
 from pscl_hpc.views import draw_geometry, jitter, warp
 
 _REFERENCE_WINDOWS = 16
@@ -60,7 +60,7 @@ class PretrainData(Dataset[Batch]):
 
     Raises:
         UserError: when no image is selected, or a reference is unknown, has no mask, or belongs to a split that
-            must not be learnt from, or a batch cannot be spread evenly.
+            must not be learnt from, a split or an excluded specimen is unknown, or a batch cannot be spread evenly.
     """
 
     def __init__(self, archive: Archive, config: PretrainConfig, rank: int = 0, ranks: int = 1) -> None:
@@ -124,16 +124,8 @@ class PretrainData(Dataset[Batch]):
 
     def batches(self, first: int) -> Iterator[Batch]:
         """Batches from number ``first`` on, read ahead by ``runtime.workers`` processes."""
-        workers = self.config.runtime.workers
-        loader = DataLoader(
-            self,
-            batch_size=None,
-            sampler=range(first, len(self)),
-            num_workers=workers,
-            persistent_workers=False,
-            multiprocessing_context="forkserver" if workers else None,
-            worker_init_fn=ignore_ctrl_c,
-        )
+        options = reader_options(self.config.runtime.workers)
+        loader = DataLoader(self, batch_size=None, sampler=range(first, len(self)), **options)
         return iter(loader)
 
     def _condition(self, record: ImageRecord) -> int:
@@ -157,6 +149,7 @@ class PretrainData(Dataset[Batch]):
 
     def _select(self) -> list[ImageRecord]:
         data = self.config.data
+        self.archive.check_names(splits=data.splits, specimens=data.exclude_specimens)
         alone = self.references and not _reference_config(self.config).in_pool
         taken = {record.id for record in self.references} if alone else set()
         found = [

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from pscl_hpc.archive import IGNORE_INDEX
 from pscl_hpc.methods import Method, Views, cell_purity
 from pscl_hpc.pretraining.data import Batch, PretrainData, make_views
-from pscl_hpc.runs import replace_file
+from pscl_hpc.runs import replace_file, writing
 from pscl_hpc.seeding import Draws, Slots
 from pscl_hpc.views import warp
 
@@ -34,7 +34,11 @@ _MAP_SIDE = 192
 
 @torch.no_grad()
 def inspect_run(method: Method, data: PretrainData, folder: Path, device: torch.device) -> Path:
-    """Sample a few images with the trained method and write ``inspection.npz``."""
+    """Sample a few images with the trained method and write ``inspection.npz``.
+
+    Raises:
+        JobError: when it cannot be written.
+    """
     batch = _first_images(data)
     views = make_views(batch, data.config, 0, device)
     # Training mode: the maps then come from batch statistics, as in the steps that chose cells.
@@ -68,7 +72,8 @@ def inspect_run(method: Method, data: PretrainData, folder: Path, device: torch.
                 cell_purity(views, sample, height, width).cpu().numpy().astype(np.float32)
             )
     path = folder / INSPECTION_FILE
-    replace_file(path, lambda temporary: _save(temporary, arrays))
+    with writing(path):
+        replace_file(path, lambda temporary: _save(temporary, arrays))
     return path
 
 

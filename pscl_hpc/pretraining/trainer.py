@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pscl_hpc.archive import Archive
 from pscl_hpc.config import PretrainConfig
-from pscl_hpc.errors import JobError
+from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.methods import Method, MethodOutput, build_method
 from pscl_hpc.models import TRUNK_FILE, save_trunk
 from pscl_hpc.pretraining.data import Batch, PretrainData, make_views
@@ -39,6 +39,7 @@ from pscl_hpc.training import (
     stop_reason,
     synchronise_batchnorm,
 )
+from pscl_kernels import available_backends
 
 _GPU_POLL_STEPS = 5
 """Steps on GPUs between two looks at a request to stop: all ranks look together."""
@@ -73,6 +74,7 @@ def pretrain(config: PretrainConfig, *, progress: bool = False) -> RunFolder:
     """
     with join_ranks(config.runtime) as ranks, Archive(config.data.archive) as archive:
         data = PretrainData(archive, config, ranks.rank, ranks.world)
+        _check_kernels(config, ranks.device)
         folder = _open_folder(config, ranks)
         if not folder.done:
             with folder, ranks.watch():
@@ -125,8 +127,9 @@ class Trainer:
 
     def _train(self, *, progress: bool) -> None:
         config, ranks = self.config, self.ranks
-        for notice in notices(self.data) if ranks.first else ():
-            ranks.say(notice)
+        if ranks.first:
+            for sentence in notices(config, [record.split for record in self.data.records]):
+                ranks.say(sentence)
         log = self._begin_log() if ranks.first else None
         batches = self.data.batches(self.at.step * config.accumulate)
         poll = _GPU_POLL_STEPS if self.device.type == "cuda" else 1
@@ -214,12 +217,12 @@ class Trainer:
         """Continue from a checkpoint, if there is one.
 
         Raises:
-            JobError: when the archive is not the one that the run began with.
+            UserError: when the archive is not the one that the run began with.
         """
         if state is None:
             return
         if state["archive"] != self.data.archive.fingerprint:
-            raise JobError(
+            raise UserError(
                 f"{self.data.archive.path}: has changed since this run began; "
                 "restore it, or start a new run with run=..."
             )
@@ -293,10 +296,11 @@ class Trainer:
     def _stop_not_finite(self, output: MethodOutput, number: int) -> NoReturn:
         terms = {"loss": output.loss, **output.terms}
         shown = ", ".join(f"{key}={float(value):g}" for key, value in terms.items())
+        kept = self.folder.checkpoints.steps()
         raise JobError(
             f"the loss is not finite at step {self.at.step + 1} ({shown}); images: "
-            f"{', '.join(self.data.ids(number))}; the last checkpoint in {self.folder.path} is intact: lower "
-            "optimiser.lr or set optimiser.clip_norm=1"
+            f"{', '.join(self.data.ids(number))}; lower optimiser.lr or set optimiser.clip_norm=1 in a new folder "
+            f"(run=...){f'; the checkpoint of step {kept[-1]} stays in {self.folder.path}' if kept else ''}"
         )
 
 
@@ -314,6 +318,16 @@ def _open_folder(config: PretrainConfig, ranks: Ranks) -> RunFolder:
     if own:
         return own[0]
     return RunFolder.follow(answer["path"], config, done=answer["done"])
+
+
+def _check_kernels(config: PretrainConfig, device: torch.device) -> None:
+    """Whether the backend that is asked for is there."""
+    backend, choices = config.runtime.kernels, available_backends(torch.empty((0, 1), device=device))
+    if backend not in ("auto", *choices):
+        raise UserError(
+            f"runtime.kernels is '{backend}', which does not run on {device.type} here; choose auto, "
+            f"{' or '.join(choices)}"
+        )
 
 
 def _peak_memory(device: torch.device) -> float:

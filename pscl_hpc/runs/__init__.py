@@ -5,7 +5,7 @@ Looking into one needs no torch, which takes seconds to import; it is imported w
 
 from pscl_hpc.runs.background import BackgroundWriter
 from pscl_hpc.runs.checkpoint import CheckpointStore, deserialise
-from pscl_hpc.runs.files import replace_file, sync_folder, write_json, write_text
+from pscl_hpc.runs.files import replace_file, sync_folder, write_json, write_text, writing
 from pscl_hpc.runs.folder import RunFolder
 from pscl_hpc.runs.metrics import MetricsLog, read_metrics
 from pscl_hpc.runs.provenance import commit, describe_device, node_name, now, versions
@@ -26,4 +26,5 @@ __all__ = [
     "versions",
     "write_json",
     "write_text",
+    "writing",
 ]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pscl_hpc.errors import JobError
-from pscl_hpc.runs.files import replace_file, sync_folder
+from pscl_hpc.runs.files import create_text, write_text, writing
 
 FOLDER = "attempts"
 _NEWEST = "newest"
@@ -30,23 +30,19 @@ class Attempt:
 
     @classmethod
     def begin(cls, run: Path, about: dict[str, Any]) -> Attempt:
-        """Take the next number. ``about`` says who, for the one whom it replaces."""
+        """Take the next number. ``about`` says who, for the one whom it replaces.
+
+        Raises:
+            JobError: when it cannot be written.
+        """
         folder = run / FOLDER
-        folder.mkdir(exist_ok=True)
-        number = _newest(folder)
-        while True:
-            number += 1
-            with (
-                contextlib.suppress(FileExistsError),
-                (folder / str(number)).open("x", encoding="utf-8") as file,
-            ):
-                file.write(json.dumps(about) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-                break
-        sync_folder(folder)
-        if _newest(folder) == number:
-            replace_file(folder / _NEWEST, lambda path: _write(path, f"{number}\n"))
+        with writing(folder, "an attempt"):
+            folder.mkdir(exist_ok=True)
+            number = _newest(folder) + 1
+            while not create_text(folder / str(number), json.dumps(about) + "\n"):
+                number += 1
+            if _newest(folder) == number:
+                write_text(folder / _NEWEST, f"{number}\n")
         return cls(run, number)
 
     def check(self) -> None:
@@ -91,7 +87,3 @@ def _newest(folder: Path) -> int:
     with contextlib.suppress(OSError, ValueError):
         found.append(int((folder / _NEWEST).read_text(encoding="utf-8")))
     return max(found)
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -9,7 +9,7 @@ import hashlib
 import io
 import os
 import re
-import warnings
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,9 @@ class CheckpointStore:
         self.guard = guard or (lambda: None)
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Write ``step-`` with eight digits and ``.pt``, and drop the oldest beyond ``keep``.
+        """Write ``step-`` with eight digits and ``.pt``; drop those of later steps, and the oldest beyond ``keep``.
+
+        Later steps are damaged ones that :meth:`latest` passed over; the run makes them again.
 
         Raises:
             JobError: when it cannot be written whole; the one before it stays.
@@ -51,8 +53,11 @@ class CheckpointStore:
         """:meth:`save` of a serialised state."""
         path = self._path(step)
         self._write(step, path, data)
-        for old in self.steps()[: -self.keep]:
-            self._remove(self._path(old))
+        steps = self.steps()
+        upto = [found for found in steps if found <= step]
+        for found in steps:
+            if found not in upto[-self.keep :]:
+                self._remove(self._path(found))
         return path
 
     def write_best(self, step: int, data: memoryview) -> Path:
@@ -69,12 +74,29 @@ class CheckpointStore:
         return sorted(int(match.group(1)) for match in matches if match)
 
     def latest(self) -> bytes | None:
-        """The newest whole checkpoint's file content, or None. A damaged one is named in a warning and passed over."""
+        """The newest whole checkpoint's file content, or None where there is no checkpoint.
+
+        A damaged one is passed over, and named on standard error.
+
+        Raises:
+            UserError: when all are damaged.
+            JobError: when one cannot be read, which says nothing about what it holds.
+        """
+        damaged = []
         for step in reversed(self.steps()):
             try:
-                return self._read(self._path(step))
+                data = self._read(self._path(step))
             except UserError as error:
-                warnings.warn(f"{error}; the checkpoint before it is used", stacklevel=2)
+                damaged.append(str(error))
+                continue
+            for problem in damaged:
+                print(f"warning: {problem}; the checkpoint before it is used", file=sys.stderr, flush=True)
+            return data
+        if damaged:
+            raise UserError(
+                f"{damaged[0]}, and no other checkpoint is whole; restore one from a copy, or delete the folder "
+                f"{self.folder} to begin anew"
+            )
         return None
 
     def load_latest(self) -> dict[str, Any] | None:
@@ -83,9 +105,19 @@ class CheckpointStore:
         return None if data is None else deserialise(data)
 
     def load_best(self) -> dict[str, Any] | None:
-        """``best.pt``, or None where there is none."""
+        """``best.pt``, or None where there is none.
+
+        Raises:
+            UserError: when it is damaged.
+            JobError: when it cannot be read.
+        """
         path = self.folder / BEST
-        return deserialise(self._read(path)) if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            return deserialise(self._read(path))
+        except UserError as error:
+            raise UserError(f"{error}; restore it from a copy, or begin anew with run=...") from None
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}.pt"
@@ -109,11 +141,16 @@ class CheckpointStore:
     def _read(self, path: Path) -> bytes:
         checksum = _checksum_path(path)
         try:
-            data, wanted = path.read_bytes(), checksum.read_text().strip()
-        except OSError:
-            data, wanted = b"", ""
-        if wanted != hashlib.sha256(data).hexdigest():
-            raise UserError(f"{path}: does not match its checksum; it is damaged, delete it")
+            data, wanted = path.read_bytes(), checksum.read_bytes().strip()
+        except FileNotFoundError as error:
+            raise UserError(f"{path}: is damaged, {Path(error.filename).name} is missing") from None
+        except OSError as error:
+            raise JobError(
+                f"{error.filename or path}: cannot be read ({error.strerror or error}); mend that and start the run "
+                "again with the same command"
+            ) from error
+        if wanted != hashlib.sha256(data).hexdigest().encode():
+            raise UserError(f"{path}: is damaged, it does not match its checksum")
         return data
 
     def _remove(self, path: Path) -> None:

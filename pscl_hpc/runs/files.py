@@ -4,14 +4,34 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from pscl_hpc.errors import JobError
+
+
+@contextmanager
+def writing(path: Path, what: str = "it") -> Iterator[None]:
+    """Around writing ``path``, or ``what`` of it: a full disk is one sentence.
+
+    Raises:
+        JobError: for an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise JobError(
+            f"{path}: {what} could not be written ({error.strerror or error}); make room there and start the run "
+            "again with the same command"
+        ) from error
 
 
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, sync it, and rename it over ``path``."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path)
     try:
         write(temporary)
         with temporary.open("rb") as handle:
@@ -20,6 +40,45 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def create_text(path: Path, text: str) -> bool:
+    """Make ``path`` with a UTF-8 text, whole or not at all; False, and nothing is changed, where it exists."""
+    temporary = _beside(path)
+    try:
+        _write_text(temporary, text)
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError:
+            # A file system without hard links; a crash can leave a torn file here.
+            return _create_at_once(path, text)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+    return True
+
+
+def _create_at_once(path: Path, text: str) -> bool:
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        return False
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    return True
+
+
+def _beside(path: Path) -> Path:
+    """A temporary file that no other process, on this or another machine, uses."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
 
 
 def sync_folder(folder: Path) -> None:

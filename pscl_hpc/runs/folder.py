@@ -7,22 +7,22 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 from pscl_hpc.config import Config, load_config, to_yaml
 from pscl_hpc.errors import JobError, UserError
-from pscl_hpc.runs.attempts import Attempt, newest_attempt, read_about
+from pscl_hpc.runs.attempts import Attempt
 from pscl_hpc.runs.checkpoint import CheckpointStore
-from pscl_hpc.runs.files import remove_leftovers, write_json, write_text
+from pscl_hpc.runs.files import create_text, remove_leftovers, write_json, writing
+from pscl_hpc.runs.lock import take_lock
 from pscl_hpc.runs.metrics import MetricsLog, read_metrics
-from pscl_hpc.runs.provenance import describe_attempt, describe_device, node_name, now
+from pscl_hpc.runs.provenance import describe_attempt, describe_device, now
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,6 @@ CONFIG_FILE = "config.yaml"
 RECORD_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
-LOCK_FILE = "run.lock"
 _FREE = (
     "run",
     "runtime.workers",
@@ -65,11 +64,15 @@ class RunFolder:
             nodes: Node of each rank, where there are several.
 
         Raises:
-            UserError: when the folder holds another run, another configuration, or is being written now.
+            UserError: when the folder holds another run, another configuration, is being written now, or cannot be.
+            JobError: when the disk is full.
         """
         folder = cls.reserve(config)
-        folder._acquire()
+        with _usable(folder.path):
+            folder._lock = take_lock(folder.path)
         try:
+            # Again under the lock: another process may have made the folder at the same moment.
+            _check_same(folder.path, config)
             folder._open_record(device, nodes)
             if folder.done:
                 folder._release()
@@ -83,19 +86,18 @@ class RunFolder:
         """The folder of a new run, holding its configuration, or that of the same run begun before. Nothing runs yet.
 
         Raises:
-            UserError: when the folder holds other things or another configuration.
+            UserError: when the folder holds other things or another configuration, or cannot be made.
         """
-        path = Path(config.run) if config.run else _fresh_path(config.name)
-        if path.exists() and not path.is_dir():
-            raise UserError(f"{path}: is a file; choose another folder with run=...")
-        stored = path / CONFIG_FILE
-        if stored.exists():
-            _check_same(path, stored, config)
-        else:
-            if path.is_dir() and any(path.iterdir()):
-                raise UserError(f"{path}: is not empty and holds no run; choose another folder with run=...")
+        with _usable(Path(config.run or "runs")):
+            path = Path(config.run) if config.run else _fresh_path(config.name)
+            if path.exists() and not path.is_dir():
+                raise UserError(f"{path}: is a file; choose another folder with run=...")
             path.mkdir(parents=True, exist_ok=True)
-            write_text(stored, to_yaml(config))
+            names = os.listdir(path)
+            if CONFIG_FILE not in names and not all(name.startswith(f".{CONFIG_FILE}.") for name in names):
+                raise UserError(f"{path}: is not empty and holds no run; choose another folder with run=...")
+            if CONFIG_FILE in names or not create_text(path / CONFIG_FILE, to_yaml(config)):
+                _check_same(path, config)
         return cls(path, config, _read_record(path) if (path / RECORD_FILE).exists() else {})
 
     @classmethod
@@ -155,10 +157,30 @@ class RunFolder:
         return read_metrics(self.path / METRICS_FILE)
 
     def update(self, **values: Any) -> None:
-        """Change entries of run.json."""
+        """Change entries of run.json.
+
+        Raises:
+            JobError: when a later attempt has taken over, or it cannot be written.
+        """
         self.check_owner()
         self.record.update(values)
-        write_json(self.path / RECORD_FILE, self.record)
+        with writing(self.path / RECORD_FILE):
+            write_json(self.path / RECORD_FILE, self.record)
+
+    def keep_last_end(self, known: str = "") -> None:
+        """Note in the newest attempt how it ended; what comes next would hide it.
+
+        Args:
+            known: How, where the record does not say it.
+        """
+        if not self.attempts or self.done or "ended" in self.attempts[-1]:
+            return
+        self.attempts[-1]["ended"] = (
+            str(self.record.get("error") or "")
+            or known
+            or "without a word: a node failed, or the run was killed or requeued"
+        )
+        self.update(attempts=self.attempts)
 
     def goes_on_from(self, step: int) -> None:
         """Record the step after which this attempt begins."""
@@ -184,7 +206,7 @@ class RunFolder:
                 self.update(status="done", finished=now(), error="")
                 return
             # What ended the work is worth more than that it cannot be recorded.
-            with contextlib.suppress(OSError, JobError):
+            with contextlib.suppress(JobError):
                 if self._stopped is not None or isinstance(error, KeyboardInterrupt | SystemExit):
                     self.update(status="stopped", error=self._stopped or type(error).__name__)
                 else:
@@ -200,6 +222,7 @@ class RunFolder:
             return
         about = describe_attempt()
         self._attempt = Attempt.begin(self.path, about)
+        self.keep_last_end()
         for place in (self.path, self.path / CHECKPOINTS):
             remove_leftovers(place)
         attempts = [*self.attempts, {"number": self._attempt.number, **about, "ranks": max(1, len(nodes))}]
@@ -215,38 +238,22 @@ class RunFolder:
             error="",
         )
 
-    def _acquire(self) -> None:
-        handle = (self.path / LOCK_FILE).open("a+")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            owner = handle.read().strip() or "another process"
-            if not _orphaned(read_about(self.path, newest_attempt(self.path))):
-                handle.close()
-                raise UserError(
-                    f"{self.path}: is being written by {owner}; wait for it or choose another folder"
-                ) from None
-        except OSError:
-            pass  # A file system without locks: `pscl-hpc doctor` says so.
-        handle.truncate(0)
-        handle.write(f"process {os.getpid()}\n")
-        handle.flush()
-        self._lock = handle
-
     def _release(self) -> None:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
 
-def _orphaned(about: dict[str, Any]) -> bool:
-    """Whether a lock is held by a task that Slurm no longer counts: of this very job before its requeue, or of a job on
-    a node that may have lost the network. An attempt on this node under another job is alive."""
-    job, node = os.environ.get("SLURM_JOB_ID", ""), node_name()
-    return bool(job and about.get("slurm_job")) and (
-        about["slurm_job"] == job or about.get("node", node) != node
-    )
+@contextlib.contextmanager
+def _usable(path: Path) -> Iterator[None]:
+    """Around making a run folder: one that cannot be made is wrong input."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path}: the run folder cannot be made or written there ({error.strerror or error}); choose another with "
+            "run=..."
+        ) from None
 
 
 def _name(error: BaseException) -> str:
@@ -265,9 +272,9 @@ def _fresh_path(name: str) -> Path:
     raise AssertionError("unreachable")
 
 
-def _check_same(path: Path, stored: Path, config: Config) -> None:
+def _check_same(path: Path, config: Config) -> None:
     # Read as a configuration, so that keys that are newer than the run have their defaults.
-    old = _flat(load_config(stored).model_dump(mode="json"))
+    old = _flat(load_config(path / CONFIG_FILE).model_dump(mode="json"))
     new = _flat(config.model_dump(mode="json"))
     changed = [
         key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and key not in _FREE

@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pscl_hpc.errors import JobError
-from pscl_hpc.runs.files import write_text
+from pscl_hpc.runs.files import write_text, writing
 
 
 class MetricsLog:
@@ -28,11 +27,16 @@ class MetricsLog:
             self._writer = SummaryWriter(str(tensorboard))
 
     def rewind(self, step: int) -> None:
-        """Drop lines after ``step`` and a torn last line."""
+        """Drop lines after ``step`` and a torn last line.
+
+        Raises:
+            JobError: when it cannot be written.
+        """
         self._guard()
         if self.path.exists():
             kept = [line for line in read_metrics(self.path) if int(line["step"]) <= step]
-            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+            with writing(self.path):
+                write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Append one line. Numbers that are not finite become null: JSON has no NaN.
@@ -43,14 +47,11 @@ class MetricsLog:
         self._guard()
         line = {"step": step, "time": round(time.time(), 3)}
         line.update({key: _plain(value) for key, value in values.items()})
-        try:
-            with self.path.open("a", encoding="utf-8") as handle:
-                handle.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise JobError(
-                f"{self.path}: the line of step {step} could not be written ({error.strerror or error}); make room "
-                "there and start the run again with the same command"
-            ) from error
+        with (
+            writing(self.path, f"the line of step {step}"),
+            self.path.open("a", encoding="utf-8") as handle,
+        ):
+            handle.write(json.dumps(line) + "\n")
         if self._writer is not None:
             for key, value in line.items():
                 if isinstance(value, int | float) and key not in ("step", "time"):

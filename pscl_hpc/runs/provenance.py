@@ -73,6 +73,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def slurm_restart() -> str:
+    """How often Slurm started this process's job before; "0" outside of Slurm too."""
+    return os.environ.get("SLURM_RESTART_COUNT") or "0"
+
+
 def describe_attempt() -> dict[str, Any]:
     """One process's work on a run."""
     return {
@@ -81,6 +86,7 @@ def describe_attempt() -> dict[str, Any]:
         "node": node_name(),
         "pid": os.getpid(),
         "slurm_job": os.environ.get("SLURM_JOB_ID", ""),
+        "slurm_restart": slurm_restart(),
         "command": shlex.join(sys.argv),
         "commit": commit(),
         "versions": versions(),

@@ -41,9 +41,11 @@ def select_data(config: FinetuneConfig, archive: Archive) -> FinetuneData:
     """Find and check references and validation images.
 
     Raises:
-        UserError: a reference is unknown, has no annotated pixel, is from a split that may not be trained on or from
-            another collection than the first; there is nothing to validate on; class weights do not fit the classes.
+        UserError: a reference, split or excluded specimen is unknown; a reference has no annotated pixel, is from a
+            split that may not be trained on or from another collection than the first; there is nothing to validate on;
+            class weights do not fit the classes.
     """
+    archive.check_names(splits=config.data.splits, specimens=config.data.exclude_specimens)
     references = tuple(archive.find(name) for name in config.references)
     collection = archive.collections[references[0].dataset]
     for record in references:

@@ -29,9 +29,9 @@ from pscl_hpc.training import (
     StopRequested,
     build_optimiser,
     how_to_go_on,
-    ignore_ctrl_c,
     parameter_groups,
     read_place,
+    reader_options,
     scaled_lr,
     set_lr,
     setup_device,
@@ -175,10 +175,8 @@ class _Training:
             self._windows(),
             batch_size=None,
             sampler=range(start, steps),
-            num_workers=config.runtime.workers,
-            multiprocessing_context="forkserver" if config.runtime.workers else None,
-            worker_init_fn=ignore_ctrl_c,
             pin_memory=self.device.type == "cuda",
+            **reader_options(config.runtime.workers),
         )
         self.objective.train()
         seen, since = 0, time.perf_counter()

@@ -6,7 +6,6 @@ from pscl_hpc.training.interruption import (
     StopRequested,
     clear_stop,
     how_to_go_on,
-    ignore_ctrl_c,
     request_stop,
     stop_on_signals,
     stop_reason,
@@ -14,6 +13,7 @@ from pscl_hpc.training.interruption import (
 from pscl_hpc.training.optimiser import Lars, build_optimiser, parameter_groups, scaled_lr
 from pscl_hpc.training.parallel import data_parallel
 from pscl_hpc.training.ranks import Place, Ranks, join_ranks, read_place
+from pscl_hpc.training.readers import reader_options
 from pscl_hpc.training.recompute import checkpoint_blocks
 from pscl_hpc.training.schedule import lr_factor, set_lr
 
@@ -28,11 +28,11 @@ __all__ = [
     "clear_stop",
     "data_parallel",
     "how_to_go_on",
-    "ignore_ctrl_c",
     "join_ranks",
     "lr_factor",
     "parameter_groups",
     "read_place",
+    "reader_options",
     "request_stop",
     "scaled_lr",
     "set_lr",

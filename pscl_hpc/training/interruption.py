@@ -55,11 +55,6 @@ def clear_stop() -> None:
     _reason = None
 
 
-def ignore_ctrl_c(worker: int) -> None:
-    """For reading processes: the terminal sends Ctrl-C to them too, and the last steps need their images."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
     """Let SIGINT and SIGTERM ask for a stop; a second SIGINT ends the process at once. For the main thread."""

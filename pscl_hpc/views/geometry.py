@@ -156,7 +156,9 @@ def paired_cells(geometry: ViewGeometry, height: int, width: int) -> Tensor:
 def partner_cells(geometry: ViewGeometry, cells: Tensor, height: int, width: int) -> Tensor:
     """Cells of view k, int64 (B, T) row-major, to their partners in view q, int64 (B, T).
 
-    Exact where :func:`paired_cells` holds; the pair is less than one cell apart (tested).
+    Exact where :func:`paired_cells` holds. In square views whose side is a multiple of the map's stride, the centres of
+    a pair are less than one cell apart along each axis (tested); in square ones of another size up to two cells, in
+    oblong ones the more the longer they are.
     """
     crop = crop_on_grid(geometry, height, width)
     i, _ = _kept(cells // width, crop.rows, height)

@@ -57,7 +57,9 @@ def jitter(
     if config.blur:
         changed = _blur(changed, (config.blur * blur).view(batch), config.blur)
     if config.noise:
-        seeds = torch.randint(0, 2**62, (slots.total,), generator=generator)[places]
+        # From a copy: how many more numbers are drawn is not the others' concern.
+        own = torch.Generator().set_state(generator.get_state())
+        seeds = torch.randint(0, 2**62, (slots.total,), generator=own)[places]
         changed = changed + config.noise * noise * _white_noise(images, seeds.tolist())
     return torch.where(chosen < config.probability, changed.clamp(0, 1), images)
 

@@ -245,6 +245,11 @@ def test_the_defaults_of_fine_tuning_survive_a_part_of_their_section() -> None:
     assert (byol.method.momentum.start, byol.method.momentum.schedule) == (0.9, "cosine")
 
 
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot be read \(.*\)"):
+        load_config(Path("/proc/self/mem"))  # an input/output error, for root too
+
+
 def test_round_trip_through_yaml(file: Path, tmp_path: Path) -> None:
     config = load_config(file, ["views.size=[64,48]", "method.purity=0.9"])
     copy = tmp_path / "copy.yaml"

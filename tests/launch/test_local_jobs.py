@@ -26,6 +26,7 @@ from pscl_hpc.launch.jobs import (
     requeue,
     run_status,
 )
+from pscl_hpc.launch.local import worst_end
 from pscl_hpc.launch.profiles import Profile
 from pscl_hpc.launch.registry import job_records
 from pscl_hpc.launch.schedulers import SCHEDULERS, wait_for_end
@@ -127,6 +128,24 @@ def test_a_job_whose_rank_died_goes_on_by_itself_from_its_checkpoint(make_config
 def test_a_job_that_always_dies_ends_after_its_retries(make_config: MakeConfig) -> None:
     done = submit(make_config("dies"), cluster="local", profile=Profile(retries=2))
     assert (finish(done).state, run_status(done.run).restarts) == ("lost", 2)
+
+
+@pytest.mark.parametrize(
+    ("codes", "worst"),
+    [
+        ([0, 0], 0),
+        ([3, 0], 3),
+        ([143, -9], 137),
+        ([-15, -9], 137),
+        ([143, None], 137),
+        ([143, -15], 143),
+        ([-11, 3], 139),
+    ],
+)
+def test_a_killed_rank_counts_before_those_that_were_asked_to_end(
+    codes: list[int | None], worst: int
+) -> None:
+    assert worst_end(codes) == worst
 
 
 def test_wrong_input_is_not_tried_again(make_config: MakeConfig) -> None:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import copy
 import json
 import math
+import multiprocessing
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +28,7 @@ from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.models import load_trunk
 from pscl_hpc.pretraining import PretrainData, Trainer, pretrain
 from pscl_hpc.pretraining import trainer as trainer_module
+from pscl_hpc.pretraining.notices import notices
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.seeding import Draws, numpy_generator
 from pscl_hpc.training import Ranks
@@ -119,16 +125,29 @@ def test_resume_forgets_log_lines_after_the_checkpoint(archive: Path, tmp_path: 
     assert values(folder.path) == expected
 
 
-def test_a_damaged_checkpoint_is_passed_over(archive: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_passed_over(
+    archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = small_config(archive, tmp_path / "run")
     folder = pretrain(config)
     expected = weights(folder.path)
     newest = folder.path / "checkpoints" / "step-00000006.pt"
     newest.write_bytes(newest.read_bytes()[:-100])
     folder.update(status="running")
-    with pytest.warns(UserWarning, match=r"step-00000006\.pt.*checksum"):
-        pretrain(config)
+    pretrain(config)
+    assert re.search(r"step-00000006\.pt.*checksum.*\n", capsys.readouterr().err)
     assert_same(expected, weights(folder.path))
+
+
+def test_a_run_without_a_whole_checkpoint_loses_no_line(archive: Path, tmp_path: Path) -> None:
+    config = small_config(archive, tmp_path / "run")
+    folder = pretrain(config)
+    folder.update(status="running")
+    for path in (folder.path / "checkpoints").glob("step-*.pt"):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"no other checkpoint is whole; .* to begin anew"):
+        pretrain(config)
+    assert len(values(folder.path)) == 6
 
 
 def test_a_finished_run_is_left_alone(archive: Path, tmp_path: Path) -> None:
@@ -152,7 +171,7 @@ def test_a_changed_archive_is_refused(tmp_path: Path) -> None:
     folder.update(status="running")
     archive.unlink()
     small_archive(archive, images=5)
-    with pytest.raises(JobError, match="has changed since this run began"):
+    with pytest.raises(UserError, match="has changed since this run began"):
         pretrain(config)
 
 
@@ -284,8 +303,11 @@ def test_loss_that_is_not_finite_stops_the_run(
 
     monkeypatch.setattr(trainer_module, "make_views", poisoned)
     config = small_config(archive, tmp_path / "run")
-    with pytest.raises(JobError, match=r"not finite at step 4 \(loss=nan.*images: alloy/0, "):
+    mend = r"in a new folder \(run=\.\.\.\); the checkpoint of step 2 stays in "
+    with pytest.raises(JobError, match=r"not finite at step 4 \(loss=nan.*images: alloy/0, .*" + mend):
         pretrain(config)
+    with pytest.raises(JobError, match=r"clip_norm=1 in a new folder \(run=\.\.\.\)$"):
+        pretrain(small_config(archive, tmp_path / "other", checkpoint={"every_steps": 6}))
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["status"] == "failed"
     assert "step 4" in record["error"]
@@ -376,6 +398,56 @@ def test_learning_from_scored_images_is_told(
     # The archive has no test image.
     assert said.startswith("warning: data.splits puts images of val into the pool")
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"views": {"size": [34, 34]}}, "multiple of 4; set views.size=[32, 32]"),
+        ({"views": {"size": [32, 48]}}, "multiple of 4; set views.size=[32, 32]"),
+        ({"views": {"size": [36, 36]}}, ""),
+        (
+            {"views": {"size": [36, 36]}, "method": {"name": "ideal"}},
+            "multiple of 8; set views.size=[32, 32]",
+        ),
+        ({"views": {"size": [34, 34]}, "method": {"name": "ideal", "correspondence": "feature"}}, ""),
+        ({"views": {"size": [34, 48]}, "method": {"name": "simclr"}}, ""),
+        ({"schedule": {"steps": 3, "warmup_steps": 3}}, "learning rate never reaches optimiser.lr"),
+        ({"schedule": {"steps": 3, "warmup_steps": 2}}, ""),
+    ],
+)
+def test_what_is_hardly_meant_is_told(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    found = notices(small_config(tmp_path / "a.h5", tmp_path / "run", **changes), ["train"] * 5)
+    assert len(found) == bool(said)
+    assert all(said in sentence for sentence in found)
+
+
+def _export_on_a_full_disk(config: PretrainConfig, pipe: Connection) -> None:
+    def full(path: Path, trunk: object) -> None:
+        # As full as a disk gets: no file may grow beyond this.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        save(path, trunk)
+
+    save = trainer_module.save_trunk
+    trainer_module.save_trunk = full  # type: ignore[assignment]
+    try:
+        pretrain(config)
+    except JobError as error:
+        pipe.send(str(error))
+
+
+def test_an_export_to_a_full_disk_is_one_sentence(archive: Path, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    config = small_config(archive, tmp_path / "run", schedule={"steps": 1}, method={"name": "simclr"})
+    process = context.Process(target=_export_on_a_full_disk, args=(config, theirs))
+    process.start()
+    theirs.close()
+    text = ours.recv()
+    process.join()
+    assert text.startswith(f"{tmp_path / 'run' / 'trunk.safetensors'}: it could not be written (")
+    assert text.endswith("make room there and start the run again with the same command")
+    assert not RunFolder.load(config.run).done
 
 
 def test_what_is_not_wanted_is_not_logged(archive: Path, tmp_path: Path) -> None:

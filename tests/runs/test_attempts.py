@@ -17,6 +17,7 @@ from pscl_hpc.runs.attempts import Attempt, newest_attempt
 from tests.helpers import small_config
 
 CPU = torch.device("cpu")
+AGAIN = {"SLURM_RESTART_COUNT": "1"}
 FORK = multiprocessing.get_context("fork")
 
 
@@ -56,8 +57,8 @@ def _orphan(config: PretrainConfig, environment: dict[str, str], pipe: Connectio
 @pytest.mark.parametrize(
     ("first", "second"),
     [
-        ({"SLURM_JOB_ID": "7", "PSCL_NODE": "n1"}, {"SLURM_JOB_ID": "7", "PSCL_NODE": "n2"}),
-        ({"SLURM_JOB_ID": "7", "PSCL_NODE": "n1"}, {"SLURM_JOB_ID": "7", "PSCL_NODE": "n1"}),
+        ({"SLURM_JOB_ID": "7", "PSCL_NODE": "n1"}, {**AGAIN, "SLURM_JOB_ID": "7", "PSCL_NODE": "n2"}),
+        ({"SLURM_JOB_ID": "7", "PSCL_NODE": "n1"}, {**AGAIN, "SLURM_JOB_ID": "7", "PSCL_NODE": "n1"}),
         ({"SLURM_JOB_ID": "7", "PSCL_NODE": "n1"}, {"SLURM_JOB_ID": "8", "PSCL_NODE": "n2"}),
     ],
     ids=["requeued on another node", "requeued on the same node", "another job on another node"],
@@ -90,15 +91,30 @@ def test_an_orphan_writes_nothing_once_another_attempt_began(
         orphan.join()
 
 
-def test_without_slurm_a_living_process_is_not_replaced(
-    config: PretrainConfig, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"PSCL_NODE": "n1"}, {"PSCL_NODE": "n2"}),
+        ({"SLURM_JOB_ID": "7", "PSCL_NODE": "n1"}, {"SLURM_JOB_ID": "7", "PSCL_NODE": "n1"}),
+        ({"SLURM_JOB_ID": "7", "PSCL_NODE": "n1"}, {"SLURM_JOB_ID": "7", "PSCL_NODE": "n2"}),
+        (
+            {**AGAIN, "SLURM_JOB_ID": "7", "PSCL_NODE": "n1"},
+            {**AGAIN, "SLURM_JOB_ID": "7", "PSCL_NODE": "n1"},
+        ),
+        ({"SLURM_JOB_ID": "7", "PSCL_NODE": "n1"}, {"SLURM_JOB_ID": "8", "PSCL_NODE": "n1"}),
+    ],
+    ids=["without Slurm", "same start", "same start, another node", "same restart", "another job beside it"],
+)
+def test_a_living_process_is_not_replaced(
+    config: PretrainConfig, monkeypatch: pytest.MonkeyPatch, first: dict[str, str], second: dict[str, str]
 ) -> None:
     ours, theirs = FORK.Pipe()
-    holder = FORK.Process(target=_orphan, args=(config, {"PSCL_NODE": "n1"}, theirs))
+    holder = FORK.Process(target=_orphan, args=(config, first, theirs))
     holder.start()
     try:
         assert ours.recv() == "working"
-        monkeypatch.setenv("PSCL_NODE", "n2")
+        for key, value in second.items():
+            monkeypatch.setenv(key, value)
         with pytest.raises(UserError, match=rf"is being written by process {holder.pid}"):
             RunFolder.start(config, CPU)
         ours.send("go on")

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import io
 import json
 import multiprocessing
 import pickle
+import resource
+import threading
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from pscl_hpc.config import PretrainConfig
+from pscl_hpc.config import PretrainConfig, load_config
 from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.runs import CheckpointStore, MetricsLog, RunFolder, read_metrics, write_text
+from pscl_hpc.runs.attempts import Attempt
 from pscl_hpc.runs.checkpoint import serialise
+from pscl_hpc.runs.lock import LOCK_FILE
 from tests.helpers import small_config
 
 CPU = torch.device("cpu")
@@ -80,6 +87,111 @@ def test_two_processes_cannot_write_one_run(config: PretrainConfig) -> None:
         process.join()
 
 
+def test_a_look_at_the_lock_does_not_refuse_the_run(config: PretrainConfig) -> None:
+    RunFolder.reserve(config)
+    with (Path(config.run) / LOCK_FILE).open("a+") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH | fcntl.LOCK_NB)  # as `jobs status` does
+        threading.Timer(0.1, looking.close).start()
+        with RunFolder.start(config, CPU):
+            pass
+    assert RunFolder.load(config.run).done
+
+
+def _race(config: PretrainConfig, start: Any, pipe: Connection) -> None:
+    """Start runs in many folders at once with others; send which this process got, and under which seed."""
+    got = []
+    for number in range(40):
+        start.wait(60)
+        run = Path(config.run) / str(number)
+        with contextlib.suppress(UserError):
+            folder = RunFolder.start(config.model_copy(update={"run": str(run)}), CPU)
+            got.append((number, load_config(run / "config.yaml").seed == config.seed))
+            start.wait(60)
+            got[-1] = (number, got[-1][1] and load_config(run / "config.yaml").seed == config.seed)
+            folder._release()
+            continue
+        start.wait(60)
+    pipe.send(got)
+
+
+def test_of_two_that_make_a_folder_at_once_one_gets_it(config: PretrainConfig) -> None:
+    context = multiprocessing.get_context("fork")
+    start = context.Barrier(2)
+    pipes = [context.Pipe() for _ in range(2)]
+    processes = [
+        context.Process(target=_race, args=(config.model_copy(update={"seed": seed}), start, theirs))
+        for seed, (_, theirs) in enumerate(pipes)
+    ]
+    for process, (_, theirs) in zip(processes, pipes, strict=True):
+        process.start()
+        theirs.close()
+    got = [entry for ours, _ in pipes for entry in ours.recv()]
+    for process in processes:
+        process.join()
+    assert sorted(number for number, _ in got) == list(range(40)), "each folder belongs to one"
+    assert all(own for _, own in got), "nobody works under another's configuration"
+
+
+@pytest.mark.parametrize("run", ["file/x", "/proc/x", "/dev/null/x"])
+def test_a_folder_that_cannot_be_made_is_wrong_input(
+    config: PretrainConfig, tmp_path: Path, run: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be made or written there \(.*\); choose another"):
+        RunFolder.start(config.model_copy(update={"run": str(tmp_path / run)}), CPU)
+
+
+def test_runs_may_be_a_file(config: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs").write_text("")
+    with pytest.raises(UserError, match=r"^runs: the run folder cannot be made"):
+        RunFolder.start(config.model_copy(update={"run": ""}), CPU)
+
+
+def test_why_a_run_was_continued_is_kept(config: PretrainConfig) -> None:
+    with pytest.raises(JobError), RunFolder.start(config, CPU):
+        raise JobError("the loss is not finite at step 3")
+    lost = RunFolder.start(config, CPU)
+    lost._release()  # as when it is killed
+    with RunFolder.start(config, CPU):
+        pass
+    ends = [attempt.get("ended") for attempt in RunFolder.load(config.run).attempts]
+    assert ends[0] == "the loss is not finite at step 3"
+    assert ends[1].startswith("without a word: ")
+    assert ends[2] is None
+
+
+def _full(config: PretrainConfig, pipe: Connection) -> None:
+    """What a run says on a disk that is full from the start of a kind of write on."""
+    said = []
+    folder = RunFolder.start(config, CPU)
+    # As full as a disk gets: no file may grow beyond this.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+    for write in (
+        lambda: folder.update(text="x" * 500),
+        lambda: Attempt.begin(folder.path, {"text": "x" * 500}),
+        lambda: folder.__exit__(None, None, None),
+    ):
+        try:
+            write()
+        except JobError as error:
+            said.append(str(error))
+    pipe.send(said)
+
+
+def test_a_full_disk_is_one_sentence_with_the_file(config: PretrainConfig) -> None:
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_full, args=(config, theirs))
+    process.start()
+    update, attempt, done = ours.recv()
+    process.join()
+    for text, name in ((update, "run.json"), (attempt, "attempts"), (done, "run.json")):
+        assert f"{Path(config.run) / name}: " in text
+        assert "could not be written (File too large); make room there" in text
+    assert not RunFolder.load(config.run).done
+
+
 @pytest.mark.parametrize("content", ["", "[1]", "{"])
 def test_a_damaged_record_is_named(config: PretrainConfig, content: str) -> None:
     with RunFolder.start(config, CPU):
@@ -112,17 +224,69 @@ def test_checkpoints_keep_the_newest(tmp_path: Path) -> None:
     assert sorted(p.suffix for p in store.folder.iterdir()) == [".pt"] * 3 + [".sha256"] * 3
 
 
-def test_a_torn_checkpoint_falls_back(tmp_path: Path) -> None:
+def damage(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def test_a_torn_checkpoint_falls_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = CheckpointStore(tmp_path / "c")
     store.save(1, {"x": torch.ones(2)})
     newest = store.save(2, {"x": torch.ones(2)})
-    data = bytearray(newest.read_bytes())
-    data[len(data) // 2] ^= 1
-    newest.write_bytes(bytes(data))
-    with pytest.warns(UserWarning, match="damaged"):
-        latest = store.load_latest()
+    damage(newest)
+    latest = store.load_latest()
     assert latest is not None
     assert latest["step"] == 1
+    assert capsys.readouterr().err == (
+        f"warning: {newest}: is damaged, it does not match its checksum; the checkpoint before it is used\n"
+    )
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_what_follows_damaged_checkpoints_replaces_them(tmp_path: Path, keep: int) -> None:
+    store = CheckpointStore(tmp_path / "c", keep=3)
+    for step in (400, 550, 560):
+        store.save(step, {"x": torch.ones(2)})
+    for step in (550, 560):
+        damage(store.folder / f"step-{step:08d}.pt")
+    store.keep = keep
+    latest = store.load_latest()
+    assert latest is not None
+    assert latest["step"] == 400
+    store.save(450, {"x": torch.ones(2)})
+    assert store.steps() == [400, 450][-keep:]
+    latest = store.load_latest()
+    assert latest is not None
+    assert latest["step"] == 450
+    assert sorted(p.suffix for p in store.folder.iterdir()) == [".pt"] * keep + [".sha256"] * keep
+
+
+@pytest.mark.parametrize("how", ["torn", "without checksum"])
+def test_where_no_checkpoint_is_whole_nothing_begins_anew(tmp_path: Path, how: str) -> None:
+    store = CheckpointStore(tmp_path / "c")
+    for step in (1, 2):
+        path = store.save(step, {"x": torch.ones(2)})
+        if how == "torn":
+            damage(path)
+        else:
+            path.with_suffix(".sha256").unlink()
+    with pytest.raises(
+        UserError,
+        match=r"step-00000002\.pt: is damaged, .*, and no other .* delete the folder .* to begin anew",
+    ):
+        store.load_latest()
+    assert store.steps() == [1, 2]
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "c")
+    store.save(1, {"x": torch.ones(2)})
+    newest = store.save(2, {"x": torch.ones(2)})
+    newest.unlink()
+    newest.mkdir()  # reading it is an OSError, for root too
+    with pytest.raises(JobError, match=r"step-00000002\.pt: cannot be read \(Is a directory\); mend that"):
+        store.load_latest()
 
 
 class Trap:

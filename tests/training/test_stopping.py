@@ -36,13 +36,19 @@ def test_the_first_reason_stays_until_it_is_cleared() -> None:
     assert stop_reason() is None
 
 
-def test_ctrl_c_stops_after_the_step_with_reading_processes(archive: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "reason"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
+def test_a_signal_to_all_processes_stops_after_the_step(
+    archive: Path, tmp_path: Path, number: int, reason: str
+) -> None:
     run = tmp_path / "with blank"
     config = small_config(
         archive,
         run,
         schedule={"steps": 100_000},
         runtime={"threads": 1, "workers": 1},
+        # More passes in a step than are read ahead: readers have to outlive the signal.
+        batch_size=128,
+        accumulate=64,
         checkpoint={"every_steps": 1000},
         method={"name": "simclr"},
     )
@@ -59,18 +65,18 @@ def test_ctrl_c_stops_after_the_step_with_reading_processes(archive: Path, tmp_p
         end = time.monotonic() + 120
         while time.monotonic() < end and not (run / "metrics.jsonl").exists():
             time.sleep(0.02)
-        # As a terminal does it: to the reading processes too.
-        os.killpg(process.pid, signal.SIGINT)
+        # As terminals, `timeout` and Slurm do it: to the reading processes too.
+        os.killpg(process.pid, number)
         error = process.communicate(timeout=60)[1]
     finally:
         process.kill()
     assert process.returncode == 130
     (step,) = CheckpointStore(run / "checkpoints").steps()
     assert error == (
-        f"stopped: Ctrl-C; saved after step {step}, goes on when the same command is given with run='{run}'\n"
+        f"stopped: {reason}; saved after step {step}, goes on when the same command is given with run='{run}'\n"
     )
     record = RunFolder.load(run).record
-    assert (record["status"], record["error"]) == ("stopped", "Ctrl-C")
+    assert (record["status"], record["error"]) == ("stopped", reason)
 
 
 def test_stopped_after_every_step_equals_uninterrupted(archive: Path, tmp_path: Path) -> None:

@@ -119,6 +119,22 @@ def luma(images: Tensor) -> Tensor:
     return (images * torch.tensor([0.299, 0.587, 0.114]).double().view(3, 1, 1)).sum(dim=1, keepdim=True)
 
 
+def test_noise_shifts_no_other_draw() -> None:
+    images = torch.rand(4, 1, 16, 16)
+    ends = []
+    for noise in (0.0, 1e-9):
+        random = torch.Generator().manual_seed(5)
+        views = [jitter(images, JitterConfig(noise=noise), random) for _ in range(2)]
+        ends.append((*views, torch.rand(3, generator=random)))
+    for quiet, noisy in zip(*ends, strict=True):
+        torch.testing.assert_close(quiet, noisy, atol=1e-6, rtol=0)
+    random = torch.Generator().manual_seed(5)
+    loud = JitterConfig(brightness=0, contrast=0, noise=0.2, probability=1.0)
+    first, second = (jitter(torch.full((2, 1, 9, 9), 0.5), loud, random) for _ in range(2))
+    assert not torch.equal(first, second), "each view has noise of its own"
+    assert not torch.equal(first[0], first[1])
+
+
 def test_brightness_and_contrast_follow_their_formulas() -> None:
     changed, draws = jitter_one(some_images(), brightness=0.2, contrast=0.3)
     bright = some_images() * (1 + 0.2 * (2 * draws[1] - 1))

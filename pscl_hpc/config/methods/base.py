@@ -19,8 +19,13 @@ class MethodBase(Strict):
     smallest_per_rank: ClassVar[int] = 1
     """Fewest images of one rank's forward pass where each rank has batch statistics of its own."""
 
-    def check(self, *, scales: int) -> None:
-        """Raise ValueError where the section does not fit a trunk with so many decoder scales."""
+    def check(self, *, widths: tuple[int, ...]) -> None:
+        """Raise ValueError where the section does not fit a trunk of these widths, fine to coarse."""
+
+    def paired_stride(self, *, scales: int) -> int:
+        """Stride in pixels of the coarsest map whose cells are paired by their place in the views, given the number of
+        decoder maps; 0 where no cells are paired so."""
+        return 0
 
 
 class ReferenceConfig(Strict):
@@ -29,7 +34,7 @@ class ReferenceConfig(Strict):
     ids: tuple[str, ...] = ()
     """Image ids in the archive, ``dataset/stem``. Each step uses ``per_batch`` of them, drawn at random."""
     per_batch: Count = 1
-    """Reference images in each batch. Templates come from all of them."""
+    """Reference images in each forward pass. Templates come from all of them."""
     square: Annotated[int, Field(ge=0)] = 0
     """Side in pixels of the one square of each reference whose annotation is used, as in fine-tuning; 0: all of it."""
     in_pool: bool = False
@@ -46,7 +51,7 @@ class ReferencedMethod(MethodBase):
     """Where templates come from."""
     smallest_batch: ClassVar[int] = 1
 
-    def check(self, *, scales: int) -> None:
+    def check(self, *, widths: tuple[int, ...]) -> None:
         """Raise ValueError where no annotated image is named."""
         if not self.reference.ids:
             raise ValueError(f"method.reference.ids names no annotated image; {self.name} needs at least one")

@@ -31,3 +31,7 @@ class IdealConfig(MethodBase):
     """Width of the contrasted vectors."""
     hidden: Count = 128
     """Hidden width of the heads, at most the width of the bottleneck."""
+
+    def paired_stride(self, *, scales: int) -> int:
+        """That of the bottleneck, where cells are paired by geometry."""
+        return int(2**scales) if self.correspondence == "geometric" else 0

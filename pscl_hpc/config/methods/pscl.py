@@ -42,11 +42,23 @@ class PatchConfig(MethodBase):
             )
         return self
 
-    def check(self, *, scales: int) -> None:
-        """Raise ValueError where the weights do not fit the scales."""
-        super().check(scales=scales)
+    def check(self, *, widths: tuple[int, ...]) -> None:
+        """Raise ValueError where weights or heads do not fit the trunk's decoder."""
+        super().check(widths=widths)
+        scales = len(widths) - 1
         if self.scale_weights and len(self.scale_weights) != scales:
             raise ValueError(f"method.scale_weights needs {scales} values, one per scale")
+        for width in widths[:-1]:
+            for key, value in (("model.widths", width), ("method.hidden", min(self.hidden, width))):
+                if value % self.head_groups:
+                    raise ValueError(
+                        f"{key} has {value}, which is no multiple of method.head_groups ({self.head_groups}): set "
+                        f"{key} to multiples of it, or method.head_groups=1"
+                    )
+
+    def paired_stride(self, *, scales: int) -> int:
+        """That of the coarsest decoder map."""
+        return int(2 ** (scales - 1))
 
 
 class AnnotatedPatchConfig(PatchConfig, ReferencedMethod):
