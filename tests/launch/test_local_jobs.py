@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("place")
 
 
 def finish(done: Submission) -> RunStatus:
-    assert wait_for_end(done.job, 60)
+    assert wait_for_end(done.job, 240)
     return run_status(done.run)
 
 
@@ -244,7 +244,7 @@ def test_what_follows_a_run_is_done_by_a_new_job_and_the_run_is_not(
 
     config = make_config(run="runs/a")
     done = send()
-    assert wait_for_end(done.job, 60)
+    assert wait_for_end(done.job, 240)
     assert RunFolder.load(done.run).done
     assert not (done.run / "scores").exists()
     with pytest.raises(UserError, match="this run is done"):
