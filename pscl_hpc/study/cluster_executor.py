@@ -137,7 +137,8 @@ class ClusterJobs:
         self._next = (self._next + 1) % len(jobs)
         key, job = jobs[self._next]
         record = latest_job(job.folder)
-        if record is not None and SCHEDULERS[record.cluster].state(record).phase in ("pending", "running"):
+        # A scheduler that does not answer has not said that the job is at its end.
+        if record is not None and SCHEDULERS[record.cluster].state(record).phase != "ended":
             self._ended.pop(key, None)
             return []
         return [] if _ended_well(job) else [(key, job)]

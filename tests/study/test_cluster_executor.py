@@ -29,6 +29,7 @@ class Cluster:
         self.refused: tuple[str, ...] = ()
         self.broken: tuple[str, ...] = ()
         self.unscored: tuple[str, ...] = ()
+        self.silent = 0
         self.states: dict[str, int] = {}
         self.configs: dict[str, Config] = {}
 
@@ -48,6 +49,9 @@ class Cluster:
         return SimpleNamespace(run=str(run), cluster="local", log=lambda run: run / "rank.log")
 
     def state(self, job: Any) -> Any:
+        if self.silent and self.states[job.run]:
+            self.silent -= 1
+            return SimpleNamespace(phase="unknown")
         self.states[job.run] += 1
         if self.states[job.run] < 2:
             return SimpleNamespace(phase="pending")
@@ -99,6 +103,14 @@ def test_a_job_that_ends_without_its_product_has_failed_with_its_reason(
     # All pretrainings have a folder of such a name: what is left are the fine-tunings from random weights.
     assert {item.reason for item in results.failed if item.state == "failed"} == {"the node burnt"}
     assert results.scored == 3
+
+
+def test_a_scheduler_that_does_not_answer_for_a_while_ends_no_job(
+    archive: Path, tmp_path: Path, cluster: Cluster
+) -> None:
+    cluster.silent = 20
+    results = run(archive, tmp_path / "study")
+    assert (results.scored, results.failed, cluster.silent) == (9, (), 0)
 
 
 def test_a_job_that_fails_after_its_run_has_its_last_words_for_a_reason(
