@@ -19,7 +19,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "cpu-study-one-shot": lambda: study.study("cpu-study-one-shot"),
     "cpu-study-methods": lambda: study.study("cpu-study-methods"),
     "cpu-study-longer": lambda: study.study("cpu-study-longer", "none"),
-    "cpu-study-variants": lambda: study.study("cpu-study-variants"),
     "cpu-study-variants-validation": lambda: study.validation("cpu-study-variants"),
     "cpu-study-rates": lambda: study.validation("cpu-study-rates"),
     "cpu-study-references": lambda: study.study("cpu-study-references"),

@@ -228,7 +228,8 @@ class _Training:
             shown = ", ".join(f"{name} {value.item():g}" for name, value in loss.terms.items())
             raise JobError(
                 f"the loss is not finite at step {step + 1} ({shown}; "
-                f"images: {', '.join(sorted(set(batch.ids)))}); lower optimiser.lr or set optimiser.clip_norm"
+                f"images: {', '.join(sorted(set(batch.ids)))}); start with a lower optimiser.lr or "
+                "with optimiser.clip_norm in a new folder (run=...)"
             )
         self.optimiser.zero_grad(set_to_none=True)
         loss.total.backward()  # type: ignore[no-untyped-call]
