@@ -392,10 +392,9 @@ def test_learning_from_scored_images_is_told(
     archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = {"method": {"name": "simclr"}, "schedule": {"steps": 1}}
-    data = {"archive": str(archive), "splits": ["train", "", "val", "test"]}
+    data = {"archive": str(archive), "splits": ["train", "", "val"]}
     pretrain(small_config(archive, tmp_path / "all", data=data, **config))
     said = capsys.readouterr().err
-    # The archive has no test image.
     assert said.startswith("warning: data.splits puts images of val into the pool")
     assert said.count("\n") == 1
 
