@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import IO
 
@@ -24,6 +25,7 @@ from pscl_hpc.archive.manifest import read_manifest
 from pscl_hpc.errors import JobError, UserError
 
 _BLOCK = 1 << 22
+_LOOK_S = 0.02
 _COPIES: dict[Path, Path] = {}
 _HELD: list[IO[str]] = []
 """Locks by which this process says that it uses its copies."""
@@ -66,10 +68,13 @@ def stage_archive(path: Path, folder: Path) -> Path:
     fcntl.flock(lock, fcntl.LOCK_SH)
     while not _is_whole(copy, files):
         fcntl.flock(lock, fcntl.LOCK_UN)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not _is_whole(copy, files):
-            _make(source, files, copy, home)
-        fcntl.flock(lock, fcntl.LOCK_UN)
+        # Never waited for: the rank that has made the copy since keeps the lock shared until its end.
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _is_whole(copy, files):
+                _make(source, files, copy, home)
+            fcntl.flock(lock, fcntl.LOCK_UN)
+        time.sleep(_LOOK_S)
         fcntl.flock(lock, fcntl.LOCK_SH)
     os.utime(lock.fileno())
     _HELD.append(lock)

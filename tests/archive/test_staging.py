@@ -6,8 +6,10 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections import namedtuple
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +140,25 @@ def test_what_cannot_be_staged_is_one_sentence(archive: Path, tmp_path: Path) ->
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"^[^\n]+cannot be staged there"):
         stage_archive(archive, tmp_path / "file")
+
+
+def test_a_rank_that_looked_too_early_does_not_wait_for_the_end_of_the_others(
+    archive: Path, tmp_path: Path
+) -> None:
+    copy = stage_archive(archive, tmp_path / "disk")
+    aside = copy.parent.with_name("aside")
+    copy.parent.rename(aside)
+    staging._COPIES.clear()
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(stage_archive, archive, tmp_path / "disk")
+        time.sleep(0.5)  # it finds no copy, and the lock held by a rank that uses one
+        assert not late.done()
+        aside.rename(copy.parent)
+        try:
+            assert late.result(timeout=20) == copy
+        finally:
+            for lock in staging._HELD:
+                lock.close()
 
 
 def test_ranks_of_a_node_share_one_copy(archive: Path, tmp_path: Path) -> None:
