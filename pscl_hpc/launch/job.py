@@ -24,10 +24,10 @@ from pscl_hpc.config import Config, load_config
 from pscl_hpc.errors import EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, EXIT_TERMINATED, JobError, UserError
 from pscl_hpc.launch.batch import REFUSED, REQUEUE, STOPPED
 from pscl_hpc.launch.code import check_source
-from pscl_hpc.launch.locks import is_locked
 from pscl_hpc.launch.stopping import CANCELLED, NOTICE, listen, slurm_ends_it
 from pscl_hpc.launch.world import World
 from pscl_hpc.runs import RunFolder, write_text
+from pscl_hpc.runs.lock import is_locked
 from pscl_hpc.training.interruption import StopRequested, clear_stop
 
 STAGES = {

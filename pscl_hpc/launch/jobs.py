@@ -12,12 +12,12 @@ from typing import Any, Literal
 from pscl_hpc.config import FinetuneConfig
 from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.launch.local import STOP_GRACE_S
-from pscl_hpc.launch.locks import is_locked
 from pscl_hpc.launch.pace import time_left
 from pscl_hpc.launch.profiles import Profile
 from pscl_hpc.launch.registry import JOBS, JobRecord, latest_job
 from pscl_hpc.launch.schedulers import SCHEDULERS, JobState, Watch, known_phase, wait_for_end
 from pscl_hpc.runs import RunFolder
+from pscl_hpc.runs.lock import is_locked
 
 State = Literal["prepared", "queued", "starting", "running", "done", "failed", "stopped", "lost"]
 """prepared: the folder has its configuration, but neither a job nor a process ever began.

@@ -19,13 +19,13 @@ from pscl_hpc.errors import UserError
 from pscl_hpc.launch.code import source_hash
 from pscl_hpc.launch.executors import batch_script, build_executor, check_resources
 from pscl_hpc.launch.job import STAGES, StageJob, keep_last_end
-from pscl_hpc.launch.locks import lock_holder
 from pscl_hpc.launch.profiles import Profile
 from pscl_hpc.launch.registry import JOBS, JobRecord, latest_job, save_job
 from pscl_hpc.launch.schedulers import known_phase, process_start
 from pscl_hpc.models import load_trunk
 from pscl_hpc.pretraining.data import PretrainData
 from pscl_hpc.runs import RunFolder, commit, now
+from pscl_hpc.runs.lock import lock_holder
 from pscl_hpc.segmentation.data import select_data
 from pscl_hpc.segmentation.unlabelled import select_unlabelled
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pscl_hpc.errors import UserError
-from pscl_hpc.runs.attempts import newest_attempt, read_about
+from pscl_hpc.runs.attempts import describe, newest_attempt, read_about
 from pscl_hpc.runs.provenance import node_name, slurm_restart
 
 LOCK_FILE = "run.lock"
@@ -40,6 +40,23 @@ def take_lock(run: Path) -> IO[str]:
     handle.write(f"process {os.getpid()}\n")
     handle.flush()
     return handle
+
+
+def is_locked(run: Path) -> bool:
+    """Whether a process holds the lock of a run folder; False on a file system without locks."""
+    try:
+        with (run / LOCK_FILE).open() as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def lock_holder(run: Path) -> str:
+    """The process that holds the lock of a run folder, in words; empty when nobody does."""
+    return describe(run, newest_attempt(run)) if is_locked(run) else ""
 
 
 def _lock(handle: IO[str]) -> None:
