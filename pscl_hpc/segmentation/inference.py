@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
@@ -49,12 +50,25 @@ class Predictor:
         *,
         runtime: RuntimeConfig | None = None,
         tiling: Tiling | None = None,
+        symmetries: bool = False,
     ) -> None:
+        """See the class.
+
+        Args:
+            net: Its weights are used as they are at each call.
+            classes: What the channels of its output mean.
+            device: Where ``net`` is.
+            runtime: Precision of the network.
+            tiling: How large images are taken apart.
+            symmetries: Average the class probabilities over the eight quarter turns and reflections of each window. A
+                section through a metal has no upper side; eight times the work.
+        """
         self.net = net
         self.classes = classes
         self.device = device
         self.runtime = runtime or RuntimeConfig()
         self.tiling = tiling or Tiling()
+        self.symmetries = symmetries
         self.channels = net.trunk.config.in_channels
         self._smallest = 2 ** (len(net.trunk.config.widths) - 1)
         self._kept = torch.tensor(classes.kept, device=device)
@@ -116,6 +130,16 @@ class Predictor:
         return best[:height, :width].to("cpu", torch.uint8).numpy()
 
     def _probabilities(self, images: Tensor) -> Tensor:
+        if not self.symmetries:
+            return self._softmax(images)
+        total = torch.zeros((), device=images.device)
+        for turns, mirrored in product(range(4), (False, True)):
+            changed = torch.rot90(images.flip(3) if mirrored else images, turns, (2, 3))
+            back = torch.rot90(self._softmax(changed), -turns, (2, 3))
+            total = total + (back.flip(3) if mirrored else back)
+        return total / 8
+
+    def _softmax(self, images: Tensor) -> Tensor:
         with autocast(self.device, self.runtime):
             logits = self.net(images)
         return F.softmax(logits.float().index_select(1, self._kept), dim=1)

@@ -132,3 +132,43 @@ def test_prediction_leaves_the_network_as_it_was() -> None:
     Predictor(net, THREE, torch.device("cpu"))(reader(np.zeros((1, 32, 32), np.float32)), 32, 32)
     assert net.training
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("shape", [(48, 48), (32, 56), (41, 59)])
+@pytest.mark.parametrize("turns", [1, 2, 3])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_averaged_over_symmetries_an_image_that_is_turned_is_predicted_turned(
+    shape: tuple[int, int], turns: int, mirrored: bool
+) -> None:
+    image = np.random.default_rng(1).random((1, *shape), np.float32)
+    changed = np.rot90(image[:, :, ::-1] if mirrored else image, turns, (1, 2)).copy()
+
+    def labels_of(image: np.ndarray, symmetries: bool) -> np.ndarray:
+        net = unet().double()
+        net.register_forward_pre_hook(lambda _, inputs: inputs[0].double())
+        predict = Predictor(net, THREE, torch.device("cpu"), symmetries=symmetries)
+        return predict(reader(image), *image.shape[1:])
+
+    plain, averaged = labels_of(image, False), labels_of(image, True)
+    expected = np.rot90(averaged[:, ::-1] if mirrored else averaged, turns)
+    assert np.array_equal(labels_of(changed, True), expected)
+    assert not np.array_equal(plain, averaged)
+
+
+def test_averaged_over_symmetries_probabilities_are_the_mean_over_the_group() -> None:
+    """Of a network that knows above from below the vertical preference cancels."""
+
+    class Upright(Pointwise):
+        def forward(self, images: Tensor) -> Tensor:
+            height = images.shape[2]
+            slope = torch.linspace(-1, 1, height).view(1, 1, height, 1).expand_as(images)
+            return torch.cat([slope, torch.full_like(images, 0.01), torch.full_like(images, -9.0)], dim=1)
+
+    image = np.zeros((1, 16, 16), np.float32)
+    labels = [
+        Predictor(Upright(), THREE, torch.device("cpu"), symmetries=on)(reader(image), 16, 16)  # type: ignore[arg-type]
+        for on in (False, True)
+    ]
+    assert set(labels[0].ravel().tolist()) == {0, 1}
+    assert np.array_equal(labels[1], labels[1][::-1])
+    assert np.array_equal(labels[1], labels[1].T)
