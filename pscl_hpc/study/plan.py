@@ -181,7 +181,7 @@ class _Planner:
         key = run_key(config, self.archive.fingerprint)
         if key not in self.pretrainings:
             PretrainData(self.archive, config)
-            label = f"pretraining {name}{template} seed {seed}"
+            label = f"pretraining {entry.name}{template} seed {seed}"
             placed = self._placed(config, PRETRAINED, f"{name}--{key[:SHORT]}")
             self.pretrainings[key] = Job(key, label, placed, self.archive.fingerprint)
         return self.pretrainings[key]
