@@ -40,40 +40,41 @@ class Pair:
 
 
 class Thumbnailer:
-    """Area-averages an image to (40, 40) from strips of rows."""
+    """Area-averages an image to (40, 40) from strips of rows.
+
+    A pixel on the border of two cells is shared between them by its area, so that the cells of an image that was
+    turned, mirrored or rescaled cover the same parts of the picture.
+    """
 
     def __init__(self, height: int, width: int) -> None:
-        self._row_cell = np.minimum(np.arange(height) * SIDE // height, SIDE - 1)
-        self._columns = np.minimum(np.arange(width) * SIDE // width, SIDE - 1)
-        self._sums = np.zeros((SIDE, SIDE), np.float64)
+        self._height = height
+        self._across = _shares(0, width, width)
+        self._mean = np.zeros((SIDE, SIDE), np.float64)
         self._row = 0
 
     def add(self, strip: npt.NDArray[Any]) -> None:
         """Take the next rows, (rows, width, channels)."""
         grey = np.nan_to_num(strip.astype(np.float64).mean(axis=2), nan=0.0, posinf=0.0, neginf=0.0)
-        cells = self._row_cell[self._row : self._row + len(grey)]
-        starts = np.flatnonzero(np.diff(self._columns, prepend=-1))
-        by_column = np.add.reduceat(grey, starts, axis=1)
-        np.add.at(self._sums, (cells[:, None], self._columns[starts][None, :]), by_column)
+        self._mean += _shares(self._row, len(grey), self._height) @ (grey @ self._across.T)
         self._row += len(grey)
 
     def thumbnail(self) -> Thumbnail:
         """(40, 40) zero-mean, unit-norm; all zero for an image without contrast."""
-        rows = np.bincount(self._row_cell, minlength=SIDE)
-        columns = np.bincount(self._columns, minlength=SIDE)
-        filled = np.ix_(_filled(rows), _filled(columns))
-        mean = (self._sums / np.maximum(np.outer(rows, columns), 1))[filled]
-        centred = mean - mean.mean()
+        centred = self._mean - self._mean.mean()
         norm = float(np.linalg.norm(centred))
-        if norm <= _FLAT * SIDE * abs(float(mean.mean())):
+        if norm <= _FLAT * SIDE * abs(float(self._mean.mean())):
             return np.zeros((SIDE, SIDE), np.float32)
         unit: Thumbnail = (centred / norm).astype(np.float32)
         return unit
 
 
-def _filled(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """For each cell the nearest one before it that an image smaller than the thumbnail reaches."""
-    return np.maximum.accumulate(np.where(counts > 0, np.arange(SIDE), 0))
+def _shares(start: int, count: int, total: int) -> npt.NDArray[np.float64]:
+    """Share of each of 40 equal cells of ``total`` pixels that each of the pixels from ``start`` on covers: (40, count)."""
+    borders = np.arange(SIDE + 1) * (total / SIDE)
+    pixels = np.arange(start, start + count)
+    covered = np.minimum(borders[1:, None], pixels + 1) - np.maximum(borders[:-1, None], pixels)
+    shares: npt.NDArray[np.float64] = np.maximum(covered, 0) * (SIDE / total)
+    return shares
 
 
 def similar_pairs(thumbnails: Thumbnail, threshold: float = THRESHOLD) -> list[Pair]:

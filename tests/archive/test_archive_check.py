@@ -103,17 +103,24 @@ def test_thumbnails_are_area_means(height: int, width: int, strip: int) -> None:
     thumbnailer = Thumbnailer(height, width)
     for top in range(0, height, strip):
         thumbnailer.add(image[top : top + strip])
-    mean = np.zeros((SIDE, SIDE))
-    rows, columns = np.arange(height) * SIDE // height, np.arange(width) * SIDE // width
-    for i in range(SIDE):
-        for j in range(SIDE):
-            # A cell that a small image does not reach repeats the one before it.
-            near_i, near_j = rows[rows <= i].max(), columns[columns <= j].max()
-            mean[i, j] = image[rows == near_i][:, columns == near_j].mean()
+    mean = image[:, :, 0].astype(np.float64)
+    for _ in range(2):  # both axes: every pixel 40 times, so that a cell is a whole number of them
+        mean = np.repeat(mean, SIDE, axis=0).reshape(SIDE, -1, mean.shape[1]).mean(axis=1).T
     mean -= mean.mean()
     norm = np.linalg.norm(mean)
     if norm > 1:
         np.testing.assert_allclose(thumbnailer.thumbnail(), mean / norm, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["turned by 90 degrees", "turned by 180 degrees", "mirrored", "half as large"])
+def test_fine_detail_does_not_hide_a_copy(tmp_path: Path, how: str) -> None:
+    """Grains of a few pixels in images whose sides are no multiple of the thumbnail's."""
+    grains = np.random.default_rng(0).integers(0, 256, (33, 45), dtype=np.uint8)
+    image = np.asarray(Image.fromarray(grains).resize((171, 129)))
+    half = np.asarray(Image.fromarray(image).resize((86, 65), Image.Resampling.BOX))
+    copy = half if how == "half as large" else np.ascontiguousarray(CHANGES[how](image))
+    findings = check(_archive(tmp_path / "a.h5", {"a": image, "b": copy, "other": texture((129, 171))}))
+    assert _kinds(findings) == [("duplicate", ("plain/a", "plain/b"))]
 
 
 def test_flat_images_are_compared_by_their_pixels_alone(tmp_path: Path) -> None:
