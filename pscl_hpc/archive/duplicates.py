@@ -69,7 +69,7 @@ class Thumbnailer:
 
 
 def _shares(start: int, count: int, total: int) -> npt.NDArray[np.float64]:
-    """Share of each of 40 equal cells of ``total`` pixels that each of the pixels from ``start`` on covers: (40, count)."""
+    """(40, count): the share of each of 40 equal cells of ``total`` pixels that each pixel from ``start`` on covers."""
     borders = np.arange(SIDE + 1) * (total / SIDE)
     pixels = np.arange(start, start + count)
     covered = np.minimum(borders[1:, None], pixels + 1) - np.maximum(borders[:-1, None], pixels)

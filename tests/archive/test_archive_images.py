@@ -225,6 +225,54 @@ def test_a_torn_file_is_never_packed_short(tmp_path: Path, kind: str, share: flo
         decode(path)
 
 
+@pytest.mark.parametrize("share", [0.5, 0.8, 0.95])
+@pytest.mark.parametrize("bigtiff", [False, True])
+def test_a_torn_stack_is_never_packed_with_fewer_pages(tmp_path: Path, share: float, bigtiff: bool) -> None:
+    """Also where the file ends behind whole pages: those are not all."""
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path, bigtiff=bigtiff) as writer:
+        for seed in range(6):
+            writer.write(pixels((32, 32), seed=seed), contiguous=False)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(Unreadable, match=r"list of pages|damaged"), open_pages(path) as pages:
+        [list(page.strips()) for page in pages]
+
+
+def test_a_stack_that_lists_one_page_is_refused(tmp_path: Path) -> None:
+    """As ImageJ writes stacks above 4 GB: one directory, all pages behind each other."""
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, pixels((5, 24, 32)), imagej=True, byteorder="<")
+    with open_pages(path) as pages:
+        assert len(pages) == 5
+    data = bytearray(path.read_bytes())
+    (start,) = struct.unpack("<I", data[4:8])
+    end = start + 2 + 12 * struct.unpack("<H", data[start : start + 2])[0]
+    data[end : end + 4] = bytes(4)
+    path.write_bytes(data)
+    with pytest.raises(Unreadable, match="stack of 5 x 24 x 32 but lists 1 page"), open_pages(path):
+        pass
+
+
+@pytest.mark.parametrize("orientation", range(9))
+def test_a_jpeg_is_upright_as_viewers_show_it(tmp_path: Path, orientation: int) -> None:
+    image = np.zeros((16, 24), np.uint8)
+    image[:8, :8], image[8:, :8] = 100, 200
+    turned = {  # EXIF: which sides of the picture the first row and the first column of the file are
+        2: image[:, ::-1],
+        3: image[::-1, ::-1],
+        4: image[::-1],
+        5: image.T,
+        6: np.rot90(image),
+        7: image[::-1, ::-1].T,
+        8: np.rot90(image, 3),
+    }.get(orientation, image)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(turned)).save(tmp_path / "a.jpg", exif=exif, quality=100)
+    np.testing.assert_allclose(decode(tmp_path / "a.jpg")[:, :, 0].astype(int), image, atol=2)
+
+
 @pytest.mark.parametrize("kind", ["png", "tif"])
 def test_flipped_bits_are_noticed(tmp_path: Path, kind: str) -> None:
     data = bytearray(_whole(kind))
@@ -245,7 +293,9 @@ def test_other_files_say_what_they_are_not(tmp_path: Path) -> None:
     tifffile.imwrite(
         tmp_path / "five.tif", pixels((4, 4, 5)), photometric="minisblack", planarconfig="contig"
     )
+    tifffile.imwrite(tmp_path / "ycc.tif", pixels((4, 4, 3)), photometric="ycbcr")
     for name, reason in (
+        ("ycc.tif", "YCbCr"),
         ("empty.png", "empty"),
         ("text.png", "not a PNG, JPEG, BMP or TIFF"),
         ("bomb.png", "too many"),
@@ -344,6 +394,14 @@ def test_scales_from_microscope_tags(tmp_path: Path) -> None:
         "zeiss": ({"extratags": [(34118, 2, 0, zeiss, True)]}, (0.02233, 5000.0)),
         "broken": ({"extratags": [(34682, 2, 0, "[Scan]\r\nPixelWidth=wide\r\n", True)]}, (None, None)),
         "imagej": ({"imagej": True, "resolution": (4.0, 4.0), "metadata": {"unit": "um"}}, (0.25, None)),
+        "imagej-micro": (
+            {"imagej": True, "resolution": (4.0, 4.0), "metadata": {"unit": "\\u00B5m"}},
+            (0.25, None),
+        ),
+        "imagej-microns": (
+            {"imagej": True, "resolution": (4.0, 4.0), "metadata": {"unit": "microns"}},
+            (0.25, None),
+        ),
         "screen": ({"resolution": (72.0, 72.0), "resolutionunit": "INCH"}, (None, None)),
     }
     for name, (options, truth) in cases.items():

@@ -1,8 +1,8 @@
 """Opening image files without losing depth.
 
 PNG is decoded by libpng (16 bits stay 16 bits, palettes become the colours they stand for), JPEG and BMP by
-Pillow (8 bits is all they hold), TIFF by tifffile, page by page and band by band. What a file is, is told by its
-first bytes, not by its name.
+Pillow (8 bits is all they hold; a JPEG is turned upright as its EXIF orientation says, as viewers show it), TIFF by
+tifffile, page by page and band by band. What a file is, is told by its first bytes, not by its name.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import imagecodecs
 import numpy as np
+from PIL import Image
 
 from pscl_hpc.archive.ingest.errors import Unreadable, decoding
 from pscl_hpc.archive.ingest.page import ArrayPage, Page, Pixels
@@ -20,6 +21,17 @@ from pscl_hpc.archive.ingest.pillow import check_size, open_picture
 from pscl_hpc.archive.ingest.tiff import open_tiff
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes an EXIF orientation (EXIF 2.3, tag 274)."""
 
 
 @contextmanager
@@ -60,4 +72,13 @@ def _decode_pillow(path: Path) -> Pixels:
         exact = {"1": "L", "P": "RGB", "L": "L", "RGB": "RGB", "RGBA": "RGB"}.get(image.mode)
         if exact is None:
             raise Unreadable(f"its colour mode {image.mode} has no exact grey or RGB form")
-        return np.asarray(image.convert(exact))
+        turn = _UPRIGHT.get(_orientation(image))
+        picture = image.convert(exact)
+        return np.asarray(picture if turn is None else picture.transpose(turn))
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # Pillow raises whatever a mangled header leads to; the pixels are whole all the same.
+        return 1

@@ -15,8 +15,9 @@ import tifffile
 Scale = tuple[float | None, float | None]
 """(micrometres per pixel, magnification), None where unknown."""
 
-_UM = {"pm": 1e-6, "nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
-_UM["\\u00b5m"] = 1.0  # ImageJ writes its unit in ASCII
+_UM = {"pm": 1e-6, "nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
+_UM |= {"micron": 1.0, "microns": 1.0}
+_UM |= {"\\u00b5m": 1.0, "\\u00B5m": 1.0}  # ImageJ writes its unit in ASCII
 
 
 def scale_of(file: tifffile.TiffFile) -> Scale:

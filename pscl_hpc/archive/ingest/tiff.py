@@ -17,6 +17,8 @@ _REDUCED = 1
 """Bit of NewSubfileType: a smaller copy of another page (thumbnail, pyramid level)."""
 _GREY_WHITE_ZERO, _GREY, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
 _SEPARATE = 2
+_JPEG = (6, 7)
+"""Compressions whose decoder turns YCbCr into RGB."""
 _MAX_WHOLE = 1 << 31
 """Bytes of a page that can only be decoded whole."""
 
@@ -31,11 +33,27 @@ def open_tiff(path: Path) -> Iterator[list[TiffPage]]:
             um_per_pixel, magnification = scale_of(file)
             frames = [page for page in file.pages if not page.aspage().subfiletype & _REDUCED]
             pages = [TiffPage(frame.aspage(), file.filehandle) for frame in frames]
+            _check_whole(file)
         if not pages:
             raise Unreadable("the TIFF holds no page")
         for page in pages:
             page.um_per_pixel, page.magnification = um_per_pixel, magnification
         yield pages
+
+
+def _check_whole(file: tifffile.TiffFile) -> None:
+    """Unreadable when pages are missing: tifffile gives those before a break in their list as if they were all."""
+    place = file.pages.next_page_offset
+    assert place is not None
+    file.filehandle.seek(place)
+    if any(file.filehandle.read(file.tiff.offsetsize)):
+        raise Unreadable(f"the file ends inside its list of pages, after {len(file.pages)}; save it again")
+    # ImageJ lists one page of a stack above 4 GB and keeps the others behind it.
+    if (file.is_imagej or file.is_shaped) and file.series[0].is_truncated:
+        shape = " x ".join(map(str, file.series[0].shape))
+        raise Unreadable(
+            f"it is a stack of {shape} but lists {len(file.pages)} page; save its pages as single files"
+        )
 
 
 class TiffPage(Page):
@@ -47,6 +65,8 @@ class TiffPage(Page):
         self._band: tuple[int, Pixels] | None = None
         if page.photometric not in (_GREY_WHITE_ZERO, _GREY, _RGB, _PALETTE, _YCBCR):
             raise Unreadable(f"its colour model {page.photometric} has no exact grey or RGB form")
+        if page.photometric == _YCBCR and page.compression not in _JPEG:
+            raise Unreadable("its YCbCr colours are not compressed as JPEG; save it as RGB")
         if page.imagedepth != 1 or page.dtype is None or not page.dataoffsets:
             raise Unreadable(f"a TIFF page of shape {page.shape} and type {page.dtype} is not an image")
         self.height, self.width = page.imagelength, page.imagewidth
