@@ -7,16 +7,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pscl_hpc.archive.codecs import AUTO
 from pscl_hpc.archive.format import MANIFEST, Collection, Row, unite
 from pscl_hpc.archive.ingest.errors import Unreadable
 from pscl_hpc.archive.ingest.images import open_pages
-from pscl_hpc.archive.ingest.infobar import LARGEST, bar_height
 from pscl_hpc.archive.ingest.masks import read_mask
-from pscl_hpc.archive.ingest.page import CroppedPage, Page, single_channel
+from pscl_hpc.archive.ingest.page import Page
+from pscl_hpc.archive.ingest.prepare import prepare
 from pscl_hpc.archive.ingest.sources import Item, Plan, Skipped
+from pscl_hpc.archive.options import AUTO_CROP, IngestOptions
 from pscl_hpc.archive.publish import Pick, publish_file, publish_folder, sha256_of, stored_bytes
 from pscl_hpc.archive.reader import Archive
 from pscl_hpc.archive.scratch import Scratch
@@ -24,24 +23,16 @@ from pscl_hpc.archive.writer import ShardWriter
 from pscl_hpc.errors import UserError
 from pscl_hpc.progress import Progress
 
-AUTO_CROP = -1
-"""``crop_bottom`` that finds the information bar of each image by itself."""
 PART_BYTES = 128 << 20
 """Raw pixels in a part: what a kill can cost."""
 SHARD_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
-class BuildOptions:
-    """What changes the stored pixels."""
+class BuildOptions(IngestOptions):
+    """How images are stored: what makes their pixels, and how these are compressed."""
 
-    luma: bool = False
-    """Reduce true colour to BT.601 luma."""
-    crop_bottom: int = 0
-    """Rows to cut from the bottom edge, or :data:`AUTO_CROP`."""
     compression: str = AUTO
-    percentiles: tuple[float, float] = (0.5, 99.5)
-    """Intensity range of uint16 and float images."""
 
 
 @dataclass(frozen=True)
@@ -192,16 +183,14 @@ class _Packer:
     def _append(
         self, writer: ShardWriter, item: Item, image_id: str, page: Page, hashes: tuple[str, str], pages: int
     ) -> int:
-        page = single_channel(page, luma=self._options.luma)
-        cut = _rows_to_cut(page, self._options.crop_bottom)
+        prepared = prepare(page, self._options)
+        page = prepared.image
         mask = None
         if item.mask is not None:
             if pages > 1:
                 raise Unreadable(f"it has {pages} pages but one mask; save the pages as single files")
             collection = self._collections[item.dataset]
-            mask = read_mask(item.mask, collection, page.height, page.width, page.height - cut)
-        if cut:
-            page = CroppedPage(page, page.height - cut)
+            mask = read_mask(item.mask, collection, page.height + prepared.cut, page.width, page.height)
         writer.add_strips(
             page.strips(),
             shape=(page.height, page.width, page.channels),
@@ -219,8 +208,9 @@ class _Packer:
             sha256=hashes[0],
             mask_sha256=hashes[1],
             intensity=page.intensity,
+            ingest=self._options,
         )
-        return cut
+        return prepared.cut
 
     def _open(self) -> ShardWriter:
         if self._writer is None:
@@ -242,19 +232,6 @@ class _Packer:
                 self._scratch.add_part(writer.path)
             elif kind is None:
                 writer.path.unlink()  # every file that was tried for this part is damaged
-
-
-def _rows_to_cut(page: Page, wanted: int) -> int:
-    if wanted == AUTO_CROP:
-        start = max(0, page.height - int(page.height * LARGEST) - 16)
-        bottom = page.rows(start, page.height)
-        full = {"uint8": 255.0, "uint16": 65535.0}.get(
-            page.dtype, float(np.nanmax(bottom, initial=0.0)) or 1.0
-        )
-        return bar_height(bottom, page.height, page.intensity[1] if page.intensity else full)
-    if wanted >= page.height:
-        raise Unreadable(f"it has {page.height} rows, no more than the {wanted} to be cropped")
-    return wanted
 
 
 def _hashes(item: Item) -> tuple[str, str]:

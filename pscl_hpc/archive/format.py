@@ -5,7 +5,7 @@ One HDF5 file (a *shard*) holds
 * ``/tiles/<pool>``: pools of 256 x 256 tiles, one dataset per (dtype, channels) plus ``mask``; every chunk is
   one tile. An image occupies consecutive tiles in row-major order, so images of any size share one
   dataset and a crop touches only the tiles under it. Edge tiles are padded with zeros that no reader sees.
-* ``/images/<column>``: the index, one 1-D dataset per field of :class:`Row`.
+* ``/images/<column>``: the index, one 1-D dataset per field of :class:`Row`; older files lack ``ingest``.
 * ``/collections``: the class lists, a JSON string.
 
 Root attributes ``format`` and ``version`` identify the file. A folder of shards is listed by ``manifest.json``.
@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import TypeVar
 
 import numpy as np
+
+from pscl_hpc.archive.options import IngestOptions, options_from_json
 
 FORMAT = "pscl-hpc-archive"
 VERSION = 1
@@ -74,6 +76,8 @@ class ImageRecord:
     magnification: float | None
     um_per_pixel: float | None
     has_mask: bool
+    ingest: IngestOptions | None
+    """How the file became these pixels; None where it is not recorded."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,8 @@ class Row:
     alloy: str
     magnification: float
     um_per_pixel: float
+    ingest: str
+    """The options that the file was packed with, see ``options``; ``""`` in files from before they were recorded."""
 
     @property
     def tiles(self) -> int:
@@ -169,14 +175,18 @@ class Row:
             magnification=None if math.isnan(self.magnification) else self.magnification,
             um_per_pixel=None if math.isnan(self.um_per_pixel) else self.um_per_pixel,
             has_mask=self.mask_first_tile >= 0,
+            ingest=options_from_json(self.ingest),
         )
 
 
 COLUMN_TYPES: dict[str, str] = {field.name: str(field.type) for field in fields(Row)}
 """Column name -> ``"str"``, ``"int"`` or ``"float"``."""
 
-_PLACE = ("source", "first_tile", "mask_first_tile")
-"""Columns that say where something lies, not what it is: they do not enter the fingerprint."""
+OPTIONAL_COLUMNS = ("ingest",)
+"""Text columns that files from before them do not have."""
+
+_NO_CONTENT = ("source", "first_tile", "mask_first_tile", "ingest")
+"""Columns that say where something lies or how it was made, not what it is: they do not enter the fingerprint."""
 
 
 def pool_name(dtype: str, channels: int) -> str:
@@ -225,7 +235,7 @@ def fingerprint(rows: Iterable[Row], collections: Iterable[Collection]) -> str:
     for collection in sorted(collections, key=lambda item: item.name):
         digest.update(json.dumps(asdict(collection), sort_keys=True).encode() + b"\n")
     for row in sorted(rows, key=lambda item: item.id):
-        values = {name: value for name, value in vars(row).items() if name not in _PLACE}
+        values = {name: value for name, value in vars(row).items() if name not in _NO_CONTENT}
         digest.update(json.dumps(values, sort_keys=True).encode() + b"\n")
     return digest.hexdigest()
 

@@ -25,6 +25,7 @@ from pscl_hpc.archive.format import (
     COLUMN_TYPES,
     FORMAT,
     MASK_POOL,
+    OPTIONAL_COLUMNS,
     POOLS,
     TILE,
     VERSION,
@@ -37,6 +38,7 @@ from pscl_hpc.archive.format import (
     tile_grid,
     tile_shape,
 )
+from pscl_hpc.archive.options import options_from_json
 from pscl_hpc.errors import UserError
 
 MAX_SIDE = 1 << 24
@@ -225,6 +227,9 @@ def _pool(tiles: h5py.Group, name: str) -> TilePool:
 def _rows(images: h5py.Group, limit: int) -> tuple[Row, ...]:
     columns: dict[str, list[Any]] = {}
     for name, kind in COLUMN_TYPES.items():
+        if name in OPTIONAL_COLUMNS and images.get(name, getlink=True) is None:
+            columns[name] = [""] * len(columns["id"])
+            continue
         dataset = _dataset(images, name)
         if dataset.ndim != 1 or dataset.shape[0] > limit:
             raise ValueError(f"index column {name} does not fit the {limit} stored tiles")
@@ -256,3 +261,7 @@ def _verify(rows: tuple[Row, ...], collections: dict[str, Collection], pools: di
         masks = len(pools[MASK_POOL]) if MASK_POOL in pools else 0
         if row.mask_first_tile != -1 and not 0 <= row.mask_first_tile <= masks - row.tiles:
             raise ValueError(f"the mask of {row.id} is not in the file")
+        try:
+            options_from_json(row.ingest)
+        except ValueError as error:
+            raise ValueError(f"at {row.id} {error}") from error

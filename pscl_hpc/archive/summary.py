@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from pscl_hpc.archive.format import VERSION, ImageRecord, parse_pool
+from pscl_hpc.archive.options import options_to_tree
 from pscl_hpc.archive.reader import Archive
 
 
@@ -63,4 +64,10 @@ def _collection(archive: Archive, name: str) -> dict[str, Any]:
         "conditions": sorted({record.condition for record in records if record.condition}),
         "alloys": sorted({record.alloy for record in records if record.alloy}),
         "um_per_pixel": [min(scales), max(scales)] if scales else None,
+        "packed": [
+            {"options": options_to_tree(options) if options is not None else None, "images": count}
+            for options, count in sorted(
+                Counter(r.ingest for r in records).items(), key=lambda item: str(item[0])
+            )
+        ],
     }

@@ -34,6 +34,7 @@ from pscl_hpc.archive.format import (
     tile_shape,
 )
 from pscl_hpc.archive.intensity import RangeEstimator
+from pscl_hpc.archive.options import IngestOptions, options_to_json
 from pscl_hpc.archive.shard import ReadAt, Shard, TilePool
 
 Pixels = npt.NDArray[Any]
@@ -63,6 +64,8 @@ class ImageFields(TypedDict, total=False):
     mask_sha256: str
     intensity: tuple[float, float] | None
     """(low, high) mapped to 0..1; None means 0..255 for uint8 and percentiles otherwise."""
+    ingest: IngestOptions | None
+    """How a file became these pixels, for the record alone: it changes nothing that is stored beside it."""
 
 
 class ShardWriter:
@@ -188,6 +191,7 @@ class ShardWriter:
             plane = mask.astype(np.uint8, copy=False)[:, :, None]
             mask_checksum = masks.append((plane[y : y + TILE] for y in range(0, height, TILE)), height, width)
         low, high = fields.get("intensity") or estimator.range()
+        ingest = fields.get("ingest")
         self._ids.add(name)
         self._rows.append(
             Row(
@@ -211,6 +215,7 @@ class ShardWriter:
                 alloy=fields.get("alloy", ""),
                 magnification=_or_nan(fields.get("magnification")),
                 um_per_pixel=_or_nan(fields.get("um_per_pixel")),
+                ingest=options_to_json(ingest) if ingest is not None else "",
             )
         )
 

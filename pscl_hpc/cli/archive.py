@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pscl_hpc.cli import ingest
 from pscl_hpc.errors import EXIT_SKIPPED, UserError
 
 archive_app = typer.Typer(
@@ -34,16 +35,12 @@ def build_command(
     classes: Annotated[
         str, typer.Option(help="Class names in index order, for masks without splits.json.")
     ] = "",
-    colour: Annotated[str, typer.Option(help="True colour: 'keep' it or reduce it to 'luma'.")] = "keep",
-    crop_bottom: Annotated[
-        str, typer.Option(help="Information bar at the bottom edge: rows to cut, or 'auto'.")
-    ] = "0",
+    colour: Annotated[str, typer.Option(help=ingest.COLOUR_HELP)] = "keep",
+    crop_bottom: Annotated[str, typer.Option(help=ingest.CROP_HELP)] = "0",
     compression: Annotated[
         str, typer.Option(help="auto, none, gzip, lzf, zstd or bitshuffle-lz4; see docs/archive.md.")
     ] = "auto",
-    percentiles: Annotated[
-        str, typer.Option(help="Percentiles of 16-bit and float images that become black and white.")
-    ] = "0.5,99.5",
+    percentiles: Annotated[str, typer.Option(help=ingest.PERCENTILES_HELP)] = "0.5,99.5",
     shard_size: Annotated[
         str, typer.Option(help="Pixels per shard of a folder, e.g. 500M or 2G; makes --out a folder.")
     ] = "",
@@ -71,15 +68,13 @@ def build_command(
     from pscl_hpc.archive.codecs import AUTO, CODECS
     from pscl_hpc.archive.ingest.sources import plan
 
-    if colour not in ("keep", "luma"):
-        raise UserError(f"--colour is {colour!r}; choose 'keep' or 'luma'")
     if compression not in (AUTO, *CODECS):
         raise UserError(f"--compression is {compression!r}; choose one of {', '.join((AUTO, *CODECS))}")
     options = BuildOptions(
-        luma=colour == "luma",
-        crop_bottom=_crop(crop_bottom),
+        luma=ingest.luma(colour),
+        crop_bottom=ingest.rows_to_crop(crop_bottom),
         compression=compression,
-        percentiles=_percentiles(percentiles),
+        percentiles=ingest.two_percentiles(percentiles),
     )
     path, shard_bytes = _target(out, shard_size)
     names = [name.strip() for name in classes.split(",")] if classes else []
@@ -215,7 +210,7 @@ def synth_command(
     from pscl_hpc.archive.synthesis import FAMILIES, write_synthetic_archive
     from pscl_hpc.progress import Progress
 
-    height, width = _numbers("--size", size, "height and width in pixels, such as 256,384")
+    height, width = ingest.two_numbers("--size", size, "height and width in pixels, such as 256,384")
     with Progress("drawing", images, unit="image", show=not as_json) as bar:
         path = write_synthetic_archive(
             out,
@@ -309,31 +304,6 @@ def _target(out: str, shard_size: str) -> tuple[Path, int | None]:
     return path, None
 
 
-def _crop(text: str) -> int:
-    from pscl_hpc.archive.build import AUTO_CROP
-
-    if text == "auto":
-        return AUTO_CROP
-    if not text.isdecimal():
-        raise UserError(f"--crop-bottom is {text!r}; give a number of rows or 'auto'")
-    return int(text)
-
-
-def _percentiles(text: str) -> tuple[float, float]:
-    low, high = _numbers("--percentiles", text, "two percentiles such as 0.5,99.5")
-    if not 0 <= low < high <= 100:
-        raise UserError(f"--percentiles is {text}; the first must be the lower and both within 0 and 100")
-    return low, high
-
-
-def _numbers(option: str, text: str, what: str) -> tuple[float, float]:
-    try:
-        first, second = (float(part) for part in text.split(","))
-    except ValueError:
-        raise UserError(f"{option} is {text!r}; give {what}") from None
-    return first, second
-
-
 def _print_summary(summary: dict[str, Any]) -> None:
     for item in summary["collections"]:
         sizes = [f"{size['height']} x {size['width']}" for size in item["sizes"]]
@@ -358,6 +328,10 @@ def _print_summary(summary: dict[str, Any]) -> None:
         if item["um_per_pixel"]:
             low, high = item["um_per_pixel"]
             typer.echo(f"  um/pixel    {low:g}" + (f" to {high:g}" if high != low else ""))
+        if any(packed["options"] for packed in item["packed"]):
+            typer.echo(
+                f"  packed      {'; '.join(_packed(packed, item['images']) for packed in item['packed'])}"
+            )
     pools = (
         f"{name} {pool['codec']} {pool['stored_bytes'] / 1e6:.1f} MB"
         for name, pool in summary["pools"].items()
@@ -367,6 +341,13 @@ def _print_summary(summary: dict[str, Any]) -> None:
         f"{_count(summary['shards'], 'file')} ({', '.join(pools)})"
     )
     typer.echo(f"fingerprint {summary['fingerprint']}")
+
+
+def _packed(packed: dict[str, Any], of: int) -> str:
+    from pscl_hpc.archive.options import options_from_tree
+
+    options = str(options_from_tree(packed["options"])) if packed["options"] else "not recorded"
+    return options if packed["images"] == of else f"{options} ({_count(packed['images'], 'image')})"
 
 
 def _pairs(counts: dict[str, int]) -> str:

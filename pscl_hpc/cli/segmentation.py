@@ -9,9 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
+from pscl_hpc.cli import ingest
 from pscl_hpc.errors import EXIT_SKIPPED
 
 _JSON = typer.Option("--json", help="Print one JSON object, for programs.")
+_AS_TRAINED = "For files; default: as for the annotated images of the run."
 _RUN = typer.Argument(metavar="RUN", help="Folder of a finished fine-tuning run.")
 
 
@@ -109,6 +111,9 @@ def predict_command(
     archive: Annotated[
         Path | None, typer.Option("--archive", help="Take the images from this archive, by id.")
     ] = None,
+    percentiles: Annotated[str | None, typer.Option(help=f"{ingest.PERCENTILES_HELP} {_AS_TRAINED}")] = None,
+    colour: Annotated[str | None, typer.Option(help=f"{ingest.COLOUR_HELP} {_AS_TRAINED}")] = None,
+    crop_bottom: Annotated[str | None, typer.Option(help=f"{ingest.CROP_HELP} {_AS_TRAINED}")] = None,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Segment images of any size: a PNG of class indices and a colour overlay for each.
@@ -116,15 +121,34 @@ def predict_command(
     Large images are taken in overlapping tiles, so memory stays bounded. A file with other content is never
     overwritten. Prints the folder.
 
+    Files are scaled, coloured and cropped as 'archive build' did for the annotated images of the run. The pictures
+    have the size of the file: cropped rows have the class index 255 (not annotated) and no colour.
+
     **Examples**
 
     `pscl-hpc predict runs/steel-0007 micrographs/*.tif --out segmented`
+
+    `pscl-hpc predict runs/steel-0007 sem/*.tif --crop-bottom auto --out segmented`
 
     `pscl-hpc predict runs/steel-0007 steel/0295 --archive alloys.h5`
     """
     from pscl_hpc.segmentation import predict
 
-    report = predict(run, images, out=out, archive=archive, progress=not as_json)
+    report = predict(
+        run,
+        images,
+        out=out,
+        archive=archive,
+        percentiles=None if percentiles is None else ingest.two_percentiles(percentiles),
+        luma=None if colour is None else ingest.luma(colour),
+        crop_bottom=None if crop_bottom is None else ingest.rows_to_crop(crop_bottom),
+        progress=not as_json,
+    )
+    for notice in report.notices:
+        print(f"notice: {notice}", file=sys.stderr)
+    if not as_json:
+        for source, rows in report.bars:
+            print(f"left out {rows} rows of information bar of {source}", file=sys.stderr)
     for source, reason in report.skipped:
         print(f"skipped {source}: {reason}", file=sys.stderr)
     if as_json:

@@ -1,34 +1,34 @@
 """Predictions for image files, or images of an archive: class-index PNGs and colour overlays.
 
-Files go through a throw-away archive, so they are decoded, scaled and read in windows as images of an archive are that
-was built with the default options, whatever their size and bit depth. An archive does not keep its own options: for one
-built with others (``--percentiles``, ``--colour``, ``--crop-bottom``), build an archive of the new images with the same
-and predict by id.
+Files go through a throw-away archive, so they are decoded, scaled and read in windows as the images are that the run
+learnt from, whatever their size and bit depth: with the options of ``archive build`` that the run recorded, or those
+given (see ``packing``). Rows that are cut from the bottom edge are in the pictures, without a class.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pscl_hpc.archive import Archive, Collection, ShardWriter
+import numpy as np
+
+from pscl_hpc.archive import IGNORE_INDEX, Archive
 from pscl_hpc.archive.ingest.errors import Unreadable
-from pscl_hpc.archive.ingest.images import open_pages
-from pscl_hpc.archive.ingest.page import single_channel
+from pscl_hpc.archive.options import AUTO_CROP, IngestOptions, options_to_tree
+from pscl_hpc.archive.throwaway import packed_file
 from pscl_hpc.errors import UserError
 from pscl_hpc.progress import Progress
 from pscl_hpc.segmentation.evaluate import PREDICTIONS, open_run
 from pscl_hpc.segmentation.inference import Predictor
+from pscl_hpc.segmentation.packing import Packing, choose_packing
 from pscl_hpc.segmentation.pictures import archive_overlay, picture_name, png_bytes, write_file
 
 FILES = "files"
 """Folder in ``predictions`` for images that were named one by one."""
-_COLLECTION = "files"
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class PredictedImage:
     """Class-index PNG."""
     overlay: str
     """Micrograph with the classes in colour."""
+    cropped: int = 0
+    """Rows at the bottom edge that were left out: class 255, and as they are in the overlay."""
 
 
 @dataclass
@@ -50,6 +52,16 @@ class PredictReport:
     written: list[PredictedImage] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     """Image and reason."""
+    options: IngestOptions | None = None
+    """How the files were packed; None for images of an archive."""
+    notices: list[str] = field(default_factory=list)
+    """What the user should know."""
+
+    @property
+    def bars(self) -> list[tuple[str, int]]:
+        """Where an information bar was found, and its rows."""
+        automatic = self.options is not None and self.options.crop_bottom == AUTO_CROP
+        return [(image.source, image.cropped) for image in self.written if automatic and image.cropped]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -57,6 +69,8 @@ class PredictReport:
             "folder": str(self.folder),
             "written": [asdict(image) for image in self.written],
             "skipped": [{"source": source, "reason": reason} for source, reason in self.skipped],
+            "options": options_to_tree(self.options) if self.options is not None else None,
+            "notices": self.notices,
         }
 
 
@@ -70,6 +84,9 @@ def predict(
     *,
     out: str | Path | None = None,
     archive: str | Path | None = None,
+    percentiles: tuple[float, float] | None = None,
+    luma: bool | None = None,
+    crop_bottom: int | None = None,
     progress: bool = False,
 ) -> PredictReport:
     """Segment images with a fine-tuned run.
@@ -82,14 +99,26 @@ def predict(
         images: Image files, or ids when ``archive`` is given.
         out: Folder for the pictures; ``RUN/predictions/files`` when None.
         archive: Take the images from this archive.
+        percentiles: As ``archive build --percentiles``, for files; None as the run's annotated images were packed.
+        luma: As ``archive build --colour luma`` (or ``keep``), likewise.
+        crop_bottom: As ``archive build --crop-bottom``, likewise; ``AUTO_CROP`` is ``auto``.
         progress: Show a progress bar when the output is a terminal.
 
     Raises:
-        UserError: no finished fine-tuning run, ``out`` cannot be written to, or not one image could be segmented.
+        UserError: no finished fine-tuning run, ``out`` cannot be written to, the run's images were packed in several
+            ways and it is not given which to take, or not one image could be segmented.
     """
     if not images:
         raise UserError("predict: no image is named; give at least one file")
+    values = {"percentiles": percentiles, "luma": luma, "crop_bottom": crop_bottom}
+    given = {name: value for name, value in values.items() if value is not None}
+    if archive is not None and given:
+        raise UserError(
+            "predict: images of an archive are taken as they are in it; leave out --percentiles, --colour and "
+            "--crop-bottom, or name files"
+        )
     folder, _, predictor = open_run(run)
+    packing = None if archive is not None else choose_packing(folder, given)
     report = PredictReport(Path(out) if out is not None else folder.path / PREDICTIONS / FILES)
     _make_folder(report.folder)
     named = list(dict.fromkeys(str(image) for image in images))
@@ -100,17 +129,16 @@ def predict(
             try:
                 if source is not None:
                     index = source.find(name).index
-                    report.written.append(_write(predictor, source, index, name, report.folder, stems[name]))
-                else:
-                    with _packed(Path(name), report.folder) as pages:
-                        for page in pages.records:
-                            stem = stems[name] + (f"#{page.index}" if len(pages) > 1 else "")
-                            report.written.append(
-                                _write(predictor, pages, page.index, name, report.folder, stem)
-                            )
+                    report.written.append(
+                        _write(predictor, source, index, None, name, report.folder / stems[name])
+                    )
+                elif packing is not None:
+                    _segment_file(predictor, name, packing, report, stems[name])
             except (Unreadable, UserError, _Occupied) as error:
                 report.skipped.append((name, str(error)))
             bar.advance(name)
+    if packing is not None:
+        report.options, report.notices = packing.options, packing.all_notices()
     if not report.written:
         name, reason = report.skipped[0]
         others = f" (and {len(report.skipped) - 1} others)" if len(report.skipped) > 1 else ""
@@ -130,40 +158,41 @@ def _make_folder(folder: Path) -> None:
         raise UserError(f"{folder}: cannot be written to ({error.strerror}); choose another --out") from None
 
 
-@contextmanager
-def _packed(path: Path, folder: Path) -> Iterator[Archive]:
-    """An archive of the pages of one file, gone after the block; Unreadable when there is no image in it."""
-    with tempfile.TemporaryDirectory(prefix=".predict-", dir=folder) as scratch:
-        shard = Path(scratch) / "image.h5"
-        with open_pages(path) as pages, ShardWriter(shard, [Collection(_COLLECTION)]) as writer:
-            for number, page in enumerate(pages):
-                page = single_channel(page, luma=False)
-                shape = (page.height, page.width, page.channels)
-                writer.add_strips(
-                    page.strips(),
-                    shape=shape,
-                    dtype=page.dtype,
-                    id=f"{_COLLECTION}/{number:06d}",
-                    dataset=_COLLECTION,
-                    intensity=page.intensity,
-                )
-        with Archive(shard) as archive:
-            yield archive
+def _segment_file(
+    predictor: Predictor, name: str, packing: Packing, report: PredictReport, stem: str
+) -> None:
+    """Write the pictures of each page of a file."""
+    with packed_file(Path(name), report.folder, packing.options, unsure=packing.unsure) as (archive, pages):
+        for number, page in enumerate(pages):
+            target = report.folder / (f"{stem}#{number}" if len(pages) > 1 else stem)
+            report.written.append(_write(predictor, archive, page.index, page.bar, name, target))
+            packing.doubt(name, page.sensitive)
 
 
 def _write(
-    predictor: Predictor, archive: Archive, index: int, source: str, folder: Path, stem: str
+    predictor: Predictor, archive: Archive, index: int, bar: int | None, source: str, target: Path
 ) -> PredictedImage:
+    """Segment an image and write its pictures, with its ``bar`` (an image, too) below it."""
     labels = predictor.archive_image(archive, index)
     colours = archive_overlay(archive, index, labels, predictor.classes)
-    contents = {folder / f"{stem}.png": png_bytes(labels), folder / f"{stem}.overlay.png": png_bytes(colours)}
+    cropped = 0
+    if bar is not None:
+        record = archive.records[bar]
+        cropped = record.height
+        unknown = np.full((cropped, record.width), IGNORE_INDEX, np.uint8)
+        colours = np.concatenate([colours, archive_overlay(archive, bar, unknown, predictor.classes)])
+        labels = np.concatenate([labels, unknown])
+    contents = {
+        target.with_name(f"{target.name}.png"): png_bytes(labels),
+        target.with_name(f"{target.name}.overlay.png"): png_bytes(colours),
+    }
     for path, data in contents.items():
         if path.exists() and not (path.is_file() and path.read_bytes() == data):
             raise _Occupied(f"{path} exists with other content; name another folder with --out")
     for path, data in contents.items():
         write_file(path, data)
     first, second = contents
-    return PredictedImage(source, str(first), str(second))
+    return PredictedImage(source, str(first), str(second), cropped)
 
 
 def _stems(names: Sequence[str]) -> dict[str, str]:

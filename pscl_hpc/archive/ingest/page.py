@@ -1,4 +1,4 @@
-"""One image of a file, read by rows, and the same image seen in grey or without its lowest rows."""
+"""One image of a file, read by rows, and the same image seen in grey or cut to some of its rows."""
 
 from __future__ import annotations
 
@@ -91,15 +91,16 @@ class GreyPage(_View):
         return luma.astype(self.dtype)[:, :, None]
 
 
-class CroppedPage(_View):
-    """A page without its lowest rows."""
+class RowsPage(_View):
+    """The rows ``first`` to ``last`` (exclusive) of a page."""
 
-    def __init__(self, page: Page, height: int) -> None:
+    def __init__(self, page: Page, first: int, last: int) -> None:
         super().__init__(page)
-        self.height = height
+        self._first = first
+        self.height = last - first
 
     def rows(self, start: int, stop: int) -> Pixels:
-        return self._page.rows(start, stop)
+        return self._page.rows(self._first + start, self._first + stop)
 
 
 def single_channel(page: Page, *, luma: bool) -> Page:

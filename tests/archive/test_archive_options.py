@@ -1,0 +1,241 @@
+"""How an image was packed is recorded with it, survives growth and copies, and is no part of the content."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pscl_hpc.archive import Archive, Collection, ShardWriter
+from pscl_hpc.archive.build import BuildOptions, build
+from pscl_hpc.archive.ingest.sources import plan
+from pscl_hpc.archive.options import (
+    AUTO_CROP,
+    MAX_CROP,
+    IngestOptions,
+    options_from_json,
+    options_from_tree,
+    options_to_json,
+)
+from pscl_hpc.cli.main import main
+from pscl_hpc.errors import UserError
+
+from .archives import PLAIN, pixels
+
+NARROW = IngestOptions((1.0, 99.0), True, 4)
+TREE = {"percentiles": [0.5, 99.5], "colour": "keep", "crop_bottom": 0}
+
+
+def deep_images(folder: Path, *numbers: int) -> Path:
+    folder.mkdir(exist_ok=True)
+    for number in numbers:
+        tifffile.imwrite(folder / f"{number}.tif", pixels((30, 40), "uint16", seed=number))
+    return folder
+
+
+def packed(folder: Path, out: Path, options: IngestOptions, shard_bytes: int | None = None) -> Archive:
+    build(plan([folder]), out, BuildOptions(**vars(options)), shard_bytes=shard_bytes)
+    return Archive(out)
+
+
+def write_fixed(path: Path, ingest: IngestOptions | None) -> None:
+    """The same two images whatever ``ingest`` says."""
+    steel = Collection("steel", ("matrix", "carbide"), 0, (), ("steel/a",))
+    image = np.arange(40 * 30, dtype=np.uint16).reshape(40, 30) * 37
+    with ShardWriter(path, [steel], percentiles=(1, 99)) as writer:
+        writer.add(
+            image,
+            mask=(image % 2).astype(np.uint8),
+            id="steel/a",
+            dataset="steel",
+            split="train",
+            specimen="s1",
+            um_per_pixel=0.25,
+            ingest=ingest,
+        )
+        writer.add(
+            image.astype(np.uint8)[:7],
+            id="steel/b",
+            dataset="steel",
+            source="x/b.png",
+            sha256="0" * 64,
+            ingest=ingest,
+        )
+
+
+@pytest.mark.parametrize("ingest", [None, IngestOptions(), NARROW])
+def test_the_record_does_not_enter_the_fingerprint(tmp_path: Path, ingest: IngestOptions | None) -> None:
+    write_fixed(tmp_path / "a.h5", ingest)
+    archive = Archive(tmp_path / "a.h5")
+    assert [record.ingest for record in archive.records] == [ingest, ingest]
+    # As it was before there were records: keys of finished runs are made from it.
+    assert archive.fingerprint == "52f11cb366ea3f217f534cd18121ec30d3c2af42414094b4bf7e28ae90507356"
+
+
+def test_an_archive_from_before_the_record_is_read(tmp_path: Path) -> None:
+    write_fixed(tmp_path / "a.h5", NARROW)
+    before = Archive(tmp_path / "a.h5")
+    unit = before.read_unit(0)
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        del file["images/ingest"]
+    after = Archive(tmp_path / "a.h5")
+    assert [record.ingest for record in after.records] == [None, None]
+    assert after.fingerprint == before.fingerprint
+    np.testing.assert_array_equal(after.read_unit(0), unit)
+
+
+@pytest.mark.parametrize("shard_bytes", [None, 3000])
+def test_each_image_keeps_the_options_of_its_build(tmp_path: Path, shard_bytes: int | None) -> None:
+    out = tmp_path / ("shards" if shard_bytes else "a.h5")
+    source = deep_images(tmp_path / "x", 0, 2)
+    assert {record.ingest for record in packed(source, out, NARROW, shard_bytes).records} == {NARROW}
+    wide = IngestOptions((0.0, 100.0), False, AUTO_CROP)
+    grown = packed(deep_images(source, 1, 3), out, wide, shard_bytes)
+    assert [record.ingest for record in grown.records] == [NARROW, wide, NARROW, wide]
+    assert [record.height for record in grown.records] == [26, 30, 26, 30]
+
+
+def test_an_old_archive_grows(tmp_path: Path) -> None:
+    source = deep_images(tmp_path / "x", 0)
+    packed(source, tmp_path / "a.h5", IngestOptions())
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        del file["images/ingest"]
+    grown = packed(deep_images(source, 1), tmp_path / "a.h5", NARROW)
+    assert [record.ingest for record in grown.records] == [None, NARROW]
+
+
+def test_info_shows_the_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "a.h5"
+    packed(deep_images(tmp_path / "x", 0, 1), out, NARROW)
+    shown = "  packed      --percentiles 1,99 --colour luma --crop-bottom 4"
+    assert main(["archive", "info", str(out)]) == 0
+    assert shown in capsys.readouterr().out.splitlines()
+    packed(deep_images(tmp_path / "x", 2), out, IngestOptions(crop_bottom=AUTO_CROP))
+    assert main(["archive", "info", str(out)]) == 0
+    both = (
+        "  packed      --percentiles 0.5,99.5 --colour keep --crop-bottom auto (1 image); "
+        "--percentiles 1,99 --colour luma --crop-bottom 4 (2 images)"
+    )
+    assert both in capsys.readouterr().out.splitlines()
+    assert main(["archive", "info", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["collections"][0]["packed"] == [
+        {
+            "options": {"percentiles": [0.5, 99.5], "colour": "keep", "crop_bottom": "auto"},
+            "images": 1,
+        },
+        {"options": {"percentiles": [1.0, 99.0], "colour": "luma", "crop_bottom": 4}, "images": 2},
+    ]
+    with h5py.File(out, "r+") as file:
+        del file["images/ingest"]
+    assert main(["archive", "info", str(out)]) == 0
+    assert "packed" not in capsys.readouterr().out
+
+
+@given(
+    low=st.floats(0, 100),
+    high=st.floats(0, 100),
+    luma=st.booleans(),
+    crop=st.just(AUTO_CROP) | st.integers(0, MAX_CROP),
+)
+def test_the_record_says_what_was_done(low: float, high: float, luma: bool, crop: int) -> None:
+    if not low < high:
+        with pytest.raises(ValueError, match="percentiles"):
+            IngestOptions((low, high), luma, crop)
+        return
+    options = IngestOptions((low, high), luma, crop)
+    assert options_from_json(options_to_json(options)) == options
+    words = str(options).split()
+    assert tuple(float(part) for part in words[1].split(",")) == (low, high)
+
+
+HOSTILE: list[Any] = [
+    [],
+    "keep",
+    None,
+    {},
+    {"colour": "keep"},
+    {**TREE, "more": 1},
+    {**TREE, "percentiles": "0,99"},
+    {**TREE, "percentiles": [1]},
+    {**TREE, "percentiles": [1, 2, 3]},
+    {**TREE, "percentiles": [99, 1]},
+    {**TREE, "percentiles": [50, 50]},
+    {**TREE, "percentiles": [-1, 99]},
+    {**TREE, "percentiles": [1, 101]},
+    {**TREE, "percentiles": [False, True]},
+    {**TREE, "percentiles": ["1", "99"]},
+    {**TREE, "percentiles": [1, 10**400]},
+    {**TREE, "percentiles": [float("nan"), 99]},
+    {**TREE, "percentiles": [1, float("inf")]},
+    {**TREE, "percentiles": [[1], {}]},
+    {**TREE, "colour": "sepia"},
+    {**TREE, "colour": []},
+    {**TREE, "colour": True},
+    {**TREE, "crop_bottom": -1},
+    {**TREE, "crop_bottom": 1.5},
+    {**TREE, "crop_bottom": True},
+    {**TREE, "crop_bottom": "some"},
+    {**TREE, "crop_bottom": 10**30},
+    {**TREE, "crop_bottom": [3]},
+]
+
+
+@pytest.mark.parametrize("tree", HOSTILE, ids=str)
+def test_a_hostile_record_is_no_options(tree: Any) -> None:
+    with pytest.raises(ValueError, match=r"ingest option|percentiles must"):
+        options_from_tree(tree)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "null",
+        "[" * 900,
+        "[" * 100_000,
+        json.dumps({**TREE, "colour": "x" * 10**6}),
+        json.dumps({**TREE, "percentiles": [float("nan"), 99]}),
+        json.dumps(TREE).replace("99.5", "1" * 900),
+        "\x1b[2J",
+    ],
+    ids=lambda text: text[:20],
+)
+def test_an_archive_with_a_hostile_record_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.h5"
+    write_fixed(path, NARROW)
+    with h5py.File(path, "r+") as file:
+        file["images/ingest"][1] = text
+    with pytest.raises(UserError, match=r"a\.h5 cannot be read as an archive \(at steel/b") as caught:
+        Archive(path)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+    assert "\x1b" not in str(caught.value)
+
+
+def test_a_record_of_another_shape_or_place_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    for change, message in (
+        (lambda images: images.create_dataset("ingest", data=np.zeros(2)), "cannot be read as an archive"),
+        (lambda images: images.create_dataset("ingest", data=["", "", ""]), "differ in length|does not fit"),
+        (lambda images: images.__setitem__("ingest", h5py.ExternalLink("/etc/hostname", "/")), "is a link"),
+        (lambda images: images.__setitem__("ingest", h5py.SoftLink("/images/id")), "is a link"),
+    ):
+        write_fixed(path, NARROW)
+        with h5py.File(path, "r+") as file:
+            del file["images/ingest"]
+            change(file["images"])
+        with pytest.raises(UserError, match=message):
+            Archive(path)
+
+
+def test_an_image_without_a_file_has_no_record(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "a.h5", [PLAIN]) as writer:
+        writer.add(pixels((4, 4)), id="plain/a", dataset="plain")
+    assert Archive(tmp_path / "a.h5").records[0].ingest is None
