@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from pscl_hpc.archive import Collection, ShardWriter
+from pscl_hpc.archive.build import BuildOptions, BuildResult, build
+from pscl_hpc.archive.ingest.sources import plan
 
 Pixels = npt.NDArray[Any]
 
@@ -56,3 +60,19 @@ def write_mixed(path: Path, compression: str = "auto") -> dict[str, tuple[Pixels
                     writer.add(image, id=name, dataset=name.partition("/")[0], mask=mask)
                     content[name] = (image, mask)
     return content
+
+
+def make_sources(folder: Path, images: int = 12, first: int = 0) -> Path:
+    """A dataset folder ``steel`` of grey images, every second one annotated."""
+    for number in range(first, first + images):
+        for name, image in (("img", pixels((40, 300), seed=number)), ("gt", labels((40, 300), number))):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            if name == "img" or number % 2:
+                Image.fromarray(image).save(folder / name / f"{number:04d}.png")
+    (folder / "splits.json").write_text(json.dumps({"classes": ["a", "b", "c"], "references": ["0001.png"]}))
+    return folder
+
+
+def packed(sources: Path, out: Path, **options: object) -> BuildResult:
+    """The archive ``out`` of one source with the usual options, built or added to."""
+    return build(plan([sources]), out, BuildOptions(), **options)  # type: ignore[arg-type]

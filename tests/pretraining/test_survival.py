@@ -10,20 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from pscl_hpc.config import to_yaml
 from pscl_hpc.runs import CheckpointStore
-from tests.helpers import small_archive, small_config
+from tests.helpers import small_config
 from tests.pretraining.ranks import start_ranks
 
 STEPS = 30
-
-
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_archive(tmp_path_factory.mktemp("archive") / "small.h5")
 
 
 def command(archive: Path, run: Path, **changes: Any) -> list[str]:

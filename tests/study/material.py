@@ -15,15 +15,19 @@ import yaml
 from pscl_hpc.archive import Collection, ShardWriter
 from pscl_hpc.config import Config, FinetuneConfig, StudyConfig, load_study
 from pscl_hpc.models import TRUNK_FILE
+from pscl_hpc.report.study_results import StudyResults
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.segmentation import EVALUATION_FILE, ClassList
 from pscl_hpc.segmentation.metrics import ConfusionMatrix
-from pscl_hpc.study.plan import Job
+from pscl_hpc.study.plan import Job, Plan, make_plan
+from pscl_hpc.study.run import run_study
 from pscl_hpc.study.schedule import Outcome
 from tests.helpers import CLASSES, micrograph
 
 SIZE = (48, 40)
 TRAIN = 5
+NONE = {"name": "none", "pretrain": "none"}
+AMOUNTS = {"scratch": 0.4, "simclr": 0.3, "pscl-simclr": 0.15}
 
 
 def write_archive(path: Path, *, twin: str = "") -> Path:
@@ -105,6 +109,11 @@ def study_file(archive: Path | str, run: Path, /, **changes: Any) -> Path:
     return file
 
 
+def plan_of(archive: Path, folder: Path, /, **changes: Any) -> Plan:
+    """The plan of the small study with ``changes``, in the folder ``study`` of ``folder``."""
+    return make_plan(small_study(archive, folder / "study", **changes), str(archive))
+
+
 class Fabricator:
     """An executor whose jobs end at once with plausible products.
 
@@ -135,6 +144,11 @@ class Fabricator:
 
     def stop(self) -> None:
         self.stopped = True
+
+
+def run(study: StudyConfig, executor: Fabricator) -> StudyResults:
+    """The study's results when ``executor`` has done what was missing."""
+    return run_study(study, executor, jobs=2, progress=False)[1]
 
 
 def fabricate(config: Config, amounts: dict[str, float]) -> None:

@@ -1,0 +1,188 @@
+"""Building that is killed, stopped or started twice: it can be gone on with from any instant, and nothing is lost."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pscl_hpc.archive import Archive
+from pscl_hpc.archive import build as build_module
+from pscl_hpc.archive.build import BuildOptions, build
+from pscl_hpc.archive.ingest.sources import plan
+from pscl_hpc.errors import UserError
+
+from .archives import make_sources, packed, pixels
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from pscl_hpc.archive import build, publish
+from pscl_hpc.archive.ingest.sources import plan
+build.PART_BYTES = 30_000
+stage, out, source = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+original = {"pack": build._Packer.pack, "merge": publish.merge, "manifest": publish.write_manifest}
+calls = 0
+def pack(self, *args):
+    global calls
+    calls += 1
+    if stage == "pack" and calls == 8:
+        os.kill(os.getpid(), 9)
+    return original["pack"](self, *args)
+def merge(*args):
+    original["merge"](*args)
+    if stage == "merge":
+        os.kill(os.getpid(), 9)
+def manifest(*args):
+    os.kill(os.getpid(), 9)
+build._Packer.pack, publish.merge = pack, merge
+if stage == "manifest":
+    publish.write_manifest = manifest
+build.build(plan([source]), out, build.BuildOptions(), shard_bytes=40_000 if out.suffix != ".h5" else None)
+"""
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"), [("pack", "a.h5"), ("merge", "a.h5"), ("merge", "a"), ("manifest", "a")]
+)
+@pytest.mark.parametrize("adding", [False, True])
+def test_kill_9_and_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, name: str, adding: bool
+) -> None:
+    """A build killed at its worst moments goes on to what an undisturbed one makes, and loses nothing."""
+    out = tmp_path / name
+    shard_bytes = None if out.suffix else 40_000
+    sources = make_sources(tmp_path / "steel", 3)
+    before = ""
+    if adding:
+        packed(sources, out, shard_bytes=shard_bytes)
+        before = Archive(out).fingerprint
+    make_sources(tmp_path / "steel", 12)
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    done = subprocess.run(
+        [sys.executable, script, stage, out, sources], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    if adding:
+        assert Archive(out).fingerprint == before
+    else:
+        assert not (out / "manifest.json" if shard_bytes else out).exists()
+    assert len(list((tmp_path / f"{name}.partial").glob("part-*.h5"))) >= 2
+
+    packs = []
+    original = build_module._Packer.pack
+    monkeypatch.setattr(
+        build_module._Packer,
+        "pack",
+        lambda self, item, hashes: packs.append(item.id) or original(self, item, hashes),
+    )
+    packed(sources, out, shard_bytes=shard_bytes)
+    assert len(packs) < (9 if adding else 12), "the finished parts were not used"
+    monkeypatch.undo()
+    packed(sources, tmp_path / "whole.h5")
+    assert Archive(out).fingerprint == Archive(tmp_path / "whole.h5").fingerprint
+    assert not (tmp_path / f"{name}.partial").exists()
+    if shard_bytes:
+        listed = {entry["file"] for entry in json.loads((out / "manifest.json").read_text())["shards"]}
+        assert {path.name for path in out.glob("shard-*.h5")} == listed
+
+
+def test_kill_9_at_a_random_instant(tmp_path: Path) -> None:
+    sources = make_sources(tmp_path / "steel", 150)
+    out = tmp_path / "a.h5"
+    script = tmp_path / "slow.py"
+    script.write_text(KILLED)
+    packed(sources, tmp_path / "whole.h5")
+    for pause in (0.05, 0.2):
+        process = subprocess.Popen([sys.executable, script, "never", out, sources])
+        scratch = tmp_path / "a.h5.partial"
+        for _ in range(2000):
+            if scratch.exists() or process.poll() is not None:
+                break
+            time.sleep(0.005)
+        time.sleep(pause)
+        process.kill()
+        process.wait()
+    packed(sources, out)
+    assert Archive(out).fingerprint == Archive(tmp_path / "whole.h5").fingerprint
+
+
+def _interrupted(
+    sources: Path, out: Path, monkeypatch: pytest.MonkeyPatch, after: int, error: BaseException
+) -> None:
+    """A build that stops by ``error`` after so many files."""
+    original = build_module._Packer.pack
+    calls = []
+
+    def pack(self, item, hashes):
+        calls.append(item)
+        if len(calls) > after:
+            raise error
+        return original(self, item, hashes)
+
+    monkeypatch.setattr(build_module._Packer, "pack", pack)
+    with pytest.raises(type(error)):
+        packed(sources, out)
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143)])
+def test_ctrl_c_and_sigterm_keep_every_packed_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    sources = make_sources(tmp_path / "steel", 6)
+    _interrupted(sources, tmp_path / "a.h5", monkeypatch, 4, error)
+    part = Archive(tmp_path / "a.h5.partial" / "part-000000.h5")
+    assert len(part) == 4
+
+
+def test_what_changed_between_kill_and_resume_is_packed_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = make_sources(tmp_path / "steel", 6)
+    _interrupted(sources, tmp_path / "a.h5", monkeypatch, 4, KeyboardInterrupt())
+    Image.fromarray(pixels((40, 300), seed=77)).save(sources / "img" / "0000.png")
+    (sources / "img" / "0002.png").unlink()
+    (sources / "img" / "0001.png").write_bytes(b"torn meanwhile")
+    result = packed(sources, tmp_path / "a.h5")
+    archive = Archive(tmp_path / "a.h5")
+    assert [record.id for record in archive.records] == [f"steel/{n:04d}" for n in (0, 3, 4, 5)]
+    np.testing.assert_array_equal(archive.read_image(0)[:, :, 0], pixels((40, 300), seed=77))
+    assert [item.path for item in result.skipped] == ["steel/img/0001.png"]
+
+
+def test_a_torn_part_is_packed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = make_sources(tmp_path / "steel", 6)
+    _interrupted(sources, tmp_path / "a.h5", monkeypatch, 4, KeyboardInterrupt())
+    os.truncate(tmp_path / "a.h5.partial" / "part-000000.h5", 3000)
+    packed(sources, tmp_path / "a.h5")
+    packed(sources, tmp_path / "b.h5")
+    assert Archive(tmp_path / "a.h5").fingerprint == Archive(tmp_path / "b.h5").fingerprint
+
+
+def test_resuming_with_other_options_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = make_sources(tmp_path / "steel", 6)
+    _interrupted(sources, tmp_path / "a.h5", monkeypatch, 4, KeyboardInterrupt())
+    with pytest.raises(UserError, match=r"a\.h5\.partial holds parts of a build with other options"):
+        build(plan([sources]), tmp_path / "a.h5", BuildOptions(crop_bottom=3))
+    assert list((tmp_path / "a.h5.partial").glob("part-*.h5"))
+
+
+def test_two_builds_at_once_are_refused(tmp_path: Path) -> None:
+    sources = make_sources(tmp_path / "steel", 2)
+    (tmp_path / "a.h5.partial").mkdir()
+    with (tmp_path / "a.h5.partial" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=r"another build of .* is at work"):
+            packed(sources, tmp_path / "a.h5")
+    assert packed(sources, tmp_path / "a.h5").added == 2
