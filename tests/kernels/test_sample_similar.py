@@ -193,6 +193,7 @@ def test_no_cells_and_no_templates(backend):
     assert sample_similar(torch.ones(3, 2), torch.ones(2, 0, 2), backend=backend).tolist() == [[-1] * 3] * 2
     assert sample_similar(torch.ones(0, 2), torch.ones(2, 5, 2), backend=backend).shape == (2, 0)
     assert sample_similar(torch.ones(3, 2), torch.ones(0, 5, 2), backend=backend).shape == (0, 3)
+    assert sample_similar(torch.ones(3, 0), torch.ones(2, 5, 0), backend=backend).tolist() == [[0, 1, 2]] * 2
     nothing_valid = torch.zeros(1, 5, dtype=torch.bool)
     assert sample_similar(torch.ones(2, 2), torch.ones(1, 5, 2), nothing_valid, backend=backend).tolist() == [
         [-1, -1]
@@ -237,3 +238,6 @@ def test_wrong_arguments():
         sample_similar(torch.randn(2, 3).half(), cells)
     with pytest.raises(ValueError, match="valid must be"):
         sample_similar(torch.randn(2, 3), cells, torch.ones(2, 5))
+    elsewhere = torch.ones(2, 5, dtype=torch.bool, device="meta")
+    with pytest.raises(ValueError, match=r"valid must be .* on cpu, as cells are, got .* on meta"):
+        sample_similar(torch.randn(2, 3), cells, elsewhere)

@@ -105,7 +105,8 @@ def _best(template: Tensor, cells: Tensor, free: Tensor, tile: Tensor) -> tuple[
     usable.logical_and_(free.gather(1, place))
     image = torch.arange(batch).unsqueeze(1)
     if cells.is_contiguous():
-        x = cells.view(-1, width).index_select(0, (place + image * places).view(-1)).view(batch, -1, width)
+        everywhere = cells.view(batch * places, width)
+        x = everywhere.index_select(0, (place + image * places).view(-1)).view(*place.shape, width)
     else:
         x = cells[image, place]
     x = x.to(template.dtype)

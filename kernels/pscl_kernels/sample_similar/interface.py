@@ -27,7 +27,7 @@ def sample_similar(
     1e-8, so that a zero vector has similarity 0. NaN ranks above every number: a NaN cell is taken first, and a NaN
     template takes the free cell of lowest index. No gradient flows.
 
-    Raises ValueError for wrong shapes or dtypes and for an unknown backend.
+    Raises ValueError for wrong shapes, dtypes or devices and for an unknown backend.
     """
     _check(templates, cells, valid)
     templates, cells = templates.detach(), cells.detach()
@@ -63,5 +63,10 @@ def _check(templates: Tensor, cells: Tensor, valid: Tensor | None) -> None:
             "templates and cells must share one floating dtype and device, "
             f"got {templates.dtype} on {templates.device} and {cells.dtype} on {cells.device}"
         )
-    if valid is not None and (valid.shape != (batch, places) or valid.dtype != torch.bool):
-        raise ValueError(f"valid must be ({batch}, {places}) bool, got {tuple(valid.shape)} of {valid.dtype}")
+    if valid is not None and (
+        valid.shape != (batch, places) or valid.dtype != torch.bool or valid.device != cells.device
+    ):
+        raise ValueError(
+            f"valid must be ({batch}, {places}) bool on {cells.device}, as cells are, "
+            f"got {tuple(valid.shape)} of {valid.dtype} on {valid.device}"
+        )
