@@ -15,6 +15,10 @@ from pscl_hpc.config import AnnotatedPatchConfig
 from pscl_hpc.methods.precision import without_autocast
 from pscl_kernels import sample_similar
 
+_WHOLE = 1 - 1e-5
+"""A cell of one class alone has at least this share of it: weights that are rounded to float32 add up to a little less
+than 1."""
+
 
 def choose_templates(
     shares: Tensor,
@@ -49,7 +53,7 @@ def choose_pure(
     ``purity`` is above one half, so that no cell is one of two classes and all classes can choose at once.
     """
     count = min(count, shares.shape[-1])
-    eligible = (shares >= purity) & paired.unsqueeze(1)
+    eligible = (shares >= min(purity, _WHOLE)) & paired.unsqueeze(1)
     score, cells = torch.where(eligible, _noise(shares, generators), -1.0).topk(count, dim=-1)
     return torch.where(score >= 0, cells, -1).flatten(1)
 

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pscl_hpc.config import PsclSimclrConfig
+from pscl_hpc.config import PsclSimclrConfig, ViewConfig
 from pscl_hpc.methods.sampling import choose_templates, match_templates
+from pscl_hpc.views import class_shares, draw_geometry, paired_cells, warp
 
 
 def config(**changes: object) -> PsclSimclrConfig:
@@ -50,6 +51,25 @@ def test_more_templates_than_cells() -> None:
     assert sorted(chosen[0].tolist()) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("size", [60, 94])
+def test_a_cell_of_one_class_alone_is_pure_enough_for_the_highest_purity(size: int) -> None:
+    geometry = draw_geometry(6, ViewConfig(size=(4 * size, 4 * size)), torch.Generator().manual_seed(0))
+    labels = torch.zeros(6, 2, 4 * size, 4 * size)
+    labels[:, 0] = 1
+    shares = class_shares(warp(labels, geometry), geometry, size, size, antialias=True).flatten(2)
+    assert bool((shares[:, 0] < 1).any()), "rounded weights do not always add up to 1"
+    paired = paired_cells(geometry, size, size)
+    chosen = choose_templates(shares, paired, size * size, config(purity=1.0), generators(6)).view(6, 2, -1)
+    assert torch.equal((chosen[:, 0] >= 0).sum(dim=1), paired.sum(dim=1))
+    assert chosen[:, 1].eq(-1).all()
+
+
+def test_the_highest_purity_takes_no_mixed_cell() -> None:
+    shares = torch.tensor([[[1.0, 0.999, 0.9999]]])
+    chosen = choose_templates(shares, torch.ones(1, 3, dtype=torch.bool), 3, config(purity=1.0), generators())
+    assert sorted(chosen[0].tolist()) == [-1, -1, 0]
+
+
 def test_released_rule_overflows_into_other_cells() -> None:
     """The behaviour that the default rule mends: a rare class takes cells that are not its own."""
     shares = torch.zeros(1, 2, 10)
@@ -61,6 +81,52 @@ def test_released_rule_overflows_into_other_cells() -> None:
     assert {0, 1} <= set(chosen[1].tolist())
     assert len(set(chosen[1].tolist())) == 4
     assert not set(chosen[0].tolist()) & set(chosen[1].tolist())
+
+
+@settings(deadline=None, max_examples=30)
+@given(classes=st.integers(1, 4), count=st.integers(1, 5), cells=st.integers(5, 30), seed=st.integers(0, 999))
+def test_released_templates_are_those_of_the_rule(classes: int, count: int, cells: int, seed: int) -> None:
+    """Labels of 0 to 255 plus U(0, 0.1); the largest label is taken off the cells of earlier classes."""
+    random = torch.Generator().manual_seed(seed)
+    # Coarse steps, so that noise decides between equals and never between unequals.
+    shares = torch.randint(0, 5, (2, classes, cells), generator=random).float() / 4
+    paired = torch.rand(2, cells, generator=random) < 0.8
+    chosen = choose_templates(shares, paired, count, config(template_rule="released"), generators(2)).view(
+        2, classes, -1
+    )
+    for reference, generator in enumerate(generators(2)):
+        noise = torch.rand((classes, cells), generator=generator).double()
+        values = [[255 * float(s) for s in row] for row in shares[reference]]
+        usable = [cell for cell in range(cells) if bool(paired[reference, cell])]
+        largest = max((row[cell] for row in values for cell in usable), default=0.0)
+        history = [0.0] * cells
+        for of_class in range(classes):
+            score = {
+                cell: values[of_class][cell] + 0.1 * float(noise[of_class, cell]) + history[cell]
+                for cell in usable
+            }
+            wanted = sorted(usable, key=lambda cell, score=score: -score[cell])[:count]
+            found = [cell for cell in chosen[reference, of_class].tolist() if cell >= 0]
+            assert found == wanted
+            for cell in wanted:
+                history[cell] -= largest
+
+
+@settings(deadline=None, max_examples=30)
+@given(count=st.integers(1, 8), cells=st.integers(1, 20), seed=st.integers(0, 999))
+def test_released_matching_takes_the_largest_off_a_taken_cell(count: int, cells: int, seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    t, c = torch.randn(1, count, 3, generator=random), torch.randn(1, cells, 3, generator=random)
+    paired = torch.rand(1, cells, generator=random) < 0.8
+    paired[0, 0] = True
+    rule = config(exclusion="released", matching="dot")
+    found = match_templates(t, torch.ones(1, count, dtype=torch.bool), c, paired, rule)[0].tolist()
+    unit = torch.cat((t[0], torch.zeros(count, 1)), dim=1)
+    similarity = (unit[:, :3].double() @ c[0].double().T).masked_fill(~paired, -torch.inf)
+    largest = similarity.max()
+    for template, cell in enumerate(found):
+        assert float(similarity[template, cell]) >= float(similarity[template].max()) - 1e-5
+        similarity[:, cell] -= largest
 
 
 def brute_force(
