@@ -1,4 +1,4 @@
-"""Optimisers: Adam and AdamW of torch, and LARS for large batches (You et al. 2017, equations 5 and 6)."""
+"""Optimisers: Adam and AdamW of torch, and LARS for large batches (You et al. 2017)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from pscl_hpc.config import OptimiserConfig
 
 
 class Lars(torch.optim.Optimizer):
-    """SGD with momentum whose step for each tensor is scaled by ``trust * |w| / (|g| + decay |w|)``.
+    """SGD with momentum whose step for each tensor is scaled by ``trust * |w| / |g + decay w|``.
 
-    Tensors of one dimension (biases, normalisation) take the plain step, as in SimCLR.
+    The ratio is that of SimCLR's released optimiser; equation 6 of You et al. has the sum ``|g| + decay |w|`` below the
+    line, which is no less. The rate stands outside of the momentum, as in torch's SGD. Tensors of one dimension
+    (biases, normalisation) take the plain step, as in SimCLR.
     """
 
     def __init__(
