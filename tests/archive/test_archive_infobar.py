@@ -55,6 +55,14 @@ def test_deep_images_and_jpeg(tmp_path: Path) -> None:
     assert bar_height(np.repeat(image[200:, :, None], 3, axis=2), 484, 255.0) == 40
 
 
+def test_values_that_are_no_numbers_hide_no_bar() -> None:
+    image = with_bar(texture((484, 645)), 40, ink=255, paper=0).astype(np.float32)
+    image[300, 5:9] = np.inf, -np.inf, np.nan, np.inf
+    for full_range in (255.0, np.inf):
+        assert bar_height(image[200:], 484, full_range) == 40
+    assert bar_height(np.full((200, 300), np.inf, np.float32), 400, np.inf) == 0
+
+
 def _black_bottom(size: tuple[int, int]) -> np.ndarray:
     image = texture(size)
     image[-60:] = 0

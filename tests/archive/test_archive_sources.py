@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pscl_hpc.archive import Archive
+from pscl_hpc.archive.build import BuildOptions, build
 from pscl_hpc.archive.ingest.sources import Plan, plan
 from pscl_hpc.errors import UserError
 
@@ -176,9 +179,59 @@ def test_what_lies_about_is_named(steel: Path) -> None:
     assert "same image id steel/a; rename one" in reasons["a.png"]
 
 
+def test_a_split_whose_path_is_wrong_is_named(tmp_path: Path) -> None:
+    """Its images would have no split, and be trained on."""
+    folder = tmp_path / "steel"
+    for name in ("x/a.png", "x/b.png", "y/a.png"):
+        picture(folder / "img" / name)
+    _splits(folder, train=["x/a.png"], val=["img/x/b.png"], test_ood=["z/a.png"], references=[])
+    found = plan([folder])
+    assert {Path(item.path).relative_to(folder / "img").as_posix() for item in found.skipped} == {
+        "img/x/b.png",
+        "z/a.png",
+    }
+    _splits(folder, train=["x/a.png"], val=["b.png"], test_ood=["y/a.png"], references=[])
+    found = plan([folder])
+    assert found.skipped == ()
+    assert _table(found) == {
+        "steel/x__a": ("train", False),
+        "steel/x__b": ("val", False),
+        "steel/y__a": ("test_ood", False),
+    }
+
+
+@pytest.mark.parametrize("listed", ["x/heat1.5.png", "x/heat1.5", "heat1.5.png", "heat1.5"])
+def test_references_are_found_like_the_images_of_a_split(tmp_path: Path, listed: str) -> None:
+    folder = tmp_path / "steel"
+    for name in ("x/heat1.5.png", "x/heat1.png"):
+        picture(folder / "img" / name)
+    _splits(folder, train=[], val=[], test_ood=[], references=[listed])
+    found = plan([folder])
+    assert found.collections["steel"].references == ("steel/x__heat1.5",)
+    assert found.skipped == ()
+
+
+def test_references_that_are_no_image_or_several_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "steel"
+    for name in ("x/a.png", "y/a.png"):
+        picture(folder / "img" / name)
+    _splits(folder, train=[], val=[], test_ood=[], references=["gone.png", "a.png"])
+    reasons = {Path(item.path).name: item.reason for item in plan([folder]).skipped}
+    assert "a reference in splits.json but not there" in reasons["gone.png"]
+    assert "that is 2 images; give its folder" in reasons["a.png"]
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
+        ({"references": ["c"]}, "lists c as a reference and in test_ood"),
+        ({"background": True}, "background must be a class index"),
+        ({"ignore_classes": [True]}, "ignore_classes must be a list of class indices"),
+        (
+            {"classes": ["m", "carbide", "carbide"]},
+            "names 'carbide' twice; give each class a name of its own",
+        ),
+        ({"classes": ["m", " ", "carbide"]}, "has a class without a name"),
         ({"val": ["a.png"]}, "lists a.png in train and in val"),
         ({"references": ["c.png"]}, "lists c.png as a reference and in test_ood"),
         ({"train": "a.png"}, "train must be a list of names"),
@@ -191,7 +244,7 @@ def test_what_lies_about_is_named(steel: Path) -> None:
 )
 def test_splits_that_contradict_themselves(steel: Path, changed: dict[str, Any], message: str) -> None:
     _splits(steel, **changed)
-    if "classes" in changed:
+    if changed.get("classes") == []:
         _splits(steel, classes=[], ignore_classes=[], background=0)
     with pytest.raises(UserError, match=message):
         plan([steel])
@@ -223,11 +276,57 @@ def test_notes_in_splits_are_left_alone(steel: Path) -> None:
     assert _table(plan([steel]))["steel/c"] == ("test_ood", True)
 
 
+def test_splits_as_windows_writes_them(steel: Path) -> None:
+    path = steel / "splits.json"
+    path.write_text(path.read_text().replace("\n", "\r\n"), encoding="utf-8-sig")
+    assert _table(plan([steel]))["steel/b"] == ("val", True)
+
+
+def test_a_key_that_stands_twice_is_refused(steel: Path) -> None:
+    """JSON would keep the last one, and the images of the first have no split."""
+    text = (steel / "splits.json").read_text()
+    (steel / "splits.json").write_text(text[:-1] + ', "val": []}')
+    with pytest.raises(UserError, match=r"splits\.json has the key 'val' twice"):
+        plan([steel])
+
+
 @pytest.mark.parametrize("text", ["", "{", "[1]"])
 def test_unreadable_splits(steel: Path, text: str) -> None:
     (steel / "splits.json").write_text(text)
     with pytest.raises(UserError, match=r"splits\.json"):
         plan([steel])
+
+
+def test_images_behind_links_are_read(tmp_path: Path) -> None:
+    folder = tmp_path / "steel"
+    picture(folder / "img" / "a.png")
+    picture(tmp_path / "store" / "batch" / "b.png")
+    (folder / "img" / "more").symlink_to(tmp_path / "store")
+    (tmp_path / "store" / "up").symlink_to(folder / "img")
+    (folder / "img" / "c.png").symlink_to(tmp_path / "store" / "batch" / "b.png")
+    (folder / "img" / "d.png").symlink_to(tmp_path / "moved.png")
+    found = plan([folder])
+    assert list(_table(found)) == ["steel/a", "steel/c", "steel/d", "steel/more__batch__b"]
+    packed = build(found, tmp_path / "a.h5", BuildOptions())
+    assert (packed.added, [(item.path, item.reason) for item in packed.skipped]) == (
+        3,
+        [("steel/img/d.png", "cannot be opened (No such file or directory)")],
+    )
+
+
+def test_names_that_are_no_utf8(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"st\xe4hle")
+    picture(folder / "img" / "a.png").rename(folder / "img" / os.fsdecode(b"H\xe4rte.png"))
+    mask = picture(folder / "gt" / "a.png", labels((6, 8)))
+    mask.with_name(os.fsdecode(b"gr\xf6\xdfer.png")).write_bytes(mask.read_bytes())
+    mask.rename(folder / "gt" / os.fsdecode(b"H\xe4rte.png"))
+    found = plan([folder], classes=["m", "n", "o"])
+    packed = build(found, tmp_path / "a.h5", BuildOptions())
+    assert (packed.added, len(packed.skipped)) == (1, 1)
+    assert packed.skipped[0].path.endswith("/gr\ufffd\ufffder.png")
+    (record,) = Archive(tmp_path / "a.h5").records
+    assert record.has_mask
+    assert (record.id, record.source) == ("st\ufffdhle/H\ufffdrte", "st\ufffdhle/img/H\ufffdrte.png")
 
 
 def test_sources_that_are_not_there(tmp_path: Path) -> None:
@@ -272,9 +371,32 @@ def test_a_sidecar_adds_what_is_known(tmp_path: Path) -> None:
     assert sorted(found.collections) == ["sem", "special"]
 
 
+def test_a_mask_keeps_its_classes_in_another_dataset(steel: Path, tmp_path: Path) -> None:
+    sidecar = _csv(tmp_path / "x.csv", "file,dataset", "b.png,other")
+    collection = plan([steel], metadata=sidecar).collections["other"]
+    assert (collection.classes, collection.ignore_classes) == (("matrix", "carbide", "pore"), (2,))
+    assert collection.references == ()
+
+
+def test_lines_that_agree_may_name_an_image_again(tmp_path: Path) -> None:
+    picture(tmp_path / "sem" / "a.png")
+    sidecar = _csv(
+        tmp_path / "x.csv", "file,split,alloy", "a.png,train,", "a.png,train,718", "sem/a.png,,718"
+    )
+    (item,) = plan([tmp_path / "sem"], metadata=sidecar).items
+    assert (item.split, item.alloy) == ("train", "718")
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
+        (
+            ["file,split", "a.png,train", "sem/a.png,test"],
+            "line 3: split of a.png is 'test', but 'train' in an",
+        ),
+        (["file,split,split", "a.png,train,test"], "has the column 'split' twice"),
+        (["file;split", "a.png;train"], "separates its columns by ';'; save it with commas"),
+        (["file,split", "", "", "aa.png,test"], "line 4: no image aa.png"),
         (["file,specimem", "a.png,x"], "unknown column 'specimem'; did you mean 'specimen'"),
         (["specimen", "x"], "has no column 'file'"),
         (["file,alloy", "a.png"], "line 2: it must have 2 cells"),

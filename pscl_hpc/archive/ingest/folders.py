@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,12 +43,17 @@ def subfolder(folder: Path, names: Sequence[str]) -> Path | None:
 
 
 def images_under(folder: Path) -> list[Path]:
-    """Image files under a folder, sorted; hidden files and folders are not looked at."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if _is_image(path) and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    """Image files under a folder, sorted, also those behind links; hidden files and folders are not looked at.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    return sorted(_walk(folder, frozenset()))
+
+
+def readable(name: str) -> str:
+    """A file name as text: bytes that are no UTF-8, as on volumes of other systems, become question marks."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def by_stem(folder: Path) -> dict[str, Path]:
@@ -100,6 +105,23 @@ def refuse_masks(folder: Path, images: Iterable[Path]) -> None:
             )
 
 
+def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+    real = folder.resolve()
+    if real in above:
+        return  # a link to a folder that it lies in
+    try:
+        inside = list(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read ({error.strerror}); mend that or move it away") from None
+    for path in inside:
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _walk(path, above | {real})
+        elif _is_image(path):
+            yield path
+
+
 def _loose(folder: Path, reason: str) -> list[Unread]:
     loose = (path for path in folder.iterdir() if _is_image(path) and not path.name.startswith("."))
     return [Unread(folder, tuple(sorted(loose)), reason)]
@@ -110,4 +132,5 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    # A link to nothing counts: it is named when it cannot be opened.
+    return path.suffix.lower() in IMAGE_SUFFIXES and (path.is_file() or path.is_symlink())

@@ -28,7 +28,9 @@ def bar_height(bottom: npt.NDArray[Any], height: int, full_range: float) -> int:
         height: height of the whole image.
         full_range: intensity of white.
     """
-    grey = bottom.astype(np.float32)
+    if not np.isfinite(full_range):
+        full_range = float(bottom[np.isfinite(bottom)].max(initial=0.0)) or 1.0
+    grey = np.nan_to_num(bottom.astype(np.float32), nan=0.0, posinf=full_range, neginf=0.0)
     if grey.ndim == 3:
         grey = grey.mean(axis=2)
     limit = int(height * LARGEST)

@@ -63,10 +63,14 @@ class Sidecar:
                 reader = csv.DictReader(file, strict=True)
                 names = [name.strip() for name in reader.fieldnames or ()]
                 reader.fieldnames = names
-                rows = list(reader)
+                rows = [(reader.line_num, row) for row in reader]
         except (OSError, ValueError, csv.Error) as error:
             raise UserError(f"{path} is not a readable CSV file ({error})") from error
+        if len(names) == 1 and (mark := next((mark for mark in ";\t" if mark in names[0]), "")):
+            raise UserError(f"{path} separates its columns by {mark!r}; save it with commas between them")
         for name in names:
+            if names.count(name) > 1:
+                raise UserError(f"{path} has the column {name!r} twice; keep one of them")
             if name not in COLUMNS:
                 raise UserError(f"{path} has an unknown column {name!r}{did_you_mean(name, COLUMNS)}")
         if "file" not in names:
@@ -74,7 +78,7 @@ class Sidecar:
                 f"{path} has no column 'file'; its first line must name the columns, comma-separated"
             )
         lines = []
-        for number, row in enumerate(rows, start=2):
+        for number, row in rows:
             where = f"{path}, line {number}"
             if None in row or any(value is None for value in row.values()):
                 raise UserError(f"{where}: it must have {len(names)} cells like the first line")
@@ -85,6 +89,23 @@ class Sidecar:
                 raise UserError(f"{where}: split is {cells['split']!r}; did you mean '{near}'?")
             lines.append(Line(where, cells))
         return Sidecar(path, tuple(lines))
+
+    def refuse_contradictions(self, named: Sequence[Path]) -> None:
+        """UserError when two lines say different things of one image.
+
+        Args:
+            named: the image of each line, as :meth:`match` finds it.
+        """
+        said: dict[tuple[Path, str], Line] = {}
+        for path, line in zip(named, self.lines, strict=True):
+            for column in COLUMNS[1:]:
+                if text := line.text(column):
+                    first = said.setdefault((path, column), line)
+                    if first.text(column) != text:
+                        raise UserError(
+                            f"{line.where}: {column} of {path.name} is {text!r}, but {first.text(column)!r} in an "
+                            "earlier line; keep one of the two"
+                        )
 
     def match(self, line: Line, images: Mapping[str, Sequence[tuple[str, Path]]]) -> Path:
         """The one image that a line names, by its whole path or by the end of it.

@@ -24,12 +24,13 @@ from pscl_hpc.archive.ingest.folders import (
     beside_datasets,
     by_stem,
     images_under,
+    readable,
     refuse_masks,
     subfolder,
 )
 from pscl_hpc.archive.ingest.images import IMAGE_SUFFIXES
 from pscl_hpc.archive.ingest.sidecar import NUMBERS, TEXTS, Sidecar
-from pscl_hpc.archive.ingest.splits import SPLITS_FILE, Splits, read_splits
+from pscl_hpc.archive.ingest.splits import SPLITS_FILE, Splits, check_classes, find_listed, read_splits
 from pscl_hpc.errors import UserError
 
 
@@ -84,6 +85,7 @@ def plan(sources: Sequence[Path], *, metadata: Path | None = None, classes: Sequ
         UserError: a source is missing or holds no image, masks would be packed as images, classes are not named or
             named for nothing, ``splits.json`` or the CSV is wrong.
     """
+    check_classes(classes, "--classes")
     finder = _Finder(tuple(classes))
     for source in sources:
         finder.add(source)
@@ -175,27 +177,31 @@ class _Finder:
                 f"{base} and {self._roots[name]} would both be the dataset {name!r}; rename one of the folders"
             )
         masks = by_stem(mask_folder) if mask_folder else {}
-        found = set()
+        found = {}
         for path in paths:
             relative = path.absolute().relative_to(base.absolute())
             stem = relative.with_suffix("").as_posix()
-            found.add(stem)
+            found[relative.as_posix()] = stem
             item = Item(
                 path=path,
-                source=f"{root.resolve().name}/{path.absolute().relative_to(root.absolute()).as_posix()}",
+                source=readable(
+                    f"{root.resolve().name}/{path.absolute().relative_to(root.absolute()).as_posix()}"
+                ),
                 dataset=name,
                 stem=_plain(stem),
                 mask=masks.get(stem),
                 split=splits.split_of(relative.as_posix()) if splits else "",
             )
             self.items.append(item)
-        for stem in sorted(masks.keys() - found):
+        for stem in sorted(masks.keys() - set(found.values())):
             self.skipped.append(
-                Skipped(str(masks[stem]), "a mask without an image of the same name; rename one of them")
+                Skipped(
+                    readable(str(masks[stem])), "a mask without an image of the same name; rename one of them"
+                )
             )
+        references = self._references(base, splits, found) if splits else []
         if splits:
-            names = {item.path.name for item in self.items if item.dataset == name}
-            for missing in splits.missing(names):
+            for missing in splits.missing(list(found)):
                 self.skipped.append(
                     Skipped(
                         str(base / missing),
@@ -207,8 +213,23 @@ class _Finder:
             classes=splits.classes if splits and splits.classes else (self._classes if masks else ()),
             background=splits.background if splits else 0,
             ignore_classes=splits.ignore_classes if splits else (),
-            references=tuple(f"{name}/{_plain(stem)}" for stem in splits.references) if splits else (),
+            references=tuple(f"{name}/{_plain(stem)}" for stem in references),
         )
+
+    def _references(self, base: Path, splits: Splits, images: dict[str, str]) -> list[str]:
+        """Stems of the references; one that is not among the images (name -> stem) may be in the archive already."""
+        stems = []
+        for wanted in splits.references:
+            found = find_listed(wanted, list(images))
+            if len(found) > 1:
+                reason = f"a reference in {SPLITS_FILE} that is {len(found)} images; give its folder, too"
+                self.skipped.append(Skipped(str(base / wanted), reason))
+                continue
+            if not found:
+                reason = f"a reference in {SPLITS_FILE} but not there; correct the name in {SPLITS_FILE}"
+                self.skipped.append(Skipped(str(base / wanted), reason))
+            stems.append(images[found[0]] if found else str(Path(wanted).with_suffix("")))
+        return stems
 
 
 def _annotate(
@@ -225,16 +246,20 @@ def _annotate(
     for item in items:
         by_name.setdefault(item.path.name, []).append((item.source, item.path))
     collections = dict(collections)
-    for line in sidecar.lines:
-        path = sidecar.match(line, by_name)
+    named = [sidecar.match(line, by_name) for line in sidecar.lines]
+    sidecar.refuse_contradictions(named)
+    for path, line in zip(named, sidecar.lines, strict=True):
         item = changed[path]
+        home = collections[item.dataset]
         if line.text("dataset"):
             item = replace(item, dataset=_plain(line.text("dataset")))
         known = collections.get(item.dataset, Collection(item.dataset))
         if line.text("mask"):
             item = replace(item, mask=sidecar.inside(line, "mask", roots))
-            if not known.classes:
-                known = replace(known, classes=classes)
+        if item.mask is not None and not known.classes:
+            # A mask that came along from its folder has the classes of that; one that the line names, those given.
+            classed = replace(home, name=item.dataset, references=known.references)
+            known = classed if home.classes else replace(known, classes=classes)
         known_of: dict[str, Any] = {name: line.text(name) for name in TEXTS if line.text(name)}
         known_of |= {name: line.number(name) for name in NUMBERS if line.text(name)}
         item = replace(item, **known_of)
@@ -249,5 +274,5 @@ def _annotate(
 
 def _plain(name: str) -> str:
     """A name without folders and control characters, fit for ids and for file names made from them."""
-    name = re.sub(r"#(?=\d+$)", "_", name)  # "#0" at the end of an id is a page of a file
+    name = re.sub(r"#(?=\d+$)", "_", readable(name))  # "#0" at the end of an id is a page of a file
     return re.sub(r"[\x00-\x1f]", "_", name.replace("/", "__")) or "images"

@@ -31,7 +31,7 @@ class Splits:
     background: int
     ignore_classes: tuple[int, ...]
     references: tuple[str, ...]
-    """Stems."""
+    """As they are listed."""
     files: dict[str, str]
     """File name -> split."""
 
@@ -39,15 +39,43 @@ class Splits:
         """The split of an image by its name relative to the image folder, or by its bare file name."""
         return self.files.get(name, self.files.get(PurePosixPath(name).name, ""))
 
-    def missing(self, names: set[str]) -> list[str]:
-        """Listed files that are not among ``names``."""
-        return sorted(name for name in self.files if PurePosixPath(name).name not in names)
+    def missing(self, images: Sequence[str]) -> list[str]:
+        """Listed files that are the split of none of ``images`` (names relative to the image folder)."""
+        known = {*images, *(PurePosixPath(name).name for name in images)}
+        return sorted(name for name in self.files if name not in known)
+
+
+def find_listed(name: str, images: Sequence[str]) -> list[str]:
+    """The images (names relative to their folder) that a list means by ``name``: by path, or else by file name.
+
+    The ending may be left out.
+    """
+    for known in (PurePosixPath, lambda image: PurePosixPath(PurePosixPath(image).name)):
+        found = [image for image in images if name in (str(known(image)), str(known(image).with_suffix("")))]
+        if found:
+            return found
+    return []
+
+
+def check_classes(names: Sequence[str], where: str) -> None:
+    """UserError unless every class has a name of its own: scores are told by it."""
+    for name in names:
+        if not name.strip() or names.count(name) > 1:
+            problem = f"names {name!r} twice" if name.strip() else "has a class without a name"
+            raise UserError(f"{where} {problem}; give each class a name of its own")
 
 
 def read_splits(path: Path) -> Splits:
     """Parse a ``splits.json``; UserError names the file and the key at fault."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        for key, _ in pairs:
+            if sum(other == key for other, _ in pairs) > 1:
+                raise UserError(f"{path} has the key {key!r} twice; keep one of them")
+        return dict(pairs)
+
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=once)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not readable JSON ({error}); correct it or remove it") from error
     if not isinstance(content, dict):
@@ -68,16 +96,21 @@ def read_splits(path: Path) -> Splits:
                 files[name] = split
     references = _list(path, content, "references", str)
     for name in references:
-        if files.get(name, "train") != "train":
-            raise UserError(f"{path} lists {name} as a reference and in {files[name]}; use a training image")
+        for listed in find_listed(name, list(files)):
+            if files[listed] != "train":
+                raise UserError(
+                    f"{path} lists {name} as a reference and in {files[listed]}; use a training image"
+                )
     background = content.get("background", 0)
-    if not isinstance(background, int):
+    if type(background) is not int:
         raise UserError(f"{path}: background must be a class index, not {background!r}")
+    classes = _list(path, content, "classes", str)
+    check_classes(classes, f"{path}: classes")
     splits = Splits(
-        classes=tuple(_list(path, content, "classes", str)),
+        classes=tuple(classes),
         background=background,
         ignore_classes=tuple(_list(path, content, "ignore_classes", int)),
-        references=tuple(str(PurePosixPath(name).with_suffix("")) for name in references),
+        references=tuple(references),
         files=files,
     )
     try:
@@ -102,6 +135,6 @@ def meant(name: str, known: Sequence[str] = _SPLITS) -> str:
 
 def _list(path: Path, content: dict[str, Any], key: str, kind: type) -> list[Any]:
     values = content.get(key, [])
-    if not isinstance(values, list) or any(not isinstance(value, kind) for value in values):
+    if not isinstance(values, list) or any(type(value) is not kind for value in values):
         raise UserError(f"{path}: {key} must be a list of {'names' if kind is str else 'class indices'}")
     return values
