@@ -72,11 +72,13 @@ def build(
         shard_bytes = SHARD_BYTES
     if shard_bytes is not None and out.is_file():
         raise UserError(f"{out} is a file; give another --out for a folder of shards")
-    old = _existing(out)
-    collections = _united(plan, old, out)
+    _united(plan, _existing(out), out)  # refused before anything is written
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with Scratch(out, asdict(options) | {"percentiles": list(options.percentiles)}) as scratch:
+            # Looked at under the lock: another build may have ended since.
+            old = _existing(out)
+            collections = _united(plan, old, out)
             return _build(plan, out, options, old, collections, scratch, shard_bytes, progress)
     except OSError as error:
         raise UserError(
@@ -236,9 +238,13 @@ class _Packer:
 
 def _hashes(item: Item) -> tuple[str, str]:
     try:
-        return sha256_of(item.path), sha256_of(item.mask) if item.mask else ""
+        own = sha256_of(item.path)
     except OSError as error:
         raise Unreadable(f"cannot be opened ({error.strerror})") from error
+    try:
+        return own, sha256_of(item.mask) if item.mask else ""
+    except OSError as error:
+        raise Unreadable(f"its mask {item.mask} cannot be opened ({error.strerror})") from error
 
 
 _METADATA = ("split", "specimen", "condition", "alloy")

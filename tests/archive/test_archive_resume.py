@@ -5,11 +5,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pytest
@@ -176,6 +178,39 @@ def test_resuming_with_other_options_is_refused(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(UserError, match=r"a\.h5\.partial holds parts of a build with other options"):
         build(plan([sources]), tmp_path / "a.h5", BuildOptions(crop_bottom=3))
     assert list((tmp_path / "a.h5.partial").glob("part-*.h5"))
+
+
+@pytest.mark.parametrize("name", ["a.h5", "a"])
+def test_a_build_that_ends_while_another_starts_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Both see no archive; one of them makes it before the other has the lock."""
+    shard_bytes = None if name.endswith(".h5") else 1 << 20
+    first, second = make_sources(tmp_path / "x" / "steel", 2), make_sources(tmp_path / "y" / "brass", 3)
+    # An image that both of them pack must not be there twice.
+    shutil.copytree(first, tmp_path / "y" / "steel")
+
+    class Slow(build_module.Scratch):
+        def __enter__(self) -> Self:
+            monkeypatch.undo()
+            packed(first, tmp_path / name, shard_bytes=shard_bytes)
+            return super().__enter__()
+
+    monkeypatch.setattr(build_module, "Scratch", Slow)
+    result = packed(second.parent, tmp_path / name, shard_bytes=shard_bytes)
+    assert (result.added, result.unchanged) == (3, 2)
+    ids = [record.id for record in Archive(tmp_path / name).records]
+    assert ids == ["brass/0000", "brass/0001", "brass/0002", "steel/0000", "steel/0001"]
+
+
+def test_a_mask_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    sources = make_sources(tmp_path / "steel", 2)
+    (sources / "gt" / "0001.png").unlink()
+    (sources / "gt" / "0001.png").symlink_to(tmp_path / "moved.png")
+    (skipped,) = packed(sources, tmp_path / "a.h5").skipped
+    assert skipped.path == "steel/img/0001.png"
+    assert "its mask" in skipped.reason
+    assert "No such file" in skipped.reason
 
 
 def test_two_builds_at_once_are_refused(tmp_path: Path) -> None:
