@@ -289,6 +289,29 @@ def test_a_place_in_the_window_makes_no_cluster() -> None:
     assert abs(float(rim[0] - rim[1])) < 0.35, "rim and middle have both clusters"
 
 
+@pytest.mark.parametrize("side", ["left", "top"])
+def test_one_side_of_the_window_makes_no_cluster(side: str) -> None:
+    angles = torch.zeros(4, 32, 40)
+    if side == "left":
+        angles[:, :, :10] = 3.0
+    else:
+        angles[:, :8] = 3.0
+    labels = labels_of_angles(angles)
+    parts = labels[angles == 3.0].float().mean(), labels[angles == 0.0].float().mean()
+    assert abs(float(parts[0] - parts[1])) < 0.35, "both sides have both clusters"
+
+
+def test_a_step_gives_a_cluster_that_lost_its_members_new_ones() -> None:
+    views, method = make_views(4, 0), make_method()
+    step(method, views, 0, 0.1)
+    moments = method.clusters.moments
+    empty = torch.tensor([0.0, 1.0, 1.0]).double()
+    method.clusters.set(Moments(*(part * empty.view(-1, *(1,) * (part.ndim - 1)) for part in moments)))
+    assert float(method.clusters.share[0]) == 0
+    step(method, views, 1, 0.2)
+    assert float(method.clusters.share.min()) > 0.01
+
+
 def test_everything_is_in_the_state() -> None:
     views, method, other = make_views(4, 0), make_method(), make_method()
     for number, progress in enumerate((0.1, 0.2, 0.6)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -46,6 +47,31 @@ def test_blocks_are_as_large_as_told() -> None:
     edges = (mask[1:] != mask[:-1]).any(dim=1).nonzero().flatten()
     assert len(edges) > 3
     assert {int(step) % 16 for step in edges.diff()} == {0}
+
+
+def test_sides_and_offsets_of_blocks_are_drawn_for_each_image() -> None:
+    config = CorruptionConfig(share=0.5, block=(15, 17), cutout=0.0)
+    masks = corrupt(images(80, 150, 150), config, generators(*range(80))).mask[:, 0]
+    sides, firsts = [], []
+    for mask in masks:
+        edges = ((mask[1:] != mask[:-1]).any(dim=1).nonzero().flatten() + 1).tolist()
+        side = math.gcd(*(b - a for a, b in itertools.pairwise(edges)))
+        assert side in (15, 16, 17)
+        sides.append(side)
+        firsts.append(edges[0] % side / side)
+    assert min(sides.count(side) for side in (15, 16, 17)) > 12, "both ends of the range are drawn"
+    assert sum(firsts) / 80 == pytest.approx(0.5, abs=0.12)
+    assert len(set(firsts)) > 10
+
+
+def test_kinds_of_corruption_have_the_relative_frequencies_that_are_told() -> None:
+    # A picture that is 1 on the left and 0 on the right: what is blank is 0.5, what is noise 0 or 1 or between.
+    clean = torch.zeros(60, 1, 64, 64)
+    clean[..., :32] = 1
+    config = CorruptionConfig(blank=3.0, shuffle=0.0, noise=9.0, block=(8, 8), cutout=0.0)
+    corrupted = corrupt(clean, config, generators(*range(60)))
+    blank = (corrupted.images == 0.5) & corrupted.mask
+    assert float(blank.sum() / corrupted.mask.sum()) == pytest.approx(0.25, abs=0.04)
 
 
 @settings(max_examples=40, deadline=None)

@@ -14,7 +14,7 @@ from pscl_hpc.config import ModelConfig, PsclSimclrConfig, ViewConfig
 from pscl_hpc.methods import PsclSimclr, Views, cell_purity
 from pscl_hpc.models import UNet
 from pscl_hpc.seeding import Draws
-from pscl_hpc.views import draw_geometry, partner_cells, warp
+from pscl_hpc.views import draw_geometry, paired_cells, partner_cells, warp
 from tests.helpers import micrograph
 
 
@@ -126,6 +126,26 @@ def test_ignored_classes_and_references_without_annotation_give_no_templates(rul
         assert not bool(sample.valid[:, sample.classes == 2].any())
         assert bool(sample.valid[[0, 2]][:, sample.classes == 0].any())
         assert not bool(sample.valid[[1, 3]].any())
+
+
+def test_every_image_is_searched_for_the_templates_of_its_reference() -> None:
+    views, method = make_views(6, 2), make_method(templates_per_class=3)
+    key = method.trunk(views.key)
+    for scale, sample in enumerate(method.sample_cells(views, key, draws(0))):
+        with torch.no_grad():
+            projected = method.cell_heads[scale](key.scales[scale].flatten(2).transpose(1, 2))
+        vectors = F.normalize(projected.double(), dim=2)
+        paired = paired_cells(views.geometry, *key.scales[scale].shape[2:])
+        for image in range(2, 6):
+            own = sample.key_cells[image % 2].tolist()
+            free = paired[image].clone()
+            for template, cell in zip(own, sample.key_cells[image].tolist(), strict=True):
+                assert (cell < 0) == (template < 0)
+                if cell >= 0:
+                    similarity = vectors[image] @ vectors[image % 2, template]
+                    assert bool(free[cell]), "a cell without partner, or one that is taken"
+                    assert float(similarity[cell]) >= float(similarity[free].max()) - 1e-5
+                    free[cell] = False
 
 
 def test_purity_of_references_is_one_and_unknown_is_nan() -> None:

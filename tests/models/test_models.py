@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn import functional as F
 
 from pscl_hpc.config import ModelConfig
 from pscl_hpc.errors import UserError
@@ -46,6 +47,49 @@ def test_any_size(size: tuple[int, int]) -> None:
     features = trunk(torch.rand(2, 1, *size))
     assert features.bottleneck.shape == (2, 8, size[0] // 4, size[1] // 4)
     assert [tuple(f.shape[1:]) for f in features.scales] == [(8, size[0] // 2, size[1] // 2), (4, *size)]
+
+
+@pytest.mark.parametrize("size", [(16, 24), (21, 15)])
+def test_trunk_is_the_published_network(size: tuple[int, int]) -> None:
+    """Written out with functions: pooled down, turned up to 2H - 1, filled up at the end, joined to the skip."""
+    trunk = UNet(ModelConfig(widths=(4, 8, 12), mean=(0.4,), std=(0.5,)))
+    with torch.no_grad():
+        for weight in trunk.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    weights = dict(trunk.named_parameters())
+
+    def block(name: str, x: torch.Tensor, *, second_over_batch: bool) -> torch.Tensor:
+        for place, over_batch in ((0, True), (3, second_over_batch)):
+            x = F.conv2d(x, weights[f"{name}.{place}.weight"], padding=1)
+            dims = (0, 2, 3) if over_batch else (1,)
+            variance, mean = torch.var_mean(x, dims, correction=0, keepdim=True)
+            gain, bias = (weights[f"{name}.{place + 1}.{part}"].view(-1, 1, 1) for part in ("weight", "bias"))
+            x = (x - mean) / (variance + 1e-5).sqrt() * gain + bias
+            x = torch.where(x > 0, x, 0.01 * x)
+        return x
+
+    images = torch.rand(2, 1, *size)
+    x, maps = (images - 0.4) / 0.5, []
+    for depth in range(3):
+        x = block(f"encoder.{depth}", F.max_pool2d(x, 2) if depth else x, second_over_batch=True)
+        maps.append(x)
+    scales = []
+    for number, skip in enumerate((maps[1], maps[0])):
+        name = f"decoder.{number}"
+        up = F.conv_transpose2d(
+            x, weights[f"{name}.up.weight"], weights[f"{name}.up.bias"], stride=2, padding=1
+        )
+        assert up.shape[2:] == (2 * x.shape[2] - 1, 2 * x.shape[3] - 1)
+        full = torch.zeros(*up.shape[:2], *skip.shape[2:])
+        # One row or column is missing at the end where the skip is even, one at either side where it is odd.
+        first = [(have - got) // 2 for have, got in zip(skip.shape[2:], up.shape[2:], strict=True)]
+        full[:, :, first[0] : first[0] + up.shape[2], first[1] : first[1] + up.shape[3]] = up
+        x = block(f"{name}.block", torch.cat((skip, full), dim=1), second_over_batch=False)
+        scales.append(x)
+    features = trunk(images)
+    torch.testing.assert_close(features.bottleneck, maps[2], atol=1e-4, rtol=1e-4)
+    for found, wanted in zip(features.scales, scales, strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_cell_head_equals_grouped_convolutions() -> None:

@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from pscl_hpc.config import JitterConfig, OptimiserConfig, ScheduleConfig
-from pscl_hpc.seeding import derive_seed, numpy_generator, torch_generator
+from pscl_hpc.seeding import Draws, derive_seed, numpy_generator, torch_generator
 from pscl_hpc.training import Lars, build_optimiser, lr_factor, parameter_groups, set_lr
 from pscl_hpc.views import jitter
 
@@ -84,6 +84,23 @@ def test_random_streams_depend_on_every_part_of_the_key() -> None:
     assert numpy_generator(1, "a").integers(1 << 40) == numpy_generator(1, "a").integers(1 << 40)
     first = torch.rand(3, generator=torch_generator(5, "x", 1))
     assert torch.equal(first, torch.rand(3, generator=torch_generator(5, "x", 1)))
+
+
+def test_draws_of_an_image_depend_on_seed_purpose_pass_and_place() -> None:
+    def numbers(draws: Draws, purpose: str = "cells") -> list[list[float]]:
+        return [
+            torch.rand(2, generator=each).tolist() for each in draws.each(purpose, range(len(draws.slots)))
+        ]
+
+    first = numbers(Draws(5, 7, (0, 3)))
+    others = [
+        *numbers(Draws(6, 7, (0, 3))),
+        *numbers(Draws(5, 8, (0, 3))),
+        *numbers(Draws(5, 7, (0, 3)), "templates"),
+        *numbers(Draws(5, 7, (1, 2))),
+    ]
+    assert len({tuple(pair) for pair in (*first, *others)}) == 10
+    assert numbers(Draws(5, 7, (3,))) == first[1:], "the other images of a rank do not count"
 
 
 @pytest.mark.parametrize("channels", [1, 3])
