@@ -105,23 +105,22 @@ def _resolve(path: Path, names: tuple[str, ...]) -> Path:
 def _load(path: Path, *, weights: bool = True) -> tuple[ModelCard, dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
-            header: dict[str, Any] = json.loads((file.metadata() or {}).get("pscl_hpc", "{}"))
+            header: Any = json.loads((file.metadata() or {}).get("pscl_hpc", "{}"))
             names = file.keys() if weights else ()
             tensors = {key: file.get_tensor(key) for key in names}
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error}); is it whole?") from None
-    if "model" not in header:
+    if not isinstance(header, dict) or "model" not in header:
         raise UserError(f"{path}: was not written by pscl-hpc: its header has no model description")
     try:
-        model = ModelConfig.model_validate(header["model"])
-    except ValueError:
+        card = ModelCard(
+            ModelConfig.model_validate(header["model"]),
+            tuple(str(name) for name in header.get("classes", ())),
+            int(header.get("background", 0)),
+            tuple(int(number) for number in header.get("ignore_classes", ())),
+        )
+    except (TypeError, ValueError):
         raise UserError(f"{path}: its model description does not fit this version of pscl-hpc") from None
-    card = ModelCard(
-        model,
-        tuple(header.get("classes", ())),
-        int(header.get("background", 0)),
-        tuple(header.get("ignore_classes", ())),
-    )
     return card, tensors
 
 

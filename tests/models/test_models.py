@@ -156,3 +156,21 @@ def test_files_that_are_no_models(tmp_path: Path) -> None:
     save_trunk(tmp_path / "trunk.safetensors", UNet(SMALL))
     with pytest.raises(UserError, match="without a classifier"):
         load_segmentation(tmp_path / "trunk.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("3", "was not written by pscl-hpc"),
+        ('["model"]', "was not written by pscl-hpc"),
+        ('{"model": {"widths": [4]}}', "does not fit this version"),
+        ('{"model": {}, "classes": 3}', "does not fit this version"),
+        ('{"model": {}, "background": "matrix"}', "does not fit this version"),
+        ('{"model": {}, "ignore_classes": [null]}', "does not fit this version"),
+    ],
+)
+def test_headers_that_describe_no_model_are_refused(tmp_path: Path, header: str, message: str) -> None:
+    file = tmp_path / "odd.safetensors"
+    save_file({"x": torch.ones(1)}, file, metadata={"pscl_hpc": header})
+    with pytest.raises(UserError, match=message):
+        read_card(file)
