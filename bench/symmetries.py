@@ -63,7 +63,7 @@ def score(run: Path, archive: Archive) -> list[dict[str, Any]]:
     """Mean Dice of one run on each split with annotated images, as it is and averaged over symmetries."""
     _, config, plain = open_run(run)
     averaged = Predictor(
-        plain.net, plain.classes, plain.device, runtime=plain.runtime, tiling=plain.tiling, symmetries=True
+        plain.net, plain.classes, plain.device, runtime=plain.runtime, tiling=plain.tiling, tta=True
     )
     dataset = config.references[0].partition("/")[0]
     return [

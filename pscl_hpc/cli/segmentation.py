@@ -14,6 +14,9 @@ from pscl_hpc.errors import EXIT_SKIPPED
 
 _JSON = typer.Option("--json", help="Print one JSON object, for programs.")
 _AS_TRAINED = "For files; default: as for the annotated images of the run."
+_TTA = typer.Option(
+    "--tta", help="Test-time augmentation: the mean over eight turns and reflections, eight times as long."
+)
 _RUN = typer.Argument(metavar="RUN", help="Folder of a finished fine-tuning run.")
 
 
@@ -72,6 +75,7 @@ def evaluate_command(
     archive: Annotated[
         Path | None, typer.Option("--archive", help="Archive to score on, when not that of the training.")
     ] = None,
+    tta: Annotated[bool, _TTA] = False,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Score a fine-tuned run: Dice per class pooled over the images, IoU, pixel accuracy.
@@ -86,7 +90,7 @@ def evaluate_command(
     """
     from pscl_hpc.segmentation import EVALUATION_FILE, evaluate
 
-    content = evaluate(run, splits=split, archive=archive, progress=not as_json)
+    content = evaluate(run, splits=split, archive=archive, tta=tta, progress=not as_json)
     if as_json:
         _print_json(content)
         return
@@ -114,6 +118,7 @@ def predict_command(
     percentiles: Annotated[str | None, typer.Option(help=f"{ingest.PERCENTILES_HELP} {_AS_TRAINED}")] = None,
     colour: Annotated[str | None, typer.Option(help=f"{ingest.COLOUR_HELP} {_AS_TRAINED}")] = None,
     crop_bottom: Annotated[str | None, typer.Option(help=f"{ingest.CROP_HELP} {_AS_TRAINED}")] = None,
+    tta: Annotated[bool, _TTA] = False,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Segment images of any size: a PNG of class indices and a colour overlay for each.
@@ -142,6 +147,7 @@ def predict_command(
         percentiles=None if percentiles is None else ingest.two_percentiles(percentiles),
         luma=None if colour is None else ingest.luma(colour),
         crop_bottom=None if crop_bottom is None else ingest.rows_to_crop(crop_bottom),
+        tta=tta,
         progress=not as_json,
     )
     for notice in report.notices:

@@ -51,6 +51,8 @@ class Evaluation:
     splits: dict[str, SplitScores]
     archive: str = ""
     """Fingerprint of the archive that was scored; empty where the file does not say."""
+    tta: bool = False
+    """Scored with test-time augmentation."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ def read_evaluation(path: Path) -> Evaluation:
             primary=primary,
             splits=splits,
             archive=str(tree.get("archive", "")),
+            tta=bool(tree.get("tta", False)),
         )
     except (OSError, UnicodeDecodeError, json.JSONDecodeError):
         raise DamagedFile("is not valid JSON; run 'pscl-hpc evaluate' again") from None

@@ -29,6 +29,7 @@ def evaluate(
     *,
     splits: Sequence[str] | None = None,
     archive: str | Path | None = None,
+    tta: bool = False,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Score a run, write ``evaluation.json`` and the predictions as class-index PNGs.
@@ -40,6 +41,7 @@ def evaluate(
         splits: Splits to score; ``test`` and every other split whose name starts so when None. The
             references are left out of any split.
         archive: Read the images from here and not from the archive that the run was trained on.
+        tta: Test-time augmentation, see :class:`Predictor`.
         progress: Show a progress bar when the output is a terminal.
 
     Returns:
@@ -49,7 +51,7 @@ def evaluate(
     Raises:
         UserError: no finished fine-tuning run, another class list, or nothing annotated to score.
     """
-    folder, config, predictor = open_run(run)
+    folder, config, predictor = open_run(run, tta=tta)
     if archive is None and not Path(config.data.archive).exists():
         raise UserError(
             f"{config.data.archive}: the archive that {folder.path} was trained on is not there; name it with "
@@ -99,13 +101,14 @@ def evaluate(
         "pretrained": config.pretrained,
         "checkpoint": folder.record.get("best"),
         "archive": source.fingerprint,
+        "tta": tta,
         "splits": scored,
     }
     write_json(folder.path / EVALUATION_FILE, content)
     return content
 
 
-def open_run(run: str | Path) -> tuple[RunFolder, FinetuneConfig, Predictor]:
+def open_run(run: str | Path, *, tta: bool = False) -> tuple[RunFolder, FinetuneConfig, Predictor]:
     """A fine-tuned run and its predictor, on the best device here.
 
     Raises:
@@ -118,7 +121,7 @@ def open_run(run: str | Path) -> tuple[RunFolder, FinetuneConfig, Predictor]:
     net, card = load_segmentation(folder.path)
     runtime = config.runtime.model_copy(update={"device": "auto"})
     device = setup_device(runtime)
-    return folder, config, Predictor(net.to(device), ClassList.of(card), device, runtime=runtime)
+    return folder, config, Predictor(net.to(device), ClassList.of(card), device, runtime=runtime, tta=tta)
 
 
 def _scored_images(

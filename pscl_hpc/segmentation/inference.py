@@ -50,7 +50,7 @@ class Predictor:
         *,
         runtime: RuntimeConfig | None = None,
         tiling: Tiling | None = None,
-        symmetries: bool = False,
+        tta: bool = False,
     ) -> None:
         """See the class.
 
@@ -60,15 +60,15 @@ class Predictor:
             device: Where ``net`` is.
             runtime: Precision of the network.
             tiling: How large images are taken apart.
-            symmetries: Average the class probabilities over the eight quarter turns and reflections of each window. A
-                section through a metal has no upper side; eight times the work.
+            tta: Test-time augmentation: class probabilities are means over the eight quarter turns and reflections of
+                each window. A section through a metal has no upper side; eight times the work.
         """
         self.net = net
         self.classes = classes
         self.device = device
         self.runtime = runtime or RuntimeConfig()
         self.tiling = tiling or Tiling()
-        self.symmetries = symmetries
+        self.tta = tta
         self.channels = net.trunk.config.in_channels
         self._smallest = 2 ** (len(net.trunk.config.widths) - 1)
         self._kept = torch.tensor(classes.kept, device=device)
@@ -130,7 +130,7 @@ class Predictor:
         return best[:height, :width].to("cpu", torch.uint8).numpy()
 
     def _probabilities(self, images: Tensor) -> Tensor:
-        if not self.symmetries:
+        if not self.tta:
             return self._softmax(images)
         total = torch.zeros((), device=images.device)
         for turns, mirrored in product(range(4), (False, True)):

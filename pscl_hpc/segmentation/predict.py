@@ -87,6 +87,7 @@ def predict(
     percentiles: tuple[float, float] | None = None,
     luma: bool | None = None,
     crop_bottom: int | None = None,
+    tta: bool = False,
     progress: bool = False,
 ) -> PredictReport:
     """Segment images with a fine-tuned run.
@@ -102,6 +103,7 @@ def predict(
         percentiles: As ``archive build --percentiles``, for files; None as the run's annotated images were packed.
         luma: As ``archive build --colour luma`` (or ``keep``), likewise.
         crop_bottom: As ``archive build --crop-bottom``, likewise; ``AUTO_CROP`` is ``auto``.
+        tta: Test-time augmentation, see :class:`Predictor`.
         progress: Show a progress bar when the output is a terminal.
 
     Raises:
@@ -117,7 +119,7 @@ def predict(
             "predict: images of an archive are taken as they are in it; leave out --percentiles, --colour and "
             "--crop-bottom, or name files"
         )
-    folder, _, predictor = open_run(run)
+    folder, _, predictor = open_run(run, tta=tta)
     packing = None if archive is not None else choose_packing(folder, given)
     report = PredictReport(Path(out) if out is not None else folder.path / PREDICTIONS / FILES)
     _make_folder(report.folder)

@@ -77,8 +77,9 @@ def is_evaluated(folder: Path, fingerprint: str, tests: Sequence[str]) -> bool:
 
 
 def has_scores(evaluation: Mapping[str, Any], fingerprint: str, tests: Sequence[str]) -> bool:
-    """The same of the content of ``evaluation.json``: ``pscl-hpc evaluate --split`` replaces it by other splits."""
-    return made_from(fingerprint, evaluation) and set(tests) <= set(evaluation["splits"])
+    """The same of the content of ``evaluation.json``, which ``pscl-hpc evaluate --split`` or ``--tta`` replaces."""
+    plain = not evaluation.get("tta")
+    return plain and made_from(fingerprint, evaluation) and set(tests) <= set(evaluation["splits"])
 
 
 def is_done(folder: Path, kind: str, fingerprint: str, tests: Sequence[str]) -> bool:

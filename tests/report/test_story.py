@@ -219,6 +219,24 @@ def test_runs_scored_on_different_images_are_not_paired(tmp_path: Path, alloy: A
     assert table.groups[1].settings == "scored on archive c0ffeec0"
 
 
+def test_runs_scored_with_and_without_test_time_augmentation_are_not_paired(
+    tmp_path: Path, alloy: Alloy
+) -> None:
+    make_finetuning(tmp_path / "a", alloy)
+    run = make_finetuning(tmp_path / "b", alloy, pretrained="/x/trunk")
+    tree = json.loads((run / "evaluation.json").read_text())
+    (run / "evaluation.json").write_text(json.dumps(tree | {"tta": True}))
+    table = table_of(tmp_path)
+    assert table.comparisons == ()
+    assert {group.settings for group in table.groups} == {
+        "with test-time augmentation",
+        "without test-time augmentation",
+    }
+    notes = {found.path.name: found.notes for found in collect([tmp_path])}
+    assert "Scored with test-time augmentation." in notes["b"]
+    assert "Scored with test-time augmentation." not in notes["a"]
+
+
 def rescore(run: Path, splits: dict[str, str], primary: str) -> None:
     """Give the scores of split ``splits[name]`` the name ``name``."""
     path = run / "evaluation.json"

@@ -56,6 +56,8 @@ def test_from_finetune_to_predict(
     assert shown[-1] == str(run / "evaluation.json")
     assert main(["evaluate", str(run), "--split", "val", "--json"]) == EXIT_DONE
     assert json.loads(capsys.readouterr().out) == json.loads((run / "evaluation.json").read_text())
+    assert main(["evaluate", str(run), "--tta", "--json"]) == EXIT_DONE
+    assert json.loads(capsys.readouterr().out)["tta"] is True
 
     Image.fromarray(micrograph(40)[0]).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"")

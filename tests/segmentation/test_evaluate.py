@@ -12,7 +12,7 @@ import pytest
 from pscl_hpc.archive import Archive, Collection, ShardWriter
 from pscl_hpc.errors import UserError
 from pscl_hpc.runs import RunFolder
-from pscl_hpc.segmentation import ClassList, ConfusionMatrix, evaluate, finetune, summarise
+from pscl_hpc.segmentation import ClassList, ConfusionMatrix, evaluate, finetune, predict, summarise
 from pscl_hpc.segmentation.pictures import read_labels
 from pscl_hpc.segmentation.summary import spread
 
@@ -49,6 +49,21 @@ def test_scores_are_those_of_the_written_predictions(run: Path, archive_file: Pa
     )
     assert (content["images"], content["pretrained"]) == (2, "")
     assert content["checkpoint"] == RunFolder.load(run).record["best"]
+
+
+def test_test_time_augmentation_is_recorded_and_is_that_of_predict(run: Path, archive_file: Path) -> None:
+    def masks() -> dict[str, np.ndarray]:
+        return {path.name: read_labels(path) for path in sorted((run / "predictions").glob("test*/*.png"))}
+
+    assert evaluate(run)["tta"] is False
+    plain = masks()
+    assert evaluate(run, tta=True)["tta"] is True
+    augmented = masks()
+    assert plain.keys() == augmented.keys()
+    assert any(not np.array_equal(plain[name], augmented[name]) for name in plain)
+    report = predict(run, ["alloy/test0", "alloy/test_ood0"], archive=archive_file, tta=True)
+    for image in report.written:
+        np.testing.assert_array_equal(read_labels(Path(image.labels)), augmented[Path(image.labels).name])
 
 
 def test_a_second_evaluation_writes_the_same_bytes(run: Path) -> None:

@@ -137,16 +137,16 @@ def test_prediction_leaves_the_network_as_it_was() -> None:
 @pytest.mark.parametrize("shape", [(48, 48), (32, 56), (41, 59)])
 @pytest.mark.parametrize("turns", [1, 2, 3])
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_averaged_over_symmetries_an_image_that_is_turned_is_predicted_turned(
+def test_with_test_time_augmentation_an_image_that_is_turned_is_predicted_turned(
     shape: tuple[int, int], turns: int, mirrored: bool
 ) -> None:
     image = np.random.default_rng(1).random((1, *shape), np.float32)
     changed = np.rot90(image[:, :, ::-1] if mirrored else image, turns, (1, 2)).copy()
 
-    def labels_of(image: np.ndarray, symmetries: bool) -> np.ndarray:
+    def labels_of(image: np.ndarray, tta: bool) -> np.ndarray:
         net = unet().double()
         net.register_forward_pre_hook(lambda _, inputs: inputs[0].double())
-        predict = Predictor(net, THREE, torch.device("cpu"), symmetries=symmetries)
+        predict = Predictor(net, THREE, torch.device("cpu"), tta=tta)
         return predict(reader(image), *image.shape[1:])
 
     plain, averaged = labels_of(image, False), labels_of(image, True)
@@ -155,7 +155,7 @@ def test_averaged_over_symmetries_an_image_that_is_turned_is_predicted_turned(
     assert not np.array_equal(plain, averaged)
 
 
-def test_averaged_over_symmetries_probabilities_are_the_mean_over_the_group() -> None:
+def test_with_test_time_augmentation_probabilities_are_the_mean_over_the_group() -> None:
     """Of a network that knows above from below the vertical preference cancels."""
 
     class Upright(Pointwise):
@@ -166,7 +166,7 @@ def test_averaged_over_symmetries_probabilities_are_the_mean_over_the_group() ->
 
     image = np.zeros((1, 16, 16), np.float32)
     labels = [
-        Predictor(Upright(), THREE, torch.device("cpu"), symmetries=on)(reader(image), 16, 16)  # type: ignore[arg-type]
+        Predictor(Upright(), THREE, torch.device("cpu"), tta=on)(reader(image), 16, 16)  # type: ignore[arg-type]
         for on in (False, True)
     ]
     assert set(labels[0].ravel().tolist()) == {0, 1}

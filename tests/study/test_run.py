@@ -54,14 +54,14 @@ def test_a_changed_setting_is_another_run_and_the_old_one_stays(archive: Path, t
 
 def test_a_failure_is_named_and_stays_alone_and_is_tried_again(archive: Path, tmp_path: Path) -> None:
     study = small_study(archive, tmp_path / "study")
-    broken = Fabricator(failing=("pretraining pscl-simclr t1", "t2 budget 1 seed 10 none"))
+    broken = Fabricator(failing=("pretraining pscl t1", "t2 budget 1 seed 10 none"))
     results = run(study, broken)
     reasons = {item.job: (item.state, item.reason) for item in results.failed}
     assert reasons == {
-        "pretraining pscl-simclr t1 seed 10": ("failed", "it was about pretraining pscl-simclr t1"),
+        "pretraining pscl t1 seed 10": ("failed", "it was about pretraining pscl t1"),
         "alloy t1 budget 1 seed 10 pscl": (
             "skipped",
-            "its pretraining failed: it was about pretraining pscl-simclr t1",
+            "its pretraining failed: it was about pretraining pscl t1",
         ),
         "alloy t2 budget 1 seed 10 none": ("failed", "it was about t2 budget 1 seed 10 none"),
     }
@@ -173,6 +173,16 @@ def test_scores_of_other_splits_do_not_take_the_place_of_test_scores(archive: Pa
     again = Fabricator()
     assert run(study, again).rows == before.rows
     assert len(again.started) == 2
+
+
+def test_scores_with_test_time_augmentation_do_not_take_the_place_of_plain_ones(
+    archive: Path, tmp_path: Path
+) -> None:
+    study = small_study(archive, tmp_path / "study", methods=[NONE])
+    run(study, Fabricator())
+    augmented = next(study.folder.glob("finetune/*/evaluation.json"))
+    changed(augmented, tta=True)
+    assert {job.folder for job in look(study).missing} == {augmented.parent}
 
 
 def test_folders_of_others_are_left_alone(archive: Path, tmp_path: Path) -> None:
