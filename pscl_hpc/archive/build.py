@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -80,9 +81,12 @@ def build(
             old = _existing(out)
             collections = _united(plan, old, out)
             return _build(plan, out, options, old, collections, scratch, shard_bytes, progress)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        reason = _reason(error)
+        if reason is None:
+            raise
         raise UserError(
-            f"{out} cannot be written ({error.strerror or error}); mend that and run the same command to go on"
+            f"{out} cannot be written ({reason}); mend that and run the same command to go on"
         ) from error
 
 
@@ -245,6 +249,16 @@ def _hashes(item: Item) -> tuple[str, str]:
         return own, sha256_of(item.mask) if item.mask else ""
     except OSError as error:
         raise Unreadable(f"its mask {item.mask} cannot be opened ({error.strerror})") from error
+
+
+def _reason(error: OSError | RuntimeError) -> str | None:
+    """What the system said; None when it said nothing.
+
+    HDF5 tells it in the midst of lines about itself, and by a RuntimeError where it is noticed on closing a file.
+    """
+    if number := re.search(r"errno = (\d+)", str(error)):
+        return os.strerror(int(number[1]))
+    return (error.strerror or str(error)) if isinstance(error, OSError) else None
 
 
 _METADATA = ("split", "specimen", "condition", "alloy")

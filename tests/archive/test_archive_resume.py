@@ -213,6 +213,34 @@ def test_a_mask_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     assert "No such file" in skipped.reason
 
 
+FULL = """
+import resource, sys
+from pathlib import Path
+from pscl_hpc.archive.build import BuildOptions, build
+from pscl_hpc.archive.ingest.sources import plan
+from pscl_hpc.errors import UserError
+found = plan([Path(sys.argv[1])])
+resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
+try:
+    build(found, Path(sys.argv[2]), BuildOptions())
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("limit", [20_000, 150_000])
+def test_a_file_that_cannot_grow_is_one_sentence(tmp_path: Path, limit: int) -> None:
+    """As on a full disk or beyond a quota; HDF5 itself tells that in several lines, when writing or when closing."""
+    sources = make_sources(tmp_path / "steel", 12)
+    (tmp_path / "full.py").write_text(FULL.replace("150_000", str(limit)))
+    command = [sys.executable, tmp_path / "full.py", sources, tmp_path / "a.h5"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == (
+        f"{tmp_path / 'a.h5'} cannot be written (File too large); mend that and run the same command to go on\n"
+    )
+    assert packed(sources, tmp_path / "a.h5").added == 12
+
+
 def test_two_builds_at_once_are_refused(tmp_path: Path) -> None:
     sources = make_sources(tmp_path / "steel", 2)
     (tmp_path / "a.h5.partial").mkdir()
