@@ -140,6 +140,19 @@ def test_recomputed_activations_change_no_number() -> None:
         assert torch.equal(value, recomputed.state_dict()[key]), key
 
 
+def test_a_copy_of_recomputed_blocks_is_one_of_its_own() -> None:
+    trunk = UNet(ModelConfig(widths=(4, 8)))
+    checkpoint_blocks(trunk)
+    other = copy.deepcopy(trunk)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.zero_()
+    before = copy.deepcopy(trunk.state_dict())
+    assert bool((other(torch.rand(2, 1, 16, 16)).bottleneck == 0).all())
+    for key, value in trunk.state_dict().items():
+        assert torch.equal(value, before[key]), f"{key} of the other"
+
+
 def test_rates_for_large_batches() -> None:
     config = OptimiserConfig(lr=0.1, lr_base_batch=256)
     assert scaled_lr(config, 1024) == 0.1
