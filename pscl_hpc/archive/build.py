@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from pscl_hpc.archive.options import AUTO_CROP, IngestOptions
 from pscl_hpc.archive.publish import Pick, publish_file, publish_folder, sha256_of, stored_bytes
 from pscl_hpc.archive.reader import Archive
 from pscl_hpc.archive.scratch import Scratch
+from pscl_hpc.archive.unwritable import Unwritable, written
 from pscl_hpc.archive.writer import ShardWriter
 from pscl_hpc.errors import UserError
 from pscl_hpc.progress import Progress
@@ -75,19 +75,15 @@ def build(
         raise UserError(f"{out} is a file; give another --out for a folder of shards")
     _united(plan, _existing(out), out)  # refused before anything is written
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with Scratch(out, asdict(options) | {"percentiles": list(options.percentiles)}) as scratch:
-            # Looked at under the lock: another build may have ended since.
-            old = _existing(out)
-            collections = _united(plan, old, out)
-            return _build(plan, out, options, old, collections, scratch, shard_bytes, progress)
-    except (OSError, RuntimeError) as error:
-        reason = _reason(error)
-        if reason is None:
-            raise
-        raise UserError(
-            f"{out} cannot be written ({reason}); mend that and run the same command to go on"
-        ) from error
+        with written(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with Scratch(out, asdict(options) | {"percentiles": list(options.percentiles)}) as scratch:
+                # Looked at under the lock: another build may have ended since.
+                old = _existing(out)
+                collections = _united(plan, old, out)
+                return _build(plan, out, options, old, collections, scratch, shard_bytes, progress)
+    except Unwritable as error:
+        raise Unwritable(out, error.reason, "mend that and run the same command to go on") from error
 
 
 def _build(
@@ -249,16 +245,6 @@ def _hashes(item: Item) -> tuple[str, str]:
         return own, sha256_of(item.mask) if item.mask else ""
     except OSError as error:
         raise Unreadable(f"its mask {item.mask} cannot be opened ({error.strerror})") from error
-
-
-def _reason(error: OSError | RuntimeError) -> str | None:
-    """What the system said; None when it said nothing.
-
-    HDF5 tells it in the midst of lines about itself, and by a RuntimeError where it is noticed on closing a file.
-    """
-    if number := re.search(r"errno = (\d+)", str(error)):
-        return os.strerror(int(number[1]))
-    return (error.strerror or str(error)) if isinstance(error, OSError) else None
 
 
 _METADATA = ("split", "specimen", "condition", "alloy")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,6 +37,7 @@ from pscl_hpc.archive.format import (
 from pscl_hpc.archive.intensity import RangeEstimator
 from pscl_hpc.archive.options import IngestOptions, options_to_json
 from pscl_hpc.archive.shard import ReadAt, Shard, TilePool
+from pscl_hpc.archive.unwritable import Unwritable, written
 
 Pixels = npt.NDArray[Any]
 _COLUMN_DTYPES: dict[str, Any] = {
@@ -80,6 +82,9 @@ class ShardWriter:
         collections: every dataset that images will name.
         compression: ``"auto"`` (per dtype, any h5py reads it) or a name in ``codecs.CODECS``.
         percentiles: the intensity range of uint16 and float images when none is given.
+
+    Raises:
+        Unwritable: (a UserError) the disk is full, or may not be written to; on entering, adding or leaving.
     """
 
     def __init__(
@@ -102,9 +107,15 @@ class ShardWriter:
         self._file: h5py.File | None = None
 
     def __enter__(self) -> Self:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = h5py.File(self._temporary, "w", locking=False)
-        self._file.create_group("tiles")
+        try:
+            with written(self.path):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = h5py.File(self._temporary, "w", locking=False)
+                self._file.create_group("tiles")
+        except Unwritable:
+            with contextlib.suppress(OSError):
+                self._temporary.unlink()
+            raise
         return self
 
     def __exit__(
@@ -112,13 +123,19 @@ class ShardWriter:
     ) -> None:
         assert self._file is not None, "use ShardWriter as a context manager"
         try:
+            with written(self.path):
+                try:
+                    if error is None:
+                        self._finish(self._file)
+                finally:
+                    self._file.close()
+                if error is None:
+                    sync(self._temporary)
+                    os.replace(self._temporary, self.path)
+                    sync(self.path.parent)
+        except Unwritable:
             if error is None:
-                self._finish(self._file)
-            self._file.close()
-            if error is None:
-                sync(self._temporary)
-                os.replace(self._temporary, self.path)
-                sync(self.path.parent)
+                raise  # else the exception that ended the block says what it was
         finally:
             self._file = None
             self._temporary.unlink(missing_ok=True)
@@ -243,7 +260,8 @@ class ShardWriter:
     def _pool(self, name: str) -> _PoolWriter:
         assert self._file is not None, "use ShardWriter as a context manager"
         if name not in self._pools:
-            self._pools[name] = _PoolWriter(self._file["tiles"], name, self._compression)
+            with written(self.path):
+                self._pools[name] = _PoolWriter(self._file["tiles"], name, self._compression, self.path)
         return self._pools[name]
 
     def _finish(self, file: h5py.File) -> None:
@@ -255,7 +273,8 @@ class ShardWriter:
 class _PoolWriter:
     """Appends tiles to one dataset, as raw chunks."""
 
-    def __init__(self, group: h5py.Group, name: str, compression: str) -> None:
+    def __init__(self, group: h5py.Group, name: str, compression: str, path: Path) -> None:
+        self._path = path
         dtype, channels = parse_pool(name)
         self._dtype = stored_dtype(dtype)
         self._tile = tile_shape(channels)
@@ -308,13 +327,15 @@ class _PoolWriter:
 
     def _put_chunk(self, filter_mask: int, data: bytes) -> None:
         place = (self.count,) + (0,) * len(self._tile)
-        self._dataset.id.write_direct_chunk(place, data, filter_mask)
+        with written(self._path):
+            self._dataset.id.write_direct_chunk(place, data, filter_mask)
         self.count += 1
 
     def _reserve(self, count: int) -> None:
         if count > self._capacity:
             self._capacity = max(count, 2 * self._capacity)
-            self._dataset.resize(self._capacity, axis=0)
+            with written(self._path):
+                self._dataset.resize(self._capacity, axis=0)
 
     def trim(self) -> None:
         self._dataset.resize(self.count, axis=0)

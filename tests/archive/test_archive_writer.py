@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
 from pscl_hpc.archive import Archive, Collection, ShardWriter
 from pscl_hpc.archive.format import unite
+from pscl_hpc.archive.unwritable import Unwritable
 
 from .archives import PLAIN, STEEL, labels, pixels
 
@@ -78,6 +83,62 @@ def test_a_strip_source_that_fails_leaves_the_shard_as_it_was(tmp_path: Path) ->
     assert len(archive) == 1
     assert len(archive.pool_of(0)) == 4
     np.testing.assert_array_equal(archive.read_image(0)[:, :, 0], pixels((300, 300)))
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from pscl_hpc.archive.options import IngestOptions
+from pscl_hpc.archive.throwaway import packed_file
+from pscl_hpc.cli.main import main
+from pscl_hpc.errors import UserError
+what, folder, limit = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+if what == "synth":
+    main(["archive", "synth", "--out", str(folder / "s.h5"), "--images", "3", "--family", "grains", "--json"])
+else:
+    try:
+        with packed_file(folder / "a.png", folder, IngestOptions()):
+            pass
+    except UserError as error:
+        print("error:", error, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("what", ["synth", "throwaway"])
+@pytest.mark.parametrize("limit", [0, 1000, 60_000])
+def test_whoever_writes_a_full_disk_is_one_sentence(tmp_path: Path, what: str, limit: int) -> None:
+    """HDF5 tells it at once, or by a RuntimeError when the file is closed."""
+    Image.fromarray(pixels((300, 300))).save(tmp_path / "a.png")
+    (tmp_path / "full.py").write_text(FULL)
+    command = [sys.executable, tmp_path / "full.py", what, tmp_path, str(limit)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith(f"error: {tmp_path}")
+    assert lines[0].endswith(".h5 cannot be written (File too large); mend that, or name another place")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "full.py"]
+
+
+def test_a_full_disk_does_not_hide_what_ended_the_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk may be full as well when the block ends for another reason."""
+    close = h5py.File.close
+
+    def full(file: h5py.File) -> None:
+        close(file)
+        raise RuntimeError(
+            "Can't decrement id ref count (errno = 28, error message = 'No space left on device')"
+        )
+
+    monkeypatch.setattr(h5py.File, "close", full)
+    with pytest.raises(ValueError, match="added before"):
+        _write_twice(tmp_path / "a.h5")
+    message = r"a\.h5 cannot be written \(No space left on device\)"
+    with pytest.raises(Unwritable, match=message), ShardWriter(tmp_path / "a.h5", [PLAIN]) as writer:
+        writer.add(pixels((4, 4)), id="plain/a", dataset="plain")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_truncate_drops_the_last_images(tmp_path: Path) -> None:
