@@ -31,6 +31,7 @@ from pscl_hpc.training import (
     build_optimiser,
     checkpoint_blocks,
     data_parallel,
+    gradient_norm,
     how_to_go_on,
     join_ranks,
     parameter_groups,
@@ -68,8 +69,8 @@ def pretrain(config: PretrainConfig, *, progress: bool = False) -> RunFolder:
 
     Raises:
         UserError: for wrong input, before anything is written.
-        JobError: when the loss is not finite, a checkpoint cannot be written, a rank is lost, or another attempt
-            has taken over the run.
+        JobError: when loss or gradient is not finite, a checkpoint cannot be written, a rank is lost, or another
+            attempt has taken over the run.
         StopRequested: when it stopped on request; the state is saved.
     """
     with join_ranks(config.runtime) as ranks, Archive(config.data.archive) as archive:
@@ -163,7 +164,7 @@ class Trainer:
             ``loss``, ``lr`` and, with ``measure``, the method's terms of this rank, means over the parts.
 
         Raises:
-            JobError: when the loss is not finite, naming step, terms and images; the weights stay as they were.
+            JobError: when loss or gradient is not finite, naming step, terms and images; the weights stay as they were.
         """
         self.method.train()
         lr = set_lr(self.optimiser, self.at.step, self.config.schedule)
@@ -178,18 +179,25 @@ class Trainer:
                     output = self._parallel(views, draws, measure)
                 (output.loss / len(batches)).backward()
             outputs.append(MethodOutput(output.loss.detach(), output.terms))
+        norm = gradient_norm(self.method.parameters())
         # The device is waited for once, when all of its work is under way.
-        losses = torch.stack([output.loss for output in outputs]).tolist()
+        *losses, size = torch.stack([output.loss for output in outputs] + [norm.to(outputs[0].loss)]).tolist()
         for part, loss in enumerate(losses):
             if not math.isfinite(loss):
-                self._stop_not_finite(outputs[part], self.at.step * self.config.accumulate + part)
+                self._stop_not_finite("loss", outputs[part], self.at.step * self.config.accumulate + part)
+        if not math.isfinite(size):
+            self._stop_not_finite(
+                "gradient", outputs[-1], self.at.step * self.config.accumulate + len(batches) - 1
+            )
         sums = {"loss": sum(losses) / len(losses)}
         if measure:
             for key in outputs[0].terms:
                 sums[key] = sum(float(output.terms[key]) for output in outputs) / len(outputs)
         if self.config.optimiser.clip_norm:
-            norm = torch.nn.utils.clip_grad_norm_(self.method.parameters(), self.config.optimiser.clip_norm)
-            sums["gradient_norm"] = float(norm)
+            torch.nn.utils.clip_grads_with_norm_(
+                self.method.parameters(), self.config.optimiser.clip_norm, norm
+            )
+            sums["gradient_norm"] = size
         self.optimiser.step()
         self.at.step += 1
         self.method.after_step(self.at.step / self.config.schedule.steps)
@@ -293,12 +301,12 @@ class Trainer:
         kept = {name: value for name, value in terms.items() if self.config.log.keeps(name)}
         log.write(self.at.step, {**kept, **pace})
 
-    def _stop_not_finite(self, output: MethodOutput, number: int) -> NoReturn:
+    def _stop_not_finite(self, what: str, output: MethodOutput, number: int) -> NoReturn:
         terms = {"loss": output.loss, **output.terms}
         shown = ", ".join(f"{key}={float(value):g}" for key, value in terms.items())
         kept = self.folder.checkpoints.steps()
         raise JobError(
-            f"the loss is not finite at step {self.at.step + 1} ({shown}); images: "
+            f"the {what} is not finite at step {self.at.step + 1} ({shown}); images: "
             f"{', '.join(self.data.ids(number))}; lower optimiser.lr or set optimiser.clip_norm=1 in a new folder "
             f"(run=...){f'; the checkpoint of step {kept[-1]} stays in {self.folder.path}' if kept else ''}"
         )

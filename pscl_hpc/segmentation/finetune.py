@@ -29,6 +29,7 @@ from pscl_hpc.segmentation.unlabelled import MixedWindows, select_unlabelled
 from pscl_hpc.training import (
     StopRequested,
     build_optimiser,
+    gradient_norm,
     how_to_go_on,
     parameter_groups,
     read_place,
@@ -53,8 +54,8 @@ def finetune(config: FinetuneConfig, *, progress: bool = False) -> RunFolder:
 
     Raises:
         UserError: configuration, archive, references, or pretrained weights do not fit.
-        JobError: the loss is not finite, names the step and the images; a checkpoint cannot be written, or another
-            attempt has taken over the run.
+        JobError: loss or gradient is not finite, names the step and the images; a checkpoint cannot be written, or
+            another attempt has taken over the run.
         StopRequested: when it stopped on request; the state is saved.
     """
     if read_place().world > 1:
@@ -226,17 +227,20 @@ class _Training:
         images = batch.images.to(self.device, non_blocking=True)
         targets = batch.targets.to(self.device, non_blocking=True)
         loss: StepLoss = self.objective(step, images, targets)
-        if not torch.isfinite(loss.total):
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.total.backward()  # type: ignore[no-untyped-call]
+        norm = gradient_norm(self.objective.parameters())
+        # The device is waited for once.
+        finite = torch.stack([loss.total.detach(), norm.to(loss.total)]).isfinite().tolist()
+        if not all(finite):
             shown = ", ".join(f"{name} {value.item():g}" for name, value in loss.terms.items())
             raise JobError(
-                f"the loss is not finite at step {step + 1} ({shown}; "
+                f"the {'gradient' if finite[0] else 'loss'} is not finite at step {step + 1} ({shown}; "
                 f"images: {', '.join(sorted(set(batch.ids)))}); start with a lower optimiser.lr or "
                 "with optimiser.clip_norm in a new folder (run=...)"
             )
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.total.backward()  # type: ignore[no-untyped-call]
         if config.optimiser.clip_norm:
-            nn.utils.clip_grad_norm_(self.objective.parameters(), config.optimiser.clip_norm)
+            nn.utils.clip_grads_with_norm_(self.objective.parameters(), config.optimiser.clip_norm, norm)
         self.optimiser.step()
         return loss
 

@@ -10,7 +10,7 @@ from pscl_hpc.training.interruption import (
     stop_on_signals,
     stop_reason,
 )
-from pscl_hpc.training.optimiser import Lars, build_optimiser, parameter_groups, scaled_lr
+from pscl_hpc.training.optimiser import Lars, build_optimiser, gradient_norm, parameter_groups, scaled_lr
 from pscl_hpc.training.parallel import data_parallel
 from pscl_hpc.training.ranks import Place, Ranks, join_ranks, read_place
 from pscl_hpc.training.readers import reader_options
@@ -27,6 +27,7 @@ __all__ = [
     "checkpoint_blocks",
     "clear_stop",
     "data_parallel",
+    "gradient_norm",
     "how_to_go_on",
     "join_ranks",
     "lr_factor",

@@ -67,6 +67,11 @@ class Lars(torch.optim.Optimizer):
         return loss
 
 
+def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
+    """2-norm of all gradients together: a scalar on their device, not finite where one of them is not."""
+    return nn.utils.get_total_norm([weight.grad for weight in parameters if weight.grad is not None])
+
+
 def parameter_groups(module: nn.Module, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
     """Trainable parameters of ``module`` as two groups: weights with decay, biases and normalisation without."""
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]

@@ -14,6 +14,7 @@ import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -180,6 +181,35 @@ def test_loss_that_is_not_finite_stops_the_run(
     assert "step 4" in record["error"]
     monkeypatch.undo()
     assert pretrain(config).done, "the run goes on from its last checkpoint"
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_a_gradient_that_is_not_finite_stops_the_run_before_its_weights_are_kept(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip_norm: float
+) -> None:
+    """Its loss is finite, so that the next one would be the first to tell."""
+    build = trainer_module.build_method
+    steps = 0
+
+    def poisoned(*arguments: Any) -> Any:
+        method = build(*arguments)
+
+        def poison(gradient: torch.Tensor) -> torch.Tensor:
+            nonlocal steps
+            steps += 1
+            return gradient * math.nan if steps == 4 else gradient
+
+        next(weight for weight in method.parameters() if weight.requires_grad).register_hook(poison)
+        return method
+
+    monkeypatch.setattr(trainer_module, "build_method", poisoned)
+    config = small_config(
+        archive, tmp_path / "run", checkpoint={"every_steps": 2}, optimiser={"clip_norm": clip_norm}
+    )
+    with pytest.raises(JobError, match=r"the gradient is not finite at step 4 .*checkpoint of step 2 stays"):
+        pretrain(config)
+    monkeypatch.undo()
+    assert pretrain(config).done
 
 
 def _export_on_a_full_disk(config: PretrainConfig, pipe: Connection) -> None:

@@ -182,6 +182,21 @@ def test_a_loss_that_is_not_finite_names_step_and_images(archive_file: Path, tmp
     assert "step 2" in record["error"]
 
 
+def test_a_gradient_that_is_not_finite_keeps_no_weights(
+    archive_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def poisoned(*arguments: Any) -> Any:
+        net = build_net(*arguments)
+        next(iter(net.parameters())).register_hook(lambda gradient: gradient * float("nan"))
+        return net
+
+    monkeypatch.setattr(sys.modules[build_net.__module__], "build_net", poisoned)
+    config = settings(archive_file, tmp_path / "run", checkpoint={"every_steps": 1})
+    with pytest.raises(JobError, match=r"the gradient is not finite at step 1 \(.*alloy/train0"):
+        finetune(config)
+    assert not RunFolder.load(tmp_path / "run").checkpoints.steps()
+
+
 def test_wrong_input_leaves_no_folder(archive_file: Path, tmp_path: Path) -> None:
     save_trunk(tmp_path / "deep.safetensors", UNet(ModelConfig(widths=(4,) * 7)))
     for changes in (
