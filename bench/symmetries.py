@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("studies", type=Path, nargs="+", help="folders of finished studies")
     parser.add_argument("--archive", type=Path, required=True)
     parser.add_argument("--methods", nargs="*", help="entries to score; all when absent")
-    parser.add_argument("--name", default="cpu-symmetries")
+    parser.add_argument("--name", default="cpu-symmetries-longer")
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
     with Archive(arguments.archive) as archive:

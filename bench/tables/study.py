@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import Any
 
 from bench.tables.common import load, origin, table
@@ -61,6 +62,31 @@ def validation(name: str) -> str:
         found = [rows[method, image]["validation_dice"] for image in images]
         lines.append([method, *(f"{value:.3f}" for value in found), f"{sum(found) / len(found):.3f}"])
     return table(["entry", *images, "mean"], lines) + origin(name, content)
+
+
+def test_time_augmentation(name: str) -> str:
+    """Mean Dice of trained networks without and with averaging over turns and reflections."""
+    content = load(name)
+    rows = content["result"]["rows"]
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    places = sorted(
+        dict.fromkeys((row["dataset"], row["split"], row["validates"]) for row in rows),
+        key=lambda place: (not place[2], place[:2]),
+    )
+    lines = []
+    for dataset, split, validates in places:
+        cells = []
+        for method in methods:
+            found = [
+                (row["plain"], row["averaged"])
+                for row in rows
+                if (row["method"], row["dataset"], row["split"]) == (method, dataset, split)
+            ]
+            plain, averaged = (fmean(values) for values in zip(*found, strict=True))
+            better = sum(after > before for before, after in found)
+            cells.append(f"{plain:.3f} → {averaged:.3f} ({better} of {len(found)})")
+        lines.append([f"{dataset} {split}" + (" (validation)" if validates else ""), *cells])
+    return table(["images", *methods], lines) + origin(name, content)
 
 
 def budgets(name: str) -> str:
