@@ -12,7 +12,9 @@ from PIL import Image
 
 from pscl_hpc.archive import Collection, ShardWriter
 from pscl_hpc.archive.build import BuildOptions, BuildResult, build
-from pscl_hpc.archive.ingest.sources import plan
+from pscl_hpc.archive.ingest.images import open_pages
+from pscl_hpc.archive.ingest.page import single_channel
+from pscl_hpc.archive.ingest.sources import Plan, plan
 
 Pixels = npt.NDArray[Any]
 
@@ -76,3 +78,48 @@ def make_sources(folder: Path, images: int = 12, first: int = 0) -> Path:
 def packed(sources: Path, out: Path, **options: object) -> BuildResult:
     """The archive ``out`` of one source with the usual options, built or added to."""
     return build(plan([sources]), out, BuildOptions(), **options)  # type: ignore[arg-type]
+
+
+def picture(path: Path, image: np.ndarray | None = None) -> Path:
+    """An image file, with the folders that it needs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels((6, 8)) if image is None else image).save(path)
+    return path
+
+
+def write_splits(folder: Path, **changed: Any) -> None:
+    """The ``splits.json`` of a dataset folder of the images a to d, with ``changed`` keys."""
+    content = {
+        "classes": ["matrix", "carbide", "pore"],
+        "background": 0,
+        "ignore_classes": [2],
+        "train": ["a.png", "d.png"],
+        "val": ["b.png"],
+        "test_ood": ["c.png"],
+        "references": ["a.png"],
+        "note": "free text",
+        "folds": {"0": ["a.png"]},
+    } | changed
+    (folder / "splits.json").write_text(json.dumps(content))
+
+
+def write_csv(path: Path, *lines: str) -> Path:
+    """A sidecar of these lines."""
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def table(found: Plan) -> dict[str, tuple[str, bool]]:
+    """Split and whether there is a mask, by image id."""
+    return {item.id: (item.split, item.mask is not None) for item in found.items}
+
+
+def decode(path: Path, *, luma: bool = False) -> Pixels:
+    """The one page of a file, whole."""
+    with open_pages(path) as pages:
+        assert len(pages) == 1
+        page = single_channel(pages[0], luma=luma)
+        image = np.concatenate(list(page.strips()))
+        assert image.shape == (page.height, page.width, page.channels)
+        assert image.dtype.name == page.dtype
+        return image

@@ -1,0 +1,131 @@
+"""What splits.json says of the images of a dataset folder, and mistakes in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pscl_hpc.archive.ingest.sources import plan
+from pscl_hpc.errors import UserError
+
+from .archives import picture, table, write_splits
+
+
+def test_a_split_whose_path_is_wrong_is_named(tmp_path: Path) -> None:
+    """Its images would have no split, and be trained on."""
+    folder = tmp_path / "steel"
+    for name in ("x/a.png", "x/b.png", "y/a.png"):
+        picture(folder / "img" / name)
+    write_splits(folder, train=["x/a.png"], val=["img/x/b.png"], test_ood=["z/a.png"], references=[])
+    found = plan([folder])
+    assert {Path(item.path).relative_to(folder / "img").as_posix() for item in found.skipped} == {
+        "img/x/b.png",
+        "z/a.png",
+    }
+    write_splits(folder, train=["x/a.png"], val=["b.png"], test_ood=["y/a.png"], references=[])
+    found = plan([folder])
+    assert found.skipped == ()
+    assert table(found) == {
+        "steel/x__a": ("train", False),
+        "steel/x__b": ("val", False),
+        "steel/y__a": ("test_ood", False),
+    }
+
+
+@pytest.mark.parametrize("listed", ["x/heat1.5.png", "x/heat1.5", "heat1.5.png", "heat1.5"])
+def test_references_are_found_like_the_images_of_a_split(tmp_path: Path, listed: str) -> None:
+    folder = tmp_path / "steel"
+    for name in ("x/heat1.5.png", "x/heat1.png"):
+        picture(folder / "img" / name)
+    write_splits(folder, train=[], val=[], test_ood=[], references=[listed])
+    found = plan([folder])
+    assert found.collections["steel"].references == ("steel/x__heat1.5",)
+    assert found.skipped == ()
+
+
+def test_references_that_are_no_image_or_several_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "steel"
+    for name in ("x/a.png", "y/a.png"):
+        picture(folder / "img" / name)
+    write_splits(folder, train=[], val=[], test_ood=[], references=["gone.png", "a.png"])
+    reasons = {Path(item.path).name: item.reason for item in plan([folder]).skipped}
+    assert "a reference in splits.json but not there" in reasons["gone.png"]
+    assert "that is 2 images; give its folder" in reasons["a.png"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"references": ["c"]}, "lists c as a reference and in test_ood"),
+        ({"background": True}, "background must be a class index"),
+        ({"ignore_classes": [True]}, "ignore_classes must be a list of class indices"),
+        (
+            {"classes": ["m", "carbide", "carbide"]},
+            "names 'carbide' twice; give each class a name of its own",
+        ),
+        ({"classes": ["m", " ", "carbide"]}, "has a class without a name"),
+        ({"val": ["a.png"]}, "lists a.png in train and in val"),
+        ({"references": ["c.png"]}, "lists c.png as a reference and in test_ood"),
+        ({"train": "a.png"}, "train must be a list of names"),
+        ({"ignore_classes": ["pore"]}, "ignore_classes must be a list of class indices"),
+        ({"ignore_classes": [9]}, "ignored class 9 is not a class index"),
+        ({"background": "matrix"}, "background must be a class index"),
+        ({"background": 5}, "background 5 is not a class index"),
+        ({"classes": []}, "the classes of steel are not named"),
+    ],
+)
+def test_splits_that_contradict_themselves(steel: Path, changed: dict[str, Any], message: str) -> None:
+    write_splits(steel, **changed)
+    if changed.get("classes") == []:
+        write_splits(steel, classes=[], ignore_classes=[], background=0)
+    with pytest.raises(UserError, match=message):
+        plan([steel])
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [
+        ("tset", "test"),
+        ("Test", "test"),
+        ("training", "train"),
+        ("valid", "val"),
+        ("validation", "val"),
+        ("ignored_classes", "ignore_classes"),
+        ("reference", "references"),
+        ("Classes", "classes"),
+    ],
+)
+def test_a_mistyped_key_of_splits_is_refused(steel: Path, key: str, near: str) -> None:
+    write_splits(steel, **{key: ["d.png"]})
+    with pytest.raises(UserError) as caught:
+        plan([steel])
+    assert f"splits.json has the key '{key}', which is not read; did you mean '{near}'?" in str(caught.value)
+
+
+def test_notes_in_splits_are_left_alone(steel: Path) -> None:
+    notes = ("classes_region", "unlabeled", "cite", "note", "folds", "source", "test_ood")
+    write_splits(steel, **{key: ["c.png"] for key in notes})
+    assert table(plan([steel]))["steel/c"] == ("test_ood", True)
+
+
+def test_splits_as_windows_writes_them(steel: Path) -> None:
+    path = steel / "splits.json"
+    path.write_text(path.read_text().replace("\n", "\r\n"), encoding="utf-8-sig")
+    assert table(plan([steel]))["steel/b"] == ("val", True)
+
+
+def test_a_key_that_stands_twice_is_refused(steel: Path) -> None:
+    """JSON would keep the last one, and the images of the first have no split."""
+    text = (steel / "splits.json").read_text()
+    (steel / "splits.json").write_text(text[:-1] + ', "val": []}')
+    with pytest.raises(UserError, match=r"splits\.json has the key 'val' twice"):
+        plan([steel])
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]"])
+def test_unreadable_splits(steel: Path, text: str) -> None:
+    (steel / "splits.json").write_text(text)
+    with pytest.raises(UserError, match=r"splits\.json"):
+        plan([steel])
