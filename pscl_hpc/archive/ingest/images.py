@@ -1,8 +1,8 @@
 """Opening image files without losing depth.
 
 PNG is decoded by libpng (16 bits stay 16 bits, palettes become the colours they stand for), JPEG and BMP by
-Pillow (8 bits is all they hold; a JPEG is turned upright as its EXIF orientation says, as viewers show it), TIFF by
-tifffile, page by page and band by band. What a file is, is told by its first bytes, not by its name.
+Pillow (8 bits is all they hold), TIFF by tifffile, page by page and band by band. A JPEG or a TIFF is turned upright as
+its orientation tag says, as viewers show it. What a file is, is told by its first bytes, not by its name.
 """
 
 from __future__ import annotations
@@ -16,22 +16,12 @@ import numpy as np
 from PIL import Image
 
 from pscl_hpc.archive.ingest.errors import Unreadable, decoding
+from pscl_hpc.archive.ingest.orientation import ORIENTATION, upright
 from pscl_hpc.archive.ingest.page import ArrayPage, Page, Pixels
 from pscl_hpc.archive.ingest.pillow import check_size, open_picture
 from pscl_hpc.archive.ingest.tiff import open_tiff
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-_ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""What undoes an EXIF orientation (EXIF 2.3, tag 274)."""
 
 
 @contextmanager
@@ -54,7 +44,7 @@ def open_pages(path: Path) -> Iterator[list[Page]]:
     elif head == b"\x89PNG\r\n\x1a\n":
         yield [ArrayPage(_decode_png(path))]
     elif head[:3] == b"\xff\xd8\xff" or head[:2] == b"BM":
-        yield [ArrayPage(_decode_pillow(path))]
+        yield [_decode_pillow(path)]
     else:
         raise Unreadable("it is not a PNG, JPEG, BMP or TIFF image")
 
@@ -67,18 +57,16 @@ def _decode_png(path: Path) -> Pixels:
         return np.asarray(imagecodecs.png_decode(data))
 
 
-def _decode_pillow(path: Path) -> Pixels:
+def _decode_pillow(path: Path) -> Page:
     with decoding("image"), open_picture(path.read_bytes()) as image:
         exact = {"1": "L", "P": "RGB", "L": "L", "RGB": "RGB", "RGBA": "RGB"}.get(image.mode)
         if exact is None:
             raise Unreadable(f"its colour mode {image.mode} has no exact grey or RGB form")
-        turn = _UPRIGHT.get(_orientation(image))
-        picture = image.convert(exact)
-        return np.asarray(picture if turn is None else picture.transpose(turn))
+        return upright(ArrayPage(np.asarray(image.convert(exact))), _orientation(image))
 
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return int(image.getexif().get(_ORIENTATION, 1))
+        return int(image.getexif().get(ORIENTATION, 1))
     except Exception:  # Pillow raises whatever a mangled header leads to; the pixels are whole all the same.
         return 1

@@ -62,7 +62,7 @@ class ArrayPage(Page):
         return self._pixels[start:stop]
 
 
-class _View(Page):
+class PageView(Page):
     """Another page seen differently; keeps its tags."""
 
     def __init__(self, page: Page) -> None:
@@ -73,7 +73,7 @@ class _View(Page):
         self.magnification = page.magnification
 
 
-class GreyPage(_View):
+class GreyPage(PageView):
     """The luma (or, of equal channels, the one channel) of a colour page."""
 
     def __init__(self, page: Page, *, equal: bool) -> None:
@@ -91,7 +91,7 @@ class GreyPage(_View):
         return luma.astype(self.dtype)[:, :, None]
 
 
-class RowsPage(_View):
+class RowsPage(PageView):
     """The rows ``first`` to ``last`` (exclusive) of a page."""
 
     def __init__(self, page: Page, first: int, last: int) -> None:

@@ -11,6 +11,7 @@ import tifffile
 
 from pscl_hpc.archive.ingest.errors import Unreadable, decoding
 from pscl_hpc.archive.ingest.metadata import scale_of
+from pscl_hpc.archive.ingest.orientation import ORIENTATION, upright
 from pscl_hpc.archive.ingest.page import Page, Pixels, drop_alpha, to_stored
 
 _REDUCED = 1
@@ -24,8 +25,8 @@ _MAX_WHOLE = 1 << 31
 
 
 @contextmanager
-def open_tiff(path: Path) -> Iterator[list[TiffPage]]:
-    """The full-size pages of a TIFF file; Unreadable when it is damaged."""
+def open_tiff(path: Path) -> Iterator[list[Page]]:
+    """The full-size pages of a TIFF file, upright; Unreadable when it is damaged."""
     with decoding("TIFF"):
         file = tifffile.TiffFile(path)
     with file:
@@ -38,7 +39,7 @@ def open_tiff(path: Path) -> Iterator[list[TiffPage]]:
             raise Unreadable("the TIFF holds no page")
         for page in pages:
             page.um_per_pixel, page.magnification = um_per_pixel, magnification
-        yield pages
+        yield [upright(page, page.orientation) for page in pages]
 
 
 def _check_whole(file: tifffile.TiffFile) -> None:
@@ -57,7 +58,7 @@ def _check_whole(file: tifffile.TiffFile) -> None:
 
 
 class TiffPage(Page):
-    """One page of a TIFF file."""
+    """One page of a TIFF file, as its rows are stored, whatever its ``orientation``."""
 
     def __init__(self, page: tifffile.TiffPage, handle: tifffile.FileHandle) -> None:
         self._tiff = page
@@ -70,6 +71,7 @@ class TiffPage(Page):
         if page.imagedepth != 1 or page.dtype is None or not page.dataoffsets:
             raise Unreadable(f"a TIFF page of shape {page.shape} and type {page.dtype} is not an image")
         self.height, self.width = page.imagelength, page.imagewidth
+        self.orientation: object = page.tags.valueof(ORIENTATION)
         self._whole = page.planarconfig == _SEPARATE and page.samplesperpixel > 1
         if self._whole and page.nbytes > _MAX_WHOLE:
             raise Unreadable(
