@@ -1,7 +1,7 @@
 """Micrometres per pixel and magnification from the tags that microscopes write into TIFF files.
 
-Read: FEI / Thermo Fisher (tag 34682), Zeiss SEM (34118), Olympus SIS (33560) and ImageJ. The plain resolution
-tags are not: most programs fill them with the dots per inch of a screen.
+Read: FEI / Thermo Fisher (tag 34682), Zeiss SEM (34118), Olympus SIS (33560), OME-XML (see :mod:`.ome`) and ImageJ. The
+plain resolution tags are not: most programs fill them with the dots per inch of a screen.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ from typing import Any
 
 import tifffile
 
+from pscl_hpc.archive.ingest.ome import um_per_pixel_of
+
 Scale = tuple[float | None, float | None]
 """(micrometres per pixel, magnification), None where unknown."""
 
 _UM = {"pm": 1e-6, "nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
+_UM |= {"\u00c5": 1e-4, "\u212b": 1e-4}  # two signs for one ångström
 _UM |= {"micron": 1.0, "microns": 1.0}
 _UM |= {"\\u00b5m": 1.0, "\\u00B5m": 1.0}  # ImageJ writes its unit in ASCII
 
@@ -35,7 +38,7 @@ def scale_of(file: tifffile.TiffFile) -> Scale:
             continue  # tags that a later program mangled are as good as none
         if um_per_pixel or magnification:
             return _positive(um_per_pixel), _positive(magnification)
-    return _positive(_imagej(file)), None
+    return _positive(_ome(file)) or _positive(_imagej(file)), None
 
 
 def _fei(tags: Mapping[str, Any]) -> Scale:
@@ -64,6 +67,11 @@ def _zeiss(tags: Mapping[str, Any]) -> Scale:
 def _olympus(tags: Mapping[str, Any]) -> Scale:
     size, magnification = tags.get("pixelsizex"), tags.get("magnification")
     return (float(size) * 1e6 if size else None), (float(magnification) if magnification else None)
+
+
+def _ome(file: tifffile.TiffFile) -> float | None:
+    text = file.ome_metadata
+    return um_per_pixel_of(text, _UM) if text else None
 
 
 def _imagej(file: tifffile.TiffFile) -> float | None:
