@@ -10,11 +10,13 @@ import pytest
 import tifffile
 from PIL import Image
 
-from pscl_hpc.archive import Collection
+from pscl_hpc.archive import Archive, Collection
+from pscl_hpc.archive.build import BuildOptions, build
 from pscl_hpc.archive.ingest.errors import Unreadable
 from pscl_hpc.archive.ingest.masks import read_mask
+from pscl_hpc.archive.ingest.sources import plan
 
-from .archives import STEEL, decode, labels, pixels
+from .archives import STEEL, decode, labels, picture, pixels, write_csv
 
 
 def _read_mask(path: Path, collection: Collection = STEEL, cropped: int = 20) -> np.ndarray:
@@ -91,3 +93,51 @@ def test_masks_that_cannot_be_used_say_why(tmp_path: Path) -> None:
     ):
         with pytest.raises(Unreadable, match=reason):
             _read_mask(tmp_path / name, collection)
+
+
+@pytest.fixture
+def two_masks(tmp_path: Path) -> Path:
+    """A dataset folder whose image ``b`` has the masks b.png and b.tif, which say the same."""
+    folder = tmp_path / "steel"
+    for name in "ab":
+        picture(folder / "img" / f"{name}.png")
+        picture(folder / "gt" / f"{name}.png", labels((6, 8)))
+    tifffile.imwrite(folder / "gt" / "b.tif", labels((6, 8)).astype(np.uint16))
+    picture(folder / "gt" / "b.jpg", labels((6, 8), 5))
+    return folder
+
+
+@pytest.mark.parametrize("form", ["other pixels", "other size", "torn", "colour-coded"])
+def test_two_masks_of_one_name_that_differ_are_both_named(two_masks: Path, form: str, tmp_path: Path) -> None:
+    """Which of them was meant is not guessed."""
+    other = labels((6, 8))
+    other[-1, -1] ^= 1
+    path = two_masks / "gt" / "b.tif"
+    if form == "torn":
+        path.write_bytes(path.read_bytes()[:20])
+    else:
+        image = {"other pixels": other, "other size": other[:-1], "colour-coded": pixels((6, 8, 3))}[form]
+        tifffile.imwrite(path, image, photometric="rgb" if image.ndim == 3 else "minisblack")
+    out = tmp_path / "a.h5"
+    result = build(plan([two_masks], classes=["a", "b", "c"]), out, BuildOptions())
+    assert [record.id for record in Archive(out).records] == ["steel/a"]
+    (skipped,) = result.skipped
+    assert skipped.path == "steel/img/b.png"
+    said = {"torn": ", and damaged mask b.tif", "colour-coded": ", and the mask b.tif is colour-coded"}
+    assert "masks gt/b.png and gt/b.tif" + said.get(form, " differ; keep one of them") in skipped.reason
+    assert skipped.reason.endswith("; keep one of them")
+
+
+def test_two_masks_of_one_name_that_agree_are_one(two_masks: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.h5"
+    assert not build(plan([two_masks], classes=["a", "b", "c"]), out, BuildOptions()).skipped
+    np.testing.assert_array_equal(Archive(out).read_mask(1), labels((6, 8)))
+
+
+def test_a_sidecar_says_which_of_two_masks_is_meant(two_masks: Path, tmp_path: Path) -> None:
+    picture(two_masks / "gt" / "b.png", labels((6, 8), 9))
+    named = write_csv(tmp_path / "x.csv", "file,mask", "b.png,gt/b.png")
+    out = tmp_path / "a.h5"
+    found = plan([two_masks], metadata=named, classes=["a", "b", "c"])
+    assert not build(found, out, BuildOptions()).skipped
+    np.testing.assert_array_equal(Archive(out).read_mask(1), labels((6, 8), 9))

@@ -56,10 +56,16 @@ def readable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def by_stem(folder: Path) -> dict[str, Path]:
-    """Mask files by relative path without suffix; an exact format wins over JPEG."""
-    paths = sorted(images_under(folder), key=lambda path: path.suffix.lower() in MASK_SUFFIXES)
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
+def by_stem(folder: Path) -> dict[str, tuple[Path, ...]]:
+    """Mask files by relative path without suffix: all in exact formats, or else one that is a JPEG."""
+    found: dict[str, list[Path]] = {}
+    for path in images_under(folder):
+        found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
+    exact = {
+        stem: [path for path in paths if path.suffix.lower() in MASK_SUFFIXES]
+        for stem, paths in found.items()
+    }
+    return {stem: tuple(exact[stem] or paths[-1:]) for stem, paths in found.items()}
 
 
 def beside_dataset(folder: Path, images: Path, masks: Path | None) -> list[Unread]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,7 @@ def read_mask(
     Raises:
         Unreadable: the file is damaged, colour-coded, of another size or holds unknown classes.
     """
-    mask = _decode(path)
-    if mask.ndim == 3:
-        colours = mask[:, :, :3] if mask.shape[2] in (3, 4) else mask[:, :, :1]
-        if (colours != colours[:, :, :1]).any():
-            raise Unreadable(f"the mask {path.name} is colour-coded; {_WANTED}")
-        mask = colours[:, :, 0]
-    if mask.dtype == bool:
-        mask = mask.astype(np.uint8)
+    mask = _plane(path)
     if mask.shape == (height, width):
         mask = mask[:cropped]
     elif mask.shape != (cropped, width):
@@ -56,6 +50,32 @@ def read_mask(
         mend = named if mask.dtype.kind in "ui" else "save it as 8-bit class indices"
         raise Unreadable(f"{error} ({path.parent.name}/{path.name}); {mend}") from error
     return mask.astype(np.uint8)
+
+
+def check_alike(paths: Sequence[Path]) -> None:
+    """Whether masks that may all be meant for one image are one and the same.
+
+    Raises:
+        Unreadable: they differ, or one of them cannot be read.
+    """
+    names = " and ".join(f"{path.parent.name}/{path.name}" for path in paths)
+    try:
+        first, *others = (_plane(path) for path in paths)
+    except (Unreadable, OSError) as error:
+        raise Unreadable(f"it has the masks {names}, and {error}; keep one of them") from error
+    if not all(np.array_equal(first, other) for other in others):
+        raise Unreadable(f"its masks {names} differ; keep one of them")
+
+
+def _plane(path: Path) -> npt.NDArray[Any]:
+    """(h, w) values of a mask file; Unreadable when it has none."""
+    mask = _decode(path)
+    if mask.ndim == 3:
+        colours = mask[:, :, :3] if mask.shape[2] in (3, 4) else mask[:, :, :1]
+        if (colours != colours[:, :, :1]).any():
+            raise Unreadable(f"the mask {path.name} is colour-coded; {_WANTED}")
+        mask = colours[:, :, 0]
+    return mask.astype(np.uint8) if mask.dtype == bool else mask
 
 
 def _decode(path: Path) -> npt.NDArray[Any]:

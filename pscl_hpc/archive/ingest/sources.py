@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pscl_hpc.archive.format import Collection
+from pscl_hpc.archive.ingest.errors import Unreadable
 from pscl_hpc.archive.ingest.folders import (
     IMAGE_FOLDERS,
     MASK_FOLDERS,
@@ -29,6 +30,7 @@ from pscl_hpc.archive.ingest.folders import (
     subfolder,
 )
 from pscl_hpc.archive.ingest.images import IMAGE_SUFFIXES
+from pscl_hpc.archive.ingest.masks import check_alike
 from pscl_hpc.archive.ingest.sidecar import NUMBERS, TEXTS, Sidecar
 from pscl_hpc.archive.ingest.splits import SPLITS_FILE, Splits, check_classes, find_listed, read_splits
 from pscl_hpc.errors import UserError
@@ -50,6 +52,8 @@ class Item:
     alloy: str = ""
     magnification: float | None = None
     um_per_pixel: float | None = None
+    same_named: tuple[Path, ...] = ()
+    """All masks that have its name, where there are several; ``mask`` is the last of them."""
 
     @property
     def id(self) -> str:
@@ -105,13 +109,18 @@ def plan(sources: Sequence[Path], *, metadata: Path | None = None, classes: Sequ
             skipped.append(
                 Skipped(item.source, f"{unique[item.id].source} has the same image id {item.id}; rename one")
             )
-        else:
+            continue
+        try:
+            if item.same_named:
+                check_alike(item.same_named)
             unique[item.id] = item
+        except Unreadable as error:
+            skipped.append(Skipped(item.source, readable(str(error))))
     # Another source or the CSV may have named them.
     read = {os.path.abspath(path) for item in items for path in (item.path, item.mask) if path is not None}
     left = (unread.besides(read) for unread in finder.unread)
     skipped += [Skipped(str(unread.folder), str(unread)) for unread in left if unread]
-    if classes and not any(item.mask for item in unique.values()):
+    if classes and not any(item.mask for item in items):
         raise UserError(
             f"--classes names classes but no image has a mask; put masks of the same names into gt/ beside img/ in "
             f"{', '.join(map(str, sources))}, or leave --classes out"
@@ -189,14 +198,16 @@ class _Finder:
                 ),
                 dataset=name,
                 stem=_plain(stem),
-                mask=masks.get(stem),
+                mask=masks[stem][-1] if stem in masks else None,
+                same_named=masks[stem] if len(masks.get(stem, ())) > 1 else (),
                 split=splits.split_of(relative.as_posix()) if splits else "",
             )
             self.items.append(item)
         for stem in sorted(masks.keys() - set(found.values())):
             self.skipped.append(
                 Skipped(
-                    readable(str(masks[stem])), "a mask without an image of the same name; rename one of them"
+                    readable(str(masks[stem][-1])),
+                    "a mask without an image of the same name; rename one of them",
                 )
             )
         references = self._references(base, splits, found) if splits else []
@@ -255,7 +266,7 @@ def _annotate(
             item = replace(item, dataset=_plain(line.text("dataset")))
         known = collections.get(item.dataset, Collection(item.dataset))
         if line.text("mask"):
-            item = replace(item, mask=sidecar.inside(line, "mask", roots))
+            item = replace(item, mask=sidecar.inside(line, "mask", roots), same_named=())
         if item.mask is not None and not known.classes:
             # A mask that came along from its folder has the classes of that; one that the line names, those given.
             classed = replace(home, name=item.dataset, references=known.references)
