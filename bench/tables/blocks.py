@@ -22,7 +22,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cpu-study-longer-references": lambda: study.study("cpu-study-longer-references", "none"),
     "cpu-study-variants-validation": lambda: study.validation("cpu-study-variants"),
     "cpu-study-rates-longer": lambda: study.validation("cpu-study-rates-longer"),
-    "cpu-symmetries-longer": lambda: study.test_time_augmentation("cpu-symmetries-longer"),
+    "cpu-inference": lambda: study.inference("cpu-inference"),
     "cpu-study-rates": lambda: study.validation("cpu-study-rates"),
     "cpu-study-references": lambda: study.study("cpu-study-references"),
     "cpu-study-references-against-none": lambda: study.study("cpu-study-references", "none"),

@@ -64,29 +64,29 @@ def validation(name: str) -> str:
     return table(["entry", *images, "mean"], lines) + origin(name, content)
 
 
-def test_time_augmentation(name: str) -> str:
-    """Mean Dice of trained networks without and with averaging over turns and reflections."""
+def inference(name: str) -> str:
+    """Mean Dice of trained networks by the way of inference, and for how many it is better than plain."""
     content = load(name)
-    rows = content["result"]["rows"]
+    rows, ways = content["result"]["rows"], list(content["result"]["ways"])
     methods = list(dict.fromkeys(row["method"] for row in rows))
     places = sorted(
         dict.fromkeys((row["dataset"], row["split"], row["validates"]) for row in rows),
-        key=lambda place: (not place[2], place[:2]),
+        key=lambda place: (place[0], not place[2], place[1]),
     )
     lines = []
     for dataset, split, validates in places:
-        cells = []
         for method in methods:
             found = [
-                (row["plain"], row["averaged"])
+                row["dice"]
                 for row in rows
                 if (row["method"], row["dataset"], row["split"]) == (method, dataset, split)
             ]
-            plain, averaged = (fmean(values) for values in zip(*found, strict=True))
-            better = sum(after > before for before, after in found)
-            cells.append(f"{plain:.3f} → {averaged:.3f} ({better} of {len(found)})")
-        lines.append([f"{dataset} {split}" + (" (validation)" if validates else ""), *cells])
-    return table(["images", *methods], lines) + origin(name, content)
+            cells = [f"{fmean(dice[ways[0]] for dice in found):.3f}"]
+            for way in ways[1:]:
+                better = sum(dice[way] > dice[ways[0]] for dice in found)
+                cells.append(f"{fmean(dice[way] for dice in found):.3f} ({better} of {len(found)})")
+            lines.append([f"{dataset} {split}" + (" (validation)" if validates else ""), method, *cells])
+    return table(["images", "network", *ways], lines) + origin(name, content)
 
 
 def budgets(name: str) -> str:

@@ -17,6 +17,12 @@ _AS_TRAINED = "For files; default: as for the annotated images of the run."
 _TTA = typer.Option(
     "--tta", help="Test-time augmentation: the mean over eight turns and reflections, eight times as long."
 )
+_ADAPT = typer.Option(
+    "--adapt",
+    metavar="SHARE",
+    help="Share of each image's own statistics in batch normalisation, such as 0.5, for images of another exposure "
+    "than those of the training.",
+)
 _RUN = typer.Argument(metavar="RUN", help="Folder of a finished fine-tuning run.")
 
 
@@ -76,6 +82,7 @@ def evaluate_command(
         Path | None, typer.Option("--archive", help="Archive to score on, when not that of the training.")
     ] = None,
     tta: Annotated[bool, _TTA] = False,
+    adapt: Annotated[float, _ADAPT] = 0.0,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Score a fine-tuned run: Dice per class pooled over the images, IoU, pixel accuracy.
@@ -90,7 +97,7 @@ def evaluate_command(
     """
     from pscl_hpc.segmentation import EVALUATION_FILE, evaluate
 
-    content = evaluate(run, splits=split, archive=archive, tta=tta, progress=not as_json)
+    content = evaluate(run, splits=split, archive=archive, tta=tta, adapt=adapt, progress=not as_json)
     if as_json:
         _print_json(content)
         return
@@ -119,6 +126,7 @@ def predict_command(
     colour: Annotated[str | None, typer.Option(help=f"{ingest.COLOUR_HELP} {_AS_TRAINED}")] = None,
     crop_bottom: Annotated[str | None, typer.Option(help=f"{ingest.CROP_HELP} {_AS_TRAINED}")] = None,
     tta: Annotated[bool, _TTA] = False,
+    adapt: Annotated[float, _ADAPT] = 0.0,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Segment images of any size: a PNG of class indices and a colour overlay for each.
@@ -148,6 +156,7 @@ def predict_command(
         luma=None if colour is None else ingest.luma(colour),
         crop_bottom=None if crop_bottom is None else ingest.rows_to_crop(crop_bottom),
         tta=tta,
+        adapt=adapt,
         progress=not as_json,
     )
     for notice in report.notices:

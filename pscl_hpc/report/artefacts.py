@@ -53,6 +53,14 @@ class Evaluation:
     """Fingerprint of the archive that was scored; empty where the file does not say."""
     tta: bool = False
     """Scored with test-time augmentation."""
+    adapt: float = 0.0
+    """Share of each image's own statistics in batch normalisation when it was scored."""
+
+    @property
+    def inference(self) -> str:
+        """How the predictions were made, in words; empty where plainly."""
+        ways = ["test-time augmentation"] * self.tta + ["adaptation to each image"] * bool(self.adapt)
+        return " and ".join(ways)
 
 
 @dataclass(frozen=True)
@@ -115,6 +123,7 @@ def read_evaluation(path: Path) -> Evaluation:
             splits=splits,
             archive=str(tree.get("archive", "")),
             tta=bool(tree.get("tta", False)),
+            adapt=float(tree.get("adapt", 0.0)),
         )
     except (OSError, UnicodeDecodeError, json.JSONDecodeError):
         raise DamagedFile("is not valid JSON; run 'pscl-hpc evaluate' again") from None

@@ -249,8 +249,8 @@ def _add_evaluation(run: RunData) -> None:
     if path.is_file():
         try:
             run.evaluation = read_evaluation(path)
-            if run.evaluation.tta:
-                run.notes.append("Scored with test-time augmentation.")
+            if run.evaluation.inference:
+                run.notes.append(f"Scored with {run.evaluation.inference}.")
         except DamagedFile as error:
             run.damage.append(f"{path}: {error}")
     else:

@@ -20,7 +20,7 @@ _ASIDE = ("kind", "run", "name", "references", "seed", "pretrained", "log", "run
 _MOST_NAMED = 3
 """Settings that a label names."""
 _SCORED = "scored archive"
-_TTA = "test-time augmentation"
+_INFERENCE = "inference"
 _DEPTH = 4
 
 
@@ -36,7 +36,7 @@ def settings_of(run: RunData) -> Settings:
     tree["data"] = {**(data if isinstance(data, dict) else {}), "archive": trained}
     scored = run.evaluation.archive if run.evaluation is not None else ""
     tree[_SCORED] = "" if scored == trained else scored
-    tree[_TTA] = run.evaluation is not None and run.evaluation.tta
+    tree[_INFERENCE] = run.evaluation.inference if run.evaluation is not None else ""
     tree.pop("model" if run.setting("pretrained") else "encoder_lr_scale", None)
     with contextlib.suppress(UserError):
         tree["model"] = read_card(run.path).model.model_dump(mode="json")
@@ -95,8 +95,8 @@ def _words(key: str, value: Any) -> str:
         return "semi-supervised" if value else "supervised"
     if key == "data.archive":
         return f"trained on {_archive(value)}"
-    if key == _TTA:
-        return f"{'with' if value else 'without'} {_TTA}"
+    if key == _INFERENCE:
+        return f"scored with {value}" if value else "scored plainly"
     if key == _SCORED:
         return f"scored on {_archive(value)}" if value else "scored on the archive of the training"
     return f"{key} {value}"

@@ -30,6 +30,7 @@ def evaluate(
     splits: Sequence[str] | None = None,
     archive: str | Path | None = None,
     tta: bool = False,
+    adapt: float = 0.0,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Score a run, write ``evaluation.json`` and the predictions as class-index PNGs.
@@ -42,6 +43,7 @@ def evaluate(
             references are left out of any split.
         archive: Read the images from here and not from the archive that the run was trained on.
         tta: Test-time augmentation, see :class:`Predictor`.
+        adapt: Share of each image's own statistics in batch normalisation, 0 to 1, see :mod:`adaptation`.
         progress: Show a progress bar when the output is a terminal.
 
     Returns:
@@ -51,7 +53,7 @@ def evaluate(
     Raises:
         UserError: no finished fine-tuning run, another class list, or nothing annotated to score.
     """
-    folder, config, predictor = open_run(run, tta=tta)
+    folder, config, predictor = open_run(run, tta=tta, adapt=adapt)
     if archive is None and not Path(config.data.archive).exists():
         raise UserError(
             f"{config.data.archive}: the archive that {folder.path} was trained on is not there; name it with "
@@ -102,18 +104,28 @@ def evaluate(
         "checkpoint": folder.record.get("best"),
         "archive": source.fingerprint,
         "tta": tta,
+        "adapt": adapt,
         "splits": scored,
     }
     write_json(folder.path / EVALUATION_FILE, content)
     return content
 
 
-def open_run(run: str | Path, *, tta: bool = False) -> tuple[RunFolder, FinetuneConfig, Predictor]:
+def open_run(
+    run: str | Path, *, tta: bool = False, adapt: float = 0.0
+) -> tuple[RunFolder, FinetuneConfig, Predictor]:
     """A fine-tuned run and its predictor, on the best device here.
 
+    Args:
+        run: The run folder.
+        tta: Test-time augmentation, see :class:`Predictor`.
+        adapt: Share of each image's own statistics in batch normalisation, 0 to 1.
+
     Raises:
-        UserError: no run, another kind of run, or one without ``model.safetensors``.
+        UserError: no run, another kind of run, one without ``model.safetensors``, or ``adapt`` is no share.
     """
+    if not 0 <= adapt <= 1:
+        raise UserError(f"--adapt is {adapt:g}; it is a share, from 0 (not adapted) to 1")
     folder = RunFolder.load(run)
     config = folder.config
     if not isinstance(config, FinetuneConfig):
@@ -121,7 +133,8 @@ def open_run(run: str | Path, *, tta: bool = False) -> tuple[RunFolder, Finetune
     net, card = load_segmentation(folder.path)
     runtime = config.runtime.model_copy(update={"device": "auto"})
     device = setup_device(runtime)
-    return folder, config, Predictor(net.to(device), ClassList.of(card), device, runtime=runtime, tta=tta)
+    predictor = Predictor(net.to(device), ClassList.of(card), device, runtime=runtime, tta=tta, adapt=adapt)
+    return folder, config, predictor
 
 
 def _scored_images(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import product
 
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from pscl_hpc.archive import Archive, Window
 from pscl_hpc.config import RuntimeConfig
 from pscl_hpc.models import SegmentationNet
+from pscl_hpc.segmentation.adaptation import adapted, sample_windows
 from pscl_hpc.segmentation.classes import ClassList
 from pscl_hpc.training import autocast
 
@@ -51,6 +53,7 @@ class Predictor:
         runtime: RuntimeConfig | None = None,
         tiling: Tiling | None = None,
         tta: bool = False,
+        adapt: float = 0.0,
     ) -> None:
         """See the class.
 
@@ -62,6 +65,7 @@ class Predictor:
             tiling: How large images are taken apart.
             tta: Test-time augmentation: class probabilities are means over the eight quarter turns and reflections of
                 each window. A section through a metal has no upper side; eight times the work.
+            adapt: Share of the image's own statistics in batch normalisation, see :mod:`adaptation`.
         """
         self.net = net
         self.classes = classes
@@ -69,6 +73,7 @@ class Predictor:
         self.runtime = runtime or RuntimeConfig()
         self.tiling = tiling or Tiling()
         self.tta = tta
+        self.adapt = adapt
         self.channels = net.trunk.config.in_channels
         self._smallest = 2 ** (len(net.trunk.config.widths) - 1)
         self._kept = torch.tensor(classes.kept, device=device)
@@ -81,18 +86,12 @@ class Predictor:
             height: Of the image in pixels.
             width: Of the image in pixels.
         """
-        block, halo = self.tiling.block, round(self.tiling.tile * self.tiling.overlap)
         labels = np.empty((height, width), np.uint8)
         was_training = self.net.training
         self.net.eval()
         try:
-            for y0 in range(0, height, block):
-                for x0 in range(0, width, block):
-                    y1, x1 = min(y0 + block, height), min(x0 + block, width)
-                    top, left = max(0, y0 - halo), max(0, x0 - halo)
-                    bottom, right = min(height, y1 + halo), min(width, x1 + halo)
-                    part = self._block(read((top, left, bottom - top, right - left)))
-                    labels[y0:y1, x0:x1] = part[y0 - top : y1 - top, x0 - left : x1 - left]
+            with self._adapted(read, height, width):
+                self._fill(labels, read)
         finally:
             self.net.train(was_training)
         return labels
@@ -106,12 +105,39 @@ class Predictor:
 
         return self(read, record.height, record.width)
 
+    def _adapted(self, read: ReadWindow, height: int, width: int) -> AbstractContextManager[None]:
+        """A block in which the network is adapted to an image, where that is asked for."""
+        if not self.adapt:
+            return nullcontext()
+        windows = sample_windows(height, width, self.tiling.tile)
+
+        def forward() -> None:
+            images = torch.cat([self._inputs(read(window)) for window in windows])
+            with autocast(self.device, self.runtime):
+                self.net(images.to(self.device))
+
+        return adapted(self.net, self.adapt, forward)
+
+    def _fill(self, labels: npt.NDArray[np.uint8], read: ReadWindow) -> None:
+        block, halo = self.tiling.block, round(self.tiling.tile * self.tiling.overlap)
+        height, width = labels.shape
+        for y0 in range(0, height, block):
+            for x0 in range(0, width, block):
+                y1, x1 = min(y0 + block, height), min(x0 + block, width)
+                top, left = max(0, y0 - halo), max(0, x0 - halo)
+                bottom, right = min(height, y1 + halo), min(width, x1 + halo)
+                part = self._block(read((top, left, bottom - top, right - left)))
+                labels[y0:y1, x0:x1] = part[y0 - top : y1 - top, x0 - left : x1 - left]
+
+    def _inputs(self, image: npt.NDArray[np.float32]) -> Tensor:
+        """(1, C, h, w), mirrored at the far edges where it is too small for the network's poolings."""
+        rim = tuple((0, max(0, self._smallest - size)) for size in image.shape[1:])
+        return torch.from_numpy(np.pad(image, ((0, 0), *rim), mode="symmetric")).unsqueeze(0)
+
     @torch.inference_mode()
     def _block(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
         height, width = image.shape[1:]
-        rim = tuple((0, max(0, self._smallest - size)) for size in (height, width))
-        image = np.pad(image, ((0, 0), *rim), mode="symmetric")
-        inputs = torch.from_numpy(image).unsqueeze(0)
+        inputs = self._inputs(image)
         roi = tuple(min(self.tiling.tile, size) for size in inputs.shape[2:])
         if roi == tuple(inputs.shape[2:]):
             blended = self._probabilities(inputs.to(self.device))

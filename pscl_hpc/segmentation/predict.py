@@ -88,6 +88,7 @@ def predict(
     luma: bool | None = None,
     crop_bottom: int | None = None,
     tta: bool = False,
+    adapt: float = 0.0,
     progress: bool = False,
 ) -> PredictReport:
     """Segment images with a fine-tuned run.
@@ -104,6 +105,7 @@ def predict(
         luma: As ``archive build --colour luma`` (or ``keep``), likewise.
         crop_bottom: As ``archive build --crop-bottom``, likewise; ``AUTO_CROP`` is ``auto``.
         tta: Test-time augmentation, see :class:`Predictor`.
+        adapt: Share of each image's own statistics in batch normalisation, 0 to 1, see :mod:`adaptation`.
         progress: Show a progress bar when the output is a terminal.
 
     Raises:
@@ -119,7 +121,7 @@ def predict(
             "predict: images of an archive are taken as they are in it; leave out --percentiles, --colour and "
             "--crop-bottom, or name files"
         )
-    folder, _, predictor = open_run(run, tta=tta)
+    folder, _, predictor = open_run(run, tta=tta, adapt=adapt)
     packing = None if archive is not None else choose_packing(folder, given)
     report = PredictReport(Path(out) if out is not None else folder.path / PREDICTIONS / FILES)
     _make_folder(report.folder)

@@ -77,8 +77,8 @@ def is_evaluated(folder: Path, fingerprint: str, tests: Sequence[str]) -> bool:
 
 
 def has_scores(evaluation: Mapping[str, Any], fingerprint: str, tests: Sequence[str]) -> bool:
-    """The same of the content of ``evaluation.json``, which ``pscl-hpc evaluate --split`` or ``--tta`` replaces."""
-    plain = not evaluation.get("tta")
+    """The same of the content of ``evaluation.json``, which ``evaluate --split``, ``--tta`` or ``--adapt`` replaces."""
+    plain = not evaluation.get("tta") and not evaluation.get("adapt")
     return plain and made_from(fingerprint, evaluation) and set(tests) <= set(evaluation["splits"])
 
 

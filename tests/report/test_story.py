@@ -219,22 +219,27 @@ def test_runs_scored_on_different_images_are_not_paired(tmp_path: Path, alloy: A
     assert table.groups[1].settings == "scored on archive c0ffeec0"
 
 
-def test_runs_scored_with_and_without_test_time_augmentation_are_not_paired(
-    tmp_path: Path, alloy: Alloy
+@pytest.mark.parametrize(
+    ("way", "words"),
+    [
+        ({"tta": True}, "test-time augmentation"),
+        ({"adapt": 0.5}, "adaptation to each image"),
+        ({"tta": True, "adapt": 0.5}, "test-time augmentation and adaptation to each image"),
+    ],
+)
+def test_runs_scored_by_other_ways_of_inference_are_not_paired(
+    tmp_path: Path, alloy: Alloy, way: dict[str, object], words: str
 ) -> None:
     make_finetuning(tmp_path / "a", alloy)
     run = make_finetuning(tmp_path / "b", alloy, pretrained="/x/trunk")
     tree = json.loads((run / "evaluation.json").read_text())
-    (run / "evaluation.json").write_text(json.dumps(tree | {"tta": True}))
+    (run / "evaluation.json").write_text(json.dumps(tree | way))
     table = table_of(tmp_path)
     assert table.comparisons == ()
-    assert {group.settings for group in table.groups} == {
-        "with test-time augmentation",
-        "without test-time augmentation",
-    }
+    assert {group.settings for group in table.groups} == {f"scored with {words}", "scored plainly"}
     notes = {found.path.name: found.notes for found in collect([tmp_path])}
-    assert "Scored with test-time augmentation." in notes["b"]
-    assert "Scored with test-time augmentation." not in notes["a"]
+    assert f"Scored with {words}." in notes["b"]
+    assert not any("Scored" in note for note in notes["a"])
 
 
 def rescore(run: Path, splits: dict[str, str], primary: str) -> None:

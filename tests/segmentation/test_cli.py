@@ -58,6 +58,8 @@ def test_from_finetune_to_predict(
     assert json.loads(capsys.readouterr().out) == json.loads((run / "evaluation.json").read_text())
     assert main(["evaluate", str(run), "--tta", "--json"]) == EXIT_DONE
     assert json.loads(capsys.readouterr().out)["tta"] is True
+    assert main(["evaluate", str(run), "--adapt", "0.5", "--json"]) == EXIT_DONE
+    assert json.loads(capsys.readouterr().out)["adapt"] == 0.5
 
     Image.fromarray(micrograph(40)[0]).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"")
@@ -83,6 +85,7 @@ def test_wrong_input_is_one_sentence(
         "references": [*finetune, "refernces=[alloy/train0]"],
         "val0": [*finetune, "references=[alloy/val0]"],
         "--split": ["evaluate", str(trained.path), "--split", "nowhere"],
+        "--adapt": ["evaluate", str(trained.path), "--adapt", "1.5"],
         "no such run folder": ["evaluate", str(tmp_path / "nowhere")],
         "missing.png": [
             "predict",

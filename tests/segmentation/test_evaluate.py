@@ -51,17 +51,20 @@ def test_scores_are_those_of_the_written_predictions(run: Path, archive_file: Pa
     assert content["checkpoint"] == RunFolder.load(run).record["best"]
 
 
-def test_test_time_augmentation_is_recorded_and_is_that_of_predict(run: Path, archive_file: Path) -> None:
+@pytest.mark.parametrize(("way", "value"), [("tta", True), ("adapt", 0.5)])
+def test_ways_of_inference_are_recorded_and_are_those_of_predict(
+    run: Path, archive_file: Path, way: str, value: float
+) -> None:
     def masks() -> dict[str, np.ndarray]:
         return {path.name: read_labels(path) for path in sorted((run / "predictions").glob("test*/*.png"))}
 
-    assert evaluate(run)["tta"] is False
+    assert not evaluate(run)[way]
     plain = masks()
-    assert evaluate(run, tta=True)["tta"] is True
+    assert evaluate(run, **{way: value})[way] == value
     augmented = masks()
     assert plain.keys() == augmented.keys()
     assert any(not np.array_equal(plain[name], augmented[name]) for name in plain)
-    report = predict(run, ["alloy/test0", "alloy/test_ood0"], archive=archive_file, tta=True)
+    report = predict(run, ["alloy/test0", "alloy/test_ood0"], archive=archive_file, **{way: value})
     for image in report.written:
         np.testing.assert_array_equal(read_labels(Path(image.labels)), augmented[Path(image.labels).name])
 

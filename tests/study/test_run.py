@@ -175,13 +175,14 @@ def test_scores_of_other_splits_do_not_take_the_place_of_test_scores(archive: Pa
     assert len(again.started) == 2
 
 
-def test_scores_with_test_time_augmentation_do_not_take_the_place_of_plain_ones(
-    archive: Path, tmp_path: Path
+@pytest.mark.parametrize("way", [{"tta": True}, {"adapt": 0.5}])
+def test_scores_by_other_ways_of_inference_do_not_take_the_place_of_plain_ones(
+    archive: Path, tmp_path: Path, way: dict[str, object]
 ) -> None:
     study = small_study(archive, tmp_path / "study", methods=[NONE])
     run(study, Fabricator())
     augmented = next(study.folder.glob("finetune/*/evaluation.json"))
-    changed(augmented, tta=True)
+    changed(augmented, **way)
     assert {job.folder for job in look(study).missing} == {augmented.parent}
 
 

@@ -1,0 +1,115 @@
+"""What ways of inference do to the Dice of trained networks.
+
+    python -m bench.inference runs/studies/longer-cpu --archive alloys.h5 [--methods none pscl-clustered] [--jobs 2]
+
+Each fine-tuning of a finished study is scored on the validation images and on every test split of its data set: as
+`pscl-hpc evaluate` does it, with test-time augmentation (`--tta`), and adapted to each image (`--adapt`). Nothing is
+written into the study.
+"""
+
+from __future__ import annotations
+
+import argparse
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.record import record
+from pscl_hpc.archive import Archive, ImageRecord
+from pscl_hpc.config import FinetuneConfig
+from pscl_hpc.report.study_results import read_results
+from pscl_hpc.segmentation.evaluate import open_run
+from pscl_hpc.segmentation.inference import Predictor
+from pscl_hpc.segmentation.metrics import ConfusionMatrix
+
+WAYS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "tta": {"tta": True},
+    "adapt 0.25": {"adapt": 0.25},
+    "adapt 0.5": {"adapt": 0.5},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("study", type=Path, help="folder of a finished study")
+    parser.add_argument("--archive", type=Path, required=True)
+    parser.add_argument("--methods", nargs="*", help="entries to score; all when absent")
+    parser.add_argument("--jobs", type=int, default=1, help="processes of one thread each")
+    arguments = parser.parse_args()
+    results = read_results(arguments.study)
+    with Archive(arguments.archive) as archive:
+        if results.archive != archive.fingerprint:
+            parser.error(f"{arguments.study}: was made from another archive than {arguments.archive}")
+    runs = {
+        row.folder: {
+            "method": row.method,
+            "dataset": row.dataset,
+            "references": list(row.references),
+            "seed": row.seed,
+            "key": row.key,
+            "commit": row.commit,
+        }
+        for row in results.rows
+        if not arguments.methods or row.method in arguments.methods
+    }
+    found: dict[str, list[dict[str, Any]]] = {}
+    with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(score, arguments.study / folder, arguments.archive): folder for folder in runs}
+        for future in as_completed(futures):
+            folder = futures[future]
+            found[folder] = [runs[folder] | scores for scores in future.result()]
+            print(*found[folder], sep="\n", flush=True)
+    rows = [row for folder in runs for row in found[folder]]
+    methods = f" --methods {' '.join(arguments.methods)}" if arguments.methods else ""
+    command = f"python -m bench.inference runs/studies/{results.study} --archive ARCHIVE{methods}"
+    content = {"study": results.study, "archive": results.archive, "ways": WAYS, "rows": rows}
+    print(record("cpu-inference", content, command=command))
+
+
+def score(run: Path, archive_path: Path) -> list[dict[str, Any]]:
+    """Mean Dice of one run on each split with annotated images, for each way of inference."""
+    torch.set_num_threads(1)
+    _, config, plain = open_run(run)
+    dataset = config.references[0].partition("/")[0]
+    with Archive(archive_path) as archive:
+        return [
+            {
+                "split": split,
+                "validates": split == config.validation_split,
+                "images": len(records),
+                "dice": {
+                    way: _dice(
+                        Predictor(plain.net, plain.classes, plain.device, runtime=plain.runtime, **options),
+                        archive,
+                        records,
+                    )
+                    for way, options in WAYS.items()
+                },
+            }
+            for split, records in _splits(archive, dataset, config).items()
+        ]
+
+
+def _splits(archive: Archive, dataset: str, config: FinetuneConfig) -> dict[str, list[ImageRecord]]:
+    splits: dict[str, list[ImageRecord]] = {}
+    for image in archive.select(datasets=[dataset], has_mask=True):
+        if image.split == config.validation_split or image.split.startswith("test"):
+            splits.setdefault(image.split, []).append(image)
+    return splits
+
+
+def _dice(predictor: Predictor, archive: Archive, records: list[ImageRecord]) -> float | None:
+    total = ConfusionMatrix(predictor.classes)
+    for image in records:
+        total.update(predictor.archive_image(archive, image.index), archive.read_mask(image.index))
+    return total.scores().mean_dice
+
+
+if __name__ == "__main__":
+    main()
