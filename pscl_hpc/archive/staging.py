@@ -63,7 +63,23 @@ def stage_archive(path: Path, folder: Path) -> Path:
         ) from None
     key = _key(source, files)
     copy = home / key
-    lock = (home / f"{key}.lock").open("a")
+    try:
+        lock = (home / f"{key}.lock").open("a")
+    except OSError as error:
+        raise UserError(f"{home}: {source} cannot be staged ({error.strerror}); change stage") from None
+    try:
+        _wait_for_copy(lock, source, files, copy, home)
+    except BaseException:
+        lock.close()  # or whoever tries again in this process would wait for this very lock
+        raise
+    os.utime(lock.fileno())
+    _HELD.append(lock)
+    _COPIES[source] = copy / files[0].name if source.is_file() else copy
+    return _COPIES[source]
+
+
+def _wait_for_copy(lock: IO[str], source: Path, files: list[Path], copy: Path, home: Path) -> None:
+    """Return when there is a copy, made here or by another rank, with the lock held shared."""
     # Held shared for as long as the copy is used; the first rank makes it alone, the others wait for that here.
     fcntl.flock(lock, fcntl.LOCK_SH)
     while not _is_whole(copy, files):
@@ -76,10 +92,6 @@ def stage_archive(path: Path, folder: Path) -> Path:
             fcntl.flock(lock, fcntl.LOCK_UN)
         time.sleep(_LOOK_S)
         fcntl.flock(lock, fcntl.LOCK_SH)
-    os.utime(lock.fileno())
-    _HELD.append(lock)
-    _COPIES[source] = copy / files[0].name if source.is_file() else copy
-    return _COPIES[source]
 
 
 def _files_of(source: Path) -> list[Path]:
@@ -104,18 +116,29 @@ def _is_whole(copy: Path, files: list[Path]) -> bool:
 
 
 def _make(source: Path, files: list[Path], copy: Path, home: Path) -> None:
-    known = {entry.file: entry.sha256 for entry in read_manifest(source)} if source.is_dir() else {}
     torn = copy.with_name(f"{copy.name}.torn")
     for left in (torn, copy):
         shutil.rmtree(left, ignore_errors=True)
     _make_room(home, sum(file.stat().st_size for file in files), copy.name)
-    torn.mkdir()
     print(f"staging {source} to {copy}", file=sys.stderr, flush=True)
+    try:
+        _fill(torn, source, files)
+        torn.rename(copy)
+    except BaseException as error:
+        # At once: what fills the disk here would be in the way of whoever makes room.
+        shutil.rmtree(torn, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise UserError(
+                f"{home}: {source} cannot be staged ({error.strerror or error}); change stage"
+            ) from None
+        raise
+
+
+def _fill(torn: Path, source: Path, files: list[Path]) -> None:
+    known = {entry.file: entry.sha256 for entry in read_manifest(source)} if source.is_dir() else {}
+    torn.mkdir()
     for file in files:
-        try:
-            digest = _copy(file, torn / file.name)
-        except OSError as error:
-            raise UserError(f"{torn}: {file} cannot be staged ({error.strerror}); change stage") from None
+        digest = _copy(file, torn / file.name)
         expected = known.get(file.name, digest)
         if digest != expected:
             raise UserError(
@@ -123,7 +146,6 @@ def _make(source: Path, files: list[Path], copy: Path, home: Path) -> None:
             )
         if _digest(torn / file.name) != digest:
             raise JobError(f"{torn / file.name}: reads back otherwise than it was written; look at that disk")
-    torn.rename(copy)
 
 
 def _copy(source: Path, target: Path) -> str:

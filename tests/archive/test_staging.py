@@ -103,6 +103,40 @@ def test_a_disk_that_reads_back_otherwise_is_named(
     assert again(archive, tmp_path / "disk").read_bytes() == archive.read_bytes()
 
 
+@pytest.mark.parametrize("how", ["full", "reads otherwise", "Ctrl-C", "not renamed"])
+def test_what_fails_leaves_nothing_on_the_disk(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Half a copy on a full disk would keep it full until somebody stages again."""
+    copied = staging._copy
+
+    def full(source: Path, target: Path) -> str:
+        copied(source, target)
+        raise KeyboardInterrupt if how == "Ctrl-C" else OSError(28, os.strerror(28))
+
+    def kept(self: Path, target: Path) -> None:
+        raise OSError(28, os.strerror(28))
+
+    if how in ("full", "Ctrl-C"):
+        monkeypatch.setattr(staging, "_copy", full)
+    elif how == "not renamed":
+        monkeypatch.setattr(Path, "rename", kept)
+    else:
+        monkeypatch.setattr(staging, "_digest", lambda path: "0" * 64)
+    kind = {"Ctrl-C": KeyboardInterrupt, "reads otherwise": JobError}.get(how, UserError)
+    with pytest.raises(kind) as caught:
+        stage_archive(archive, tmp_path / "disk")
+    if kind is UserError:
+        assert str(caught.value).endswith("a.h5 cannot be staged (No space left on device); change stage")
+    assert [path.suffix for path in (tmp_path / "disk").glob("*/*")] == [".lock"]
+    monkeypatch.undo()
+    monkeypatch.setattr(staging, "_COPIES", {})
+    monkeypatch.setattr(staging, "_HELD", [])
+    assert stage_archive(archive, tmp_path / "disk").read_bytes() == archive.read_bytes()
+    for lock in staging._HELD:
+        lock.close()
+
+
 def test_where_room_is_short_unused_copies_go_oldest_first(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
