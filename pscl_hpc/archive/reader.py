@@ -106,10 +106,15 @@ class Archive:
             and (has_mask is None or record.has_mask == has_mask)
         ]
 
-    def check_names(self, *, splits: Iterable[str], specimens: Iterable[str]) -> None:
+    def check_names(
+        self, *, splits: Iterable[str], specimens: Iterable[str] = (), key: str = "data.splits"
+    ) -> None:
         """Whether configured splits and specimens are of this archive, in whichever dataset.
 
         ``train`` and the empty split need not be: configurations name them for archives with and without splits.
+
+        Args:
+            key: where the splits are configured.
 
         Raises:
             UserError: naming the nearest one.
@@ -118,7 +123,7 @@ class Archive:
         for name in splits:
             if name not in ("", "train", *known):
                 raise UserError(
-                    f"data.splits: no image of {self.path} is in the splits ['{name}']"
+                    f"{key}: no image of {self.path} is in the splits ['{name}']"
                     f"{did_you_mean(name, sorted(known - {''}))}"
                 )
         present = {record.specimen for record in self.records} - {""}

@@ -25,7 +25,7 @@ def select_unlabelled(
     The references are among them: where they are not annotated they are images like any other.
 
     Raises:
-        UserError: a split that scores the result is named, or there is no image.
+        UserError: a split that scores the result is named, or one that is not in the archive, or there is no image.
     """
     key = "data.splits" if settings.splits is None else "semi_supervised.splits"
     splits = config.data.splits if settings.splits is None else settings.splits
@@ -35,6 +35,7 @@ def select_unlabelled(
                 f"{key}: '{split}' scores the result, and semi-supervised fine-tuning would learn from its images; "
                 "name training splits in semi_supervised.splits"
             )
+    archive.check_names(splits=splits, key=key)
     datasets = (home,) if settings.datasets is None else settings.datasets
     found = tuple(
         record

@@ -164,7 +164,10 @@ def test_unlabelled_windows_come_without_their_masks(archive_file: Path, tmp_pat
         ({"splits": ["train", "val"]}, {}, "semi_supervised.splits: 'val' scores the result"),
         ({"splits": ["test_ood"]}, {}, "'test_ood' scores the result"),
         ({}, {"splits": ["train", "test"]}, "data.splits: 'test' scores the result"),
-        ({"splits": ["trian"]}, {}, "has no image of the datasets ['alloy'] in the splits ['trian']"),
+        ({"splits": [""]}, {}, "has no image of the datasets ['alloy'] in the splits ['']"),
+        ({"splits": ["train", "pol"]}, {}, "is in the splits ['pol']; choose one of: test,"),
+        ({"splits": ["trian", "train"]}, {}, "is in the splits ['trian']; did you mean 'train'?"),
+        ({"splits": ["trian"]}, {}, "semi_supervised.splits: no image of "),
         ({"datasets": ["aloy"]}, {}, "did you mean 'alloy'"),
     ],
 )
