@@ -15,7 +15,8 @@ from pscl_hpc.runs import RunFolder, write_json
 from pscl_hpc.segmentation.classes import ClassList
 from pscl_hpc.segmentation.inference import Predictor
 from pscl_hpc.segmentation.metrics import ConfusionMatrix
-from pscl_hpc.segmentation.pictures import picture_name, png_bytes, write_file
+from pscl_hpc.segmentation.pictures import png_bytes
+from pscl_hpc.segmentation.written import WrittenPictures
 from pscl_hpc.training import setup_device
 
 EVALUATION_FILE = "evaluation.json"
@@ -35,7 +36,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a run, write ``evaluation.json`` and the predictions as class-index PNGs.
 
-    Scoring again replaces both; the same weights and images give the same bytes on one machine.
+    Scoring again replaces both, and removes predictions of images that are no longer in a scored split; the same
+    weights and images give the same bytes on one machine.
 
     Args:
         run: A finished fine-tuning run.
@@ -68,15 +70,15 @@ def evaluate(
             "name the right archive with --archive"
         )
     scored: dict[str, dict[str, Any]] = {}
+    pictures = WrittenPictures(folder.path / PREDICTIONS)
     with Progress("evaluate", sum(map(len, chosen.values())), unit="image", show=progress) as bar:
         for split, records in chosen.items():
             total = ConfusionMatrix(predictor.classes)
             per_image = []
-            pictures = folder.path / PREDICTIONS / picture_name(split)
-            pictures.mkdir(parents=True, exist_ok=True)
+            pictures.begin(split)
             for record in records:
                 labels = predictor.archive_image(source, record.index)
-                write_file(pictures / f"{picture_name(record.id)}.png", png_bytes(labels))
+                pictures.write(split, record.id, png_bytes(labels))
                 single = ConfusionMatrix(predictor.classes)
                 single.update(labels, source.read_mask(record.index))
                 total.merge(single)
@@ -108,6 +110,7 @@ def evaluate(
         "splits": scored,
     }
     write_json(folder.path / EVALUATION_FILE, content)
+    pictures.finish()
     return content
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,6 +84,54 @@ def test_a_second_evaluation_writes_the_same_bytes(run: Path) -> None:
         )
     assert files[0] == files[1]
     assert not [path for path in run.rglob("*") if path.suffix == ".tmp"]
+
+
+def test_predictions_of_images_that_are_no_longer_scored_go(
+    run: Path, archive_file: Path, tmp_path: Path
+) -> None:
+    """After the archive has changed; nothing that evaluate did not write, or that was changed since, is removed."""
+    image, mask = micrograph(20)
+
+    def scored_on(*names: str) -> set[str]:
+        with ShardWriter(tmp_path / "other.h5", [ALLOY]) as writer:
+            for name in names:
+                writer.add(image, mask=mask, id=f"alloy/{name}", dataset="alloy", split="test")
+        evaluate(run, archive=tmp_path / "other.h5")
+        return {path.name.removeprefix("alloy__") for path in (run / "predictions" / "test").iterdir()}
+
+    assert scored_on("a", "b", "c") == {"a.png", "b.png", "c.png"}
+    folder = run / "predictions" / "test"
+    (folder / "alloy__b.png").write_bytes(b"drawn over by hand")
+    (folder / "alloy__mine.png").write_bytes((folder / "alloy__a.png").read_bytes())
+    predict(run, ["alloy/test0"], archive=archive_file)
+    assert scored_on("c", "d") == {"b.png", "c.png", "d.png", "mine.png"}
+    assert len(list((run / "predictions" / "files").iterdir())) == 2
+    evaluate(run, splits=["val"])
+    assert scored_on("e") == {"b.png", "e.png", "mine.png"}, "what was scored in between is remembered"
+    assert (run / "predictions" / "val" / "alloy__val0.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "record", ["{", "[1]", {"test": 3}, {"test": {"../../own.png": None, "a.png": 1}}, {"..": {}}]
+)
+def test_a_record_of_a_stranger_removes_nothing(run: Path, record: Any) -> None:
+    own = run / "own.png"
+    own.write_bytes(b"mine")
+    digest = hashlib.sha256(b"mine").hexdigest()
+    (run / "predictions").mkdir()
+    (run / "predictions" / "kept").mkdir()
+    linked = run / "predictions" / "test"
+    linked.symlink_to(run / "predictions" / "kept")
+    (linked / "x.png").write_bytes(b"mine")
+    text = record if isinstance(record, str) else json.dumps(record).replace("null", f'"{digest}"')
+    (run / "predictions" / "written.json").write_text(text)
+    evaluate(run)
+    (run / "predictions" / "written.json").write_text(
+        json.dumps({"..": {"own.png": digest}, "test": {"../own.png": digest, "x.png": digest}})
+    )
+    evaluate(run)
+    assert own.read_bytes() == b"mine"
+    assert (linked / "x.png").read_bytes() == b"mine"
 
 
 def test_chosen_splits_leave_the_references_out(run: Path) -> None:
