@@ -28,8 +28,8 @@ from pscl_hpc.segmentation.metrics import ConfusionMatrix
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
     "tta": {"tta": True},
+    "adapt 0.1": {"adapt": 0.1},
     "adapt 0.25": {"adapt": 0.25},
-    "adapt 0.5": {"adapt": 0.5},
 }
 
 

@@ -20,7 +20,7 @@ _TTA = typer.Option(
 _ADAPT = typer.Option(
     "--adapt",
     metavar="SHARE",
-    help="Share of each image's own statistics in batch normalisation, such as 0.5, for images of another exposure "
+    help="Share of each image's own statistics in batch normalisation, such as 0.1, for images of another exposure "
     "than those of the training.",
 )
 _RUN = typer.Argument(metavar="RUN", help="Folder of a finished fine-tuning run.")
