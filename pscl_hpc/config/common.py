@@ -35,10 +35,17 @@ def check_window(key: str, size: tuple[int, int], scales: int, images: int) -> N
         )
 
 
-class Strict(BaseModel):
-    """Base of all sections: unknown keys are errors, values do not change after construction."""
+def check_folder(key: str, value: str) -> str:
+    """The path of a run folder; ValueError where it begins with a home that no shell has put in."""
+    if value.startswith("~"):
+        raise ValueError(f"{key} begins with '~', which only a shell expands; write the folder in full")
+    return value
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+class Strict(BaseModel):
+    """Base of all sections: unknown keys are errors, numbers finite, values do not change after construction."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod

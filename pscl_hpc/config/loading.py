@@ -6,6 +6,7 @@ A file may name another with ``extends: other.yaml`` (relative to itself); its o
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from pscl_hpc.config.methods import METHODS
 from pscl_hpc.config.schema import FinetuneConfig, PretrainConfig
@@ -25,6 +27,10 @@ KINDS: dict[str, type[PretrainConfig] | type[FinetuneConfig]] = {
 }
 _TEXT = "tag:yaml.org,2002:str"
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_DATE = "tag:yaml.org,2002:timestamp"
+_MERGE = "tag:yaml.org,2002:merge"
+_BRANCH = re.compile(r".*\[.*|[A-Z]\w*")
+"""A type of several that a value may have, as pydantic writes it among the keys of a location."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = (), *, kind: str | None = None) -> Config:
@@ -64,17 +70,45 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+class _Twice(yaml.MarkedYAMLError):
+    """A key that stands twice in one mapping, of which plain YAML would keep the last, without a word."""
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 without its numbers to the base of sixty: 4:00:00 is a time as Slurm writes it, not 14400."""
+    """YAML 1.1 in which no key stands twice, without its dates and its numbers to the base of sixty: 2026-11-21 is the
+    name of a run, and 4:00:00 a time as Slurm writes it, not 14400."""
 
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
         tag = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
-        return _TEXT if tag in _NUMBERS and ":" in value else tag
+        return _TEXT if tag == _DATE or (tag in _NUMBERS and ":" in value) else tag
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
+                if key.value in seen:
+                    raise _Twice(problem=f"key '{key.value}' stands twice", problem_mark=key.start_mark)
+                seen.add(key.value)
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (
+            AttributeError,
+            LookupError,
+            ValueError,
+        ) as error:  # such as 0x_, of which PyYAML makes no number
+            raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from None
 
 
 def parse_yaml(text: str) -> Any:
     """The content of a YAML text; yaml.YAMLError when it is none."""
-    return yaml.load(text, Loader=_Loader)
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
 
 
 def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -101,6 +135,8 @@ def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         where = f" at line {line + 1}" if line is not None else ""
+        if isinstance(error, _Twice):
+            raise UserError(f"{path}: {error.problem}, the second time{where}; keep one of them") from None
         raise UserError(f"{path}: not valid YAML{where}; correct the file") from None
     if tree is None:
         tree = {}
@@ -143,9 +179,11 @@ def apply_override(tree: dict[str, Any], text: str) -> None:
         raise UserError(f"'{text}' is no override; write key=value, for example schedule.steps=200")
     try:
         value = parse_yaml(raw) if raw.strip() else ""
+    except _Twice as error:
+        raise UserError(f"override '{text}': {error.problem}; keep one of them") from None
     except yaml.YAMLError:
         raise UserError(f"override '{text}': the value is not valid YAML; quote it") from None
-    if isinstance(value, str):
+    if isinstance(value, str) and raw.strip()[:1] not in ("'", '"'):
         value = _number(value)
     node = tree
     for part in parts[:-1]:
@@ -166,10 +204,16 @@ def _number(text: str) -> str | float:
 
 def first_problem(schema: type[BaseModel], error: ValidationError) -> str:
     """What a schema found wrong first, as the end of a sentence that names key and mend."""
-    first = error.errors()[0]
+    first = _nearest(error.errors())
     location = [str(part) for part in first["loc"]]
-    key = ".".join(part for part in location if not (part in METHODS and part != location[-1]))
     kind = first["type"]
+    # A key that does not exist stands last and may be called anything.
+    last = len(location) - (kind == "extra_forbidden")
+    key = ".".join(
+        part
+        for i, part in enumerate(location)
+        if i >= last or not (_BRANCH.fullmatch(part) or (part in METHODS and location[i - 1] == "method"))
+    )
     if kind == "extra_forbidden":
         options = _keys_at(schema, location[:-1])
         return f"unknown key '{key}'{did_you_mean(location[-1], options)}"
@@ -182,7 +226,18 @@ def first_problem(schema: type[BaseModel], error: ValidationError) -> str:
     message = str(first["msg"]).removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     shown = f", but it is {first['input']!r}" if kind != "value_error" and key else ""
+    if kind == "string_type" and isinstance(first["input"], bool | int | float):
+        shown += "; quote it, on the command line within a second pair of quotes"
     return f"key '{key}': {message}{shown}" if key else message
+
+
+def _nearest(errors: Sequence[ErrorDetails]) -> ErrorDetails:
+    """The first error; where its value may have one of several types, that of the type which fits the furthest."""
+    first = errors[0]["loc"]
+    at = next((i for i, part in enumerate(first) if _BRANCH.fullmatch(str(part))), None)
+    if at is None:
+        return errors[0]
+    return max((e for e in errors if e["loc"][:at] == first[:at]), key=lambda e: len(e["loc"]))
 
 
 def _keys_at(schema: type[BaseModel], location: Sequence[str]) -> list[str]:

@@ -10,7 +10,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pscl_hpc.config.common import Count, Fraction, NonNegative, Positive, Size, Strict, check_window
+from pscl_hpc.config.common import (
+    Count,
+    Fraction,
+    NonNegative,
+    Positive,
+    Size,
+    Strict,
+    check_folder,
+    check_window,
+)
 from pscl_hpc.config.methods import MethodConfig, PsclSimclrConfig, ReferencedMethod
 
 
@@ -185,9 +194,7 @@ class RunConfig(Strict):
     @field_validator("run")
     @classmethod
     def _expanded(cls, value: str) -> str:
-        if value.startswith("~"):
-            raise ValueError("run begins with '~', which only a shell expands; write the folder in full")
-        return value
+        return check_folder("run", value)
 
 
 class PretrainConfig(RunConfig):

@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from pscl_hpc.config.common import Count, Strict
+from pscl_hpc.config.common import Count, Strict, check_folder
 from pscl_hpc.config.loading import apply_override, first_problem, merge_trees, read_tree
 from pscl_hpc.errors import UserError, did_you_mean
 
@@ -132,6 +132,11 @@ class StudyConfig(Strict):
     empty."""
     show: tuple[str, ...] = ()
     """Test images whose predictions the page shows; the median image of each data set and split when empty."""
+
+    @field_validator("run")
+    @classmethod
+    def _expanded(cls, value: str) -> str:
+        return check_folder("run", value)
 
     @model_validator(mode="after")
     def _consistent(self) -> StudyConfig:

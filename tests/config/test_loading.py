@@ -57,6 +57,15 @@ def file(tmp_path: Path) -> Path:
         ("nonsense", "'nonsense' is no override; write key=value"),
         ("batch_size.x=1", "key 'batch_size'"),
         ("data=[", "the value is not valid YAML"),
+        ("seed=0x_", "the value is not valid YAML"),
+        ("data={archive: a, archive: b}", "key 'archive' stands twice; keep one of them"),
+        ("optimiser.lr=inf", "key 'optimiser.lr': input should be a finite number"),
+        ("method.temperature=.inf", "key 'method.temperature': input should be a finite number"),
+        ("model.mean=[.nan]", "key 'model.mean.0': input should be a finite number"),
+        (
+            "run=0012",
+            "key 'run': input should be a valid string, but it is 10; quote it, on the command line",
+        ),
         ("seed.a.b=1", "key 'seed'"),
     ],
 )
@@ -79,6 +88,14 @@ def test_every_mistake_is_one_sentence(file: Path, override: str, sentence: str)
         ("data: {}\nmethod: {name: simclr}\n", "key 'data.archive' is missing"),
         ("", "key 'data' is missing"),
         ("!!python/object/apply:os.system ['true']", "not valid YAML"),
+        (
+            "seed: 1\nname: x\nseed: 2\n",
+            "key 'seed' stands twice, the second time at line 3; keep one of them",
+        ),
+        ("data:\n  archive: a\n  archive: b\n", "key 'archive' stands twice, the second time at line 3"),
+        ("name: x\nseed: 0b_\n", "not valid YAML at line 2"),
+        ("seed: !!float x\n", "not valid YAML at line 1"),
+        (f"x: {'[' * 3000}{']' * 3000}\n", "not valid YAML"),
     ],
 )
 def test_broken_files(tmp_path: Path, text: str, sentence: str) -> None:
@@ -110,6 +127,14 @@ FINETUNE = {"kind": "finetune", "data": {"archive": "a.h5"}, "references": ["a/b
             "class_weights are all 0 and so is dice_weight",
         ),
         ({"references": []}, "references names no annotated image"),
+        (
+            {"loss": {"class_weights": "even"}},
+            "key 'loss.class_weights': input should be 'uniform' or 'balanced'",
+        ),
+        (
+            {"loss": {"class_weights": [1, -1]}},
+            "key 'loss.class_weights.1': input should be greater than or equal to 0, but it is -1",
+        ),
     ],
 )
 def test_mistakes_of_fine_tuning_are_one_sentence(changes: dict[str, Any], sentence: str) -> None:
@@ -171,6 +196,21 @@ def test_overrides_have_yaml_types_and_later_ones_win(file: Path) -> None:
     assert config.optimiser.lr == 1e-3
     assert config.schedule.steps == 7
     assert config.data.splits == ("train",)
+
+
+@pytest.mark.parametrize("name", ["'0012'", '"1e5"', "2026-11-21", "2026-02-30", "x"])
+def test_a_name_of_digits_is_text_where_it_is_quoted_or_a_date(file: Path, name: str) -> None:
+    assert load_config(file, [f"name={name}"]).name == name.strip("'\"")
+    file.write_text(f"{BASE}name: {name}\n")
+    assert load_config(file).name == name.strip("'\"")
+
+
+def test_what_an_anchor_brings_may_be_replaced(file: Path) -> None:
+    file.write_text(
+        "data: {archive: a.h5}\nmethod: {name: simclr}\n"
+        "optimiser: &common {name: adam, lr: 1.0e-2}\nschedule: {steps: 3}\n"
+    )
+    assert load_config(file, ["optimiser={<<: {lr: 2}, lr: 3}"]).optimiser.lr == 3
 
 
 def test_extends_merges_and_another_method_starts_afresh(tmp_path: Path, file: Path) -> None:

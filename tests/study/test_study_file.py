@@ -108,6 +108,11 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"archive": ""}, "archive"),
     ({"synthetic": {"images": 3}}, "one archive"),
     ({"unknown": 1}, "unknown"),
+    ({"run": "~/study"}, "run begins with '~', which only a shell expands; write the folder in full"),
+    (
+        {"datasets": [{"name": "alloy", "references": {"count": 0}}]},
+        "key 'datasets.0.references.count': input should be greater than or equal to 1",
+    ),
     ({"finetune": {"validation_split": "test"}}, "validation_split"),
 ]
 
