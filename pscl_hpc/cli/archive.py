@@ -89,6 +89,13 @@ def build_command(
     )
     for item in packed.skipped:
         print(f"skipped {item.path}: {item.reason}", file=sys.stderr)
+    if packed.otherwise:
+        more = f" and {len(packed.otherwise) - 1} more" if len(packed.otherwise) > 1 else ""
+        print(
+            f"notice: {packed.otherwise[0]}{more} of the unchanged images stay as they were packed, with other options "
+            f"than {options}; build into a new file to pack them anew",
+            file=sys.stderr,
+        )
     archive = Archive(path)
     if as_json:
         _print_json(
@@ -99,6 +106,7 @@ def build_command(
                 "unchanged": packed.unchanged,
                 "skipped": [asdict(item) for item in packed.skipped],
                 "cropped": packed.cropped,
+                "packed_otherwise": list(packed.otherwise),
                 "fingerprint": archive.fingerprint,
             }
         )
@@ -210,7 +218,10 @@ def synth_command(
     from pscl_hpc.archive.synthesis import FAMILIES, write_synthetic_archive
     from pscl_hpc.progress import Progress
 
-    height, width = ingest.two_numbers("--size", size, "height and width in pixels, such as 256,384")
+    what = "height and width in pixels, such as 256,384"
+    height, width = ingest.two_numbers("--size", size, what)
+    if not (height.is_integer() and width.is_integer()):
+        raise UserError(f"--size is {size!r}; give {what}")
     with Progress("drawing", images, unit="image", show=not as_json) as bar:
         path = write_synthetic_archive(
             out,

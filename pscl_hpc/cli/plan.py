@@ -49,8 +49,12 @@ def plan(
         float, typer.Option(min=0.001, help="GB/s of one GPU to the others of its node.")
     ] = 300.0,
     inter: Annotated[float, typer.Option(min=0.001, help="GB/s of one node to the others.")] = 50.0,
-    intra_us: Annotated[float, typer.Option(min=0.0, help="Latency of a hop inside a node, in us.")] = 10.0,
-    inter_us: Annotated[float, typer.Option(min=0.0, help="Latency of a hop between nodes, in us.")] = 25.0,
+    intra_us: Annotated[
+        float, typer.Option(min=0.0, max=1e9, help="Latency of a hop inside a node, in us.")
+    ] = 10.0,
+    inter_us: Annotated[
+        float, typer.Option(min=0.0, max=1e9, help="Latency of a hop between nodes, in us.")
+    ] = 25.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON value instead of text.")] = False,
 ) -> None:
     """Predict step time, memory and scaling of a pretraining on more GPUs than there are at hand.
@@ -72,7 +76,7 @@ def plan(
     loaded = load_config(config, overrides or (), kind="pretrain")
     assert isinstance(loaded, PretrainConfig)
     if measure is not None:
-        _measure(loaded, measure, images)
+        _measure(loaded, measure, images, as_json)
         return
     from pscl_hpc.planning import Links, difference, load_rates, predict
 
@@ -125,8 +129,8 @@ def _other_references(rates: Rates, config: PretrainConfig, ranks: int) -> str:
     return f"{rates.references} references on one GPU, not {here / ranks:g} or {here}"
 
 
-def _measure(config: PretrainConfig, path: Path, images: str | None) -> None:
-    from pscl_hpc.planning import measure_rates, save_rates
+def _measure(config: PretrainConfig, path: Path, images: str | None, as_json: bool) -> None:
+    from pscl_hpc.planning import load_rates, measure_rates, save_rates
 
     parts = (images or "2,4,8").split(",")
     numbers = {int(part) for part in parts if part.strip().isdecimal()}
@@ -136,8 +140,19 @@ def _measure(config: PretrainConfig, path: Path, images: str | None) -> None:
         )
     if not os.access(path.parent, os.W_OK | os.X_OK) or path.is_dir():
         raise UserError(f"--measure {path}: cannot be written there; name a file in a folder of yours")
+    if path.exists():
+        try:
+            load_rates(path)
+        except UserError:
+            raise UserError(
+                f"--measure {path}: exists and holds no measured rates; name a new file, or one to measure again"
+            ) from None
     rates = measure_rates(config, sorted(numbers))
     save_rates(path, rates)
+    if as_json:
+        each = {"step_per_image": rates.step_per_image, "memory_per_image": rates.memory_per_image}
+        typer.echo(json.dumps({"rates": str(path), "device": rates.device, **each}, indent=2))
+        return
     typer.echo(
         f"{rates.device}: {1000 * rates.step_per_image:.4g} ms and {rates.memory_per_image / GB:.3g} GB per image",
         err=True,

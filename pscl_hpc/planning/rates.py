@@ -6,15 +6,21 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict, TypeAdapter
 
 from pscl_hpc.errors import UserError
 from pscl_hpc.runs import write_json
+
+_AS_WRITTEN = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
 class Contrast:
     """One call of the gathered contrastive loss in a step: ``rows_fixed + rows_per_image * b`` pairs of ``width``."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _AS_WRITTEN
 
     pairs_fixed: float
     pairs_per_image: float
@@ -32,6 +38,8 @@ class Contrast:
 @dataclass(frozen=True)
 class Rates:
     """One device's rates for one configuration. Sizes in bytes, times in seconds."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _AS_WRITTEN
 
     device: str
     keys: dict[str, Any]
@@ -68,14 +76,13 @@ def load_rates(path: Path) -> Rates:
         UserError: when there is no such file or it holds something else.
     """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        contrasts = tuple(Contrast(**each) for each in raw.pop("contrasts"))
-        return Rates(**{**raw, "keys": dict(raw["keys"]), "contrasts": contrasts})
+        return TypeAdapter(Rates).validate_python(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise UserError(
             f"{path}: no such file; measure it on the device with 'pscl-hpc plan --config FILE --measure {path}'"
         ) from None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError):
         raise UserError(
-            f"{path}: holds no measured rates; measure them again with 'pscl-hpc plan --measure {path}'"
+            f"{path}: holds no measured rates; measure them into a new file with "
+            "'pscl-hpc plan --config FILE --measure NEW'"
         ) from None

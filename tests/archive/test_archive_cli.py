@@ -112,6 +112,8 @@ def test_synth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["info", "good.h5", "--contact-sheet", "x/a.png"], "x/a.png exists"),
         (["check", "empty"], "empty is no archive"),
         (["synth", "--out", "s.h5", "--size", "40"], "--size is '40'"),
+        (["synth", "--out", "s.h5", "--size", "inf,40"], "--size is 'inf,40'"),
+        (["synth", "--out", "s.h5", "--size", "40.5,40"], "--size is '40.5,40'"),
         (["synth", "--out", "mine.h5"], "mine.h5 exists already"),
     ],
 )

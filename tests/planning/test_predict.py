@@ -252,3 +252,38 @@ def test_nothing_is_measured_that_cannot_be_kept(
         assert "two or more different numbers above 1" in capsys.readouterr().err
     assert main([*planned, "--images", "2,4"]) == 2
     assert "add --measure FILE" in capsys.readouterr().err
+    mine = tmp_path / "c.yaml"
+    before = mine.read_bytes()
+    assert main([*planned, "--measure", str(mine)]) == 2
+    assert "c.yaml: exists and holds no measured rates" in capsys.readouterr().err
+    assert mine.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"step_fixed": None}, {"gradient_bytes": float("nan")}, {"normalisations": [1]}, {"references": "x"},
+     {"contrasts": [{"width": 3}]}, {"contrasts": 3}, {"keys": 3}, {"more": 1}],
+)  # fmt: skip
+def test_a_file_with_other_values_holds_no_rates(tmp_path: Path, change: dict[str, object]) -> None:
+    file = tmp_path / "rates.json"
+    save_rates(file, rates())
+    assert load_rates(file) == rates()
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(UserError, match="holds no measured rates"):
+        load_rates(file)
+
+
+def test_endless_latencies_are_refused(planned: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*planned, "--json", "--inter-us", "inf"]) == 2
+    assert "--inter-us" in capsys.readouterr().err
+
+
+def test_rates_are_measured_again_into_their_file(
+    planned: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pscl_hpc.planning.measure_rates", lambda *_: rates(device="another"))
+    file = tmp_path / "rates.json"
+    assert main([*planned, "--measure", str(file), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["rates"], shown["device"], shown["step_per_image"]) == (str(file), "another", 0.25)
+    assert load_rates(file).device == "another"
