@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from pscl_hpc.archive.codecs import AUTO
-from pscl_hpc.archive.format import MANIFEST, Collection, Row, unite
+from pscl_hpc.archive.format import MANIFEST, Collection, Row, parse_pool, unite
 from pscl_hpc.archive.ingest.errors import Unreadable
 from pscl_hpc.archive.ingest.images import open_pages
 from pscl_hpc.archive.ingest.masks import read_mask
 from pscl_hpc.archive.ingest.page import Page
 from pscl_hpc.archive.ingest.prepare import prepare
 from pscl_hpc.archive.ingest.sources import Item, Plan, Skipped
-from pscl_hpc.archive.options import AUTO_CROP, IngestOptions
+from pscl_hpc.archive.options import AUTO_CROP, IngestOptions, options_from_json
 from pscl_hpc.archive.publish import Pick, publish_file, publish_folder, sha256_of, stored_bytes
 from pscl_hpc.archive.reader import Archive
 from pscl_hpc.archive.scratch import Scratch
@@ -46,6 +46,8 @@ class BuildResult:
     skipped: tuple[Skipped, ...]
     cropped: dict[str, int]
     """Image id -> rows cut by automatic cropping."""
+    otherwise: tuple[str, ...]
+    """Unchanged images that these options would have packed in another way."""
 
 
 def build(
@@ -102,6 +104,7 @@ def _build(
     kept = {_file_id(row.id): row for row in old.rows} if old else {}
     packed = {_file_id(row.id): row for part in scratch.parts for row in part.rows}
     unchanged = 0
+    otherwise: list[str] = []
     packer = _Packer(scratch, collections, options)
     good: set[str] = set()
     bar = Progress("packing", len(planned), unit="file", show=progress)
@@ -112,6 +115,8 @@ def _build(
                 if item_id in kept:
                     _same(kept[item_id], item, hashes, out)
                     unchanged += 1
+                    if _packed_otherwise(kept[item_id], options):
+                        otherwise.append(item_id)
                 else:
                     if item_id not in packed or not _matches(packed[item_id], item, hashes):
                         cropped |= packer.pack(item, hashes)
@@ -137,7 +142,7 @@ def _build(
             everything.sort(key=lambda pick: pick[0].id)
             publish_file(out, scratch.folder, everything, listed, options.compression, progress)
     scratch.remove()
-    return BuildResult(out, len(picks), unchanged, tuple(skipped), cropped)
+    return BuildResult(out, len(picks), unchanged, tuple(skipped), cropped, tuple(otherwise))
 
 
 class _Packer:
@@ -265,6 +270,19 @@ def _same(row: Row, item: Item, hashes: tuple[str, str], out: Path) -> None:
         return
     what = "pixels" if row.sha256 != hashes[0] else "mask" if row.mask_sha256 != hashes[1] else "metadata"
     raise Unreadable(f"{item.id} is already in {out} with other {what}; rename it or build into a new file")
+
+
+def _packed_otherwise(row: Row, options: IngestOptions) -> bool:
+    """Whether an image of the archive has options recorded with which it is, or may be, another than with these."""
+    recorded = options_from_json(row.ingest)
+    if recorded is None:
+        return False
+    dtype, channels = parse_pool(row.pool)
+    return (
+        recorded.crop_bottom != options.crop_bottom
+        or (dtype != "uint8" and recorded.percentiles != options.percentiles)
+        or (recorded.luma != options.luma and (recorded.luma or channels == 3))
+    )
 
 
 def _new_picks(scratch: Scratch, wanted: set[str]) -> list[Pick]:

@@ -102,6 +102,46 @@ def test_each_image_keeps_the_options_of_its_build(tmp_path: Path, shard_bytes: 
     assert [record.height for record in grown.records] == [26, 30, 26, 30]
 
 
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ([], 0),
+        (["--percentiles", "1,99"], 2),
+        (["--crop-bottom", "auto"], 3),
+        (["--colour", "luma"], 1),
+    ],
+)
+def test_images_that_stay_packed_with_other_options_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], named: int
+) -> None:
+    """Those that the options concern: percentiles are of deep images, the colour of those in colour."""
+    source = deep_images(tmp_path / "x", 0, 1)
+    tifffile.imwrite(source / "colour.tif", pixels((30, 40, 3)), photometric="rgb")
+    command = ["archive", "build", str(source), "--out", str(tmp_path / "a.h5")]
+    assert main(command) == 0
+    capsys.readouterr()
+    assert main([*command, *flags]) == 0
+    shown = capsys.readouterr()
+    assert "0 images added, 3 unchanged, 0 skipped; 3 in the archive" in shown.out
+    notices = shown.err.splitlines()
+    assert len(notices) == bool(named)
+    if named:
+        more = f" and {named - 1} more" if named > 1 else ""
+        first = "x/colour" if "--colour" in flags else "x/0"
+        assert notices[0].startswith(
+            f"notice: {first}{more} of the unchanged images stay as they were packed"
+        )
+        assert notices[0].endswith("; build into a new file to pack them anew")
+        assert " ".join(flags) in notices[0]
+    assert main([*command, *flags, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["packed_otherwise"]) == named
+    if named:
+        with h5py.File(tmp_path / "a.h5", "r+") as file:
+            del file["images/ingest"]
+        assert main([*command, *flags]) == 0
+        assert not capsys.readouterr().err, "it is not known how they were packed"
+
+
 def test_an_old_archive_grows(tmp_path: Path) -> None:
     source = deep_images(tmp_path / "x", 0)
     packed(source, tmp_path / "a.h5", IngestOptions())
