@@ -15,7 +15,7 @@ from pscl_hpc.archive.ingest.masks import read_mask
 from pscl_hpc.archive.ingest.page import Page
 from pscl_hpc.archive.ingest.prepare import prepare
 from pscl_hpc.archive.ingest.sources import Item, Plan, Skipped
-from pscl_hpc.archive.options import AUTO_CROP, IngestOptions, options_from_json
+from pscl_hpc.archive.options import AUTO_CROP, IngestOptions, differing, options_from_json
 from pscl_hpc.archive.publish import Pick, publish_file, publish_folder, sha256_of, stored_bytes
 from pscl_hpc.archive.reader import Archive
 from pscl_hpc.archive.scratch import Scratch
@@ -275,14 +275,8 @@ def _same(row: Row, item: Item, hashes: tuple[str, str], out: Path) -> None:
 def _packed_otherwise(row: Row, options: IngestOptions) -> bool:
     """Whether an image of the archive has options recorded with which it is, or may be, another than with these."""
     recorded = options_from_json(row.ingest)
-    if recorded is None:
-        return False
     dtype, channels = parse_pool(row.pool)
-    return (
-        recorded.crop_bottom != options.crop_bottom
-        or (dtype != "uint8" and recorded.percentiles != options.percentiles)
-        or (recorded.luma != options.luma and (recorded.luma or channels == 3))
-    )
+    return recorded is not None and bool(differing(recorded, options, dtype=dtype, channels=channels))
 
 
 def _new_picks(scratch: Scratch, wanted: set[str]) -> list[Pick]:

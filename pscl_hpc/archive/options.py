@@ -57,6 +57,22 @@ class IngestOptions:
         return " ".join(self.flags().values())
 
 
+def differing(recorded: IngestOptions, wanted: IngestOptions, *, dtype: str, channels: int) -> list[str]:
+    """Fields by which an image that was packed with ``recorded`` is, or may be, another than with ``wanted``.
+
+    Args:
+        dtype, channels: of the image, as it is stored.
+    """
+    found = []
+    if dtype != "uint8" and recorded.percentiles != wanted.percentiles:
+        found.append("percentiles")
+    if recorded.luma != wanted.luma and (recorded.luma or channels == 3):
+        found.append("luma")
+    if recorded.crop_bottom != wanted.crop_bottom:
+        found.append("crop_bottom")
+    return found
+
+
 def options_to_tree(options: IngestOptions) -> dict[str, Any]:
     """The record of the options, as plain values for JSON."""
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pscl_hpc.runs import RunFolder, write_json
 from pscl_hpc.segmentation.classes import ClassList
 from pscl_hpc.segmentation.inference import Predictor
 from pscl_hpc.segmentation.metrics import ConfusionMatrix
+from pscl_hpc.segmentation.packing import packed_unlike
 from pscl_hpc.segmentation.pictures import png_bytes
 from pscl_hpc.segmentation.written import WrittenPictures
 from pscl_hpc.training import setup_device
@@ -37,7 +39,8 @@ def evaluate(
     """Score a run, write ``evaluation.json`` and the predictions as class-index PNGs.
 
     Scoring again replaces both, and removes predictions of images that are no longer in a scored split; the same
-    weights and images give the same bytes on one machine.
+    weights and images give the same bytes on one machine. A notice is printed where images were packed with other
+    options than those that the run learnt from.
 
     Args:
         run: A finished fine-tuning run.
@@ -69,6 +72,8 @@ def evaluate(
             f"{source.path}: the classes of {collection} are not those that {folder.path} was trained with; "
             "name the right archive with --archive"
         )
+    for notice in packed_unlike(folder, (record for records in chosen.values() for record in records)):
+        print(f"notice: {notice}", file=sys.stderr)
     scored: dict[str, dict[str, Any]] = {}
     pictures = WrittenPictures(folder.path / PREDICTIONS)
     with Progress("evaluate", sum(map(len, chosen.values())), unit="image", show=progress) as bar:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pscl_hpc.archive import ImageRecord
-from pscl_hpc.archive.options import IngestOptions, options_from_tree, options_to_tree
+from pscl_hpc.archive.options import IngestOptions, differing, options_from_tree, options_to_tree
 from pscl_hpc.errors import UserError
 from pscl_hpc.runs import RunFolder
 
@@ -89,6 +89,34 @@ def choose_packing(folder: RunFolder, given: Mapping[str, Any]) -> Packing:
                 f"images packed with {' and '.join(differing)}"
             )
     return packing
+
+
+def packed_unlike(folder: RunFolder, images: Iterable[ImageRecord]) -> list[str]:
+    """Notices on images of an archive that were packed with other options than the annotated images of a run.
+
+    Nothing is said where either is not recorded.
+    """
+    try:
+        known = [options for options in _recorded(folder)[0] if options is not None]
+    except UserError:
+        return []  # a damaged record stops those who need it
+    unlike: dict[str, dict[str, list[str]]] = {}
+    for image in images:
+        if image.ingest is None or not known:
+            continue
+        fields = [differing(image.ingest, one, dtype=image.dtype, channels=image.channels) for one in known]
+        for name in _FIELDS:
+            if all(name in found for found in fields):
+                unlike.setdefault(name, {}).setdefault(image.ingest.flags()[name], []).append(image.id)
+    notices = []
+    for name, flags in unlike.items():
+        for flag, ids in flags.items():
+            more = f" and {len(ids) - 1} more" if len(ids) > 1 else ""
+            notices.append(
+                f"{ids[0]}{more}: packed with {flag}, but the annotated images of {folder.path} with "
+                f"{' and '.join(_flags(known, name))}; what it makes of them may be worse"
+            )
+    return notices
 
 
 def _flags(options: Iterable[IngestOptions], name: str) -> list[str]:

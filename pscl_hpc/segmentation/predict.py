@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pscl_hpc.archive import IGNORE_INDEX, Archive
+from pscl_hpc.archive import IGNORE_INDEX, Archive, ImageRecord
 from pscl_hpc.archive.ingest.errors import Unreadable
 from pscl_hpc.archive.options import AUTO_CROP, IngestOptions, options_to_tree
 from pscl_hpc.archive.throwaway import packed_file
@@ -24,7 +24,7 @@ from pscl_hpc.errors import UserError
 from pscl_hpc.progress import Progress
 from pscl_hpc.segmentation.evaluate import PREDICTIONS, open_run
 from pscl_hpc.segmentation.inference import Predictor
-from pscl_hpc.segmentation.packing import Packing, choose_packing
+from pscl_hpc.segmentation.packing import Packing, choose_packing, packed_unlike
 from pscl_hpc.segmentation.pictures import archive_overlay, picture_name, png_bytes, write_file
 
 FILES = "files"
@@ -128,14 +128,16 @@ def predict(
     named = list(dict.fromkeys(str(image) for image in images))
     source = Archive(archive) if archive is not None else None
     stems = {name: picture_name(name) for name in named} if source else _stems(named)
+    taken: list[ImageRecord] = []
     with Progress("predict", len(named), unit="image", show=progress) as bar:
         for name in named:
             try:
                 if source is not None:
-                    index = source.find(name).index
+                    record = source.find(name)
                     report.written.append(
-                        _write(predictor, source, index, None, name, report.folder / stems[name])
+                        _write(predictor, source, record.index, None, name, report.folder / stems[name])
                     )
+                    taken.append(record)
                 elif packing is not None:
                     _segment_file(predictor, name, packing, report, stems[name])
             except (Unreadable, UserError, _Occupied) as error:
@@ -143,6 +145,8 @@ def predict(
             bar.advance(name)
     if packing is not None:
         report.options, report.notices = packing.options, packing.all_notices()
+    elif source is not None:
+        report.notices = packed_unlike(folder, taken)
     if not report.written:
         name, reason = report.skipped[0]
         others = f" (and {len(report.skipped) - 1} others)" if len(report.skipped) > 1 else ""

@@ -317,6 +317,40 @@ def test_a_damaged_record_is_one_sentence(run_with: Copy, tmp_path: Path, packin
     assert whole.options == IngestOptions((1, 99))
 
 
+def test_images_of_an_archive_that_were_packed_otherwise_are_told_of(
+    run_with: Copy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By `predict` and `evaluate`, once an option; not where nothing is known, or nothing differs."""
+    out = tmp_path / "a.h5"
+    folder = tmp_path / "alloy"
+    for name in ("img", "gt"):
+        (folder / name).mkdir(parents=True)
+    for number in range(2):
+        save(folder / "img" / f"{number}.tif", grey16(number))
+        save(folder / "gt" / f"{number}.png", micrograph(number, 96, 160)[1])
+    splits = {"classes": CLASSES, "ignore_classes": [SCRATCH], "test": ["0.tif", "1.tif"]}
+    (folder / "splits.json").write_text(json.dumps(splits))
+    packed([folder], out, NARROW)
+    for record, said in (
+        (recorded(DEFAULTS), "--percentiles 0.5,99.5"),
+        (recorded(DEFAULTS, IngestOptions((1.0, 99.0))), "--percentiles 0.5,99.5 and --percentiles 1,99"),
+        (recorded(NARROW, DEFAULTS), ""),
+        (recorded(IngestOptions(NARROW.percentiles, luma=True)), ""),
+        (recorded(None), ""),
+        (ABSENT, ""),
+        ("damaged", ""),
+    ):
+        run = run_with(record)
+        expected = [
+            "notice: alloy/0 and 1 more: packed with --percentiles 5,60, but the annotated images of "
+            f"{run} with {said}; what it makes of them may be worse"
+        ]
+        ids = ["predict", str(run), "alloy/0", "alloy/1", "--archive", str(out), "--out", str(run / "out")]
+        for command in (ids, ["evaluate", str(run), "--archive", str(out)]):
+            assert main(command) == EXIT_DONE
+            assert capsys.readouterr().err.splitlines() == (expected if said else []), record
+
+
 def test_the_flags(
     run_with: Copy, archive_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
