@@ -31,7 +31,7 @@ def torch() -> Iterator[Finding]:
     """The torch build."""
     try:
         import torch
-    except ImportError as error:
+    except Exception as error:  # OSError where a library of CUDA is missing
         yield Finding(
             "torch", "problem", f"cannot be imported: {error}", "run 'make install' or pip install torch"
         )
@@ -62,8 +62,18 @@ def gpu() -> Iterator[Finding]:
         return
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        values = torch.ones(64, 64, device=f"cuda:{index}")
-        works = bool((values @ values == 64).all())
+        try:
+            values = torch.ones(64, 64, device=f"cuda:{index}")
+            works = bool((values @ values == 64).all())
+        except RuntimeError as error:  # such as a device that this build has no kernels for
+            yield Finding(
+                "GPU",
+                "problem",
+                f"{properties.name}: cannot compute: {str(error).splitlines()[0]}",
+                "install a torch for this device and its driver, leave the device out by CUDA_VISIBLE_DEVICES, or set "
+                "runtime.device=cpu",
+            )
+            continue
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         text = (
             f"{properties.name}, {properties.total_memory / GIB:.0f} GiB, compute capability "

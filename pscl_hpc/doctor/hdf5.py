@@ -17,7 +17,7 @@ def library() -> Iterator[Finding]:
     """h5py, the library under it, and the locking variable."""
     try:
         import h5py
-    except ImportError as error:
+    except Exception as error:  # ValueError where it was built for another numpy
         yield Finding("HDF5", "problem", f"h5py cannot be imported: {error}", "pip install h5py")
         return
     text = f"h5py {h5py.version.version}, HDF5 {h5py.version.hdf5_version}"

@@ -66,6 +66,42 @@ def test_missing_torch_is_a_problem_and_not_the_end(tmp_path: Path) -> None:
     assert any(f["area"] == "disk" and f["level"] == "ok" for f in values["findings"])
 
 
+@pytest.mark.parametrize(
+    ("package", "area", "failure"),
+    [
+        ("torch", "torch", "OSError('libcudart.so: no such file')"),
+        ("h5py", "HDF5", "ValueError('other numpy')"),
+    ],
+)
+def test_a_package_that_breaks_on_import_is_a_problem(
+    tmp_path: Path, package: str, area: str, failure: str
+) -> None:
+    (tmp_path / f"{package}.py").write_text(f"raise {failure}\n")
+    # The folder that code is called from comes first.
+    code = "import sys\nfrom pscl_hpc.cli.main import main\nsys.exit(main(['doctor', '--json']))\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 3, done.stderr
+    found = next(f for f in json.loads(done.stdout)["findings"] if f["area"] == area)
+    assert found["level"] == "problem"
+    assert "install" in found["mend"]
+
+
+def test_a_gpu_that_cannot_compute_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ones(*size: int, device: str) -> None:
+        raise RuntimeError("no kernel image is available for execution\nmore")
+
+    properties = type("Properties", (), {"name": "An old card"})
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: properties)
+    monkeypatch.setattr("torch.ones", ones)
+    [found] = guarded("GPU", compute.gpu)
+    assert found.level == "problem"
+    assert found.text == "An old card: cannot compute: no kernel image is available for execution"
+
+
 def test_a_folder_that_cannot_be_written_is_a_problem() -> None:
     findings = {f.area: f for f in examine(Path("/proc"))}
     assert findings["folder"].level == "problem"
