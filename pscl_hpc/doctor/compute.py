@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from pscl_hpc.doctor import control_group
 from pscl_hpc.doctor.findings import Finding
 
 GIB = 1024**3
@@ -163,7 +165,7 @@ def cpu() -> Iterator[Finding]:
     from pscl_hpc.runs.provenance import cpu_name
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cpu_quota()
+    quota = control_group.cpu_quota()
     usable = cores if quota is None else min(cores, max(1, int(quota)))
     threads = torch.get_num_threads()
     text = f"{cpu_name()}, {usable} cores usable, torch uses {threads} threads"
@@ -207,25 +209,11 @@ def tensorboard() -> Iterator[Finding]:
     yield Finding("TensorBoard", "ok", version)
 
 
-def _cpu_quota() -> float | None:
-    """Cores that the control group grants, None without a limit."""
-    try:
-        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return None
-    return None if limit == "max" else float(limit) / float(period)
-
-
 def _available_memory() -> int | None:
-    """Bytes free for this process, by the system and by its control group."""
-    values = []
-    try:
+    """Bytes free for this process, by the system and by its control groups."""
+    values = [control_group.available_memory()]
+    with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 values.append(int(line.split()[1]) * 1024)
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        if limit != "max":
-            values.append(int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    except (OSError, ValueError):
-        pass
-    return min(values) if values else None
+    return min((value for value in values if value is not None), default=None)
