@@ -112,7 +112,9 @@ def test_thumbnails_are_area_means(height: int, width: int, strip: int) -> None:
         np.testing.assert_allclose(thumbnailer.thumbnail(), mean / norm, atol=1e-5)
 
 
-@pytest.mark.parametrize("how", ["turned by 90 degrees", "turned by 180 degrees", "mirrored", "half as large"])
+@pytest.mark.parametrize(
+    "how", ["turned by 90 degrees", "turned by 180 degrees", "mirrored", "half as large"]
+)
 def test_fine_detail_does_not_hide_a_copy(tmp_path: Path, how: str) -> None:
     """Grains of a few pixels in images whose sides are no multiple of the thumbnail's."""
     grains = np.random.default_rng(0).integers(0, 256, (33, 45), dtype=np.uint8)
