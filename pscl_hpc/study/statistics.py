@@ -103,6 +103,8 @@ def _estimate(parts: Sequence[Numbers], shares: Numbers, independent: bool) -> E
     variance = float(variances.sum())
     if variance == 0:
         return Estimate(value=value, low=value, high=value)
-    freedom = variance**2 / sum(one**2 / (len(part) - 1) for one, part in zip(variances, parts, strict=True))
+    # Of each stratum's share, whose squares do not underflow where all differences are tiny.
+    terms = [one**2 / (len(part) - 1) for one, part in zip(variances / variance, parts, strict=True)]
+    freedom = 1 / sum(terms)
     reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(variance)
     return Estimate(value=value, low=value - reach, high=value + reach)

@@ -33,6 +33,13 @@ def test_the_gain_of_one_stratum_is_the_paired_t_interval(found: list[tuple[floa
         assert gain.high == pytest.approx(expected.high, rel=1e-9, abs=1e-12)
 
 
+def test_differences_near_the_smallest_numbers_have_an_interval() -> None:
+    gain = equal([[(0.5, 0.5), (1e-100, 0.0)]]).gain
+    assert gain.value == pytest.approx(5e-101, abs=0)
+    assert gain.low == pytest.approx(5e-101 * (1 - 12.706204736432095), rel=1e-9, abs=0)
+    assert gain.high == pytest.approx(5e-101 * (1 + 12.706204736432095), rel=1e-9, abs=0)
+
+
 def test_error_removed_by_hand() -> None:
     found = [(0.8, 0.7), (0.6, 0.5), (0.9, 0.6)]
     errors = np.array([[0.2, 0.3], [0.4, 0.5], [0.1, 0.4]])
