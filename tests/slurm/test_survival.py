@@ -53,7 +53,8 @@ def test_preemption_and_requeue_lose_no_step(undisturbed: Undisturbed) -> None:
 
 
 def test_the_time_limit_is_announced_and_the_run_goes_on(undisturbed: Undisturbed) -> None:
-    done = start("runs/a", Profile(nodes=2, time="1"))
+    # Two minutes: a slow machine needs more than one to come to the gate.
+    done = start("runs/a", Profile(nodes=2, time="2"))
     at_gate(done)
     at_gate(done, 1)
     assert finish(done) == undisturbed(2)
