@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import gaussian_filter
 
-from pscl_hpc.archive import Collection, ShardWriter
+from pscl_hpc.archive import Collection, ShardWriter, Window
 from pscl_hpc.config import FinetuneConfig
+from pscl_hpc.segmentation import ClassList
+from pscl_hpc.segmentation.inference import ReadWindow
 
 CLASSES = ("matrix", "carbide", "void", "scratch")
 SCRATCH = 3
@@ -19,6 +21,19 @@ LEVELS = np.array([90, 190, 20, 140], np.float64)
 ALLOY = Collection("alloy", CLASSES, 0, (SCRATCH,), ("alloy/train0", "alloy/train1"))
 OTHER = Collection("other", ("matrix", "phase"), 0, (), ())
 UNNAMED = Collection("unnamed")
+THREE = ClassList(("matrix", "phase", "void"))
+
+
+def reader(image: npt.NDArray[np.float32]) -> ReadWindow:
+    """Windows of an image (channels, h, w), all of which have to lie inside it."""
+
+    def read(window: Window) -> npt.NDArray[np.float32]:
+        top, left, height, width = window
+        assert 0 <= top < top + height <= image.shape[1]
+        assert 0 <= left < left + width <= image.shape[2]
+        return image[:, top : top + height, left : left + width]
+
+    return read
 
 
 def micrograph(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,21 +11,10 @@ from torch import Tensor, nn
 
 from pscl_hpc.config import ModelConfig
 from pscl_hpc.models import SegmentationNet, UNet
-from pscl_hpc.segmentation import ClassList
 from pscl_hpc.segmentation.adaptation import adapted, sample_windows
-from pscl_hpc.segmentation.inference import Predictor, ReadWindow, Tiling
+from pscl_hpc.segmentation.inference import Predictor, Tiling
 
-THREE = ClassList(("matrix", "phase", "void"))
-
-
-def reader(image: np.ndarray) -> ReadWindow:
-    def read(window: Any) -> np.ndarray:
-        top, left, height, width = window
-        assert 0 <= top < top + height <= image.shape[1]
-        assert 0 <= left < left + width <= image.shape[2]
-        return image[:, top : top + height, left : left + width]
-
-    return read
+from .helpers import THREE, reader
 
 
 def trained_net(dtype: torch.dtype = torch.float64) -> SegmentationNet:

@@ -7,13 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pscl_hpc.archive import Window
 from pscl_hpc.config import ModelConfig
 from pscl_hpc.models import SegmentationNet, UNet
 from pscl_hpc.segmentation import ClassList
-from pscl_hpc.segmentation.inference import Predictor, ReadWindow, Tiling
+from pscl_hpc.segmentation.inference import Predictor, Tiling
 
-THREE = ClassList(("matrix", "phase", "void"))
+from .helpers import THREE, reader
 
 
 class Pointwise(nn.Module):
@@ -27,16 +26,6 @@ class Pointwise(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         self.sizes.append((images.shape[2], images.shape[3]))
         return torch.cat([-((images - level) ** 2) * 50 for level in (0.1, 0.5, 0.9)], dim=1)
-
-
-def reader(image: np.ndarray) -> ReadWindow:
-    def read(window: Window) -> np.ndarray:
-        top, left, height, width = window
-        assert 0 <= top < top + height <= image.shape[1]
-        assert 0 <= left < left + width <= image.shape[2]
-        return image[:, top : top + height, left : left + width]
-
-    return read
 
 
 def unet(seed: int = 0, widths: tuple[int, ...] = (4, 8)) -> SegmentationNet:
