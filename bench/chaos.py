@@ -104,12 +104,14 @@ def chaos(folder: Path, ranks: int, kills: int, steps: int, seed: int) -> dict[s
     }
 
 
-def write_archive(path: Path, cells: int = 6) -> None:
-    """Eight images of two phases, `cells` x `cells` squares of 8 pixels each."""
+def write_archive(path: Path, patches: int = 6) -> None:
+    """Eight images of two phases, `patches` x `patches` squares of 8 pixels each."""
     random_numbers = np.random.default_rng(0)
     with ShardWriter(path, [Collection("alloy", ("matrix", "phase"), 0, (), ("alloy/0",))]) as writer:
         for index in range(8):
-            mask = np.kron(random_numbers.integers(0, 2, (cells, cells)), np.ones((8, 8))).astype(np.uint8)
+            mask = np.kron(random_numbers.integers(0, 2, (patches, patches)), np.ones((8, 8))).astype(
+                np.uint8
+            )
             image = np.clip(80 + 90 * mask + random_numbers.normal(0, 15, mask.shape), 0, 255).astype(
                 np.uint8
             )

@@ -53,7 +53,7 @@ def main() -> None:
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, object]:
     """Times of steps with and without checkpoints."""
-    write_archive(folder / "archive.h5", cells=64)
+    write_archive(folder / "archive.h5", patches=64)
     config = resolve_config(
         {
             "kind": "pretrain",

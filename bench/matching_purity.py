@@ -1,10 +1,10 @@
-"""How many of the cells that templates find are of their class, before anything is learnt, by the share of texture.
+"""How many of the patches that templates find are of their class, before anything is learnt, by the share of texture.
 
     python -m bench.matching_purity ARCHIVE [--batches 12]
 
 For each data set with masks and each of its recommended images (at most --references of them): batches as
 `configs/pretrain/pscl-simclr.yaml` makes them, an untrained network, and the method's own sampler. Masks of the other
-images serve to count hits. Chance is the hit rate of cells drawn at random in the same images.
+images serve to count hits. Chance is the hit rate of patches drawn at random in the same images.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import torch
 from bench.record import record
 from pscl_hpc.archive import Archive
 from pscl_hpc.config import PretrainConfig, load_config
-from pscl_hpc.methods import CellSample, PsclSimclr, Views, build_method, cell_purity
-from pscl_hpc.methods.cells import cell_labels
+from pscl_hpc.methods import PatchSample, PsclSimclr, Views, build_method, patch_purity
+from pscl_hpc.methods.patches import patch_labels
 from pscl_hpc.pretraining.data import PretrainData, make_views
 from pscl_hpc.seeding import Draws, derive_seed
 
@@ -82,15 +82,15 @@ def measure(
         for share in SHARES:
             method.sampler.config = method.sampler.config.model_copy(update={"texture": share})
             draws = Draws(config.seed, step, batch.slots.places, device)
-            for scale, sample in enumerate(method.sample_cells(views, key, draws)):
+            for scale, sample in enumerate(method.sample_patches(views, key, draws)):
                 grid = key.scales[scale].shape[2:]
                 pairs = zip(
-                    cell_purity(views, sample, *grid).tolist(),
+                    patch_purity(views, sample, *grid).tolist(),
                     at_random(views, sample, *grid).tolist(),
                     strict=True,
                 )
                 found.setdefault((share, scale), []).extend([*pairs][views.references :])
-    scales = range(len(method.cell_heads))
+    scales = range(len(method.patch_heads))
     return [
         {"texture": share}
         | {
@@ -107,10 +107,10 @@ def _mean(values: Iterable[float]) -> float | None:
     return fmean(known) if known else None
 
 
-def at_random(views: Views, sample: CellSample, height: int, width: int) -> torch.Tensor:
-    """Purity that random cells of each image would have on average, (B,)."""
-    everything = torch.arange(height * width).expand(len(sample.key_cells), -1)
-    found = cell_labels(views, everything, height, width)
+def at_random(views: Views, sample: PatchSample, height: int, width: int) -> torch.Tensor:
+    """Purity that random patches of each image would have on average, (B,)."""
+    everything = torch.arange(height * width).expand(len(sample.key_patches), -1)
+    found = patch_labels(views, everything, height, width)
     known = (found != 255).sum(dim=1)
     hits = torch.stack([(found == label).sum(dim=1) for label in sample.classes.tolist()], dim=1)
     share = hits / torch.where(known > 0, known.float(), torch.nan)[:, None]

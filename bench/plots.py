@@ -138,7 +138,7 @@ def roofline(device: Device) -> Figure:
     """Rate of the loss and of sampling against what binds them.
 
     Both losses do products and exponentials side by side: their ceiling rises with the operations per exponential until
-    the products bind. Sampling reads cells and multiplies: its ceiling rises with the operations per byte.
+    the products bind. Sampling reads patches and multiplies: its ceiling rises with the operations per byte.
     """
     ceiling = device.result("ceilings")
     flops = ceiling["flops_per_second"] / 1e12
@@ -198,14 +198,14 @@ def _loss_points(device: Device) -> list[Point]:
 
 
 def _sampling_points(device: Device) -> list[Point]:
-    """Our sampling at the largest batch, by cells of an image."""
+    """Our sampling at the largest batch, by patches of an image."""
     found = []
     batch = max((e["batch"] for e in device.entries("sample-similar")), default=0)
     for entry in device.entries("sample-similar", dtype=_dtype(device), implementation="triton", batch=batch):
         if "median_ms" in entry:
-            numbers = float(entry["batch"]) * entry["cells"] * entry["width"]
+            numbers = float(entry["batch"]) * entry["patches"] * entry["width"]
             rate = 2 * numbers * entry["templates"] / entry["median_ms"] / 1e9
-            found.append((f"{entry['cells']:,} cells", float(entry["templates"]), rate))
+            found.append((f"{entry['patches']:,} patches", float(entry["templates"]), rate))
     return found
 
 

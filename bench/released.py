@@ -139,7 +139,7 @@ def build_released(released: Any, ours: PsclSimclr) -> Any:
         _copy_block(theirs.conv, own.block)
     for index, layer in ((0, 0), (2, 2)):
         head.mlp[index].load_state_dict(ours.global_head.layers[layer].state_dict())
-    for scale, own in enumerate(ours.cell_heads, start=1):
+    for scale, own in enumerate(ours.patch_heads, start=1):
         for name, part in (("conv1", own.expand), ("conv2", own.project)):
             conv = getattr(head, f"conv_x4up{scale}_{name}")
             conv.weight.data.copy_(part.weight.data.view_as(conv.weight))
@@ -177,13 +177,13 @@ def released_step(
     """Forward, loss and backward as the released training loop computes them."""
     g = inputs.geometry
     filp = torch.where(g.flip, 1, 2)
-    q, k, *cells = model(
+    q, k, *patches = model(
         inputs.query, inputs.key, inputs.labels, ["0_0"] * len(g), g.turns, filp, g.height, g.width, g.top,
         g.left,
     )  # fmt: skip
     batch = len(g)
     dense = [
-        losses["nt_xent_loss_d"](cells[2 * s], cells[2 * s + 1], 0.5, deep=s, bat=batch) for s in range(3)
+        losses["nt_xent_loss_d"](patches[2 * s], patches[2 * s + 1], 0.5, deep=s, bat=batch) for s in range(3)
     ]
     image = losses["nt_xent_loss"](q, k, 0.5)
     loss = 0.3 * image + 0.7 * (dense[0] + dense[1] + dense[2]) / 3
@@ -194,15 +194,15 @@ def released_step(
 
 @contextmanager
 def tie_breaks(views: Views) -> Iterator[None]:
-    """Give the released code, cell by cell, the random numbers that ours draws for the same scale."""
+    """Give the released code, patch by patch, the random numbers that ours draws for the same scale."""
     (generator,), size = draws(views).each("templates", range(1)), views.query.shape[-1]
     noises = []
-    for cells in (size // 4, size // 2, size):
-        noise = torch.rand((1, CLASSES, cells * cells), generator=generator, device=generator.device)
-        noise = noise.view(CLASSES, cells, cells)
-        crop = crop_on_grid(views.geometry[:1], cells, cells)
+    for patches in (size // 4, size // 2, size):
+        noise = torch.rand((1, CLASSES, patches * patches), generator=generator, device=generator.device)
+        noise = noise.view(CLASSES, patches, patches)
+        crop = crop_on_grid(views.geometry[:1], patches, patches)
         rows, cols = int(crop.rows[0]), int(crop.cols[0])
-        i, j = torch.arange(rows) * cells // rows, torch.arange(cols) * cells // cols
+        i, j = torch.arange(rows) * patches // rows, torch.arange(cols) * patches // cols
         noises.append(noise[:, i][:, :, j].reshape(CLASSES, -1))
     rand, torch.rand = torch.rand, lambda *a, **k: noises.pop(0)  # type: ignore[assignment]
     try:

@@ -19,12 +19,12 @@ SHAPE = {
     "images": BATCH,
     "templates": TEMPLATES,
     "width": WIDTH,
-    "cells_per_image": PLACES,
+    "patches_per_image": PLACES,
     "dtype": "float32",
 }
 
 
-def loop(templates: Tensor, cells: Tensor, cosine: bool = True) -> Tensor:
+def loop(templates: Tensor, patches: Tensor, cosine: bool = True) -> Tensor:
     """The loop of the method's first implementation: image by image, template by template.
 
     On cosines it answers the same question as the operation; on raw dot products it is cheaper, and another question
@@ -32,24 +32,24 @@ def loop(templates: Tensor, cells: Tensor, cosine: bool = True) -> Tensor:
     """
     if cosine:
         templates = torch.nn.functional.normalize(templates, dim=1)
-    taken = torch.empty(cells.shape[0], templates.shape[0], dtype=torch.int64)
-    for image in range(cells.shape[0]):
-        features = torch.nn.functional.normalize(cells[image], dim=1) if cosine else cells[image]
+    taken = torch.empty(patches.shape[0], templates.shape[0], dtype=torch.int64)
+    for image in range(patches.shape[0]):
+        features = torch.nn.functional.normalize(patches[image], dim=1) if cosine else patches[image]
         similarity = torch.einsum("td,pd->tp", templates, features)
         highest = similarity.max()
         for template in range(templates.shape[0]):
-            cell = similarity[template].argmax()
-            taken[image, template] = cell
-            similarity[:, cell] -= highest
+            patch = similarity[template].argmax()
+            taken[image, template] = patch
+            similarity[:, patch] -= highest
     return taken
 
 
-def loop_of_dots(templates: Tensor, cells: Tensor) -> Tensor:
-    return loop(templates, cells, cosine=False)
+def loop_of_dots(templates: Tensor, patches: Tensor) -> Tensor:
+    return loop(templates, patches, cosine=False)
 
 
-def chunked(templates: Tensor, cells: Tensor) -> Tensor:
-    return sample_similar(templates, cells, backend="chunked")
+def chunked(templates: Tensor, patches: Tensor) -> Tensor:
+    return sample_similar(templates, patches, backend="chunked")
 
 
 IMPLEMENTATIONS = {"loop": loop, "loop_of_dots": loop_of_dots, "chunked": chunked}
@@ -74,5 +74,5 @@ def test_sampling(name: str, inputs: Any, forms: Forms, benchmark: Any) -> None:
 
 
 def test_same_answer(inputs: Any) -> None:
-    templates, cells = inputs
-    assert torch.equal(chunked(templates, cells), loop(templates, cells))
+    templates, patches = inputs
+    assert torch.equal(chunked(templates, patches), loop(templates, patches))

@@ -1,4 +1,4 @@
-"""From decoder maps to the patch loss on a CPU, forward and backward: heads on sampled cells against heads on maps.
+"""From decoder maps to the patch loss on a CPU, forward and backward: heads on sampled patches against heads on maps.
 
 Run by hand: `pytest bench/test_bench_sampling_path.py --benchmark-only --benchmark-timer=time.process_time`, which
 rewrites `bench/results/cpu-sampling-path.json`.
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from bench.forms import Forms
-from pscl_hpc.methods.cells import cells_of, gather_cells
-from pscl_hpc.models import CellHead
+from pscl_hpc.methods.patches import gather_patches, patches_of
+from pscl_hpc.models import PatchHead
 from pscl_kernels import patch_nt_xent, sample_similar
 
 IMAGES, CHANNELS, SIDE, TEMPLATES, CLASSES, PROJECTION = 8, 64, 188, 64, 4, 64
@@ -25,18 +25,18 @@ def loss_of(q: Tensor, k: Tensor) -> Tensor:
     return patch_nt_xent(q.flatten(0, 1), k.flatten(0, 1), groups)
 
 
-def separate(head: CellHead, query: Tensor, key: Tensor, templates: Tensor) -> Tensor:
-    """Both maps are projected, cells are sampled, projections are gathered: one operation after another."""
-    q, k = head(cells_of(query)), head(cells_of(key))
-    cells = sample_similar(templates, k.detach())[..., None].expand(-1, -1, PROJECTION)
-    return loss_of(q.gather(1, cells), k.gather(1, cells))
+def separate(head: PatchHead, query: Tensor, key: Tensor, templates: Tensor) -> Tensor:
+    """Both maps are projected, patches are sampled, projections are gathered: one operation after another."""
+    q, k = head(patches_of(query)), head(patches_of(key))
+    patches = sample_similar(templates, k.detach())[..., None].expand(-1, -1, PROJECTION)
+    return loss_of(q.gather(1, patches), k.gather(1, patches))
 
 
-def sampled(head: CellHead, query: Tensor, key: Tensor, templates: Tensor) -> Tensor:
-    """As the methods do: image by image without gradient for the sampling, then the sampled cells alone."""
+def sampled(head: PatchHead, query: Tensor, key: Tensor, templates: Tensor) -> Tensor:
+    """As the methods do: image by image without gradient for the sampling, then the sampled patches alone."""
     with torch.no_grad():
-        cells = torch.cat([sample_similar(templates, head(cells_of(image[None]))) for image in key])
-    return loss_of(head(gather_cells(query, cells)), head(gather_cells(key, cells)))
+        patches = torch.cat([sample_similar(templates, head(patches_of(image[None]))) for image in key])
+    return loss_of(head(gather_patches(query, patches)), head(gather_patches(key, patches)))
 
 
 IMPLEMENTATIONS = {"separate": separate, "sampled": sampled}
@@ -51,7 +51,7 @@ def inputs() -> tuple[Any, ...]:
         .requires_grad_()
         for _ in range(2)
     )
-    head = CellHead(CHANNELS, hidden=128, projection=PROJECTION, groups=4)
+    head = PatchHead(CHANNELS, hidden=128, projection=PROJECTION, groups=4)
     return head, query, key, torch.randn(TEMPLATES, PROJECTION)
 
 

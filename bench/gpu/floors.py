@@ -1,7 +1,7 @@
 """Times below which no implementation of an operation can be on a card, from the card's own measured rates.
 
 E pairs, D width. A product of E pairs takes 2 E D operations; each pair takes at least one exponential per pass. Main
-memory never binds the losses; it binds sampling, which reads every cell once.
+memory never binds the losses; it binds sampling, which reads every patch once.
 """
 
 from collections.abc import Mapping
@@ -61,10 +61,10 @@ def queue(rows: int, entries: int, width: int, ceilings: Ceilings) -> dict[str, 
 
 
 def sampling(
-    batch: int, templates: int, cells: int, width: int, ceilings: Ceilings, element: int = 2
+    batch: int, templates: int, patches: int, width: int, ceilings: Ceilings, element: int = 2
 ) -> float:
-    """Milliseconds of `sample_similar`: each cell read once, and multiplied with each template once."""
-    numbers = float(batch) * cells * width
+    """Milliseconds of `sample_similar`: each patch read once, and multiplied with each template once."""
+    numbers = float(batch) * patches * width
     return 1e3 * max(
         element * numbers / ceilings.copy_bytes_per_second,
         2 * numbers * templates / ceilings.flops_per_second,

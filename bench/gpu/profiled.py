@@ -17,9 +17,9 @@ from bench.gpu.shapes import (
     LossShape,
     QueueShape,
     SamplingShape,
-    cells_of,
     grouping,
     pairs,
+    patches_of,
     queued,
 )
 from bench.gpu.variants import ROW, SYMMETRIC, using
@@ -67,7 +67,7 @@ def calls(setting: Setting) -> dict[str, Call]:
         return call
 
     query, key, entries = queued(setting, queue)
-    templates, cells = cells_of(setting, sampling)
+    templates, patches = patches_of(setting, sampling)
 
     def of_queue() -> object:
         value = queue_info_nce(query, key, entries, temperature=TEMPERATURE, backend="triton")
@@ -78,7 +78,7 @@ def calls(setting: Setting) -> dict[str, Call]:
         "patch_nt_xent, row, four groups": of_loss(ROW, 4),
         "patch_nt_xent, symmetric": of_loss(SYMMETRIC, 0),
         "queue_info_nce": of_queue,
-        "sample_similar": lambda: sample_similar(templates, cells, backend="triton"),
+        "sample_similar": lambda: sample_similar(templates, patches, backend="triton"),
     }
 
 

@@ -13,7 +13,7 @@ from bench.gpu.check import require
 from bench.gpu.measure import attempt, measure
 from bench.gpu.results import Results
 from bench.gpu.setting import UNFINISHED, Setting, parse
-from bench.gpu.shapes import SamplingShape, cells_of, name_of, sampling_shapes
+from bench.gpu.shapes import SamplingShape, name_of, patches_of, sampling_shapes
 from pscl_kernels import sample_similar
 
 LOOP = "released loop"
@@ -43,22 +43,22 @@ def main() -> None:
     results.end(leave_out=lambda entry: entry["implementation"] == LOOP)
 
 
-def loop(templates: Tensor, cells: Tensor) -> Tensor:
-    """The loop of the method's released code, on cosines: a taken cell loses the largest similarity.
+def loop(templates: Tensor, patches: Tensor) -> Tensor:
+    """The loop of the method's released code, on cosines: a taken patch loses the largest similarity.
 
     Rows are float32, as they are there.
     """
     templates = torch.nn.functional.normalize(templates.float(), dim=1)
     taken = []
-    for image in cells:
+    for image in patches:
         features = torch.nn.functional.normalize(image.float(), dim=1)
         similarity = torch.einsum("td,pd->tp", templates, features)
         highest = similarity.max()
         chosen = []
         for template in range(len(templates)):
-            cell = similarity[template].argmax(keepdim=True)
-            similarity[:, cell] += -highest
-            chosen.append(cell)
+            patch = similarity[template].argmax(keepdim=True)
+            similarity[:, patch] += -highest
+            chosen.append(patch)
         taken.append(torch.cat(chosen))
     return torch.stack(taken)
 
@@ -66,27 +66,27 @@ def loop(templates: Tensor, cells: Tensor) -> Tensor:
 def form(name: str) -> Sampling:
     if name == LOOP:
         return loop
-    return lambda templates, cells: sample_similar(templates, cells, backend=name)
+    return lambda templates, patches: sample_similar(templates, patches, backend=name)
 
 
 def measured(
     setting: Setting, shape: SamplingShape, name: str, ceiling: floors.Ceilings | None
 ) -> dict[str, Any]:
     """Time, memory, share of the floor, and of the choices of image 0 how many are the exact greedy ones."""
-    templates, cells = cells_of(setting, shape)
+    templates, patches = patches_of(setting, shape)
     images = shape.batch if name != LOOP else max(1, min(shape.batch, LOOP_CHOICES // shape.templates))
-    given = cells[:images]
+    given = patches[:images]
     sample = form(name)
     found = measure(setting, lambda: sample(templates, given))
     found["images_measured"] = images
     if "median_ms" not in found:
         return found
     found["ms_per_image"] = found["median_ms"] / images
-    exact = sample_similar(templates.double(), cells[:1].double(), backend="reference")
-    found["share_exact"] = float((sample(templates, cells[:1]) == exact).float().mean())
+    exact = sample_similar(templates.double(), patches[:1].double(), backend="reference")
+    found["share_exact"] = float((sample(templates, patches[:1]) == exact).float().mean())
     if ceiling is not None:
-        size = cells.element_size()
-        floor = floors.sampling(images, shape.templates, shape.cells, shape.width, ceiling, size)
+        size = patches.element_size()
+        floor = floors.sampling(images, shape.templates, shape.patches, shape.width, ceiling, size)
         found |= timing.share(floor, found)
     return found
 

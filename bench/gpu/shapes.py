@@ -11,7 +11,7 @@ from pscl_kernels import available_backends
 TEMPERATURE = 0.1
 
 LAID_OUT = 16
-"""Neighbouring pairs of one group in the inputs, as the cells of one class lie in a batch."""
+"""Neighbouring pairs of one group in the inputs, as the patches of one class lie in a batch."""
 
 
 class LossShape(NamedTuple):
@@ -32,7 +32,7 @@ class QueueShape(NamedTuple):
 class SamplingShape(NamedTuple):
     batch: int
     templates: int
-    cells: int
+    patches: int
     width: int
     dtype: torch.dtype
 
@@ -64,9 +64,9 @@ def sampling_shapes(setting: Setting) -> list[SamplingShape]:
     if setting.tiny:
         return [SamplingShape(2, 5, 200, 16, setting.dtypes[0])]
     return [
-        SamplingShape(batch, templates, cells, 64, dtype)
+        SamplingShape(batch, templates, patches, 64, dtype)
         for dtype in setting.dtypes
-        for batch, cells in ((256, 35_344), (256, 8_836), (256, 141_376), (8, 35_344))
+        for batch, patches in ((256, 35_344), (256, 8_836), (256, 141_376), (8, 35_344))
         for templates in (64, 240, 480)
     ]
 
@@ -103,13 +103,13 @@ def queued(setting: Setting, shape: QueueShape) -> tuple[Tensor, Tensor, Tensor]
     return q, k.detach(), torch.nn.functional.normalize(entries, dim=1).to(shape.dtype)
 
 
-def cells_of(setting: Setting, shape: SamplingShape) -> tuple[Tensor, Tensor]:
-    """Templates (T, D) and cells (B, P, D)."""
+def patches_of(setting: Setting, shape: SamplingShape) -> tuple[Tensor, Tensor]:
+    """Templates (T, D) and patches (B, P, D)."""
     generator = torch.Generator(setting.device).manual_seed(2)
-    cells = torch.randn(
-        shape.batch, shape.cells, shape.width, device=setting.device, dtype=shape.dtype, generator=generator
+    patches = torch.randn(
+        shape.batch, shape.patches, shape.width, device=setting.device, dtype=shape.dtype, generator=generator
     )
     templates = torch.randn(
         shape.templates, shape.width, device=setting.device, dtype=shape.dtype, generator=generator
     )
-    return templates, cells
+    return templates, patches

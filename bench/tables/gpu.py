@@ -68,21 +68,29 @@ def sampling(device: Device) -> str:
     """Sampling, ours and the released loop."""
     rows = []
     for entry in device.entries("sample-similar", dtype=DTYPE, implementation="triton"):
-        shape = {key: entry[key] for key in ("batch", "templates", "cells", "dtype")}
+        shape = {key: entry[key] for key in ("batch", "templates", "patches", "dtype")}
         loops = list(device.entries("sample-similar", implementation="released loop", **shape))
         rates = [e["ms_per_image"] for e in [*loops[:1], entry] if "ms_per_image" in e]
         rows.append(
             [
                 str(entry["batch"]),
                 str(entry["templates"]),
-                f"{entry['cells']:,}",
+                f"{entry['patches']:,}",
                 _time(entry),
                 _memory(entry),
                 _share(entry),
                 f"{rates[0] / rates[1]:,.0f}x" if len(rates) == 2 else "",
             ]
         )
-    head = ["images", "templates", "cells", "ms", "memory, MiB", "share of floor", "released loop, per image"]
+    head = [
+        "images",
+        "templates",
+        "patches",
+        "ms",
+        "memory, MiB",
+        "share of floor",
+        "released loop, per image",
+    ]
     return table(head, rows)
 
 
@@ -195,14 +203,14 @@ def marks(device: Device) -> str:
     )  # fmt: skip
     ours = [
         e for e in device.entries("sample-similar", implementation="triton", dtype=DTYPE)
-        if e["cells"] >= 35_344 and e["batch"] == 256 and "share_of_floor" in e
+        if e["patches"] >= 35_344 and e["batch"] == 256 and "share_of_floor" in e
     ]  # fmt: skip
     share = min((e["share_of_floor"] for e in ours), default=None)
     rows.append(
-        ["sampling, 256 images, 35,344 cells and more: share of floor", "50%", _or_not(share, "{:.0%}"),
+        ["sampling, 256 images, 35,344 patches and more: share of floor", "50%", _or_not(share, "{:.0%}"),
          _verdict(share, at_least=0.5)]
     )  # fmt: skip
-    small = {"batch": 8, "templates": 64, "cells": 35_344}
+    small = {"batch": 8, "templates": 64, "patches": 35_344}
     pair = [
         next(device.entries("sample-similar", implementation=name, dtype=DTYPE, **small), {}).get(
             "ms_per_image"

@@ -135,7 +135,7 @@ class RuntimeConfig(Strict):
     workers: Annotated[int, Field(ge=0)] = 0
     """Reading processes; 0 reads in the training process."""
     kernels: Literal["auto", "reference", "chunked", "triton"] = "auto"
-    """Backend of the contrastive losses; cells are matched by the best one that the device has."""
+    """Backend of the contrastive losses; patches are matched by the best one that the device has."""
     sync_batchnorm: bool = True
     """Batch normalisation over the images of all ranks, as one rank with all images would have it (pretraining)."""
     activation_checkpointing: bool = False
@@ -168,7 +168,7 @@ class LogConfig(Strict):
     similarity: bool = True
     """Log positive and hardest-negative similarity of each scale."""
     purity: bool = True
-    """Log the share of sampled cells whose mask has the template's class, where masks are known."""
+    """Log the share of sampled patches whose mask has the template's class, where masks are known."""
     tensorboard: bool = False
     """Also write TensorBoard events (extra ``tensorboard``)."""
 

@@ -13,13 +13,13 @@ from pscl_hpc.config import (
     PsclSimclrConfig,
     SimclrConfig,
 )
-from pscl_hpc.methods.base import CellSample, Method, MethodOutput, Setting, Views
+from pscl_hpc.methods.base import Method, MethodOutput, PatchSample, Setting, Views
 from pscl_hpc.methods.byol import Byol
-from pscl_hpc.methods.cells import cell_purity
 from pscl_hpc.methods.core import Core
 from pscl_hpc.methods.densecl import DenseCl
 from pscl_hpc.methods.ideal import Ideal
 from pscl_hpc.methods.moco import Moco
+from pscl_hpc.methods.patches import patch_purity
 from pscl_hpc.methods.pscl_clustered import PsclClustered
 from pscl_hpc.methods.pscl_moco import PsclMoco
 from pscl_hpc.methods.pscl_simclr import PsclSimclr
@@ -46,13 +46,13 @@ def build_method(config: PretrainConfig, setting: Setting) -> Method:
 
 __all__ = [
     "Byol",
-    "CellSample",
     "Core",
     "DenseCl",
     "Ideal",
     "Method",
     "MethodOutput",
     "Moco",
+    "PatchSample",
     "PsclClustered",
     "PsclMoco",
     "PsclSimclr",
@@ -60,5 +60,5 @@ __all__ = [
     "Simclr",
     "Views",
     "build_method",
-    "cell_purity",
+    "patch_purity",
 ]

@@ -35,25 +35,25 @@ class Views:
     annotation; of the other images they serve to measure, never to learn."""
     comparable: Tensor
     """Whether an image's classes mean what the references' classes mean, bool (B,)."""
-    conditions: Tensor
-    """Production batch of each image, int64 (B,): an index into ``Setting.conditions``; -1 where unknown."""
+    production_batches: Tensor
+    """Production batch of each image, int64 (B,): an index into ``Setting.production_batches``; -1 where unknown."""
 
 
 @dataclass(frozen=True)
-class CellSample:
-    """The cells of one scale that enter the patch loss. T templates, B images."""
+class PatchSample:
+    """The patches of one scale that enter the patch loss. T templates, B images."""
 
-    key_cells: Tensor
-    """Row-major cells of view k, int64 (B, T); -1 where a template found none."""
+    key_patches: Tensor
+    """Row-major patches of view k, int64 (B, T); -1 where a template found none."""
     classes: Tensor
     """Class of each template, int64 (T,)."""
     shares: Tensor
-    """Share of that class in the template's cell of the image's reference, (B, T); 0 where there is no template."""
+    """Share of that class in the template's patch of the image's reference, (B, T); 0 where there is no template."""
 
     @property
     def valid(self) -> Tensor:
-        """Whether there is a cell, bool (B, T)."""
-        return self.key_cells >= 0
+        """Whether there is a patch, bool (B, T)."""
+        return self.key_patches >= 0
 
     @property
     def groups(self) -> Tensor:
@@ -75,7 +75,7 @@ class Setting:
 
     annotated: Collection | None = None
     """The collection of the references; None for methods without references."""
-    conditions: tuple[str, ...] = ()
+    production_batches: tuple[str, ...] = ()
     """Production batches of the images, by name."""
 
 
@@ -88,7 +88,7 @@ class Method(nn.Module, ABC):
 
     - A method that contrasts images with each other passes ``process_group`` to the operations of ``pscl_kernels``;
       they obey the rule.
-    - A loss that is a sum or mean over the rank's own images or cells goes through ``pscl_hpc.methods.ranks``, once.
+    - A loss that is a sum or mean over the rank's own images or patches goes through ``pscl_hpc.methods.ranks``, once.
 
     State that is no parameter (queues, momentum encoders, centres) must be equal on all ranks after each step: it is
     made from gathered or averaged values only, and rank 0's copy is the one in a checkpoint. All ranks call the same
@@ -98,7 +98,7 @@ class Method(nn.Module, ABC):
     process_group: dist.ProcessGroup | None = None
     """The ranks that train together; None for one process. Set before the first step."""
     class_names: tuple[str, ...] = ()
-    """Names of the classes of sampled cells, where they are the method's own and not those of an annotation."""
+    """Names of the classes of sampled patches, where they are the method's own and not those of an annotation."""
 
     def __init__(self, trunk: UNet) -> None:
         super().__init__()
@@ -123,12 +123,12 @@ class Method(nn.Module, ABC):
         """Called after each optimiser step, for moving averages; ``progress`` goes from 0 to 1 over the run."""
 
     def key_features(self, views: Views) -> Features:
-        """The maps of view k that cells are compared by; those of the trunk, unless the method has another encoder."""
+        """The maps of view k that patches are compared by; those of the trunk, unless the method has another encoder."""
         features: Features = self.trunk(views.key)
         return features
 
-    def sample_cells(self, views: Views, key: Features, draws: Draws) -> tuple[CellSample, ...]:
-        """The cells that the method would contrast, per scale; none for methods without sampling.
+    def sample_patches(self, views: Views, key: Features, draws: Draws) -> tuple[PatchSample, ...]:
+        """The patches that the method would contrast, per scale; none for methods without sampling.
 
         Args:
             views: The batch.

@@ -1,4 +1,4 @@
-"""Clusters of cells that follow the features they are made of: k-means with moving averages, the same on every rank.
+"""Clusters of patches that follow the features they are made of: k-means with moving averages, the same on every rank.
 
 Shape legend: N vectors, D width, K clusters.
 """

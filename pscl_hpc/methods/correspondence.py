@@ -1,6 +1,6 @@
-"""Which cell of view k shows what a cell of view q shows: by geometry, or by the features themselves.
+"""Which patch of view k shows what a patch of view q shows: by geometry, or by the features themselves.
 
-Shape legend: B images, C channels, H W cells of a map, P = H * W, M pairs per image.
+Shape legend: B images, C channels, H W patches of a map, P = H * W, M pairs per image.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pscl_hpc.methods.precision import without_autocast
-from pscl_hpc.views import ViewGeometry, paired_cells, partner_cells
+from pscl_hpc.views import ViewGeometry, paired_patches, partner_patches
 
 Correspondence = Literal["geometric", "feature"]
 
@@ -21,22 +21,22 @@ _SIMILARITIES_AT_ONCE = 1 << 24
 
 
 class Matches(NamedTuple):
-    """Pairs of cells, row-major numbers."""
+    """Pairs of patches, row-major numbers."""
 
     query: Tensor
-    """Cells of view q, int64 (B, M)."""
+    """Patches of view q, int64 (B, M)."""
     key: Tensor
     """Their partners in view k, int64 (B, M)."""
     valid: Tensor
-    """Whether the pair exists, bool (B, M); the cells of one that does not are in range and mean nothing."""
+    """Whether the pair exists, bool (B, M); the patches of one that does not are in range and mean nothing."""
 
 
-def match_cells(rule: Correspondence, geometry: ViewGeometry, query: Tensor, key: Tensor) -> Matches:
-    """Pairs of cells of two maps of the same images, of one grid (H, W). No gradient flows.
+def match_patches(rule: Correspondence, geometry: ViewGeometry, query: Tensor, key: Tensor) -> Matches:
+    """Pairs of patches of two maps of the same images, of one grid (H, W). No gradient flows.
 
     Args:
-        rule: ``geometric``: cells that show the same material, from the views' geometry. Each cell of view k that has
-            a partner gives one pair. ``feature``: each cell of view q with the most similar cell of view k.
+        rule: ``geometric``: patches that show the same material, from the views' geometry. Each patch of view k that has
+            a partner gives one pair. ``feature``: each patch of view q with the most similar patch of view k.
         geometry: How view k was made; used by ``geometric``.
         query: Backbone features of view q, (B, C, H, W); used by ``feature``.
         key: Of view k, (B, C, H, W).
@@ -44,17 +44,19 @@ def match_cells(rule: Correspondence, geometry: ViewGeometry, query: Tensor, key
     if query.shape != key.shape:
         raise ValueError(f"maps of two views must have one shape, not {query.shape} and {key.shape}")
     batch, _, height, width = query.shape
-    cells = torch.arange(height * width, device=query.device).expand(batch, -1)
+    patches = torch.arange(height * width, device=query.device).expand(batch, -1)
     if rule == "geometric":
         return Matches(
-            partner_cells(geometry, cells, height, width), cells, paired_cells(geometry, height, width)
+            partner_patches(geometry, patches, height, width),
+            patches,
+            paired_patches(geometry, height, width),
         )
-    return Matches(cells, most_similar_cells(query, key), torch.ones_like(cells, dtype=torch.bool))
+    return Matches(patches, most_similar_patches(query, key), torch.ones_like(patches, dtype=torch.bool))
 
 
 @torch.no_grad()
-def most_similar_cells(query: Tensor, key: Tensor) -> Tensor:
-    """For each cell of view q the cell of view k of greatest cosine similarity, int64 (B, P).
+def most_similar_patches(query: Tensor, key: Tensor) -> Tensor:
+    """For each patch of view q the patch of view k of greatest cosine similarity, int64 (B, P).
 
     Of equals the one of lowest number. This is DenseCL's correspondence (CVPR 2021, section 3.3), on the features of
     the backbone, not on their projections. A zero vector has similarity 0.
@@ -63,7 +65,7 @@ def most_similar_cells(query: Tensor, key: Tensor) -> Tensor:
         query: (B, C, H, W).
         key: (B, C, H', W').
     """
-    wanted, offered = (F.normalize(cell_map.flatten(2).float(), dim=1) for cell_map in (query, key))
+    wanted, offered = (F.normalize(patch_map.flatten(2).float(), dim=1) for patch_map in (query, key))
     at_once = max(1, _SIMILARITIES_AT_ONCE // max(1, wanted.shape[2] * offered.shape[2]))
     found = []
     for q, k in zip(torch.split(wanted, at_once), torch.split(offered, at_once), strict=True):

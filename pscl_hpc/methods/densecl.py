@@ -1,4 +1,4 @@
-"""DenseCL (Wang et al., CVPR 2021) on the bottleneck: MoCo of images, and of cells that are most alike."""
+"""DenseCL (Wang et al., CVPR 2021) on the bottleneck: MoCo of images, and of patches that are most alike."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch.nn import functional as F
 
 from pscl_hpc.config import DenseClConfig, PretrainConfig
 from pscl_hpc.methods.base import Method, MethodOutput, Setting, Views
-from pscl_hpc.methods.cells import cells_of, gather_cells
-from pscl_hpc.methods.correspondence import most_similar_cells
+from pscl_hpc.methods.correspondence import most_similar_patches
 from pscl_hpc.methods.momentum import MomentumEncoder, momentum_at
+from pscl_hpc.methods.patches import gather_patches, patches_of
 from pscl_hpc.methods.precision import at_least_float32
 from pscl_hpc.methods.queue import KeyQueue, images_per_step
 from pscl_hpc.methods.ranks import whole_loss
@@ -20,7 +20,7 @@ from pscl_kernels import queue_info_nce
 
 
 class DenseCl(Method):
-    """Contrast of whole images and of all cells of the bottleneck.
+    """Contrast of whole images and of all patches of the bottleneck.
 
     The bottleneck is the last map of the encoder, as the last map of the ResNet is in the paper. The decoder is not
     trained.
@@ -60,30 +60,30 @@ class DenseCl(Method):
         )
 
     def forward(self, views: Views, draws: Draws, measure: bool = False) -> MethodOutput:
-        """``(1 - w) * image loss + w * cell loss`` with w = ``dense_weight`` (equation 3).
+        """``(1 - w) * image loss + w * patch loss`` with w = ``dense_weight`` (equation 3).
 
-        The positive of a cell of view q is the projected cell of view k whose feature is most alike; the negatives are
+        The positive of a patch of view q is the projected patch of view k whose feature is most alike; the negatives are
         the pooled projections of images of earlier steps (sections 3.2 and 3.3). 0, without gradient, at the first
         step.
         """
         features = self.trunk.encode(views.query)[-1]
-        key_features, k, key_cells = self._keys(views.key)
-        q, cells = self.global_head(features), cells_of(self.dense_head(features))
-        partners = gather_cells(key_cells, most_similar_cells(features, key_features))
+        key_features, k, key_patches = self._keys(views.key)
+        q, patches = self.global_head(features), patches_of(self.dense_head(features))
+        partners = gather_patches(key_patches, most_similar_patches(features, key_features))
         parts = (
             self._contrast(q, k, self.queue),
-            self._contrast(cells.flatten(0, 1), partners.flatten(0, 1), self.dense_queue),
+            self._contrast(patches.flatten(0, 1), partners.flatten(0, 1), self.dense_queue),
         )
         self.queue.stage(F.normalize(at_least_float32(k), dim=1))
-        self.dense_queue.stage(F.normalize(at_least_float32(key_cells).mean(dim=(2, 3)), dim=1))
-        image_loss, cell_loss = whole_loss(torch.stack(parts), self.process_group).unbind()
+        self.dense_queue.stage(F.normalize(at_least_float32(key_patches).mean(dim=(2, 3)), dim=1))
+        image_loss, patch_loss = whole_loss(torch.stack(parts), self.process_group).unbind()
         weight = self.config.dense_weight
-        terms = {"image/loss": image_loss.detach(), "cells/loss": cell_loss.detach()}
-        return MethodOutput((1 - weight) * image_loss + weight * cell_loss, terms)
+        terms = {"image/loss": image_loss.detach(), "patches/loss": patch_loss.detach()}
+        return MethodOutput((1 - weight) * image_loss + weight * patch_loss, terms)
 
     @torch.no_grad()
     def _keys(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Momentum bottleneck (B, C, H, W), image keys (B, D) and cell keys (B, D, H, W)."""
+        """Momentum bottleneck (B, C, H, W), image keys (B, D) and patch keys (B, D, H, W)."""
         features = self.momentum_trunk.module.encode(images)[-1]
         return features, self.momentum_global_head(features), self.momentum_dense_head(features)
 

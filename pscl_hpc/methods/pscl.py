@@ -1,4 +1,4 @@
-"""What the variants of patch-sampled contrastive learning share: heads and the sampling of cells."""
+"""What the variants of patch-sampled contrastive learning share: heads and the sampling of patches."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Self
 from torch import Tensor, nn
 
 from pscl_hpc.config import AnnotatedPatchConfig, PatchConfig, PretrainConfig
-from pscl_hpc.methods.base import CellSample, Method, Setting, Views
-from pscl_hpc.methods.cells import CellSampler, cell_purity
-from pscl_hpc.models import CellHead, Features, GlobalHead, UNet
+from pscl_hpc.methods.base import Method, PatchSample, Setting, Views
+from pscl_hpc.methods.patches import PatchSampler, patch_purity
+from pscl_hpc.models import Features, GlobalHead, PatchHead, UNet
 from pscl_hpc.seeding import Draws
 
 
@@ -32,17 +32,17 @@ class Pscl(Method):
         self.global_head = GlobalHead(
             trunk.config.widths[-1], hidden=config.hidden, projection=config.projection
         )
-        self.cell_heads = nn.ModuleList(
-            CellHead(width, hidden=config.hidden, projection=config.projection, groups=config.head_groups)
+        self.patch_heads = nn.ModuleList(
+            PatchHead(width, hidden=config.hidden, projection=config.projection, groups=config.head_groups)
             for width in trunk.scale_widths
         )
-        self.scale_weights = config.scale_weights or (1.0,) * len(self.cell_heads)
+        self.scale_weights = config.scale_weights or (1.0,) * len(self.patch_heads)
 
     @abstractmethod
     def sampling_terms(
-        self, scale: int, views: Views, sample: CellSample, height: int, width: int
+        self, scale: int, views: Views, sample: PatchSample, height: int, width: int
     ) -> dict[str, Tensor]:
-        """What the log tells of the cells of one scale, a grid of ``height`` x ``width``."""
+        """What the log tells of the patches of one scale, a grid of ``height`` x ``width``."""
 
 
 class AnnotatedPscl(Pscl):
@@ -66,7 +66,7 @@ class AnnotatedPscl(Pscl):
         backend: str = "auto",
     ) -> None:
         super().__init__(trunk, config, backend=backend)
-        self.sampler = CellSampler(config, classes=classes, ignored=ignored)
+        self.sampler = PatchSampler(config, classes=classes, ignored=ignored)
         self.classes = classes
 
     @classmethod
@@ -83,15 +83,15 @@ class AnnotatedPscl(Pscl):
             backend=config.runtime.kernels,
         )
 
-    def sample_cells(self, views: Views, key: Features, draws: Draws) -> tuple[CellSample, ...]:
-        """See :class:`CellSampler`."""
-        return self.sampler(views, key, self.cell_heads, draws)
+    def sample_patches(self, views: Views, key: Features, draws: Draws) -> tuple[PatchSample, ...]:
+        """See :class:`PatchSampler`."""
+        return self.sampler(views, key, self.patch_heads, draws)
 
     def sampling_terms(
-        self, scale: int, views: Views, sample: CellSample, height: int, width: int
+        self, scale: int, views: Views, sample: PatchSample, height: int, width: int
     ) -> dict[str, Tensor]:
         """Templates per reference, and purity of the other images."""
         return {
             f"scale{scale}/templates": sample.valid[: views.references].sum() / views.references,
-            f"scale{scale}/purity": cell_purity(views, sample, height, width)[views.references :].nanmean(),
+            f"scale{scale}/purity": patch_purity(views, sample, height, width)[views.references :].nanmean(),
         }

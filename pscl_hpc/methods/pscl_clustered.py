@@ -1,6 +1,6 @@
-"""PSCL without annotation: clusters of cells stand for classes. This project's own; see docs/methods.md.
+"""PSCL without annotation: clusters of patches stand for classes. This project's own; see docs/methods.md.
 
-Shape legend: B images, K clusters, h w pixels, H W cells of a map, P = H * W, n pixels that clusters are found by.
+Shape legend: B images, K clusters, h w pixels, H W patches of a map, P = H * W, n pixels that clusters are found by.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from torch.nn import functional as F
 
 from pscl_hpc.archive import IGNORE_INDEX
 from pscl_hpc.config import PretrainConfig, PsclClusteredConfig
-from pscl_hpc.methods.base import CellSample, MethodOutput, Setting, Views
-from pscl_hpc.methods.cells import cell_labels, cells_of, gather_cells
+from pscl_hpc.methods.base import MethodOutput, PatchSample, Setting, Views
 from pscl_hpc.methods.clustering import (
     Clusters,
     Moments,
@@ -22,6 +21,7 @@ from pscl_hpc.methods.clustering import (
     clearest,
     nearest,
 )
+from pscl_hpc.methods.patches import gather_patches, patch_labels, patches_of
 from pscl_hpc.methods.pscl import Pscl
 from pscl_hpc.methods.pscl_simclr import in_batch_loss
 from pscl_hpc.methods.ranks import sum_over_ranks
@@ -29,7 +29,7 @@ from pscl_hpc.methods.sampling import choose_pure
 from pscl_hpc.methods.texture import texture
 from pscl_hpc.models import Features, UNet
 from pscl_hpc.seeding import Draws
-from pscl_hpc.views import paired_cells
+from pscl_hpc.views import paired_patches
 
 _WINDOWS = (5, 15)
 """Squares that the texture of a pixel is described by, in pixels."""
@@ -42,7 +42,7 @@ class PsclClustered(Pscl):
     """PSCL-SimCLR whose annotation is a clustering of the pixels of view k.
 
     A pixel takes the cluster of the nearest centre, or none if its choice is among the less clear ones of its image. A
-    cell of a coarser scale is of a cluster when nearly all of its pixels are. From each image the same number of cells
+    patch of a coarser scale is of a cluster when nearly all of its pixels are. From each image the same number of patches
     of each cluster is drawn; a cluster that an image does not show gives none.
 
     Pixels are compared by fixed texture descriptors and by their projections of the finest scale. At the start the
@@ -78,31 +78,31 @@ class PsclClustered(Pscl):
         """See :func:`in_batch_loss`; the clusters' moments are kept until :meth:`after_step`."""
         query, key = self.trunk(views.query), self.trunk(views.key)
         self._watch(views, key, draws)
-        output = in_batch_loss(self, views, query, key, self.sample_cells(views, key, draws), measure)
+        output = in_batch_loss(self, views, query, key, self.sample_patches(views, key, draws), measure)
         if measure:
             output.terms["clusters/largest"] = self.clusters.share.max()
             output.terms["clusters/smallest"] = self.clusters.share.min()
         return output
 
     @torch.no_grad()
-    def sample_cells(self, views: Views, key: Features, draws: Draws) -> tuple[CellSample, ...]:
-        """Cells of each cluster in each image, at random among those that surely belong to it."""
+    def sample_patches(self, views: Views, key: Features, draws: Draws) -> tuple[PatchSample, ...]:
+        """Patches of each cluster in each image, at random among those that surely belong to it."""
         if not self.clusters.known:
             self._watch(views, key, draws)
         labels = self._pixel_labels(views, key)
         one_hot = F.one_hot(labels + 1, self.config.clusters + 1)[..., 1:].permute(0, 3, 1, 2).float()
         samples = []
-        for scale, cell_map in enumerate(key.scales):
-            height, width = cell_map.shape[2:]
+        for scale, patch_map in enumerate(key.scales):
+            height, width = patch_map.shape[2:]
             shares = F.adaptive_avg_pool2d(one_hot, (height, width)).flatten(2)
             count = self.config.templates_per_class * self.config.template_growth**scale
-            paired = paired_cells(views.geometry, height, width)
+            paired = paired_patches(views.geometry, height, width)
             generators = draws.each("templates", range(len(shares)))
             chosen = choose_pure(shares, paired, count, self.config.purity, generators)
             each = chosen.shape[1] // self.config.clusters
             classes = torch.arange(self.config.clusters, device=chosen.device).repeat_interleave(each)
-            in_cell = shares.gather(2, chosen.clamp_min(0).view(*shares.shape[:2], each)).flatten(1)
-            samples.append(CellSample(chosen, classes, torch.where(chosen >= 0, in_cell, 0.0)))
+            in_patch = shares.gather(2, chosen.clamp_min(0).view(*shares.shape[:2], each)).flatten(1)
+            samples.append(PatchSample(chosen, classes, torch.where(chosen >= 0, in_patch, 0.0)))
         return tuple(samples)
 
     def after_step(self, progress: float) -> None:
@@ -117,9 +117,9 @@ class PsclClustered(Pscl):
         self._staged.clear()
 
     def sampling_terms(
-        self, scale: int, views: Views, sample: CellSample, height: int, width: int
+        self, scale: int, views: Views, sample: PatchSample, height: int, width: int
     ) -> dict[str, Tensor]:
-        """Cells per image and cluster, and how far clusters and annotated classes agree, where there are masks."""
+        """Patches per image and cluster, and how far clusters and annotated classes agree, where there are masks."""
         return {
             f"scale{scale}/templates": sample.valid.sum() / len(sample.valid),
             f"scale{scale}/purity": majority_purity(views, sample, height, width).nanmean(),
@@ -139,7 +139,7 @@ class PsclClustered(Pscl):
             [
                 torch.randint(
                     views.key[0, 0].numel(),
-                    (self.config.cells_per_image,),
+                    (self.config.patches_per_image,),
                     generator=generator,
                     device=views.key.device,
                 )
@@ -148,7 +148,7 @@ class PsclClustered(Pscl):
         )
         described = _texture(views.key)
         described = described.gather(1, pixels.unsqueeze(2).expand(-1, -1, _DESCRIPTORS))
-        projected = self._project(gather_cells(key.scales[-1], pixels))
+        projected = self._project(gather_patches(key.scales[-1], pixels))
         vectors = self._vectors(described, projected, self._place_means(key)[pixels]).flatten(0, 1)
         if not self.clusters.known:
             self.clusters.start(vectors, self._scale, self.process_group)
@@ -166,9 +166,9 @@ class PsclClustered(Pscl):
     def _pixel_labels(self, views: Views, key: Features) -> Tensor:
         """Cluster of each pixel of view k, int64 (B, h, w); -1 where it is not clear enough."""
         found, means = [], self._place_means(key)
-        # One image at a time: the projections of all cells never exist at once.
-        for described, cells in zip(_texture(views.key), cells_of(key.scales[-1]), strict=True):
-            vectors = self._vectors(described, self._project(cells), means)
+        # One image at a time: the projections of all patches never exist at once.
+        for described, patches in zip(_texture(views.key), patches_of(key.scales[-1]), strict=True):
+            vectors = self._vectors(described, self._project(patches), means)
             label, margin = nearest(vectors, self.clusters.moments, self._scale)
             found.append(torch.where(clearest(label, margin, self.config.confident), label, -1))
         labels = torch.stack(found).view(-1, *views.key.shape[2:])
@@ -176,10 +176,10 @@ class PsclClustered(Pscl):
         spread = views.key.float().mean(dim=1).std(dim=(1, 2), correction=0)
         return torch.where(spread.view(-1, 1, 1) > 1e-6, labels, -1)
 
-    def _project(self, cells: Tensor) -> Tensor:
-        """Cells of the finest map (..., C) as directions (..., D)."""
-        head: nn.Module = self.cell_heads[-1]
-        projected = head(cells)
+    def _project(self, patches: Tensor) -> Tensor:
+        """Patches of the finest map (..., C) as directions (..., D)."""
+        head: nn.Module = self.patch_heads[-1]
+        projected = head(patches)
         return F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=-1)
 
     def _vectors(self, described: Tensor, projected: Tensor, means: Tensor) -> Tensor:
@@ -202,13 +202,13 @@ def _texture(images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def majority_purity(views: Views, sample: CellSample, height: int, width: int) -> Tensor:
-    """Share of each image's sampled cells that show the class which is most frequent in their cluster, (B,).
+def majority_purity(views: Views, sample: PatchSample, height: int, width: int) -> Tensor:
+    """Share of each image's sampled patches that show the class which is most frequent in their cluster, (B,).
 
-    Cells whose mask is unknown do not count; NaN where none is known. Masks serve to measure, never to learn. A cluster
-    of one cell is always pure: the figure is the more telling the more cells there are.
+    Patches whose mask is unknown do not count; NaN where none is known. Masks serve to measure, never to learn. A cluster
+    of one patch is always pure: the figure is the more telling the more patches there are.
     """
-    found = cell_labels(views, sample.key_cells.clamp_min(0), height, width)
+    found = patch_labels(views, sample.key_patches.clamp_min(0), height, width)
     known = sample.valid & (found != IGNORE_INDEX)
     classes = int(torch.where(known, found, 0).max()) + 1 if found.numel() else 1
     clusters = int(sample.classes.max()) + 1

@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pscl_hpc.config import PretrainConfig, PsclMocoConfig
-from pscl_hpc.methods.base import CellSample, MethodOutput, Setting, Views
-from pscl_hpc.methods.cells import gather_cells
+from pscl_hpc.methods.base import MethodOutput, PatchSample, Setting, Views
 from pscl_hpc.methods.momentum import MomentumEncoder, momentum_at
+from pscl_hpc.methods.patches import gather_patches
 from pscl_hpc.methods.precision import at_least_float32, without_autocast
 from pscl_hpc.methods.pscl import AnnotatedPscl
 from pscl_hpc.methods.queue import KeyQueue, images_per_step
 from pscl_hpc.methods.ranks import sum_over_ranks, whole_loss
 from pscl_hpc.models import Features, UNet
 from pscl_hpc.seeding import Draws
-from pscl_hpc.views import partner_cells
+from pscl_hpc.views import partner_patches
 from pscl_kernels import queue_info_nce
 
 RELEASED_BATCH = 9
@@ -56,7 +56,7 @@ class PsclMoco(AnnotatedPscl):
         super().__init__(trunk, config, classes=classes, ignored=ignored, backend=backend)
         self.momentum_trunk = MomentumEncoder(trunk)
         self.momentum_global_head = MomentumEncoder(self.global_head)
-        self.momentum_cell_heads = MomentumEncoder(self.cell_heads)
+        self.momentum_patch_heads = MomentumEncoder(self.patch_heads)
         capacity = config.queue_steps * images_per_step
         self.image_queue = KeyQueue(capacity, config.projection)
         self.prototype_queues = nn.ModuleList(
@@ -82,18 +82,18 @@ class PsclMoco(AnnotatedPscl):
     def forward(self, views: Views, draws: Draws, measure: bool = False) -> MethodOutput:
         """``(1 - r) * image loss + r * patch loss`` with r = ``patch_weight``.
 
-        The patch loss is the mean over the cells of all scales, each weighted by its scale and by how pure its template
+        The patch loss is the mean over the patches of all scales, each weighted by its scale and by how pure its template
         is. Both are 0, without gradient, at the first step, whose queues are empty.
         """
         query, key = self.trunk(views.query), self.key_features(views)
         parts, counts, terms = [self._image_part(views, query, key)], [], {}
-        for scale, sample in enumerate(self.sample_cells(views, key, draws)):
+        for scale, sample in enumerate(self.sample_patches(views, key, draws)):
             height, width = key.scales[scale].shape[2:]
-            key_cells = sample.key_cells.clamp_min(0)
-            query_cells = partner_cells(views.geometry, key_cells, height, width)
-            q = self.cell_heads[scale](gather_cells(query.scales[scale], query_cells))
+            key_patches = sample.key_patches.clamp_min(0)
+            query_patches = partner_patches(views.geometry, key_patches, height, width)
+            q = self.patch_heads[scale](gather_patches(query.scales[scale], query_patches))
             with torch.no_grad():
-                k = self.momentum_cell_heads.module[scale](gather_cells(key.scales[scale], key_cells))
+                k = self.momentum_patch_heads.module[scale](gather_patches(key.scales[scale], key_patches))
             parts.append(self._patch_part(scale, views, sample, q, k))
             counts.append(sample.valid.sum())
             if measure:
@@ -102,8 +102,8 @@ class PsclMoco(AnnotatedPscl):
                 terms |= self.sampling_terms(scale, views, sample, height, width)
         image_loss, *patch_losses = whole_loss(torch.stack(parts), self.process_group).unbind()
         terms["image/loss"] = image_loss.detach()
-        cells = sum_over_ranks(torch.stack(counts), self.process_group)
-        shares = (cells / cells.sum().clamp_min(1)).to(image_loss).unbind()
+        patches = sum_over_ranks(torch.stack(counts), self.process_group)
+        shares = (patches / patches.sum().clamp_min(1)).to(image_loss).unbind()
         patch_loss = torch.zeros_like(image_loss)
         for scale, (loss, share) in enumerate(zip(patch_losses, shares, strict=True)):
             patch_loss = patch_loss + self.scale_weights[scale] * share * loss
@@ -117,16 +117,16 @@ class PsclMoco(AnnotatedPscl):
         features: Features = self.momentum_trunk(views.key)
         return features
 
-    def sample_cells(self, views: Views, key: Features, draws: Draws) -> tuple[CellSample, ...]:
-        """See :class:`CellSampler`; cells are compared by the projections of the key encoder."""
-        return self.sampler(views, key, self.momentum_cell_heads.module, draws)
+    def sample_patches(self, views: Views, key: Features, draws: Draws) -> tuple[PatchSample, ...]:
+        """See :class:`PatchSampler`; patches are compared by the projections of the key encoder."""
+        return self.sampler(views, key, self.momentum_patch_heads.module, draws)
 
     def after_step(self, progress: float) -> None:
         """See :class:`Method`."""
         momentum = momentum_at(self.config.momentum, progress)
         self.momentum_trunk.follow(self.trunk, momentum)
         self.momentum_global_head.follow(self.global_head, momentum)
-        self.momentum_cell_heads.follow(self.cell_heads, momentum)
+        self.momentum_patch_heads.follow(self.patch_heads, momentum)
         for queue in (self.image_queue, *self.prototype_queues):
             cast(KeyQueue, queue).advance(self.process_group)
 
@@ -134,28 +134,28 @@ class PsclMoco(AnnotatedPscl):
         """This rank's part of the image loss; stages the image keys."""
         q, k = self.global_head(query.bottleneck), self.momentum_global_head(key.bottleneck)
         queue = self.image_queue.rows()
-        same = self.target_scale * self.config.image_condition_decay ** queue.ages.float()
+        same = self.target_scale * self.config.image_production_batch_decay ** queue.ages.float()
         part = queue_info_nce(
             q,
             k,
             queue.keys,
-            groups=torch.zeros_like(views.conditions),
+            groups=torch.zeros_like(views.production_batches),
             queue_groups=queue.groups,
-            conditions=views.conditions,
-            queue_conditions=queue.conditions,
+            conditions=views.production_batches,
+            queue_conditions=queue.production_batches,
             same_weight=same,
             normalise_targets=self.config.normalise_targets,
             temperature=self.config.temperature,
             process_group=self.process_group,
             backend=self.backend,
         )
-        groups = torch.zeros_like(views.conditions)
+        groups = torch.zeros_like(views.production_batches)
         if not self.config.queue_references:
             groups[: views.references] = -1
-        self.image_queue.stage(F.normalize(at_least_float32(k), dim=1), groups, views.conditions)
+        self.image_queue.stage(F.normalize(at_least_float32(k), dim=1), groups, views.production_batches)
         return part
 
-    def _patch_part(self, scale: int, views: Views, sample: CellSample, q: Tensor, k: Tensor) -> Tensor:
+    def _patch_part(self, scale: int, views: Views, sample: PatchSample, q: Tensor, k: Tensor) -> Tensor:
         """This rank's part of the loss of one scale, q and k (B, T, D); stages the class prototypes."""
         stored = cast(KeyQueue, self.prototype_queues[scale])
         queue = stored.rows()
@@ -168,11 +168,11 @@ class PsclMoco(AnnotatedPscl):
             queue.keys,
             groups=sample.groups.flatten(),
             queue_groups=queue.groups,
-            conditions=views.conditions.repeat_interleave(q.shape[1]),
-            queue_conditions=queue.conditions,
-            same_weight=self.target_scale * self.config.patch_condition_decay**ages,
+            conditions=views.production_batches.repeat_interleave(q.shape[1]),
+            queue_conditions=queue.production_batches,
+            same_weight=self.target_scale * self.config.patch_production_batch_decay**ages,
             any_weight=self.target_scale * self.config.patch_class_decay**ages,
-            # Weights of a class are 1 in the mean, so that a class counts by its cells.
+            # Weights of a class are 1 in the mean, so that a class counts by its patches.
             row_weights=(weights * present.sum(dim=2, keepdim=True)).flatten(),
             normalise_targets=self.config.normalise_targets,
             temperature=self.config.temperature,
@@ -185,15 +185,15 @@ class PsclMoco(AnnotatedPscl):
         if self.config.normalise_prototypes:
             prototypes = F.normalize(prototypes, dim=2)
         groups = torch.arange(self.classes, device=k.device).expand(len(k), -1)
-        stored.stage(prototypes, torch.where(present.any(dim=2), groups, -1), views.conditions)
+        stored.stage(prototypes, torch.where(present.any(dim=2), groups, -1), views.production_batches)
         return part
 
 
-def class_weights(sample: CellSample, classes: int) -> Tensor:
-    """Weight of each cell within its class and image, (B, C, k): the share of the class in the template's cell.
+def class_weights(sample: PatchSample, classes: int) -> Tensor:
+    """Weight of each patch within its class and image, (B, C, k): the share of the class in the template's patch.
 
-    They sum to 1 over the cells of a class that exist, and are 0 where there is none.
+    They sum to 1 over the patches of a class that exist, and are 0 where there is none.
     """
-    # A little for all, so that a class of foreign cells alone (template_rule: released) has weights, too.
+    # A little for all, so that a class of foreign patches alone (template_rule: released) has weights, too.
     shares = torch.where(sample.valid, sample.shares + 1e-6, 0.0).view(len(sample.valid), classes, -1)
     return shares / shares.sum(dim=2, keepdim=True).clamp_min(1e-12)

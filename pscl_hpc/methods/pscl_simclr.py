@@ -1,4 +1,4 @@
-"""PSCL-SimCLR: image contrast on the bottleneck, patch contrast of sampled cells at every decoder scale.
+"""PSCL-SimCLR: image contrast on the bottleneck, patch contrast of sampled patches at every decoder scale.
 
 Sci. Rep. 2025, doi 10.1038/s41598-025-32855-5; docs/methods.md.
 """
@@ -8,12 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pscl_hpc.methods.base import CellSample, MethodOutput, Views
-from pscl_hpc.methods.cells import gather_cells
+from pscl_hpc.methods.base import MethodOutput, PatchSample, Views
+from pscl_hpc.methods.patches import gather_patches
 from pscl_hpc.methods.pscl import AnnotatedPscl, Pscl
 from pscl_hpc.models import Features
 from pscl_hpc.seeding import Draws
-from pscl_hpc.views import partner_cells
+from pscl_hpc.views import partner_patches
 from pscl_kernels import patch_nt_xent, patch_similarity_stats
 
 
@@ -23,7 +23,7 @@ class PsclSimclr(AnnotatedPscl):
     def forward(self, views: Views, draws: Draws, measure: bool = False) -> MethodOutput:
         """See :func:`in_batch_loss`."""
         query, key = self.trunk(views.query), self.trunk(views.key)
-        return in_batch_loss(self, views, query, key, self.sample_cells(views, key, draws), measure)
+        return in_batch_loss(self, views, query, key, self.sample_patches(views, key, draws), measure)
 
 
 def in_batch_loss(
@@ -31,7 +31,7 @@ def in_batch_loss(
     views: Views,
     query: Features,
     key: Features,
-    samples: tuple[CellSample, ...],
+    samples: tuple[PatchSample, ...],
     measure: bool,
 ) -> MethodOutput:
     """``(1 - r) * image loss + r * mean over scales of the patch loss`` with r = ``patch_weight``.
@@ -41,7 +41,7 @@ def in_batch_loss(
         views: The batch.
         query: Maps of view q.
         key: Maps of view k.
-        samples: Cells of each scale, coarse to fine.
+        samples: Patches of each scale, coarse to fine.
         measure: Also compute the terms that only serve the log.
     """
     image_loss = _contrast(
@@ -51,11 +51,11 @@ def in_batch_loss(
     patch_loss = torch.zeros_like(image_loss)
     for scale, sample in enumerate(samples):
         height, width = key.scales[scale].shape[2:]
-        key_cells = sample.key_cells.clamp_min(0)
-        query_cells = partner_cells(views.geometry, key_cells, height, width)
-        head = method.cell_heads[scale]
-        q = head(gather_cells(query.scales[scale], query_cells)).flatten(0, 1)
-        k = head(gather_cells(key.scales[scale], key_cells)).flatten(0, 1)
+        key_patches = sample.key_patches.clamp_min(0)
+        query_patches = partner_patches(views.geometry, key_patches, height, width)
+        head = method.patch_heads[scale]
+        q = head(gather_patches(query.scales[scale], query_patches)).flatten(0, 1)
+        k = head(gather_patches(key.scales[scale], key_patches)).flatten(0, 1)
         groups = sample.groups.flatten()
         loss = _contrast(method, q, k, groups)
         patch_loss = patch_loss + method.scale_weights[scale] * loss / len(method.scale_weights)

@@ -21,7 +21,7 @@ class QueueRows(NamedTuple):
     """(Q, D), float32 as buffers are by default."""
     groups: Tensor
     """Class of each entry, int64 (Q,); 0 where there are none, -1 in an empty slot."""
-    conditions: Tensor
+    production_batches: Tensor
     """Production batch of each entry, int64 (Q,); -1 unknown."""
     ages: Tensor
     """Steps since the entry came, int64 (Q,): 1 for those of the last step; of an empty slot any number."""
@@ -42,7 +42,7 @@ class KeyQueue(nn.Module):
 
     keys: Tensor
     groups: Tensor
-    conditions: Tensor
+    production_batches: Tensor
     ages: Tensor
     cursor: Tensor
 
@@ -50,7 +50,7 @@ class KeyQueue(nn.Module):
         super().__init__()
         self.register_buffer("keys", torch.zeros(images, entries, width))
         self.register_buffer("groups", torch.full((images, entries), -1))
-        self.register_buffer("conditions", torch.full((images,), -1))
+        self.register_buffer("production_batches", torch.full((images,), -1))
         self.register_buffer("ages", torch.zeros(images, dtype=torch.int64))
         self.register_buffer("cursor", torch.zeros((), dtype=torch.int64))
         self._staged: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -61,27 +61,29 @@ class KeyQueue(nn.Module):
         return QueueRows(
             self.keys.flatten(0, 1),
             self.groups.flatten(),
-            self.conditions.repeat_interleave(entries),
+            self.production_batches.repeat_interleave(entries),
             self.ages.repeat_interleave(entries),
         )
 
     @torch.no_grad()
-    def stage(self, keys: Tensor, groups: Tensor | None = None, conditions: Tensor | None = None) -> None:
+    def stage(
+        self, keys: Tensor, groups: Tensor | None = None, production_batches: Tensor | None = None
+    ) -> None:
         """Keep the keys of this rank's part until :meth:`advance`. Nothing happens in evaluation mode.
 
         Args:
             keys: (n, E, D), or (n, D) where E is 1. n is the same on every rank.
             groups: int64 (n, E) or (n,), -1 where there is no entry; all 0 when absent.
-            conditions: int64 (n,); all -1 when absent.
+            production_batches: int64 (n,); all -1 when absent.
         """
         if not self.training:
             return
         keys = keys.detach().to(self.keys.dtype).reshape(len(keys), *self.keys.shape[1:])
         if groups is None:
             groups = torch.zeros_like(keys[..., 0], dtype=torch.int64)
-        if conditions is None:
-            conditions = torch.full_like(groups[:, 0], -1)
-        self._staged.append((keys, groups.reshape(keys.shape[:2]), conditions))
+        if production_batches is None:
+            production_batches = torch.full_like(groups[:, 0], -1)
+        self._staged.append((keys, groups.reshape(keys.shape[:2]), production_batches))
 
     @torch.no_grad()
     def advance(self, process_group: dist.ProcessGroup | None = None) -> None:
@@ -91,7 +93,7 @@ class KeyQueue(nn.Module):
         """
         if not self._staged:
             return
-        keys, groups, conditions = (
+        keys, groups, production_batches = (
             _all_images(torch.cat(parts), process_group) for parts in zip(*self._staged, strict=True)
         )
         self._staged.clear()
@@ -102,7 +104,7 @@ class KeyQueue(nn.Module):
         self.ages += 1
         self.keys[place] = keys[first:]
         self.groups[place] = groups[first:]
-        self.conditions[place] = conditions[first:]
+        self.production_batches[place] = production_batches[first:]
         self.ages[place] = 1
         self.cursor.add_(len(keys)).remainder_(images)
 

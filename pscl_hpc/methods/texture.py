@@ -1,6 +1,6 @@
 """Fixed descriptors of grey-level texture: what a network that has learnt nothing yet can be guided by.
 
-Shape legend: B images, C channels, h w pixels, H W cells of a map.
+Shape legend: B images, C channels, h w pixels, H W patches of a map.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CELL_WINDOWS = (3, 7, 15, 31)
-"""Windows that cells are described by, in pixels."""
+PATCH_WINDOWS = (3, 7, 15, 31)
+"""Windows that patches are described by, in pixels."""
 
 
 def texture(images: Tensor, windows: tuple[int, ...]) -> Tensor:
@@ -29,21 +29,21 @@ def texture(images: Tensor, windows: tuple[int, ...]) -> Tensor:
     return torch.cat(found, dim=1)
 
 
-def texture_cells(described: Tensor, height: int, width: int) -> Tensor:
-    """Direction of each cell's texture from the mean of its image, (B, height * width, D), of length 1.
+def texture_patches(described: Tensor, height: int, width: int) -> Tensor:
+    """Direction of each patch's texture from the mean of its image, (B, height * width, D), of length 1.
 
-    Descriptors are averaged over the cell, and each gets mean 0 and standard deviation 1 over the cells of an image. In
+    Descriptors are averaged over the patch, and each gets mean 0 and standard deviation 1 over the patches of an image. In
     an image of one grey level all vectors are 0.
 
     Args:
         described: What :func:`texture` gives, (B, D, h, w).
-        height: Cells down.
-        width: Cells across.
+        height: Patches down.
+        width: Patches across.
     """
-    cells = F.adaptive_avg_pool2d(described, (height, width)).flatten(2).transpose(1, 2)
-    spread = cells.std(dim=1, keepdim=True, correction=0)
-    cells = (cells - cells.mean(dim=1, keepdim=True)) / torch.where(spread > 1e-6, spread, 1.0)
-    return F.normalize(cells, dim=-1)
+    patches = F.adaptive_avg_pool2d(described, (height, width)).flatten(2).transpose(1, 2)
+    spread = patches.std(dim=1, keepdim=True, correction=0)
+    patches = (patches - patches.mean(dim=1, keepdim=True)) / torch.where(spread > 1e-6, spread, 1.0)
+    return F.normalize(patches, dim=-1)
 
 
 def _mean_around(images: Tensor, window: int) -> Tensor:

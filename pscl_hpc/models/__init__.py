@@ -1,7 +1,7 @@
 """U-Net trunk, projection heads, weights on disk."""
 
 from pscl_hpc.models.bilinear import BilinearDecoder
-from pscl_hpc.models.heads import CellHead, GlobalHead
+from pscl_hpc.models.heads import GlobalHead, PatchHead
 from pscl_hpc.models.unet import Features, SegmentationNet, UNet
 from pscl_hpc.models.weights import (
     MODEL_FILE,
@@ -18,10 +18,10 @@ __all__ = [
     "MODEL_FILE",
     "TRUNK_FILE",
     "BilinearDecoder",
-    "CellHead",
     "Features",
     "GlobalHead",
     "ModelCard",
+    "PatchHead",
     "SegmentationNet",
     "UNet",
     "load_segmentation",

@@ -22,7 +22,7 @@ class GlobalHead(nn.Module):
 
 
 class GroupedLinear(nn.Module):
-    """A 1x1 convolution with groups, applied to cell vectors (..., in) as one batched product: (..., out)."""
+    """A 1x1 convolution with groups, applied to patch vectors (..., in) as one batched product: (..., out)."""
 
     def __init__(self, in_features: int, out_features: int, groups: int) -> None:
         super().__init__()
@@ -36,17 +36,17 @@ class GroupedLinear(nn.Module):
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
 
-    def forward(self, cells: Tensor) -> Tensor:
-        lead = cells.shape[:-1]
-        grouped = cells.reshape(-1, self.groups, self.weight.shape[1]).transpose(0, 1)
+    def forward(self, patches: Tensor) -> Tensor:
+        lead = patches.shape[:-1]
+        grouped = patches.reshape(-1, self.groups, self.weight.shape[1]).transpose(0, 1)
         weight = self.weight.view(self.groups, -1, self.weight.shape[1]).transpose(1, 2)
         return (torch.bmm(grouped, weight).transpose(0, 1).reshape(*lead, -1)) + self.bias
 
 
-class CellHead(nn.Module):
-    """Cell vectors (..., C) of one decoder map to (..., projection).
+class PatchHead(nn.Module):
+    """Patch vectors (..., C) of one decoder map to (..., projection).
 
-    Grouped linear, LayerNorm, ReLU, grouped linear. It acts on each cell alone, so it is run on the sampled cells only.
+    Grouped linear, LayerNorm, ReLU, grouped linear. It acts on each patch alone, so it is run on the sampled patches only.
     """
 
     def __init__(self, channels: int, *, hidden: int, projection: int, groups: int) -> None:
@@ -56,5 +56,5 @@ class CellHead(nn.Module):
         self.norm = nn.LayerNorm(hidden)
         self.project = GroupedLinear(hidden, projection, groups)
 
-    def forward(self, cells: Tensor) -> Tensor:
-        return self.project(F.relu(self.norm(self.expand(cells))))  # type: ignore[no-any-return]
+    def forward(self, patches: Tensor) -> Tensor:
+        return self.project(F.relu(self.norm(self.expand(patches))))  # type: ignore[no-any-return]

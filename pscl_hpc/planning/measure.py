@@ -169,7 +169,7 @@ def _views(config: PretrainConfig, images: int, device: torch.device) -> Views:
         references=references,
         labels=labels,
         comparable=torch.ones(len(chosen), dtype=torch.bool, device=device),
-        conditions=torch.zeros(len(chosen), dtype=torch.int64, device=device),
+        production_batches=torch.zeros(len(chosen), dtype=torch.int64, device=device),
     )
 
 

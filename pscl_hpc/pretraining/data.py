@@ -41,7 +41,7 @@ class Batch:
     """bool (B,): the image is of the references' collection."""
     references: int
     """Number of references at the front."""
-    conditions: Tensor
+    production_batches: Tensor
     """int64 (B,): production batch, as in ``Views``."""
     slots: Slots
     """Place of each image in the batch of all ranks."""
@@ -70,7 +70,7 @@ class PretrainData(Dataset[Batch]):
         self.references = _find_references(archive, config)
         self.regions = {record.id: self._annotated_region(record) for record in self.references}
         self.records = self._select()
-        self.conditions = tuple(
+        self.production_batches = tuple(
             sorted({r.condition for r in (*self.references, *self.records) if r.condition})
         )
         self._order = (-1, np.empty(0, np.int64))
@@ -83,7 +83,7 @@ class PretrainData(Dataset[Batch]):
     def setting(self) -> Setting:
         """What the method is told about the images."""
         home = self.archive.collections[self.references[0].dataset] if self.references else None
-        return Setting(home, self.conditions)
+        return Setting(home, self.production_batches)
 
     @property
     def per_pass(self) -> int:
@@ -113,7 +113,7 @@ class PretrainData(Dataset[Batch]):
             labels=torch.from_numpy(np.stack([mask for _, mask in pairs])),
             comparable=torch.tensor([record.dataset == home for record in records]),
             references=references,
-            conditions=torch.tensor([self._condition(record) for record in records]),
+            production_batches=torch.tensor([self._condition(record) for record in records]),
             slots=self.slots,
             ids=tuple(record.id for record in records),
         )
@@ -129,7 +129,7 @@ class PretrainData(Dataset[Batch]):
         return iter(loader)
 
     def _condition(self, record: ImageRecord) -> int:
-        return self.conditions.index(record.condition) if record.condition else -1
+        return self.production_batches.index(record.condition) if record.condition else -1
 
     def _position(self, count: int) -> int:
         """Index of the ``count``-th image of the endless stream of shuffled epochs.
@@ -221,7 +221,7 @@ def make_views(batch: Batch, config: PretrainConfig, number: int, device: torch.
         references=batch.references,
         labels=batch.labels.to(device, non_blocking=True),
         comparable=batch.comparable.to(device, non_blocking=True),
-        conditions=batch.conditions.to(device, non_blocking=True),
+        production_batches=batch.production_batches.to(device, non_blocking=True),
     )
 
 

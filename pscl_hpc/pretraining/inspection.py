@@ -1,9 +1,9 @@
-"""What the report shows of a pretrained trunk: sampled cells over micrographs, feature maps, pictures of the method.
+"""What the report shows of a pretrained trunk: sampled patches over micrographs, feature maps, pictures of the method.
 
-Written to ``inspection.npz``. Shape legend: n images, T templates, H_s W_s cells of scale s.
+Written to ``inspection.npz``. Shape legend: n images, T templates, H_s W_s patches of scale s.
 
 ``images`` (n, h, w) uint8, view k in grey; ``references`` of them come first. ``labels`` (n, h, w) uint8, masks in
-view k, 255 unknown. ``ids`` (n,), ``classes`` (C,). Per scale s: ``cells{s}`` (n, T, 2) row and column, -1 for none;
+view k, 255 unknown. ``ids`` (n,), ``classes`` (C,). Per scale s: ``patches{s}`` (n, T, 2) row and column, -1 for none;
 ``grid{s}`` (2,); ``class{s}`` (T,); ``purity{s}`` (n,), NaN unknown; ``pca{s}`` (n, H_s, W_s, 3) uint8.
 ``picture-{name}`` (n, h, w) uint8: what :meth:`Method.pictures` gives, in grey, in view q.
 """
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pscl_hpc.archive import IGNORE_INDEX
-from pscl_hpc.methods import Method, Views, cell_purity
+from pscl_hpc.methods import Method, Views, patch_purity
 from pscl_hpc.pretraining.data import Batch, PretrainData, make_views
 from pscl_hpc.runs import replace_file, writing
 from pscl_hpc.seeding import Draws, Slots
@@ -41,12 +41,12 @@ def inspect_run(method: Method, data: PretrainData, folder: Path, device: torch.
     """
     batch = _first_images(data)
     views = make_views(batch, data.config, 0, device)
-    # Training mode: the maps then come from batch statistics, as in the steps that chose cells.
+    # Training mode: the maps then come from batch statistics, as in the steps that chose patches.
     method.train()
     state = {key: value.clone() for key, value in method.state_dict().items()}
     key = method.trunk(views.key)
     draws = Draws(data.config.seed, 0, batch.slots.places, device)
-    samples = method.sample_cells(views, method.key_features(views), draws)
+    samples = method.sample_patches(views, method.key_features(views), draws)
     pictures = method.pictures(views, draws)
     method.load_state_dict(state)
     annotated = data.setting.annotated
@@ -64,12 +64,12 @@ def inspect_run(method: Method, data: PretrainData, folder: Path, device: torch.
         arrays[f"pca{scale}"] = _colour_map(features)
         if samples:
             sample = samples[scale]
-            cells = torch.stack((sample.key_cells // width, sample.key_cells % width), dim=-1)
-            cells[~sample.valid] = -1
-            arrays[f"cells{scale}"] = cells.cpu().numpy().astype(np.int32)
+            patches = torch.stack((sample.key_patches // width, sample.key_patches % width), dim=-1)
+            patches[~sample.valid] = -1
+            arrays[f"patches{scale}"] = patches.cpu().numpy().astype(np.int32)
             arrays[f"class{scale}"] = sample.classes.cpu().numpy().astype(np.int32)
             arrays[f"purity{scale}"] = (
-                cell_purity(views, sample, height, width).cpu().numpy().astype(np.float32)
+                patch_purity(views, sample, height, width).cpu().numpy().astype(np.float32)
             )
     path = folder / INSPECTION_FILE
     with writing(path):
@@ -91,7 +91,7 @@ def _first_images(data: PretrainData) -> Batch:
         batch.labels[pick],
         batch.comparable[pick],
         batch.references,
-        batch.conditions[pick],
+        batch.production_batches[pick],
         Slots(tuple(batch.slots.places[i] for i in order), batch.slots.total),
         tuple(batch.ids[i] for i in order),
     )
@@ -110,19 +110,19 @@ def _warp_labels(views: Views) -> npt.NDArray[np.uint8]:
 
 
 def _colour_map(features: Tensor) -> npt.NDArray[np.uint8]:
-    """First three principal components of a map's cells over all images, (n, H, W, 3), each stretched to 1-99%."""
+    """First three principal components of a map's patches over all images, (n, H, W, 3), each stretched to 1-99%."""
     features = features.float()
     side = max(features.shape[2:])
     if side > _MAP_SIDE:
         features = F.avg_pool2d(features, -(-side // _MAP_SIDE))
     count, channels, height, width = features.shape
-    cells = features.permute(0, 2, 3, 1).reshape(-1, channels).double()
-    cells = cells - cells.mean(dim=0)
-    _, vectors = torch.linalg.eigh(cells.T @ cells)
+    patches = features.permute(0, 2, 3, 1).reshape(-1, channels).double()
+    patches = patches - patches.mean(dim=0)
+    _, vectors = torch.linalg.eigh(patches.T @ patches)
     axes = vectors[:, -3:].flip(1)
     # An axis has no sign of its own: its largest entry is made positive.
     axes = axes * axes.gather(0, axes.abs().argmax(dim=0, keepdim=True)).sign()
-    colours = cells @ axes
+    colours = patches @ axes
     if colours.shape[1] < 3:
         colours = F.pad(colours, (0, 3 - colours.shape[1]))
     low, high = (

@@ -35,7 +35,7 @@ def notices(config: PretrainConfig, splits: Sequence[str]) -> list[str]:
     if stride and (height != width or height % stride):
         side = max(1, round(height / stride)) * stride
         found.append(
-            f"views.size is [{height}, {width}]: corresponding cells of the two views can be more than a cell apart "
+            f"views.size is [{height}, {width}]: corresponding patches of the two views can be more than a patch apart "
             f"where views are not square with a side that is a multiple of {stride}; set views.size=[{side}, {side}]"
         )
     schedule = config.schedule

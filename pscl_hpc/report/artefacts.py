@@ -67,15 +67,15 @@ class Evaluation:
 class ScaleInspection:
     """One decoder scale of an inspection."""
 
-    cells: Array
-    """(n, T, 2) row and column of each sampled cell in the grid; -1 where there is none. T is 0 for methods that do
+    patches: Array
+    """(n, T, 2) row and column of each sampled patch in the grid; -1 where there is none. T is 0 for methods that do
     not sample."""
     grid: tuple[int, int]
     """Height and width of the grid."""
     classes: Array
     """(T,) class of each template."""
     purity: Array
-    """(n,) share of sampled cells that lie on their class; NaN when unknown."""
+    """(n,) share of sampled patches that lie on their class; NaN when unknown."""
     pca: Array
     """(n, h, w, 3) uint8 colour map of the features."""
 
@@ -191,16 +191,16 @@ def _inspection(arrays: dict[str, Array]) -> Inspection:
 def _scale(arrays: dict[str, Array], index: int, count: int) -> ScaleInspection:
     grid = arrays[f"grid{index}"]
     pca = _picture(f"pca{index}", arrays[f"pca{index}"], 4)
-    if f"cells{index}" in arrays:
-        cells, classes = arrays[f"cells{index}"], arrays[f"class{index}"].astype(np.int64)
+    if f"patches{index}" in arrays:
+        patches, classes = arrays[f"patches{index}"], arrays[f"class{index}"].astype(np.int64)
         purity = arrays[f"purity{index}"].astype(np.float64)
     else:
-        cells, classes = np.zeros((count, 0, 2), np.int32), np.zeros(0, np.int64)
+        patches, classes = np.zeros((count, 0, 2), np.int32), np.zeros(0, np.int64)
         purity = np.full(count, np.nan)
-    fits = cells.shape == (count, len(classes), 2) and purity.shape == (count,) and grid.shape == (2,)
+    fits = patches.shape == (count, len(classes), 2) and purity.shape == (count,) and grid.shape == (2,)
     if not fits or pca.shape[0] != count or pca.shape[3] != 3 or int(grid.min()) < 1:
         raise ValueError(f"the arrays of scale {index} do not fit together")
-    return ScaleInspection(cells, (int(grid[0]), int(grid[1])), classes, purity, pca)
+    return ScaleInspection(patches, (int(grid[0]), int(grid[1])), classes, purity, pca)
 
 
 def _picture(name: str, array: Array, dimensions: int) -> Array:

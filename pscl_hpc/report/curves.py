@@ -59,7 +59,7 @@ _FAMILIES = {
     ),
     "templates": _Family(
         "Templates",
-        "Cells of the reference image that serve as templates. Fewer than asked for means that a class is "
+        "Patches of the reference image that serve as templates. Fewer than asked for means that a class is "
         "rare or absent in the reference.",
         (0.0, None),
     ),

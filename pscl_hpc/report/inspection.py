@@ -28,7 +28,7 @@ class ClassStyle:
 
 @dataclass(frozen=True)
 class Markers:
-    """All sampled cells of one class in one image: an SVG path each, in pixels of the image."""
+    """All sampled patches of one class in one image: an SVG path each, in pixels of the image."""
 
     style: ClassStyle
     paths: tuple[str, ...]
@@ -141,13 +141,13 @@ def _scale(
     scale: ScaleInspection, image: int, styles: tuple[ClassStyle, ...], size: tuple[int, int], name: str
 ) -> ScaleFigure:
     steps = np.array([size[0] / scale.grid[0], size[1] / scale.grid[1]])
-    # A cell of the finest scale is one pixel: markers have a smallest size that the eye can find.
+    # A patch of the finest scale is one pixel: markers have a smallest size that the eye can find.
     radius = max(float(steps.min()) / 2, max(size) / 70)
-    cells = scale.cells[image]
-    taken = (cells >= 0).all(axis=1) & (scale.classes >= 0) & (scale.classes < len(styles))
+    patches = scale.patches[image]
+    taken = (patches >= 0).all(axis=1) & (scale.classes >= 0) & (scale.classes < len(styles))
     found = []
     for index, style in enumerate(styles):
-        chosen = cells[taken & (scale.classes == index)]
+        chosen = patches[taken & (scale.classes == index)]
         centres = (chosen + 0.5) * steps
         if len(chosen):
             paths = tuple(marker(index, float(x), float(y), radius) for y, x in centres)

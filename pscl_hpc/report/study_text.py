@@ -13,10 +13,10 @@ _TEMPLATES = {
 }
 
 PURITY = (
-    "Share of the sampled cells of unlabelled images that lie on the class of their template, where a mask is known; "
+    "Share of the sampled patches of unlabelled images that lie on the class of their template, where a mask is known; "
     "of clusters, on the class that is most frequent in their cluster. Means over the first and over the last quarter "
     "of the steps. Templates are the same number for each class, so that chance is one over the number of classes that "
-    "the annotated image shows. Where purity is near chance, the patch loss parts cells of random classes."
+    "the annotated image shows. Where purity is near chance, the patch loss parts patches of random classes."
 )
 """What the table of purities means."""
 

@@ -4,8 +4,8 @@ from pscl_hpc.views.geometry import (
     ViewGeometry,
     class_shares,
     draw_geometry,
-    paired_cells,
-    partner_cells,
+    paired_patches,
+    partner_patches,
     view_to_source,
     warp,
 )
@@ -16,8 +16,8 @@ __all__ = [
     "class_shares",
     "draw_geometry",
     "jitter",
-    "paired_cells",
-    "partner_cells",
+    "paired_patches",
+    "partner_patches",
     "view_to_source",
     "warp",
 ]

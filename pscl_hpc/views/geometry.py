@@ -4,7 +4,7 @@ View q keeps the image's geometry. View k is flipped upside down, turned by 90 d
 counter-clockwise, cropped, and resized back to the size of view q. Everything below is arithmetic on a few
 integers per image: there are no index tables and no loops over images.
 
-Shape legend: B images, C channels or classes, h w pixels, H W cells of a feature map, T chosen cells.
+Shape legend: B images, C channels or classes, h w pixels, H W patches of a feature map, T chosen patches.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ViewGeometry:
 
 @dataclass(frozen=True)
 class Crop:
-    """The crop on a grid of ``height x width`` (pixels or cells): offsets and sizes in the turned frame, int64 (B,)."""
+    """The crop on a grid of ``height x width`` (pixels or patches): offsets and sizes in the turned frame, int64 (B,)."""
 
     top: Tensor
     left: Tensor
@@ -69,7 +69,7 @@ def draw_geometry(batch: int, config: ViewConfig, generator: torch.Generator) ->
 
 
 def crop_on_grid(geometry: ViewGeometry, height: int, width: int) -> Crop:
-    """The crop in whole cells of a grid: rows ``[int(top * H), int(top * H + share * H))``, never empty."""
+    """The crop in whole patches of a grid: rows ``[int(top * H), int(top * H + share * H))``, never empty."""
     turned = geometry.turns % 2 == 1
     rows = torch.where(turned, width, height).double()
     cols = torch.where(turned, height, width).double()
@@ -84,7 +84,7 @@ def crop_on_grid(geometry: ViewGeometry, height: int, width: int) -> Crop:
 def to_source(geometry: ViewGeometry, y: Tensor, x: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Coordinates in the turned, uncropped frame to coordinates in the image, both (B, ...), whole or fractional.
 
-    Coordinates count centres from 0, so the same formula serves pixels and cells.
+    Coordinates count centres from 0, so the same formula serves pixels and patches.
     """
     turns = geometry.turns.view(-1, *(1,) * (y.ndim - 1))
     flip = geometry.flip.view_as(turns)
@@ -139,10 +139,10 @@ def warp(images: Tensor, geometry: ViewGeometry) -> Tensor:
     )
 
 
-def paired_cells(geometry: ViewGeometry, height: int, width: int) -> Tensor:
-    """Which cells of view k have a partner in view q: bool (B, H * W), row-major.
+def paired_patches(geometry: ViewGeometry, height: int, width: int) -> Tensor:
+    """Which patches of view k have a partner in view q: bool (B, H * W), row-major.
 
-    The kept part of view q has fewer cells than view k's grid. Resizing its index grid by nearest neighbour uses cell
+    The kept part of view q has fewer patches than view k's grid. Resizing its index grid by nearest neighbour uses patch
     ``i * H // rows`` of view k for kept row ``i``; the others have no partner.
     """
     crop = crop_on_grid(geometry, height, width)
@@ -153,16 +153,16 @@ def paired_cells(geometry: ViewGeometry, height: int, width: int) -> Tensor:
     return (row_ok[:, :, None] & col_ok[:, None, :]).flatten(1)
 
 
-def partner_cells(geometry: ViewGeometry, cells: Tensor, height: int, width: int) -> Tensor:
-    """Cells of view k, int64 (B, T) row-major, to their partners in view q, int64 (B, T).
+def partner_patches(geometry: ViewGeometry, patches: Tensor, height: int, width: int) -> Tensor:
+    """Patches of view k, int64 (B, T) row-major, to their partners in view q, int64 (B, T).
 
-    Exact where :func:`paired_cells` holds. In square views whose side is a multiple of the map's stride, the centres of
-    a pair are less than one cell apart along each axis (tested); in square ones of another size up to two cells, in
+    Exact where :func:`paired_patches` holds. In square views whose side is a multiple of the map's stride, the centres of
+    a pair are less than one patch apart along each axis (tested); in square ones of another size up to two patches, in
     oblong ones the more the longer they are.
     """
     crop = crop_on_grid(geometry, height, width)
-    i, _ = _kept(cells // width, crop.rows, height)
-    j, _ = _kept(cells % width, crop.cols, width)
+    i, _ = _kept(patches // width, crop.rows, height)
+    j, _ = _kept(patches % width, crop.cols, width)
     y, x = to_source(geometry, i + crop.top[:, None], j + crop.left[:, None], height, width)
     return y * width + x
 
@@ -170,18 +170,18 @@ def partner_cells(geometry: ViewGeometry, cells: Tensor, height: int, width: int
 def class_shares(
     labels: Tensor, geometry: ViewGeometry, height: int, width: int, *, antialias: bool
 ) -> Tensor:
-    """Share of each class in each cell of view k.
+    """Share of each class in each patch of view k.
 
     Args:
         labels: One-hot labels of view k, (B, C, h, w) float.
         geometry: Of the same images.
         height: H of the feature map.
         width: W of the feature map.
-        antialias: True weighs the whole cell and its rim by a triangle; False takes the two nearest pixels per axis,
-            which calls cells pure that are not (as the released code does, docs/methods.md).
+        antialias: True weighs the whole patch and its rim by a triangle; False takes the two nearest pixels per axis,
+            which calls patches pure that are not (as the released code does, docs/methods.md).
 
     Returns:
-        (B, C, H, W); cells without a partner in view q hold the share of the nearest cell that has one.
+        (B, C, H, W); patches without a partner in view q hold the share of the nearest patch that has one.
     """
     crop = crop_on_grid(geometry, height, width)
     rows = torch.arange(height, device=labels.device).view(1, -1)
@@ -190,22 +190,22 @@ def class_shares(
     j, _ = _kept(cols, crop.cols, width)
     down = _resize_weights(i, crop.rows, labels.shape[2], antialias).to(labels.dtype)
     across = _resize_weights(j, crop.cols, labels.shape[3], antialias).to(labels.dtype)
-    # In 16 bits hundreds of cells would have one and the same share.
+    # In 16 bits hundreds of patches would have one and the same share.
     with torch.autocast(labels.device.type, enabled=False):
         return torch.einsum("bih,bchw,bjw->bcij", down, labels, across)
 
 
-def _kept(cells: Tensor, kept: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Kept row (or column) that uses each cell of an axis, and whether one does: inverse of ``i * size // kept``."""
-    kept = kept.view(-1, *(1,) * (cells.ndim - 1))
-    i = torch.div(cells * kept + size - 1, size, rounding_mode="floor")
+def _kept(patches: Tensor, kept: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Kept row (or column) that uses each patch of an axis, and whether one does: inverse of ``i * size // kept``."""
+    kept = kept.view(-1, *(1,) * (patches.ndim - 1))
+    i = torch.div(patches * kept + size - 1, size, rounding_mode="floor")
     return torch.minimum(i, kept - 1), (i < kept) & (
-        torch.div(i * size, kept, rounding_mode="floor") == cells
+        torch.div(i * size, kept, rounding_mode="floor") == patches
     )
 
 
 def _resize_weights(index: Tensor, kept: Tensor, pixels: int, antialias: bool) -> Tensor:
-    """Weights (B, cells, pixels) of a bilinear resize from ``pixels`` to ``kept``, at positions ``index``."""
+    """Weights (B, patches, pixels) of a bilinear resize from ``pixels`` to ``kept``, at positions ``index``."""
     scale = (pixels / kept.double()).view(-1, 1, 1)
     centre = (index.double().unsqueeze(-1) + 0.5) * scale
     position = torch.arange(pixels, device=index.device, dtype=torch.float64)

@@ -117,10 +117,16 @@ def everything(folder: Path) -> Path:
     write(folder, "queue-info-nce", {"temperature": 0.1, "measured": queue})
     write(folder, "peers", {"temperature": 0.1, "measured": peers})
     sampling = []
-    for batch, cells in ((256, 35_344), (256, 8_836), (256, 141_376), (8, 35_344)):
+    for batch, patches in ((256, 35_344), (256, 8_836), (256, 141_376), (8, 35_344)):
         for templates in (64, 240, 480):
-            floor = batch * cells / 256 / 35_344 * 0.39 * max(1, templates / 263)
-            shape = {"batch": batch, "templates": templates, "cells": cells, "width": 64, "dtype": "bfloat16"}
+            floor = batch * patches / 256 / 35_344 * 0.39 * max(1, templates / 263)
+            shape = {
+                "batch": batch,
+                "templates": templates,
+                "patches": patches,
+                "width": 64,
+                "dtype": "bfloat16",
+            }
             for name, milliseconds in (
                 ("triton", 1.6 * floor),
                 ("released loop", 400 * floor * templates / 64),
@@ -128,7 +134,7 @@ def everything(folder: Path) -> Path:
                 sampling.append(
                     {
                         **shape, "implementation": name, "ms_per_image": milliseconds / batch, "images_measured": batch,
-                        "share_exact": 1.0, **timed(milliseconds, 4 * batch * templates * cells / 128, floor),
+                        "share_exact": 1.0, **timed(milliseconds, 4 * batch * templates * patches / 128, floor),
                     }
                 )  # fmt: skip
     write(folder, "sample-similar", {"measured": sampling})

@@ -114,7 +114,7 @@ def test_a_shape_that_fails_does_not_end_a_part(
     monkeypatch.setattr(part, "parse", lambda _: setting)
     monkeypatch.setattr(part, "require", lambda *_: None)
     monkeypatch.setattr(Setting, "backends", ("chunked",))
-    inputs = {patch_loss: "pairs", sampling: "cells_of", queue_loss: "queued"}[part]
+    inputs = {patch_loss: "pairs", sampling: "patches_of", queue_loss: "queued"}[part]
     with monkeypatch.context() as context:
         context.setattr(part, inputs, fail)
         context.setattr(part, "LOSS_VARIANTS", ("chunked",), raising=False)

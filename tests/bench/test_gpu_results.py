@@ -47,7 +47,7 @@ def test_blocks_of_documents_read_not_measured(monkeypatch: pytest.MonkeyPatch, 
 
 def test_marks_are_judged(folder: Path) -> None:
     rows = [
-        [cell.strip() for cell in line.strip("|").split("|")]
+        [patch.strip() for patch in line.strip("|").split("|")]
         for line in gpu.device_tables("gpu-marks", folder).splitlines()
         if line.startswith("|")
     ][2:]

@@ -171,7 +171,7 @@ def test_a_reference_named_twice_is_one() -> None:
     assert config.references == ("a/c", "a/b")
 
 
-def test_one_image_in_pretraining_needs_more_than_one_cell(file: Path) -> None:
+def test_one_image_in_pretraining_needs_more_than_one_patch(file: Path) -> None:
     single = ["batch_size=1", "views.size=[16,16]", "model.widths=[4,4,4,4,4]"]
     # The reference is a second image of the pass.
     load_config(file, single)

@@ -1,7 +1,7 @@
 """Compiles the main configurations of the Triton kernels for chips that need not be there.
 
 Rows of bfloat16 and float32, at widths that stand for those between; labels of all kinds; sampling from images of up
-to 65,536 cells in contiguous rows. `python compiled.py` prints the table of registers, spills and shared memory;
+to 65,536 patches in contiguous rows. `python compiled.py` prints the table of registers, spills and shared memory;
 `--write` renews `compiled.json`, which the tests read.
 """
 
@@ -47,7 +47,7 @@ TENSORS = {
     **dict.fromkeys(["positive", "norm", "out", "own_log_sum", "log_sum", "scale", "total"], "float32"),
     **dict.fromkeys(["coefficient", "radial", "best", "known", "sums", "workspace"], "float32"),
     **dict.fromkeys(
-        ["q", "k", "x", "own_x", "dq", "dk", "templates", "cells"], ""
+        ["q", "k", "x", "own_x", "dq", "dk", "templates", "patches"], ""
     ),  # "": the features' dtype
     "valid": "bool",
     # Of the queue loss alone.

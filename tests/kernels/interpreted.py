@@ -177,28 +177,28 @@ def test_ranks_agree_with_one(world, tmp_path):
     ],
 )
 def test_sampling(dtype, batch, count, places, width, own, masked):
-    cells = torch.randn(batch, places, width).to(dtype)
+    patches = torch.randn(batch, places, width).to(dtype)
     templates = torch.randn(*((batch, count) if own else (count,)), width).to(dtype)
     valid = torch.rand(batch, places) < 0.6 if masked else torch.ones(batch, places, dtype=torch.bool)
-    taken = sample_similar(templates, cells, valid if masked else None, backend="triton")
-    assert_greedy(templates, cells, valid, taken)
+    taken = sample_similar(templates, patches, valid if masked else None, backend="triton")
+    assert_greedy(templates, patches, valid, taken)
 
 
 @pytest.mark.parametrize(("count", "places"), [(5, 1), (6, 140), (34, 40)])
 def test_sampling_of_ties_and_shortage(count, places):
     generator = torch.Generator().manual_seed(count)
     for batch in (1, 2) if count < 30 else (1,):
-        cells, templates = lattice((batch, places), generator), lattice((count,), generator)
+        patches, templates = lattice((batch, places), generator), lattice((count,), generator)
         valid = torch.rand(batch, places, generator=generator) < 0.8
         assert torch.equal(
-            sample_similar(templates, cells, valid, backend="triton"), by_hand(templates, cells, valid)
+            sample_similar(templates, patches, valid, backend="triton"), by_hand(templates, patches, valid)
         )
 
 
 def test_sampling_of_zeros_nan_and_strided_maps():
-    cells = torch.tensor([[[-1.0, 0], [0, 0], [1, 0], [torch.nan, 0]]])
+    patches = torch.tensor([[[-1.0, 0], [0, 0], [1, 0], [torch.nan, 0]]])
     templates = torch.tensor([[0.0, 0], [1, 0], [-1, 0], [1, 1], [1, 0]])
-    assert sample_similar(templates, cells, backend="triton").tolist() == [[3, 2, 0, 1, -1]]
+    assert sample_similar(templates, patches, backend="triton").tolist() == [[3, 2, 0, 1, -1]]
     assert sample_similar(torch.ones(3, 2), torch.ones(2, 0, 2), backend="triton").tolist() == [[-1] * 3] * 2
     maps = torch.randn(2, 16, 12, 11).flatten(2).transpose(1, 2)
     templates = torch.randn(4, 16)
@@ -218,7 +218,7 @@ def test_sampling_of_an_image_that_spans_more_than_32_bits(by_feature):
         memory = torch.empty(2 * far + 64, dtype=torch.float16)
     finally:
         torch.utils.deterministic.fill_uninitialized_memory = fill
-    cells = memory.as_strided((1, 3, 3), (0, 1, far) if by_feature else (0, far, 1))
-    cells.copy_(torch.tensor([[[1.0, 0, 0], [0, 1, 0], [0, 0, 1]]]))
+    patches = memory.as_strided((1, 3, 3), (0, 1, far) if by_feature else (0, far, 1))
+    patches.copy_(torch.tensor([[[1.0, 0, 0], [0, 1, 0], [0, 0, 1]]]))
     templates = torch.tensor([[0.1, 0.2, 1], [0.1, 1, 0.2], [0.1, 0, 1]], dtype=torch.float16)
-    assert sample_similar(templates, cells, backend="triton").tolist() == [[2, 1, 0]]
+    assert sample_similar(templates, patches, backend="triton").tolist() == [[2, 1, 0]]

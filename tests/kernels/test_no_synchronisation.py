@@ -175,9 +175,9 @@ def test_sampling(backend, masked):
         from pscl_kernels.sample_similar import triton as module
     else:
         module = chunked
-    templates, cells = torch.empty(9, D, device="meta"), torch.empty(3, N, D, device="meta")
+    templates, patches = torch.empty(9, D, device="meta"), torch.empty(3, N, D, device="meta")
     valid = torch.empty(3, N, dtype=torch.bool, device="meta") if masked else None
-    taken = module.sample_similar._init_fn(templates, cells, valid)
+    taken = module.sample_similar._init_fn(templates, patches, valid)
     assert taken.shape == (3, 9)
 
 

@@ -18,9 +18,9 @@ def _first_pass(request, monkeypatch):
     monkeypatch.setattr(bounded, "is_fast", lambda: request.param == "bounds")
 
 
-def by_hand(templates, cells, valid=None):
+def by_hand(templates, patches, valid=None):
     """The definition with Python lists, for vectors whose similarities are exact."""
-    batch, places, _ = cells.shape
+    batch, places, _ = patches.shape
     templates = templates.expand(batch, *templates.shape[-2:])
     out = []
     for b in range(batch):
@@ -29,7 +29,7 @@ def by_hand(templates, cells, valid=None):
         for t in templates[b].tolist():
             best, choice = None, -1
             for p in range(places):
-                c = cells[b, p].tolist()
+                c = patches[b, p].tolist()
                 norms = max(sum(v * v for v in t) ** 0.5, 1e-8) * max(sum(v * v for v in c) ** 0.5, 1e-8)
                 s = sum(x * y for x, y in zip(t, c, strict=True)) / norms
                 if free[p] and (best is None or s > best):
@@ -65,14 +65,14 @@ SETTINGS = settings(
     seed=st.integers(0, 2**16),
 )
 def test_exact_ties_duplicates_and_shortage(batch, count, places, own, masked, seed):
-    """Few distinct directions: almost every choice is a tie; many cases have fewer cells than templates."""
+    """Few distinct directions: almost every choice is a tie; many cases have fewer patches than templates."""
     generator = torch.Generator().manual_seed(seed)
-    cells = lattice((batch, places), generator)
+    patches = lattice((batch, places), generator)
     templates = lattice((batch, count) if own else (count,), generator)
     valid = torch.rand(batch, places, generator=generator) < 0.4 if masked else None
-    expected = by_hand(templates, cells, valid)
+    expected = by_hand(templates, patches, valid)
     for backend in ("reference", "chunked"):
-        assert torch.equal(sample_similar(templates, cells, valid, backend=backend), expected)
+        assert torch.equal(sample_similar(templates, patches, valid, backend=backend), expected)
 
 
 @SETTINGS
@@ -85,7 +85,7 @@ def test_exact_ties_duplicates_and_shortage(batch, count, places, own, masked, s
     seed=st.integers(0, 2**16),
 )
 def test_close_and_negative_similarities(count, places, clusters, spread, sign, seed):
-    """Templates around few directions, cells around the same or the opposite ones: exact copies to loose clouds."""
+    """Templates around few directions, patches around the same or the opposite ones: exact copies to loose clouds."""
     generator = torch.Generator().manual_seed(seed)
     centre = torch.randn(clusters, 8, dtype=torch.float64, generator=generator)
 
@@ -94,12 +94,12 @@ def test_close_and_negative_similarities(count, places, clusters, spread, sign, 
         noise = torch.randn(number, 8, dtype=torch.float64, generator=generator)
         return factor * centre[member] + spread * noise
 
-    templates, cells = cloud(count, 1), cloud(places, sign)[None]
+    templates, patches = cloud(count, 1), cloud(places, sign)[None]
     everywhere = torch.ones(1, places, dtype=torch.bool)
-    taken = sample_similar(templates, cells, backend="chunked")
-    assert_greedy(templates, cells, everywhere, taken, tolerance=1e-12)
-    singles = sample_similar(templates.float(), cells.float(), backend="chunked")
-    assert_greedy(templates.float(), cells.float(), everywhere, singles)
+    taken = sample_similar(templates, patches, backend="chunked")
+    assert_greedy(templates, patches, everywhere, taken, tolerance=1e-12)
+    singles = sample_similar(templates.float(), patches.float(), backend="chunked")
+    assert_greedy(templates.float(), patches.float(), everywhere, singles)
     for row in (taken[0], singles[0]):
         assert len(set(row[row >= 0].tolist())) == min(count, places)
 
@@ -108,25 +108,25 @@ def test_close_and_negative_similarities(count, places, clusters, spread, sign, 
 @given(order=st.permutations(range(5)), scale=st.floats(1e-3, 1e3), seed=st.integers(0, 2**16))
 def test_images_do_not_influence_each_other(order, scale, seed):
     generator = torch.Generator().manual_seed(seed)
-    cells = torch.randn(5, 150, 6, dtype=torch.float64, generator=generator)
+    patches = torch.randn(5, 150, 6, dtype=torch.float64, generator=generator)
     templates = torch.randn(5, 7, 6, dtype=torch.float64, generator=generator)
-    taken = sample_similar(templates, cells, backend="chunked")
+    taken = sample_similar(templates, patches, backend="chunked")
     index = torch.tensor(order)
     assert torch.equal(
-        sample_similar(templates[index] * scale, cells[index], backend="chunked"), taken[index]
+        sample_similar(templates[index] * scale, patches[index], backend="chunked"), taken[index]
     )
 
 
 def test_bounds_hold_and_are_given_up_where_they_do_not_tell():
-    """No bound is off by more than the slack; cells that are all but equal go the exact way, and are still right."""
+    """No bound is off by more than the slack; patches that are all but equal go the exact way, and are still right."""
     generator = torch.Generator().manual_seed(0)
-    cells = torch.randn(2, 1500, 48, generator=generator) * 10 ** torch.linspace(-6, 6, 1500)[:, None]
+    patches = torch.randn(2, 1500, 48, generator=generator) * 10 ** torch.linspace(-6, 6, 1500)[:, None]
     t = torch.nn.functional.normalize(torch.randn(2, 20, 48, generator=generator), dim=2)
-    exact = torch.nn.functional.normalize(cells.double(), dim=2, eps=1e-8) @ t.double().mT
+    exact = torch.nn.functional.normalize(patches.double(), dim=2, eps=1e-8) @ t.double().mT
     exact = torch.nn.functional.pad(exact, (0, 0, 0, -1500 % bounded.TILE), value=-2)
     exact = exact.view(2, -1, bounded.TILE, 20).amax(2).mT
-    assert (bounded._bounds(t, cells, None).double() - exact).abs().max() <= bounded.SLACK
-    assert bounded.sample_similar(t, cells, None) is not None
+    assert (bounded._bounds(t, patches, None).double() - exact).abs().max() <= bounded.SLACK
+    assert bounded.sample_similar(t, patches, None) is not None
     alike = 1 + 1e-4 * torch.rand(2, 1500, 48, generator=generator)
     assert bounded.sample_similar(t, alike, None) is None
     everywhere = torch.ones(2, 1500, dtype=torch.bool)
@@ -138,58 +138,58 @@ def test_bounds_hold_and_are_given_up_where_they_do_not_tell():
     ("places", "count", "width"), [(1, 1, 1), (129, 40, 3), (1000, 63, 64), (3001, 16, 100)]
 )
 def test_equals_brute_force(dtype, places, count, width):
-    cells, templates = torch.randn(3, places, width).to(dtype), torch.randn(count, width).to(dtype)
+    patches, templates = torch.randn(3, places, width).to(dtype), torch.randn(count, width).to(dtype)
     valid = torch.rand(3, places) < 0.7
-    assert_greedy(templates, cells, valid, sample_similar(templates, cells, valid, backend="chunked"))
+    assert_greedy(templates, patches, valid, sample_similar(templates, patches, valid, backend="chunked"))
 
 
-def assert_greedy(templates, cells, valid, taken, tolerance=2e-6):
-    """Each choice is a free valid cell whose exact similarity is the greatest free one, to rounding."""
-    t, c = (torch.nn.functional.normalize(x.double(), dim=-1, eps=1e-8) for x in (templates, cells))
+def assert_greedy(templates, patches, valid, taken, tolerance=2e-6):
+    """Each choice is a free valid patch whose exact similarity is the greatest free one, to rounding."""
+    t, c = (torch.nn.functional.normalize(x.double(), dim=-1, eps=1e-8) for x in (templates, patches))
     similarity = torch.einsum("btd,bpd->btp", t.expand(len(c), *t.shape[-2:]), c)
     for image in range(len(c)):
         free = valid[image].clone()
-        for template, cell in enumerate(taken[image].tolist()):
-            if cell < 0:
+        for template, patch in enumerate(taken[image].tolist()):
+            if patch < 0:
                 assert not free.any()
                 continue
-            assert free[cell]
+            assert free[patch]
             best = similarity[image, template][free].max()
-            assert similarity[image, template, cell] >= best - tolerance
-            free[cell] = False
+            assert similarity[image, template, patch] >= best - tolerance
+            free[patch] = False
 
 
 def test_correlated_templates_collide_and_stay_exact():
-    """Templates of one class want the same cells; all similarities are negative in the second image."""
+    """Templates of one class want the same patches; all similarities are negative in the second image."""
     base = torch.randn(1, 16)
     templates = base + 0.05 * torch.randn(64, 16)
-    cells = torch.stack([base + 0.5 * torch.randn(700, 16), -base - 0.1 * torch.rand(700, 16)])
-    taken = sample_similar(templates, cells, backend="chunked")
-    assert torch.equal(taken, sample_similar(templates, cells, backend="reference"))
+    patches = torch.stack([base + 0.5 * torch.randn(700, 16), -base - 0.1 * torch.rand(700, 16)])
+    taken = sample_similar(templates, patches, backend="chunked")
+    assert torch.equal(taken, sample_similar(templates, patches, backend="reference"))
     assert all(len(set(row)) == 64 for row in taken.tolist())
 
 
 def test_copies_are_taken_in_order_of_index():
     """Arbitrary directions, each stored ten times in different tiles: equal to the last bit, lowest index first."""
-    cells = torch.randn(60, 24).repeat(10, 1)[None]
-    templates = cells[0, :60].repeat(5, 1)
-    taken = sample_similar(templates, cells, backend="chunked")[0]
+    patches = torch.randn(60, 24).repeat(10, 1)[None]
+    templates = patches[0, :60].repeat(5, 1)
+    taken = sample_similar(templates, patches, backend="chunked")[0]
     assert torch.equal(taken, torch.arange(300))
 
 
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
 def test_zero_and_nan_vectors(backend):
-    cells = torch.tensor([[[-1.0, 0], [0, 0], [1, 0], [torch.nan, 0]]])
+    patches = torch.tensor([[[-1.0, 0], [0, 0], [1, 0], [torch.nan, 0]]])
     templates = torch.tensor([[0.0, 0], [1, 0], [-1, 0], [1, 1], [1, 0]])
-    taken = sample_similar(templates, cells, backend=backend)
+    taken = sample_similar(templates, patches, backend=backend)
     assert taken.tolist() == [[3, 2, 0, 1, -1]]
-    finite = cells.nan_to_num(0.5)
+    finite = patches.nan_to_num(0.5)
     nan_template = torch.full((2, 2), torch.nan)
     assert sample_similar(nan_template, finite, backend=backend).tolist() == [[0, 1]]
 
 
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
-def test_no_cells_and_no_templates(backend):
+def test_no_patches_and_no_templates(backend):
     assert sample_similar(torch.ones(3, 2), torch.ones(2, 0, 2), backend=backend).tolist() == [[-1] * 3] * 2
     assert sample_similar(torch.ones(0, 2), torch.ones(2, 5, 2), backend=backend).shape == (2, 0)
     assert sample_similar(torch.ones(3, 2), torch.ones(0, 5, 2), backend=backend).shape == (0, 3)
@@ -202,42 +202,43 @@ def test_no_cells_and_no_templates(backend):
 
 def test_feature_maps_need_no_copy():
     maps = torch.randn(2, 16, 20, 19)
-    cells = maps.flatten(2).transpose(1, 2)
+    patches = maps.flatten(2).transpose(1, 2)
     templates = torch.randn(9, 16)
     assert torch.equal(
-        sample_similar(templates, cells), sample_similar(templates, cells.contiguous(), backend="reference")
+        sample_similar(templates, patches),
+        sample_similar(templates, patches.contiguous(), backend="reference"),
     )
 
 
 def test_memory_stays_far_below_the_similarity_matrix():
     batch, places, count, width = 2, 20_000, 48, 32
-    cells, templates = torch.randn(batch, places, width), torch.randn(count, width)
+    patches, templates = torch.randn(batch, places, width), torch.randn(count, width)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        sample_similar(templates, cells, backend="chunked")
+        sample_similar(templates, patches, backend="chunked")
     sizes = [e.nbytes() for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     assert max(itertools.accumulate(sizes)) < 0.2 * batch * places * count * 4
 
 
 def test_no_gradient_and_compiles():
-    cells, templates = torch.randn(2, 200, 8, requires_grad=True), torch.randn(5, 8, requires_grad=True)
-    expected = sample_similar(templates, cells)
+    patches, templates = torch.randn(2, 200, 8, requires_grad=True), torch.randn(5, 8, requires_grad=True)
+    expected = sample_similar(templates, patches)
     assert not expected.requires_grad
     compiled = torch.compile(sample_similar, backend="aot_eager", fullgraph=True)
-    assert torch.equal(compiled(templates, cells), expected)
+    assert torch.equal(compiled(templates, patches), expected)
 
 
 def test_wrong_arguments():
-    cells = torch.randn(2, 5, 3)
-    with pytest.raises(ValueError, match="cells must be"):
-        sample_similar(torch.randn(2, 3), cells[0])
+    patches = torch.randn(2, 5, 3)
+    with pytest.raises(ValueError, match="patches must be"):
+        sample_similar(torch.randn(2, 3), patches[0])
     with pytest.raises(ValueError, match="templates must be"):
-        sample_similar(torch.randn(2, 4), cells)
+        sample_similar(torch.randn(2, 4), patches)
     with pytest.raises(ValueError, match="templates must be"):
-        sample_similar(torch.randn(3, 2, 3), cells)
+        sample_similar(torch.randn(3, 2, 3), patches)
     with pytest.raises(ValueError, match="one floating dtype"):
-        sample_similar(torch.randn(2, 3).half(), cells)
+        sample_similar(torch.randn(2, 3).half(), patches)
     with pytest.raises(ValueError, match="valid must be"):
-        sample_similar(torch.randn(2, 3), cells, torch.ones(2, 5))
+        sample_similar(torch.randn(2, 3), patches, torch.ones(2, 5))
     elsewhere = torch.ones(2, 5, dtype=torch.bool, device="meta")
-    with pytest.raises(ValueError, match=r"valid must be .* on cpu, as cells are, got .* on meta"):
-        sample_similar(torch.randn(2, 3), cells, elsewhere)
+    with pytest.raises(ValueError, match=r"valid must be .* on cpu, as patches are, got .* on meta"):
+        sample_similar(torch.randn(2, 3), patches, elsewhere)

@@ -60,8 +60,8 @@ def test_sampling_takes_more_images_than_a_grid_is_high(monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
     monkeypatch.setattr(sampling, "_tile_maxima", Silent())
     monkeypatch.setattr(sampling, "_greedy", Silent())
-    templates, cells = torch.empty(2, 16, device="meta"), torch.empty(70_000, 300, 16, device="meta")
-    sampling.sample_similar._init_fn(templates, cells, None)
+    templates, patches = torch.empty(2, 16, device="meta"), torch.empty(70_000, 300, 16, device="meta")
+    sampling.sample_similar._init_fn(templates, patches, None)
     assert [math.prod(grid) for grid in grids] == [70_000 * 3, 70_000]
     assert all(size <= 65_535 for grid in grids for size in grid[1:])
 

@@ -50,7 +50,7 @@ def views_of_step(step: int, batch: int, references: int = 0) -> Views:
         views,
         query=views.query + noise[0],
         key=views.key + noise[1],
-        conditions=torch.randint(-1, 2, (batch,), generator=random),
+        production_batches=torch.randint(-1, 2, (batch,), generator=random),
     )
 
 

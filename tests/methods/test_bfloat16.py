@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pscl_hpc.methods import Method, Views
-from pscl_hpc.methods.correspondence import most_similar_cells
+from pscl_hpc.methods.correspondence import most_similar_patches
 
 from . import test_clustering, test_core, test_ideal
 from .test_pscl_simclr import draws, make_method, make_views
@@ -48,11 +48,11 @@ def test_templates_come_from_all_over_a_reference(rule: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         key = method.key_features(views)
         assert key.scales[-1].dtype != torch.float32
-        found = [method.sample_cells(views, key, draws(seed)) for seed in range(12)]
-    for scale, cell_map in enumerate(key.scales):
-        height, width = cell_map.shape[2:]
-        cells = torch.cat([samples[scale].key_cells[0] for samples in found])
-        rows = torch.div(cells[cells >= 0], width, rounding_mode="floor").double() / height
+        found = [method.sample_patches(views, key, draws(seed)) for seed in range(12)]
+    for scale, patch_map in enumerate(key.scales):
+        height, width = patch_map.shape[2:]
+        patches = torch.cat([samples[scale].key_patches[0] for samples in found])
+        rows = torch.div(patches[patches >= 0], width, rounding_mode="floor").double() / height
         assert 0.4 < float(rows.mean()) < 0.6
         assert float(rows.min()) < 0.2
         assert float(rows.max()) > 0.8
@@ -61,16 +61,16 @@ def test_templates_come_from_all_over_a_reference(rule: str) -> None:
 def test_what_is_sampled_does_not_depend_on_autocast() -> None:
     views, method = annotated(64), make_method()
     key = method.key_features(views)
-    exact = method.sample_cells(views, key, draws(0))
+    exact = method.sample_patches(views, key, draws(0))
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = method.sample_cells(views, key, draws(0))
+        rounded = method.sample_patches(views, key, draws(0))
     for a, b in zip(exact, rounded, strict=True):
-        assert torch.equal(a.key_cells[0], b.key_cells[0])
+        assert torch.equal(a.key_patches[0], b.key_patches[0])
         assert torch.equal(a.shares, b.shares)
 
 
 def test_correspondence_does_not_depend_on_autocast() -> None:
     query, key = torch.randn((2, 2, 16, 24, 24), generator=torch.Generator().manual_seed(0)).unbind()
-    exact = most_similar_cells(query, key)
+    exact = most_similar_patches(query, key)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(most_similar_cells(query, key), exact)
+        assert torch.equal(most_similar_patches(query, key), exact)

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from pscl_hpc.config import ModelConfig, PsclClusteredConfig
 from pscl_hpc.methods import PsclClustered, Views
-from pscl_hpc.methods.cells import cell_labels
 from pscl_hpc.methods.clustering import Clusters, Moments, clearest, nearest
+from pscl_hpc.methods.patches import patch_labels
 from pscl_hpc.methods.pscl_clustered import majority_purity
 from pscl_hpc.models import UNet
-from pscl_hpc.views import partner_cells
+from pscl_hpc.views import partner_patches
 
 from .test_pscl_simclr import draws, make_views, nt_xent
 
@@ -64,7 +64,7 @@ def test_moments_equal_loops() -> None:
 
 
 @pytest.mark.parametrize("vectors", [torch.ones(7, 3), torch.zeros(7, 3), torch.tensor([[1.0, 2.0, 3.0]])])
-def test_constant_features_and_fewer_cells_than_clusters_bear_it(vectors: Tensor) -> None:
+def test_constant_features_and_fewer_patches_than_clusters_bear_it(vectors: Tensor) -> None:
     clusters = Clusters(4, 3, 0.5)
     clusters.start(vectors, torch.ones(3))
     for _ in range(3):
@@ -161,7 +161,13 @@ def test_parts_of_a_batch_add_up(count: int, width: int, clusters: int, cut: int
 
 def make_method(**changes: object) -> PsclClustered:
     torch.manual_seed(0)
-    values = {"templates_per_class": 2, "projection": 16, "hidden": 16, "clusters": 3, "cells_per_image": 200}
+    values = {
+        "templates_per_class": 2,
+        "projection": 16,
+        "hidden": 16,
+        "clusters": 3,
+        "patches_per_image": 200,
+    }
     config = PsclClusteredConfig.model_validate({**values, **changes})
     return PsclClustered(UNet(ModelConfig(widths=(4, 8, 8, 16))), config)
 
@@ -179,15 +185,17 @@ def test_loss_equals_the_oracle(progress: float) -> None:
     output = method(views, draws(7), True)
     query, key = method.trunk(views.query), method.trunk(views.key)
     losses = []
-    for scale, sample in enumerate(method.sample_cells(views, key, draws(7))):
+    for scale, sample in enumerate(method.sample_patches(views, key, draws(7))):
         width = key.scales[scale].shape[3]
-        partners = partner_cells(views.geometry, sample.key_cells.clamp_min(0), *key.scales[scale].shape[2:])
+        partners = partner_patches(
+            views.geometry, sample.key_patches.clamp_min(0), *key.scales[scale].shape[2:]
+        )
         q, k, classes = [], [], []
         for image, template in sample.valid.nonzero().tolist():
-            cell, partner = int(sample.key_cells[image, template]), int(partners[image, template])
-            head = method.cell_heads[scale]
+            patch, partner = int(sample.key_patches[image, template]), int(partners[image, template])
+            head = method.patch_heads[scale]
             q.append(head(query.scales[scale][image, :, partner // width, partner % width]))
-            k.append(head(key.scales[scale][image, :, cell // width, cell % width]))
+            k.append(head(key.scales[scale][image, :, patch // width, patch % width]))
             classes.append(int(sample.classes[template]))
         assert len(set(classes)) > 1
         losses.append(nt_xent(torch.stack(q).detach(), torch.stack(k).detach(), classes, 0.5))
@@ -217,15 +225,15 @@ def test_masks_never_reach_the_loss() -> None:
         assert torch.equal(step(a, first, number, 0.5), step(b, second, number, 0.5))
 
 
-def test_sampled_cells_are_of_their_cluster_distinct_and_paired() -> None:
+def test_sampled_patches_are_of_their_cluster_distinct_and_paired() -> None:
     views, method = make_views(4, 0), make_method(templates_per_class=3)
     key = method.trunk(views.key)
-    samples = method.sample_cells(views, key, draws(0))
+    samples = method.sample_patches(views, key, draws(0))
     labels = method._pixel_labels(views, key)
     assert 0.5 <= float((labels >= 0).float().mean()) < 0.51
     fine = samples[-1]
     for image in range(4):
-        taken = fine.key_cells[image][fine.valid[image]].tolist()
+        taken = fine.key_patches[image][fine.valid[image]].tolist()
         assert len(taken) == len(set(taken)) > 0
         assert labels[image].flatten()[taken].tolist() == fine.classes[fine.valid[image]].tolist()
     for sample in samples:
@@ -246,10 +254,10 @@ def test_the_weight_of_projections_rises() -> None:
 class Handed(torch.nn.Module):
     """A head whose direction is an angle that the map holds."""
 
-    def forward(self, cells: Tensor) -> Tensor:
-        angle = cells[..., :1]
+    def forward(self, patches: Tensor) -> Tensor:
+        angle = patches[..., :1]
         return torch.cat(
-            (angle.cos(), angle.sin(), torch.zeros_like(angle).expand(*cells.shape[:-1], 14)), -1
+            (angle.cos(), angle.sin(), torch.zeros_like(angle).expand(*patches.shape[:-1], 14)), -1
         )
 
 
@@ -260,7 +268,7 @@ def labels_of_angles(angles: Tensor) -> Tensor:
         make_method(projection_weight=100.0, clusters=2, memory=0.0, confident=1.0),
     )
     views.key.copy_(torch.rand(views.key.shape, generator=torch.Generator().manual_seed(0)))
-    method.cell_heads[-1] = Handed()
+    method.patch_heads[-1] = Handed()
     key = method.trunk(views.key)
     maps = angles.unsqueeze(1).expand(-1, key.scales[-1].shape[1], -1, -1)
     key = key._replace(scales=(*key.scales[:-1], maps))
@@ -322,7 +330,7 @@ def test_everything_is_in_the_state() -> None:
         assert torch.equal(a, b)
 
 
-def test_an_empty_image_gives_no_cells_and_no_error() -> None:
+def test_an_empty_image_gives_no_patches_and_no_error() -> None:
     views, method = make_views(3, 0), make_method()
     views.key.fill_(0.5)
     output = method(views, draws(0), True)
@@ -332,13 +340,13 @@ def test_an_empty_image_gives_no_cells_and_no_error() -> None:
     method.after_step(0.5)
 
 
-def test_an_empty_image_among_others_gives_no_cells() -> None:
+def test_an_empty_image_among_others_gives_no_patches() -> None:
     views, method = make_views(3, 0), make_method()
     for step in range(3):
         method(views, draws(step))
         method.after_step((step + 1) / 10)
     views.key[1] = 0.5
-    for sample in method.sample_cells(views, method.trunk(views.key), draws(3)):
+    for sample in method.sample_patches(views, method.trunk(views.key), draws(3)):
         assert not bool(sample.valid[1].any())
         assert bool(sample.valid[[0, 2]].any())
 
@@ -346,11 +354,11 @@ def test_an_empty_image_among_others_gives_no_cells() -> None:
 def test_majority_purity_counts_by_hand() -> None:
     views, method = make_views(4, 0), make_method()
     views.labels[3] = 255
-    sample = method.sample_cells(views, method.trunk(views.key), draws(0))[1]
+    sample = method.sample_patches(views, method.trunk(views.key), draws(0))[1]
     height, width = 16, 20
     found = majority_purity(views, sample, height, width)
     assert math.isnan(float(found[3]))
-    shown = cell_labels(views, sample.key_cells.clamp_min(0), height, width)
+    shown = patch_labels(views, sample.key_patches.clamp_min(0), height, width)
     for image in range(3):
         hits = 0
         for cluster in range(3):

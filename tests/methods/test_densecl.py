@@ -1,4 +1,4 @@
-"""DenseCL over several steps against loops over cells."""
+"""DenseCL over several steps against loops over patches."""
 
 from __future__ import annotations
 
@@ -37,19 +37,21 @@ def test_steps_equal_the_simulation(weight: float) -> None:
             dense_q, dense_k = method.dense_head(feature_q), method.momentum_dense_head.module(feature_k)
         rows, positives = [], []
         for image in range(2):
-            cells = [(y, x) for y in range(feature_q.shape[2]) for x in range(feature_q.shape[3])]
-            for y, x in cells:
+            patches = [(y, x) for y in range(feature_q.shape[2]) for x in range(feature_q.shape[3])]
+            for y, x in patches:
                 here = unit(feature_q[image, :, y, x])
-                best = max(cells, key=lambda c, i=image, h=here: float(h @ unit(feature_k[i, :, c[0], c[1]])))
+                best = max(
+                    patches, key=lambda c, i=image, h=here: float(h @ unit(feature_k[i, :, c[0], c[1]]))
+                )
                 rows.append(dense_q[image, :, y, x])
                 positives.append(dense_k[image, :, best[0], best[1]])
         image_loss = sum(info_nce(q, k, list(images), 0.2)) / 2
-        cell_loss = sum(info_nce(torch.stack(rows), torch.stack(positives), list(pooled), 0.2)) / len(rows)
+        patch_loss = sum(info_nce(torch.stack(rows), torch.stack(positives), list(pooled), 0.2)) / len(rows)
         output = method(views, draws_of_step(step))
         close = {"rel": 1e-4, "abs": 1e-5}
         assert float(output.terms["image/loss"]) == pytest.approx(image_loss, **close)
-        assert float(output.terms["cells/loss"]) == pytest.approx(cell_loss, **close)
-        wanted = (1 - weight) * image_loss + weight * cell_loss
+        assert float(output.terms["patches/loss"]) == pytest.approx(patch_loss, **close)
+        wanted = (1 - weight) * image_loss + weight * patch_loss
         assert float(output.loss.detach()) == pytest.approx(wanted, **close)
         optimiser.zero_grad()
         output.loss.backward()
@@ -76,6 +78,6 @@ def test_learning_lowers_both_losses() -> None:
         output.loss.backward()
         optimiser.step()
         method.after_step(step / 60)
-        losses.append(torch.stack((output.terms["image/loss"], output.terms["cells/loss"])))
+        losses.append(torch.stack((output.terms["image/loss"], output.terms["patches/loss"])))
     first, last = torch.stack(losses[5:15]).mean(dim=0), torch.stack(losses[-10:]).mean(dim=0)
     assert bool((last < 0.95 * first).all()), (first, last)

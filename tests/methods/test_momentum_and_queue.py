@@ -88,12 +88,13 @@ def test_queue_equals_a_list_of_images(
         for count in parts:
             keys = torch.randn(count, entries, 2, generator=random)
             groups = torch.randint(-1, 3, (count, entries), generator=random)
-            conditions = torch.randint(-1, 2, (count,), generator=random)
+            production_batches = torch.randint(-1, 2, (count,), generator=random)
             before = queue.keys.clone()
-            queue.stage(keys, groups, conditions)
+            queue.stage(keys, groups, production_batches)
             assert torch.equal(queue.keys, before), "staged keys are not yet in the queue"
             fresh += [
-                [k.tolist(), g.tolist(), int(c)] for k, g, c in zip(keys, groups, conditions, strict=True)
+                [k.tolist(), g.tolist(), int(c)]
+                for k, g, c in zip(keys, groups, production_batches, strict=True)
             ]
         queue.advance()
         for image in wanted:
@@ -104,7 +105,7 @@ def test_queue_equals_a_list_of_images(
         [
             rows.keys.view(capacity, entries, 2)[i].tolist(),
             rows.groups.view(capacity, entries)[i].tolist(),
-            int(rows.conditions.view(capacity, entries)[i, 0]),
+            int(rows.production_batches.view(capacity, entries)[i, 0]),
             int(rows.ages.view(capacity, entries)[i, 0]),
         ]
         for i in range(capacity)
@@ -125,7 +126,7 @@ def test_queue_defaults_and_evaluation_mode() -> None:
     queue.stage(torch.ones(2, 2, requires_grad=True, dtype=torch.bfloat16))
     queue.advance()
     assert queue.rows().groups.tolist() == [0, 0, -1]
-    assert queue.rows().conditions.tolist() == [-1, -1, -1]
+    assert queue.rows().production_batches.tolist() == [-1, -1, -1]
     assert queue.keys.dtype == torch.float32
     assert not queue.keys.requires_grad
 

@@ -1,4 +1,4 @@
-"""PSCL-MoCo over several steps against loops over images, scales, cells and queued prototypes."""
+"""PSCL-MoCo over several steps against loops over images, scales, patches and queued prototypes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from pscl_hpc.config import ModelConfig, PsclMocoConfig
 from pscl_hpc.methods import PsclMoco, Views
-from pscl_hpc.methods.base import CellSample
+from pscl_hpc.methods.base import PatchSample
 from pscl_hpc.methods.pscl_moco import class_weights
 from pscl_hpc.models import UNet
-from pscl_hpc.views import class_shares, partner_cells, warp
+from pscl_hpc.views import class_shares, partner_patches, warp
 
 from .queue_oracle import Average, draws_of_step, info_nce, unit, views_of_step
 
@@ -60,56 +60,56 @@ def targets(
     return found
 
 
-def share_of_class(views: Views, sample: CellSample, height: int, width: int) -> Callable[[int, int], float]:
-    """Share of a template's class in its cell, by image and template: r gives those of every R-th other image."""
+def share_of_class(views: Views, sample: PatchSample, height: int, width: int) -> Callable[[int, int], float]:
+    """Share of a template's class in its patch, by image and template: r gives those of every R-th other image."""
     own = views.geometry[: views.references]
     one_hot = F.one_hot(views.labels[: views.references].long(), CLASSES).permute(0, 3, 1, 2)
     shares = class_shares(warp(one_hot.double(), own), own, height, width, antialias=True)
 
     def of(image: int, template: int) -> float:
         giver = image if image < views.references else (image - views.references) % views.references
-        cell = int(sample.key_cells[giver, template])
-        return float(shares[giver, int(sample.classes[template]), cell // width, cell % width])
+        patch = int(sample.key_patches[giver, template])
+        return float(shares[giver, int(sample.classes[template]), patch // width, patch % width])
 
     return of
 
 
 @pytest.mark.parametrize("changes", [{}, RELEASED], ids=["ours", "released"])
 def test_steps_equal_the_simulation(changes: dict[str, object]) -> None:
-    """Two references, one for each other image, whose cells are of many shares of their class."""
+    """Two references, one for each other image, whose patches are of many shares of their class."""
     method = make_method(
         images_per_step=4, **changes, purity=0.55, momentum={"start": 0.9}, scale_weights=(1.0, 0.5, 2.0)
     )
     config, scale = method.config, 9 / 4 if method.config.scale_targets else 1.0
     optimiser = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1)
-    average = Average(method.trunk, method.global_head, method.cell_heads)
+    average = Average(method.trunk, method.global_head, method.patch_heads)
     images: deque[list[Entry]] = deque(maxlen=8)
     prototypes: list[deque[list[Entry]]] = [deque(maxlen=8) for _ in range(3)]
     impure = 0
     for step in range(4):
         views = views_of_step(step, 4, 2)
-        conditions = views.conditions.tolist()
+        production_batches = views.production_batches.tolist()
         with torch.no_grad():
             query, key = method.trunk(views.query), method.momentum_trunk.module(views.key)
             q, k = method.global_head(query.bottleneck), method.momentum_global_head.module(key.bottleneck)
-        samples = method.sample_cells(views, key, draws_of_step(step))
+        samples = method.sample_patches(views, key, draws_of_step(step))
         entries = [entry for image in images for entry in image]
         wanted_targets = [
-            targets(0, condition, entries, config.image_condition_decay, 0.0, scale)
-            for condition in conditions
+            targets(0, condition, entries, config.image_production_batch_decay, 0.0, scale)
+            for condition in production_batches
         ]
         keys = [entry.key for entry in entries]
         losses = info_nce(q, k, keys, 0.5, wanted_targets, normalise=config.normalise_targets)
         image_loss = sum(losses) / 4
         fresh_images = [
-            [Entry(unit(row), 0, conditions[i])] if i > 1 or config.queue_references else []
+            [Entry(unit(row), 0, production_batches[i])] if i > 1 or config.queue_references else []
             for i, row in enumerate(k)
         ]
-        patch_loss, cells_of_all = 0.0, sum(int((sample.key_cells >= 0).sum()) for sample in samples)
+        patch_loss, patches_of_all = 0.0, sum(int((sample.key_patches >= 0).sum()) for sample in samples)
         fresh_prototypes: list[list[list[Entry]]] = []
         for number, sample in enumerate(samples):
             height, width = key.scales[number].shape[2:]
-            partners = partner_cells(views.geometry, sample.key_cells.clamp_min(0), height, width)
+            partners = partner_patches(views.geometry, sample.key_patches.clamp_min(0), height, width)
             entries = [entry for image in prototypes[number] for entry in image]
             share_of = share_of_class(views, sample, height, width)
             total, count, fresh = 0.0, 0, []
@@ -119,27 +119,27 @@ def test_steps_equal_the_simulation(changes: dict[str, object]) -> None:
                     places = [
                         t
                         for t, of in enumerate(sample.classes.tolist())
-                        if of == group and int(sample.key_cells[image, t]) >= 0
+                        if of == group and int(sample.key_patches[image, t]) >= 0
                     ]
                     shares = [share_of(image, t) for t in places]
                     impure += sum(share < 0.9 for share in shares)
                     mean = torch.zeros(8, dtype=torch.float64)
                     for t, share in zip(places, shares, strict=True):
                         v = share / sum(shares)
-                        at = (int(partners[image, t]), int(sample.key_cells[image, t]))
+                        at = (int(partners[image, t]), int(sample.key_patches[image, t]))
                         with torch.no_grad():
                             row, positive = (
-                                head[number](features.scales[number][image, :, cell // width, cell % width])
-                                for head, features, cell in (
-                                    (method.cell_heads, query, at[0]),
-                                    (method.momentum_cell_heads.module, key, at[1]),
+                                head[number](features.scales[number][image, :, patch // width, patch % width])
+                                for head, features, patch in (
+                                    (method.patch_heads, query, at[0]),
+                                    (method.momentum_patch_heads.module, key, at[1]),
                                 )
                             )
                         y = targets(
                             group,
-                            conditions[image],
+                            production_batches[image],
                             entries,
-                            config.patch_condition_decay,
+                            config.patch_production_batch_decay,
                             config.patch_class_decay,
                             scale,
                         )
@@ -155,10 +155,10 @@ def test_steps_equal_the_simulation(changes: dict[str, object]) -> None:
                         mean += v * unit(positive)
                     if places:
                         stored = unit(mean) if config.normalise_prototypes else mean
-                        of_image.append(Entry(stored, group, conditions[image]))
+                        of_image.append(Entry(stored, group, production_batches[image]))
                 fresh.append(of_image)
             fresh_prototypes.append(fresh)
-            weight = (1.0, 0.5, 2.0)[number] * int((sample.key_cells >= 0).sum()) / cells_of_all
+            weight = (1.0, 0.5, 2.0)[number] * int((sample.key_patches >= 0).sum()) / patches_of_all
             patch_loss += weight * total / count
         output = method(views, draws_of_step(step), True)
         close = {"rel": 2e-4, "abs": 1e-5}
@@ -169,7 +169,7 @@ def test_steps_equal_the_simulation(changes: dict[str, object]) -> None:
         optimiser.step()
         method.after_step((step + 1) / 4)
         average.follow(0.9)
-        average.assert_equals(method.momentum_trunk, method.momentum_global_head, method.momentum_cell_heads)
+        average.assert_equals(method.momentum_trunk, method.momentum_global_head, method.momentum_patch_heads)
         for stored, fresh in ((images, fresh_images), *zip(prototypes, fresh_prototypes, strict=True)):
             for image in stored:
                 for entry in image:
@@ -190,7 +190,10 @@ def assert_queue(queue: torch.nn.Module, stored: deque[list[Entry]]) -> None:
         assert queue.groups[slot][kept].tolist() == [entry.group for entry in stored[place]]
         for key, entry in zip(queue.keys[slot][kept], stored[place], strict=True):
             torch.testing.assert_close(key.double(), entry.key, rtol=1e-4, atol=1e-5)
-            assert (int(queue.conditions[slot]), int(queue.ages[slot])) == (entry.condition, entry.age)
+            assert (int(queue.production_batches[slot]), int(queue.ages[slot])) == (
+                entry.condition,
+                entry.age,
+            )
 
 
 def own_share(batch: int, *, scale_targets: bool) -> float:
@@ -198,10 +201,10 @@ def own_share(batch: int, *, scale_targets: bool) -> float:
     method = make_method(images_per_step=batch + 1, scale_targets=scale_targets, normalise_targets=False)
     queue, views = (
         method.image_queue,
-        replace(views_of_step(0, 4, 1), conditions=torch.zeros(4, dtype=torch.int64)),
+        replace(views_of_step(0, 4, 1), production_batches=torch.zeros(4, dtype=torch.int64)),
     )
     queue.groups.zero_()
-    queue.conditions.zero_()
+    queue.production_batches.zero_()
     queue.ages.copy_(torch.arange(2).repeat_interleave(batch + 1) + 1)
     with torch.no_grad():
         q = method.global_head(method.trunk(views.query).bottleneck)
@@ -234,11 +237,16 @@ def test_unknown_production_batches_match_nothing() -> None:
     """With no relatives by production batch, decays of that kind change nothing."""
     unknown = torch.full((3,), -1)
     first, second = (
-        run(make_method(image_condition_decay=d, patch_condition_decay=d), conditions=unknown)
+        run(
+            make_method(image_production_batch_decay=d, patch_production_batch_decay=d),
+            production_batches=unknown,
+        )
         for d in (0.1, 0.9)
     )
     assert first == second
-    known = run(make_method(patch_condition_decay=0.9), conditions=torch.zeros(3, dtype=torch.int64))
+    known = run(
+        make_method(patch_production_batch_decay=0.9), production_batches=torch.zeros(3, dtype=torch.int64)
+    )
     assert known[0] == first[0] == 0.0
     assert known[1:] != first[1:]
 
@@ -275,11 +283,11 @@ def test_labels_of_unlabelled_images_never_reach_the_loss() -> None:
     assert run(make_method(), labels=labels) == run(make_method(), labels=other)
 
 
-def test_weights_of_cells_within_a_class() -> None:
-    cells = torch.tensor([[5, 7, -1, -1, 3, 4], [1, -1, 2, 3, 0, 9]])
+def test_weights_of_patches_within_a_class() -> None:
+    patches = torch.tensor([[5, 7, -1, -1, 3, 4], [1, -1, 2, 3, 0, 9]])
     classes = torch.tensor([0, 0, 1, 1, 2, 2])
     shares = torch.tensor([[1.0, 0.5, 0.0, 0.0, 0.0, 0.0], [1.0, 0.5, 1.0, 1.0, 0.9, 0.3]])
-    found = class_weights(CellSample(cells, classes, shares), 3)
+    found = class_weights(PatchSample(patches, classes, shares), 3)
     wanted = [[[2 / 3, 1 / 3], [0, 0], [0.5, 0.5]], [[1, 0], [0.5, 0.5], [0.75, 0.25]]]
     torch.testing.assert_close(found, torch.tensor(wanted), rtol=1e-4, atol=1e-4)
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pscl_hpc.config import ModelConfig, PsclSimclrConfig, ViewConfig
-from pscl_hpc.methods import PsclSimclr, Views, cell_purity
+from pscl_hpc.methods import PsclSimclr, Views, patch_purity
 from pscl_hpc.models import UNet
 from pscl_hpc.seeding import Draws
-from pscl_hpc.views import draw_geometry, paired_cells, partner_cells, warp
+from pscl_hpc.views import draw_geometry, paired_patches, partner_patches, warp
 from tests.helpers import micrograph
 
 
@@ -62,20 +62,22 @@ def test_loss_equals_the_oracle(references: int) -> None:
     views, method = make_views(4, references), make_method(scale_weights=(1.0, 0.5, 2.0))
     output = method(views, draws(7), True)
     query, key = method.trunk(views.query), method.trunk(views.key)
-    samples = method.sample_cells(views, key, draws(7))
+    samples = method.sample_patches(views, key, draws(7))
     losses = []
     for scale, sample in enumerate(samples):
         width = key.scales[scale].shape[3]
-        partners = partner_cells(views.geometry, sample.key_cells.clamp_min(0), *key.scales[scale].shape[2:])
+        partners = partner_patches(
+            views.geometry, sample.key_patches.clamp_min(0), *key.scales[scale].shape[2:]
+        )
         q, k, classes = [], [], []
         for image in range(4):
-            for template, cell in enumerate(sample.key_cells[image].tolist()):
-                if cell < 0:
+            for template, patch in enumerate(sample.key_patches[image].tolist()):
+                if patch < 0:
                     continue
                 partner = int(partners[image, template])
-                head = method.cell_heads[scale]
+                head = method.patch_heads[scale]
                 q.append(head(query.scales[scale][image, :, partner // width, partner % width]))
-                k.append(head(key.scales[scale][image, :, cell // width, cell % width]))
+                k.append(head(key.scales[scale][image, :, patch // width, patch % width]))
                 classes.append(int(sample.classes[template]))
         losses.append(nt_xent(torch.stack(q).detach(), torch.stack(k).detach(), classes, 0.5))
         assert float(output.terms[f"scale{scale}/loss"]) == pytest.approx(losses[-1], rel=1e-4)
@@ -121,7 +123,7 @@ def test_ignored_classes_and_references_without_annotation_give_no_templates(rul
     method = PsclSimclr(trunk, config, classes=3, ignored=(2,))
     views = make_views(4, 2)
     views.labels[1] = 255
-    for sample in method.sample_cells(views, trunk(views.key), draws(0)):
+    for sample in method.sample_patches(views, trunk(views.key), draws(0)):
         # Reference 0 gives the templates of the images 0 and 2, reference 1 those of 1 and 3.
         assert not bool(sample.valid[:, sample.classes == 2].any())
         assert bool(sample.valid[[0, 2]][:, sample.classes == 0].any())
@@ -131,29 +133,29 @@ def test_ignored_classes_and_references_without_annotation_give_no_templates(rul
 def test_every_image_is_searched_for_the_templates_of_its_reference() -> None:
     views, method = make_views(6, 2), make_method(templates_per_class=3)
     key = method.trunk(views.key)
-    for scale, sample in enumerate(method.sample_cells(views, key, draws(0))):
+    for scale, sample in enumerate(method.sample_patches(views, key, draws(0))):
         with torch.no_grad():
-            projected = method.cell_heads[scale](key.scales[scale].flatten(2).transpose(1, 2))
+            projected = method.patch_heads[scale](key.scales[scale].flatten(2).transpose(1, 2))
         vectors = F.normalize(projected.double(), dim=2)
-        paired = paired_cells(views.geometry, *key.scales[scale].shape[2:])
+        paired = paired_patches(views.geometry, *key.scales[scale].shape[2:])
         for image in range(2, 6):
-            own = sample.key_cells[image % 2].tolist()
+            own = sample.key_patches[image % 2].tolist()
             free = paired[image].clone()
-            for template, cell in zip(own, sample.key_cells[image].tolist(), strict=True):
-                assert (cell < 0) == (template < 0)
-                if cell >= 0:
+            for template, patch in zip(own, sample.key_patches[image].tolist(), strict=True):
+                assert (patch < 0) == (template < 0)
+                if patch >= 0:
                     similarity = vectors[image] @ vectors[image % 2, template]
-                    assert bool(free[cell]), "a cell without partner, or one that is taken"
-                    assert float(similarity[cell]) >= float(similarity[free].max()) - 1e-5
-                    free[cell] = False
+                    assert bool(free[patch]), "a patch without partner, or one that is taken"
+                    assert float(similarity[patch]) >= float(similarity[free].max()) - 1e-5
+                    free[patch] = False
 
 
 def test_purity_of_references_is_one_and_unknown_is_nan() -> None:
     views, method = make_views(4, 1), make_method()
     views.labels[3] = 255
     key = method.trunk(views.key)
-    for scale, sample in enumerate(method.sample_cells(views, key, draws(0))):
-        purity = cell_purity(views, sample, *key.scales[scale].shape[2:])
+    for scale, sample in enumerate(method.sample_patches(views, key, draws(0))):
+        purity = patch_purity(views, sample, *key.scales[scale].shape[2:])
         assert float(purity[0]) == 1.0
         assert math.isnan(float(purity[3]))
         assert bool(((purity[1:3] >= 0) & (purity[1:3] <= 1)).all())
@@ -171,24 +173,29 @@ def label_shown(views: Views, image: int, y: float, x: float) -> int:
     return int(mask[place[0], place[1]])
 
 
-def test_purity_counts_the_known_cells_by_hand() -> None:
+def test_purity_counts_the_known_patches_by_hand() -> None:
     views, method = make_views(5, 1), make_method(templates_per_class=24)
     views.labels[2, :, :20] = 255
     views.labels[3] = 255
     views.comparable[4] = False  # its classes are others, though their numbers are the same
     key = method.trunk(views.key)
-    for scale, sample in enumerate(method.sample_cells(views, key, draws(0))):
+    for scale, sample in enumerate(method.sample_patches(views, key, draws(0))):
         height, width = key.scales[scale].shape[2:]
-        purity = cell_purity(views, sample, height, width).tolist()
+        purity = patch_purity(views, sample, height, width).tolist()
         assert [math.isnan(value) for value in purity] == [False, False, False, True, True]
         for image, all_known in ((0, True), (1, True), (2, False)):
-            cells = [
-                (label_shown(views, image, (cell // width + 0.5) / height, (cell % width + 0.5) / width), own)
-                for cell, own in zip(sample.key_cells[image].tolist(), sample.classes.tolist(), strict=True)
-                if cell >= 0
+            patches = [
+                (
+                    label_shown(views, image, (patch // width + 0.5) / height, (patch % width + 0.5) / width),
+                    own,
+                )
+                for patch, own in zip(
+                    sample.key_patches[image].tolist(), sample.classes.tolist(), strict=True
+                )
+                if patch >= 0
             ]
-            known = [(found, own) for found, own in cells if found != 255]
-            assert (len(known) == len(cells)) == all_known
+            known = [(found, own) for found, own in patches if found != 255]
+            assert (len(known) == len(patches)) == all_known
             hits = sum(found == own for found, own in known)
             assert 0 < hits < len(known) or image == 0
             assert purity[image] == pytest.approx(hits / len(known))
@@ -204,10 +211,10 @@ def test_labels_of_unlabelled_images_never_reach_the_loss() -> None:
     assert torch.equal(a, b)
 
 
-def test_cells_are_taken_once() -> None:
+def test_patches_are_taken_once() -> None:
     views, method = make_views(4, 1), make_method(templates_per_class=4)
-    for sample in method.sample_cells(views, method.trunk(views.key), draws(0)):
-        for row in sample.key_cells:
+    for sample in method.sample_patches(views, method.trunk(views.key), draws(0)):
+        for row in sample.key_patches:
             taken = row[row >= 0].tolist()
             assert len(taken) == len(set(taken))
 

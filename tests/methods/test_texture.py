@@ -1,4 +1,4 @@
-"""Fixed descriptors of texture, and cells matched by them."""
+"""Fixed descriptors of texture, and patches matched by them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from pscl_hpc.config import PsclSimclrConfig
 from pscl_hpc.methods.base import Views
-from pscl_hpc.methods.cells import CellSampler
-from pscl_hpc.methods.texture import CELL_WINDOWS, texture, texture_cells
+from pscl_hpc.methods.patches import PatchSampler
+from pscl_hpc.methods.texture import PATCH_WINDOWS, texture, texture_patches
 from pscl_hpc.models import Features
 from pscl_hpc.seeding import Draws
 from pscl_hpc.views import ViewGeometry
@@ -53,21 +53,21 @@ def test_texture_is_that_of_a_loop_over_pixels(height: int, width: int, window: 
     torch.testing.assert_close(texture(image, (window,))[0].double(), wanted, atol=2e-3, rtol=1e-3)
 
 
-def test_cells_are_directions_and_an_even_image_has_none() -> None:
+def test_patches_are_directions_and_an_even_image_has_none() -> None:
     random = torch.Generator().manual_seed(1)
     images = torch.rand((2, 1, 24, 40), generator=random)
     images[1] = 0.5
-    cells = texture_cells(texture(images, CELL_WINDOWS), 6, 10)
-    assert cells.shape == (2, 60, 2 * len(CELL_WINDOWS))
-    torch.testing.assert_close(cells[0].norm(dim=-1), torch.ones(60))
-    assert bool((cells[1] == 0).all())
+    patches = texture_patches(texture(images, PATCH_WINDOWS), 6, 10)
+    assert patches.shape == (2, 60, 2 * len(PATCH_WINDOWS))
+    torch.testing.assert_close(patches[0].norm(dim=-1), torch.ones(60))
+    assert bool((patches[1] == 0).all())
 
 
 class _Zero(nn.Module):
-    """A projection that says the same of every cell: what an untrained network knows."""
+    """A projection that says the same of every patch: what an untrained network knows."""
 
-    def forward(self, cells: torch.Tensor) -> torch.Tensor:
-        return torch.ones((*cells.shape[:-1], 4))
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        return torch.ones((*patches.shape[:-1], 4))
 
 
 def _same(count: int) -> ViewGeometry:
@@ -94,40 +94,40 @@ def _phases() -> Views:
         references=1,
         labels=labels,
         comparable=torch.ones(2, dtype=torch.bool),
-        conditions=torch.full((2,), -1),
+        production_batches=torch.full((2,), -1),
     )
 
 
 def _hits(share: float) -> float:
-    """Share of the second image's sampled cells that lie in the phase of their template."""
+    """Share of the second image's sampled patches that lie in the phase of their template."""
     views = _phases()
-    sampler = CellSampler(PsclSimclrConfig(texture=share, templates_per_class=20), classes=2)
+    sampler = PatchSampler(PsclSimclrConfig(texture=share, templates_per_class=20), classes=2)
     maps = Features(torch.zeros(2, 3, 4, 4), (torch.zeros(2, 3, 32, 32),))
     [sample] = sampler(views, maps, nn.ModuleList([_Zero()]), Draws(0, 0, (0, 1), torch.device("cpu")))
-    right = sample.key_cells[1] % 32 >= 16
+    right = sample.key_patches[1] % 32 >= 16
     return float((right == (sample.classes == 1))[sample.valid[1]].float().mean())
 
 
 def test_texture_finds_phases_that_projections_do_not() -> None:
     assert _hits(0.5) > 0.9
     assert _hits(1.0) > 0.9
-    # Without it the cells are the first free ones, whatever the class.
+    # Without it the patches are the first free ones, whatever the class.
     assert _hits(0.0) < 0.8
 
 
 def test_half_texture_is_the_mean_of_both_cosines() -> None:
     views = _phases()
     random = torch.Generator().manual_seed(3)
-    cell_map = torch.randn((2, 5, 16, 16), generator=random)
-    sampler = CellSampler(PsclSimclrConfig(texture=0.5, templates_per_class=1), classes=2)
+    patch_map = torch.randn((2, 5, 16, 16), generator=random)
+    sampler = PatchSampler(PsclSimclrConfig(texture=0.5, templates_per_class=1), classes=2)
     draws = Draws(0, 0, (0, 1), torch.device("cpu"))
-    maps = Features(torch.zeros(2, 3, 4, 4), (cell_map,))
+    maps = Features(torch.zeros(2, 3, 4, 4), (patch_map,))
     [sample] = sampler(views, maps, nn.ModuleList([nn.Identity()]), draws)
-    projected = F.normalize(cell_map.double().flatten(2).transpose(1, 2), dim=-1)
-    described = texture_cells(texture(views.key, CELL_WINDOWS), 16, 16).double()
-    template = int(sample.key_cells[0, 0])
+    projected = F.normalize(patch_map.double().flatten(2).transpose(1, 2), dim=-1)
+    described = texture_patches(texture(views.key, PATCH_WINDOWS), 16, 16).double()
+    template = int(sample.key_patches[0, 0])
     similarity = sum(part[1] @ part[0, template] for part in (projected, described))
-    assert int(sample.key_cells[1, 0]) == int(torch.as_tensor(similarity).argmax())
+    assert int(sample.key_patches[1, 0]) == int(torch.as_tensor(similarity).argmax())
 
 
 def test_texture_is_refused_where_lengths_count() -> None:

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from pscl_hpc.config import ModelConfig
 from pscl_hpc.errors import UserError
 from pscl_hpc.models import (
-    CellHead,
     GlobalHead,
     ModelCard,
+    PatchHead,
     SegmentationNet,
     UNet,
     load_segmentation,
@@ -35,7 +35,7 @@ def count(*modules: nn.Module) -> int:
 def test_sizes_of_the_paper() -> None:
     """As released: trunk 2,142,016 parameters, heads 50,976, segmentation head 132."""
     trunk = UNet(ModelConfig(in_channels=3))
-    heads = [CellHead(width, hidden=128, projection=64, groups=4) for width in trunk.scale_widths]
+    heads = [PatchHead(width, hidden=128, projection=64, groups=4) for width in trunk.scale_widths]
     assert count(trunk) == 2_142_016
     assert count(*heads, GlobalHead(256, hidden=128, projection=64)) == 50_976
     assert count(SegmentationNet(trunk, 4)) - count(trunk) == 132
@@ -92,22 +92,22 @@ def test_trunk_is_the_published_network(size: tuple[int, int]) -> None:
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 
 
-def test_cell_head_equals_grouped_convolutions() -> None:
-    head = CellHead(8, hidden=12, projection=8, groups=4)
+def test_patch_head_equals_grouped_convolutions() -> None:
+    head = PatchHead(8, hidden=12, projection=8, groups=4)
     expand = nn.Conv2d(8, 8, 1, groups=4)
     project = nn.Conv2d(8, 8, 1, groups=4)
     for conv, part in ((expand, head.expand), (project, head.project)):
         conv.weight.data.copy_(part.weight.data.view_as(conv.weight))
         conv.bias.data.copy_(part.bias.data)  # type: ignore[union-attr]
-    cells = torch.rand(2, 8, 5, 6)
-    normed = head.norm(expand(cells).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    patches = torch.rand(2, 8, 5, 6)
+    normed = head.norm(expand(patches).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     expected = project(torch.relu(normed)).permute(0, 2, 3, 1)
-    torch.testing.assert_close(head(cells.permute(0, 2, 3, 1)), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(head(patches.permute(0, 2, 3, 1)), expected, atol=1e-6, rtol=1e-5)
 
 
 def test_groups_must_divide() -> None:
     with pytest.raises(ValueError, match="groups"):
-        CellHead(6, hidden=128, projection=64, groups=4)
+        PatchHead(6, hidden=128, projection=64, groups=4)
 
 
 def test_intensity_normalisation_is_part_of_the_trunk() -> None:

@@ -131,7 +131,7 @@ def test_times_that_make_no_sense_are_refused(monkeypatch: pytest.MonkeyPatch) -
 def test_rates_are_measured_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock(monkeypatch, 1.0, 1.5)
     found = measure_rates(tiny(), [2, 4])
-    # Image rows and the cells of two scales: one and 3 classes x (4, 8) templates for each image and reference.
+    # Image rows and the patches of two scales: one and 3 classes x (4, 8) templates for each image and reference.
     assert [c.pairs_per_image for c in found.contrasts] == pytest.approx([1, 12, 24])
     assert [c.pairs_fixed for c in found.contrasts] == pytest.approx([1, 12, 24])
     assert (found.step_fixed, found.step_per_image) == pytest.approx((0.5, 0.25))

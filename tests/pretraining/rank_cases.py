@@ -10,7 +10,7 @@ from typing import Any
 _REFERENCE = {"ids": ["alloy/0", "alloy/1"], "per_batch": 2}
 _PSCL = {"name": "pscl-simclr", "reference": _REFERENCE, "templates_per_class": 2}
 _CORE = {"name": "core", "corruption": {"block": [6, 12]}}
-_CLUSTERED = {"name": "pscl-clustered", "clusters": 3, "templates_per_class": 2, "cells_per_image": 100}
+_CLUSTERED = {"name": "pscl-clustered", "clusters": 3, "templates_per_class": 2, "patches_per_image": 100}
 
 CASES: dict[str, dict[str, Any]] = {
     "simclr": {"method": {"name": "simclr"}},
@@ -39,7 +39,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "core": {"method": _CORE},
     "core, accumulation": {"method": _CORE, "batch_size": 8, "accumulate": 2},
-    "ideal": {"method": {"name": "ideal", "cells_per_image": 8, "projection": 8, "global_weight": 0.5}},
+    "ideal": {"method": {"name": "ideal", "patches_per_image": 8, "projection": 8, "global_weight": 0.5}},
     "ideal, feature": {"method": {"name": "ideal", "correspondence": "feature", "projection": 8}},
     "pscl-clustered": {"method": _CLUSTERED},
     "pscl-clustered, accumulation": {"method": _CLUSTERED, "batch_size": 8, "accumulate": 2},

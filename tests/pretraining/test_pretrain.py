@@ -34,7 +34,7 @@ def test_run_folder_holds_what_is_promised(archive: Path, tmp_path: Path) -> Non
     with np.load(folder.path / "inspection.npz", allow_pickle=False) as pictures:
         assert pictures["images"].shape[1:] == (32, 32)
         assert pictures["pca2"].shape[1:] == (32, 32, 3)
-        assert pictures["cells0"].shape[1:] == (6, 2)
+        assert pictures["patches0"].shape[1:] == (6, 2)
     record = json.loads((folder.path / "run.json").read_text())
     assert record["status"] == "done"
     assert record["attempts"][0]["versions"]["torch"]
@@ -83,7 +83,7 @@ def test_simclr_needs_no_annotation(archive: Path, tmp_path: Path) -> None:
     assert isinstance(config, PretrainConfig)
     folder = pretrain(config)
     with np.load(folder.path / "inspection.npz", allow_pickle=False) as pictures:
-        assert "cells0" not in pictures
+        assert "patches0" not in pictures
         assert pictures["references"] == 0
 
 

@@ -209,7 +209,7 @@ def write_inspection(path: Path, alloy: Alloy, *, count: int = 4, **changes: Any
         per_class = 4 * 2**scale
         grid = labels[:, stride // 2 :: stride, stride // 2 :: stride]
         classes = np.repeat(np.arange(4), per_class)
-        cells = np.full((len(names), len(classes), 2), -1, np.int32)
+        patches = np.full((len(names), len(classes), 2), -1, np.int32)
         hits = np.zeros((len(names), len(classes)))
         for image in range(len(names)):
             for place, wanted in enumerate(classes):
@@ -217,9 +217,9 @@ def write_inspection(path: Path, alloy: Alloy, *, count: int = 4, **changes: Any
                 rows, columns = np.nonzero(np.ones_like(grid[image]) if loose else grid[image] == wanted)
                 if len(rows):
                     pick = rng.integers(len(rows))
-                    cells[image, place] = rows[pick], columns[pick]
+                    patches[image, place] = rows[pick], columns[pick]
                     hits[image, place] = grid[image][rows[pick], columns[pick]] == wanted
-        taken = (cells >= 0).all(axis=2)
+        taken = (patches >= 0).all(axis=2)
         colours = np.array([[70, 90, 160], [230, 150, 60], [90, 200, 120], [240, 230, 240]], np.float64)
         noisy = colours[grid] + rng.normal(0, 22, (*grid.shape, 3))
         if scale == 2:
@@ -227,7 +227,7 @@ def write_inspection(path: Path, alloy: Alloy, *, count: int = 4, **changes: Any
         purity = (hits * taken).sum(axis=1) / np.maximum(1, taken.sum(axis=1))
         purity[-1] = np.nan
         arrays |= {
-            f"cells{scale}": cells,
+            f"patches{scale}": patches,
             f"grid{scale}": np.array(grid.shape[1:], np.int32),
             f"class{scale}": classes.astype(np.int32),
             f"purity{scale}": purity.astype(np.float32),

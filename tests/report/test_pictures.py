@@ -1,4 +1,4 @@
-"""Pictures show what they claim: cells where they lie, classes in their colours, errors by their kind."""
+"""Pictures show what they claim: patches where they lie, classes in their colours, errors by their kind."""
 
 from __future__ import annotations
 
@@ -99,15 +99,15 @@ def test_right_pixels_show_the_micrograph_and_the_others_their_kind(channels: tu
         assert tuple(shown[place]) == ERROR_COLOURS[errors[place]]
 
 
-def test_markers_lie_on_the_centres_of_their_cells(tmp_path: Path, alloy: Alloy) -> None:
-    cells = np.full((4, 2, 2), -1, np.int32)
-    cells[0, 0] = (10, 20)
+def test_markers_lie_on_the_centres_of_their_patches(tmp_path: Path, alloy: Alloy) -> None:
+    patches = np.full((4, 2, 2), -1, np.int32)
+    patches[0, 0] = (10, 20)
     path = tmp_path / "inspection.npz"
-    write_inspection(path, alloy, cells0=cells, class0=np.array([2, 1], np.int32))
+    write_inspection(path, alloy, patches0=patches, class0=np.array([2, 1], np.int32))
     figure = image_figures(read_inspection(path))[0]
     (group,) = figure.scales[0].markers
     assert (group.style.name, len(group.paths)) == ("particle", 1)
-    # 200 x 240 pixels on a grid of 50 x 60: cells of 4 pixels; the diamond's path begins at its top corner.
+    # 200 x 240 pixels on a grid of 50 x 60: patches of 4 pixels; the diamond's path begins at its top corner.
     x, y = (float(value) for value in re.match(r"M([\d.]+) ([\d.]+)l", group.paths[0]).groups())  # type: ignore[union-attr]
     radius = 240 / 70
     assert x == pytest.approx(20.5 * 4, abs=0.06)

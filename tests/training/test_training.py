@@ -87,7 +87,7 @@ def test_random_streams_depend_on_every_part_of_the_key() -> None:
 
 
 def test_draws_of_an_image_depend_on_seed_purpose_pass_and_place() -> None:
-    def numbers(draws: Draws, purpose: str = "cells") -> list[list[float]]:
+    def numbers(draws: Draws, purpose: str = "patches") -> list[list[float]]:
         return [
             torch.rand(2, generator=each).tolist() for each in draws.each(purpose, range(len(draws.slots)))
         ]

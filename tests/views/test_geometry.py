@@ -13,8 +13,8 @@ from pscl_hpc.views import (
     ViewGeometry,
     class_shares,
     draw_geometry,
-    paired_cells,
-    partner_cells,
+    paired_patches,
+    partner_patches,
     view_to_source,
     warp,
 )
@@ -55,17 +55,17 @@ def test_partners_equal_index_tables(g: ViewGeometry, height: int, width: int) -
     rows, cols = table_q.shape
     i = torch.arange(rows) * height // rows
     j = torch.arange(cols) * width // cols
-    # A turned wide grid can have more rows than the grid has: then a cell stands for several, and the last wins.
+    # A turned wide grid can have more rows than the grid has: then a patch stands for several, and the last wins.
     expected = {int(i[a]) * width + int(j[b]): set() for a in range(rows) for b in range(cols)}  # type: ignore[var-annotated]
     for a in range(rows):
         for b in range(cols):
             expected[int(i[a]) * width + int(j[b])].add(int(table_q[a, b]))
-    paired = paired_cells(g, height, width)[0]
+    paired = paired_patches(g, height, width)[0]
     assert set(paired.nonzero().flatten().tolist()) == set(expected)
-    cells = torch.tensor([sorted(expected)])
-    partners = partner_cells(g, cells, height, width)[0].tolist()
-    for cell, partner in zip(cells[0].tolist(), partners, strict=True):
-        assert partner in expected[cell]
+    patches = torch.tensor([sorted(expected)])
+    partners = partner_patches(g, patches, height, width)[0].tolist()
+    for patch, partner in zip(patches[0].tolist(), partners, strict=True):
+        assert partner in expected[patch]
 
 
 @settings(deadline=None, max_examples=40)
@@ -85,32 +85,32 @@ def test_warp_equals_flip_turn_crop_resize(g: ViewGeometry, height: int, width: 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3])
 def test_class_shares_equal_resize(antialias: bool, turns: int) -> None:
     g = geometry(True, turns, 0.05, 0.02, 0.85, 0.9)
-    size, cells = 64, 16
+    size, patches = 64, 16
     labels = F.one_hot(torch.randint(0, 3, (1, size, size), generator=torch.Generator().manual_seed(1)), 3)
     labels = labels.permute(0, 3, 1, 2).double()
-    crop = crop_on_grid(g, cells, cells)
+    crop = crop_on_grid(g, patches, patches)
     rows, cols = int(crop.rows[0]), int(crop.cols[0])
     resized = F.interpolate(
         labels, size=(rows, cols), mode="bilinear", antialias=antialias, align_corners=False
     )
-    shares = class_shares(labels, g, cells, cells, antialias=antialias)
-    i, j = torch.arange(rows) * cells // rows, torch.arange(cols) * cells // cols
+    shares = class_shares(labels, g, patches, patches, antialias=antialias)
+    i, j = torch.arange(rows) * patches // rows, torch.arange(cols) * patches // cols
     torch.testing.assert_close(shares[:, :, i][:, :, :, j], resized, atol=1e-9, rtol=0)
 
 
-def test_pairing_error_is_below_one_cell() -> None:
-    """Paired cells show the same material: their centres are less than a cell apart in the image."""
+def test_pairing_error_is_below_one_patch() -> None:
+    """Paired patches show the same material: their centres are less than a patch apart in the image."""
     config = ViewConfig(size=(376, 376))
     g = draw_geometry(60, config, torch.Generator().manual_seed(0))
-    for cells in (94, 188, 376):
-        stride = 376 / cells
-        paired = paired_cells(g, cells, cells)
-        every = torch.arange(cells * cells).expand(len(g), -1)
-        partner = partner_cells(g, every, cells, cells)
-        rows, cols = (every // cells + 0.5) * stride - 0.5, (every % cells + 0.5) * stride - 0.5
+    for patches in (94, 188, 376):
+        stride = 376 / patches
+        paired = paired_patches(g, patches, patches)
+        every = torch.arange(patches * patches).expand(len(g), -1)
+        partner = partner_patches(g, every, patches, patches)
+        rows, cols = (every // patches + 0.5) * stride - 0.5, (every % patches + 0.5) * stride - 0.5
         y, x = view_to_source(g, rows.double(), cols.double(), 376, 376)
-        error_y = (y - ((partner // cells + 0.5) * stride - 0.5)).abs() / stride
-        error_x = (x - ((partner % cells + 0.5) * stride - 0.5)).abs() / stride
+        error_y = (y - ((partner // patches + 0.5) * stride - 0.5)).abs() / stride
+        error_x = (x - ((partner % patches + 0.5) * stride - 0.5)).abs() / stride
         worst = torch.maximum(error_y, error_x)[paired].max()
         assert worst < 1.0
 

@@ -28,20 +28,20 @@ from pscl_kernels import sample_similar
 )
 def test_sampling_is_greedy(dtype: torch.dtype, batch: int, count: int, places: int, width: int) -> None:
     torch.manual_seed(places)
-    cells = torch.randn(batch, places, width, device=DEVICE).to(dtype)
+    patches = torch.randn(batch, places, width, device=DEVICE).to(dtype)
     spread = torch.randn(1, width, device=DEVICE) + 0.3 * torch.randn(count, width, device=DEVICE)
     templates = spread.to(dtype)
     valid = torch.rand(batch, places, device=DEVICE) < 0.9
-    taken = sample_similar(templates, cells, valid, backend="triton")
-    t, c = (torch.nn.functional.normalize(x.double(), dim=-1) for x in (templates, cells))
+    taken = sample_similar(templates, patches, valid, backend="triton")
+    t, c = (torch.nn.functional.normalize(x.double(), dim=-1) for x in (templates, patches))
     free = valid.clone()
     for m in range(count):
         similarity = (c @ t[m]).masked_fill(~free, -math.inf)
-        cell = taken[:, m]
-        assert torch.equal(cell < 0, ~free.any(1))
-        index = cell.clamp_min(0).unsqueeze(1)
+        patch = taken[:, m]
+        assert torch.equal(patch < 0, ~free.any(1))
+        index = patch.clamp_min(0).unsqueeze(1)
         own, best = similarity.gather(1, index).squeeze(1), similarity.amax(1)
-        assert ((own >= best - 5e-6) | (cell < 0)).all()
+        assert ((own >= best - 5e-6) | (patch < 0)).all()
         free.scatter_(1, index, False)
 
 
@@ -51,32 +51,32 @@ def test_copies_are_taken_in_order_of_index(dtype: torch.dtype) -> None:
     made = torch.randn(kinds, 24, device=DEVICE)
     if INTERPRETED:
         made = (3 * made).round()  # numpy's products of equal rows differ by rounding
-    cells = made.to(dtype).repeat(copies, 1)[None]
-    taken = sample_similar(cells[0, :kinds].repeat(copies // 2, 1), cells, backend="triton")[0]
+    patches = made.to(dtype).repeat(copies, 1)[None]
+    taken = sample_similar(patches[0, :kinds].repeat(copies // 2, 1), patches, backend="triton")[0]
     assert torch.equal(taken.cpu(), torch.arange(kinds * (copies // 2)))
 
 
 @gpu_only
 def test_no_synchronisation() -> None:
-    cells = torch.randn(4, 1000, 64, device=DEVICE)
+    patches = torch.randn(4, 1000, 64, device=DEVICE)
     valid = torch.rand(4, 1000, device=DEVICE) < 0.9
     for backend in ("triton", "chunked"):
-        sample_similar(cells[0, :20], cells, valid, backend=backend)
+        sample_similar(patches[0, :20], patches, valid, backend=backend)
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            sample_similar(cells[0, :20], cells, valid, backend=backend)
+            sample_similar(patches[0, :20], patches, valid, backend=backend)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
 
 @gpu_only
 def test_cuda_graph() -> None:
-    cells = torch.randn(4, 1000, 64, device=DEVICE)
+    patches = torch.randn(4, 1000, 64, device=DEVICE)
     valid = torch.rand(4, 1000, device=DEVICE) < 0.9
 
     def sample() -> torch.Tensor:
-        return sample_similar(cells[0, :20], cells, valid, backend="triton")
+        return sample_similar(patches[0, :20], patches, valid, backend="triton")
 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -86,6 +86,6 @@ def test_cuda_graph() -> None:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = sample()
-    cells.copy_(torch.randn_like(cells))
+    patches.copy_(torch.randn_like(patches))
     graph.replay()
     assert torch.equal(captured, sample())

@@ -21,11 +21,11 @@ from bench.gpu.shapes import (
     LossShape,
     QueueShape,
     SamplingShape,
-    cells_of,
     grouping,
     loss_shapes,
     name_of,
     pairs,
+    patches_of,
     queue_shapes,
     queued,
     sampling_shapes,
@@ -170,14 +170,14 @@ def _queue(peer: Peer, call: Any, shape: QueueShape, setting: Setting) -> dict[s
 
 
 def _top1(call: Any, shape: SamplingShape, setting: Setting) -> dict[str, Any]:
-    templates, cells = (torch.nn.functional.normalize(x, dim=-1) for x in cells_of(setting, shape))
+    templates, patches = (torch.nn.functional.normalize(x, dim=-1) for x in patches_of(setting, shape))
     own = templates.expand(shape.batch, -1, -1)
-    found = call(own[:1], cells[:1])[0]
-    similarity = templates.double() @ cells[0].double().T
+    found = call(own[:1], patches[:1])[0]
+    similarity = templates.double() @ patches[0].double().T
     behind = float((similarity.amax(1) - similarity.gather(1, found[:, None]).squeeze(1)).max())
     if behind > LOSS_ERROR:
         return {"failed": "not correct", "similarity_error": behind}
-    return {"similarity_error": behind, timing.FORWARD: measure(setting, lambda: call(own, cells))}
+    return {"similarity_error": behind, timing.FORWARD: measure(setting, lambda: call(own, patches))}
 
 
 def _wrong(found: dict[str, float]) -> bool:

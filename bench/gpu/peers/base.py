@@ -19,7 +19,7 @@ Queue = Callable[[Tensor, Tensor, Tensor], Tensor]
 """q, k (N, D), unit queue (Q, D) -> mean loss, 0-d."""
 
 Top = Callable[[Tensor, Tensor], Tensor]
-"""Unit templates (B, T, D), unit cells (B, P, D) -> (B, T) most similar cell of each template."""
+"""Unit templates (B, T, D), unit patches (B, P, D) -> (B, T) most similar patch of each template."""
 
 
 class Peer(NamedTuple):

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="import-not-found"
-"""flash-kmeans: its assignment of points to centroids is the best cell of each template, without exclusion."""
+"""flash-kmeans: its assignment of points to centroids is the best patch of each template, without exclusion."""
 
 from torch import Tensor
 
@@ -10,8 +10,8 @@ from bench.gpu.setting import Setting
 def top1(setting: Setting, temperature: float) -> Top:
     from flash_kmeans.assign_euclid_triton import cosine_assign_triton
 
-    def call(templates: Tensor, cells: Tensor) -> Tensor:
-        found: Tensor = cosine_assign_triton(templates.contiguous(), cells)
+    def call(templates: Tensor, patches: Tensor) -> Tensor:
+        found: Tensor = cosine_assign_triton(templates.contiguous(), patches)
         return found.long()
 
     return call
@@ -23,7 +23,7 @@ PEERS = (
         "flash-kmeans",
         "top1",
         top1,
-        differs="no exclusion: the best cell of each template alone",
+        differs="no exclusion: the best patch of each template alone",
         needs_gpu=True,
     ),
 )

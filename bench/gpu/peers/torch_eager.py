@@ -36,8 +36,8 @@ def queue(setting: Setting, temperature: float) -> Queue:
 
 
 def top1(setting: Setting, temperature: float) -> Top:
-    def call(templates: Tensor, cells: Tensor) -> Tensor:
-        return (templates @ cells.transpose(1, 2)).argmax(2)
+    def call(templates: Tensor, patches: Tensor) -> Tensor:
+        return (templates @ patches.transpose(1, 2)).argmax(2)
 
     return call
 
@@ -45,5 +45,7 @@ def top1(setting: Setting, temperature: float) -> Top:
 PEERS = (
     Peer("torch, eager", "torch", "loss", loss, groups=True),
     Peer("torch, eager", "torch", "queue", queue),
-    Peer("torch, eager", "torch", "top1", top1, differs="no exclusion: the best cell of each template alone"),
+    Peer(
+        "torch, eager", "torch", "top1", top1, differs="no exclusion: the best patch of each template alone"
+    ),
 )

@@ -1,4 +1,4 @@
-"""Greedy similarity sampling of cells without replacement."""
+"""Greedy similarity sampling of patches without replacement."""
 
 from pscl_kernels.sample_similar.interface import sample_similar
 

@@ -1,9 +1,9 @@
 """Similarity sampling on CPUs with bfloat16 products, several times as fast there as float32 ones, yet exact.
 
-A first pass computes all similarities from bfloat16 roundings and keeps, for each template and tile of `TILE` cells,
+A first pass computes all similarities from bfloat16 roundings and keeps, for each template and tile of `TILE` patches,
 the greatest: the true one is not more than `SLACK` away. Each template then computes the similarities of the tiles with
-the greatest such values, in full precision, until no other tile can hold its cell. Where similarities are so alike that
-this takes many steps, as among cells that are nearly the same, it is given up for the exact pass of `chunked`.
+the greatest such values, in full precision, until no other tile can hold its patch. Where similarities are so alike that
+this takes many steps, as among patches that are nearly the same, it is given up for the exact pass of `chunked`.
 """
 
 import functools
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 TILE = 64
-"""Cells per tile."""
+"""Patches per tile."""
 
 TILES_PER_STEP = 2
 """Tiles per image whose similarities a template computes at a time."""
@@ -21,8 +21,8 @@ TILES_PER_STEP = 2
 STEPS_PER_TEMPLATE = 4
 """Steps, on average over the templates, after which to give up."""
 
-CHUNK_CELLS = 1280
-"""Cells of one image whose similarities the first pass holds at a time."""
+CHUNK_PATCHES = 1280
+"""Patches of one image whose similarities the first pass holds at a time."""
 
 SLACK = 2**-7
 """Bound on the error of a similarity in [-1, 1]: three roundings to bfloat16, 2^-9 each, and those of float32 sums."""
@@ -37,15 +37,15 @@ def is_fast() -> bool:
     )
 
 
-def sample_similar(t: Tensor, cells: Tensor, valid: Tensor | None) -> Tensor | None:
-    """(B, T) int64 cells of `interface.sample_similar`, or None where it would take too many steps.
+def sample_similar(t: Tensor, patches: Tensor, valid: Tensor | None) -> Tensor | None:
+    """(B, T) int64 patches of `interface.sample_similar`, or None where it would take too many steps.
 
-    t: (B, T, D) unit templates in the dtype of the computation; cells (B, P, D); valid (B, P) or None.
+    t: (B, T, D) unit templates in the dtype of the computation; patches (B, P, D); valid (B, P) or None.
     """
     batch, count, _ = t.shape
-    bounds = _bounds(t, cells, valid)
+    bounds = _bounds(t, patches, valid)
     taken = torch.full((batch, count), -1, dtype=torch.int64)
-    free = torch.ones(cells.shape[:2], dtype=torch.bool) if valid is None else valid.clone()
+    free = torch.ones(patches.shape[:2], dtype=torch.bool) if valid is None else valid.clone()
     budget = STEPS_PER_TEMPLATE * count
     for m in range(count):
         bound = bounds[:, m].float()
@@ -59,32 +59,32 @@ def sample_similar(t: Tensor, cells: Tensor, valid: Tensor | None) -> Tensor | N
                 return None
             budget -= 1
             bound.scatter_(1, tile, -math.inf)
-            value, cell = _best(t[:, m], cells, free, tile)
-            better = (value > best) | ((value == best) & (cell < choice))
-            best, choice = torch.where(better, value, best), torch.where(better, cell, choice)
+            value, patch = _best(t[:, m], patches, free, tile)
+            better = (value > best) | ((value == best) & (patch < choice))
+            best, choice = torch.where(better, value, best), torch.where(better, patch, choice)
         taken[:, m] = choice
         chosen = choice.clamp_min(0).unsqueeze(1)
         free.scatter_(1, chosen, free.gather(1, chosen).logical_and_(choice.unsqueeze(1) < 0))
     return taken
 
 
-def _bounds(t: Tensor, cells: Tensor, valid: Tensor | None) -> Tensor:
-    """(B, T, tiles) greatest similarity among the valid cells of each tile, bfloat16, to `SLACK`; NaN as infinity."""
-    batch, places, width = cells.shape
+def _bounds(t: Tensor, patches: Tensor, valid: Tensor | None) -> Tensor:
+    """(B, T, tiles) greatest similarity among the valid patches of each tile, bfloat16, to `SLACK`; NaN as infinity."""
+    batch, places, width = patches.shape
     count, tiles = t.shape[1], -(-places // TILE)
     bounds = torch.empty((batch, count, tiles), dtype=torch.bfloat16)
-    unit = torch.empty((CHUNK_CELLS, width), dtype=torch.bfloat16)
-    product = torch.empty((CHUNK_CELLS, count), dtype=torch.bfloat16)
+    unit = torch.empty((CHUNK_PATCHES, width), dtype=torch.bfloat16)
+    product = torch.empty((CHUNK_PATCHES, count), dtype=torch.bfloat16)
     for image in range(batch):
         templates = t[image].bfloat16().T.contiguous()
-        for first in range(0, places, CHUNK_CELLS):
-            x = cells[image, first : first + CHUNK_CELLS]
+        for first in range(0, places, CHUNK_PATCHES):
+            x = patches[image, first : first + CHUNK_PATCHES]
             x = x if x.dtype in (torch.float32, torch.float64) else x.float()
             number, whole = len(x), -(-len(x) // TILE)
             torch.mul(x, _inverse_norm(x), out=unit[:number])
             torch.mm(unit[:number], templates, out=product[:number])
             if valid is not None:
-                unusable = ~valid[image, first : first + CHUNK_CELLS].unsqueeze(1)
+                unusable = ~valid[image, first : first + CHUNK_PATCHES].unsqueeze(1)
                 product[:number].masked_fill_(unusable, -math.inf)
             product[number : whole * TILE] = -math.inf
             greatest = product[: whole * TILE].view(whole, TILE, count).amax(1)
@@ -92,26 +92,26 @@ def _bounds(t: Tensor, cells: Tensor, valid: Tensor | None) -> Tensor:
     return bounds.masked_fill_(bounds.isnan(), math.inf)
 
 
-def _best(template: Tensor, cells: Tensor, free: Tensor, tile: Tensor) -> tuple[Tensor, Tensor]:
-    """Greatest exact similarity, (B,), of one template per image, (B, D), among the free cells (B, P) of tiles (B, K).
+def _best(template: Tensor, patches: Tensor, free: Tensor, tile: Tensor) -> tuple[Tensor, Tensor]:
+    """Greatest exact similarity, (B,), of one template per image, (B, D), among the free patches (B, P) of tiles (B, K).
 
-    With it the first cell, (B,), that has it. NaN counts as infinity.
+    With it the first patch, (B,), that has it. NaN counts as infinity.
     """
-    batch, places, width = cells.shape
+    batch, places, width = patches.shape
     # Ascending, so that the first of equals has the lowest index.
     place = (tile.sort(1).values.unsqueeze(2) * TILE + torch.arange(TILE)).view(batch, -1)
     usable = place < places
     place.clamp_max_(places - 1)
     usable.logical_and_(free.gather(1, place))
     image = torch.arange(batch).unsqueeze(1)
-    if cells.is_contiguous():
-        everywhere = cells.view(batch * places, width)
+    if patches.is_contiguous():
+        everywhere = patches.view(batch * places, width)
         x = everywhere.index_select(0, (place + image * places).view(-1)).view(*place.shape, width)
     else:
-        x = cells[image, place]
+        x = patches[image, place]
     x = x.to(template.dtype)
     inverse = _inverse_norm(x)
-    # A sum over each row by itself: equal cells have equal bits. x is a copy.
+    # A sum over each row by itself: equal patches have equal bits. x is a copy.
     similarity = x.mul_(template.unsqueeze(1)).sum(2, keepdim=True).mul_(inverse).squeeze(2)
     similarity = similarity.nan_to_num_(nan=math.inf, posinf=math.inf).masked_fill_(~usable, -math.inf)
     value, offset = similarity.max(1)

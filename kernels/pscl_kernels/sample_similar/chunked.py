@@ -1,8 +1,8 @@
 """Similarity sampling without the matrix of similarities, for any device that torch runs on.
 
-A first pass over the cells keeps, for each template and each tile of `TILE` cells, the greatest similarity. Then each
+A first pass over the patches keeps, for each template and each tile of `TILE` patches, the greatest similarity. Then each
 template, in order and for all images at once, goes to the tile with the greatest value, computes the
-similarities of that one tile again, takes the best free cell, and renews the tile's values without it. No step depends
+similarities of that one tile again, takes the best free patch, and renews the tile's values without it. No step depends
 on a value, so that an accelerator never makes the host wait. CPUs with fast bfloat16 products do less (`bounded`).
 """
 
@@ -14,55 +14,55 @@ from torch import Tensor
 from pscl_kernels.sample_similar import bounded
 
 TILE = 128
-"""Cells per tile: the memory of the first pass against the work of the second."""
+"""Patches per tile: the memory of the first pass against the work of the second."""
 
-CHUNK_CELLS = 1024
-"""Cells, over all images, whose similarities the first pass holds at a time (one tile per image at least)."""
+CHUNK_PATCHES = 1024
+"""Patches, over all images, whose similarities the first pass holds at a time (one tile per image at least)."""
 
 ALIGNMENT = 16
-"""Templates are padded to a multiple of this. Matrix products of one such width give a cell the same bits wherever it
-lies and however many cells go along, so that both passes agree and copies of a cell tie."""
+"""Templates are padded to a multiple of this. Matrix products of one such width give a patch the same bits wherever it
+lies and however many patches go along, so that both passes agree and copies of a patch tie."""
 
 
 @torch.library.custom_op("pscl_kernels::sample_similar_chunked", mutates_args=())
-def sample_similar(templates: Tensor, cells: Tensor, valid: Tensor | None) -> Tensor:
-    """(B, T) int64 cells of `interface.sample_similar`."""
-    batch, places, _ = cells.shape
+def sample_similar(templates: Tensor, patches: Tensor, valid: Tensor | None) -> Tensor:
+    """(B, T) int64 patches of `interface.sample_similar`."""
+    batch, places, _ = patches.shape
     count = templates.shape[-2]
-    taken = torch.full((batch, count), -1, dtype=torch.int64, device=cells.device)
+    taken = torch.full((batch, count), -1, dtype=torch.int64, device=patches.device)
     if taken.numel() == 0 or places == 0:
         return taken
-    with torch.no_grad(), torch.autocast(cells.device.type, enabled=False):
+    with torch.no_grad(), torch.autocast(patches.device.type, enabled=False):
         t = _computed(templates)
         t = t / torch.linalg.vector_norm(t, dim=-1, keepdim=True).clamp_min_(1e-8)
-        if cells.device.type == "cpu" and bounded.is_fast():
-            found = bounded.sample_similar(t.expand(batch, count, -1), cells, valid)
+        if patches.device.type == "cpu" and bounded.is_fast():
+            found = bounded.sample_similar(t.expand(batch, count, -1), patches, valid)
             if found is not None:
                 return found
         t = torch.nn.functional.pad(t, (0, 0, 0, -count % ALIGNMENT))
         t = t.transpose(-1, -2).contiguous().expand(batch, -1, t.shape[-2])
-        best = _tile_maxima(t, cells, valid)
+        best = _tile_maxima(t, patches, valid)
 
         for m in range(count):
-            _choose(m, taken, best, t, cells, valid)
+            _choose(m, taken, best, t, patches, valid)
     return taken
 
 
 @sample_similar.register_fake
-def _(templates: Tensor, cells: Tensor, valid: Tensor | None) -> Tensor:
-    return cells.new_empty((cells.shape[0], templates.shape[-2]), dtype=torch.int64)
+def _(templates: Tensor, patches: Tensor, valid: Tensor | None) -> Tensor:
+    return patches.new_empty((patches.shape[0], templates.shape[-2]), dtype=torch.int64)
 
 
-def _choose(m: int, taken: Tensor, best: Tensor, t: Tensor, cells: Tensor, valid: Tensor | None) -> None:
+def _choose(m: int, taken: Tensor, best: Tensor, t: Tensor, patches: Tensor, valid: Tensor | None) -> None:
     """Write the choice of template m into `taken` (B, T), and take it out of the tile values `best` (B, tiles, T)."""
-    image = torch.arange(len(cells), device=cells.device)
+    image = torch.arange(len(patches), device=patches.device)
     tile = best[:, :, m].argmax(1)
-    index = tile.mul(TILE).unsqueeze(1) + torch.arange(TILE, device=cells.device)
-    inside = index.clamp_max(cells.shape[1] - 1)
-    excluded = (index.unsqueeze(2) == taken.unsqueeze(1)).any(2).logical_or_(index >= cells.shape[1])
+    index = tile.mul(TILE).unsqueeze(1) + torch.arange(TILE, device=patches.device)
+    inside = index.clamp_max(patches.shape[1] - 1)
+    excluded = (index.unsqueeze(2) == taken.unsqueeze(1)).any(2).logical_or_(index >= patches.shape[1])
     if valid is not None:
         excluded.logical_or_(~valid[image.unsqueeze(1), inside])
-    similarity = _similarities(t, cells[image.unsqueeze(1), inside])
+    similarity = _similarities(t, patches[image.unsqueeze(1), inside])
     similarity.masked_fill_(excluded.unsqueeze(2), -math.inf)
     value, offset = similarity[:, :, m].max(1)
     taken[:, m] = torch.where(value == -math.inf, -1, inside[image, offset])
@@ -74,23 +74,23 @@ def _computed(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _similarities(t: Tensor, cells: Tensor) -> Tensor:
-    """(B, cells, T) cosines of unit templates t (B, D, T) and cells (B, cells, D)."""
-    x = _computed(cells)
+def _similarities(t: Tensor, patches: Tensor) -> Tensor:
+    """(B, patches, T) cosines of unit templates t (B, D, T) and patches (B, patches, D)."""
+    x = _computed(patches)
     inverse = torch.linalg.vector_norm(x, dim=2, keepdim=True).clamp_min_(1e-8).reciprocal_()
     return torch.bmm(x, t).mul_(inverse)
 
 
-def _tile_maxima(t: Tensor, cells: Tensor, valid: Tensor | None) -> Tensor:
-    """(B, tiles, T) greatest similarity of each template among the valid cells of each tile."""
-    batch, places, _ = cells.shape
+def _tile_maxima(t: Tensor, patches: Tensor, valid: Tensor | None) -> Tensor:
+    """(B, tiles, T) greatest similarity of each template among the valid patches of each tile."""
+    batch, places, _ = patches.shape
     tiles, count = -(-places // TILE), t.shape[2]
     best = t.new_empty((batch, tiles, count))
-    step = max(1, CHUNK_CELLS // (TILE * batch))
+    step = max(1, CHUNK_PATCHES // (TILE * batch))
     for first in range(0, tiles, step):
         last = min(first + step, tiles)
         span = slice(first * TILE, min(last * TILE, places))
-        similarity = _similarities(t, cells[:, span])
+        similarity = _similarities(t, patches[:, span])
         if valid is not None:
             similarity.masked_fill_(~valid[:, span].unsqueeze(2), -math.inf)
         missing = (last - first) * TILE - similarity.shape[1]

@@ -9,23 +9,23 @@ import torch
 from torch import Tensor
 
 
-def sample_similar(templates: Tensor, cells: Tensor, valid: Tensor | None) -> Tensor:
-    """(B, T) int64 cells of `interface.sample_similar`."""
-    batch, places, _ = cells.shape
-    t, c = _unit(templates.double()), _unit(cells.double())
+def sample_similar(templates: Tensor, patches: Tensor, valid: Tensor | None) -> Tensor:
+    """(B, T) int64 patches of `interface.sample_similar`."""
+    batch, places, _ = patches.shape
+    t, c = _unit(templates.double()), _unit(patches.double())
     similarity = torch.einsum("btd,bpd->btp", t.expand(batch, *t.shape[-2:]), c)
-    taken = torch.full((batch, similarity.shape[1]), -1, dtype=torch.int64, device=cells.device)
+    taken = torch.full((batch, similarity.shape[1]), -1, dtype=torch.int64, device=patches.device)
     for image in range(batch):
         free = (
-            torch.ones(places, dtype=torch.bool, device=cells.device)
+            torch.ones(places, dtype=torch.bool, device=patches.device)
             if valid is None
             else valid[image].clone()
         )
         for template in range(similarity.shape[1]):
             if free.any():
-                cell = similarity[image, template].masked_fill(~free, -math.inf).argmax()
-                taken[image, template] = cell
-                free[cell] = False
+                patch = similarity[image, template].masked_fill(~free, -math.inf).argmax()
+                taken[image, template] = patch
+                free[patch] = False
     return taken
 
 

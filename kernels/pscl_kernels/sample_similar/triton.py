@@ -1,12 +1,12 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, no-any-return"
 """Similarity sampling in two Triton kernels.
 
-`_tile_maxima` reads the cells once and keeps, for each template and tile of `TILE` cells, the greatest similarity.
+`_tile_maxima` reads the patches once and keeps, for each template and tile of `TILE` patches, the greatest similarity.
 `_greedy`, one program per image, then serves the templates in order: it goes to the best tile, computes that tile's
-similarities again, takes the best free cell and renews the tile's maxima without it. Both kernels compute
+similarities again, takes the best free patch and renews the tile's maxima without it. Both kernels compute
 a tile by the same function, so that they agree to the last bit.
 
-Similarities are dot products with the raw templates over the norm of the cell: the norm of a template changes neither
+Similarities are dot products with the raw templates over the norm of the patch: the norm of a template changes neither
 the order of its similarities nor their ties, and products of 16-bit inputs stay exact.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from pscl_kernels.backends import computing_on
 
 TILE = 128
-"""Cells per tile."""
+"""Patches per tile."""
 
 TEMPLATES = 32
 """Templates per matrix product: fewer than a warp group takes, which all chips compute alike."""
@@ -31,31 +31,31 @@ MAXIMUM_BLOCK = {torch.float32: 16, torch.float16: 32, torch.bfloat16: 32}
 
 
 @torch.library.custom_op("pscl_kernels::sample_similar_triton", mutates_args=())
-def sample_similar(templates: Tensor, cells: Tensor, valid: Tensor | None) -> Tensor:
-    """(B, T) int64 cells of `interface.sample_similar`."""
-    batch, places, width = cells.shape
+def sample_similar(templates: Tensor, patches: Tensor, valid: Tensor | None) -> Tensor:
+    """(B, T) int64 patches of `interface.sample_similar`."""
+    batch, places, width = patches.shape
     count = templates.shape[-2]
-    taken = torch.full((batch, count), -1, dtype=torch.int64, device=cells.device)
+    taken = torch.full((batch, count), -1, dtype=torch.int64, device=patches.device)
     if taken.numel() == 0 or places == 0:
         return taken
     tiles = triton.cdiv(places, TILE)
     templates = templates.contiguous()
-    best = torch.empty((batch, count, tiles), dtype=torch.float32, device=cells.device)
+    best = torch.empty((batch, count, tiles), dtype=torch.float32, device=patches.device)
     common = {
         "TILE": TILE,
         "TEMPLATES": TEMPLATES,
-        "BLOCK": block_of(width, cells.dtype),
+        "BLOCK": block_of(width, patches.dtype),
         "MASKED": valid is not None,
-        "PRECISION": "tf32x3" if cells.dtype == torch.float32 else "tf32",
+        "PRECISION": "tf32x3" if patches.dtype == torch.float32 else "tf32",
     }
     arguments = (
         templates,
-        cells,
-        valid.contiguous().view(torch.uint8) if valid is not None else cells,
+        patches,
+        valid.contiguous().view(torch.uint8) if valid is not None else patches,
         best,
     )
-    sizes = (places, count, width, tiles, count * width if templates.ndim == 3 else 0, *cells.stride())
-    with computing_on(cells):
+    sizes = (places, count, width, tiles, count * width if templates.ndim == 3 else 0, *patches.stride())
+    with computing_on(patches):
         # In one dimension: the others of a grid end at 65,535.
         _tile_maxima[(batch * tiles,)](*arguments, *sizes, **common, num_warps=WARPS)
         _greedy[(batch,)](
@@ -65,8 +65,8 @@ def sample_similar(templates: Tensor, cells: Tensor, valid: Tensor | None) -> Te
 
 
 @sample_similar.register_fake
-def _(templates: Tensor, cells: Tensor, valid: Tensor | None) -> Tensor:
-    return cells.new_empty((cells.shape[0], templates.shape[-2]), dtype=torch.int64)
+def _(templates: Tensor, patches: Tensor, valid: Tensor | None) -> Tensor:
+    return patches.new_empty((patches.shape[0], templates.shape[-2]), dtype=torch.int64)
 
 
 def block_of(width: int, dtype: torch.dtype) -> int:
@@ -76,17 +76,17 @@ def block_of(width: int, dtype: torch.dtype) -> int:
 
 @triton.jit
 def _similarities(
-    template, cell, valid, place, number, places, count, width, stride_place, stride_feature,
+    template, patch, valid, place, number, places, count, width, stride_place, stride_feature,
     TILE: tl.constexpr, TEMPLATES: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """(TEMPLATES, TILE) cosines up to the templates' norms; -inf for a cell that is not valid, +inf for NaN.
+    """(TEMPLATES, TILE) cosines up to the templates' norms; -inf for a patch that is not valid, +inf for NaN.
 
-    place: (TILE,) cells of one image, number: (TEMPLATES,) templates, from the image's first of each.
+    place: (TILE,) patches of one image, number: (TEMPLATES,) templates, from the image's first of each.
     """
     there, wanted = place < places, number < count
     # 64-bit: an image of any strides may span 2^31 elements and more.
-    start = cell + (place.to(tl.int64) * stride_place)[:, None]
+    start = patch + (place.to(tl.int64) * stride_place)[:, None]
     product = tl.zeros((TEMPLATES, TILE), tl.float32)
     square = tl.zeros((TILE,), tl.float32)
     for first in range(0, width, BLOCK):
@@ -115,7 +115,7 @@ def _similarities(
 
 @triton.jit
 def _tile_maxima(
-    templates, cells, valid, best, places, count, width, tiles, stride_templates, stride_image, stride_place,
+    templates, patches, valid, best, places, count, width, tiles, stride_templates, stride_image, stride_place,
     stride_feature,
     TILE: tl.constexpr, TEMPLATES: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -127,7 +127,7 @@ def _tile_maxima(
     for first in range(0, count, TEMPLATES):
         number = first + tl.arange(0, TEMPLATES)
         similarity = _similarities(
-            templates + image * stride_templates, cells + image * stride_image, valid + image * places,
+            templates + image * stride_templates, patches + image * stride_image, valid + image * places,
             place, number, places, count, width, stride_place, stride_feature,
             TILE, TEMPLATES, BLOCK, MASKED, PRECISION,
         )  # fmt: skip
@@ -140,7 +140,7 @@ def _tile_maxima(
 
 @triton.jit
 def _greedy(
-    templates, cells, valid, best, taken, places, count, width, tiles, stride_templates, stride_image,
+    templates, patches, valid, best, taken, places, count, width, tiles, stride_templates, stride_image,
     stride_place, stride_feature,
     TILE: tl.constexpr, TEMPLATES: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr,
     PRECISION: tl.constexpr, TILES: tl.constexpr,
@@ -148,7 +148,7 @@ def _greedy(
     """taken (B, T): the choices of all templates, in order, in one image."""
     image = tl.program_id(0).to(tl.int64)
     templates += image * stride_templates
-    cells += image * stride_image
+    patches += image * stride_image
     valid += image * places
     best += image * count * tiles
     taken += image * count
@@ -160,7 +160,7 @@ def _greedy(
         tile = tl.min(tl.where((maxima == highest) & (every_tile < tiles), every_tile, TILES), 0)
         place = tile * TILE + every_place
 
-        # Cells of this tile that an earlier template took. Template m itself has not chosen yet.
+        # Patches of this tile that an earlier template took. Template m itself has not chosen yet.
         used = tl.zeros((TILE,), tl.int32)
         for first in range(0, m, TEMPLATES):
             number = first + tl.arange(0, TEMPLATES)
@@ -171,7 +171,7 @@ def _greedy(
         for first in range((m // TEMPLATES) * TEMPLATES, count, TEMPLATES):
             number = first + tl.arange(0, TEMPLATES)
             similarity = _similarities(
-                templates, cells, valid, place, number, places, count, width, stride_place, stride_feature,
+                templates, patches, valid, place, number, places, count, width, stride_place, stride_feature,
                 TILE, TEMPLATES, BLOCK, MASKED, PRECISION,
             )  # fmt: skip
             similarity = tl.where((used > 0)[None, :], float("-inf"), similarity)

@@ -23,13 +23,13 @@ class MethodBase(Strict):
         """Raise ValueError where the section does not fit a trunk of these widths, fine to coarse."""
 
     def paired_stride(self, *, scales: int) -> int:
-        """Stride in pixels of the coarsest map whose cells are paired by their place in the views, given the number of
-        decoder maps; 0 where no cells are paired so."""
+        """Stride in pixels of the coarsest map whose patches are paired by their place in the views, given the number of
+        decoder maps; 0 where no patches are paired so."""
         return 0
 
 
 class ReferenceConfig(Strict):
-    """The annotated images whose cells serve as class templates."""
+    """The annotated images whose patches serve as class templates."""
 
     ids: tuple[str, ...] = ()
     """Image ids in the archive, ``dataset/stem``. Each step uses ``per_batch`` of them, drawn at random."""

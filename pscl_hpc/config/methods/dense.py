@@ -1,4 +1,4 @@
-"""Methods that contrast the cells of a map without annotation."""
+"""Methods that contrast the patches of a map without annotation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class DenseClConfig(MethodBase):
     temperature: Positive = 0.2
     """Temperature of both losses."""
     dense_weight: Fraction = 0.5
-    """Weight of the cell loss; the image loss has the rest."""
+    """Weight of the patch loss; the image loss has the rest."""
     projection: Count = 64
     """Width of the contrasted vectors."""
     hidden: Count = 128

@@ -16,10 +16,10 @@ class IdealConfig(MethodBase):
 
     name: Literal["ideal"] = "ideal"
     correspondence: Literal["geometric", "feature"] = "geometric"
-    """Which cell of view k is a cell's positive. geometric: the one that shows the same material; feature: the one
+    """Which patch of view k is a patch's positive. geometric: the one that shows the same material; feature: the one
     whose encoder features are most alike."""
-    cells_per_image: Annotated[int, Field(ge=0)] = 256
-    """Cells of each image that are contrasted, drawn at random in each step; 0 takes all. All pairs of cells of
+    patches_per_image: Annotated[int, Field(ge=0)] = 256
+    """Patches of each image that are contrasted, drawn at random in each step; 0 takes all. All pairs of patches of
     different images are compared, so the work grows with the square."""
     momentum: MomentumConfig = MomentumConfig(start=0.99)
     """The branch of view k is the momentum encoder that has no gradient."""
@@ -33,5 +33,5 @@ class IdealConfig(MethodBase):
     """Hidden width of the heads, at most the width of the bottleneck."""
 
     def paired_stride(self, *, scales: int) -> int:
-        """That of the bottleneck, where cells are paired by geometry."""
+        """That of the bottleneck, where patches are paired by geometry."""
         return int(2**scales) if self.correspondence == "geometric" else 0

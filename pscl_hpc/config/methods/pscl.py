@@ -12,15 +12,15 @@ from pscl_hpc.config.methods.momentum import MomentumConfig
 
 
 class PatchConfig(MethodBase):
-    """What all variants have: number of cells, heads, weights of the losses (docs/methods.md, PSCL-SimCLR)."""
+    """What all variants have: number of patches, heads, weights of the losses (docs/methods.md, PSCL-SimCLR)."""
 
     templates_per_class: Count = 4
-    """Template cells per class at the coarsest scale."""
+    """Template patches per class at the coarsest scale."""
     template_growth: Count = 2
-    """Each finer scale has this many times more template cells."""
+    """Each finer scale has this many times more template patches."""
     purity: Annotated[float, Field(gt=0.5, le=1.0)] = 0.95
-    """A cell can be a template of a class when at least this share of it has that class. Classes with fewer such
-    cells have fewer templates, absent classes none."""
+    """A patch can be a template of a class when at least this share of it has that class. Classes with fewer such
+    patches have fewer templates, absent classes none."""
     temperature: Positive = 0.5
     """Temperature of both contrastive losses."""
     patch_weight: Fraction = 0.7
@@ -65,19 +65,19 @@ class AnnotatedPatchConfig(PatchConfig, ReferencedMethod):
     """What the variants with a reference have: choice of templates, matching (docs/methods.md, PSCL-SimCLR)."""
 
     template_rule: Literal["pure", "released"] = "pure"
-    """pure: random cells of sufficient ``purity``. released: the highest label values with exclusion by subtraction,
-    overflowing into mixed and arbitrary cells of a rare class, as the released code does; ``purity`` is not used."""
+    """pure: random patches of sufficient ``purity``. released: the highest label values with exclusion by subtraction,
+    overflowing into mixed and arbitrary patches of a rare class, as the released code does; ``purity`` is not used."""
     matching: Literal["cosine", "dot"] = "cosine"
-    """Similarity by which cells are matched to templates. dot: as released, not normalised."""
+    """Similarity by which patches are matched to templates. dot: as released, not normalised."""
     exclusion: Literal["strict", "released"] = "strict"
-    """strict: a cell is taken once. released: the largest similarity is subtracted from a taken cell, which lets it be
+    """strict: a patch is taken once. released: the largest similarity is subtracted from a taken patch, which lets it be
     taken again where similarities are negative."""
     texture: Fraction = 0.0
-    """Share of fixed texture descriptors in the similarity that cells are matched by: ``texture`` times the cosine of
+    """Share of fixed texture descriptors in the similarity that patches are matched by: ``texture`` times the cosine of
     the descriptors plus ``1 - texture`` times that of the projections. 0: projections alone, as in the paper; they say
     next to nothing while the network is young. Needs ``matching: cosine``."""
     antialias: bool = True
-    """Labels are averaged over the whole cell. false: bilinear samples, as torchvision before 0.17."""
+    """Labels are averaged over the whole patch. false: bilinear samples, as torchvision before 0.17."""
 
     @model_validator(mode="after")
     def _texture_has_no_length(self) -> Self:
@@ -99,23 +99,23 @@ class PsclMocoConfig(AnnotatedPatchConfig):
 
     name: Literal["pscl-moco"] = "pscl-moco"
     templates_per_class: Count = 30
-    """Template cells per class at the coarsest scale."""
+    """Template patches per class at the coarsest scale."""
     momentum: MomentumConfig = MomentumConfig()
     """How the key encoder follows."""
     queue_steps: Count = 56
     """The queues hold the images of so many steps: 504 at the released batch of 8 images and a reference."""
-    image_condition_decay: Fraction = 0.2
+    image_production_batch_decay: Fraction = 0.2
     """Target of a queued image of the same production batch, to the power of its age in steps."""
-    patch_condition_decay: Fraction = 0.5
+    patch_production_batch_decay: Fraction = 0.5
     """Target of a queued prototype of the same class and production batch, to the power of its age in steps."""
     patch_class_decay: Fraction = 0.2
     """Target of a queued prototype of the same class, to the power of its age in steps; added to the former."""
     scale_targets: bool = True
     """Targets of the queue are multiplied by 9 / (images per step), so that their sum is the same for every batch: 9 is
     the released one, with the reference. false: as released, where the sum grows with the batch, and with it the share
-    of targets that are not the cell's own."""
+    of targets that are not the patch's own."""
     normalise_targets: bool = True
-    """Targets of a cell or image are divided by their sum. false: as released, where those with many relatives in the
+    """Targets of a patch or image are divided by their sum. false: as released, where those with many relatives in the
     queue weigh more."""
     normalise_prototypes: bool = True
     """Prototypes have length 1, as all keys. false: as released, the plain mean."""
@@ -125,7 +125,7 @@ class PsclMocoConfig(AnnotatedPatchConfig):
 
 
 class PsclClusteredConfig(PatchConfig):
-    """PSCL with in-batch negatives and without annotation: clusters of cells stand for classes."""
+    """PSCL with in-batch negatives and without annotation: clusters of patches stand for classes."""
 
     name: Literal["pscl-clustered"] = "pscl-clustered"
     clusters: Annotated[int, Field(ge=2)] = 6
@@ -137,7 +137,7 @@ class PsclClusteredConfig(PatchConfig):
     confident: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     """Share of each cluster's pixels in an image that count as its own: those whose nearest centre is most clearly the
     nearest. The others are of unknown class."""
-    cells_per_image: Count = 1024
+    patches_per_image: Count = 1024
     """Random pixels of each image by which the clusters are found and followed."""
     memory: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.95
     """Share of the old value in the moving averages of the clusters, per step."""
