@@ -20,8 +20,9 @@ import torch
 from bench.chaos import write_archive
 from bench.record import record
 from pscl_hpc.archive import Archive
-from pscl_hpc.config import CheckpointConfig, PretrainConfig, resolve_config
+from pscl_hpc.config import CheckpointConfig, resolve_config
 from pscl_hpc.pretraining import PretrainData, Trainer
+from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.runs import BackgroundWriter, CheckpointStore, RunFolder
 from pscl_hpc.training import Ranks, setup_device
 

@@ -20,9 +20,11 @@ import torch
 
 from bench.record import record
 from pscl_hpc.archive import Archive
-from pscl_hpc.config import PretrainConfig, load_config
-from pscl_hpc.methods import PatchSample, PsclSimclr, Views, build_method, patch_purity
-from pscl_hpc.methods.patches import patch_labels
+from pscl_hpc.config import load_config
+from pscl_hpc.methods import PatchSample, Views, build_method, patch_purity
+from pscl_hpc.methods.common.patches import patch_labels
+from pscl_hpc.methods.pscl_simclr import PsclSimclr
+from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.pretraining.data import PretrainData, make_views
 from pscl_hpc.seeding import Draws, derive_seed
 

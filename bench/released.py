@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pscl_hpc.archive.synthesis import synthesise
-from pscl_hpc.config import ModelConfig, PsclSimclrConfig, ViewConfig
-from pscl_hpc.methods import PsclSimclr, Views
-from pscl_hpc.models import UNet
+from pscl_hpc.config import ViewConfig
+from pscl_hpc.methods import Views
+from pscl_hpc.methods.pscl_simclr import PsclSimclr, PsclSimclrConfig
+from pscl_hpc.models.unet import UNet, UNetConfig
 from pscl_hpc.seeding import Draws
 from pscl_hpc.views import ViewGeometry, draw_geometry, warp
 from pscl_hpc.views.geometry import crop_on_grid
@@ -33,7 +34,7 @@ CLASSES = 4
 PICTURES = 16
 """Different synthetic micrographs in a batch."""
 
-MODEL = ModelConfig(
+MODEL = UNetConfig(
     in_channels=3, mean=(0.49139968, 0.48215841, 0.44653091), std=(0.24703223, 0.24348513, 0.26158784)
 )
 RELEASED = {"template_rule": "released", "matching": "dot", "exclusion": "released", "antialias": False}

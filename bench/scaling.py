@@ -32,8 +32,9 @@ import torch.distributed as dist
 from bench.record import record
 from pscl_hpc.archive import Archive
 from pscl_hpc.archive.synthesis import write_synthetic_archive
-from pscl_hpc.config import PretrainConfig, load_config
+from pscl_hpc.config import load_config
 from pscl_hpc.planning import Links, measure_rates, predict
+from pscl_hpc.pretraining.config import PretrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 RANKS = (1, 2, 4)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bench.forms import Forms
-from pscl_hpc.methods.patches import gather_patches, patches_of
+from pscl_hpc.methods.common.patches import gather_patches, patches_of
 from pscl_hpc.models import PatchHead
 from pscl_kernels import patch_nt_xent, sample_similar
 

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from pscl_hpc.archive import Collection, ShardWriter
-from pscl_hpc.config import PretrainConfig, resolve_config
+from pscl_hpc.config import resolve_config
+from pscl_hpc.methods import Setting
+from pscl_hpc.pretraining.config import PretrainConfig
 
 CLASSES = ("matrix", "plates", "spots")
 
@@ -21,6 +23,12 @@ def micrograph(seed: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray
     mask[((rows - size[0] // 2) ** 2 + (cols - size[1] // 2) ** 2) < (min(size) // 4) ** 2] = 2
     level = np.array([60, 130, 200])[mask] + random.normal(0, 12, size)
     return np.clip(level, 0, 255).astype(np.uint8), mask
+
+
+def annotated_setting(classes: int, ignored: tuple[int, ...] = (), *, images_per_step: int = 1) -> Setting:
+    """What a method knows of references with so many classes."""
+    names = tuple(f"class {index}" for index in range(classes))
+    return Setting(Collection("test", names, 0, ignored, ()), images_per_step=images_per_step)
 
 
 def small_archive(path: Path, *, images: int = 6, size: tuple[int, int] = (48, 40)) -> Path:

@@ -21,8 +21,9 @@ from bench.gpu.results import TOOLKIT, Results, fingerprint
 from bench.gpu.setting import UNFINISHED, Setting, parse
 from pscl_hpc.archive import Archive
 from pscl_hpc.archive.synthesis import write_synthetic_archive
-from pscl_hpc.config import PretrainConfig, resolve_config
+from pscl_hpc.config import resolve_config
 from pscl_hpc.pretraining import pretrain
+from pscl_hpc.pretraining.config import PretrainConfig
 
 PRECISIONS = ("bf16", "fp32")
 

@@ -12,8 +12,8 @@ import typer
 from pscl_hpc.errors import UserError
 
 if TYPE_CHECKING:
-    from pscl_hpc.config import PretrainConfig
     from pscl_hpc.planning import Prediction, Rates
+    from pscl_hpc.pretraining.config import PretrainConfig
 
 GB = 1e9
 SWEEP = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -69,7 +69,8 @@ def plan(
 
         pscl-hpc plan --config my.yaml --rates rates.json --nodes 16 --gpus 8 --batch 8192 --intra 300 --inter 50
     """
-    from pscl_hpc.config import PretrainConfig, load_config
+    from pscl_hpc.config import load_config
+    from pscl_hpc.pretraining.config import PretrainConfig
 
     if images is not None and measure is None:
         raise UserError("--images is for measuring; leave it out, or add --measure FILE")
@@ -121,9 +122,9 @@ def plan(
 
 def _other_references(rates: Rates, config: PretrainConfig, ranks: int) -> str:
     """References on one device, where neither each GPU has so many nor all together their share; in words."""
-    from pscl_hpc.config import ReferencedMethod
+    from pscl_hpc.methods import ReferencedMethodConfig
 
-    here = config.method.reference.per_batch if isinstance(config.method, ReferencedMethod) else 0
+    here = config.method.reference.per_batch if isinstance(config.method, ReferencedMethodConfig) else 0
     if here in (rates.references, ranks * rates.references):
         return ""
     return f"{rates.references} references on one GPU, not {here / ranks:g} or {here}"

@@ -39,8 +39,9 @@ def pretrain_command(
     data.archive=alloys.h5 batch_size=256`
     """
     from pscl_hpc.cli.stopping import ends_when_asked
-    from pscl_hpc.config import PretrainConfig, load_config
+    from pscl_hpc.config import load_config
     from pscl_hpc.pretraining import pretrain
+    from pscl_hpc.pretraining.config import PretrainConfig
     from pscl_hpc.training import read_place
 
     loaded = load_config(config, overrides or (), kind="pretrain")

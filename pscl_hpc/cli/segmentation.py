@@ -54,8 +54,9 @@ def finetune_command(
     pretrained=runs/pretrain-1 run=runs/steel-0007`
     """
     from pscl_hpc.cli.stopping import ends_when_asked
-    from pscl_hpc.config import FinetuneConfig, load_config
+    from pscl_hpc.config import load_config
     from pscl_hpc.segmentation import finetune
+    from pscl_hpc.segmentation.config import FinetuneConfig
 
     loaded = load_config(config, overrides or (), kind="finetune")
     assert isinstance(loaded, FinetuneConfig)

@@ -66,7 +66,7 @@ def study_command(
 
     `pscl-hpc study configs/studies/one_shot.yaml archive=alloys.h5 --cluster slurm --time 8:00:00 --gpus 1`
     """
-    from pscl_hpc.config import load_study
+    from pscl_hpc.study.config import load_study
 
     study = load_study(config, overrides or ())
     # These import torch, which a mistyped file name need not wait for.

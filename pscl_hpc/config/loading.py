@@ -1,11 +1,12 @@
 """YAML files and command-line overrides to a checked configuration, and back.
 
 A file may name another with ``extends: other.yaml`` (relative to itself); its own keys win. Overrides are
-``key.sub=value`` with YAML values. The first problem found is reported with file, key and mend.
+``key.sub=value`` with YAML values. The first problem is reported with file, key and fix.
 """
 
 from __future__ import annotations
 
+import importlib
 import re
 import types
 from collections.abc import Mapping, Sequence
@@ -14,17 +15,17 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from pscl_hpc.config.methods import METHODS
-from pscl_hpc.config.schema import FinetuneConfig, PretrainConfig
+from pscl_hpc.config.registry import UNKNOWN_NAME, Registry
+from pscl_hpc.config.sections import RunConfig
 from pscl_hpc.errors import UserError, did_you_mean
 
-Config = PretrainConfig | FinetuneConfig
-KINDS: dict[str, type[PretrainConfig] | type[FinetuneConfig]] = {
-    "pretrain": PretrainConfig,
-    "finetune": FinetuneConfig,
-}
+_KINDS = {"pretrain": "pscl_hpc.pretraining.config", "finetune": "pscl_hpc.segmentation.config"}
+"""The module of each kind's schema, imported when a file of the kind is read: each task owns its configuration."""
+_CHOICES = ("method", "model", "semi_supervised")
+"""Sections whose ``name`` decides which keys they have."""
 _TEXT = "tag:yaml.org,2002:str"
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _DATE = "tag:yaml.org,2002:timestamp"
@@ -33,7 +34,15 @@ _BRANCH = re.compile(r".*\[.*|[A-Z]\w*")
 """A type of several that a value may have, as pydantic writes it among the keys of a location."""
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = (), *, kind: str | None = None) -> Config:
+def schema_of(kind: str) -> type[RunConfig]:
+    """The schema of a kind of run; KeyError when there is no such kind."""
+    importlib.import_module(_KINDS[kind])
+    return next(
+        schema for schema in RunConfig.__subclasses__() if schema.model_fields["kind"].default == kind
+    )
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = (), *, kind: str | None = None) -> RunConfig:
     """Read, merge and check a configuration file.
 
     Args:
@@ -42,41 +51,40 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, kind: str | 
         kind: when given, the file must be of this kind.
 
     Raises:
-        UserError: naming the file, the key and the mend.
+        UserError: naming the file, the key and the fix.
     """
     path = Path(path)
     tree = read_tree(path)
-    for text in overrides:
-        apply_override(tree, text)
+    apply_overrides(tree, overrides)
     found = tree.setdefault("kind", kind or "pretrain")
-    if not isinstance(found, str) or found not in KINDS:
-        raise UserError(f"{path}: kind is '{found}'{did_you_mean(str(found), KINDS)}")
+    if not isinstance(found, str) or found not in _KINDS:
+        raise UserError(f"{path}: kind is '{found}'{did_you_mean(str(found), _KINDS)}")
     if kind is not None and found != kind:
         raise UserError(f"{path}: this is a {found} configuration; use 'pscl-hpc {found}' or another file")
     return resolve_config(tree, source=str(path))
 
 
-def resolve_config(tree: Mapping[str, Any], *, source: str) -> Config:
-    """Check a tree of plain values and give the typed configuration. ``source`` names it in errors."""
-    schema = KINDS[str(tree.get("kind", "pretrain"))]
+def resolve_config(tree: Mapping[str, Any], *, source: str) -> RunConfig:
+    """Validate a tree of plain values. ``source`` names it in errors."""
+    schema = schema_of(str(tree.get("kind", "pretrain")))
     try:
         return schema.model_validate(dict(tree))
     except ValidationError as error:
-        raise UserError(f"{source}: {first_problem(schema, error)}") from None
+        raise UserError(f"{source}: {first_problem(schema, error, tree)}") from None
 
 
-def to_yaml(config: Config) -> str:
-    """The resolved configuration, every key written out, as YAML that :func:`load_config` reads."""
+def to_yaml(config: RunConfig) -> str:
+    """The resolved configuration with every key, as YAML that :func:`load_config` reads."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-class _Twice(yaml.MarkedYAMLError):
-    """A key that stands twice in one mapping, of which plain YAML would keep the last, without a word."""
+class _DuplicateKey(yaml.MarkedYAMLError):
+    """A key that appears twice in one mapping; plain YAML would silently keep the last."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 in which no key stands twice, without its dates and its numbers to the base of sixty: 2026-11-21 is the
-    name of a run, and 4:00:00 a time as Slurm writes it, not 14400."""
+    """YAML 1.1 without duplicate keys, dates and base-60 numbers: 2026-11-21 may name a run, and 4:00:00 is a Slurm time
+    limit, not 14400."""
 
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
         tag = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
@@ -88,7 +96,9 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
                 if key.value in seen:
-                    raise _Twice(problem=f"key '{key.value}' stands twice", problem_mark=key.start_mark)
+                    raise _DuplicateKey(
+                        problem=f"key '{key.value}' appears twice", problem_mark=key.start_mark
+                    )
                 seen.add(key.value)
         return node
 
@@ -99,12 +109,12 @@ class _Loader(yaml.SafeLoader):
             AttributeError,
             LookupError,
             ValueError,
-        ) as error:  # such as 0x_, of which PyYAML makes no number
+        ) as error:  # such as 0x_, which PyYAML cannot convert
             raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from None
 
 
 def parse_yaml(text: str) -> Any:
-    """The content of a YAML text; yaml.YAMLError when it is none."""
+    """The content of a YAML text; yaml.YAMLError when it is invalid."""
     try:
         return yaml.load(text, Loader=_Loader)
     except RecursionError:
@@ -115,7 +125,8 @@ def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The keys and values of a file, merged over those of the files that it extends.
 
     Raises:
-        UserError: no such file, no YAML, or files that extend each other in a circle; ``seen`` are those on the way.
+        UserError: the file does not exist or is not valid YAML, or files extend each other in a circle. ``seen`` are
+            the files that led here.
     """
     real = path.resolve()
     if real in seen:
@@ -130,13 +141,13 @@ def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise UserError(f"{path}: is a folder; name a YAML file") from None
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read ({error.strerror or error}); mend that or name another"
+            f"{path}: cannot be read ({error.strerror or error}); fix that or name another file"
         ) from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         where = f" at line {line + 1}" if line is not None else ""
-        if isinstance(error, _Twice):
-            raise UserError(f"{path}: {error.problem}, the second time{where}; keep one of them") from None
+        if isinstance(error, _DuplicateKey):
+            raise UserError(f"{path}: {error.problem}{where}; keep one of them") from None
         raise UserError(f"{path}: not valid YAML{where}; correct the file") from None
     if tree is None:
         tree = {}
@@ -153,33 +164,44 @@ def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def merge_trees(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with the keys of ``top``, which win; sections are merged, one of another ``name`` is replaced."""
+    """``base`` with the keys of ``top``, which win. Sections are merged; a section of another method is replaced."""
     merged = dict(base)
     for key, value in top.items():
         old = merged.get(key)
-        if isinstance(old, Mapping) and isinstance(value, Mapping) and not _another(old, value):
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and not _other_choice(key, old, value):
             value = merge_trees(old, value)
         merged[key] = value
     return merged
 
 
-def _another(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether a section is of another method or optimiser, whose keys would be strangers among the old ones.
+def _other_choice(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a section chooses another method or trunk, which does not have the old one's keys."""
+    return key in _CHOICES and "name" in old and "name" in new and old["name"] != new["name"]
 
-    One without a name is of none: its keys are meant for whatever it is merged with.
+
+def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Set ``key.sub=value`` strings in place; UserError when one is not an override.
+
+    Names of methods and trunks come first, whatever the order: another name drops the keys of the old one.
     """
-    return "name" in old and "name" in new and old["name"] != new["name"]
+    for text in sorted(overrides, key=lambda text: not _names_choice(text.partition("=")[0])):
+        apply_override(tree, text)
+
+
+def _names_choice(key: str) -> bool:
+    *_, section, last = ("", *key.strip().split("."))
+    return last == "name" and section in _CHOICES
 
 
 def apply_override(tree: dict[str, Any], text: str) -> None:
-    """Set one ``key.sub=value`` in place; UserError when it is no override or goes through a value."""
+    """Set one ``key.sub=value`` in place; UserError when it is not an override or a parent key holds a value."""
     key, equals, raw = text.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise UserError(f"'{text}' is no override; write key=value, for example schedule.steps=200")
+        raise UserError(f"'{text}' is not an override; write key=value, for example schedule.steps=200")
     try:
         value = parse_yaml(raw) if raw.strip() else ""
-    except _Twice as error:
+    except _DuplicateKey as error:
         raise UserError(f"override '{text}': {error.problem}; keep one of them") from None
     except yaml.YAMLError:
         raise UserError(f"override '{text}': the value is not valid YAML; quote it") from None
@@ -191,38 +213,40 @@ def apply_override(tree: dict[str, Any], text: str) -> None:
         if not isinstance(child, dict):
             raise UserError(f"override '{text}': {part} holds a value, not keys; see the configuration file")
         node = child
+    if _names_choice(key) and _other_choice(parts[-2], node, {"name": value}):
+        node.clear()
     node[parts[-1]] = value
 
 
 def _number(text: str) -> str | float:
-    # YAML 1.1 reads 1e-4 as text, for want of a dot.
+    # YAML 1.1 reads 1e-4 as text because it has no dot.
     try:
         return float(text) if any(c.isdigit() for c in text) and "_" not in text else text
     except ValueError:
         return text
 
 
-def first_problem(schema: type[BaseModel], error: ValidationError) -> str:
-    """What a schema found wrong first, as the end of a sentence that names key and mend."""
+def first_problem(schema: type[BaseModel], error: ValidationError, tree: Any = None) -> str:
+    """The first validation error, as the end of a sentence that names the key and the fix.
+
+    Args:
+        schema: What was validated against.
+        error: What pydantic found.
+        tree: The values, which tell the chosen methods; needed only to suggest their keys.
+    """
     first = _nearest(error.errors())
     location = [str(part) for part in first["loc"]]
     kind = first["type"]
-    # A key that does not exist stands last and may be called anything.
+    # The last part of a key that does not exist may look like anything.
     last = len(location) - (kind == "extra_forbidden")
-    key = ".".join(
-        part
-        for i, part in enumerate(location)
-        if i >= last or not (_BRANCH.fullmatch(part) or (part in METHODS and location[i - 1] == "method"))
-    )
+    key = ".".join(part for i, part in enumerate(location) if i >= last or not _BRANCH.fullmatch(part))
     if kind == "extra_forbidden":
-        options = _keys_at(schema, location[:-1])
-        return f"unknown key '{key}'{did_you_mean(location[-1], options)}"
+        return f"unknown key '{key}'{did_you_mean(location[-1], _keys_at(schema, location[:-1], tree))}"
     if kind == "missing":
         return f"key '{key}' is missing; add it"
-    if kind.startswith("union_tag"):
-        given = first.get("input")
-        name = given.get("name", "") if isinstance(given, dict) else given
-        return f"key '{key}.name' is '{name}'{did_you_mean(str(name), METHODS)}"
+    if kind == UNKNOWN_NAME:
+        given = first["ctx"]["given"]
+        return f"key '{key}.name' is '{given}'{did_you_mean(str(given), first['ctx']['names'])}"
     message = str(first["msg"]).removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     shown = f", but it is {first['input']!r}" if kind != "value_error" and key else ""
@@ -232,7 +256,7 @@ def first_problem(schema: type[BaseModel], error: ValidationError) -> str:
 
 
 def _nearest(errors: Sequence[ErrorDetails]) -> ErrorDetails:
-    """The first error; where its value may have one of several types, that of the type which fits the furthest."""
+    """The first error; for a union, the error of the member that matched furthest."""
     first = errors[0]["loc"]
     at = next((i for i, part in enumerate(first) if _BRANCH.fullmatch(str(part))), None)
     if at is None:
@@ -240,24 +264,39 @@ def _nearest(errors: Sequence[ErrorDetails]) -> ErrorDetails:
     return max((e for e in errors if e["loc"][:at] == first[:at]), key=lambda e: len(e["loc"]))
 
 
-def _keys_at(schema: type[BaseModel], location: Sequence[str]) -> list[str]:
-    """Keys that are valid below ``location``, following unions by their discriminator."""
+def _keys_at(schema: type[BaseModel], location: Sequence[str], tree: Any) -> list[str]:
+    """Keys that are valid below ``location``."""
     nodes: list[type[BaseModel]] = [schema]
     for part in location:
-        deeper: list[type[BaseModel]] = []
+        tree = tree.get(part) if isinstance(tree, Mapping) else None
+        found: list[type[BaseModel]] = []
         for node in nodes:
             if part in node.model_fields:
-                deeper += _models(node.model_fields[part].annotation)
-            elif node.model_fields.get("name") is not None and node.model_fields["name"].default == part:
-                deeper.append(node)
-        nodes = deeper or nodes
+                field = node.model_fields[part]
+                registry = registry_of(field)
+                if registry is None:
+                    found += models_in(field.annotation)
+                else:
+                    name = tree.get("name") if isinstance(tree, Mapping) else None
+                    found.append(registry.config(str(name or registry.default)))
+        nodes = found or nodes
     return sorted({key for node in nodes for key in node.model_fields})
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
+def registry_of(field: FieldInfo) -> Registry[Any, Any] | None:
+    """The registry that a field's section is chosen from, if it is."""
+    for part in field.metadata:
+        owner = getattr(getattr(part, "func", None), "__self__", None)
+        if isinstance(owner, Registry):
+            return owner
+    return None
+
+
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The section types that a field may hold."""
     origin = get_origin(annotation)
     if origin is Annotated:
-        return _models(get_args(annotation)[0])
+        return models_in(get_args(annotation)[0])
     if origin in (Union, types.UnionType):
-        return [model for argument in get_args(annotation) for model in _models(argument)]
+        return [model for argument in get_args(annotation) for model in models_in(argument)]
     return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []

@@ -20,7 +20,7 @@ from submitit.core.utils import UncompletedJobError
 from submitit.helpers import DelayedSubmission
 
 from pscl_hpc.archive.staging import stage_archive
-from pscl_hpc.config import Config, load_config
+from pscl_hpc.config import RunConfig, load_config
 from pscl_hpc.errors import EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, EXIT_TERMINATED, JobError, UserError
 from pscl_hpc.launch.batch import REFUSED, REQUEUE, STOPPED
 from pscl_hpc.launch.code import check_source
@@ -95,7 +95,7 @@ class StageJob:
             failures = Path(self.files) / f"{world.job}.failures"
             keep_last_end(RunFolder.load(self.run), failures, world.restart - 1)
 
-    def _work(self, config: Config) -> None:
+    def _work(self, config: RunConfig) -> None:
         module, _, function = self.entry.partition(":")
         getattr(importlib.import_module(module), function)(config)
 

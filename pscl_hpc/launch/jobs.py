@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pscl_hpc.config import FinetuneConfig
 from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.launch.local import STOP_GRACE_S
 from pscl_hpc.launch.pace import time_left
@@ -18,6 +17,7 @@ from pscl_hpc.launch.registry import JOBS, JobRecord, latest_job
 from pscl_hpc.launch.schedulers import SCHEDULERS, JobState, Watch, known_phase, wait_for_end
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.runs.lock import is_locked
+from pscl_hpc.segmentation.config import FinetuneConfig
 
 State = Literal["prepared", "queued", "starting", "running", "done", "failed", "stopped", "lost"]
 """prepared: the folder has its configuration, but neither a job nor a process ever began.

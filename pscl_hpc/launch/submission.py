@@ -14,7 +14,7 @@ import submitit.helpers
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from pscl_hpc.archive import Archive
-from pscl_hpc.config import Config, PretrainConfig
+from pscl_hpc.config import RunConfig
 from pscl_hpc.errors import UserError
 from pscl_hpc.launch.code import source_hash
 from pscl_hpc.launch.executors import batch_script, build_executor, check_resources
@@ -23,9 +23,11 @@ from pscl_hpc.launch.profiles import Profile
 from pscl_hpc.launch.registry import JOBS, JobRecord, latest_job, save_job
 from pscl_hpc.launch.schedulers import known_phase, process_start
 from pscl_hpc.models import load_trunk
+from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.pretraining.data import PretrainData
 from pscl_hpc.runs import RunFolder, commit, now
 from pscl_hpc.runs.lock import lock_holder
+from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.segmentation.data import select_data
 from pscl_hpc.segmentation.unlabelled import select_unlabelled
 
@@ -39,7 +41,7 @@ class Submission:
 
 
 def submit(
-    config: Config,
+    config: RunConfig,
     *,
     cluster: str,
     profile: Profile | None = None,
@@ -70,7 +72,7 @@ def submit(
 
 
 def submit_many(
-    configs: Sequence[Config],
+    configs: Sequence[RunConfig],
     *,
     cluster: str,
     files: Path,
@@ -114,7 +116,7 @@ def submit_many(
     return _submit(folders, files.absolute(), cluster, name, profile, any_commit, entry)
 
 
-def show_script(config: Config, *, cluster: str, profile: Profile) -> str:
+def show_script(config: RunConfig, *, cluster: str, profile: Profile) -> str:
     """The batch script that :func:`submit` would hand to Slurm. Nothing is made or changed.
 
     Raises:
@@ -212,7 +214,7 @@ def _hand_over(executor: Any, stages: Sequence[StageJob]) -> list[Any]:
             raise UserError(f"the cluster refused the job: {reason}") from None
 
 
-def _check_input(config: Config, profile: Profile) -> None:
+def _check_input(config: RunConfig, profile: Profile) -> None:
     """What the stage itself would refuse on these ranks, before the job waits for them."""
     if config.kind == "finetune" and profile.nodes * profile.tasks > 1:
         raise UserError(
@@ -227,6 +229,7 @@ def _check_input(config: Config, profile: Profile) -> None:
         if isinstance(config, PretrainConfig):
             PretrainData(archive, config, rank=0, ranks=profile.nodes * profile.tasks)
             return
+        assert isinstance(config, FinetuneConfig)
         home = select_data(config, archive).collection.name
         if config.semi_supervised is not None:
             select_unlabelled(config, config.semi_supervised, archive, home)

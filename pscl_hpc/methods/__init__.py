@@ -1,64 +1,33 @@
-"""Pretraining methods, one module each. :data:`_METHODS` is where a new one is registered."""
+"""Pretraining methods: one module each, which registers its settings and class (docs/methods.md)."""
 
-from pscl_hpc.config import (
-    ByolConfig,
-    CoreConfig,
-    DenseClConfig,
-    IdealConfig,
-    MethodBase,
-    MocoConfig,
-    PretrainConfig,
-    PsclClusteredConfig,
-    PsclMocoConfig,
-    PsclSimclrConfig,
-    SimclrConfig,
+from pscl_hpc.methods.base import (
+    METHODS,
+    AnyMethod,
+    Method,
+    MethodConfig,
+    MethodOutput,
+    PatchSample,
+    ReferenceConfig,
+    ReferencedMethodConfig,
+    Setting,
+    Views,
+    build_method,
+    display_name,
 )
-from pscl_hpc.methods.base import Method, MethodOutput, PatchSample, Setting, Views
-from pscl_hpc.methods.byol import Byol
-from pscl_hpc.methods.core import Core
-from pscl_hpc.methods.densecl import DenseCl
-from pscl_hpc.methods.ideal import Ideal
-from pscl_hpc.methods.moco import Moco
-from pscl_hpc.methods.patches import patch_purity
-from pscl_hpc.methods.pscl_clustered import PsclClustered
-from pscl_hpc.methods.pscl_moco import PsclMoco
-from pscl_hpc.methods.pscl_simclr import PsclSimclr
-from pscl_hpc.methods.simclr import Simclr
-from pscl_hpc.models import UNet
-
-_METHODS: dict[type[MethodBase], type[Method]] = {
-    PsclSimclrConfig: PsclSimclr,
-    PsclMocoConfig: PsclMoco,
-    PsclClusteredConfig: PsclClustered,
-    MocoConfig: Moco,
-    ByolConfig: Byol,
-    DenseClConfig: DenseCl,
-    SimclrConfig: Simclr,
-    CoreConfig: Core,
-    IdealConfig: Ideal,
-}
-
-
-def build_method(config: PretrainConfig, setting: Setting) -> Method:
-    """The configured method on a fresh trunk."""
-    return _METHODS[type(config.method)].build(UNet(config.model), config, setting)
-
+from pscl_hpc.methods.common.patches import patch_purity
 
 __all__ = [
-    "Byol",
-    "Core",
-    "DenseCl",
-    "Ideal",
+    "METHODS",
+    "AnyMethod",
     "Method",
+    "MethodConfig",
     "MethodOutput",
-    "Moco",
     "PatchSample",
-    "PsclClustered",
-    "PsclMoco",
-    "PsclSimclr",
+    "ReferenceConfig",
+    "ReferencedMethodConfig",
     "Setting",
-    "Simclr",
     "Views",
     "build_method",
+    "display_name",
     "patch_purity",
 ]

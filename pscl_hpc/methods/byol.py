@@ -2,40 +2,47 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pscl_hpc.config import ByolConfig, PretrainConfig
-from pscl_hpc.methods.base import Method, MethodOutput, Setting, Views
-from pscl_hpc.methods.momentum import MomentumEncoder, momentum_at
-from pscl_hpc.methods.precision import at_least_float32
+from pscl_hpc.config import Count
+from pscl_hpc.methods.base import METHODS, Method, MethodConfig, MethodOutput, Setting, Views
+from pscl_hpc.methods.common.momentum import MomentumConfig, MomentumEncoder, momentum_at
+from pscl_hpc.methods.common.precision import at_least_float32
 from pscl_hpc.methods.ranks import mean_over_ranks
-from pscl_hpc.models import UNet
+from pscl_hpc.models import Trunk
 from pscl_hpc.seeding import Draws
 
 
+class ByolConfig(MethodConfig):
+    """BYOL on the pooled bottleneck (Grill et al. 2020)."""
+
+    name: Literal["byol"] = "byol"
+    display_name: ClassVar[str] = "BYOL"
+    projection: Count = 128
+    """Width of projections and predictions; 256 in the paper, for a trunk eight times as wide."""
+    hidden: Count = 512
+    """Hidden width of projector and predictor; 4096 in the paper."""
+    momentum: MomentumConfig = MomentumConfig(schedule="cosine")
+    """How the target network follows."""
+    smallest_per_rank: ClassVar[int] = 2
+
+
+@METHODS.register(ByolConfig)
 class Byol(Method):
-    """Each view predicts the other view's momentum projection.
+    """Each view predicts the other view's momentum projection. The encoder is trained."""
 
-    Args:
-        trunk: The U-Net; its encoder is trained.
-        config: Method settings.
-    """
+    config: ByolConfig
 
-    def __init__(self, trunk: UNet, config: ByolConfig) -> None:
-        super().__init__(trunk)
-        self.config = config
-        self.projector = _mlp(trunk.config.widths[-1], config.hidden, config.projection)
+    def __init__(self, trunk: Trunk, config: ByolConfig, setting: Setting) -> None:
+        super().__init__(trunk, config, setting)
+        self.projector = _mlp(trunk.maps.bottleneck.channels, config.hidden, config.projection)
         self.predictor = _mlp(config.projection, config.hidden, config.projection)
         self.momentum_trunk = MomentumEncoder(trunk)
         self.momentum_projector = MomentumEncoder(self.projector)
-
-    @classmethod
-    def build(cls, trunk: UNet, config: PretrainConfig, setting: Setting) -> Byol:
-        """See :class:`Method`."""
-        assert isinstance(config.method, ByolConfig)
-        return cls(trunk, config.method)
 
     def forward(self, views: Views, draws: Draws, measure: bool = False) -> MethodOutput:
         """Mean over images of ``2 - 2 cos`` from q to k plus that from k to q (equations 2 and 3)."""

@@ -2,43 +2,58 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pscl_hpc.config import DenseClConfig, PretrainConfig
-from pscl_hpc.methods.base import Method, MethodOutput, Setting, Views
-from pscl_hpc.methods.correspondence import most_similar_patches
-from pscl_hpc.methods.momentum import MomentumEncoder, momentum_at
-from pscl_hpc.methods.patches import gather_patches, patches_of
-from pscl_hpc.methods.precision import at_least_float32
-from pscl_hpc.methods.queue import KeyQueue, images_per_step
+from pscl_hpc.config import Count, Fraction, Positive
+from pscl_hpc.methods.base import METHODS, Method, MethodConfig, MethodOutput, Setting, Views
+from pscl_hpc.methods.common.correspondence import most_similar_patches
+from pscl_hpc.methods.common.momentum import MomentumConfig, MomentumEncoder, momentum_at
+from pscl_hpc.methods.common.patches import gather_patches, patches_of
+from pscl_hpc.methods.common.precision import at_least_float32
+from pscl_hpc.methods.common.queue import KeyQueue
 from pscl_hpc.methods.ranks import whole_loss
-from pscl_hpc.models import GlobalHead, UNet
+from pscl_hpc.models import GlobalHead, Trunk
 from pscl_hpc.seeding import Draws
 from pscl_kernels import queue_info_nce
 
 
+class DenseClConfig(MethodConfig):
+    """DenseCL on the bottleneck (Wang et al., CVPR 2021)."""
+
+    name: Literal["densecl"] = "densecl"
+    display_name: ClassVar[str] = "DenseCL"
+    temperature: Positive = 0.2
+    """Temperature of both losses."""
+    dense_weight: Fraction = 0.5
+    """Weight of the patch loss; the image loss has the rest."""
+    projection: Count = 64
+    """Width of the contrasted vectors."""
+    hidden: Count = 128
+    """Hidden width of both heads, at most the width of the bottleneck."""
+    momentum: MomentumConfig = MomentumConfig()
+    """How the key encoder follows; 0.999 in the paper."""
+    queue_steps: Count = 16
+    """Each queue holds one key for every image of so many steps."""
+    smallest_batch: ClassVar[int] = 1
+
+
+@METHODS.register(DenseClConfig)
 class DenseCl(Method):
     """Contrast of whole images and of all patches of the bottleneck.
 
     The bottleneck is the last map of the encoder, as the last map of the ResNet is in the paper. The decoder is not
     trained.
-
-    Args:
-        trunk: The U-Net; its encoder is trained.
-        config: Method settings.
-        images_per_step: Images of one optimiser step over all ranks.
-        backend: Backend of the contrastive operations.
     """
 
-    def __init__(
-        self, trunk: UNet, config: DenseClConfig, *, images_per_step: int, backend: str = "auto"
-    ) -> None:
-        super().__init__(trunk)
-        self.config = config
-        self.backend = backend
-        channels = trunk.config.widths[-1]
+    config: DenseClConfig
+
+    def __init__(self, trunk: Trunk, config: DenseClConfig, setting: Setting) -> None:
+        super().__init__(trunk, config, setting)
+        channels = trunk.maps.bottleneck.channels
         hidden = min(config.hidden, channels)
         self.global_head = GlobalHead(channels, hidden=hidden, projection=config.projection)
         self.dense_head = nn.Sequential(
@@ -47,17 +62,9 @@ class DenseCl(Method):
         self.momentum_trunk = MomentumEncoder(trunk)
         self.momentum_global_head = MomentumEncoder(self.global_head)
         self.momentum_dense_head = MomentumEncoder(self.dense_head)
-        capacity = config.queue_steps * images_per_step
+        capacity = config.queue_steps * setting.images_per_step
         self.queue = KeyQueue(capacity, config.projection)
         self.dense_queue = KeyQueue(capacity, config.projection)
-
-    @classmethod
-    def build(cls, trunk: UNet, config: PretrainConfig, setting: Setting) -> DenseCl:
-        """See :class:`Method`."""
-        assert isinstance(config.method, DenseClConfig)
-        return cls(
-            trunk, config.method, images_per_step=images_per_step(config), backend=config.runtime.kernels
-        )
 
     def forward(self, views: Views, draws: Draws, measure: bool = False) -> MethodOutput:
         """``(1 - w) * image loss + w * patch loss`` with w = ``dense_weight`` (equation 3).

@@ -6,37 +6,63 @@ as in ``correspondence``; D width of a projection.
 
 from __future__ import annotations
 
+from typing import Annotated, ClassVar, Literal
+
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from pscl_hpc.config import IdealConfig, PretrainConfig
-from pscl_hpc.methods.base import Method, MethodOutput, Setting, Views
-from pscl_hpc.methods.correspondence import Matches, match_patches
-from pscl_hpc.methods.momentum import MomentumEncoder, momentum_at
-from pscl_hpc.methods.patches import gather_patches
-from pscl_hpc.models import GlobalHead, PatchHead, UNet
+from pscl_hpc.config import Count, NonNegative, Positive
+from pscl_hpc.methods.base import METHODS, Method, MethodConfig, MethodOutput, Setting, Views
+from pscl_hpc.methods.common.correspondence import Matches, match_patches
+from pscl_hpc.methods.common.momentum import MomentumConfig, MomentumEncoder, momentum_at
+from pscl_hpc.methods.common.patches import gather_patches
+from pscl_hpc.models import GlobalHead, PatchHead, Trunk, TrunkMaps
 from pscl_hpc.seeding import Draws
 from pscl_kernels import patch_nt_xent, patch_similarity_stats
 
 
+class IdealConfig(MethodConfig):
+    """IDEAL: dense projections of the encoder, positives by correspondence (ICASSP 2023, arXiv 2210.15075)."""
+
+    name: Literal["ideal"] = "ideal"
+    display_name: ClassVar[str] = "IDEAL"
+    correspondence: Literal["geometric", "feature"] = "geometric"
+    """Which patch of view k is a patch's positive. geometric: the one that shows the same material; feature: the one
+    whose encoder features are most alike."""
+    patches_per_image: Annotated[int, Field(ge=0)] = 256
+    """Patches of each image that are contrasted, drawn at random in each step; 0 takes all. All pairs of patches of
+    different images are compared, so the work grows with the square."""
+    momentum: MomentumConfig = MomentumConfig(start=0.99)
+    """The branch of view k is the momentum encoder that has no gradient."""
+    temperature: Positive = 0.2
+    """Temperature of the contrast."""
+    global_weight: NonNegative = 0.0
+    """Weight of an image-level NT-Xent, which is added to the dense loss; 0 as drawn in the paper."""
+    projection: Count = 128
+    """Width of the contrasted vectors."""
+    hidden: Count = 128
+    """Hidden width of the heads, at most the width of the bottleneck."""
+
+    def paired_stride(self, maps: TrunkMaps) -> int:
+        """That of the bottleneck, where patches are paired by geometry."""
+        return maps.bottleneck.stride if self.correspondence == "geometric" else 0
+
+
+@METHODS.register(IdealConfig)
 class Ideal(Method):
     """Patches of the bottleneck of view q against their partners in the momentum encoder's view k.
 
     The head is made of 1x1 convolutions. It acts on each patch alone, so that only contrasted patches are projected. A
     patch's negatives are the patches of *other images*, of both views and all ranks: patches of its own image may show the
     same phase and are left out. The decoder is not trained.
-
-    Args:
-        trunk: The U-Net; its encoder is trained.
-        config: Method settings.
-        backend: Backend of the contrast.
     """
 
-    def __init__(self, trunk: UNet, config: IdealConfig, *, backend: str = "auto") -> None:
-        super().__init__(trunk)
-        self.config = config
-        self.backend = backend
-        channels = trunk.config.widths[-1]
+    config: IdealConfig
+
+    def __init__(self, trunk: Trunk, config: IdealConfig, setting: Setting) -> None:
+        super().__init__(trunk, config, setting)
+        channels = trunk.maps.bottleneck.channels
         self.patch_head = PatchHead(channels, hidden=config.hidden, projection=config.projection, groups=1)
         self.momentum_trunk = MomentumEncoder(trunk)
         self.momentum_patch_head = MomentumEncoder(self.patch_head)
@@ -45,12 +71,6 @@ class Ideal(Method):
         if config.global_weight:
             self.global_head = GlobalHead(channels, hidden=config.hidden, projection=config.projection)
             self.momentum_global_head = MomentumEncoder(self.global_head)
-
-    @classmethod
-    def build(cls, trunk: UNet, config: PretrainConfig, setting: Setting) -> Ideal:
-        """See :class:`Method`."""
-        assert isinstance(config.method, IdealConfig)
-        return cls(trunk, config.method, backend=config.runtime.kernels)
 
     def forward(self, views: Views, draws: Draws, measure: bool = False) -> MethodOutput:
         """Dense loss, plus ``global_weight`` times the image-level one."""

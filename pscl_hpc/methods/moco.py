@@ -2,54 +2,60 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pscl_hpc.config import MocoConfig, PretrainConfig
-from pscl_hpc.methods.base import Method, MethodOutput, Setting, Views
-from pscl_hpc.methods.momentum import MomentumEncoder, momentum_at
-from pscl_hpc.methods.precision import at_least_float32
-from pscl_hpc.methods.queue import KeyQueue, images_per_step
+from pscl_hpc.config import Count, Positive
+from pscl_hpc.methods.base import METHODS, Method, MethodConfig, MethodOutput, Setting, Views
+from pscl_hpc.methods.common.momentum import MomentumConfig, MomentumEncoder, momentum_at
+from pscl_hpc.methods.common.precision import at_least_float32
+from pscl_hpc.methods.common.queue import KeyQueue
 from pscl_hpc.methods.ranks import whole_loss
-from pscl_hpc.models import GlobalHead, UNet
+from pscl_hpc.models import GlobalHead, Trunk
 from pscl_hpc.seeding import Draws
 from pscl_kernels import queue_info_nce
 
 
+class MocoConfig(MethodConfig):
+    """MoCo v2 on the pooled bottleneck (He et al. 2020, Chen et al. 2020)."""
+
+    name: Literal["moco"] = "moco"
+    display_name: ClassVar[str] = "MoCo"
+    temperature: Positive = 0.2
+    """Temperature of InfoNCE."""
+    projection: Count = 64
+    """Width of the contrasted vectors."""
+    hidden: Count = 128
+    """Hidden width of the head, at most the width of the bottleneck."""
+    momentum: MomentumConfig = MomentumConfig()
+    """How the key encoder follows. The paper's 0.999 is for runs of a hundred thousand steps and more."""
+    queue_steps: Count = 16
+    """The queue holds the images of so many steps. An archive smaller than the queue stands in it several times over,
+    and every image is then its own negative."""
+    smallest_batch: ClassVar[int] = 1
+
+
+@METHODS.register(MocoConfig)
 class Moco(Method):
     """Image-level contrast with the keys of earlier steps.
 
-    The shuffling of batch normalisation of the original is not needed: statistics are those of the whole batch, so that
-    they do not tell which images a key was computed with.
-
-    Args:
-        trunk: The U-Net; its encoder is trained.
-        config: Method settings.
-        images_per_step: Images of one optimiser step over all ranks.
-        backend: Backend of the contrastive operations.
+    The original's shuffled batch normalisation is not needed: statistics are those of the whole batch and do not reveal
+    which images a key was computed with.
     """
 
-    def __init__(
-        self, trunk: UNet, config: MocoConfig, *, images_per_step: int, backend: str = "auto"
-    ) -> None:
-        super().__init__(trunk)
-        self.config = config
-        self.backend = backend
+    config: MocoConfig
+
+    def __init__(self, trunk: Trunk, config: MocoConfig, setting: Setting) -> None:
+        super().__init__(trunk, config, setting)
         self.global_head = GlobalHead(
-            trunk.config.widths[-1], hidden=config.hidden, projection=config.projection
+            trunk.maps.bottleneck.channels, hidden=config.hidden, projection=config.projection
         )
         self.momentum_trunk = MomentumEncoder(trunk)
         self.momentum_head = MomentumEncoder(self.global_head)
-        self.queue = KeyQueue(config.queue_steps * images_per_step, config.projection)
-
-    @classmethod
-    def build(cls, trunk: UNet, config: PretrainConfig, setting: Setting) -> Moco:
-        """See :class:`Method`."""
-        assert isinstance(config.method, MocoConfig)
-        return cls(
-            trunk, config.method, images_per_step=images_per_step(config), backend=config.runtime.kernels
-        )
+        self.queue = KeyQueue(config.queue_steps * setting.images_per_step, config.projection)
 
     def forward(self, views: Views, draws: Draws, measure: bool = False) -> MethodOutput:
         """InfoNCE of each image of view q with its momentum key of view k against the queue.

@@ -5,29 +5,31 @@ Shape legend: B images, K clusters, h w pixels, H W patches of a map, P = H * W,
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pscl_hpc.archive import IGNORE_INDEX
-from pscl_hpc.config import PretrainConfig, PsclClusteredConfig
-from pscl_hpc.methods.base import MethodOutput, PatchSample, Setting, Views
-from pscl_hpc.methods.clustering import (
+from pscl_hpc.config import Count, NonNegative
+from pscl_hpc.methods.base import METHODS, MethodOutput, PatchSample, Setting, Views
+from pscl_hpc.methods.common.clustering import (
     Clusters,
     Moments,
     MovingMoments,
     clearest,
     nearest,
 )
-from pscl_hpc.methods.patches import gather_patches, patch_labels, patches_of
-from pscl_hpc.methods.pscl import Pscl
+from pscl_hpc.methods.common.patches import gather_patches, patch_labels, patches_of
+from pscl_hpc.methods.common.pscl import Pscl
+from pscl_hpc.methods.common.sampling import choose_pure
+from pscl_hpc.methods.common.settings import PatchConfig
+from pscl_hpc.methods.common.texture import texture
 from pscl_hpc.methods.pscl_simclr import in_batch_loss
 from pscl_hpc.methods.ranks import sum_over_ranks
-from pscl_hpc.methods.sampling import choose_pure
-from pscl_hpc.methods.texture import texture
-from pscl_hpc.models import Features, UNet
+from pscl_hpc.models import Features, Trunk
 from pscl_hpc.seeding import Draws
 from pscl_hpc.views import paired_patches
 
@@ -38,6 +40,27 @@ _PLACES = 16
 """Places per side of a window, for the means by place."""
 
 
+class PsclClusteredConfig(PatchConfig):
+    """PSCL with in-batch negatives and without annotation: clusters of patches stand for classes."""
+
+    name: Literal["pscl-clustered"] = "pscl-clustered"
+    display_name: ClassVar[str] = "PSCL-clustered"
+    clusters: Annotated[int, Field(ge=2)] = 6
+    """Number of clusters; about as many as there are phases that look different."""
+    projection_weight: NonNegative = 0.25
+    """Pixels are clustered by fixed descriptors of grey level and roughness and by their projections. This is the
+    weight of the projections at the end of the run, to which it rises from 0; projections have length 1, descriptors
+    about the same. 0: by descriptors alone."""
+    confident: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Share of each cluster's pixels in an image that count as its own: those whose nearest centre is most clearly the
+    nearest. The others are of unknown class."""
+    patches_per_image: Count = 1024
+    """Random pixels of each image by which the clusters are found and followed."""
+    memory: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.95
+    """Share of the old value in the moving averages of the clusters, per step."""
+
+
+@METHODS.register(PsclClusteredConfig)
 class PsclClustered(Pscl):
     """PSCL-SimCLR whose annotation is a clustering of the pixels of view k.
 
@@ -50,29 +73,18 @@ class PsclClustered(Pscl):
     would be taught by itself and drift. The projections' part of the centres is followed from the start, as the mean
     over the members, and its weight rises over the run. From a projection the moving mean of its place in the window is
     subtracted: zero padding marks the rim of a window, and clusters would otherwise tell rim from middle.
-
-    Args:
-        trunk: The U-Net.
-        config: Method settings.
-        backend: Backend of the contrastive operations.
     """
 
     config: PsclClusteredConfig
     progress: Tensor
 
-    def __init__(self, trunk: UNet, config: PsclClusteredConfig, *, backend: str = "auto") -> None:
-        super().__init__(trunk, config, backend=backend)
+    def __init__(self, trunk: Trunk, config: PsclClusteredConfig, setting: Setting) -> None:
+        super().__init__(trunk, config, setting)
         self.clusters = Clusters(config.clusters, _DESCRIPTORS + config.projection, config.memory)
         self.places = MovingMoments(_PLACES**2, config.projection, config.memory)
         self.register_buffer("progress", torch.zeros((), dtype=torch.float64))
         self.class_names = tuple(f"cluster {number + 1}" for number in range(config.clusters))
         self._staged: list[tuple[Moments, Moments]] = []
-
-    @classmethod
-    def build(cls, trunk: UNet, config: PretrainConfig, setting: Setting) -> Self:
-        """See :class:`Method`."""
-        assert isinstance(config.method, PsclClusteredConfig)
-        return cls(trunk, config.method, backend=config.runtime.kernels)
 
     def forward(self, views: Views, draws: Draws, measure: bool = False) -> MethodOutput:
         """See :func:`in_batch_loss`; the clusters' moments are kept until :meth:`after_step`."""

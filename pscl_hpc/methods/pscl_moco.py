@@ -6,21 +6,22 @@ class), D width of a projection, Q entries of a queue.
 
 from __future__ import annotations
 
-from typing import Self, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pscl_hpc.config import PretrainConfig, PsclMocoConfig
-from pscl_hpc.methods.base import MethodOutput, PatchSample, Setting, Views
-from pscl_hpc.methods.momentum import MomentumEncoder, momentum_at
-from pscl_hpc.methods.patches import gather_patches
-from pscl_hpc.methods.precision import at_least_float32, without_autocast
-from pscl_hpc.methods.pscl import AnnotatedPscl
-from pscl_hpc.methods.queue import KeyQueue, images_per_step
+from pscl_hpc.config import Count, Fraction
+from pscl_hpc.methods.base import METHODS, MethodOutput, PatchSample, Setting, Views
+from pscl_hpc.methods.common.momentum import MomentumConfig, MomentumEncoder, momentum_at
+from pscl_hpc.methods.common.patches import gather_patches
+from pscl_hpc.methods.common.precision import at_least_float32, without_autocast
+from pscl_hpc.methods.common.pscl import AnnotatedPscl
+from pscl_hpc.methods.common.queue import KeyQueue
+from pscl_hpc.methods.common.settings import AnnotatedPatchConfig
 from pscl_hpc.methods.ranks import sum_over_ranks, whole_loss
-from pscl_hpc.models import Features, UNet
+from pscl_hpc.models import Features, Trunk
 from pscl_hpc.seeding import Draws
 from pscl_hpc.views import partner_patches
 from pscl_kernels import queue_info_nce
@@ -29,55 +30,54 @@ RELEASED_BATCH = 9
 """Images of a step, the reference among them, for which the decays were chosen."""
 
 
-class PsclMoco(AnnotatedPscl):
-    """PSCL with negatives and partial positives from queues.
+class PsclMocoConfig(AnnotatedPatchConfig):
+    """PSCL with a momentum encoder of keys and queues of images and class prototypes (docs/methods.md, PSCL-MoCo)."""
 
-    Args:
-        trunk: The U-Net.
-        config: Method settings.
-        classes: Number of classes of the references' collection.
-        ignored: Classes whose annotation is not to be trusted; they give no templates.
-        images_per_step: Images of one optimiser step over all ranks, references included.
-        backend: Backend of the contrastive operations.
-    """
+    name: Literal["pscl-moco"] = "pscl-moco"
+    display_name: ClassVar[str] = "PSCL-MoCo"
+    templates_per_class: Count = 30
+    """Template patches per class at the coarsest scale."""
+    momentum: MomentumConfig = MomentumConfig()
+    """How the key encoder follows."""
+    queue_steps: Count = 56
+    """The queues hold the images of so many steps: 504 at the released batch of 8 images and a reference."""
+    image_production_batch_decay: Fraction = 0.2
+    """Target of a queued image of the same production batch, to the power of its age in steps."""
+    patch_production_batch_decay: Fraction = 0.5
+    """Target of a queued prototype of the same class and production batch, to the power of its age in steps."""
+    patch_class_decay: Fraction = 0.2
+    """Target of a queued prototype of the same class, to the power of its age in steps; added to the former."""
+    scale_targets: bool = True
+    """Targets of the queue are multiplied by 9 / (images per step), so that their sum is the same for every batch: 9 is
+    the released one, with the reference. false: as released, where the sum grows with the batch, and with it the share
+    of targets that are not the patch's own."""
+    normalise_targets: bool = True
+    """Targets of a patch or image are divided by their sum. false: as released, where those with many relatives in the
+    queue weigh more."""
+    normalise_prototypes: bool = True
+    """Prototypes have length 1, as all keys. false: as released, the plain mean."""
+    queue_references: bool = False
+    """Also keep the image keys of references, as released: each then meets its own old keys as negatives at every
+    step. Their class prototypes are always kept."""
+
+
+@METHODS.register(PsclMocoConfig)
+class PsclMoco(AnnotatedPscl):
+    """PSCL with negatives and partial positives from queues."""
 
     config: PsclMocoConfig
 
-    def __init__(
-        self,
-        trunk: UNet,
-        config: PsclMocoConfig,
-        *,
-        classes: int,
-        ignored: tuple[int, ...] = (),
-        images_per_step: int,
-        backend: str = "auto",
-    ) -> None:
-        super().__init__(trunk, config, classes=classes, ignored=ignored, backend=backend)
+    def __init__(self, trunk: Trunk, config: PsclMocoConfig, setting: Setting) -> None:
+        super().__init__(trunk, config, setting)
         self.momentum_trunk = MomentumEncoder(trunk)
         self.momentum_global_head = MomentumEncoder(self.global_head)
         self.momentum_patch_heads = MomentumEncoder(self.patch_heads)
-        capacity = config.queue_steps * images_per_step
+        capacity = config.queue_steps * setting.images_per_step
         self.image_queue = KeyQueue(capacity, config.projection)
         self.prototype_queues = nn.ModuleList(
-            KeyQueue(capacity, config.projection, classes) for _ in trunk.scale_widths
+            KeyQueue(capacity, config.projection, self.classes) for _ in trunk.maps.scales
         )
-        self.target_scale = RELEASED_BATCH / images_per_step if config.scale_targets else 1.0
-
-    @classmethod
-    def build(cls, trunk: UNet, config: PretrainConfig, setting: Setting) -> Self:
-        """See :class:`Method`. ``setting.annotated`` is needed."""
-        assert isinstance(config.method, PsclMocoConfig)
-        if setting.annotated is None:
-            raise ValueError("pscl-moco needs the collection of its references")
-        return cls(
-            trunk,
-            config.method,
-            classes=len(setting.annotated.classes),
-            ignored=setting.annotated.ignore_classes,
-            images_per_step=images_per_step(config),
-            backend=config.runtime.kernels,
-        )
+        self.target_scale = RELEASED_BATCH / setting.images_per_step if config.scale_targets else 1.0
 
     def forward(self, views: Views, draws: Draws, measure: bool = False) -> MethodOutput:
         """``(1 - r) * image loss + r * patch loss`` with r = ``patch_weight``.

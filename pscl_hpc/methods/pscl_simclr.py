@@ -5,20 +5,33 @@ Sci. Rep. 2025, doi 10.1038/s41598-025-32855-5; docs/methods.md.
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 import torch
 from torch import Tensor
 
-from pscl_hpc.methods.base import MethodOutput, PatchSample, Views
-from pscl_hpc.methods.patches import gather_patches
-from pscl_hpc.methods.pscl import AnnotatedPscl, Pscl
+from pscl_hpc.methods.base import METHODS, MethodOutput, PatchSample, Views
+from pscl_hpc.methods.common.patches import gather_patches
+from pscl_hpc.methods.common.pscl import AnnotatedPscl, Pscl
+from pscl_hpc.methods.common.settings import AnnotatedPatchConfig
 from pscl_hpc.models import Features
 from pscl_hpc.seeding import Draws
 from pscl_hpc.views import partner_patches
 from pscl_kernels import patch_nt_xent, patch_similarity_stats
 
 
+class PsclSimclrConfig(AnnotatedPatchConfig):
+    """PSCL with in-batch negatives (Sci. Rep. 2025, doi 10.1038/s41598-025-32855-5)."""
+
+    name: Literal["pscl-simclr"] = "pscl-simclr"
+    display_name: ClassVar[str] = "PSCL-SimCLR"
+
+
+@METHODS.register(PsclSimclrConfig)
 class PsclSimclr(AnnotatedPscl):
-    """PSCL with negatives from the batch. Arguments as of :class:`AnnotatedPscl`."""
+    """PSCL with negatives from the batch."""
+
+    config: PsclSimclrConfig
 
     def forward(self, views: Views, draws: Draws, measure: bool = False) -> MethodOutput:
         """See :func:`in_batch_loss`."""

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-from pscl_hpc.config import PretrainConfig, SimclrConfig
-from pscl_hpc.methods.base import Method, MethodOutput, Setting, Views
-from pscl_hpc.models import GlobalHead, UNet
+from typing import ClassVar, Literal
+
+from pscl_hpc.config import Count, Positive
+from pscl_hpc.methods.base import METHODS, Method, MethodConfig, MethodOutput, Setting, Views
+from pscl_hpc.models import GlobalHead, Trunk
 from pscl_hpc.seeding import Draws
 from pscl_kernels import patch_nt_xent
 
 
+class SimclrConfig(MethodConfig):
+    """SimCLR on the pooled bottleneck: the image loss of PSCL alone (Chen et al. 2020)."""
+
+    name: Literal["simclr"] = "simclr"
+    display_name: ClassVar[str] = "SimCLR"
+    temperature: Positive = 0.5
+    """Temperature of NT-Xent."""
+    projection: Count = 64
+    """Width of the contrasted vectors."""
+    hidden: Count = 128
+    """Hidden width of the head, at most the width of the bottleneck."""
+
+
+@METHODS.register(SimclrConfig)
 class Simclr(Method):
     """Image-level contrast alone."""
 
-    def __init__(self, trunk: UNet, config: SimclrConfig, *, backend: str = "auto") -> None:
-        super().__init__(trunk)
-        self.config = config
-        self.backend = backend
-        self.global_head = GlobalHead(
-            trunk.config.widths[-1], hidden=config.hidden, projection=config.projection
-        )
+    config: SimclrConfig
 
-    @classmethod
-    def build(cls, trunk: UNet, config: PretrainConfig, setting: Setting) -> Simclr:
-        """See :class:`Method`."""
-        assert isinstance(config.method, SimclrConfig)
-        return cls(trunk, config.method, backend=config.runtime.kernels)
+    def __init__(self, trunk: Trunk, config: SimclrConfig, setting: Setting) -> None:
+        super().__init__(trunk, config, setting)
+        self.global_head = GlobalHead(
+            trunk.maps.bottleneck.channels, hidden=config.hidden, projection=config.projection
+        )
 
     def forward(self, views: Views, draws: Draws, measure: bool = False) -> MethodOutput:
         """NT-Xent over the batch; each image's positive is its other view."""

@@ -1,8 +1,18 @@
-"""U-Net trunk, projection heads, weights on disk."""
+"""Trunks (one module each), projection heads, the segmentation model, weights on disk."""
 
-from pscl_hpc.models.bilinear import BilinearDecoder
 from pscl_hpc.models.heads import GlobalHead, PatchHead
-from pscl_hpc.models.unet import Features, SegmentationNet, UNet
+from pscl_hpc.models.recompute import checkpoint_blocks
+from pscl_hpc.models.segmentation import BilinearDecoder, SegmentationNet
+from pscl_hpc.models.trunk import (
+    TRUNKS,
+    AnyTrunk,
+    Features,
+    MapShape,
+    Trunk,
+    TrunkConfig,
+    TrunkMaps,
+    build_trunk,
+)
 from pscl_hpc.models.weights import (
     MODEL_FILE,
     TRUNK_FILE,
@@ -16,14 +26,21 @@ from pscl_hpc.models.weights import (
 
 __all__ = [
     "MODEL_FILE",
+    "TRUNKS",
     "TRUNK_FILE",
+    "AnyTrunk",
     "BilinearDecoder",
     "Features",
     "GlobalHead",
+    "MapShape",
     "ModelCard",
     "PatchHead",
     "SegmentationNet",
-    "UNet",
+    "Trunk",
+    "TrunkConfig",
+    "TrunkMaps",
+    "build_trunk",
+    "checkpoint_blocks",
     "load_segmentation",
     "load_trunk",
     "read_card",

@@ -1,26 +1,48 @@
-"""The U-Net trunk shared by every method (figure 2 of the PSCL paper, doi 10.1038/s41598-025-32855-5).
+"""The U-Net of the PSCL paper (figure 2, doi 10.1038/s41598-025-32855-5).
 
-Shape legend: B images, C channels, h w image pixels, S scales (S = len(widths) - 1; scale 0 is the coarsest
-decoder map, scale S - 1 has full resolution).
+Shape legend: B images, C channels, h w image pixels, S = len(widths) - 1 scales.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, Literal
 
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pscl_hpc.config import ModelConfig
+from pscl_hpc.config import Count, Positive
+from pscl_hpc.models.trunk import TRUNKS, Features, MapShape, Trunk, TrunkConfig, TrunkMaps
 
 
-class Features(NamedTuple):
-    """What the trunk gives: the bottleneck (B, widths[-1], h', w') and the decoder maps, coarse to fine."""
+class UNetConfig(TrunkConfig):
+    """The U-Net of the paper."""
 
-    bottleneck: Tensor
-    scales: tuple[Tensor, ...]
+    name: Literal["unet"] = "unet"
+    display_name: ClassVar[str] = "U-Net"
+    widths: tuple[Count, ...] = (32, 64, 128, 256)
+    """Feature channels from full resolution to the bottleneck; each level halves the resolution."""
+    mean: tuple[float, ...] = (0.5,)
+    """Subtracted from the input in 0..1; one value, or one per channel."""
+    std: tuple[Positive, ...] = (0.25,)
+    """The input is divided by it; one value, or one per channel."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> UNetConfig:
+        if len(self.widths) < 2:
+            raise ValueError("widths needs at least two entries, one scale and the bottleneck")
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, self.in_channels):
+                raise ValueError(f"{key} needs 1 or {self.in_channels} values, it has {len(values)}")
+        return self
+
+    @property
+    def maps(self) -> TrunkMaps:
+        """See :class:`TrunkConfig`."""
+        encoder = tuple(MapShape(width, 1 << level) for level, width in enumerate(self.widths))
+        return TrunkMaps(encoder, encoder[-2::-1])
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -59,14 +81,16 @@ class UpBlock(nn.Module):
         return self.block(torch.cat((skip, x), dim=1))  # type: ignore[no-any-return]
 
 
-class UNet(nn.Module):
-    """Trunk: images (B, C, h, w) in 0..1 to :class:`Features`.
+@TRUNKS.register(UNetConfig)
+class UNet(Trunk):
+    """The trunk of :class:`UNetConfig`."""
 
-    Intensities are normalised inside, so that weights carry all that prediction needs. Any h and w of at
-    least ``2 ** S`` work.
-    """
+    config: UNetConfig
+    encoder: nn.ModuleList
+    decoder: nn.ModuleList
+    recomputed = (Block,)
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
         widths = config.widths
@@ -81,17 +105,17 @@ class UNet(nn.Module):
             UpBlock(a, b) for a, b in zip(widths[::-1], widths[-2::-1], strict=False)
         )
 
-    @property
-    def scale_widths(self) -> tuple[int, ...]:
-        """Channels of the decoder maps, coarse to fine."""
-        return self.config.widths[-2::-1]
+    def normalise(self, images: Tensor) -> Tensor:
+        """See :class:`Trunk`."""
+        return (images - self.mean) / self.std
 
-    def forward(self, images: Tensor) -> Features:
-        return self.decode(self.encode(images))
+    def denormalise(self, values: Tensor) -> Tensor:
+        """See :class:`Trunk`."""
+        return values * self.std + self.mean
 
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The encoder's maps, full resolution first; the last is the bottleneck."""
-        x = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        """See :class:`Trunk`."""
+        x = self.normalise(images).contiguous(memory_format=torch.channels_last)
         maps = []
         for depth, block in enumerate(self.encoder):
             x = block(F.max_pool2d(x, 2) if depth else x)
@@ -99,22 +123,10 @@ class UNet(nn.Module):
         return tuple(maps)
 
     def decode(self, maps: Sequence[Tensor]) -> Features:
-        """The decoder on what :meth:`encode` gave."""
+        """See :class:`Trunk`."""
         x = maps[-1]
         scales = []
         for up, skip in zip(self.decoder, maps[-2::-1], strict=True):
             x = up(x, skip)
             scales.append(x)
         return Features(maps[-1], tuple(scales))
-
-
-class SegmentationNet(nn.Module):
-    """Trunk and a linear classifier of each pixel of the finest decoder map: logits (B, classes, h, w)."""
-
-    def __init__(self, trunk: UNet, classes: int) -> None:
-        super().__init__()
-        self.trunk = trunk
-        self.classifier = nn.Conv2d(trunk.config.widths[0], classes, 1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(self.trunk(images).scales[-1])  # type: ignore[no-any-return]

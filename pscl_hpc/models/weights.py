@@ -11,9 +11,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pscl_hpc.config import ModelConfig
 from pscl_hpc.errors import UserError
-from pscl_hpc.models.unet import SegmentationNet, UNet
+from pscl_hpc.models.segmentation import SegmentationNet
+from pscl_hpc.models.trunk import TRUNKS, Trunk, TrunkConfig, build_trunk
 from pscl_hpc.runs import replace_file, writing
 
 TRUNK_FILE = "trunk.safetensors"
@@ -24,14 +24,15 @@ MODEL_FILE = "model.safetensors"
 class ModelCard:
     """What a model file says of itself besides its weights."""
 
-    model: ModelConfig
+    model: TrunkConfig
+    """The trunk can be rebuilt from it."""
     classes: tuple[str, ...] = ()
     """Class names in index order; empty for a trunk."""
     background: int = 0
     ignore_classes: tuple[int, ...] = ()
 
 
-def save_trunk(path: Path, trunk: UNet) -> None:
+def save_trunk(path: Path, trunk: Trunk) -> None:
     """Write a trunk; JobError when it cannot be written."""
     _save(path, trunk, ModelCard(trunk.config))
 
@@ -41,11 +42,11 @@ def save_segmentation(path: Path, net: SegmentationNet, card: ModelCard) -> None
     _save(path, net, card)
 
 
-def load_trunk(path: str | Path) -> UNet:
+def load_trunk(path: str | Path) -> Trunk:
     """A trunk from a run folder or a file: a pretraining trunk, or the trunk inside a segmentation model."""
     file = _resolve(Path(path), (TRUNK_FILE, MODEL_FILE))
     card, tensors = _load(file)
-    trunk = UNet(card.model)
+    trunk = build_trunk(card.model)
     if card.classes:
         tensors = {
             key.removeprefix("trunk."): value for key, value in tensors.items() if key.startswith("trunk.")
@@ -60,7 +61,7 @@ def load_segmentation(path: str | Path) -> tuple[SegmentationNet, ModelCard]:
     card, tensors = _load(file)
     if not card.classes:
         raise UserError(f"{file}: holds a trunk without a classifier; fine-tune it first")
-    net = SegmentationNet(UNet(card.model), len(card.classes))
+    net = SegmentationNet(build_trunk(card.model), len(card.classes))
     _fill(net, tensors, file)
     return net, card
 
@@ -114,12 +115,12 @@ def _load(path: Path, *, weights: bool = True) -> tuple[ModelCard, dict[str, Ten
         raise UserError(f"{path}: was not written by pscl-hpc: its header has no model description")
     try:
         card = ModelCard(
-            ModelConfig.model_validate(header["model"]),
+            TRUNKS.config(header["model"]["name"]).model_validate(header["model"]),
             tuple(str(name) for name in header.get("classes", ())),
             int(header.get("background", 0)),
             tuple(int(number) for number in header.get("ignore_classes", ())),
         )
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, KeyError):
         raise UserError(f"{path}: its model description does not fit this version of pscl-hpc") from None
     return card, tensors
 

@@ -16,11 +16,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pscl_hpc.archive import Collection
 from pscl_hpc.archive.synthesis import synthesise
 from pscl_hpc.archive.synthesis.generate import MIN_SIZE
-from pscl_hpc.config import PretrainConfig, ReferencedMethod
 from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.methods import Method, Setting, Views, build_method
+from pscl_hpc.models import build_trunk
 from pscl_hpc.planning.network import measured_keys
 from pscl_hpc.planning.rates import Contrast, Rates
+from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.runs import commit, describe_device, now, versions
 from pscl_hpc.seeding import Draws, torch_generator
 from pscl_hpc.training import (
@@ -84,7 +85,10 @@ def measure_rates(config: PretrainConfig, batches: Sequence[int]) -> Rates:
     device = setup_device(config.runtime)
     torch.manual_seed(0)
     names = tuple(f"class {i}" for i in range(_CLASSES))
-    method = build_method(config, Setting(Collection("synthetic", names), ("a", "b"))).to(device).train()
+    setting = Setting(
+        Collection("synthetic", names), ("a", "b"), config.images_per_step, config.runtime.kernels
+    )
+    method = build_method(config.method, build_trunk(config.model), setting).to(device).train()
     if config.runtime.activation_checkpointing:
         checkpoint_blocks(method)
     passes = [_measure(method, config, images, device) for images in batches]
@@ -107,7 +111,7 @@ def measure_rates(config: PretrainConfig, batches: Sequence[int]) -> Rates:
     return Rates(
         device=describe_device(device),
         keys=measured_keys(config),
-        references=_references(config),
+        references=config.references_per_pass,
         step_fixed=step_fixed,
         step_per_image=step_per_image,
         memory_fixed=memory_fixed,
@@ -151,7 +155,7 @@ def _measure(method: Method, config: PretrainConfig, images: int, device: torch.
 
 
 def _views(config: PretrainConfig, images: int, device: torch.device) -> Views:
-    references = _references(config)
+    references = config.references_per_pass
     pictures = [
         synthesise("precipitates", seed=1, index=i, size=config.views.size)
         for i in range(min(8, references + images))
@@ -171,10 +175,6 @@ def _views(config: PretrainConfig, images: int, device: torch.device) -> Views:
         comparable=torch.ones(len(chosen), dtype=torch.bool, device=device),
         production_batches=torch.zeros(len(chosen), dtype=torch.int64, device=device),
     )
-
-
-def _references(config: PretrainConfig) -> int:
-    return config.method.reference.per_batch if isinstance(config.method, ReferencedMethod) else 0
 
 
 def _contrast(index: int, passes: list[_Pass], per_square: dict[tuple[int, torch.dtype], float]) -> Contrast:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pscl_hpc.config import PretrainConfig
 from pscl_hpc.planning.rates import Rates
+from pscl_hpc.pretraining.config import PretrainConfig
 
 _FREE = ("method.reference.", "views.jitter.")
 """Sections that change no measured number; how many references there are is asked for apart."""

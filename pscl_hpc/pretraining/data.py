@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from pscl_hpc.archive import Archive, ImageRecord, Window, epoch_order
 from pscl_hpc.archive.windows import covering_square, draw_window, read_window, restrict
-from pscl_hpc.config import PretrainConfig, ReferenceConfig, ReferencedMethod
 from pscl_hpc.errors import UserError
-from pscl_hpc.methods import Setting, Views
+from pscl_hpc.methods import ReferenceConfig, ReferencedMethodConfig, Setting, Views
+from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.seeding import Slots, numpy_generator, torch_generator
 from pscl_hpc.training import reader_options
 from pscl_hpc.views import draw_geometry, jitter, warp
@@ -74,21 +74,17 @@ class PretrainData(Dataset[Batch]):
             sorted({r.condition for r in (*self.references, *self.records) if r.condition})
         )
         self._order = (-1, np.empty(0, np.int64))
-        self._per_batch = _reference_config(config).per_batch if self.references else 0
+        self._per_batch = config.references_per_pass
         own = [*range(rank, self._per_batch, ranks)]
-        own += [self._per_batch + image for image in range(rank, self.per_pass, ranks)]
-        self.slots = Slots(tuple(own), self._per_batch + self.per_pass)
+        own += [self._per_batch + image for image in range(rank, self.config.images_per_pass, ranks)]
+        self.slots = Slots(tuple(own), self._per_batch + self.config.images_per_pass)
 
     @property
     def setting(self) -> Setting:
         """What the method is told about the images."""
         home = self.archive.collections[self.references[0].dataset] if self.references else None
-        return Setting(home, self.production_batches)
-
-    @property
-    def per_pass(self) -> int:
-        """Unlabelled images in one forward pass of all ranks."""
-        return self.config.batch_size // self.config.accumulate
+        config = self.config
+        return Setting(home, self.production_batches, config.images_per_step, config.runtime.kernels)
 
     def __len__(self) -> int:
         return self.config.schedule.steps * self.config.accumulate
@@ -138,7 +134,9 @@ class PretrainData(Dataset[Batch]):
         there are fewer images than places.
         """
         total = len(self.records)
-        usable = total - total % self.per_pass if total >= self.per_pass else total
+        usable = (
+            total - total % self.config.images_per_pass if total >= self.config.images_per_pass else total
+        )
         epoch, place = divmod(count, usable)
         return int(self._epoch(epoch)[place])
 
@@ -168,7 +166,7 @@ class PretrainData(Dataset[Batch]):
     def _record(self, number: int, slot: int) -> ImageRecord:
         """The image at a place of the batch of all ranks."""
         if slot >= self._per_batch:
-            return self.records[self._position(number * self.per_pass + slot - self._per_batch)]
+            return self.records[self._position(number * self.config.images_per_pass + slot - self._per_batch)]
         places = numpy_generator(self.config.seed, "references", number).permutation(len(self.references))
         return self.references[int(places[slot % len(places)])]
 
@@ -241,7 +239,7 @@ def _check_even(config: PretrainConfig, ranks: int) -> None:
             f"{config.method.name} needs {smallest} for batch statistics; set runtime.sync_batchnorm=true or "
             f"batch_size={smallest * parts}"
         )
-    if isinstance(config.method, ReferencedMethod) and config.method.reference.per_batch % ranks:
+    if isinstance(config.method, ReferencedMethodConfig) and config.method.reference.per_batch % ranks:
         better = -(-config.method.reference.per_batch // ranks) * ranks
         raise UserError(
             f"method.reference.per_batch ({config.method.reference.per_batch}) cannot be spread over {ranks} ranks; "
@@ -250,13 +248,13 @@ def _check_even(config: PretrainConfig, ranks: int) -> None:
 
 
 def _reference_config(config: PretrainConfig) -> ReferenceConfig:
-    if not isinstance(config.method, ReferencedMethod):
+    if not isinstance(config.method, ReferencedMethodConfig):
         raise ValueError(f"{config.method.name} has no references")
     return config.method.reference
 
 
 def _find_references(archive: Archive, config: PretrainConfig) -> list[ImageRecord]:
-    if not isinstance(config.method, ReferencedMethod):
+    if not isinstance(config.method, ReferencedMethodConfig):
         return []
     found = [archive.find(image_id) for image_id in config.method.reference.ids]
     for record in found:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pscl_hpc.config import PretrainConfig
+from pscl_hpc.pretraining.config import PretrainConfig
 
 SCORED_SPLITS = ("val", "test")
 """Splits whose names begin so choose checkpoints or score results."""
@@ -31,7 +31,7 @@ def notices(config: PretrainConfig, splits: Sequence[str]) -> list[str]:
             f"negative; set batch_size={images} or less, or add images"
         )
     height, width = config.views.size
-    stride = config.method.paired_stride(scales=len(config.model.widths) - 1)
+    stride = config.method.paired_stride(config.model.maps)
     if stride and (height != width or height % stride):
         side = max(1, round(height / stride)) * stride
         found.append(

@@ -14,10 +14,10 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from pscl_hpc.archive import Archive
-from pscl_hpc.config import PretrainConfig
 from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.methods import Method, MethodOutput, build_method
-from pscl_hpc.models import TRUNK_FILE, save_trunk
+from pscl_hpc.models import TRUNK_FILE, build_trunk, save_trunk
+from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.pretraining.data import Batch, PretrainData, make_views
 from pscl_hpc.pretraining.inspection import inspect_run
 from pscl_hpc.pretraining.notices import notices
@@ -93,7 +93,9 @@ class Trainer:
         self.ranks = ranks
         self.device = ranks.device
         torch.manual_seed(derive_seed(config.seed, "weights"))
-        self.method: Method = build_method(config, data.setting).to(self.device)
+        self.method: Method = build_method(config.method, build_trunk(config.model), data.setting).to(
+            self.device
+        )
         self.method.process_group = ranks.group
         rate = scaled_lr(config.optimiser, config.batch_size)
         groups = parameter_groups(self.method, rate, config.optimiser.weight_decay)

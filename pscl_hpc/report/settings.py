@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pscl_hpc.config import FinetuneConfig
 from pscl_hpc.errors import UserError
 from pscl_hpc.models import read_card
 from pscl_hpc.report.collect import RunData
+from pscl_hpc.segmentation.config import FinetuneConfig
 
 Settings = dict[str, Any]
 _ASIDE = ("kind", "run", "name", "references", "seed", "pretrained", "log", "runtime", "checkpoint")

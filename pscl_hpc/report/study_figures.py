@@ -11,10 +11,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from pscl_hpc.config.study import square_of
 from pscl_hpc.report.charts import ON_PAGE, ON_PAPER, Palette, house_style, style_axes, to_svg
 from pscl_hpc.report.curves import Chart
 from pscl_hpc.report.study_results import Compared, Place, StudyResults
+from pscl_hpc.study.config import square_of
 
 _WIDTH, _ROW, _FRAME = 370.0, 27.0, 52.0
 """CSS pixels: width of a panel, height of a method's row, height of what surrounds the rows."""

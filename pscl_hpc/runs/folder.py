@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
-from pscl_hpc.config import Config, load_config, to_yaml
+from pscl_hpc.config import RunConfig, load_config, to_yaml
 from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.runs.attempts import Attempt
 from pscl_hpc.runs.checkpoint import CheckpointStore
@@ -46,7 +46,7 @@ _FREE = (
 class RunFolder:
     """Paths and record of one run. Use :meth:`start` to work in it and :meth:`load` to read it."""
 
-    def __init__(self, path: Path, config: Config, record: dict[str, Any]) -> None:
+    def __init__(self, path: Path, config: RunConfig, record: dict[str, Any]) -> None:
         self.path = path
         self.config = config
         self.record = record
@@ -55,7 +55,7 @@ class RunFolder:
         self._stopped: str | None = None
 
     @classmethod
-    def start(cls, config: Config, device: torch.device, nodes: Sequence[str] = ()) -> RunFolder:
+    def start(cls, config: RunConfig, device: torch.device, nodes: Sequence[str] = ()) -> RunFolder:
         """Make the folder of a new run, or continue an unfinished one with the same configuration.
 
         Args:
@@ -82,7 +82,7 @@ class RunFolder:
         return folder
 
     @classmethod
-    def reserve(cls, config: Config) -> RunFolder:
+    def reserve(cls, config: RunConfig) -> RunFolder:
         """The folder of a new run, holding its configuration, or that of the same run begun before. Nothing runs yet.
 
         Raises:
@@ -101,7 +101,7 @@ class RunFolder:
         return cls(path, config, _read_record(path) if (path / RECORD_FILE).exists() else {})
 
     @classmethod
-    def follow(cls, path: str | Path, config: Config, *, done: bool) -> RunFolder:
+    def follow(cls, path: str | Path, config: RunConfig, *, done: bool) -> RunFolder:
         """The folder in which another rank works: this process writes nothing there, and need not even see it."""
         return cls(Path(path), config, {"status": "done"} if done else {})
 
@@ -272,7 +272,7 @@ def _fresh_path(name: str) -> Path:
     raise AssertionError("unreachable")
 
 
-def _check_same(path: Path, config: Config) -> None:
+def _check_same(path: Path, config: RunConfig) -> None:
     # Read as a configuration, so that keys that are newer than the run have their defaults.
     old = _flat(load_config(path / CONFIG_FILE).model_dump(mode="json"))
     new = _flat(config.model_dump(mode="json"))

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pscl_hpc.archive import IGNORE_INDEX
-from pscl_hpc.config import FinetuneConfig, SemiSupervisedConfig
 from pscl_hpc.models import BilinearDecoder, SegmentationNet
 from pscl_hpc.seeding import derive_seed
+from pscl_hpc.segmentation.config import FinetuneConfig, SemiSupervisedConfig
 from pscl_hpc.segmentation.losses import SegmentationLoss
 from pscl_hpc.segmentation.objective import Objective, StepLoss
 from pscl_hpc.training import autocast
@@ -40,7 +40,7 @@ class CrossConsistency(Objective):
         self.settings = settings
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(config.seed, "second decoder"))
-            self.second = BilinearDecoder(net.trunk.config, net.classifier.out_channels)
+            self.second = BilinearDecoder(net.trunk.maps, net.classifier.out_channels)
 
     @property
     def extra(self) -> nn.ModuleDict:

@@ -14,10 +14,10 @@ from torch.utils.data import Dataset
 
 from pscl_hpc.archive import IGNORE_INDEX, Archive, Collection, ImageRecord, Window
 from pscl_hpc.archive.windows import covering_square, draw_window, read_window, restrict
-from pscl_hpc.config import FinetuneConfig
 from pscl_hpc.errors import UserError
 from pscl_hpc.seeding import numpy_generator
 from pscl_hpc.segmentation.classes import ClassList
+from pscl_hpc.segmentation.config import FinetuneConfig
 
 Pixel = TypeVar("Pixel", bound=np.generic)
 

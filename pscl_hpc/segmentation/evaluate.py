@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from pscl_hpc.archive import Archive, ImageRecord
-from pscl_hpc.config import FinetuneConfig
 from pscl_hpc.errors import UserError, did_you_mean
 from pscl_hpc.models import load_segmentation
 from pscl_hpc.progress import Progress
 from pscl_hpc.runs import RunFolder, write_json
 from pscl_hpc.segmentation.classes import ClassList
+from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.segmentation.inference import Predictor
 from pscl_hpc.segmentation.metrics import ConfusionMatrix
 from pscl_hpc.segmentation.packing import packed_unlike

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from pscl_hpc.archive import Archive, ImageRecord
-from pscl_hpc.config import FinetuneConfig, SemiSupervisedConfig
 from pscl_hpc.errors import JobError, UserError
-from pscl_hpc.models import MODEL_FILE, ModelCard, SegmentationNet, UNet, load_trunk, save_segmentation
+from pscl_hpc.models import MODEL_FILE, ModelCard, SegmentationNet, build_trunk, load_trunk, save_segmentation
 from pscl_hpc.progress import Progress
 from pscl_hpc.runs import BackgroundWriter, MetricsLog, RunFolder
 from pscl_hpc.seeding import derive_seed
+from pscl_hpc.segmentation.config import FinetuneConfig, SemiSupervisedConfig
 from pscl_hpc.segmentation.cross_consistency import CrossConsistency
 from pscl_hpc.segmentation.data import FinetuneData, WindowDataset, Windows, select_data
 from pscl_hpc.segmentation.inference import Predictor
@@ -87,9 +87,9 @@ def build_net(config: FinetuneConfig, classes: int) -> SegmentationNet:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "weights"))
-        trunk = load_trunk(config.pretrained) if config.pretrained else UNet(config.model)
+        trunk = load_trunk(config.pretrained) if config.pretrained else build_trunk(config.trunk)
         try:
-            config.check_depth(len(trunk.config.widths) - 1)
+            config.check_trunk(trunk.config)
         except ValueError as error:
             raise UserError(f"pretrained: {config.pretrained}: {error}") from None
         torch.manual_seed(derive_seed(config.seed, "classifier"))
@@ -213,7 +213,7 @@ class _Training:
         raise StopRequested(reason, how_to_go_on(self.folder.path, step))
 
     def _windows(self) -> Dataset[Windows]:
-        config, channels = self.config, self.net.trunk.config.in_channels
+        config, channels = self.config, self.net.trunk.in_channels
         annotated = WindowDataset(
             self.archive, self.data.references, self.data.classes, config, channels=channels
         )

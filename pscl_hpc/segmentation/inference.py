@@ -74,8 +74,8 @@ class Predictor:
         self.tiling = tiling or Tiling()
         self.tta = tta
         self.adapt = adapt
-        self.channels = net.trunk.config.in_channels
-        self._smallest = 2 ** (len(net.trunk.config.widths) - 1)
+        self.channels = net.trunk.in_channels
+        self._smallest = net.trunk.maps.bottleneck.stride
         self._kept = torch.tensor(classes.kept, device=device)
 
     def __call__(self, read: ReadWindow, height: int, width: int) -> npt.NDArray[np.uint8]:

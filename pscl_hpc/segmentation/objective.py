@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from pscl_hpc.config import FinetuneConfig
 from pscl_hpc.models import SegmentationNet
 from pscl_hpc.seeding import torch_generator
+from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.segmentation.losses import SegmentationLoss
 from pscl_hpc.training import autocast
 from pscl_hpc.views import jitter

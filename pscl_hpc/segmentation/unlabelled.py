@@ -11,9 +11,9 @@ from torch.utils.data import Dataset
 
 from pscl_hpc.archive import IGNORE_INDEX, Archive, ImageRecord
 from pscl_hpc.archive.windows import draw_window, read_window
-from pscl_hpc.config import FinetuneConfig, SemiSupervisedConfig
 from pscl_hpc.errors import UserError
 from pscl_hpc.seeding import numpy_generator
+from pscl_hpc.segmentation.config import FinetuneConfig, SemiSupervisedConfig
 from pscl_hpc.segmentation.data import Placing, WindowDataset, Windows
 
 

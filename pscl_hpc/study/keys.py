@@ -14,12 +14,12 @@ import json
 from typing import Any
 
 from pscl_hpc import __version__
-from pscl_hpc.config import Config
+from pscl_hpc.config import RunConfig
 
 _ELSEWHERE = ("run", "name", "log", "runtime")
 
 
-def run_key(config: Config, fingerprint: str, pretraining: str = "") -> str:
+def run_key(config: RunConfig, fingerprint: str, pretraining: str = "") -> str:
     """The key of a run, 64 hexadecimal digits.
 
     Args:

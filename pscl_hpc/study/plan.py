@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pscl_hpc.archive import Archive
-from pscl_hpc.config import FinetuneConfig, PretrainConfig, ReferencedMethod, StudyConfig, resolve_config
-from pscl_hpc.config.methods import AnyMethod
-from pscl_hpc.config.study import DatasetEntry, MethodEntry, Tree
+from pscl_hpc.config import resolve_config
 from pscl_hpc.errors import UserError, did_you_mean
+from pscl_hpc.methods import METHODS, ReferencedMethodConfig
 from pscl_hpc.pretraining import PretrainData
+from pscl_hpc.pretraining.config import PretrainConfig
+from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.segmentation.data import select_data
+from pscl_hpc.study.config import DatasetEntry, MethodEntry, StudyConfig, Tree
 from pscl_hpc.study.keys import run_key
 from pscl_hpc.study.pool import Pool, check_pool
 from pscl_hpc.study.references import Annotation, Draws
@@ -243,5 +245,4 @@ def _section(tree: Tree, key: str, source: str, above: str = "") -> Tree:
 
 
 def _takes_references(name: str) -> bool:
-    section = next((s for s in get_args(AnyMethod) if s.model_fields["name"].default == name), None)
-    return section is not None and issubclass(section, ReferencedMethod)
+    return name in METHODS.names and issubclass(METHODS.config(name), ReferencedMethodConfig)

@@ -7,8 +7,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from pscl_hpc.archive import Archive, ImageRecord
-from pscl_hpc.config import FinetuneConfig, PretrainConfig, ReferencedMethod
 from pscl_hpc.errors import UserError
+from pscl_hpc.methods import ReferencedMethodConfig
+from pscl_hpc.pretraining.config import PretrainConfig
+from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.segmentation.unlabelled import select_unlabelled
 
 HELD_OUT = ("test", "val")
@@ -93,14 +95,14 @@ def _annotated(archive: Archive, config: PretrainConfig | FinetuneConfig) -> lis
     if isinstance(config, FinetuneConfig):
         names = config.references
     else:
-        names = config.method.reference.ids if isinstance(config.method, ReferencedMethod) else ()
+        names = config.method.reference.ids if isinstance(config.method, ReferencedMethodConfig) else ()
     return [archive.find(name) for name in names]
 
 
 def _leaves_out_own(config: PretrainConfig | FinetuneConfig) -> bool:
     return (
         isinstance(config, PretrainConfig)
-        and isinstance(config.method, ReferencedMethod)
+        and isinstance(config.method, ReferencedMethodConfig)
         and not config.method.reference.in_pool
     )
 

@@ -10,9 +10,9 @@ from itertools import islice
 import numpy as np
 
 from pscl_hpc.archive import Archive, ImageRecord
-from pscl_hpc.config.study import ALL, Budget, DatasetEntry, DrawnReferences, square_of
 from pscl_hpc.errors import UserError
 from pscl_hpc.seeding import numpy_generator
+from pscl_hpc.study.config import ALL, Budget, DatasetEntry, DrawnReferences, square_of
 
 LEARNT_SPLITS = ("train", "")
 """Splits whose images may be trained on; the empty one is that of images without a split."""

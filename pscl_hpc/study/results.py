@@ -7,9 +7,9 @@ import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pscl_hpc.config import PretrainConfig, ReferencedMethod
-from pscl_hpc.config.study import Budget
 from pscl_hpc.errors import UserError
+from pscl_hpc.methods import ReferencedMethodConfig
+from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.report.study_results import (
     Compared,
     Failure,
@@ -24,6 +24,7 @@ from pscl_hpc.report.study_results import (
 )
 from pscl_hpc.runs import RunFolder, now
 from pscl_hpc.segmentation.summary import read_evaluation, spread
+from pscl_hpc.study.config import Budget
 from pscl_hpc.study.plan import Cell, Plan
 from pscl_hpc.study.schedule import Outcome
 from pscl_hpc.study.stage import has_scores, made_from, read_times
@@ -142,7 +143,7 @@ def _sampling(plan: Plan) -> Iterable[Sampling]:
             yield Sampling(
                 method=method,
                 folder=str(job.folder.relative_to(plan.study.folder)),
-                references=settings.reference.ids if isinstance(settings, ReferencedMethod) else (),
+                references=settings.reference.ids if isinstance(settings, ReferencedMethodConfig) else (),
                 first=first or (None,) * len(last),
                 last=last,
             )

@@ -9,11 +9,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pscl_hpc.config import Config, FinetuneConfig, load_config, to_yaml
+from pscl_hpc.config import RunConfig, load_config, to_yaml
 from pscl_hpc.errors import UserError
 from pscl_hpc.runs import write_json, write_text
 from pscl_hpc.runs.folder import CONFIG_FILE
 from pscl_hpc.runs.lock import LOCK_FILE
+from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.segmentation.evaluate import EVALUATION_FILE, PREDICTIONS
 from pscl_hpc.study.keys import run_key
 from pscl_hpc.study.plan import Job
@@ -64,7 +65,7 @@ def copy_run(job: Job, source: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def placed(config: Config, plan: Config) -> Config:
+def placed(config: RunConfig, plan: RunConfig) -> RunConfig:
     """A configuration with the paths of the same run in a plan: what is not in its key, but names files."""
     paths: dict[str, Any] = {"run": plan.run, "name": plan.name}
     paths["data"] = config.data.model_copy(update={"archive": plan.data.archive})

@@ -15,15 +15,15 @@ from typing import Any
 import yaml
 
 from pscl_hpc.archive.synthesis import write_synthetic_archive
-from pscl_hpc.config import StudyConfig, load_config, to_yaml
+from pscl_hpc.config import load_config, to_yaml
 from pscl_hpc.config.loading import parse_yaml
-from pscl_hpc.config.study import study_yaml
 from pscl_hpc.errors import UserError
 from pscl_hpc.report.study_figures import figure_files
 from pscl_hpc.report.study_results import RESULTS_FILE, StudyResults
 from pscl_hpc.runs import RunFolder, write_json, write_text
 from pscl_hpc.runs.folder import CONFIG_FILE
 from pscl_hpc.segmentation.pictures import write_file
+from pscl_hpc.study.config import StudyConfig, study_yaml
 from pscl_hpc.study.display import Display
 from pscl_hpc.study.keys import run_key
 from pscl_hpc.study.plan import Job, Plan, make_plan
@@ -141,6 +141,7 @@ class Prepared:
             config = placed(begun, job.config)
             if config != begun:
                 write_text(stored, to_yaml(config))
+            assert isinstance(config, type(job.config))
             job = dataclasses.replace(job, config=config)
         folder = RunFolder.reserve(job.config)
         if not made_from(job.fingerprint, folder.record):

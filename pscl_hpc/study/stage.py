@@ -18,17 +18,18 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pscl_hpc.archive import Archive
-from pscl_hpc.config import Config, FinetuneConfig, load_config
+from pscl_hpc.config import RunConfig, load_config
 from pscl_hpc.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_TERMINATED, JobError, UserError
 from pscl_hpc.models import TRUNK_FILE
 from pscl_hpc.runs import RunFolder, write_json
+from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.segmentation.evaluate import PRIMARY_SPLIT
 from pscl_hpc.segmentation.summary import read_evaluation
 
 TIMES_FILE = "times.json"
 
 
-def run_stage(config: Config) -> None:
+def run_stage(config: RunConfig) -> None:
     """Do, or finish, a job: pretrain, or fine-tune and score on all test splits.
 
     The seconds that each part took are added to ``times.json`` of the run.
@@ -52,8 +53,10 @@ def run_stage(config: Config) -> None:
                 evaluate(folder, archive=config.data.archive)
     else:
         from pscl_hpc.pretraining import pretrain
+        from pscl_hpc.pretraining.config import PretrainConfig
 
         with _Timer(folder, "pretrain"):
+            assert isinstance(config, PretrainConfig)
             pretrain(config)
 
 
@@ -127,7 +130,7 @@ def _planned(folder: Path) -> str:
         return ""
 
 
-def _check_archive(config: Config) -> None:
+def _check_archive(config: RunConfig) -> None:
     planned = _planned(Path(config.run))
     if not planned:
         return

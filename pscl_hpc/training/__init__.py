@@ -1,5 +1,6 @@
 """What both training stages share: device, ranks, precision, optimiser, schedule, stopping."""
 
+from pscl_hpc.models.recompute import checkpoint_blocks
 from pscl_hpc.training.batchnorm import synchronise_batchnorm
 from pscl_hpc.training.device import autocast, setup_device
 from pscl_hpc.training.interruption import (
@@ -10,15 +11,13 @@ from pscl_hpc.training.interruption import (
     stop_on_signals,
     stop_reason,
 )
-from pscl_hpc.training.optimiser import Lars, build_optimiser, gradient_norm, parameter_groups, scaled_lr
+from pscl_hpc.training.optimiser import build_optimiser, gradient_norm, parameter_groups, scaled_lr
 from pscl_hpc.training.parallel import data_parallel
 from pscl_hpc.training.ranks import Place, Ranks, join_ranks, read_place
 from pscl_hpc.training.readers import reader_options
-from pscl_hpc.training.recompute import checkpoint_blocks
 from pscl_hpc.training.schedule import lr_factor, set_lr
 
 __all__ = [
-    "Lars",
     "Place",
     "Ranks",
     "StopRequested",

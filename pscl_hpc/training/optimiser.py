@@ -3,68 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, overload
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pscl_hpc.config import OptimiserConfig
-
-
-class Lars(torch.optim.Optimizer):
-    """SGD with momentum whose step for each tensor is scaled by ``trust * |w| / |g + decay w|``.
-
-    The ratio is that of SimCLR's released optimiser; equation 6 of You et al. has the sum ``|g| + decay |w|`` below the
-    line, which is no less. The rate stands outside of the momentum, as in torch's SGD. Tensors of one dimension
-    (biases, normalisation) take the plain step, as in SimCLR.
-    """
-
-    def __init__(
-        self,
-        params: Iterable[Tensor] | Iterable[dict[str, Any]],
-        lr: float,
-        *,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        trust: float = 1e-3,
-    ) -> None:
-        super().__init__(
-            params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust}
-        )
-
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One update; returns what ``closure`` returns, when given."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                update = weight.grad
-                if weight.ndim > 1:
-                    update = update + group["weight_decay"] * weight
-                    weight_norm, update_norm = weight.norm(), update.norm()
-                    usable = (weight_norm > 0) & (update_norm > 0)
-                    ratio = torch.where(
-                        usable, group["trust"] * weight_norm / update_norm.clamp_min(1e-30), 1.0
-                    )
-                    update = update * ratio
-                state = self.state[weight]
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(weight)
-                buffer = state["momentum_buffer"].mul_(group["momentum"]).add_(update)
-                weight.add_(buffer, alpha=-group["lr"])
-        return loss
 
 
 def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
@@ -94,7 +39,5 @@ def build_optimiser(groups: list[dict[str, Any]], config: OptimiserConfig) -> to
     Each group keeps its own rate as ``base_lr``, from which the schedule computes ``lr``.
     """
     groups = [{**group, "base_lr": group.get("lr", config.lr)} for group in groups]
-    if config.name == "lars":
-        return Lars(groups, config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     optimiser = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
     return optimiser(groups, lr=config.lr, weight_decay=config.weight_decay)

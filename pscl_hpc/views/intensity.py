@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pscl_hpc.config.schema import JitterConfig
+from pscl_hpc.config import JitterConfig
 from pscl_hpc.seeding import Slots
 
 _LUMA = (0.299, 0.587, 0.114)

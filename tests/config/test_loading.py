@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import yaml
@@ -12,11 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import create_model
 
-from pscl_hpc.config import FinetuneConfig, PretrainConfig, load_config, load_study, resolve_config, to_yaml
-from pscl_hpc.config.common import Strict
-from pscl_hpc.config.loading import merge_trees
-from pscl_hpc.config.methods import AnyMethod, ByolConfig
+from pscl_hpc.config import Strict, load_config, merge_trees, resolve_config, to_yaml
 from pscl_hpc.errors import UserError
+from pscl_hpc.methods import METHODS
+from pscl_hpc.methods.byol import ByolConfig
+from pscl_hpc.models import TRUNKS
+from pscl_hpc.pretraining.config import PretrainConfig
+from pscl_hpc.segmentation.config import FinetuneConfig
+from pscl_hpc.study.config import load_study
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = "data: {archive: a.h5}\nmethod: {name: pscl-simclr, reference: {ids: [a/b]}}\n"
@@ -30,117 +33,101 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("override", "sentence"),
+    ("override", "named"),
     [
-        ("schedule.step=5", "unknown key 'schedule.step'; did you mean 'steps'?"),
-        ("method.temprature=1", "unknown key 'method.temprature'; did you mean 'temperature'?"),
-        ("method.reference.idz=[a]", "unknown key 'method.reference.idz'; did you mean 'ids'?"),
-        ("method.name=psclsimclr", "key 'method.name' is 'psclsimclr'; did you mean 'pscl-simclr'?"),
-        ("batch_size=0", "key 'batch_size': input should be greater than or equal to 1, but it is 0"),
-        ("batch_size=many", "key 'batch_size'"),
-        ("views.size=[3,400]", "key 'views.size.0'"),
-        ("method.temperature=-1", "key 'method.temperature'"),
-        ("method.reference.ids=[]", "method.reference.ids names no annotated image"),
-        ("method.scale_weights=[1,2]", "method.scale_weights needs 3 values"),
-        ("method.projection=30", "must be a multiple of head_groups"),
-        ("accumulate=3", "batch_size (8) must be a multiple of accumulate (3)"),
-        ("model.widths=[8]", "widths needs at least two entries"),
-        ("model.mean=[1,2]", "mean needs 1 or 1 values"),
-        ("name='a/b'", "key 'name'"),
-        ("seed=-1", "key 'seed'"),
-        ("kind=pretraining", "kind is 'pretraining'; did you mean 'pretrain'?"),
-        (
-            "model.widths=[4,4,4,4,4,4,4,4,4,4]",
-            "views.size is [376, 376] and the network halves its grid 9 times (model.widths), so windows need at "
-            "least 512 pixels a side; enlarge views.size",
-        ),
-        ("nonsense", "'nonsense' is no override; write key=value"),
-        ("batch_size.x=1", "key 'batch_size'"),
-        ("data=[", "the value is not valid YAML"),
-        ("seed=0x_", "the value is not valid YAML"),
-        ("data={archive: a, archive: b}", "key 'archive' stands twice; keep one of them"),
-        ("optimiser.lr=inf", "key 'optimiser.lr': input should be a finite number"),
-        ("method.temperature=.inf", "key 'method.temperature': input should be a finite number"),
-        ("model.mean=[.nan]", "key 'model.mean.0': input should be a finite number"),
-        (
-            "run=0012",
-            "key 'run': input should be a valid string, but it is 10; quote it, on the command line",
-        ),
-        ("seed.a.b=1", "key 'seed'"),
+        ("schedule.step=5", ["schedule.step", "'steps'"]),
+        ("method.temprature=1", ["method.temprature", "'temperature'"]),
+        ("method.reference.idz=[a]", ["method.reference.idz", "'ids'"]),
+        ("method.name=psclsimclr", ["method.name", "'pscl-simclr'"]),
+        ("model.name=u-net", ["model.name", "'unet'"]),
+        ("batch_size=0", ["batch_size", "1", "0"]),
+        ("batch_size=many", ["batch_size"]),
+        ("views.size=[3,400]", ["views.size.0"]),
+        ("method.temperature=-1", ["method.temperature"]),
+        ("method.reference.ids=[]", ["method.reference.ids"]),
+        ("method.scale_weights=[1,2]", ["method.scale_weights", "3"]),
+        ("method.projection=30", ["head_groups", "30"]),
+        ("accumulate=3", ["batch_size", "8", "accumulate"]),
+        ("model.widths=[8]", ["widths"]),
+        ("model.mean=[1,2]", ["mean", "1"]),
+        ("name='a/b'", ["name"]),
+        ("seed=-1", ["seed"]),
+        ("kind=pretraining", ["kind", "'pretrain'"]),
+        ("model.widths=[4,4,4,4,4,4,4,4,4,4]", ["views.size", "376", "512", "model"]),
+        ("nonsense", ["nonsense", "key=value"]),
+        ("batch_size.x=1", ["batch_size"]),
+        ("data=[", ["data=["]),
+        ("seed=0x_", ["seed=0x_"]),
+        ("data={archive: a, archive: b}", ["archive", "twice"]),
+        ("optimiser.lr=inf", ["optimiser.lr", "finite"]),
+        ("method.temperature=.inf", ["method.temperature", "finite"]),
+        ("model.mean=[.nan]", ["model.mean.0", "finite"]),
+        ("run=0012", ["run", "quote"]),
+        ("seed.a.b=1", ["seed"]),
     ],
 )
-def test_every_mistake_is_one_sentence(file: Path, override: str, sentence: str) -> None:
+def test_every_mistake_is_one_sentence_that_names_the_key(
+    file: Path, override: str, named: list[str]
+) -> None:
     with pytest.raises(UserError) as caught:
         load_config(file, [override])
-    assert sentence in str(caught.value)
+    for word in named:
+        assert word in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("text", "named"),
     [
-        ("a: [1, 2", "not valid YAML at line"),
-        ("- a\n- b\n", "holds a list, not keys and values"),
-        ("just text", "holds a str"),
-        ("extends: gone.yaml\n", "gone.yaml: no such configuration file"),
-        ("extends: bad.yaml\n", "extends itself"),
-        ("extends: [a]\n", "extends must name one YAML file"),
-        ("data: {}\nmethod: {name: simclr}\n", "key 'data.archive' is missing"),
-        ("", "key 'data' is missing"),
-        ("!!python/object/apply:os.system ['true']", "not valid YAML"),
-        (
-            "seed: 1\nname: x\nseed: 2\n",
-            "key 'seed' stands twice, the second time at line 3; keep one of them",
-        ),
-        ("data:\n  archive: a\n  archive: b\n", "key 'archive' stands twice, the second time at line 3"),
-        ("name: x\nseed: 0b_\n", "not valid YAML at line 2"),
-        ("seed: !!float x\n", "not valid YAML at line 1"),
-        (f"x: {'[' * 3000}{']' * 3000}\n", "not valid YAML"),
+        ("a: [1, 2", ["bad.yaml", "line"]),
+        ("- a\n- b\n", ["bad.yaml", "list"]),
+        ("just text", ["bad.yaml", "str"]),
+        ("extends: gone.yaml\n", ["gone.yaml"]),
+        ("extends: bad.yaml\n", ["bad.yaml", "extends"]),
+        ("extends: [a]\n", ["bad.yaml", "extends"]),
+        ("data: {}\nmethod: {name: simclr}\n", ["bad.yaml", "data.archive"]),
+        ("", ["bad.yaml", "'data'"]),
+        ("!!python/object/apply:os.system ['true']", ["bad.yaml"]),
+        ("seed: 1\nname: x\nseed: 2\n", ["bad.yaml", "'seed'", "line 3"]),
+        ("data:\n  archive: a\n  archive: b\n", ["bad.yaml", "'archive'", "line 3"]),
+        ("name: x\nseed: 0b_\n", ["bad.yaml", "line 2"]),
+        ("seed: !!float x\n", ["bad.yaml", "line 1"]),
+        (f"x: {'[' * 3000}{']' * 3000}\n", ["bad.yaml"]),
     ],
 )
-def test_broken_files(tmp_path: Path, text: str, sentence: str) -> None:
+def test_broken_files_are_named(tmp_path: Path, text: str, named: list[str]) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(text)
-    with pytest.raises(UserError, match=r"(bad|gone)\.yaml") as caught:
+    with pytest.raises(UserError) as caught:
         load_config(path)
-    assert sentence in str(caught.value)
+    for word in named:
+        assert word in str(caught.value)
 
 
 FINETUNE = {"kind": "finetune", "data": {"archive": "a.h5"}, "references": ["a/b"]}
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("changes", "named"),
     [
-        (
-            {"crop": [64, 16], "model": {"widths": [4] * 6}},
-            "crop is [64, 16] and the network halves its grid 5 times (model.widths), so windows need at least 32 "
-            "pixels a side; enlarge crop",
-        ),
-        (
-            {"crop": [16, 16], "model": {"widths": [4] * 5}, "batch_size": 1},
-            "so a single window leaves one value of each feature, which has no batch statistics; enlarge crop or set "
-            "batch_size=2",
-        ),
-        (
-            {"loss": {"class_weights": [0, 0, 0], "dice_weight": 0}},
-            "class_weights are all 0 and so is dice_weight",
-        ),
-        ({"references": []}, "references names no annotated image"),
-        (
-            {"loss": {"class_weights": "even"}},
-            "key 'loss.class_weights': input should be 'uniform' or 'balanced'",
-        ),
-        (
-            {"loss": {"class_weights": [1, -1]}},
-            "key 'loss.class_weights.1': input should be greater than or equal to 0, but it is -1",
-        ),
+        ({"crop": [64, 16], "model": {"widths": [4] * 6}}, ["crop", "[64, 16]", "32"]),
+        ({"crop": [16, 16], "model": {"widths": [4] * 5}, "batch_size": 1}, ["crop", "batch_size=2"]),
+        ({"loss": {"class_weights": [0, 0, 0], "dice_weight": 0}}, ["class_weights", "dice_weight"]),
+        ({"references": []}, ["references"]),
+        ({"loss": {"class_weights": "even"}}, ["loss.class_weights", "balanced"]),
+        ({"loss": {"class_weights": [1, -1]}}, ["loss.class_weights.1", "-1"]),
+        # Keys of pretraining that would do nothing here.
+        ({"runtime": {"kernels": "chunked"}}, ["runtime.kernels"]),
+        ({"checkpoint": {"keep_best": True}}, ["checkpoint.keep_best"]),
+        ({"log": {"purity": True}}, ["log.purity"]),
+        ({"method": {"name": "simclr"}}, ["method"]),
     ],
 )
-def test_mistakes_of_fine_tuning_are_one_sentence(changes: dict[str, Any], sentence: str) -> None:
+def test_mistakes_of_fine_tuning_name_the_key(changes: dict[str, Any], named: list[str]) -> None:
     with pytest.raises(UserError) as caught:
         resolve_config({**FINETUNE, **changes}, source="test")
-    assert sentence in str(caught.value)
+    for word in named:
+        assert word in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -155,8 +142,8 @@ def test_mistakes_of_fine_tuning_are_one_sentence(changes: dict[str, Any], sente
             "batch_size": 1,
             "semi_supervised": {"batch_size": 1},
         },
-        # A pretrained trunk brings its own widths, which are known when it is read.
-        {"crop": [16, 16], "model": {"widths": [4] * 6}, "pretrained": "trunk.safetensors"},
+        # The trunk of pretrained weights is known when they are read.
+        {"crop": [16, 16], "pretrained": "trunk.safetensors"},
         {"loss": {"class_weights": [0, 0, 0]}},
         {"loss": {"class_weights": [0, 1, 0], "dice_weight": 0}},
     ],
@@ -175,16 +162,16 @@ def test_one_image_in_pretraining_needs_more_than_one_patch(file: Path) -> None:
     single = ["batch_size=1", "views.size=[16,16]", "model.widths=[4,4,4,4,4]"]
     # The reference is a second image of the pass.
     load_config(file, single)
-    with pytest.raises(UserError, match=r"a single window leaves one value of each feature"):
+    with pytest.raises(UserError, match="batch_size"):
         load_config(file, [*single, "method={name: moco}"])
 
 
 def test_missing_file_folder_and_other_kind(tmp_path: Path, file: Path) -> None:
-    with pytest.raises(UserError, match="no such configuration file"):
+    with pytest.raises(UserError, match=r"none\.yaml"):
         load_config(tmp_path / "none.yaml")
-    with pytest.raises(UserError, match="is a folder"):
+    with pytest.raises(UserError, match="folder"):
         load_config(tmp_path)
-    with pytest.raises(UserError, match="this is a pretrain configuration; use 'pscl-hpc pretrain'"):
+    with pytest.raises(UserError, match="'pscl-hpc pretrain'"):
         load_config(file.with_name("pretrain.yaml"), ["kind=pretrain"], kind="finetune")
 
 
@@ -203,6 +190,17 @@ def test_a_name_of_digits_is_text_where_it_is_quoted_or_a_date(file: Path, name:
     assert load_config(file, [f"name={name}"]).name == name.strip("'\"")
     file.write_text(f"{BASE}name: {name}\n")
     assert load_config(file).name == name.strip("'\"")
+
+
+@pytest.mark.parametrize(
+    "overrides", [["method.name=pscl-clustered"], ["method.clusters=3", "method.name=pscl-clustered"]]
+)
+def test_another_method_on_the_command_line_drops_the_keys_of_the_old_one(
+    file: Path, overrides: list[str]
+) -> None:
+    config = load_config(file, overrides)
+    assert isinstance(config, PretrainConfig)
+    assert config.method == METHODS.config("pscl-clustered")(clusters=3 if len(overrides) > 1 else 6)  # type: ignore[call-arg]
 
 
 def test_what_an_anchor_brings_may_be_replaced(file: Path) -> None:
@@ -224,19 +222,19 @@ def test_extends_merges_and_another_method_starts_afresh(tmp_path: Path, file: P
 
 
 @pytest.mark.parametrize(
-    ("base", "top", "merged"),
+    ("key", "base", "top", "merged"),
     [
-        ({"lr": 3}, {"name": "adam", "weight_decay": 1}, {"lr": 3, "name": "adam", "weight_decay": 1}),
-        ({"name": "adam", "weight_decay": 1}, {"lr": 3}, {"lr": 3, "name": "adam", "weight_decay": 1}),
-        ({"name": "adam", "lr": 1}, {"name": "adam", "lr": 3}, {"name": "adam", "lr": 3}),
-        ({"name": "adam", "weight_decay": 1}, {"name": "lars", "lr": 3}, {"name": "lars", "lr": 3}),
-        ({"a": {"name": "x", "k": 1}, "lr": 3}, {"a": {"name": "y"}}, {"a": {"name": "y"}, "lr": 3}),
+        ("method", {"lr": 3}, {"name": "a", "x": 1}, {"lr": 3, "name": "a", "x": 1}),
+        ("method", {"name": "a", "x": 1}, {"lr": 3}, {"name": "a", "x": 1, "lr": 3}),
+        ("method", {"name": "a", "lr": 1}, {"name": "a", "lr": 3}, {"name": "a", "lr": 3}),
+        ("method", {"name": "a", "x": 1}, {"name": "b", "lr": 3}, {"name": "b", "lr": 3}),
+        ("optimiser", {"name": "adam", "lr": 1}, {"name": "adamw"}, {"name": "adamw", "lr": 1}),
     ],
 )
-def test_a_section_is_another_one_where_both_sides_have_a_name(
-    base: dict[str, Any], top: dict[str, Any], merged: dict[str, Any]
+def test_only_another_method_or_trunk_replaces_a_section(
+    key: str, base: dict[str, Any], top: dict[str, Any], merged: dict[str, Any]
 ) -> None:
-    assert merge_trees({"section": base}, {"section": top}) == {"section": merged}
+    assert merge_trees({key: base}, {key: top}) == {key: merged}
 
 
 def sections(model: type[Strict]) -> Iterator[tuple[type[Strict], str, Strict]]:
@@ -252,7 +250,12 @@ def sections(model: type[Strict]) -> Iterator[tuple[type[Strict], str, Strict]]:
     "kind",
     [
         kind
-        for kind in (PretrainConfig, FinetuneConfig, *get_args(AnyMethod))
+        for kind in (
+            PretrainConfig,
+            FinetuneConfig,
+            *map(METHODS.config, METHODS.names),
+            *map(TRUNKS.config, TRUNKS.names),
+        )
         if any(isinstance(field.default, Strict) for field in kind.model_fields.values())
     ],
 )
@@ -286,7 +289,7 @@ def test_the_defaults_of_fine_tuning_survive_a_part_of_their_section() -> None:
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cannot be read \(.*\)"):
+    with pytest.raises(UserError, match="/proc/self/mem"):
         load_config(Path("/proc/self/mem"))  # an input/output error, for root too
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from pscl_hpc.config import Config, resolve_config
+from pscl_hpc.config import RunConfig, resolve_config
 from pscl_hpc.launch import job as job_module
 from pscl_hpc.launch.jobs import find_runs
 from pscl_hpc.launch.registry import JobRecord, job_records, save_job
 from pscl_hpc.launch.schedulers import SCHEDULERS, wait_for_end
 from tests.helpers import small_archive
 
-MakeConfig = Callable[..., Config]
+MakeConfig = Callable[..., RunConfig]
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def make_config() -> MakeConfig:
     """Configurations of the toy: its behaviour by name, the run folder, the steps."""
 
-    def make(name: str = "fast", run: str = "", steps: int = 20, **keys: object) -> Config:
+    def make(name: str = "fast", run: str = "", steps: int = 20, **keys: object) -> RunConfig:
         tree = {
             "kind": "pretrain",
             "name": name,

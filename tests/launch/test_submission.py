@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pscl_hpc.cli.main import main
-from pscl_hpc.config import Config, to_yaml
+from pscl_hpc.config import RunConfig, to_yaml
 from pscl_hpc.errors import UserError
 from pscl_hpc.launch.executors import default_cluster
 from pscl_hpc.launch.jobs import cancel, find_runs, log_path, requeue, run_status
@@ -225,7 +225,7 @@ def test_the_default_cluster_is_slurm_where_its_controller_answers(
 def test_slurm_needs_a_time_limit_and_its_refusal_is_passed_on(make_config: MakeConfig) -> None:
     with pytest.raises(UserError, match="give one with --time"):
         submit(make_config(), cluster="slurm")
-    config: Config = make_config(run="runs/a")
+    config: RunConfig = make_config(run="runs/a")
     with pytest.raises(UserError, match=r"refused the job: .*invalid partition"):
         submit(config, cluster="slurm", profile=Profile(partition="x", time="5"))
     assert run_status(Path("runs/a")).state == "failed"

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from pscl_hpc.config import PretrainConfig
 from pscl_hpc.errors import JobError, UserError
+from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.training import StopRequested, stop_reason
 

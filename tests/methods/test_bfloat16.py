@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pscl_hpc.methods import Method, Views
-from pscl_hpc.methods.correspondence import most_similar_patches
+from pscl_hpc.methods.common.correspondence import most_similar_patches
 
 from . import test_clustering, test_core, test_ideal
 from .test_pscl_simclr import draws, make_method, make_views

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pscl_hpc.config import ByolConfig, ModelConfig
-from pscl_hpc.methods import Byol
-from pscl_hpc.models import UNet
+from pscl_hpc.methods import Setting
+from pscl_hpc.methods.byol import Byol, ByolConfig
+from pscl_hpc.models.unet import UNet, UNetConfig
 
 from .queue_oracle import Average, draws_of_step, unit, views_of_step
 
@@ -15,7 +15,7 @@ from .queue_oracle import Average, draws_of_step, unit, views_of_step
 def make_method(**changes: object) -> Byol:
     torch.manual_seed(0)
     config = ByolConfig.model_validate({"projection": 8, "hidden": 12, **changes})
-    return Byol(UNet(ModelConfig(widths=(4, 8, 8, 16))), config)
+    return Byol(UNet(UNetConfig(widths=(4, 8, 8, 16))), config, Setting())
 
 
 def test_steps_equal_the_simulation() -> None:

@@ -10,12 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pscl_hpc.config import ModelConfig, PsclClusteredConfig
-from pscl_hpc.methods import PsclClustered, Views
-from pscl_hpc.methods.clustering import Clusters, Moments, clearest, nearest
-from pscl_hpc.methods.patches import patch_labels
-from pscl_hpc.methods.pscl_clustered import majority_purity
-from pscl_hpc.models import UNet
+from pscl_hpc.methods import Setting, Views
+from pscl_hpc.methods.common.clustering import Clusters, Moments, clearest, nearest
+from pscl_hpc.methods.common.patches import patch_labels
+from pscl_hpc.methods.pscl_clustered import PsclClustered, PsclClusteredConfig, majority_purity
+from pscl_hpc.models.unet import UNet, UNetConfig
 from pscl_hpc.views import partner_patches
 
 from .test_pscl_simclr import draws, make_views, nt_xent
@@ -169,7 +168,7 @@ def make_method(**changes: object) -> PsclClustered:
         "patches_per_image": 200,
     }
     config = PsclClusteredConfig.model_validate({**values, **changes})
-    return PsclClustered(UNet(ModelConfig(widths=(4, 8, 8, 16))), config)
+    return PsclClustered(UNet(UNetConfig(widths=(4, 8, 8, 16))), config, Setting())
 
 
 def step(method: PsclClustered, views: Views, number: int, progress: float) -> Tensor:

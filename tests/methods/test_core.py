@@ -11,11 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pscl_hpc.config import CoreConfig, CorruptionConfig, ModelConfig
-from pscl_hpc.methods import Core
-from pscl_hpc.methods.core import GradientBalance, restoration_loss
-from pscl_hpc.methods.corruption import corrupt
-from pscl_hpc.models import UNet
+from pscl_hpc.methods import Setting
+from pscl_hpc.methods.common.corruption import CorruptionConfig, corrupt
+from pscl_hpc.methods.core_restoration import Core, CoreConfig, GradientBalance, restoration_loss
+from pscl_hpc.models.unet import UNet, UNetConfig
 from pscl_hpc.seeding import Draws
 from pscl_kernels import patch_nt_xent
 
@@ -150,7 +149,7 @@ def make_method(**changes: object) -> Core:
     config = CoreConfig.model_validate(
         {"projection": 8, "hidden": 8, "corruption": {"block": [6, 10]}, **changes}
     )
-    return Core(UNet(ModelConfig(widths=(4, 8, 8, 16))), config)
+    return Core(UNet(UNetConfig(widths=(4, 8, 8, 16))), config, Setting())
 
 
 def test_loss_equals_the_oracle() -> None:

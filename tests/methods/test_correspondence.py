@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from pscl_hpc.config import ViewConfig
-from pscl_hpc.methods import correspondence
-from pscl_hpc.methods.correspondence import match_patches, most_similar_patches
+from pscl_hpc.methods.common import correspondence
+from pscl_hpc.methods.common.correspondence import match_patches, most_similar_patches
 from pscl_hpc.views import draw_geometry, view_to_source
 
 

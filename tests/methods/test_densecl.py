@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pscl_hpc.config import DenseClConfig, ModelConfig
-from pscl_hpc.methods import DenseCl
-from pscl_hpc.models import UNet
+from pscl_hpc.methods import Setting
+from pscl_hpc.methods.densecl import DenseCl, DenseClConfig
+from pscl_hpc.models.unet import UNet, UNetConfig
 
 from .queue_oracle import Average, draws_of_step, info_nce, unit, views_of_step
 
@@ -18,7 +18,7 @@ from .queue_oracle import Average, draws_of_step, info_nce, unit, views_of_step
 def make_method(**changes: object) -> DenseCl:
     torch.manual_seed(0)
     config = DenseClConfig.model_validate({"projection": 8, "hidden": 8, "queue_steps": 2, **changes})
-    return DenseCl(UNet(ModelConfig(widths=(4, 8, 8, 16))), config, images_per_step=2)
+    return DenseCl(UNet(UNetConfig(widths=(4, 8, 8, 16))), config, Setting(images_per_step=2))
 
 
 @pytest.mark.parametrize("weight", [0.5, 0.8])

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pscl_hpc.config import IdealConfig, ModelConfig
-from pscl_hpc.methods import Ideal, Views
-from pscl_hpc.methods.correspondence import match_patches
-from pscl_hpc.models import UNet
+from pscl_hpc.methods import Setting, Views
+from pscl_hpc.methods.common.correspondence import match_patches
+from pscl_hpc.methods.ideal import Ideal, IdealConfig
+from pscl_hpc.models.unet import UNet, UNetConfig
 from pscl_hpc.seeding import Draws
 
 from .test_pscl_simclr import draws, make_views, nt_xent
@@ -20,7 +20,7 @@ from .test_pscl_simclr import draws, make_views, nt_xent
 def make_method(**changes: object) -> Ideal:
     torch.manual_seed(0)
     config = IdealConfig.model_validate({"projection": 8, "hidden": 8, "patches_per_image": 0, **changes})
-    method = Ideal(UNet(ModelConfig(widths=(4, 8, 8, 16))), config)
+    method = Ideal(UNet(UNetConfig(widths=(4, 8, 8, 16))), config, Setting())
     with torch.no_grad():  # so that a mix-up of the branches shows
         for weight in method.momentum_trunk.parameters():
             weight.mul_(1.1)

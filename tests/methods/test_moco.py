@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pscl_hpc.config import MocoConfig, ModelConfig
-from pscl_hpc.methods import Moco
-from pscl_hpc.models import UNet
+from pscl_hpc.methods import Setting
+from pscl_hpc.methods.moco import Moco, MocoConfig
+from pscl_hpc.models.unet import UNet, UNetConfig
 
 from .queue_oracle import Average, draws_of_step, info_nce, unit, views_of_step
 
@@ -18,7 +18,7 @@ from .queue_oracle import Average, draws_of_step, info_nce, unit, views_of_step
 def make_method(**changes: object) -> Moco:
     torch.manual_seed(0)
     config = MocoConfig.model_validate({"projection": 8, "hidden": 8, "queue_steps": 2, **changes})
-    return Moco(UNet(ModelConfig(widths=(4, 8, 8, 16))), config, images_per_step=3)
+    return Moco(UNet(UNetConfig(widths=(4, 8, 8, 16))), config, Setting(images_per_step=3))
 
 
 def test_steps_equal_the_simulation() -> None:

@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pscl_hpc.config import MomentumConfig
-from pscl_hpc.methods.momentum import MomentumEncoder, momentum_at
-from pscl_hpc.methods.queue import KeyQueue
+from pscl_hpc.methods.common.momentum import MomentumConfig, MomentumEncoder, momentum_at
+from pscl_hpc.methods.common.queue import KeyQueue
 
 
 def network() -> nn.Sequential:

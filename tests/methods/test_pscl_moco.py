@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pscl_hpc.config import ModelConfig, PsclMocoConfig
-from pscl_hpc.methods import PsclMoco, Views
+from pscl_hpc.methods import Views
 from pscl_hpc.methods.base import PatchSample
-from pscl_hpc.methods.pscl_moco import class_weights
-from pscl_hpc.models import UNet
+from pscl_hpc.methods.pscl_moco import PsclMoco, PsclMocoConfig, class_weights
+from pscl_hpc.models.unet import UNet, UNetConfig
 from pscl_hpc.views import class_shares, partner_patches, warp
+from tests.helpers import annotated_setting
 
 from .queue_oracle import Average, draws_of_step, info_nce, unit, views_of_step
 
@@ -32,9 +32,9 @@ RELEASED = {
 def make_method(*, images_per_step: int = 3, ignored: tuple[int, ...] = (), **changes: object) -> PsclMoco:
     torch.manual_seed(0)
     settings = {"templates_per_class": 2, "projection": 8, "hidden": 8, "queue_steps": 2, **changes}
-    trunk = UNet(ModelConfig(widths=(4, 8, 8, 16)))
+    trunk = UNet(UNetConfig(widths=(4, 8, 8, 16)))
     config = PsclMocoConfig.model_validate(settings)
-    return PsclMoco(trunk, config, classes=CLASSES, ignored=ignored, images_per_step=images_per_step)
+    return PsclMoco(trunk, config, annotated_setting(CLASSES, ignored, images_per_step=images_per_step))
 
 
 @dataclass

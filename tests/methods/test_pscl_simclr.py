@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pscl_hpc.config import ModelConfig, PsclSimclrConfig, ViewConfig
-from pscl_hpc.methods import PsclSimclr, Views, patch_purity
-from pscl_hpc.models import UNet
+from pscl_hpc.config import ViewConfig
+from pscl_hpc.methods import Views, patch_purity
+from pscl_hpc.methods.pscl_simclr import PsclSimclr, PsclSimclrConfig
+from pscl_hpc.models.unet import UNet, UNetConfig
 from pscl_hpc.seeding import Draws
 from pscl_hpc.views import draw_geometry, paired_patches, partner_patches, warp
-from tests.helpers import micrograph
+from tests.helpers import annotated_setting, micrograph
 
 
 def make_views(batch: int, references: int, size: tuple[int, int] = (32, 40)) -> Views:
@@ -41,8 +42,8 @@ def draws(seed: int) -> Draws:
 def make_method(**changes: object) -> PsclSimclr:
     torch.manual_seed(0)
     settings = {"templates_per_class": 2, "projection": 16, "hidden": 16, **changes}
-    trunk = UNet(ModelConfig(widths=(4, 8, 8, 16)))
-    return PsclSimclr(trunk, PsclSimclrConfig.model_validate(settings), classes=3)
+    trunk = UNet(UNetConfig(widths=(4, 8, 8, 16)))
+    return PsclSimclr(trunk, PsclSimclrConfig.model_validate(settings), annotated_setting(3))
 
 
 def nt_xent(q: Tensor, k: Tensor, classes: list[int], tau: float) -> float:
@@ -118,9 +119,9 @@ def test_references_alone_and_absent_classes() -> None:
 
 @pytest.mark.parametrize("rule", ["pure", "released"])
 def test_ignored_classes_and_references_without_annotation_give_no_templates(rule: str) -> None:
-    trunk = UNet(ModelConfig(widths=(4, 8, 8, 16)))
+    trunk = UNet(UNetConfig(widths=(4, 8, 8, 16)))
     config = PsclSimclrConfig.model_validate({"templates_per_class": 2, "template_rule": rule})
-    method = PsclSimclr(trunk, config, classes=3, ignored=(2,))
+    method = PsclSimclr(trunk, config, annotated_setting(3, (2,)))
     views = make_views(4, 2)
     views.labels[1] = 255
     for sample in method.sample_patches(views, trunk(views.key), draws(0)):

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pscl_hpc.config import PsclSimclrConfig, ViewConfig
-from pscl_hpc.methods.sampling import choose_templates, match_templates
+from pscl_hpc.config import ViewConfig
+from pscl_hpc.methods.common.sampling import choose_templates, match_templates
+from pscl_hpc.methods.pscl_simclr import PsclSimclrConfig
 from pscl_hpc.views import class_shares, draw_geometry, paired_patches, warp
 
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from pscl_hpc.config import PsclSimclrConfig
 from pscl_hpc.methods.base import Views
-from pscl_hpc.methods.patches import PatchSampler
-from pscl_hpc.methods.texture import PATCH_WINDOWS, texture, texture_patches
+from pscl_hpc.methods.common.patches import PatchSampler
+from pscl_hpc.methods.common.texture import PATCH_WINDOWS, texture, texture_patches
+from pscl_hpc.methods.pscl_simclr import PsclSimclrConfig
 from pscl_hpc.models import Features
 from pscl_hpc.seeding import Draws
 from pscl_hpc.views import ViewGeometry

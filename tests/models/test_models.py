@@ -10,22 +10,21 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from pscl_hpc.config import ModelConfig
 from pscl_hpc.errors import UserError
 from pscl_hpc.models import (
     GlobalHead,
     ModelCard,
     PatchHead,
     SegmentationNet,
-    UNet,
     load_segmentation,
     load_trunk,
     read_card,
     save_segmentation,
     save_trunk,
 )
+from pscl_hpc.models.unet import UNet, UNetConfig
 
-SMALL = ModelConfig(widths=(4, 8, 8))
+SMALL = UNetConfig(widths=(4, 8, 8))
 
 
 def count(*modules: nn.Module) -> int:
@@ -34,8 +33,8 @@ def count(*modules: nn.Module) -> int:
 
 def test_sizes_of_the_paper() -> None:
     """As released: trunk 2,142,016 parameters, heads 50,976, segmentation head 132."""
-    trunk = UNet(ModelConfig(in_channels=3))
-    heads = [PatchHead(width, hidden=128, projection=64, groups=4) for width in trunk.scale_widths]
+    trunk = UNet(UNetConfig(in_channels=3))
+    heads = [PatchHead(width, hidden=128, projection=64, groups=4) for width, _ in trunk.maps.scales]
     assert count(trunk) == 2_142_016
     assert count(*heads, GlobalHead(256, hidden=128, projection=64)) == 50_976
     assert count(SegmentationNet(trunk, 4)) - count(trunk) == 132
@@ -52,7 +51,7 @@ def test_any_size(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("size", [(16, 24), (21, 15)])
 def test_trunk_is_the_published_network(size: tuple[int, int]) -> None:
     """Written out with functions: pooled down, turned up to 2H - 1, filled up at the end, joined to the skip."""
-    trunk = UNet(ModelConfig(widths=(4, 8, 12), mean=(0.4,), std=(0.5,)))
+    trunk = UNet(UNetConfig(widths=(4, 8, 12), mean=(0.4,), std=(0.5,)))
     with torch.no_grad():
         for weight in trunk.parameters():
             weight.add_(0.1 * torch.randn_like(weight))
@@ -111,8 +110,8 @@ def test_groups_must_divide() -> None:
 
 
 def test_intensity_normalisation_is_part_of_the_trunk() -> None:
-    trunk = UNet(ModelConfig(widths=(4, 8), mean=(0.3,), std=(0.2,))).eval()
-    plain = UNet(ModelConfig(widths=(4, 8), mean=(0.0,), std=(1.0,))).eval()
+    trunk = UNet(UNetConfig(widths=(4, 8), mean=(0.3,), std=(0.2,))).eval()
+    plain = UNet(UNetConfig(widths=(4, 8), mean=(0.0,), std=(1.0,))).eval()
     plain.load_state_dict(trunk.state_dict())
     image = torch.rand(1, 1, 16, 16)
     torch.testing.assert_close(trunk(image).scales[0], plain((image - 0.3) / 0.2).scales[0])
@@ -134,7 +133,7 @@ def test_weights_round_trip(tmp_path: Path) -> None:
 
 
 def test_what_a_model_is_can_be_read_without_its_weights(tmp_path: Path) -> None:
-    net = SegmentationNet(UNet(ModelConfig(widths=(4, 8))), 2)
+    net = SegmentationNet(UNet(UNetConfig(widths=(4, 8))), 2)
     card = ModelCard(net.trunk.config, ("matrix", "phase"), 1)
     save_segmentation(tmp_path / "model.safetensors", net, card)
     assert read_card(tmp_path) == card

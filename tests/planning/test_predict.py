@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pscl_hpc.cli.main import main
-from pscl_hpc.config import PretrainConfig, load_config, to_yaml
+from pscl_hpc.config import load_config, to_yaml
 from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.models.unet import Block
 from pscl_hpc.planning import (
@@ -26,6 +26,7 @@ from pscl_hpc.planning import (
     predict,
     save_rates,
 )
+from pscl_hpc.pretraining.config import PretrainConfig
 
 LINKS = Links(per_node=4, intra_bandwidth=100.0, inter_bandwidth=10.0, intra_latency=0.1, inter_latency=1.0)
 
@@ -213,7 +214,7 @@ def planned(tmp_path: Path) -> list[str]:
         ("method.templates_per_class=2", "method.templates_per_class"),
         ("runtime.precision=bf16", "runtime.precision fp32, not bf16"),
         ("runtime.activation_checkpointing=true", "runtime.activation_checkpointing False, not True"),
-        ("optimiser.name=lars", "optimiser.name adam, not lars"),
+        ("optimiser.name=adamw", "optimiser.name adam, not adamw"),
         ("method.reference.per_batch=4", "1 references on one GPU, not 0.5 or 4"),
     ],
 )

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from pscl_hpc.archive import Archive
-from pscl_hpc.config import PretrainConfig
 from pscl_hpc.models import load_trunk
 from pscl_hpc.pretraining import PretrainData, Trainer, pretrain
 from pscl_hpc.pretraining import trainer as trainer_module
+from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.seeding import Draws
 from pscl_hpc.training import Ranks

@@ -19,11 +19,12 @@ from typing import Any
 import pytest
 import torch
 
-from pscl_hpc.config import PretrainConfig, to_yaml
+from pscl_hpc.config import to_yaml
 from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.models import load_trunk
 from pscl_hpc.pretraining import pretrain
 from pscl_hpc.pretraining import trainer as trainer_module
+from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.runs import RunFolder
 from tests.helpers import small_archive, small_config
 from tests.pretraining.products import values

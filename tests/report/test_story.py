@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from pscl_hpc.config import ModelConfig
-from pscl_hpc.models import ModelCard, SegmentationNet, UNet, save_segmentation
+from pscl_hpc.models import ModelCard, SegmentationNet, save_segmentation
+from pscl_hpc.models.unet import UNet, UNetConfig
 from pscl_hpc.report.collect import collect
 from pscl_hpc.report.page import render
 from pscl_hpc.report.scores import CollectionScores, Comparison, Group, score_tables
@@ -185,7 +185,7 @@ def test_what_does_not_decide_scores_makes_no_groups(tmp_path: Path, alloy: Allo
 
 def test_a_network_is_what_its_weights_say(tmp_path: Path, alloy: Alloy) -> None:
     def save(run: Path, widths: tuple[int, ...]) -> None:
-        net = SegmentationNet(UNet(ModelConfig(widths=widths)), 4)
+        net = SegmentationNet(UNet(UNetConfig(widths=widths)), 4)
         save_segmentation(run / "model.safetensors", net, ModelCard(net.trunk.config, alloy.classes))
 
     scratch = make_finetuning(tmp_path / "s", alloy)

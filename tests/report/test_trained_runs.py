@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from pscl_hpc.config import FinetuneConfig, PretrainConfig, resolve_config
+from pscl_hpc.config import resolve_config
 from pscl_hpc.pretraining import pretrain
+from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.report import write_report
 from pscl_hpc.report.collect import collect
 from pscl_hpc.report.curves import run_charts
@@ -16,6 +17,7 @@ from pscl_hpc.report.inspection import image_figures
 from pscl_hpc.report.predictions import prediction_panels
 from pscl_hpc.report.scores import score_tables
 from pscl_hpc.segmentation import evaluate, finetune
+from pscl_hpc.segmentation.config import FinetuneConfig
 
 from .fabricated_runs import Alloy, make_alloy
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pscl_hpc.config import PretrainConfig
 from pscl_hpc.errors import JobError, UserError
+from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.runs.attempts import Attempt, newest_attempt
 from tests.helpers import small_config

@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 import torch
 
-from pscl_hpc.config import PretrainConfig, load_config
+from pscl_hpc.config import load_config
 from pscl_hpc.errors import JobError, UserError
+from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.runs import CheckpointStore, MetricsLog, RunFolder, read_metrics, write_text
 from pscl_hpc.runs.attempts import Attempt
 from pscl_hpc.runs.checkpoint import serialise

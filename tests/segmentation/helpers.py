@@ -10,8 +10,8 @@ import numpy.typing as npt
 from scipy.ndimage import gaussian_filter
 
 from pscl_hpc.archive import Collection, ShardWriter, Window
-from pscl_hpc.config import FinetuneConfig
 from pscl_hpc.segmentation import ClassList
+from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.segmentation.inference import ReadWindow
 
 CLASSES = ("matrix", "carbide", "void", "scratch")

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pscl_hpc.config import ModelConfig
-from pscl_hpc.models import SegmentationNet, UNet
+from pscl_hpc.models import SegmentationNet
+from pscl_hpc.models.unet import UNet, UNetConfig
 from pscl_hpc.segmentation.adaptation import adapted, sample_windows
 from pscl_hpc.segmentation.inference import Predictor, Tiling
 
@@ -20,7 +20,7 @@ from .helpers import THREE, reader
 def trained_net(dtype: torch.dtype = torch.float64) -> SegmentationNet:
     """A network whose statistics are of something."""
     torch.manual_seed(0)
-    net = SegmentationNet(UNet(ModelConfig(widths=(4, 8))), 3).to(dtype)
+    net = SegmentationNet(UNet(UNetConfig(widths=(4, 8))), 3).to(dtype)
     for _ in range(20):
         net(0.2 * torch.rand(2, 1, 32, 32, dtype=dtype) + 0.3)
     return net.eval()

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from pscl_hpc.cli.main import main
-from pscl_hpc.config import FinetuneConfig, load_config
+from pscl_hpc.config import load_config
 from pscl_hpc.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_SKIPPED
 from pscl_hpc.runs import RunFolder
+from pscl_hpc.segmentation.config import FinetuneConfig
 
 from .helpers import micrograph
 

@@ -16,11 +16,13 @@ import pytest
 import torch
 
 from pscl_hpc.archive import Archive
-from pscl_hpc.config import FinetuneConfig, ModelConfig, to_yaml
+from pscl_hpc.config import to_yaml
 from pscl_hpc.errors import JobError, UserError
-from pscl_hpc.models import UNet, load_segmentation, save_trunk
+from pscl_hpc.models import load_segmentation, save_trunk
+from pscl_hpc.models.unet import UNet, UNetConfig
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.segmentation import finetune
+from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.segmentation.data import WindowDataset, select_data
 from pscl_hpc.segmentation.finetune import build_net, build_objective, optimiser_groups
 from pscl_hpc.segmentation.metrics import Scores
@@ -147,7 +149,7 @@ def test_without_validation_the_last_weights_are_kept(archive_file: Path, tmp_pa
 
 def test_a_pretrained_trunk_is_used_and_its_encoder_learns_slower(archive_file: Path, tmp_path: Path) -> None:
     torch.manual_seed(5)
-    trunk = UNet(ModelConfig(widths=(3, 6), mean=(0.4,), std=(0.2,)))
+    trunk = UNet(UNetConfig(widths=(3, 6), mean=(0.4,), std=(0.2,)))
     save_trunk(tmp_path / "trunk.safetensors", trunk)
     config = settings(archive_file, tmp_path / "run", pretrained=str(tmp_path), encoder_lr_scale=0.1)
     net = build_net(config, 4)
@@ -198,7 +200,7 @@ def test_a_gradient_that_is_not_finite_keeps_no_weights(
 
 
 def test_wrong_input_leaves_no_folder(archive_file: Path, tmp_path: Path) -> None:
-    save_trunk(tmp_path / "deep.safetensors", UNet(ModelConfig(widths=(4,) * 7)))
+    save_trunk(tmp_path / "deep.safetensors", UNet(UNetConfig(widths=(4,) * 7)))
     for changes in (
         {"pretrained": str(tmp_path / "deep.safetensors")},
         {"references": ["alloy/test0"]},
@@ -212,7 +214,7 @@ def test_wrong_input_leaves_no_folder(archive_file: Path, tmp_path: Path) -> Non
 
 def test_a_trunk_deeper_than_the_window_is_named(archive_file: Path, tmp_path: Path) -> None:
     trunk = tmp_path / "deep.safetensors"
-    save_trunk(trunk, UNet(ModelConfig(widths=(4,) * 7)))
+    save_trunk(trunk, UNet(UNetConfig(widths=(4,) * 7)))
     with pytest.raises(UserError, match=r"pretrained: .*deep.safetensors: crop is \[32, 32\] .* at least 64"):
         finetune(settings(archive_file, tmp_path / "run", pretrained=str(trunk)))
     assert not (tmp_path / "run").exists()

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pscl_hpc.config import ModelConfig
-from pscl_hpc.models import SegmentationNet, UNet
+from pscl_hpc.models import SegmentationNet
+from pscl_hpc.models.unet import UNet, UNetConfig
 from pscl_hpc.segmentation import ClassList
 from pscl_hpc.segmentation.inference import Predictor, Tiling
 
@@ -20,7 +20,7 @@ class Pointwise(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.trunk = UNet(ModelConfig(widths=(4, 8)))
+        self.trunk = UNet(UNetConfig(widths=(4, 8)))
         self.sizes: list[tuple[int, int]] = []
 
     def forward(self, images: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ class Pointwise(nn.Module):
 
 def unet(seed: int = 0, widths: tuple[int, ...] = (4, 8)) -> SegmentationNet:
     torch.manual_seed(seed)
-    return SegmentationNet(UNet(ModelConfig(widths=widths)), 3)
+    return SegmentationNet(UNet(UNetConfig(widths=widths)), 3)
 
 
 @pytest.fixture(params=[(61, 83), (24, 100), (24, 24)])
@@ -76,7 +76,7 @@ class PlaceInTile(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.trunk = UNet(ModelConfig(widths=(4, 8)))
+        self.trunk = UNet(UNetConfig(widths=(4, 8)))
         self.table = 2 * torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(0))
 
     def forward(self, images: Tensor) -> Tensor:

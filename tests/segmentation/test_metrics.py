@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pscl_hpc.archive import Collection
-from pscl_hpc.config import ModelConfig
 from pscl_hpc.models import ModelCard
+from pscl_hpc.models.unet import UNetConfig
 from pscl_hpc.segmentation import ClassList, ConfusionMatrix, Scores
 
 FOUR = ClassList(("matrix", "network", "particle", "bar"), 0, (3,))
@@ -132,7 +132,7 @@ def test_prediction_and_mask_must_have_one_shape() -> None:
 
 def test_class_list_of_a_collection_and_of_a_model_are_the_same() -> None:
     collection = Collection("alloy", FOUR.names, 0, (3,))
-    card = ModelCard(ModelConfig(), FOUR.names, 0, (3,))
+    card = ModelCard(UNetConfig(), FOUR.names, 0, (3,))
     assert ClassList.of(collection) == ClassList.of(card) == FOUR
     assert (FOUR.kept, FOUR.foreground, FOUR.count) == ((0, 1, 2), (1, 2), 4)
     with pytest.raises(ValueError, match="two classes"):

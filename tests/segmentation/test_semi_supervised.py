@@ -13,10 +13,10 @@ from pydantic import ValidationError
 from torch.nn import functional as F
 
 from pscl_hpc.archive import Archive
-from pscl_hpc.config import FinetuneConfig, SemiSupervisedConfig
 from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.models import load_segmentation
 from pscl_hpc.segmentation import finetune
+from pscl_hpc.segmentation.config import FinetuneConfig, SemiSupervisedConfig
 from pscl_hpc.segmentation.cross_consistency import (
     CrossConsistency,
     consistency_weight,

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from pscl_hpc.config import PretrainConfig
 from pscl_hpc.errors import UserError
 from pscl_hpc.launch import job as job_module
 from pscl_hpc.launch.jobs import find_runs, ranks_of_node, run_status
@@ -19,6 +18,7 @@ from pscl_hpc.launch.profiles import Profile
 from pscl_hpc.launch.registry import job_records
 from pscl_hpc.launch.schedulers import SCHEDULERS, wait_for_end
 from pscl_hpc.launch.submission import Submission, submit
+from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.runs import RunFolder
 from tests.helpers import small_archive, small_config
 

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pscl_hpc.config import PretrainConfig
 from pscl_hpc.pretraining import pretrain as real
+from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.pretraining.trainer import Trainer
 from pscl_hpc.training import stop_reason
 

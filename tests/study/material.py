@@ -13,12 +13,14 @@ import torch
 import yaml
 
 from pscl_hpc.archive import Collection, ShardWriter
-from pscl_hpc.config import Config, FinetuneConfig, StudyConfig, load_study
+from pscl_hpc.config import RunConfig
 from pscl_hpc.models import TRUNK_FILE
 from pscl_hpc.report.study_results import StudyResults
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.segmentation import EVALUATION_FILE, ClassList
+from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.segmentation.metrics import ConfusionMatrix
+from pscl_hpc.study.config import StudyConfig, load_study
 from pscl_hpc.study.plan import Job, Plan, make_plan
 from pscl_hpc.study.run import run_study
 from pscl_hpc.study.schedule import Outcome
@@ -151,7 +153,7 @@ def run(study: StudyConfig, executor: Fabricator) -> StudyResults:
     return run_study(study, executor, jobs=2, progress=False)[1]
 
 
-def fabricate(config: Config, amounts: dict[str, float]) -> None:
+def fabricate(config: RunConfig, amounts: dict[str, float]) -> None:
     """The folder of a finished run. Scores come from real masks with some pixels made wrong."""
     folder = RunFolder.start(config, torch.device("cpu"))
     with folder:

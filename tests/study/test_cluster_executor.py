@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pscl_hpc.config import Config
+from pscl_hpc.config import RunConfig
 from pscl_hpc.errors import UserError
 from pscl_hpc.launch.profiles import Profile
 from pscl_hpc.report.study_results import StudyResults
@@ -31,9 +31,9 @@ class Cluster:
         self.unscored: tuple[str, ...] = ()
         self.silent = 0
         self.states: dict[str, int] = {}
-        self.configs: dict[str, Config] = {}
+        self.configs: dict[str, RunConfig] = {}
 
-    def submit_many(self, configs: Sequence[Config], **options: Any) -> None:
+    def submit_many(self, configs: Sequence[RunConfig], **options: Any) -> None:
         assert options["entry"] == ENTRY
         for config in configs:
             if any(word in config.run for word in self.refused):

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from pscl_hpc.archive import IGNORE_INDEX, Archive, Collection, ShardWriter
-from pscl_hpc.config import FinetuneConfig, PretrainConfig
 from pscl_hpc.errors import UserError
+from pscl_hpc.pretraining.config import PretrainConfig
+from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.study.plan import Plan
 from tests.helpers import CLASSES, micrograph
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from pscl_hpc.config import StudyConfig
 from pscl_hpc.report import write_report
 from pscl_hpc.report.study_page import sentences
 from pscl_hpc.report.study_results import RESULTS_FILE, Sampling, read_results
 from pscl_hpc.report.study_text import notes
+from pscl_hpc.study.config import StudyConfig
 from pscl_hpc.study.tables import TABLE_FILE, sampling_table
 
 from .material import AMOUNTS, Fabricator, run, small_study

@@ -10,9 +10,11 @@ import pytest
 
 from pscl_hpc.archive import IGNORE_INDEX, Archive, Collection, ShardWriter
 from pscl_hpc.archive.windows import covering_square
-from pscl_hpc.config import FinetuneConfig, PretrainConfig, resolve_config
+from pscl_hpc.config import resolve_config
 from pscl_hpc.errors import UserError
 from pscl_hpc.pretraining import PretrainData
+from pscl_hpc.pretraining.config import PretrainConfig
+from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.segmentation.data import WindowDataset, select_data
 
 SIZE = (60, 90)

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from pscl_hpc.archive import Archive
-from pscl_hpc.config import ModelConfig, OptimiserConfig
+from pscl_hpc.config import OptimiserConfig
 from pscl_hpc.errors import UserError
-from pscl_hpc.models import UNet
+from pscl_hpc.models.unet import UNet, UNetConfig
 from pscl_hpc.pretraining import PretrainData
 from pscl_hpc.training import checkpoint_blocks, read_place, scaled_lr
 from tests.helpers import small_archive, small_config
@@ -113,7 +113,7 @@ def test_ranks_read_the_batch_of_one(archive: Path, tmp_path: Path, ranks: int) 
 
 def test_recomputed_activations_change_no_number() -> None:
     torch.manual_seed(0)
-    plain = UNet(ModelConfig(widths=(4, 8, 8)))
+    plain = UNet(UNetConfig(widths=(4, 8, 8)))
     recomputed = copy.deepcopy(plain)
     checkpoint_blocks(recomputed)
     images = torch.rand(2, 1, 17, 22)
@@ -141,7 +141,7 @@ def test_recomputed_activations_change_no_number() -> None:
 
 
 def test_a_copy_of_recomputed_blocks_is_one_of_its_own() -> None:
-    trunk = UNet(ModelConfig(widths=(4, 8)))
+    trunk = UNet(UNetConfig(widths=(4, 8)))
     checkpoint_blocks(trunk)
     other = copy.deepcopy(trunk)
     with torch.no_grad():

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from pscl_hpc.config import to_yaml
-from pscl_hpc.methods import MethodOutput, Simclr, Views
+from pscl_hpc.methods import MethodOutput, Views
+from pscl_hpc.methods.simclr import Simclr
 from pscl_hpc.pretraining import pretrain
 from pscl_hpc.runs import CheckpointStore, RunFolder
 from pscl_hpc.seeding import Draws

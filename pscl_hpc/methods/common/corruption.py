@@ -9,13 +9,47 @@ Shape legend: B images, C channels, h w pixels.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from pscl_hpc.config import CorruptionConfig
+from pscl_hpc.config import Count, Fraction, NonNegative, Positive, Strict
+
+
+class CorruptionConfig(Strict):
+    """What is done to an image that is to be restored. Every image has its own draw of everything."""
+
+    block: tuple[Count, Count] = (24, 64)
+    """Smallest and largest side, in pixels, of the square blocks that an image is divided into. Blocks should be
+    larger than the particles, or what they hide can be read off their rim."""
+    share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.4
+    """Probability of each block to be corrupted."""
+    blank: NonNegative = 0.6
+    """Relative frequency of blocks that are filled with the image's mean level."""
+    shuffle: NonNegative = 0.2
+    """Relative frequency of blocks whose pixels change places within small windows."""
+    noise: NonNegative = 0.2
+    """Relative frequency of blocks with added white noise."""
+    shuffle_window: Annotated[int, Field(ge=2)] = 8
+    """Side of the windows of ``shuffle``, in pixels."""
+    noise_std: Positive = 0.25
+    """Standard deviation of ``noise``, in grey levels of 0..1."""
+    cutout: Fraction = 0.5
+    """Probability that one rectangle is filled with the mean level besides."""
+    cutout_side: tuple[Fraction, Fraction] = (0.25, 0.5)
+    """Smallest and largest side of that rectangle, as a share of the image's side."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> CorruptionConfig:
+        for key, (low, high) in (("block", self.block), ("cutout_side", self.cutout_side)):
+            if low > high:
+                raise ValueError(f"{key} is [{low}, {high}]: the smallest comes first")
+        if self.blank + self.shuffle + self.noise == 0:
+            raise ValueError("blank, shuffle and noise are all 0: blocks would stay as they are")
+        return self
 
 
 class Corrupted(NamedTuple):

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pscl_hpc.config import AnnotatedPatchConfig
-from pscl_hpc.methods.precision import without_autocast
+from pscl_hpc.methods.common.precision import without_autocast
+from pscl_hpc.methods.common.settings import AnnotatedPatchConfig
 from pscl_kernels import sample_similar
 
 _WHOLE = 1 - 1e-5

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pscl_hpc.config import AnnotatedPatchConfig
 from pscl_hpc.methods.base import PatchSample, Views
-from pscl_hpc.methods.sampling import choose_templates, match_templates
-from pscl_hpc.methods.texture import PATCH_WINDOWS, texture, texture_patches
+from pscl_hpc.methods.common.sampling import choose_templates, match_templates
+from pscl_hpc.methods.common.settings import AnnotatedPatchConfig
+from pscl_hpc.methods.common.texture import PATCH_WINDOWS, texture, texture_patches
 from pscl_hpc.models import Features
 from pscl_hpc.seeding import Draws
 from pscl_hpc.views import class_shares, paired_patches, view_to_source, warp

@@ -7,44 +7,61 @@ is from there and what is not. Shape legend as in ``base``.
 from __future__ import annotations
 
 from functools import partial
+from typing import ClassVar, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pscl_hpc.config import CoreConfig, PretrainConfig
-from pscl_hpc.methods.base import Method, MethodOutput, Setting, Views
-from pscl_hpc.methods.corruption import Corrupted, corrupt
+from pscl_hpc.config import Count, Fraction, Positive
+from pscl_hpc.methods.base import METHODS, Method, MethodConfig, MethodOutput, Setting, Views
+from pscl_hpc.methods.common.corruption import Corrupted, CorruptionConfig, corrupt
 from pscl_hpc.methods.ranks import mean_over_ranks, sum_over_ranks
-from pscl_hpc.models import GlobalHead, UNet
+from pscl_hpc.models import GlobalHead, Trunk
 from pscl_hpc.seeding import Draws
 from pscl_kernels import patch_nt_xent
 
 
+class CoreConfig(MethodConfig):
+    """CoRe: contrast of whole images and restoration of corrupted ones (IEEE TIM 2023, doi 10.1109/TIM.2023.3291776).
+
+    Only the abstract is public. That both are combined, and that the corpus should resemble the target (``data``), is
+    from there; everything else is this project's choice.
+    """
+
+    name: Literal["core"] = "core"
+    display_name: ClassVar[str] = "CoRe"
+    corruption: CorruptionConfig = CorruptionConfig()
+    """What the first view has to be restored from."""
+    restoration: Fraction = 0.5
+    """Share of the restoration; the contrast has the rest. 0: contrast alone; 1: restoration alone."""
+    balance: Literal["gradient", "loss"] = "gradient"
+    """What is shared. gradient: the norms that both losses' gradients have at the bottleneck, through weights that
+    follow the measured norms; loss: the weights themselves."""
+    temperature: Positive = 0.5
+    """Temperature of NT-Xent."""
+    projection: Count = 64
+    """Width of the contrasted vectors."""
+    hidden: Count = 128
+    """Hidden width of the head, at most the width of the bottleneck."""
+
+
+@METHODS.register(CoreConfig)
 class Core(Method):
     """Contrast of the corrupted view q with view k, and restoration of view q by the decoder.
 
-    Args:
-        trunk: The U-Net; restoration is a 1x1 convolution of its finest decoder map.
-        config: Method settings.
-        backend: Backend of the contrast.
+    Restoration is a 1x1 convolution of the finest decoder map.
     """
 
-    def __init__(self, trunk: UNet, config: CoreConfig, *, backend: str = "auto") -> None:
-        super().__init__(trunk)
-        self.config = config
-        self.backend = backend
-        self.global_head = GlobalHead(
-            trunk.config.widths[-1], hidden=config.hidden, projection=config.projection
-        )
-        self.restoration_head = nn.Conv2d(trunk.config.widths[0], trunk.config.in_channels, 1)
-        self.balance = GradientBalance(config.restoration, measured=config.balance == "gradient")
+    config: CoreConfig
 
-    @classmethod
-    def build(cls, trunk: UNet, config: PretrainConfig, setting: Setting) -> Core:
-        """See :class:`Method`."""
-        assert isinstance(config.method, CoreConfig)
-        return cls(trunk, config.method, backend=config.runtime.kernels)
+    def __init__(self, trunk: Trunk, config: CoreConfig, setting: Setting) -> None:
+        super().__init__(trunk, config, setting)
+        self.global_head = GlobalHead(
+            trunk.maps.bottleneck.channels, hidden=config.hidden, projection=config.projection
+        )
+        self.restoration_head = nn.Conv2d(trunk.maps.scales[-1].channels, trunk.in_channels, 1)
+        self.balance = GradientBalance(config.restoration, measured=config.balance == "gradient")
 
     def forward(self, views: Views, draws: Draws, measure: bool = False) -> MethodOutput:
         """Weighted sum of NT-Xent and of the mean absolute error over corrupted pixels."""
@@ -62,7 +79,7 @@ class Core(Method):
         decoded = self.trunk.decode((*maps[:-1], to_decoder)).scales[-1]
         restoration = restoration_loss(
             self.restoration_head(decoded),
-            (views.query - self.trunk.mean) / self.trunk.std,
+            self.trunk.normalise(views.query),
             corrupted.mask,
             self.process_group,
         )
@@ -93,7 +110,7 @@ class Core(Method):
         """The corrupted view q, and what the network makes of it, (B, C, h, w) in 0..1."""
         corrupted = self.corrupt(views, draws)
         restored = self.restoration_head(self.trunk(corrupted.images).scales[-1])
-        return corrupted, (restored * self.trunk.std + self.trunk.mean).clamp(0, 1)
+        return corrupted, self.trunk.denormalise(restored).clamp(0, 1)
 
 
 def restoration_loss(

@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from pscl_hpc.config.common import Count, Strict, check_folder
+from pscl_hpc.config import Count, Strict, check_folder
 from pscl_hpc.config.loading import apply_override, first_problem, merge_trees, read_tree
 from pscl_hpc.errors import UserError, did_you_mean
 

@@ -11,8 +11,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pscl_hpc.config import PretrainConfig, ReferencedMethod
-
 
 class QueueRows(NamedTuple):
     """The entries of a queue as rows, image after image; views of the buffers, not copies."""
@@ -116,10 +114,3 @@ def _all_images(rows: Tensor, process_group: dist.ProcessGroup | None) -> Tensor
     parts = [torch.empty_like(rows) for _ in range(process_group.size())]
     dist.all_gather(parts, rows.contiguous(), group=process_group)
     return torch.stack(parts, dim=1).flatten(0, 1)
-
-
-def images_per_step(config: PretrainConfig) -> int:
-    """Images of one optimiser step of all ranks, references included."""
-    if isinstance(config.method, ReferencedMethod):
-        return config.batch_size + config.accumulate * config.method.reference.per_batch
-    return config.batch_size

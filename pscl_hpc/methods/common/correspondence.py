@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pscl_hpc.methods.precision import without_autocast
+from pscl_hpc.methods.common.precision import without_autocast
 from pscl_hpc.views import ViewGeometry, paired_patches, partner_patches
 
 Correspondence = Literal["geometric", "feature"]

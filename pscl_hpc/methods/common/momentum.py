@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import nn
 
-from pscl_hpc.config import MomentumConfig
+from pscl_hpc.config import Fraction, Strict
 
 _M = TypeVar("_M", bound=nn.Module)
+
+
+class MomentumConfig(Strict):
+    """How the momentum encoder follows the trained network: ``slow = m * slow + (1 - m) * fast`` after each step."""
+
+    start: Fraction = 0.99
+    """m, at the first step. The copy lags by about 1 / (1 - m) steps: a run of a few hundred wants 0.9."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """constant, or a half cosine from ``start`` to 1 at the last step (BYOL, section 3.3)."""
 
 
 class MomentumEncoder(nn.Module, Generic[_M]):

@@ -4,41 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pscl_hpc.models.unet import Block
+from pscl_hpc.models.trunk import Trunk
 
 
 def checkpoint_blocks(module: nn.Module) -> None:
-    """Let every U-Net block inside ``module`` forget its activations. No number changes, no key of the state."""
-    for block in module.modules():
-        if type(block) is Block:
-            # Its class and not its forward: a copy of the block is then one of its own.
-            block.__class__ = _Recomputed
+    """Make every block of every trunk inside ``module`` drop its activations. No number and no state key changes."""
+    trunks = [part for part in module.modules() if isinstance(part, Trunk)]
+    for block in [block for trunk in trunks for block in trunk.modules() if type(block) in trunk.recomputed]:
+        # The class is replaced, not the forward method: a copy of the block then calls its own layers.
+        block.__class__ = type(f"Recomputed{type(block).__name__}", (_Recomputed, type(block)), {})
 
 
-class _Recomputed(Block):
-    """A block that is computed again in the backward pass."""
+class _Recomputed(nn.Module):
+    """Mix-in of a block of one input and one output."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        found: Tensor = checkpoint(
+    def forward(self, input: Tensor) -> Any:
+        return checkpoint(
             super().forward,
             input,
             use_reentrant=False,
             preserve_rng_state=False,
             context_fn=self._contexts,
         )
-        return found
 
     def _contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _statistics_kept(self)
+        return nullcontext(), _keep_statistics(self)
 
 
 @contextmanager
-def _statistics_kept(block: Block) -> Iterator[None]:
-    """The second pass over a batch must not count it a second time in the running statistics."""
+def _keep_statistics(block: nn.Module) -> Iterator[None]:
+    """The second pass over a batch must not update the running statistics a second time."""
     norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     buffers = [norm._buffers for norm in norms]
     for norm in norms:

@@ -1,4 +1,4 @@
-"""What every section of the configuration is made of: its base class and the types of its values."""
+"""The base class of all configuration sections, and the types of their values."""
 
 from __future__ import annotations
 
@@ -13,26 +13,6 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
-
-
-def check_window(key: str, size: tuple[int, int], scales: int, images: int) -> None:
-    """Raise ValueError where a network does not fit the windows that it learns from.
-
-    Args:
-        key: Of the windows' size, for the message.
-        size: Height and width of the windows in pixels.
-        scales: How often the network halves its grid.
-        images: Windows in one forward pass.
-    """
-    height, width = (side >> scales for side in size)
-    halved = f"{key} is {list(size)} and the network halves its grid {scales} times (model.widths)"
-    if not height * width:
-        raise ValueError(f"{halved}, so windows need at least {1 << scales} pixels a side; enlarge {key}")
-    if images * height * width == 1:
-        raise ValueError(
-            f"{halved}, so a single window leaves one value of each feature, which has no batch statistics; enlarge "
-            f"{key} or set batch_size=2"
-        )
 
 
 def check_folder(key: str, value: str) -> str:

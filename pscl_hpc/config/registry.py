@@ -1,0 +1,105 @@
+"""Alternatives for one section of the configuration, chosen by its ``name``: methods, trunks.
+
+An implementation registers itself with its configuration. The union of the schema, ``--help``, the report and the
+documentation ask the registry, so that adding an implementation touches no other module.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Generic, TypeVar
+
+from pydantic import ValidatorFunctionWrapHandler
+from pydantic_core import PydanticCustomError
+
+from pscl_hpc.config.strict import Strict
+
+UNKNOWN_NAME = "unknown_name"
+"""Type of the validation error of a section whose ``name`` nobody registered."""
+
+
+class NamedConfig(Strict):
+    """Configuration of one alternative. A subclass gives ``name`` a literal type and default, by which it is chosen."""
+
+    name: str
+    display_name: ClassVar[str] = ""
+    """How people write the name."""
+
+
+S = TypeVar("S", bound=NamedConfig)
+P = TypeVar("P")
+T = TypeVar("T")
+
+
+class Registry(Generic[S, P]):
+    """Configurations and implementations by name.
+
+    Args:
+        package: The package whose modules hold the implementations; they are imported at the first lookup.
+        default: Name that is chosen where a section has none.
+    """
+
+    def __init__(self, package: str, *, default: str) -> None:
+        self.default = default
+        self._package = package
+        self._imported = False
+        self._found: dict[str, tuple[type[S], type[P]]] = {}
+
+    def register(self, config: type[S]) -> Callable[[type[T]], type[T]]:
+        """Class decorator: the class implements what ``config`` describes.
+
+        Raises:
+            ValueError: the name is registered already.
+        """
+        name = str(config.model_fields["name"].default)
+
+        def add(implementation: type[T]) -> type[T]:
+            if name in self._found:
+                raise ValueError(f"'{name}' is registered twice")
+            self._found[name] = (config, implementation)  # type: ignore[assignment]
+            return implementation
+
+        return add
+
+    def unregister(self, name: str) -> None:
+        """Remove an alternative, for tests."""
+        del self._found[name]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names, the default first, the others in alphabetical order."""
+        found = self._all()
+        return tuple(sorted(found, key=lambda name: (name != self.default, name)))
+
+    def config(self, name: str) -> type[S]:
+        """The configuration class of a name; KeyError when it is not registered."""
+        return self._all()[name][0]
+
+    def default_config(self) -> S:
+        """The default alternative with its default settings."""
+        config: Any = self.config(self.default)
+        found: S = config()
+        return found
+
+    def implementation(self, config: S) -> type[P]:
+        """The class that implements a configuration."""
+        return self._all()[config.name][1]
+
+    def choose(self, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+        """Validator of a field that holds one of the alternatives: the section's ``name`` picks its class."""
+        if not isinstance(value, Mapping):
+            return check(value)
+        name = value.get("name", self.default)
+        if not isinstance(name, str) or name not in self._all():
+            raise PydanticCustomError(UNKNOWN_NAME, "unknown name", {"given": name, "names": self.names})
+        return self.config(name).model_validate(value)
+
+    def _all(self) -> dict[str, tuple[type[S], type[P]]]:
+        if not self._imported:
+            self._imported = True
+            package = importlib.import_module(self._package)
+            for module in pkgutil.iter_modules(package.__path__):
+                importlib.import_module(f"{self._package}.{module.name}")
+        return self._found

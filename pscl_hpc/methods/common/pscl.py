@@ -1,0 +1,68 @@
+"""What the variants of patch-sampled contrastive learning share: heads and the sampling of patches."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from torch import Tensor, nn
+
+from pscl_hpc.methods.base import Method, PatchSample, Setting, Views
+from pscl_hpc.methods.common.patches import PatchSampler, patch_purity
+from pscl_hpc.methods.common.settings import AnnotatedPatchConfig, PatchConfig
+from pscl_hpc.models import Features, GlobalHead, PatchHead, Trunk
+from pscl_hpc.seeding import Draws
+
+
+class Pscl(Method):
+    """Base of all variants: an image head, and a patch head for each decoder map."""
+
+    config: PatchConfig
+
+    def __init__(self, trunk: Trunk, config: PatchConfig, setting: Setting) -> None:
+        super().__init__(trunk, config, setting)
+        self.global_head = GlobalHead(
+            trunk.maps.bottleneck.channels, hidden=config.hidden, projection=config.projection
+        )
+        self.patch_heads = nn.ModuleList(
+            PatchHead(channels, hidden=config.hidden, projection=config.projection, groups=config.head_groups)
+            for channels, _ in trunk.maps.scales
+        )
+        self.scale_weights = config.scale_weights or (1.0,) * len(self.patch_heads)
+
+    @abstractmethod
+    def sampling_terms(
+        self, scale: int, views: Views, sample: PatchSample, height: int, width: int
+    ) -> dict[str, Tensor]:
+        """What the log tells of the patches of one scale, a grid of ``height`` x ``width``."""
+
+
+class AnnotatedPscl(Pscl):
+    """Base of PSCL-SimCLR and PSCL-MoCo: classes come from annotated references.
+
+    Raises:
+        ValueError: the setting has no annotated collection.
+    """
+
+    config: AnnotatedPatchConfig
+
+    def __init__(self, trunk: Trunk, config: AnnotatedPatchConfig, setting: Setting) -> None:
+        super().__init__(trunk, config, setting)
+        if setting.annotated is None:
+            raise ValueError(f"{config.name} needs the collection of its references")
+        self.classes = len(setting.annotated.classes)
+        # Annotation of these classes is not to be trusted: they give no templates.
+        ignored = setting.annotated.ignore_classes
+        self.sampler = PatchSampler(config, classes=self.classes, ignored=ignored)
+
+    def sample_patches(self, views: Views, key: Features, draws: Draws) -> tuple[PatchSample, ...]:
+        """See :class:`PatchSampler`."""
+        return self.sampler(views, key, self.patch_heads, draws)
+
+    def sampling_terms(
+        self, scale: int, views: Views, sample: PatchSample, height: int, width: int
+    ) -> dict[str, Tensor]:
+        """Templates per reference, and purity of the other images."""
+        return {
+            f"scale{scale}/templates": sample.valid[: views.references].sum() / views.references,
+            f"scale{scale}/purity": patch_purity(views, sample, height, width)[views.references :].nanmean(),
+        }

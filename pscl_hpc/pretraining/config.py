@@ -1,0 +1,92 @@
+"""The configuration of pretraining."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from pscl_hpc.config import CheckpointConfig, Count, LogConfig, RunConfig, RuntimeConfig, ViewConfig
+from pscl_hpc.methods import METHODS, AnyMethod, ReferencedMethodConfig
+from pscl_hpc.models import TRUNKS, AnyTrunk
+
+
+class PretrainRuntimeConfig(RuntimeConfig):
+    """Where and how fast the run is computed; the meaning of the result does not change."""
+
+    kernels: Literal["auto", "reference", "chunked", "triton"] = "auto"
+    """Backend of the contrastive losses; patches are matched by the best one that the device has."""
+
+
+class PretrainCheckpointConfig(CheckpointConfig):
+    """When the state is saved, and how much is kept."""
+
+    keep_best: bool = True
+    """Also keep the checkpoint with the lowest smoothed loss among those of ``every_steps``."""
+
+
+class PretrainLogConfig(LogConfig):
+    """What is logged during training."""
+
+    similarity: bool = True
+    """Log positive and hardest-negative similarity of each scale."""
+    purity: bool = True
+    """Log the share of sampled patches whose mask has the template's class, where masks are known."""
+
+    def keeps(self, term: str) -> bool:
+        """Whether a term, such as ``scale0/purity``, is logged."""
+        kind = term.rpartition("/")[2]
+        chosen = {"positive": self.similarity, "negative": self.similarity, "purity": self.purity}
+        return chosen.get(kind, True)
+
+
+class PretrainConfig(RunConfig):
+    """Pretraining of a trunk on unlabelled images."""
+
+    kind: Literal["pretrain"] = "pretrain"
+    model: AnyTrunk = Field(default_factory=TRUNKS.default_config)
+    views: ViewConfig = ViewConfig()
+    method: AnyMethod = Field(default_factory=METHODS.default_config)
+    batch_size: Count = 8
+    """Unlabelled images per step, over all ranks; references come on top."""
+    accumulate: Count = 1
+    """Forward passes per step, each on an equal part of the batch with its own negatives."""
+    runtime: PretrainRuntimeConfig = PretrainRuntimeConfig()
+    checkpoint: PretrainCheckpointConfig = PretrainCheckpointConfig()
+    log: PretrainLogConfig = PretrainLogConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PretrainConfig:
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of accumulate ({self.accumulate})"
+            )
+        self.method.check(self.model.maps)
+        if self.images_per_pass < self.method.smallest_batch:
+            raise ValueError(
+                f"batch_size / accumulate must be at least {self.method.smallest_batch} for {self.method.name}: "
+                "a single image has no negatives"
+            )
+        references = self.references_per_pass if self.referenced and self.referenced.reference.ids else 0
+        self.model.check_window("views.size", self.views.size, self.images_per_pass + references)
+        return self
+
+    @property
+    def referenced(self) -> ReferencedMethodConfig | None:
+        """The method's settings where it takes class templates from annotated references."""
+        return self.method if isinstance(self.method, ReferencedMethodConfig) else None
+
+    @property
+    def images_per_pass(self) -> int:
+        """Unlabelled images in one forward pass of all ranks."""
+        return self.batch_size // self.accumulate
+
+    @property
+    def references_per_pass(self) -> int:
+        """References in one forward pass of all ranks."""
+        return self.referenced.reference.per_batch if self.referenced else 0
+
+    @property
+    def images_per_step(self) -> int:
+        """Images of one optimiser step of all ranks, references included."""
+        return self.batch_size + self.accumulate * self.references_per_pass

@@ -1,0 +1,131 @@
+"""The configuration of fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from pscl_hpc.config import (
+    Count,
+    Fraction,
+    JitterConfig,
+    NonNegative,
+    OptimiserConfig,
+    RunConfig,
+    ScheduleConfig,
+    Size,
+    Strict,
+)
+from pscl_hpc.models import AnyTrunk, TrunkConfig
+
+
+class FinetuneLossConfig(Strict):
+    """Cross entropy plus Dice."""
+
+    ce_weight: NonNegative = 0.5
+    dice_weight: NonNegative = 0.5
+    class_weights: Literal["uniform", "balanced"] | tuple[NonNegative, ...] = "balanced"
+    """Weights of the cross entropy: one per class, or balanced: by the inverse root of each class's share of the
+    annotated pixels, at most 10."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FinetuneLossConfig:
+        if self.ce_weight + self.dice_weight == 0:
+            raise ValueError("ce_weight and dice_weight are both 0: nothing would be learnt")
+        weights = self.class_weights
+        if not isinstance(weights, str) and not any(weights) and not self.dice_weight:
+            raise ValueError("class_weights are all 0 and so is dice_weight: nothing would be learnt")
+        return self
+
+
+class SemiSupervisedConfig(Strict):
+    """Cross-consistency of two decoders on annotated and unlabelled images (IDEAL, figure 2b)."""
+
+    name: Literal["ideal"] = "ideal"
+    datasets: tuple[str, ...] | None = None
+    """Collections of the unlabelled images; that of the references when absent."""
+    splits: tuple[str, ...] | None = None
+    """Their splits; ``data.splits`` when absent. Validation and test splits are refused."""
+    batch_size: Count = 4
+    """Unlabelled windows per step, on top of the annotated ones."""
+    weight: NonNegative = 1.0
+    """Weight of the consistency once it has risen."""
+    ramp: Fraction = 0.4
+    """Share of the steps over which the weight rises; 0: whole from the start."""
+    threshold: Fraction = 0.8
+    """A pixel whose most probable class is at least so probable to one decoder teaches the other."""
+
+
+class FinetuneConfig(RunConfig):
+    """Fine-tuning of trunk and segmentation head on the annotated images."""
+
+    kind: Literal["finetune"] = "finetune"
+    references: tuple[str, ...]
+    """Annotated images to train on, ``dataset/stem``, all of one collection."""
+    square: Annotated[int, Field(ge=0)] = 0
+    """Side in pixels of the one square of each reference whose annotation is used, as if the rest was never annotated;
+    0: all of it. It is the square that shows the most classes."""
+    pretrained: str = ""
+    """A pretraining run folder or its trunk.safetensors; empty starts from random weights."""
+    model: AnyTrunk | None = None
+    """The trunk; absent: that of ``pretrained``, or the default one. Where both are given they must agree."""
+    crop: Size = (160, 160)
+    """Random windows trained on."""
+    batch_size: Count = 4
+    """Windows per step."""
+    jitter: JitterConfig = JitterConfig(brightness=0.08, contrast=0.08, saturation=0.08, hue=0.02)
+    flip: bool = True
+    """Windows are flipped at random."""
+    rotate: bool = True
+    """Windows are rotated by a random multiple of 90 degrees."""
+    loss: FinetuneLossConfig = FinetuneLossConfig()
+    semi_supervised: SemiSupervisedConfig | None = None
+    """Also learn from unlabelled images; absent: from the annotated ones alone."""
+    schedule: ScheduleConfig = ScheduleConfig(steps=300)
+    optimiser: OptimiserConfig = OptimiserConfig(lr=1e-3)
+    encoder_lr_scale: NonNegative = 0.1
+    """A pretrained encoder learns at this share of ``optimiser.lr``; one from scratch at the whole of it."""
+    validation_split: str = "val"
+    """The split that chooses the checkpoint; the test split never does."""
+    validate_every: Count = 50
+    """Steps between validations; the best mean Dice is kept. The last step always validates."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_trunk(cls, tree: Any) -> Any:
+        if isinstance(tree, Mapping) and not tree.get("pretrained") and tree.get("model") is None:
+            return {**tree, "model": {}}
+        return tree
+
+    @field_validator("references")
+    @classmethod
+    def _some(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("references names no annotated image; fine-tuning needs at least one")
+        # Duplicates are dropped: the report would otherwise count two annotated images.
+        return tuple(dict.fromkeys(value))
+
+    @model_validator(mode="after")
+    def _fits(self) -> FinetuneConfig:
+        if self.model is not None:
+            self.check_trunk(self.model)
+        return self
+
+    @property
+    def trunk(self) -> TrunkConfig:
+        """The trunk of a training from scratch."""
+        assert self.model is not None, "a pretrained trunk has its own description"
+        return self.model
+
+    def check_trunk(self, found: TrunkConfig) -> None:
+        """Raise ValueError where a trunk does not fit the windows, or is not the one that ``model`` asks for."""
+        if self.model is not None and self.model != found:
+            wanted, given = self.model.model_dump(), found.model_dump()
+            key = next(key for key in (*wanted, *given) if wanted.get(key) != given.get(key))
+            raise ValueError(
+                f"model.{key} is {wanted.get(key)}, but the pretrained trunk has {given.get(key)}; remove the key"
+            )
+        mixed = self.semi_supervised.batch_size if self.semi_supervised else 0
+        found.check_window("crop", self.crop, self.batch_size + mixed)
