@@ -1,7 +1,7 @@
 """Entry of the console command ``pscl-hpc``.
 
-The help page is drawn from the table below without importing any command: a command's module is imported when
-it is run. Errors that a user can cause end as one sentence and exit code 2, see :mod:`pscl_hpc.errors`.
+The help page is made from the table below without importing any command: a command's module is imported when it is
+run. Errors that a user can cause are one sentence with exit code 2, see :mod:`pscl_hpc.errors`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ DATA, TRAIN, LOOK, CLUSTER = "Data", "Train", "Look", "Cluster and machine"
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the help page, and where its command is: ``module:attribute``.
+    """A line of the help page, and the location of its command: ``module:attribute``.
 
     The attribute is a Typer application (a command group) or a function that registers commands on one.
     """
@@ -49,7 +49,7 @@ class Entry:
 COMMANDS = (
     Entry("archive", DATA, "Pack micrographs and masks into an HDF5 archive, check it, look into it.",
           "pscl_hpc.cli.archive:archive_app"),
-    Entry("pretrain", TRAIN, "Pretrain a U-Net on unlabelled micrographs and one annotated image.",
+    Entry("pretrain", TRAIN, "Pretrain a network on unlabelled micrographs.",
           "pscl_hpc.cli.pretraining:register"),
     Entry("finetune", TRAIN, "Train a segmentation model on one annotated image.",
           "pscl_hpc.cli.segmentation:register"),
@@ -59,6 +59,8 @@ COMMANDS = (
           "pscl_hpc.cli.segmentation:register"),
     Entry("study", TRAIN, "Compare pretraining methods on several data sets, with a table and a page.",
           "pscl_hpc.cli.study:register"),
+    Entry("config", TRAIN, "Print every key of a configuration, or check a file.",
+          "pscl_hpc.cli.config:config_app"),
     Entry("report", LOOK, "Show runs on one self-contained HTML page.",
           "pscl_hpc.cli.report:register"),
     Entry("submit", CLUSTER, "Run pretrain, finetune or a study as jobs, on this machine or on Slurm.",
@@ -67,13 +69,13 @@ COMMANDS = (
           "pscl_hpc.cli.launch:register"),
     Entry("plan", CLUSTER, "Predict step time, memory and scaling on up to 1,024 GPUs.",
           "pscl_hpc.cli.plan:register"),
-    Entry("doctor", CLUSTER, "Say what this machine can do, and what to mend.",
+    Entry("doctor", CLUSTER, "Check what this machine can do, and say how to fix what is missing.",
           "pscl_hpc.cli.doctor:register"),
 )  # fmt: skip
 
 
 class LazyGroup(TyperGroup):
-    """A group that shows placeholders and imports the command that is asked for."""
+    """A group of placeholders that imports a command when it is called."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The name, the imported command and the arguments left."""
@@ -101,7 +103,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Start with 'pscl-hpc doctor' and, in a checkout, 'make demo'. 'pscl-hpc COMMAND --help' shows examples. "
     "Exit codes: 0 done, 1 done with items skipped (named), 2 wrong input or configuration, 3 the job itself failed, "
-    "130 stopped on request: the same command goes on, 143 ended by SIGTERM.",
+    "130 stopped on request (the same command resumes), 143 ended by SIGTERM.",
 )
 
 
@@ -112,14 +114,14 @@ def options(
     show_traceback: Annotated[
         bool,
         typer.Option(
-            "--traceback", help=f"Show where an unexpected error arose; or set {TRACEBACK_VARIABLE}=1."
+            "--traceback", help=f"Print the traceback of an unexpected error; or set {TRACEBACK_VARIABLE}=1."
         ),
     ] = False,
 ) -> None:
     """Segment alloy micrographs from one annotated image.
 
-    An archive of micrographs is packed once; a U-Net is pretrained on it by patch-sampled contrastive learning
-    (PSCL) and fine-tuned on ONE annotated image; the run is scored, shown, and can be sent to a cluster.
+    Micrographs are packed into an archive once. A network is pretrained on it by patch-sampled contrastive learning
+    (PSCL) and fine-tuned on ONE annotated image. Runs can be scored, reported, and submitted to a cluster.
     """
     if version:
         typer.echo(f"pscl-hpc {__version__}")
@@ -141,13 +143,13 @@ for _entry in COMMANDS:
 
 def run() -> NoReturn:
     """Run the console command and exit with its code."""
-    # Without this, a plain `kill` would leave the run's record saying that it still runs.
+    # Without this, a plain `kill` would leave the run marked as running.
     signal.signal(signal.SIGTERM, _terminated)
     sys.exit(main(sys.argv[1:]))
 
 
 def main(arguments: list[str]) -> int:
-    """Run with ``arguments`` and give the exit code; never raises for what a command does."""
+    """Run with ``arguments`` and return the exit code; errors of a command do not raise."""
     try:
         code = typer.main.get_command(app).main(arguments, prog_name="pscl-hpc", standalone_mode=False)
     except (UserError, JobError) as error:
@@ -168,7 +170,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _usage(error: Any) -> int:
-    """Arguments that the command line does not know, as one sentence."""
+    """A usage error as one sentence."""
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
         return EXIT_INPUT

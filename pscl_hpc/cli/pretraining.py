@@ -11,7 +11,11 @@ import typer
 
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
-    app.command("pretrain")(pretrain_command)
+    from pscl_hpc.methods import METHODS, display_name
+
+    methods = ", ".join(f"{name} ({display_name(name)})" for name in METHODS.names)
+    epilog = f"Methods (method.name): {methods}. Keys: pscl-hpc config pretrain --method NAME"
+    app.command("pretrain", epilog=epilog)(pretrain_command)
 
 
 def pretrain_command(

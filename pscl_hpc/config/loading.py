@@ -285,11 +285,9 @@ def _keys_at(schema: type[BaseModel], location: Sequence[str], tree: Any) -> lis
 
 def registry_of(field: FieldInfo) -> Registry[Any, Any] | None:
     """The registry that a field's section is chosen from, if it is."""
-    for part in field.metadata:
-        owner = getattr(getattr(part, "func", None), "__self__", None)
-        if isinstance(owner, Registry):
-            return owner
-    return None
+    parts = [*field.metadata, *(part for member in get_args(field.annotation) for part in get_args(member))]
+    owners = (getattr(getattr(part, "func", None), "__self__", None) for part in parts)
+    return next((owner for owner in owners if isinstance(owner, Registry)), None)
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:

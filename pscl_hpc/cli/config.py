@@ -1,0 +1,66 @@
+"""``config``: what can be configured, and whether a file is valid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+config_app = typer.Typer(no_args_is_help=True, help="Print every key of a configuration, or check a file.")
+
+Method = Annotated[str, typer.Option("--method", help="Show the keys of this pretraining method.")]
+Model = Annotated[str, typer.Option("--model", help="Show the keys of this trunk.")]
+
+
+@config_app.command("pretrain")
+def pretrain(method: Method = "", model: Model = "") -> None:
+    """Every key of pretraining with its meaning, type and default, as YAML."""
+    _describe("pretrain", {"method": method, "model": model})
+
+
+@config_app.command("finetune")
+def finetune(model: Model = "") -> None:
+    """Every key of fine-tuning with its meaning, type and default, as YAML."""
+    _describe("finetune", {"model": model})
+
+
+@config_app.command("study")
+def study() -> None:
+    """Every key of a study with its meaning, type and default, as YAML."""
+    from pscl_hpc.config.describe import describe
+    from pscl_hpc.study.config import StudyConfig
+
+    typer.echo(describe(StudyConfig, {}), nl=False)
+
+
+@config_app.command("check")
+def check(
+    file: Annotated[Path, typer.Argument(help="Configuration of a pretraining, a fine-tuning or a study.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values that replace those of the file.")
+    ] = None,
+) -> None:
+    """Validate a file without running it. Archives and weights that it names are not opened."""
+    from pscl_hpc.config import load_config, read_tree
+    from pscl_hpc.study.config import load_study
+
+    kind = read_tree(file).get("kind", "pretrain")
+    if kind == "study":
+        load_study(file, overrides or ())
+    else:
+        load_config(file, overrides or ())
+    typer.echo(f"{file}: a valid {kind} configuration")
+
+
+def _describe(kind: str, chosen: dict[str, str]) -> None:
+    from pscl_hpc.config import schema_of
+    from pscl_hpc.config.describe import describe
+    from pscl_hpc.errors import UserError, did_you_mean
+    from pscl_hpc.methods import METHODS
+    from pscl_hpc.models import TRUNKS
+
+    for key, names in (("method", METHODS.names), ("model", TRUNKS.names)):
+        if chosen.get(key) and chosen[key] not in names:
+            raise UserError(f"--{key} {chosen[key]}: not found{did_you_mean(chosen[key], names)}")
+    typer.echo(describe(schema_of(kind), {key: name for key, name in chosen.items() if name}), nl=False)
