@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, get_args
 
 from pydantic import ValidatorFunctionWrapHandler
 from pydantic_core import PydanticCustomError
@@ -21,7 +21,7 @@ UNKNOWN_NAME = "unknown_name"
 
 
 class NamedConfig(Strict):
-    """Configuration of one alternative. A subclass gives ``name`` a literal type and default, by which it is chosen."""
+    """Configuration of one alternative. A subclass gives ``name`` a literal type: the names that choose it."""
 
     name: str
     display_name: ClassVar[str] = ""
@@ -53,12 +53,13 @@ class Registry(Generic[S, P]):
         Raises:
             ValueError: the name is registered already.
         """
-        name = str(config.model_fields["name"].default)
+        names = get_args(config.model_fields["name"].annotation)
 
         def add(implementation: type[T]) -> type[T]:
-            if name in self._found:
-                raise ValueError(f"'{name}' is registered twice")
-            self._found[name] = (config, implementation)  # type: ignore[assignment]
+            for name in names:
+                if name in self._found:
+                    raise ValueError(f"'{name}' is registered twice")
+                self._found[name] = (config, implementation)  # type: ignore[assignment]
             return implementation
 
         return add

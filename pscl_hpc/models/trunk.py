@@ -54,6 +54,9 @@ class TrunkConfig(NamedConfig):
 
     in_channels: Literal[1, 3] = 1
     """1: grey. 3: colour, or grey replicated."""
+    standardise: bool = False
+    """Shift and scale each image to a mean of 0.5 and a standard deviation of 1/6, by the statistics of the WHOLE image
+    also for its windows, and clip to 0..1. Micrographs then look alike whatever their exposure."""
 
     @property
     def maps(self) -> TrunkMaps:
@@ -106,6 +109,10 @@ class Trunk(nn.Module, ABC):
         """Channels of the input."""
         return self.config.in_channels
 
+    def load_initial_weights(self) -> None:
+        """Load the weights that a new run starts from, such as those of ImageNet. A trunk that is restored from a file
+        does not call it."""
+
     @abstractmethod
     def normalise(self, images: Tensor) -> Tensor:
         """Intensities as the first layer gets them, from images in 0..1, (B, C, h, w)."""
@@ -133,6 +140,9 @@ AnyTrunk = Annotated[SerializeAsAny[TrunkConfig], WrapValidator(TRUNKS.choose)]
 """Type of a configuration's ``model`` section."""
 
 
-def build_trunk(config: TrunkConfig) -> Trunk:
-    """A trunk with random weights."""
-    return TRUNKS.implementation(config)(config)
+def build_trunk(config: TrunkConfig, *, initial: bool = True) -> Trunk:
+    """A trunk for a new run or, without ``initial``, one whose weights are to be loaded."""
+    trunk = TRUNKS.implementation(config)(config)
+    if initial:
+        trunk.load_initial_weights()
+    return trunk

@@ -46,7 +46,7 @@ def load_trunk(path: str | Path) -> Trunk:
     """A trunk from a run folder or a file: a pretraining trunk, or the trunk inside a segmentation model."""
     file = _resolve(Path(path), (TRUNK_FILE, MODEL_FILE))
     card, tensors = _load(file)
-    trunk = build_trunk(card.model)
+    trunk = build_trunk(card.model, initial=False)
     if card.classes:
         tensors = {
             key.removeprefix("trunk."): value for key, value in tensors.items() if key.startswith("trunk.")
@@ -61,7 +61,7 @@ def load_segmentation(path: str | Path) -> tuple[SegmentationNet, ModelCard]:
     card, tensors = _load(file)
     if not card.classes:
         raise UserError(f"{file}: holds a trunk without a classifier; fine-tune it first")
-    net = SegmentationNet(build_trunk(card.model), len(card.classes))
+    net = SegmentationNet(build_trunk(card.model, initial=False), len(card.classes))
     _fill(net, tensors, file)
     return net, card
 

@@ -66,9 +66,7 @@ def test_a_study_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"methods", "datasets", "budgets", "seeds"} <= tree.keys()
 
 
-@pytest.mark.parametrize(
-    "file", ["configs/pretrain/simclr.yaml", "configs/demo/finetune.yaml", "configs/studies/quick.yaml"]
-)
+@pytest.mark.parametrize("file", ["pretrain/simclr.yaml", "demo/finetune.yaml", "studies/quick.yaml"])
 def test_shipped_files_are_valid(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert file in printed(capsys, "check", str(ROOT / "configs" / file))
 
@@ -77,7 +75,7 @@ def test_shipped_files_are_valid(file: str, capsys: pytest.CaptureFixture[str]) 
     ("arguments", "named"),
     [
         (["check", "none.yaml"], "none.yaml"),
-        (["check", str(ROOT / "configs/pretrain/simclr.yaml"), "method.clusters=3"], "method.clusters"),
+        (["check", str(ROOT / "pretrain/simclr.yaml"), "method.clusters=3"], "method.clusters"),
         (["pretrain", "--method", "simcl"], "'simclr'"),
         (["pretrain", "--model", "u-net"], "--model"),
     ],

