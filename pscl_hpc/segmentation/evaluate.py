@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,12 +20,13 @@ from pscl_hpc.segmentation.classes import ClassList
 from pscl_hpc.segmentation.inference import Predictor
 from pscl_hpc.segmentation.ingest_options import mismatch_warnings
 from pscl_hpc.segmentation.metrics import ConfusionMatrix
-from pscl_hpc.segmentation.pictures import png_bytes
-from pscl_hpc.segmentation.prediction_files import PredictionFiles
+from pscl_hpc.segmentation.pictures import picture_name, png_bytes, write_file
 from pscl_hpc.training import setup_device
 
 EVALUATION_FILE = "evaluation.json"
 PREDICTIONS = "predictions"
+WRITTEN_FILE = "written.json"
+"""In ``predictions``: SHA-256 of each PNG that evaluations wrote, by folder and file name."""
 PRIMARY_SPLIT = "test"
 """The split whose scores are at the top level of evaluation.json if it is scored."""
 
@@ -47,8 +50,7 @@ def evaluate(
         run: A finished fine-tuning run.
         splits: Splits to score, by default all whose names begin with ``test``. References are never scored.
         archive: Archive of the images, by default the one that the run was trained on.
-        tta: Test-time augmentation, see :class:`Predictor`.
-        adapt: Weight of each image's statistics in batch normalisation, 0 to 1, see :mod:`adaptation`.
+        tta, adapt: See :class:`Predictor`.
         progress: Show a progress bar if the output is a terminal.
 
     Returns:
@@ -75,15 +77,19 @@ def evaluate(
     for warning in mismatch_warnings(folder, (record for records in chosen.values() for record in records)):
         print(f"warning: {warning}", file=sys.stderr)
     scored: dict[str, dict[str, Any]] = {}
-    files = PredictionFiles(folder.path / PREDICTIONS)
+    home = folder.path / PREDICTIONS
+    written: dict[str, dict[str, str]] = {}
     with Progress("evaluate", sum(map(len, chosen.values())), unit="image", show=progress) as bar:
         for split, records in chosen.items():
             total = ConfusionMatrix(predictor.classes)
             per_image = []
-            files.begin(split)
+            digests = written.setdefault(picture_name(split), {})
+            (home / picture_name(split)).mkdir(parents=True, exist_ok=True)
             for record in records:
                 labels = predictor.archive_image(source, record.index)
-                files.write(split, record.id, png_bytes(labels))
+                path, data = home / picture_name(split) / f"{picture_name(record.id)}.png", png_bytes(labels)
+                write_file(path, data)
+                digests[path.name] = hashlib.sha256(data).hexdigest()
                 single = ConfusionMatrix(predictor.classes)
                 single.update(labels, source.read_mask(record.index))
                 total.merge(single)
@@ -109,7 +115,7 @@ def evaluate(
         "splits": scored,
     }
     write_json(folder.path / EVALUATION_FILE, content)
-    files.finish()
+    _update_written(home, written)
     return content
 
 
@@ -120,8 +126,7 @@ def open_run(
 
     Args:
         run: The run folder.
-        tta: Test-time augmentation, see :class:`Predictor`.
-        adapt: Weight of each image's statistics in batch normalisation, 0 to 1.
+        tta, adapt: See :class:`Predictor`.
 
     Raises:
         UserError: the folder is not a fine-tuning run, has no ``model.safetensors``, or ``adapt`` is out of range.
@@ -145,6 +150,28 @@ def same_name(name: str, known: Iterable[str]) -> str:
     if name in known:
         return name
     return next((other for other in known if normalize("NFC", other) == normalize("NFC", name)), name)
+
+
+def _update_written(home: Path, written: dict[str, dict[str, str]]) -> None:
+    """Remove unchanged PNGs of earlier evaluations from the folders just written, and record the new ones."""
+    try:
+        before = json.loads((home / WRITTEN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        before = {}
+    recorded = {
+        folder: {name: digest for name, digest in names.items() if isinstance(digest, str)}
+        for folder, names in (before.items() if isinstance(before, dict) else ())
+        if isinstance(names, dict)
+    }
+    for folder in written:
+        outdated = recorded.get(folder, {}).keys() - written[folder].keys()
+        # Only names from the listing: the record may have been edited.
+        for path in () if (home / folder).is_symlink() else (home / folder).glob("*.png"):
+            if path.name not in outdated or path.is_symlink() or not path.is_file():
+                continue
+            if hashlib.sha256(path.read_bytes()).hexdigest() == recorded[folder][path.name]:
+                path.unlink()
+    write_json(home / WRITTEN_FILE, {**recorded, **written})
 
 
 def _scored_images(

@@ -1,23 +1,27 @@
-"""Segmentation of images of any size in bounded memory."""
+"""Segmentation of images of any size in bounded memory, optionally adapted to the image.
+
+Adaptation mixes the training statistics of batch normalisation with those of the image (Schneider et al. 2020, section
+3; with the image's statistics alone, Nado et al. 2020).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from monai.inferers.utils import sliding_window_inference
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pscl_hpc.archive import Archive, Window
 from pscl_hpc.config import RuntimeConfig
 from pscl_hpc.models import SegmentationNet
-from pscl_hpc.segmentation.adaptation import adapted, sample_windows
 from pscl_hpc.segmentation.classes import ClassList
 from pscl_hpc.training import autocast
 
@@ -65,7 +69,7 @@ class Predictor:
             tiling: How large images are divided.
             tta: Test-time augmentation: average the class probabilities over the eight rotations and reflections of
                 each window, at eight times the cost. Micrographs have no preferred orientation.
-            adapt: Weight of the image's statistics in batch normalisation, 0 to 1, see :mod:`adaptation`.
+            adapt: Weight of the image's statistics in batch normalisation, 0 to 1, see :func:`adapted`.
         """
         self.net = net
         self.classes = classes
@@ -169,3 +173,58 @@ class Predictor:
         with autocast(self.device, self.runtime):
             logits = self.net(images)
         return F.softmax(logits.float().index_select(1, self._kept), dim=1)
+
+
+def sample_windows(height: int, width: int, tile: int) -> list[tuple[int, int, int, int]]:
+    """Windows (y0, x0, height, width) that represent an image: all of it, or the centres of its quarters, in pixels."""
+    rows, columns = _starts(height, tile), _starts(width, tile)
+    return [(y, x, min(tile, height), min(tile, width)) for y in rows for x in columns]
+
+
+def _starts(length: int, tile: int) -> list[int]:
+    if length <= tile:
+        return [0]
+    return [min(max(0, round(share * length - tile / 2)), length - tile) for share in (0.25, 0.75)]
+
+
+@contextmanager
+def adapted(net: nn.Module, share: float, forward: Callable[[], Any]) -> Iterator[None]:
+    """A block in which batch normalisation uses ``(1 - share) * training + share * forward`` statistics.
+
+    Each layer takes its statistics from the output of the already adapted layers before it. The network is restored
+    after the block.
+
+    Args:
+        net: A network in evaluation mode.
+        share: Weight of the new statistics, 0 to 1.
+        forward: Runs ``net`` on the images to adapt to.
+    """
+    layers = [layer for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)]
+    trained = [[value.clone() for value in _statistics(layer)] for layer in layers]
+
+    def mix(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        variance, mean = torch.var_mean(inputs[0].float(), dim=(0, 2, 3), correction=0)
+        for value, new in zip(_statistics(layer), (mean, variance), strict=True):
+            value.lerp_(new.to(value), share)
+
+    handles = [layer.register_forward_pre_hook(mix) for layer in layers]
+    try:
+        try:
+            with torch.no_grad():
+                forward()
+        finally:
+            for handle in handles:
+                handle.remove()
+        yield
+    finally:
+        for layer, before in zip(layers, trained, strict=True):
+            for value, kept in zip(_statistics(layer), before, strict=True):
+                value.copy_(kept)
+
+
+def _statistics(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Running mean and variance, (channels,) each."""
+    mean, variance = layer.running_mean, layer.running_var
+    assert isinstance(mean, Tensor)
+    assert isinstance(variance, Tensor)
+    return mean, variance

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from pscl_hpc.archive.ingest.folders import (
     IMAGE_FOLDERS,
     MASK_FOLDERS,
-    Unread,
-    beside_dataset,
-    beside_datasets,
     images_under,
     refuse_masks,
     subfolder,
@@ -21,38 +18,35 @@ from pscl_hpc.archive.ingest.images import IMAGE_SUFFIXES
 from pscl_hpc.errors import UserError
 from pscl_hpc.segmentation.evaluate import same_name
 
-Skipped = tuple[str, str]
-"""Path and reason."""
 
-
-def list_files(names: Sequence[str], out: Path) -> tuple[list[str], list[Skipped]]:
+def list_files(names: Sequence[str], out: Path) -> tuple[list[str], list[tuple[str, str]]]:
     """The named files, and the images in the named folders as ``archive build`` finds them.
 
     Args:
-        names: Files and folders. Their Unicode normalisation (NFC, NFD) may differ from the one on disk.
+        names: Files and folders; their Unicode normalisation (NFC, NFD) may differ from the one on disk.
         out: The output folder; files in it are not listed.
 
     Returns:
-        Paths of files, which may be missing if they were named, and what was skipped in the folders.
+        The files, and what was skipped in the folders: path and reason.
 
     Raises:
-        UserError: a folder cannot be read, is the output folder, or holds masks that would be taken for images.
+        UserError: a folder cannot be read, is the output folder, or contains masks that would be taken for images.
     """
     files: list[str] = []
-    skipped: list[Skipped] = []
+    skipped: list[tuple[str, str]] = []
     for name in map(_name_on_disk, names):
         if not os.path.isdir(name):
             files.append(name)
             continue
         images, others = _list_folder(Path(name), out.resolve())
-        files += images
+        files += map(str, images)
         if not images:
             skipped.append((name, f"there is no image ({', '.join(IMAGE_SUFFIXES)}) in this folder"))
-        skipped += others
+        skipped += [(str(path), reason) for path, reason in others]
     return list(dict.fromkeys(files)), skipped
 
 
-def _list_folder(folder: Path, out: Path) -> tuple[list[str], list[Skipped]]:
+def _list_folder(folder: Path, out: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
     home = folder.resolve()
     if out == home:
         raise UserError(f"{folder}: is the folder of the images; name another output folder with --out")
@@ -60,39 +54,30 @@ def _list_folder(folder: Path, out: Path) -> tuple[list[str], list[Skipped]]:
     def is_input(path: Path) -> bool:
         return not (out.is_relative_to(home) and path.resolve().is_relative_to(out))
 
-    found = images_under(folder)
-    sources, unread = _image_folders(folder)
+    found = [path for path in images_under(folder) if is_input(path)]
+    # A dataset folder, or a folder of dataset folders, whose images are in img/ or images/.
+    inside = [path for path in sorted(folder.iterdir()) if path.is_dir()]
+    datasets = [folder] if subfolder(folder, IMAGE_FOLDERS) else inside
+    sources = [source for path in datasets if (source := subfolder(path, IMAGE_FOLDERS))]
     if not sources:
-        refuse_masks(folder, filter(is_input, found))
+        refuse_masks(folder, found)
         sources = [folder]
-    skipped = []
-    for one in unread:
-        if images := tuple(filter(is_input, one.images)):
-            skipped.append((str(one.folder), str(replace(one, images=images))))
+    images = [path for path in found if any(map(path.is_relative_to, sources))]
+    kept = set(images)
+    elsewhere = Counter(path.parent for path in found if path not in kept)
+    skipped = [
+        (path, f"{count} images that are not in {' or '.join(IMAGE_FOLDERS)}")
+        for path, count in elsewhere.items()
+        if not {part.lower() for part in path.relative_to(folder).parts} & set(MASK_FOLDERS)
+    ]
     for source in sources:
-        skipped += [(str(path), reason) for path, reason in _other_files(source) if is_input(path)]
-    return [str(path) for path in found if any(map(path.is_relative_to, sources)) and is_input(path)], skipped
-
-
-def _image_folders(folder: Path) -> tuple[list[Path], list[Unread]]:
-    """The image folders of one or several dataset folders and the images outside of them; both empty otherwise."""
-    datasets = [folder]
-    if not subfolder(folder, IMAGE_FOLDERS):
-        datasets = [path for path in sorted(folder.iterdir()) if path.is_dir()]
-    sources: dict[Path, Path] = {}
-    unread: list[Unread] = []
-    for path in datasets:
-        if images := subfolder(path, IMAGE_FOLDERS):
-            sources[path] = images
-            unread += beside_dataset(path, images, subfolder(path, MASK_FOLDERS))
-    if sources and folder not in sources:
-        unread += beside_datasets(folder, sources)
-    return list(sources.values()), unread
+        skipped += [other for other in _other_files(source) if is_input(other[0])]
+    return images, skipped
 
 
 def _other_files(folder: Path) -> Iterator[tuple[Path, str]]:
     """Hidden files and folders, and files of other kinds, each with the reason why it is skipped."""
-    seen = set()  # links can lead to a folder above
+    seen = set()  # a link can lead to a folder above
     for here, folders, files in os.walk(folder, followlinks=True):
         hidden = [name for name in folders if name.startswith(".")]
         folders[:] = [name for name in folders if name not in hidden]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,9 @@ from pscl_hpc.archive.options import AUTO_CROP, IngestOptions, options_to_tree
 from pscl_hpc.archive.throwaway import packed_file
 from pscl_hpc.errors import UserError
 from pscl_hpc.progress import Progress
-from pscl_hpc.runs import RunFolder
 from pscl_hpc.segmentation.evaluate import PREDICTIONS, open_run, same_name
 from pscl_hpc.segmentation.inference import Predictor
-from pscl_hpc.segmentation.ingest_options import choose_options, mismatch_warnings
+from pscl_hpc.segmentation.ingest_options import FileOptions, choose_options, mismatch_warnings
 from pscl_hpc.segmentation.input_files import list_files
 from pscl_hpc.segmentation.pictures import archive_overlay, picture_name, png_bytes, write_file
 
@@ -67,11 +66,10 @@ class PredictReport:
     def to_json(self) -> dict[str, Any]:
         """The report as plain values."""
         return {
+            **asdict(self),
             "folder": str(self.folder),
-            "written": [asdict(image) for image in self.written],
             "skipped": [{"source": source, "reason": reason} for source, reason in self.skipped],
             "options": options_to_tree(self.options) if self.options is not None else None,
-            "warnings": self.warnings,
         }
 
 
@@ -99,11 +97,9 @@ def predict(
         images: Image files and folders, or image ids if ``archive`` is given.
         out: Output folder, by default ``RUN/predictions/files``. Images inside it are not taken as input.
         archive: Read the images from this archive.
-        percentiles: For files, as ``archive build --percentiles``; by default as for the run's annotated images.
-        luma: For files, as ``archive build --colour luma`` (True) or ``keep`` (False); default likewise.
-        crop_bottom: For files, as ``archive build --crop-bottom``, ``AUTO_CROP`` for ``auto``; default likewise.
-        tta: Test-time augmentation, see :class:`Predictor`.
-        adapt: Weight of each image's statistics in batch normalisation, 0 to 1, see :mod:`adaptation`.
+        percentiles, luma, crop_bottom: For files, fields of :class:`IngestOptions`; by default those of the annotated
+            images of the run.
+        tta, adapt: See :class:`Predictor`.
         progress: Show a progress bar if the output is a terminal.
 
     Raises:
@@ -121,10 +117,27 @@ def predict(
     folder, _, predictor = open_run(run, tta=tta, adapt=adapt)
     report = PredictReport(Path(out) if out is not None else folder.path / PREDICTIONS / FILES)
     names = list(dict.fromkeys(map(str, images)))
-    if archive is None:
-        _predict_files(folder, predictor, names, given, report, progress)
+    found: list[ImageRecord] = []
+    source = Archive(archive) if archive is not None else None
+    choice = choose_options(folder, given) if source is None else None
+    if source is None:
+        names, report.skipped = list_files(names, report.folder)
+    stems = _stems(names)
+    _make_folder(report.folder)
+    with Progress("predict", len(names), unit="image", show=progress) as bar:
+        for name in names:
+            try:
+                if source is not None:
+                    found.append(_segment_id(predictor, name, source, report))
+                elif choice is not None:
+                    _segment_file(predictor, name, choice, stems[name], report)
+            except (Unreadable, UserError) as error:
+                report.skipped.append((name, str(error)))
+            bar.advance(name)
+    if choice is not None:
+        report.options, report.warnings = choice.options, choice.warnings()
     else:
-        _predict_ids(folder, predictor, names, Archive(archive), report, progress)
+        report.warnings = mismatch_warnings(folder, found)
     if not report.written:
         name, reason = report.skipped[0]
         others = f" (and {len(report.skipped) - 1} others)" if len(report.skipped) > 1 else ""
@@ -132,64 +145,23 @@ def predict(
     return report
 
 
-def _predict_files(
-    folder: RunFolder,
-    predictor: Predictor,
-    names: Sequence[str],
-    given: Mapping[str, Any],
-    report: PredictReport,
-    progress: bool,
+def _segment_file(
+    predictor: Predictor, name: str, choice: FileOptions, stem: str, report: PredictReport
 ) -> None:
-    choice = choose_options(folder, given)
-    files, report.skipped = list_files(names, report.folder)
-    stems = _stems(files)
-
-    def segment(name: str) -> None:
-        with packed_file(Path(name), report.folder, choice.options, unsure=choice.guessed) as (
-            archive,
-            pages,
-        ):
-            for number, page in enumerate(pages):
-                target = report.folder / (f"{stems[name]}#{number}" if len(pages) > 1 else stems[name])
-                report.written.append(_write(predictor, archive, page.index, page.bar, name, target))
-                choice.note(name, page.sensitive)
-
-    _segment_each(files, segment, report, progress)
-    report.options, report.warnings = choice.options, choice.warnings()
+    """Segment each page of a file."""
+    with packed_file(Path(name), report.folder, choice.options, unsure=choice.guessed) as (archive, pages):
+        for number, page in enumerate(pages):
+            target = report.folder / (f"{stem}#{number}" if len(pages) > 1 else stem)
+            report.written.append(_write(predictor, archive, page.index, page.bar, name, target))
+            choice.note(name, page.sensitive)
 
 
-def _predict_ids(
-    folder: RunFolder,
-    predictor: Predictor,
-    ids: Sequence[str],
-    archive: Archive,
-    report: PredictReport,
-    progress: bool,
-) -> None:
-    found: list[ImageRecord] = []
-
-    def segment(name: str) -> None:
-        record = archive.find(same_name(name, (record.id for record in archive.records)))
-        target = report.folder / picture_name(record.id)
-        report.written.append(_write(predictor, archive, record.index, None, name, target))
-        found.append(record)
-
-    _segment_each(ids, segment, report, progress)
-    report.warnings = mismatch_warnings(folder, found)
-
-
-def _segment_each(
-    names: Sequence[str], segment: Callable[[str], None], report: PredictReport, progress: bool
-) -> None:
-    """Call ``segment`` for each name; what it cannot segment is reported as skipped."""
-    _make_folder(report.folder)
-    with Progress("predict", len(names), unit="image", show=progress) as bar:
-        for name in names:
-            try:
-                segment(name)
-            except (Unreadable, UserError) as error:
-                report.skipped.append((name, str(error)))
-            bar.advance(name)
+def _segment_id(predictor: Predictor, name: str, archive: Archive, report: PredictReport) -> ImageRecord:
+    """Segment an image of an archive."""
+    record = archive.find(same_name(name, (record.id for record in archive.records)))
+    target = report.folder / picture_name(record.id)
+    report.written.append(_write(predictor, archive, record.index, None, name, target))
+    return record
 
 
 def _make_folder(folder: Path) -> None:

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from pscl_hpc.config import ModelConfig
 from pscl_hpc.models import SegmentationNet, UNet
-from pscl_hpc.segmentation.adaptation import adapted, sample_windows
-from pscl_hpc.segmentation.inference import Predictor, Tiling
+from pscl_hpc.segmentation.inference import Predictor, Tiling, adapted, sample_windows
 
 from .helpers import THREE, reader
 
