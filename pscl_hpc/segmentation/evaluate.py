@@ -166,7 +166,7 @@ def _update_written(home: Path, written: dict[str, dict[str, str]]) -> None:
     for folder in written:
         outdated = recorded.get(folder, {}).keys() - written[folder].keys()
         # Only names from the listing: the record may have been edited.
-        for path in () if (home / folder).is_symlink() else (home / folder).glob("*.png"):
+        for path in [] if (home / folder).is_symlink() else sorted((home / folder).glob("*.png")):
             if path.name not in outdated or path.is_symlink() or not path.is_file():
                 continue
             if hashlib.sha256(path.read_bytes()).hexdigest() == recorded[folder][path.name]:

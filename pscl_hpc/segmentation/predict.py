@@ -122,7 +122,7 @@ def predict(
     choice = choose_options(folder, given) if source is None else None
     if source is None:
         names, report.skipped = list_files(names, report.folder)
-    stems = _stems(names)
+    stems, listed = _stems(names), len(report.skipped)
     _make_folder(report.folder)
     with Progress("predict", len(names), unit="image", show=progress) as bar:
         for name in names:
@@ -139,7 +139,7 @@ def predict(
     else:
         report.warnings = mismatch_warnings(folder, found)
     if not report.written:
-        name, reason = report.skipped[0]
+        name, reason = (report.skipped[listed:] or report.skipped)[0]  # rather an image than another file
         others = f" (and {len(report.skipped) - 1} others)" if len(report.skipped) > 1 else ""
         raise UserError(f"no image could be segmented: {name}{others}: {reason}")
     return report

@@ -87,6 +87,10 @@ def test_folders_without_images(
     out = ["--out", str(tmp_path / "out")]
     assert main(["predict", str(trained.path), str(empty), *out]) == EXIT_INPUT
     assert str(empty) in capsys.readouterr().err
+    touch(tmp_path / "torn/.hidden")
+    torn = touch(tmp_path / "torn/a.png")
+    assert main(["predict", str(trained.path), str(torn.parent), *out]) == EXIT_INPUT
+    assert str(torn) in capsys.readouterr().err
     image = save(tmp_path / "a.png")
     assert main(["predict", str(trained.path), str(empty), str(image), *out]) == EXIT_SKIPPED
     assert f"skipped {empty}" in capsys.readouterr().err
