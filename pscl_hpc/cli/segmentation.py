@@ -13,15 +13,16 @@ from pscl_hpc.cli import ingest
 from pscl_hpc.errors import EXIT_SKIPPED
 
 _JSON = typer.Option("--json", help="Print one JSON object, for programs.")
-_AS_TRAINED = "For files; default: as for the annotated images of the run."
+_AS_TRAINED = "For files only. Default: as for the annotated images of the run."
 _TTA = typer.Option(
-    "--tta", help="Test-time augmentation: the mean over eight turns and reflections, eight times as long."
+    "--tta",
+    help="Test-time augmentation: average over eight rotations and reflections. Takes eight times as long.",
 )
 _ADAPT = typer.Option(
     "--adapt",
     metavar="SHARE",
-    help="Share of each image's own statistics in batch normalisation, such as 0.1, for images of another exposure "
-    "than those of the training.",
+    help="Weight of each image's own statistics in batch normalisation, for example 0.1, for images whose exposure "
+    "differs from the training images.",
 )
 _RUN = typer.Argument(metavar="RUN", help="Folder of a finished fine-tuning run.")
 
@@ -37,14 +38,14 @@ def finetune_command(
     config: Annotated[Path, typer.Option("--config", help="Configuration file; see configs/finetune/.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Values that replace those of the file."),
+        typer.Argument(metavar="KEY=VALUE", help="Overrides of values in the file."),
     ] = None,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Train a segmentation model on one annotated image (or a few).
 
-    Prints the run folder. Ctrl-C stops after the step, with the state saved; a second one stops at once. A run that
-    was interrupted goes on when the same command names its folder with run=...
+    Prints the run folder. Ctrl-C saves a checkpoint after the current step and stops; a second Ctrl-C stops at once.
+    To resume an interrupted run, repeat the command with its folder as run=...
 
     **Examples**
 
@@ -77,18 +78,20 @@ def evaluate_command(
     run: Annotated[Path, _RUN],
     split: Annotated[
         list[str] | None,
-        typer.Option("--split", help="Split to score; repeat it for several. Default: all test splits."),
+        typer.Option(
+            "--split", help="Split to score; repeat the option for several. Default: all test splits."
+        ),
     ] = None,
     archive: Annotated[
-        Path | None, typer.Option("--archive", help="Archive to score on, when not that of the training.")
+        Path | None, typer.Option("--archive", help="Archive of the images. Default: that of the training.")
     ] = None,
     tta: Annotated[bool, _TTA] = False,
     adapt: Annotated[float, _ADAPT] = 0.0,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
-    """Score a fine-tuned run: Dice per class pooled over the images, IoU, pixel accuracy.
+    """Score a fine-tuned run: Dice per class, pooled over the images, IoU and pixel accuracy.
 
-    Writes evaluation.json and the predictions into the run folder and prints the file.
+    Writes evaluation.json and the predictions to the run folder and prints the path of the file.
 
     **Examples**
 
@@ -115,13 +118,13 @@ def evaluate_command(
 def predict_command(
     run: Annotated[Path, _RUN],
     images: Annotated[
-        list[str], typer.Argument(metavar="IMAGE", help="Image files; with --archive image ids.")
+        list[str], typer.Argument(metavar="IMAGE", help="Image files or folders; with --archive, image ids.")
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the pictures; RUN/predictions/files by default.")
+        Path | None, typer.Option("--out", help="Output folder. Default: RUN/predictions/files.")
     ] = None,
     archive: Annotated[
-        Path | None, typer.Option("--archive", help="Take the images from this archive, by id.")
+        Path | None, typer.Option("--archive", help="Read the images from this archive.")
     ] = None,
     percentiles: Annotated[str | None, typer.Option(help=f"{ingest.PERCENTILES_HELP} {_AS_TRAINED}")] = None,
     colour: Annotated[str | None, typer.Option(help=f"{ingest.COLOUR_HELP} {_AS_TRAINED}")] = None,
@@ -130,17 +133,18 @@ def predict_command(
     adapt: Annotated[float, _ADAPT] = 0.0,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
-    """Segment images of any size: a PNG of class indices and a colour overlay for each.
+    """Segment images of any size: writes a PNG of class indices and a colour overlay for each.
 
-    Large images are taken in overlapping tiles, so memory stays bounded. A file with other content is never
-    overwritten. Prints the folder.
+    A folder stands for the images in it and in its subfolders. Other files in it are listed as skipped. Large images are
+    processed in overlapping tiles to limit memory. Files with other content are never overwritten. Prints the output
+    folder.
 
-    Files are scaled, coloured and cropped as 'archive build' did for the annotated images of the run. The pictures
-    have the size of the file: cropped rows have the class index 255 (not annotated) and no colour.
+    Files are scaled, converted to grey and cropped as 'archive build' did for the annotated images of the run. The
+    output has the size of the file: cropped rows have the class index 255 (not annotated) and no colour.
 
     **Examples**
 
-    `pscl-hpc predict runs/steel-0007 micrographs/*.tif --out segmented`
+    `pscl-hpc predict runs/steel-0007 micrographs --out segmented`
 
     `pscl-hpc predict runs/steel-0007 sem/*.tif --crop-bottom auto --out segmented`
 
@@ -160,13 +164,16 @@ def predict_command(
         adapt=adapt,
         progress=not as_json,
     )
-    for notice in report.notices:
-        print(f"notice: {notice}", file=sys.stderr)
+    for warning in report.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     if not as_json:
         for source, rows in report.bars:
-            print(f"left out {rows} rows of information bar of {source}", file=sys.stderr)
+            print(f"cropped {rows} rows of information bar from {source}", file=sys.stderr)
     for source, reason in report.skipped:
         print(f"skipped {source}: {reason}", file=sys.stderr)
+    if report.skipped:
+        written = len({image.source for image in report.written})
+        print(f"segmented: {written}, skipped: {len(report.skipped)}", file=sys.stderr)
     if as_json:
         _print_json(report.to_json())
     else:
@@ -176,7 +183,9 @@ def predict_command(
 
 
 def _print_json(content: dict[str, Any]) -> None:
-    typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+    from pscl_hpc.archive.ingest.folders import readable
+
+    typer.echo(readable(json.dumps(content, indent=2, ensure_ascii=False)))
 
 
 def _number(value: float | None) -> str:

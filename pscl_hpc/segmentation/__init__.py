@@ -1,11 +1,10 @@
-"""Segmentation: fine-tuning on few annotated images, scores, predictions."""
+"""Segmentation: fine-tuning on a few annotated images, scores, predictions."""
 
 from pscl_hpc.segmentation.classes import ClassList
 from pscl_hpc.segmentation.evaluate import EVALUATION_FILE, evaluate
 from pscl_hpc.segmentation.finetune import finetune
 from pscl_hpc.segmentation.metrics import ConfusionMatrix, Scores
 from pscl_hpc.segmentation.predict import PredictedImage, PredictReport, predict
-from pscl_hpc.segmentation.summary import Spread, Summary, summarise
 
 __all__ = [
     "EVALUATION_FILE",
@@ -14,10 +13,7 @@ __all__ = [
     "PredictReport",
     "PredictedImage",
     "Scores",
-    "Spread",
-    "Summary",
     "evaluate",
     "finetune",
     "predict",
-    "summarise",
 ]

@@ -1,4 +1,4 @@
-"""The class list of a segmentation task: which classes are learnt, predicted and scored."""
+"""The class list of a segmentation task: the classes that are trained, predicted and scored."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from pscl_hpc.models import ModelCard
 
 @dataclass(frozen=True)
 class ClassList:
-    """Class names in index order, the background, and the classes that take no part.
+    """Class names in index order, the background and the ignored classes.
 
-    An ignored class is never learnt, predicted or scored, and its pixels count like unannotated ones.
+    An ignored class is never trained, predicted or scored; its pixels are treated as unannotated.
+
+    Raises:
+        ValueError: fewer than two classes are not ignored, or there are more than 255.
     """
 
     names: tuple[str, ...]
@@ -24,9 +27,11 @@ class ClassList:
 
     def __post_init__(self) -> None:
         if len(self.names) > IGNORE_INDEX:
-            raise ValueError(f"at most {IGNORE_INDEX} classes, got {len(self.names)}")
+            raise ValueError(f"segmentation takes at most {IGNORE_INDEX} classes, got {len(self.names)}")
         if len(self.kept) < 2:
-            raise ValueError(f"segmentation needs two classes that are not ignored, got {len(self.kept)}")
+            raise ValueError(
+                f"segmentation needs at least two classes that are not ignored, got {len(self.kept)}"
+            )
 
     @classmethod
     def of(cls, source: Collection | ModelCard) -> ClassList:
@@ -35,7 +40,7 @@ class ClassList:
 
     @property
     def count(self) -> int:
-        """Number of classes, ignored ones included: the channels of the classifier."""
+        """Number of classes, including ignored ones: the channels of the classifier."""
         return len(self.names)
 
     @property
@@ -45,11 +50,11 @@ class ClassList:
 
     @property
     def foreground(self) -> tuple[int, ...]:
-        """Indices that are scored: neither ignored nor background."""
+        """Indices of the scored classes: neither ignored nor background."""
         return tuple(index for index in self.kept if index != self.background)
 
     def without_ignored(self, mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """The mask with the pixels of ignored classes marked as not annotated."""
+        """The mask (h, w) with ignored classes replaced by 255 (not annotated)."""
         table = np.full(256, IGNORE_INDEX, np.uint8)
         table[list(self.kept)] = self.kept
         return table[mask]

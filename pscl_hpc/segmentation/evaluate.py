@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from pscl_hpc.archive import Archive, ImageRecord
 from pscl_hpc.errors import UserError, did_you_mean
@@ -15,16 +18,17 @@ from pscl_hpc.runs import RunFolder, write_json
 from pscl_hpc.segmentation.classes import ClassList
 from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.segmentation.inference import Predictor
+from pscl_hpc.segmentation.ingest_options import mismatch_warnings
 from pscl_hpc.segmentation.metrics import ConfusionMatrix
-from pscl_hpc.segmentation.packing import packed_unlike
-from pscl_hpc.segmentation.pictures import png_bytes
-from pscl_hpc.segmentation.written import WrittenPictures
+from pscl_hpc.segmentation.pictures import picture_name, png_bytes, write_file
 from pscl_hpc.training import setup_device
 
 EVALUATION_FILE = "evaluation.json"
 PREDICTIONS = "predictions"
+WRITTEN_FILE = "written.json"
+"""In ``predictions``: SHA-256 of each PNG that evaluations wrote, by folder and file name."""
 PRIMARY_SPLIT = "test"
-"""The split whose scores stand at the top of evaluation.json, where it is scored."""
+"""The split whose scores are at the top level of evaluation.json if it is scored."""
 
 
 def evaluate(
@@ -36,66 +40,62 @@ def evaluate(
     adapt: float = 0.0,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Score a run, write ``evaluation.json`` and the predictions as class-index PNGs.
+    """Score a run; write ``evaluation.json`` and the predictions as class-index PNGs.
 
-    Scoring again replaces both, and removes predictions of images that are no longer in a scored split; the same
-    weights and images give the same bytes on one machine. A notice is printed where images were packed with other
-    options than those that the run learnt from.
+    Evaluating again replaces both, and removes predictions of images that are no longer in a scored split. The same
+    weights and images give the same bytes on one machine. A warning is printed if images have other ingest options
+    than the annotated images of the run.
 
     Args:
         run: A finished fine-tuning run.
-        splits: Splits to score; ``test`` and every other split whose name starts so when None. The
-            references are left out of any split.
-        archive: Read the images from here and not from the archive that the run was trained on.
-        tta: Test-time augmentation, see :class:`Predictor`.
-        adapt: Share of each image's own statistics in batch normalisation, 0 to 1, see :mod:`adaptation`.
-        progress: Show a progress bar when the output is a terminal.
+        splits: Splits to score, by default all whose names begin with ``test``. References are never scored.
+        archive: Archive of the images, by default the one that the run was trained on.
+        tta, adapt: See :class:`Predictor`.
+        progress: Show a progress bar if the output is a terminal.
 
     Returns:
-        What ``evaluation.json`` holds. At the top the scores of ``test``, or of the first split where that is not
-        scored; under ``splits`` those of each split, with the Dice of each image.
+        The content of ``evaluation.json``: at the top level the scores of ``test``, or of the first split if ``test``
+        is not scored; in ``splits`` the scores of each split and the Dice of each image.
 
     Raises:
-        UserError: no finished fine-tuning run, another class list, or nothing annotated to score.
+        UserError: the run is not a finished fine-tuning run, the archive has other classes, or no image can be scored.
     """
     folder, config, predictor = open_run(run, tta=tta, adapt=adapt)
     if archive is None and not Path(config.data.archive).exists():
         raise UserError(
-            f"{config.data.archive}: the archive that {folder.path} was trained on is not there; name it with "
-            "--archive, or start where the training was started"
+            f"{config.data.archive}: the archive that {folder.path} was trained on is not found; name it with "
+            "--archive, or run the command in the directory where the training was started"
         )
     source = Archive(archive if archive is not None else config.data.archive)
-    collection = config.references[0].partition("/")[0]
+    collection = same_name(config.references[0].partition("/")[0], source.collections)
     chosen = _scored_images(source, collection, config, splits)
     if ClassList.of(source.collections[collection]) != predictor.classes:
         raise UserError(
-            f"{source.path}: the classes of {collection} are not those that {folder.path} was trained with; "
+            f"{source.path}: the classes of {collection} differ from those that {folder.path} was trained with; "
             "name the right archive with --archive"
         )
-    for notice in packed_unlike(folder, (record for records in chosen.values() for record in records)):
-        print(f"notice: {notice}", file=sys.stderr)
+    for warning in mismatch_warnings(folder, (record for records in chosen.values() for record in records)):
+        print(f"warning: {warning}", file=sys.stderr)
     scored: dict[str, dict[str, Any]] = {}
-    pictures = WrittenPictures(folder.path / PREDICTIONS)
+    home = folder.path / PREDICTIONS
+    written: dict[str, dict[str, str]] = {}
     with Progress("evaluate", sum(map(len, chosen.values())), unit="image", show=progress) as bar:
         for split, records in chosen.items():
             total = ConfusionMatrix(predictor.classes)
             per_image = []
-            pictures.begin(split)
+            digests = written.setdefault(picture_name(split), {})
+            (home / picture_name(split)).mkdir(parents=True, exist_ok=True)
             for record in records:
                 labels = predictor.archive_image(source, record.index)
-                pictures.write(split, record.id, png_bytes(labels))
+                path, data = home / picture_name(split) / f"{picture_name(record.id)}.png", png_bytes(labels)
+                write_file(path, data)
+                digests[path.name] = hashlib.sha256(data).hexdigest()
                 single = ConfusionMatrix(predictor.classes)
                 single.update(labels, source.read_mask(record.index))
                 total.merge(single)
-                scores = single.scores()
-                per_image.append(
-                    {
-                        "id": record.id,
-                        "mean_dice": scores.mean_dice,
-                        "dice": scores.dice,
-                        "pixel_accuracy": scores.pixel_accuracy,
-                    }
-                )
+                scores = single.scores().to_json()
+                keys = ("mean_dice", "dice", "pixel_accuracy")
+                per_image.append({"id": record.id, **{key: scores[key] for key in keys}})
                 bar.advance()
             scored[split] = {**total.scores().to_json(), "per_image": per_image}
     primary = PRIMARY_SPLIT if PRIMARY_SPLIT in scored else next(iter(scored))
@@ -115,25 +115,24 @@ def evaluate(
         "splits": scored,
     }
     write_json(folder.path / EVALUATION_FILE, content)
-    pictures.finish()
+    _update_written(home, written)
     return content
 
 
 def open_run(
     run: str | Path, *, tta: bool = False, adapt: float = 0.0
 ) -> tuple[RunFolder, FinetuneConfig, Predictor]:
-    """A fine-tuned run and its predictor, on the best device here.
+    """A fine-tuned run, its configuration, and its predictor on the best available device.
 
     Args:
         run: The run folder.
-        tta: Test-time augmentation, see :class:`Predictor`.
-        adapt: Share of each image's own statistics in batch normalisation, 0 to 1.
+        tta, adapt: See :class:`Predictor`.
 
     Raises:
-        UserError: no run, another kind of run, one without ``model.safetensors``, or ``adapt`` is no share.
+        UserError: the folder is not a fine-tuning run, has no ``model.safetensors``, or ``adapt`` is out of range.
     """
     if not 0 <= adapt <= 1:
-        raise UserError(f"--adapt is {adapt:g}; it is a share, from 0 (not adapted) to 1")
+        raise UserError(f"--adapt is {adapt:g}; give a number from 0 (no adaptation) to 1")
     folder = RunFolder.load(run)
     config = folder.config
     if not isinstance(config, FinetuneConfig):
@@ -145,33 +144,58 @@ def open_run(
     return folder, config, predictor
 
 
+def same_name(name: str, known: Iterable[str]) -> str:
+    """The known name that equals ``name`` up to Unicode normalisation (NFC, NFD), preferably exactly; else ``name``."""
+    known = list(known)
+    if name in known:
+        return name
+    return next((other for other in known if normalize("NFC", other) == normalize("NFC", name)), name)
+
+
+def _update_written(home: Path, written: dict[str, dict[str, str]]) -> None:
+    """Remove unchanged PNGs of earlier evaluations from the folders just written, and record the new ones."""
+    try:
+        before = json.loads((home / WRITTEN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        before = {}
+    recorded = {
+        folder: {name: digest for name, digest in names.items() if isinstance(digest, str)}
+        for folder, names in (before.items() if isinstance(before, dict) else ())
+        if isinstance(names, dict)
+    }
+    for folder in written:
+        outdated = recorded.get(folder, {}).keys() - written[folder].keys()
+        # Only names from the listing: the record may have been edited.
+        for path in [] if (home / folder).is_symlink() else sorted((home / folder).glob("*.png")):
+            if path.name not in outdated or path.is_symlink() or not path.is_file():
+                continue
+            if hashlib.sha256(path.read_bytes()).hexdigest() == recorded[folder][path.name]:
+                path.unlink()
+    write_json(home / WRITTEN_FILE, {**recorded, **written})
+
+
 def _scored_images(
     archive: Archive, collection: str, config: FinetuneConfig, splits: Sequence[str] | None
 ) -> dict[str, list[ImageRecord]]:
+    """Annotated images by split, without the references."""
+    references = {normalize("NFC", name) for name in config.references}
     annotated = [
         record
         for record in archive.select(datasets=[collection], has_mask=True)
-        if record.id not in config.references
+        if normalize("NFC", record.id) not in references
     ]
-    known = list(dict.fromkeys(sorted(record.split for record in annotated)))
+    known = sorted({record.split for record in annotated})
     if splits is None:
         splits = [name for name in known if name.startswith(PRIMARY_SPLIT)]
         if not splits:
-            raise UserError(f"{archive.path}: {collection} has no annotated test images{_advice(known)}")
+            named = ", ".join(f"'{name}'" for name in known if name)
+            advice = f"choose a split with --split: {named}" if named else "list some in splits.json"
+            raise UserError(f"{archive.path}: {collection} has no annotated test images; {advice}")
+    splits = [same_name(name, known) for name in splits]
     for name in splits:
         if name not in known:
             raise UserError(
-                f"--split '{name}': {collection} has no annotated image in it besides the references"
+                f"--split '{name}': {collection} has no annotated image in this split, apart from references"
                 f"{did_you_mean(name, known)}"
             )
     return {name: [record for record in annotated if record.split == name] for name in dict.fromkeys(splits)}
-
-
-def _advice(known: Sequence[str]) -> str:
-    """What can be done without test images."""
-    named = [f"'{name}'" for name in known if name]
-    if named:
-        return f"; choose a split with --split: {', '.join(named)}"
-    return (
-        ", so there is nothing to score; name some in splits.json, or look at what 'pscl-hpc predict' draws"
-    )

@@ -21,10 +21,10 @@ from pscl_hpc.segmentation.config import FinetuneConfig, SemiSupervisedConfig
 from pscl_hpc.segmentation.cross_consistency import CrossConsistency
 from pscl_hpc.segmentation.data import FinetuneData, WindowDataset, Windows, select_data
 from pscl_hpc.segmentation.inference import Predictor
+from pscl_hpc.segmentation.ingest_options import record_ingest_options
 from pscl_hpc.segmentation.losses import SegmentationLoss, class_weights
 from pscl_hpc.segmentation.metrics import ConfusionMatrix, Scores
 from pscl_hpc.segmentation.objective import Objective, StepLoss, Supervised
-from pscl_hpc.segmentation.packing import ENTRY, packing_record
 from pscl_hpc.segmentation.unlabelled import MixedWindows, select_unlabelled
 from pscl_hpc.training import (
     StopRequested,
@@ -74,7 +74,7 @@ def finetune(config: FinetuneConfig, *, progress: bool = False) -> RunFolder:
             return folder
         with folder:
             _check_archive(folder, archive)
-            folder.update(**{ENTRY: packing_record(data.references, unlabelled)})
+            record_ingest_options(folder, data.references, unlabelled)
             _Training(config, archive, data, unlabelled, net, device, folder).run(progress=progress)
     return folder
 

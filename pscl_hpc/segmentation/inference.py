@@ -1,47 +1,51 @@
-"""Class indices of an image of any size, in bounded memory."""
+"""Segmentation of images of any size in bounded memory, optionally adapted to the image.
+
+Adaptation mixes the training statistics of batch normalisation with those of the image (Schneider et al. 2020, section
+3; with the image's statistics alone, Nado et al. 2020).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from monai.inferers.utils import sliding_window_inference
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pscl_hpc.archive import Archive, Window
 from pscl_hpc.config import RuntimeConfig
 from pscl_hpc.models import SegmentationNet
-from pscl_hpc.segmentation.adaptation import adapted, sample_windows
 from pscl_hpc.segmentation.classes import ClassList
 from pscl_hpc.training import autocast
 
 ReadWindow = Callable[[Window], npt.NDArray[np.float32]]
-"""(y0, x0, height, width) to (channels, height, width) in 0..1."""
+"""Reads a window (y0, x0, height, width) of an image as (channels, height, width) in 0..1."""
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a large image is taken apart."""
+    """How a large image is divided; all lengths in pixels."""
 
     tile: int = 512
-    """Side of the windows that the network sees; an image up to this size is one window."""
+    """Side of the windows that the network processes. An image up to this size is one window."""
     overlap: float = 0.25
-    """Share of a tile that overlaps the next; probabilities are blended by a Gaussian."""
+    """Fraction of a tile that overlaps the next one. Probabilities are blended with Gaussian weights."""
     block: int = 2048
-    """Side of the parts that are read and blended at once: what bounds the memory."""
+    """Side of the parts that are read and blended at once; limits the memory."""
 
 
 class Predictor:
-    """A network in evaluation mode on a device.
+    """Predicts class indices with a segmentation network.
 
-    What surrounds an image never enters: windows lie inside the image, and only an image too small for the network's
-    poolings is mirrored at its edges.
+    All windows are inside the image, so there is no padding, except that an image smaller than the network's total
+    stride is mirrored at its edges.
     """
 
     def __init__(
@@ -58,14 +62,14 @@ class Predictor:
         """See the class.
 
         Args:
-            net: Its weights are used as they are at each call.
-            classes: What the channels of its output mean.
-            device: Where ``net`` is.
+            net: The network; each call uses its current weights.
+            classes: The classes of its output channels.
+            device: The device of ``net``.
             runtime: Precision of the network.
-            tiling: How large images are taken apart.
-            tta: Test-time augmentation: class probabilities are means over the eight quarter turns and reflections of
-                each window. A section through a metal has no upper side; eight times the work.
-            adapt: Share of the image's own statistics in batch normalisation, see :mod:`adaptation`.
+            tiling: How large images are divided.
+            tta: Test-time augmentation: average the class probabilities over the eight rotations and reflections of
+                each window, at eight times the cost. Micrographs have no preferred orientation.
+            adapt: Weight of the image's statistics in batch normalisation, 0 to 1, see :func:`adapted`.
         """
         self.net = net
         self.classes = classes
@@ -79,12 +83,12 @@ class Predictor:
         self._kept = torch.tensor(classes.kept, device=device)
 
     def __call__(self, read: ReadWindow, height: int, width: int) -> npt.NDArray[np.uint8]:
-        """(height, width) class indices; an ignored class is never among them.
+        """Class indices (height, width) of an image; ignored classes are never predicted.
 
         Args:
-            read: Gives any window of the image.
-            height: Of the image in pixels.
-            width: Of the image in pixels.
+            read: Reads any window of the image.
+            height: Height of the image in pixels.
+            width: Width of the image in pixels.
         """
         labels = np.empty((height, width), np.uint8)
         was_training = self.net.training
@@ -97,7 +101,7 @@ class Predictor:
         return labels
 
     def archive_image(self, archive: Archive, index: int) -> npt.NDArray[np.uint8]:
-        """(h, w) class indices of one image of an archive, read part by part."""
+        """Class indices (h, w) of an archive image, which is read in parts."""
         record = archive.records[index]
 
         def read(window: Window) -> npt.NDArray[np.float32]:
@@ -106,7 +110,7 @@ class Predictor:
         return self(read, record.height, record.width)
 
     def _adapted(self, read: ReadWindow, height: int, width: int) -> AbstractContextManager[None]:
-        """A block in which the network is adapted to an image, where that is asked for."""
+        """A block in which the network is adapted to an image, if ``adapt`` is not 0."""
         if not self.adapt:
             return nullcontext()
         windows = sample_windows(height, width, self.tiling.tile)
@@ -130,7 +134,7 @@ class Predictor:
                 labels[y0:y1, x0:x1] = part[y0 - top : y1 - top, x0 - left : x1 - left]
 
     def _inputs(self, image: npt.NDArray[np.float32]) -> Tensor:
-        """(1, C, h, w), mirrored at the far edges where it is too small for the network's poolings."""
+        """The image as (1, C, h, w), mirrored at the far edges if it is smaller than the total stride."""
         rim = tuple((0, max(0, self._smallest - size)) for size in image.shape[1:])
         return torch.from_numpy(np.pad(image, ((0, 0), *rim), mode="symmetric")).unsqueeze(0)
 
@@ -169,3 +173,58 @@ class Predictor:
         with autocast(self.device, self.runtime):
             logits = self.net(images)
         return F.softmax(logits.float().index_select(1, self._kept), dim=1)
+
+
+def sample_windows(height: int, width: int, tile: int) -> list[tuple[int, int, int, int]]:
+    """Windows (y0, x0, height, width) that represent an image: all of it, or the centres of its quarters, in pixels."""
+    rows, columns = _starts(height, tile), _starts(width, tile)
+    return [(y, x, min(tile, height), min(tile, width)) for y in rows for x in columns]
+
+
+def _starts(length: int, tile: int) -> list[int]:
+    if length <= tile:
+        return [0]
+    return [min(max(0, round(share * length - tile / 2)), length - tile) for share in (0.25, 0.75)]
+
+
+@contextmanager
+def adapted(net: nn.Module, share: float, forward: Callable[[], Any]) -> Iterator[None]:
+    """A block in which batch normalisation uses ``(1 - share) * training + share * forward`` statistics.
+
+    Each layer takes its statistics from the output of the already adapted layers before it. The network is restored
+    after the block.
+
+    Args:
+        net: A network in evaluation mode.
+        share: Weight of the new statistics, 0 to 1.
+        forward: Runs ``net`` on the images to adapt to.
+    """
+    layers = [layer for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)]
+    trained = [[value.clone() for value in _statistics(layer)] for layer in layers]
+
+    def mix(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        variance, mean = torch.var_mean(inputs[0].float(), dim=(0, 2, 3), correction=0)
+        for value, new in zip(_statistics(layer), (mean, variance), strict=True):
+            value.lerp_(new.to(value), share)
+
+    handles = [layer.register_forward_pre_hook(mix) for layer in layers]
+    try:
+        try:
+            with torch.no_grad():
+                forward()
+        finally:
+            for handle in handles:
+                handle.remove()
+        yield
+    finally:
+        for layer, before in zip(layers, trained, strict=True):
+            for value, kept in zip(_statistics(layer), before, strict=True):
+                value.copy_(kept)
+
+
+def _statistics(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Running mean and variance, (channels,) each."""
+    mean, variance = layer.running_mean, layer.running_var
+    assert isinstance(mean, Tensor)
+    assert isinstance(variance, Tensor)
+    return mean, variance

@@ -1,12 +1,12 @@
 """Scores of a segmentation, pooled over the pixels of all images (docs/protocol.md).
 
-Everything is computed from one confusion matrix of integers, so any number of images of any size can be scored
-without keeping them. Library metrics average over images, which gives other numbers.
+All scores come from one confusion matrix of integers, so images need not be kept. Metric libraries average over images
+instead, which gives other numbers.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,11 @@ from pscl_hpc.segmentation.classes import ClassList
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of a set of images. A class that is neither in the masks nor predicted has None and is left out of
-    the means; a mean over no class is None."""
+    """Scores of a set of images.
+
+    A class that is neither annotated nor predicted has the score None and is left out of the means. A mean over no
+    class is None.
+    """
 
     mean_dice: float | None
     """Mean of ``dice``."""
@@ -29,23 +32,16 @@ class Scores:
     iou: dict[str, float | None]
     """|P and G| / |P or G| of each foreground class."""
     pixel_accuracy: float | None
-    """Share of right pixels among those annotated and not of an ignored class, background included."""
+    """Share of correct pixels among those annotated with a class that is not ignored, including the background."""
     images: int
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values in the order in which they are written."""
-        return {
-            "mean_dice": self.mean_dice,
-            "dice": self.dice,
-            "mean_iou": self.mean_iou,
-            "iou": self.iou,
-            "pixel_accuracy": self.pixel_accuracy,
-            "images": self.images,
-        }
+        """The scores as plain values, in the order above."""
+        return asdict(self)
 
 
 class ConfusionMatrix:
-    """Counts of (true class, predicted class) over pixels that are annotated and not of an ignored class."""
+    """Pixel counts (true class, predicted class) over all pixels annotated with a class that is not ignored."""
 
     def __init__(self, classes: ClassList) -> None:
         self.classes = classes
@@ -57,7 +53,10 @@ class ConfusionMatrix:
 
         Args:
             prediction: (h, w) class indices.
-            mask: (h, w) class indices, 255 where nobody annotated.
+            mask: (h, w) class indices, 255 where not annotated.
+
+        Raises:
+            ValueError: the shapes differ.
         """
         if prediction.shape != mask.shape:
             raise ValueError(f"prediction {prediction.shape} and mask {mask.shape} differ in shape")
@@ -69,9 +68,9 @@ class ConfusionMatrix:
         self.images += 1
 
     def merge(self, other: ConfusionMatrix) -> None:
-        """Add the images of another matrix over the same classes."""
+        """Add the counts of another matrix; ValueError when its classes differ."""
         if other.classes != self.classes:
-            raise ValueError("confusion matrices of different class lists cannot be added")
+            raise ValueError("cannot merge confusion matrices with different class lists")
         self.counts += other.counts
         self.images += other.images
 

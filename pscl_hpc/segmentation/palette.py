@@ -1,4 +1,4 @@
-"""Colours of classes, told apart with any common colour vision, the same in overlays and reports."""
+"""Class colours for overlays and reports, distinguishable with common forms of colour blindness."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy.typing as npt
 Rgb = tuple[int, int, int]
 
 BACKGROUND: Rgb = (110, 110, 110)
-# The first seven are those of Okabe and Ito (2008) without black, ordered for contrast on a grey micrograph; the
-# next five are from Paul Tol's "muted" scheme (SRON/EPS/TN/09-002).
+# Seven colours of Okabe and Ito (2008), without black, ordered for contrast on a grey micrograph; then five of Paul
+# Tol's "muted" scheme (SRON/EPS/TN/09-002).
 _NAMED: tuple[Rgb, ...] = (
     (230, 159, 0),
     (86, 180, 233),
@@ -33,7 +33,7 @@ _LIGHTNESS = (0.35, 0.55, 0.75)
 def class_colours(count: int, background: int = 0) -> npt.NDArray[np.uint8]:
     """(count, 3) RGB by class index: grey for the background, then twelve fixed colours, then generated ones.
 
-    A class keeps its colour whatever the number of classes after it.
+    The colour of a class does not depend on the number of classes.
     """
     colours = [_foreground(place) for place in range(count)]
     colours.insert(background, BACKGROUND)
@@ -41,7 +41,7 @@ def class_colours(count: int, background: int = 0) -> npt.NDArray[np.uint8]:
 
 
 def hex_colour(rgb: npt.NDArray[np.uint8] | Rgb) -> str:
-    """``#rrggbb``."""
+    """The colour as ``#rrggbb``."""
     return "#" + "".join(f"{int(value):02x}" for value in rgb)
 
 
@@ -49,7 +49,7 @@ def _foreground(place: int) -> Rgb:
     if place < len(_NAMED):
         return _NAMED[place]
     extra = place - len(_NAMED)
-    # Steps of the golden ratio never repeat a hue, and neighbours differ in lightness too.
+    # Steps of the golden ratio do not repeat a hue; consecutive colours also differ in lightness.
     rgb = colorsys.hls_to_rgb((0.07 + extra * _GOLDEN) % 1, _LIGHTNESS[extra % len(_LIGHTNESS)], 0.65)
     red, green, blue = (round(255 * value) for value in rgb)
     return red, green, blue

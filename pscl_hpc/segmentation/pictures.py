@@ -1,7 +1,8 @@
-"""Predictions as picture files: class-index PNGs and colour overlays."""
+"""Predictions as image files: class-index PNGs and colour overlays."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 from pathlib import Path
 
@@ -17,18 +18,21 @@ from pscl_hpc.segmentation.classes import ClassList
 from pscl_hpc.segmentation.palette import class_colours
 
 _TINT = 0.4
-"""Share of the class colour inside a region; its outline has the full colour."""
+"""Opacity of the class colour inside a region; the outline is opaque."""
 _BAND = 1024
+"""Rows of an overlay that are computed at once."""
+_LONGEST = 150
+"""Bytes of a file stem. A page number, ``.overlay.png`` and the ending of a temporary file must fit into 255 as well."""
 
 
 def overlay(
     image: npt.NDArray[np.float32], labels: npt.NDArray[np.uint8], classes: ClassList
 ) -> npt.NDArray[np.uint8]:
-    """The micrograph with its foreground tinted by class.
+    """The micrograph with the foreground classes in colour.
 
     Args:
         image: (channels, h, w) in 0..1, 1 or 3 channels.
-        labels: (h, w) class indices; the background and indices outside the class list (255) stay untinted.
+        labels: (h, w) class indices; the background, ignored classes and 255 have no colour.
 
     Returns:
         (h, w, 3) RGB.
@@ -47,12 +51,12 @@ def overlay(
 def archive_overlay(
     archive: Archive, index: int, labels: npt.NDArray[np.uint8], classes: ClassList
 ) -> npt.NDArray[np.uint8]:
-    """The overlay of an image of an archive, made in bands of rows: only the result is held whole."""
+    """The overlay (h, w, 3) of an archive image, computed in bands of rows to save memory."""
     record = archive.records[index]
     picture = np.empty((record.height, record.width, 3), np.uint8)
     for start in range(0, record.height, _BAND):
         stop = min(start + _BAND, record.height)
-        # One row more on either side: an outline looks at its neighbours.
+        # One extra row on either side, because an outline depends on neighbouring rows.
         top, bottom = max(0, start - 1), min(record.height, stop + 1)
         image = archive.read_unit(index, (top, 0, bottom - top, record.width), channels=3)
         band = overlay(image, labels[top:bottom], classes)
@@ -68,7 +72,7 @@ def png_bytes(pixels: npt.NDArray[np.uint8]) -> bytes:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write, or replace, a file at once."""
+    """Write, or atomically replace, a file."""
 
     def write(temporary: Path) -> None:
         temporary.write_bytes(data)
@@ -77,11 +81,11 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def read_labels(path: Path) -> npt.NDArray[np.uint8]:
-    """A class-index PNG as (h, w), as large as images of an archive may be.
+    """A class-index PNG as (h, w).
 
     Raises:
-        OSError: there is no such file.
-        ValueError: it is damaged or no picture.
+        OSError: the file cannot be opened.
+        ValueError: the file is damaged or not an image.
     """
     data = path.read_bytes()
     try:
@@ -92,12 +96,20 @@ def read_labels(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def picture_name(image_id: str) -> str:
-    """The stem of an image's files: its id with ``/`` as ``__``, and nothing that leaves the folder."""
-    return image_id.replace("/", "__").replace("\\", "__").replace("\0", "_").lstrip(".") or "_"
+    """The file stem for an image id: ``/`` becomes ``__``, and long ids end in a hash.
+
+    The result is never a path out of its folder, and has at most 150 bytes.
+    """
+    name = image_id.replace("/", "__").replace("\\", "__").replace("\0", "_").lstrip(".") or "_"
+    data = name.encode("utf-8", "surrogatepass")
+    if len(data) <= _LONGEST:
+        return name
+    digest = hashlib.sha256(data).hexdigest()[:16]
+    return f"{data[: _LONGEST - 17].decode('utf-8', 'ignore')}-{digest}"
 
 
 def _outline(labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-    """Pixels whose right or lower neighbour, or left or upper one, has another class."""
+    """Pixels with a horizontal or vertical neighbour of another class."""
     edge = np.zeros(labels.shape, np.bool_)
     down = labels[1:] != labels[:-1]
     right = labels[:, 1:] != labels[:, :-1]

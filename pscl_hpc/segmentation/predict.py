@@ -1,8 +1,8 @@
-"""Predictions for image files, or images of an archive: class-index PNGs and colour overlays.
+"""Predictions for image files or images of an archive: class-index PNGs and colour overlays.
 
-Files go through a throw-away archive, so they are decoded, scaled and read in windows as the images are that the run
-learnt from, whatever their size and bit depth: with the options of ``archive build`` that the run recorded, or those
-given (see ``packing``). Rows that are cut from the bottom edge are in the pictures, without a class.
+Each file is first stored in a temporary archive with the ingest options of the run's annotated images (see
+``ingest_options``), so that files of any size and bit depth are scaled and read like the training images. Rows cropped
+from the bottom edge appear in the pictures without a class.
 """
 
 from __future__ import annotations
@@ -22,60 +22,55 @@ from pscl_hpc.archive.options import AUTO_CROP, IngestOptions, options_to_tree
 from pscl_hpc.archive.throwaway import packed_file
 from pscl_hpc.errors import UserError
 from pscl_hpc.progress import Progress
-from pscl_hpc.segmentation.evaluate import PREDICTIONS, open_run
+from pscl_hpc.segmentation.evaluate import PREDICTIONS, open_run, same_name
 from pscl_hpc.segmentation.inference import Predictor
-from pscl_hpc.segmentation.packing import Packing, choose_packing, packed_unlike
+from pscl_hpc.segmentation.ingest_options import FileOptions, choose_options, mismatch_warnings
+from pscl_hpc.segmentation.input_files import list_files
 from pscl_hpc.segmentation.pictures import archive_overlay, picture_name, png_bytes, write_file
 
 FILES = "files"
-"""Folder in ``predictions`` for images that were named one by one."""
+"""Default output folder in ``RUN/predictions``."""
 
 
 @dataclass(frozen=True)
 class PredictedImage:
-    """The pictures of one image, or of one page of a file."""
+    """The output files of one image, or of one page of a file."""
 
     source: str
     labels: str
-    """Class-index PNG."""
+    """Path of the class-index PNG."""
     overlay: str
-    """Micrograph with the classes in colour."""
+    """Path of the micrograph with the classes in colour."""
     cropped: int = 0
-    """Rows at the bottom edge that were left out: class 255, and as they are in the overlay."""
+    """Rows cropped from the bottom edge: class 255, and without colour in the overlay."""
 
 
 @dataclass
 class PredictReport:
-    """What was done."""
+    """The result of :func:`predict`."""
 
     folder: Path
     written: list[PredictedImage] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
-    """Image and reason."""
+    """Image or file, and the reason."""
     options: IngestOptions | None = None
-    """How the files were packed; None for images of an archive."""
-    notices: list[str] = field(default_factory=list)
-    """What the user should know."""
+    """Ingest options of the files; None for images of an archive."""
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def bars(self) -> list[tuple[str, int]]:
-        """Where an information bar was found, and its rows."""
+        """Files in which an information bar was detected, and its rows."""
         automatic = self.options is not None and self.options.crop_bottom == AUTO_CROP
         return [(image.source, image.cropped) for image in self.written if automatic and image.cropped]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """The report as plain values."""
         return {
+            **asdict(self),
             "folder": str(self.folder),
-            "written": [asdict(image) for image in self.written],
             "skipped": [{"source": source, "reason": reason} for source, reason in self.skipped],
             "options": options_to_tree(self.options) if self.options is not None else None,
-            "notices": self.notices,
         }
-
-
-class _Occupied(Exception):
-    """A file with other content is in the way."""
 
 
 def predict(
@@ -93,69 +88,84 @@ def predict(
 ) -> PredictReport:
     """Segment images with a fine-tuned run.
 
-    An image that cannot be read, or whose pictures would overwrite a file with other content, is skipped and named;
-    the others are done.
+    A folder stands for the images that ``archive build`` would read from it; its hidden files and files of other kinds
+    are reported as skipped. So are images that cannot be read, and images whose output would overwrite a file with
+    other content.
 
     Args:
         run: A finished fine-tuning run.
-        images: Image files, or ids when ``archive`` is given.
-        out: Folder for the pictures; ``RUN/predictions/files`` when None.
-        archive: Take the images from this archive.
-        percentiles: As ``archive build --percentiles``, for files; None as the run's annotated images were packed.
-        luma: As ``archive build --colour luma`` (or ``keep``), likewise.
-        crop_bottom: As ``archive build --crop-bottom``, likewise; ``AUTO_CROP`` is ``auto``.
-        tta: Test-time augmentation, see :class:`Predictor`.
-        adapt: Share of each image's own statistics in batch normalisation, 0 to 1, see :mod:`adaptation`.
-        progress: Show a progress bar when the output is a terminal.
+        images: Image files and folders, or image ids if ``archive`` is given.
+        out: Output folder, by default ``RUN/predictions/files``. Images inside it are not taken as input.
+        archive: Read the images from this archive.
+        percentiles, luma, crop_bottom: For files, fields of :class:`IngestOptions`; by default those of the annotated
+            images of the run.
+        tta, adapt: See :class:`Predictor`.
+        progress: Show a progress bar if the output is a terminal.
 
     Raises:
-        UserError: no finished fine-tuning run, ``out`` cannot be written to, the run's images were packed in several
-            ways and it is not given which to take, or not one image could be segmented.
+        UserError: the run is not a finished fine-tuning run, ``out`` is not writable, the ingest options are ambiguous,
+            or no image could be segmented.
     """
     if not images:
-        raise UserError("predict: no image is named; give at least one file")
+        raise UserError("predict: no image is named; give at least one file or folder")
     values = {"percentiles": percentiles, "luma": luma, "crop_bottom": crop_bottom}
     given = {name: value for name, value in values.items() if value is not None}
     if archive is not None and given:
         raise UserError(
-            "predict: images of an archive are taken as they are in it; leave out --percentiles, --colour and "
-            "--crop-bottom, or name files"
+            "predict: --percentiles, --colour and --crop-bottom apply to files only; leave them out with --archive"
         )
     folder, _, predictor = open_run(run, tta=tta, adapt=adapt)
-    packing = None if archive is not None else choose_packing(folder, given)
     report = PredictReport(Path(out) if out is not None else folder.path / PREDICTIONS / FILES)
-    _make_folder(report.folder)
-    named = list(dict.fromkeys(str(image) for image in images))
+    names = list(dict.fromkeys(map(str, images)))
+    found: list[ImageRecord] = []
     source = Archive(archive) if archive is not None else None
-    stems = {name: picture_name(name) for name in named} if source else _stems(named)
-    taken: list[ImageRecord] = []
-    with Progress("predict", len(named), unit="image", show=progress) as bar:
-        for name in named:
+    choice = choose_options(folder, given) if source is None else None
+    if source is None:
+        names, report.skipped = list_files(names, report.folder)
+    stems, listed = _stems(names), len(report.skipped)
+    _make_folder(report.folder)
+    with Progress("predict", len(names), unit="image", show=progress) as bar:
+        for name in names:
             try:
                 if source is not None:
-                    record = source.find(name)
-                    report.written.append(
-                        _write(predictor, source, record.index, None, name, report.folder / stems[name])
-                    )
-                    taken.append(record)
-                elif packing is not None:
-                    _segment_file(predictor, name, packing, report, stems[name])
-            except (Unreadable, UserError, _Occupied) as error:
+                    found.append(_segment_id(predictor, name, source, report))
+                elif choice is not None:
+                    _segment_file(predictor, name, choice, stems[name], report)
+            except (Unreadable, UserError) as error:
                 report.skipped.append((name, str(error)))
             bar.advance(name)
-    if packing is not None:
-        report.options, report.notices = packing.options, packing.all_notices()
-    elif source is not None:
-        report.notices = packed_unlike(folder, taken)
+    if choice is not None:
+        report.options, report.warnings = choice.options, choice.warnings()
+    else:
+        report.warnings = mismatch_warnings(folder, found)
     if not report.written:
-        name, reason = report.skipped[0]
+        name, reason = (report.skipped[listed:] or report.skipped)[0]  # rather an image than another file
         others = f" (and {len(report.skipped) - 1} others)" if len(report.skipped) > 1 else ""
         raise UserError(f"no image could be segmented: {name}{others}: {reason}")
     return report
 
 
+def _segment_file(
+    predictor: Predictor, name: str, choice: FileOptions, stem: str, report: PredictReport
+) -> None:
+    """Segment each page of a file."""
+    with packed_file(Path(name), report.folder, choice.options, unsure=choice.guessed) as (archive, pages):
+        for number, page in enumerate(pages):
+            target = report.folder / (f"{stem}#{number}" if len(pages) > 1 else stem)
+            report.written.append(_write(predictor, archive, page.index, page.bar, name, target))
+            choice.note(name, page.sensitive)
+
+
+def _segment_id(predictor: Predictor, name: str, archive: Archive, report: PredictReport) -> ImageRecord:
+    """Segment an image of an archive."""
+    record = archive.find(same_name(name, (record.id for record in archive.records)))
+    target = report.folder / picture_name(record.id)
+    report.written.append(_write(predictor, archive, record.index, None, name, target))
+    return record
+
+
 def _make_folder(folder: Path) -> None:
-    """Make the folder of the pictures; UserError where none can be, or nothing can be written into it."""
+    """Make the output folder; UserError if it is not a folder or not writable."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; name a folder with --out")
     try:
@@ -166,21 +176,10 @@ def _make_folder(folder: Path) -> None:
         raise UserError(f"{folder}: cannot be written to ({error.strerror}); choose another --out") from None
 
 
-def _segment_file(
-    predictor: Predictor, name: str, packing: Packing, report: PredictReport, stem: str
-) -> None:
-    """Write the pictures of each page of a file."""
-    with packed_file(Path(name), report.folder, packing.options, unsure=packing.unsure) as (archive, pages):
-        for number, page in enumerate(pages):
-            target = report.folder / (f"{stem}#{number}" if len(pages) > 1 else stem)
-            report.written.append(_write(predictor, archive, page.index, page.bar, name, target))
-            packing.doubt(name, page.sensitive)
-
-
 def _write(
     predictor: Predictor, archive: Archive, index: int, bar: int | None, source: str, target: Path
 ) -> PredictedImage:
-    """Segment an image and write its pictures, with its ``bar`` (an image, too) below it."""
+    """Segment an image and write its pictures; ``bar`` is the index of the rows cropped from it."""
     labels = predictor.archive_image(archive, index)
     colours = archive_overlay(archive, index, labels, predictor.classes)
     cropped = 0
@@ -196,15 +195,15 @@ def _write(
     }
     for path, data in contents.items():
         if path.exists() and not (path.is_file() and path.read_bytes() == data):
-            raise _Occupied(f"{path} exists with other content; name another folder with --out")
+            raise UserError(f"{path} exists with other content; name another folder with --out")
     for path, data in contents.items():
         write_file(path, data)
-    first, second = contents
-    return PredictedImage(source, str(first), str(second), cropped)
+    labels_path, overlay_path = map(str, contents)
+    return PredictedImage(source, labels_path, overlay_path, cropped)
 
 
 def _stems(names: Sequence[str]) -> dict[str, str]:
-    """Output stems of files: their own, with folder and extension where several files share one."""
+    """Output stem of each file: the stem of its name, or the whole path if several files have the same stem."""
     count = Counter(Path(name).stem for name in names)
     return {
         name: picture_name(Path(name).stem if count[Path(name).stem] == 1 else name.lstrip("/"))

@@ -1,4 +1,4 @@
-"""Batch normalisation by an image's own statistics."""
+"""Batch normalisation with statistics of the predicted image."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 from pscl_hpc.models import SegmentationNet
 from pscl_hpc.models.unet import UNet, UNetConfig
-from pscl_hpc.segmentation.adaptation import adapted, sample_windows
-from pscl_hpc.segmentation.inference import Predictor, Tiling
+from pscl_hpc.segmentation.inference import Predictor, Tiling, adapted, sample_windows
 
 from .helpers import THREE, reader
 
 
 def trained_net(dtype: torch.dtype = torch.float64) -> SegmentationNet:
-    """A network whose statistics are of something."""
+    """A network with running statistics that differ from the initial ones."""
     torch.manual_seed(0)
     net = SegmentationNet(UNet(UNetConfig(widths=(4, 8))), 3).to(dtype)
     for _ in range(20):
@@ -35,7 +34,7 @@ def in_block(net: SegmentationNet, share: float, images: Tensor) -> Tensor:
         return net(images)  # type: ignore[no-any-return]
 
 
-def test_wholly_adapted_is_the_normalisation_of_training() -> None:
+def test_share_1_is_the_normalisation_of_training() -> None:
     net = trained_net()
     images = torch.rand(1, 1, 40, 56, dtype=torch.float64)
     found = in_block(net, 1.0, images)
@@ -45,7 +44,7 @@ def test_wholly_adapted_is_the_normalisation_of_training() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_half_adapted_is_the_mean_of_the_statistics_layer_after_layer() -> None:
+def test_share_one_half_averages_the_statistics_layer_by_layer() -> None:
     net = trained_net()
     images = torch.rand(2, 1, 32, 48, dtype=torch.float64)
 
@@ -74,7 +73,7 @@ def test_half_adapted_is_the_mean_of_the_statistics_layer_after_layer() -> None:
 
 
 @pytest.mark.parametrize("fails", ["nowhere", "in the pass", "in the block"])
-def test_the_network_is_as_it_was(fails: str) -> None:
+def test_the_network_is_restored(fails: str) -> None:
     net = trained_net()
     before = state(net)
     images = torch.rand(1, 1, 32, 32, dtype=torch.float64)
@@ -97,8 +96,8 @@ def test_the_network_is_as_it_was(fails: str) -> None:
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
-def test_an_exposure_that_training_has_not_seen_does_not_matter() -> None:
-    """Wholly adapted, the level and contrast of an image cancel in the first layer, but at its padded edges."""
+def test_share_1_removes_the_effect_of_exposure() -> None:
+    """Brightness and contrast cancel in the first layer, except at its padded edges."""
     net = trained_net()
     images = torch.rand(1, 1, 48, 48, dtype=torch.float64)
     layer = next(layer for layer in net.modules() if isinstance(layer, nn.BatchNorm2d))
@@ -126,7 +125,7 @@ def test_images_of_any_size_are_predicted(shape: tuple[int, int]) -> None:
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
-def test_all_blocks_of_an_image_are_adapted_alike() -> None:
+def test_all_blocks_of_an_image_use_the_same_statistics() -> None:
     net = trained_net(torch.float32)
     image = np.random.default_rng(0).random((1, 64, 96), np.float32)
     image[:, :, 48:] *= 0.2
@@ -154,7 +153,5 @@ def test_all_blocks_of_an_image_are_adapted_alike() -> None:
         (128, 256, [(16, 48, 32, 32), (16, 176, 32, 32), (80, 48, 32, 32), (80, 176, 32, 32)]),
     ],
 )
-def test_windows_that_stand_for_an_image(
-    height: int, width: int, expected: list[tuple[int, int, int, int]]
-) -> None:
+def test_sample_windows(height: int, width: int, expected: list[tuple[int, int, int, int]]) -> None:
     assert sample_windows(height, width, 32) == expected

@@ -1,4 +1,4 @@
-"""The commands as a user types them."""
+"""The commands finetune, evaluate and predict."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SMALL = (
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_configurations_that_come_with_the_project_are_valid(path: Path) -> None:
+def test_shipped_configurations_are_valid(path: Path) -> None:
     assert isinstance(load_config(path, kind="finetune"), FinetuneConfig)
 
 
@@ -73,10 +73,10 @@ def test_from_finetune_to_predict(
     assert main(both) == EXIT_SKIPPED
     captured = capsys.readouterr()
     assert json.loads(captured.out)["skipped"][0]["source"] == str(tmp_path / "b.png")
-    assert "b.png: the file is empty" in captured.err
+    assert str(tmp_path / "b.png") in captured.err
 
 
-def test_wrong_input_is_one_sentence(
+def test_wrong_input_ends_with_one_line_and_exit_code_2(
     archive_file: Path, trained: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = f"run={tmp_path / 'run'}"
@@ -87,7 +87,7 @@ def test_wrong_input_is_one_sentence(
         "val0": [*finetune, "references=[alloy/val0]"],
         "--split": ["evaluate", str(trained.path), "--split", "nowhere"],
         "--adapt": ["evaluate", str(trained.path), "--adapt", "1.5"],
-        "no such run folder": ["evaluate", str(tmp_path / "nowhere")],
+        "nowhere": ["evaluate", str(tmp_path / "nowhere")],
         "missing.png": [
             "predict",
             str(trained.path),
@@ -105,10 +105,10 @@ def test_wrong_input_is_one_sentence(
         assert not (tmp_path / "run").exists()
 
 
-def test_a_failed_training_says_so(
+def test_a_failed_training_names_the_step_and_ends_with_exit_code_3(
     archive_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["finetune", "--config", str(CONFIGS / "cpu-small.yaml"), f"data.archive={archive_file}"]
     arguments = [*command, *SMALL, f"run={tmp_path / 'run'}", "schedule.warmup_steps=0", "optimiser.lr=1e30"]
     assert main(arguments) == EXIT_FAILED
-    assert "not finite at step 2" in capsys.readouterr().err
+    assert "step 2" in capsys.readouterr().err

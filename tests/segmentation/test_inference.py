@@ -16,7 +16,7 @@ from .helpers import THREE, reader
 
 
 class Pointwise(nn.Module):
-    """Logits that depend on nothing but the pixel; records the sizes it is given."""
+    """Logits that depend only on the pixel; records the sizes of its inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,12 +67,12 @@ def test_tiled_unet_agrees_with_the_whole_image() -> None:
     image = np.random.default_rng(2).random((1, 150, 170), np.float32)
     whole = Predictor(net, THREE, torch.device("cpu"), tiling=Tiling(tile=256))(reader(image), 150, 170)
     tiled = Predictor(net, THREE, torch.device("cpu"), tiling=Tiling(tile=64))(reader(image), 150, 170)
-    # Tiles differ where their zero-padded edges are blended in; the receptive field of this net is about ten pixels.
+    # Predictions differ near the zero-padded tile edges; the receptive field is about ten pixels.
     assert (whole == tiled).mean() > 0.97
 
 
 class PlaceInTile(nn.Module):
-    """Logits that depend on nothing but the place in a tile of 16 x 16."""
+    """Logits that depend only on the position in a tile of 16 x 16."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ def test_tiles_are_blended_by_a_gaussian_also_across_blocks(block: int) -> None:
     net = PlaceInTile()
     predict = Predictor(net, THREE, torch.device("cpu"), tiling=Tiling(tile=16, overlap=0.5, block=block))  # type: ignore[arg-type]
     labels = predict(reader(np.zeros((1, 32, 48), np.float32)), 32, 48)
-    # A standard deviation of an eighth of the tile, and nowhere less than a thousandth.
+    # Standard deviation of an eighth of the tile; weights are at least 0.001.
     bell = np.exp(-((np.arange(16) - 7.5) ** 2) / (2 * (16 / 8) ** 2))
     weighted = np.maximum(np.outer(bell, bell), 1e-3) * net.table.double().softmax(dim=0).numpy()
     blended = np.zeros((3, 32, 48))
@@ -99,7 +99,7 @@ def test_tiles_are_blended_by_a_gaussian_also_across_blocks(block: int) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 30), (5, 3), (17, 2)])
-def test_images_smaller_than_the_poolings_are_predicted(shape: tuple[int, int]) -> None:
+def test_images_smaller_than_the_total_stride_are_predicted(shape: tuple[int, int]) -> None:
     net = unet(widths=(2, 4, 4, 8))
     image = np.random.default_rng(3).random((1, *shape), np.float32)
     labels = Predictor(net, THREE, torch.device("cpu"))(reader(image), *shape)
@@ -114,7 +114,7 @@ def test_an_ignored_class_is_never_predicted() -> None:
     assert 1 not in labels
 
 
-def test_prediction_leaves_the_network_as_it_was() -> None:
+def test_prediction_does_not_change_the_network() -> None:
     net = unet()
     net.train()
     before = {key: value.clone() for key, value in net.state_dict().items()}
@@ -126,9 +126,7 @@ def test_prediction_leaves_the_network_as_it_was() -> None:
 @pytest.mark.parametrize("shape", [(48, 48), (32, 56), (41, 59)])
 @pytest.mark.parametrize("turns", [1, 2, 3])
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_with_test_time_augmentation_an_image_that_is_turned_is_predicted_turned(
-    shape: tuple[int, int], turns: int, mirrored: bool
-) -> None:
+def test_test_time_augmentation_is_equivariant(shape: tuple[int, int], turns: int, mirrored: bool) -> None:
     image = np.random.default_rng(1).random((1, *shape), np.float32)
     changed = np.rot90(image[:, :, ::-1] if mirrored else image, turns, (1, 2)).copy()
 
@@ -144,8 +142,8 @@ def test_with_test_time_augmentation_an_image_that_is_turned_is_predicted_turned
     assert not np.array_equal(plain, averaged)
 
 
-def test_with_test_time_augmentation_probabilities_are_the_mean_over_the_group() -> None:
-    """Of a network that knows above from below the vertical preference cancels."""
+def test_test_time_augmentation_averages_probabilities() -> None:
+    """The vertical gradient of a network's logits cancels."""
 
     class Upright(Pointwise):
         def forward(self, images: Tensor) -> Tensor:

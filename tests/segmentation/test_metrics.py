@@ -77,7 +77,7 @@ def test_dice_is_pooled_over_images_and_not_their_mean() -> None:
     assert score(FOUR, large, small).dice["network"] == pytest.approx(16 / 17)
 
 
-def test_a_class_that_is_nowhere_is_left_out_of_the_mean() -> None:
+def test_an_absent_class_is_left_out_of_the_mean() -> None:
     found = score(FOUR, ([[0, 1]], [[0, 1]]))
     assert found.dice == {"network": 1.0, "particle": None}
     assert found.mean_dice == 1.0
@@ -88,7 +88,7 @@ def test_a_class_that_is_only_predicted_scores_zero() -> None:
     assert score(FOUR, ([[0, 1, 2]], [[0, 1, 0]])).dice == {"network": 1.0, "particle": 0.0}
 
 
-def test_an_image_of_one_class_and_no_foreground_has_no_mean() -> None:
+def test_an_image_without_foreground_has_no_mean() -> None:
     found = score(FOUR, ([[0, 0]], [[0, 0]]))
     assert (found.mean_dice, found.mean_iou, found.pixel_accuracy) == (None, None, 1.0)
 
@@ -104,7 +104,7 @@ def test_without_images_all_scores_are_none() -> None:
     assert (found.mean_dice, found.mean_iou, found.pixel_accuracy, found.images) == (None, None, None, 0)
 
 
-def test_merging_matrices_is_scoring_all_images_together() -> None:
+def test_merged_matrices_score_all_images_together() -> None:
     rng = np.random.default_rng(0)
     whole = ConfusionMatrix(FOUR)
     parts = [ConfusionMatrix(FOUR), ConfusionMatrix(FOUR)]

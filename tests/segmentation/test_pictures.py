@@ -1,4 +1,4 @@
-"""Colours, overlays, names of files."""
+"""Class colours, overlays and file names."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ THREE = ClassList(("matrix", "phase", "bar"), 0, (2,))
 
 @pytest.mark.parametrize("count", [1, 2, 12, 40, 255])
 @pytest.mark.parametrize("background", [0, 1])
-def test_colours_are_distinct_and_keep_their_place(count: int, background: int) -> None:
+def test_colours_are_distinct_and_independent_of_the_count(count: int, background: int) -> None:
     colours = class_colours(count, background)
     assert colours.shape == (count, 3)
     assert len(np.unique(colours, axis=0)) == count
@@ -80,17 +80,19 @@ def test_class_indices_survive_the_png(tmp_path: Path) -> None:
     assert Image.open(io.BytesIO(png_bytes(labels))).mode == "L"
 
 
-def test_class_indices_of_a_mosaic_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Pillow's limit, 179 million pixels by default, made small in place of a file that is large.
+def test_pngs_beyond_the_pixel_limit_of_pillow_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Lower Pillow's limit (179 million pixels) instead of writing a large file.
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     labels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     write_file(tmp_path / "a.png", png_bytes(labels))
     assert np.array_equal(read_labels(tmp_path / "a.png"), labels)
 
 
-def test_what_is_no_picture_has_no_labels(tmp_path: Path) -> None:
+def test_damaged_files_have_no_labels(tmp_path: Path) -> None:
     whole = png_bytes(np.zeros((64, 64), np.uint8))
-    for content in (b"", b"no picture", whole[:40], whole[:20]):
+    for content in (b"", b"not an image", whole[:40], whole[:20]):
         (tmp_path / "a.png").write_bytes(content)
         with pytest.raises(ValueError, match=r"a\.png"):
             read_labels(tmp_path / "a.png")

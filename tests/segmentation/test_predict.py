@@ -1,4 +1,4 @@
-"""Prediction of files of all kinds."""
+"""Prediction of files, folders and archive images."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_pages_of_a_file_are_segmented_one_by_one(trained: RunFolder, tmp_path: 
     assert np.array_equal(labels_of(report.folder, "stack#1"), labels_of(report.folder, "alone"))
 
 
-def test_bad_files_are_named_and_the_rest_is_done(trained: RunFolder, tmp_path: Path) -> None:
+def test_unreadable_files_are_skipped_and_named(trained: RunFolder, tmp_path: Path) -> None:
     good = save(tmp_path, "good.png", micrograph(33)[0])
     torn = tmp_path / "torn.png"
     torn.write_bytes(good.read_bytes()[:200])
@@ -91,7 +91,7 @@ def test_bad_files_are_named_and_the_rest_is_done(trained: RunFolder, tmp_path: 
     assert [Path(image.source) for image in report.written] == [good]
     assert [Path(name) for name, _ in report.skipped] == [torn, text, tmp_path / "gone.png"]
     assert {path.name for path in report.folder.iterdir()} == {"good.png", "good.overlay.png"}
-    with pytest.raises(UserError, match=r"no image could be segmented: .*torn.png \(and 1 others\)"):
+    with pytest.raises(UserError, match=r"torn\.png \(and 1 others\)"):
         predict(trained.path, [torn, text], out=tmp_path / "out")
 
 
@@ -107,30 +107,30 @@ def test_a_file_with_other_content_is_never_overwritten(trained: RunFolder, tmp_
     assert [name for name, _ in report.skipped] == [str(image)]
     assert "--out" in report.skipped[0][1]
     assert (out / "a.png").read_bytes() == first
-    # Into the folder of the images themselves.
+    # The output folder is the folder of the images.
     content = other.read_bytes()
-    with pytest.raises(UserError, match=r"exists with other content"):
+    with pytest.raises(UserError, match=r"b\.png.*--out"):
         predict(trained.path, [other], out=tmp_path)
     assert other.read_bytes() == content
     assert not (tmp_path / "b.overlay.png").exists()
-    with pytest.raises(UserError, match="is a file"):
+    with pytest.raises(UserError, match=r"a\.png.*--out"):
         predict(trained.path, [other], out=image)
 
 
-def test_a_folder_that_cannot_be_made_is_refused(trained: RunFolder, tmp_path: Path) -> None:
+def test_an_output_folder_that_cannot_be_made_is_refused(trained: RunFolder, tmp_path: Path) -> None:
     image = save(tmp_path, "a.png", micrograph(37)[0])
     for out in (image / "below" / "out", Path("/proc/pscl-hpc-out")):
-        with pytest.raises(UserError, match=r"cannot be written to .*choose another --out"):
+        with pytest.raises(UserError, match=f"{out}.*--out"):
             predict(trained.path, [image], out=out)
 
 
-def test_a_folder_that_takes_no_files_is_refused(trained: RunFolder, tmp_path: Path) -> None:
+def test_an_output_folder_that_is_not_writable_is_refused(trained: RunFolder, tmp_path: Path) -> None:
     image = save(tmp_path, "a.png", micrograph(37)[0])
-    with pytest.raises(UserError, match=r"/proc/self: cannot be written to .*choose another --out"):
+    with pytest.raises(UserError, match=r"/proc/self.*--out"):
         predict(trained.path, [image], out="/proc/self")
 
 
-def test_files_that_share_a_stem_keep_apart(trained: RunFolder, tmp_path: Path) -> None:
+def test_files_with_the_same_stem_have_different_outputs(trained: RunFolder, tmp_path: Path) -> None:
     names = ["x/same.png", "y/same.png", "y/same.tif", "y/only.png"]
     files = [save(tmp_path, name, micrograph(place)[0]) for place, name in enumerate(names)]
     report = predict(trained.path, files, out=tmp_path / "out")
@@ -139,9 +139,9 @@ def test_files_that_share_a_stem_keep_apart(trained: RunFolder, tmp_path: Path) 
     assert (tmp_path / "out/only.png").is_file()
 
 
-def test_ids_need_to_be_in_the_archive(trained: RunFolder, archive_file: Path, tmp_path: Path) -> None:
+def test_ids_must_be_in_the_archive(trained: RunFolder, archive_file: Path, tmp_path: Path) -> None:
     report = predict(trained.path, ["alloy/tset0", "alloy/test0"], archive=archive_file, out=tmp_path / "out")
     assert [name for name, _ in report.skipped] == ["alloy/tset0"]
     assert "alloy/test0" in report.skipped[0][1]
-    with pytest.raises(UserError, match="no image is named"):
+    with pytest.raises(UserError, match="predict"):
         predict(trained.path, [])

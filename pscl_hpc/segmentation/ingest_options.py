@@ -1,0 +1,145 @@
+"""Ingest options of a run's training images: recorded in run.json, and used again for the files that it segments.
+
+Files should be scaled, converted to grey and cropped as the annotated images were: networks are sensitive to intensity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pscl_hpc.archive import ImageRecord
+from pscl_hpc.archive.options import IngestOptions, differing, options_from_tree, options_to_tree
+from pscl_hpc.errors import UserError
+from pscl_hpc.runs import RunFolder
+
+KEY = "ingest_options"
+"""Key in run.json."""
+_FIELDS = ("percentiles", "luma", "crop_bottom")
+
+
+def record_ingest_options(
+    folder: RunFolder, annotated: Iterable[ImageRecord], unlabelled: Iterable[ImageRecord]
+) -> None:
+    """Write the distinct options of the training images to run.json; null for images whose options are unknown."""
+    folder.update(**{KEY: {"annotated": _trees(annotated), "unlabelled": _trees(unlabelled)}})
+
+
+@dataclass
+class FileOptions:
+    """The options for image files, and warnings about them."""
+
+    run: str
+    options: IngestOptions
+    guessed: frozenset[str]
+    """Fields that no flag gives and that are unknown for at least one annotated image."""
+    _warnings: list[str] = field(default_factory=list)
+    _affected: dict[str, list[str]] = field(default_factory=dict)
+
+    def note(self, source: str, fields: Iterable[str]) -> None:
+        """Note that other values of these guessed fields would change how a file is read."""
+        for name in fields:
+            sources = self._affected.setdefault(name, [])
+            if source not in sources:
+                sources.append(source)
+
+    def warnings(self) -> list[str]:
+        """Sentences for the user, including those on guessed fields that affected a file."""
+        found = list(self._warnings)
+        for name, flag in self.options.flags().items():
+            if sources := self._affected.get(name):
+                found.append(
+                    f"{self.run}: its record does not contain the ingest options of all annotated images; used {flag} "
+                    f"for {_first(sources)}; pass {flag.split()[0]} if 'archive build' had another value"
+                )
+        return found
+
+
+def choose_options(folder: RunFolder, given: Mapping[str, Any]) -> FileOptions:
+    """The options for files: the given values, else those of the run's annotated images, else the defaults.
+
+    Args:
+        folder: A fine-tuning run.
+        given: Fields of :class:`IngestOptions` that the user has set.
+
+    Raises:
+        UserError: the annotated images differ in a field that is not given, or the record is damaged.
+    """
+    missing = [name for name in _FIELDS if name not in given]
+    annotated, unlabelled = _recorded(folder) if missing else ([], [])
+    known = [options for options in annotated if options is not None]
+    options = replace(known[0] if known else IngestOptions(), **given)
+    complete = bool(known) and None not in annotated
+    chosen = FileOptions(str(folder.path), options, frozenset(() if complete else missing))
+    for name in missing:
+        flags = _flags(known, name)
+        if len(flags) > 1:
+            raise UserError(
+                f"{folder.path}: its annotated images have different ingest options ({' and '.join(flags)}); pass "
+                f"{flags[0].split()[0]} to choose one"
+            )
+        others = [flag for flag in _flags(unlabelled, name) if flag not in flags]
+        if flags and others:
+            chosen._warnings.append(
+                f"files are read with {flags[0]}, as the annotated images of {folder.path} were; its unlabelled images "
+                f"also had {' and '.join(others)}"
+            )
+    return chosen
+
+
+def mismatch_warnings(folder: RunFolder, images: Iterable[ImageRecord]) -> list[str]:
+    """Warnings about archive images whose ingest options differ from those of a run's annotated images.
+
+    Images and runs with unknown options give no warning.
+    """
+    try:
+        known = [options for options in _recorded(folder)[0] if options is not None]
+    except UserError:
+        return []  # Images of an archive do not need the record.
+    mismatches: dict[tuple[str, str], list[str]] = {}
+    for image in images:
+        if image.ingest is None or not known:
+            continue
+        fields = [differing(image.ingest, one, dtype=image.dtype, channels=image.channels) for one in known]
+        for name in set(_FIELDS).intersection(*fields):
+            mismatches.setdefault((name, image.ingest.flags()[name]), []).append(image.id)
+    return [
+        f"{_first(ids)}: built with {flag}, but the annotated images of {folder.path} with "
+        f"{' and '.join(_flags(known, name))}; predictions may be worse"
+        for (name, flag), ids in sorted(mismatches.items(), key=lambda item: _FIELDS.index(item[0][0]))
+    ]
+
+
+def _first(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def _flags(options: Iterable[IngestOptions | None], name: str) -> list[str]:
+    """The distinct flags of ``archive build`` that set a field."""
+    return list(dict.fromkeys(one.flags()[name] for one in options if one is not None))
+
+
+def _trees(records: Iterable[ImageRecord]) -> list[dict[str, Any] | None]:
+    distinct = dict.fromkeys(record.ingest for record in records)
+    return [options_to_tree(options) if options is not None else None for options in distinct]
+
+
+def _recorded(folder: RunFolder) -> tuple[list[IngestOptions | None], list[IngestOptions | None]]:
+    """Distinct options of the annotated and of the unlabelled images; UserError when the record is damaged."""
+    try:
+        entry = folder.record.get(KEY)
+        if not isinstance(entry, dict) or entry.keys() != {"annotated", "unlabelled"}:
+            raise ValueError("it must be an object with the keys annotated and unlabelled")
+        return _options(entry["annotated"]), _options(entry["unlabelled"])
+    except ValueError as error:
+        raise UserError(
+            f"{folder.path}/run.json: '{KEY}' is missing or damaged ({error}); restore run.json from a copy, or pass "
+            "--percentiles, --colour and --crop-bottom"
+        ) from None
+
+
+def _options(trees: object) -> list[IngestOptions | None]:
+    if not isinstance(trees, list):
+        raise ValueError("its values must be lists")
+    return [None if tree is None else options_from_tree(tree) for tree in trees]

@@ -1,0 +1,103 @@
+"""The image files that the arguments of ``predict`` stand for: files and folders."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pscl_hpc.archive.ingest.folders import (
+    IMAGE_FOLDERS,
+    MASK_FOLDERS,
+    images_under,
+    refuse_masks,
+    subfolder,
+)
+from pscl_hpc.archive.ingest.images import IMAGE_SUFFIXES
+from pscl_hpc.errors import UserError
+from pscl_hpc.segmentation.evaluate import same_name
+
+
+def list_files(names: Sequence[str], out: Path) -> tuple[list[str], list[tuple[str, str]]]:
+    """The named files, and the images in the named folders as ``archive build`` finds them.
+
+    Args:
+        names: Files and folders; their Unicode normalisation (NFC, NFD) may differ from the one on disk.
+        out: The output folder; files in it are not listed.
+
+    Returns:
+        The files, and what was skipped in the folders: path and reason.
+
+    Raises:
+        UserError: a folder cannot be read, is the output folder, or contains masks that would be taken for images.
+    """
+    files: list[str] = []
+    skipped: list[tuple[str, str]] = []
+    for name in map(_name_on_disk, names):
+        if not os.path.isdir(name):
+            files.append(name)
+            continue
+        images, others = _list_folder(Path(name), out.resolve())
+        files += map(str, images)
+        if not images:
+            skipped.append((name, f"there is no image ({', '.join(IMAGE_SUFFIXES)}) in this folder"))
+        skipped += [(str(path), reason) for path, reason in others]
+    return list(dict.fromkeys(files)), skipped
+
+
+def _list_folder(folder: Path, out: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
+    home = folder.resolve()
+    if out == home:
+        raise UserError(f"{folder}: is the folder of the images; name another output folder with --out")
+
+    def is_input(path: Path) -> bool:
+        return not (out.is_relative_to(home) and path.resolve().is_relative_to(out))
+
+    found = [path for path in images_under(folder) if is_input(path)]
+    # A dataset folder, or a folder of dataset folders, whose images are in img/ or images/.
+    inside = [path for path in sorted(folder.iterdir()) if path.is_dir()]
+    datasets = [folder] if subfolder(folder, IMAGE_FOLDERS) else inside
+    sources = [source for path in datasets if (source := subfolder(path, IMAGE_FOLDERS))]
+    if not sources:
+        refuse_masks(folder, found)
+        sources = [folder]
+    images = [path for path in found if any(map(path.is_relative_to, sources))]
+    kept = set(images)
+    elsewhere = Counter(path.parent for path in found if path not in kept)
+    skipped = [
+        (path, f"{count} images that are not in {' or '.join(IMAGE_FOLDERS)}")
+        for path, count in elsewhere.items()
+        if not {part.lower() for part in path.relative_to(folder).parts} & set(MASK_FOLDERS)
+    ]
+    for source in sources:
+        skipped += [other for other in _other_files(source) if is_input(other[0])]
+    return images, skipped
+
+
+def _other_files(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Hidden files and folders, and files of other kinds, each with the reason why it is skipped."""
+    seen = set()  # a link can lead to a folder above
+    for here, folders, files in os.walk(folder, followlinks=True):
+        hidden = [name for name in folders if name.startswith(".")]
+        folders[:] = [name for name in folders if name not in hidden]
+        if os.path.realpath(here) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(here))
+        for name in sorted(files + hidden):
+            if name.startswith("."):
+                yield Path(here, name), "hidden files and folders are not read"
+            elif Path(name).suffix.lower() not in IMAGE_SUFFIXES:
+                yield Path(here, name), f"is not an image file ({', '.join(IMAGE_SUFFIXES)})"
+
+
+def _name_on_disk(name: str) -> str:
+    """An existing path that equals ``name`` up to Unicode normalisation; ``name`` itself if there is none."""
+    if os.path.lexists(name) or os.path.dirname(name) == name:
+        return name
+    folder = _name_on_disk(os.path.dirname(name))
+    try:
+        return os.path.join(folder, same_name(os.path.basename(name), os.listdir(folder or ".")))
+    except OSError:
+        return name
