@@ -1,4 +1,4 @@
-"""Verifying an archive: checksums, masks, duplicates and specimens that straddle splits."""
+"""Verifying an archive: checksums, masks, references, duplicates and specimens in several splits."""
 
 from __future__ import annotations
 
@@ -10,18 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from pscl_hpc.archive.duplicates import Thumbnail, Thumbnailer, similar_pairs
-from pscl_hpc.archive.format import TILE, ImageRecord
-from pscl_hpc.archive.manifest import read_manifest
-from pscl_hpc.archive.publish import sha256_of
+from pscl_hpc.archive.format import IGNORE_INDEX, TILE, ImageRecord, check_mask
+from pscl_hpc.archive.manifest import read_manifest, sha256_of
 from pscl_hpc.archive.reader import Archive
-from pscl_hpc.archive.writer import check_mask
 from pscl_hpc.errors import UserError
 from pscl_hpc.progress import Progress
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is wrong with the archive."""
+    """One problem of an archive."""
 
     kind: str
     """``"checksum"``, ``"mask"``, ``"reference"``, ``"duplicate"``, ``"leak"`` (a duplicate in another split),
@@ -34,7 +32,7 @@ class Finding:
 
 
 def check(archive: Archive, *, progress: bool = False) -> list[Finding]:
-    """Read every pixel once and list what is wrong; an empty list is a clean archive."""
+    """Read every pixel once and return all problems."""
     findings = _shards(archive)
     thumbnails = []
     sound: list[ImageRecord] = []
@@ -60,7 +58,7 @@ def _shards(archive: Archive) -> list[Finding]:
         Finding(
             "checksum",
             (),
-            f"{archive.path / entry.file} differs from its checksum in the manifest; copy it again",
+            f"{archive.path / entry.file} does not match its checksum in the manifest; copy it again",
         )
         for entry in read_manifest(archive.path)
         if sha256_of(archive.path / entry.file) != entry.sha256
@@ -68,7 +66,7 @@ def _shards(archive: Archive) -> list[Finding]:
 
 
 def _pixels(archive: Archive, record: ImageRecord) -> Thumbnail:
-    """Verify the checksum of an image; returns its thumbnail."""
+    """Verify the checksum of an image and return its thumbnail."""
     digest = hashlib.sha256()
     thumbnailer = Thumbnailer(record.height, record.width)
     for top in range(0, record.height, TILE):
@@ -76,7 +74,7 @@ def _pixels(archive: Archive, record: ImageRecord) -> Thumbnail:
         digest.update(np.ascontiguousarray(strip).data)
         thumbnailer.add(strip)
     if digest.hexdigest() != archive.rows[record.index].pixel_checksum:
-        raise UserError(f"the pixels of {record.id} differ from their checksum; build the archive again")
+        raise UserError(f"the pixels of {record.id} do not match their checksum; build the archive again")
     return thumbnailer.thumbnail()
 
 
@@ -87,16 +85,14 @@ def _mask(archive: Archive, record: ImageRecord) -> list[Finding]:
     except (UserError, ValueError) as error:
         return [Finding("mask", (record.id,), f"{record.id}: {error}")]
     if hashlib.sha256(mask.tobytes()).hexdigest() != archive.rows[record.index].mask_checksum:
-        return [Finding("checksum", (record.id,), f"the mask of {record.id} differs from its checksum")]
-    if (mask == 255).all():
+        return [Finding("checksum", (record.id,), f"the mask of {record.id} does not match its checksum")]
+    if (mask == IGNORE_INDEX).all():
         return [Finding("mask", (record.id,), f"{record.id}: no pixel of the mask is annotated")]
     return []
 
 
 def _duplicates(
-    records: Sequence[ImageRecord],
-    checksums: Sequence[str],
-    thumbnails: Thumbnail,
+    records: Sequence[ImageRecord], checksums: Sequence[str], thumbnails: Thumbnail
 ) -> list[Finding]:
     equal: dict[tuple[str, int, int], int] = {}
     pairs: list[tuple[int, int, str]] = []
@@ -111,8 +107,7 @@ def _duplicates(
     findings = []
     for first, second, how in sorted(pairs):
         one, two = records[first], records[second]
-        splits = (one.split, two.split)
-        leak = one.split != two.split and all(splits)
+        leak = one.split != two.split and bool(one.split and two.split)
         where = f" ({one.split} and {two.split})" if leak else ""
         detail = f"{one.id} and {two.id} are copies{where}: {how}"
         findings.append(Finding("leak" if leak else "duplicate", (one.id, two.id), detail))
@@ -120,7 +115,7 @@ def _duplicates(
 
 
 def _references(archive: Archive) -> list[Finding]:
-    """A reference must be an annotated training image, or a one-shot run learns from nothing or from the test."""
+    """References that are not annotated training images."""
     known = {record.id: record for record in archive.records}
     findings = []
     for collection in archive.collections.values():
@@ -156,7 +151,7 @@ def _specimens(archive: Archive) -> list[Finding]:
 
 
 def _without_split(archive: Archive) -> list[Finding]:
-    """Annotated images that no split names though others have one; those without a mask are the unlabelled pool."""
+    """Annotated images without a split in collections that have splits."""
     findings = []
     for name in archive.collections:
         annotated = archive.select(datasets=[name], has_mask=True)
@@ -166,8 +161,8 @@ def _without_split(archive: Archive) -> list[Finding]:
                 Finding(
                     "split",
                     tuple(without),
-                    f"{len(without)} of {len(annotated)} annotated images of {name} have no split although others have "
-                    f"(the first: {without[0]}); they count as unlabelled, so name their split in splits.json",
+                    f"{len(without)} of {len(annotated)} annotated images of {name} have no split but others do "
+                    f"(the first: {without[0]}); they count as unlabelled, so add them to a split in splits.json",
                 )
             )
     return findings

@@ -51,7 +51,7 @@ def test_signed_and_float_tiff_become_float32(tmp_path: Path, dtype: str, stored
 
 def test_32_bit_integers_are_refused_not_rounded(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", np.arange(100, dtype=np.uint32).reshape(10, 10))
-    with pytest.raises(Unreadable, match="uint32 values cannot be stored without loss"):
+    with pytest.raises(Unreadable, match="uint32"):
         decode(tmp_path / "a.tif")
 
 
@@ -236,7 +236,7 @@ def test_a_stack_that_lists_one_page_is_refused(tmp_path: Path) -> None:
     end = start + 2 + 12 * struct.unpack("<H", data[start : start + 2])[0]
     data[end : end + 4] = bytes(4)
     path.write_bytes(data)
-    with pytest.raises(Unreadable, match="stack of 5 x 24 x 32 but lists 1 page"), open_pages(path):
+    with pytest.raises(Unreadable, match="5 x 24 x 32"), open_pages(path):
         pass
 
 
@@ -283,8 +283,8 @@ def test_other_files_say_what_they_are_not(tmp_path: Path) -> None:
     for name, reason in (
         ("ycc.tif", "YCbCr"),
         ("empty.png", "empty"),
-        ("text.png", "not a PNG, JPEG, BMP or TIFF"),
-        ("bomb.png", "too many"),
+        ("text.png", "PNG, JPEG, BMP or TIFF"),
+        ("bomb.png", "1000000 x 1000000"),
         ("cmyk.jpg", "CMYK"),
         ("five.tif", "5 channels"),
         ("gone.png", "cannot be opened"),

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pscl_hpc.archive import Archive
 from pscl_hpc.archive.build import AUTO_CROP, BuildOptions, build
-from pscl_hpc.archive.ingest.infobar import bar_height
+from pscl_hpc.archive.ingest.prepare import bar_height
 from pscl_hpc.archive.ingest.sources import plan
 
 from .archives import labels, texture

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pscl_hpc.archive import Archive
 from pscl_hpc.archive.build import BuildOptions, build
-from pscl_hpc.archive.ingest import orientation as module
+from pscl_hpc.archive.ingest import page as module
 from pscl_hpc.archive.ingest.errors import Unreadable
 from pscl_hpc.archive.ingest.images import open_pages
 from pscl_hpc.archive.ingest.sources import plan
@@ -70,8 +70,7 @@ def test_one_on_its_side_that_is_too_large_is_refused(
         with open_pages(tmp_path / "a.tif") as (page,):
             assert {page.height, page.width} == {20, width}
     save(tmp_path / "a.tif", pixels((20, 31)), 6)
-    message = r"^its orientation tag \(6\) turns it on its side, .* 31 x 20 pixels .*; save it upright$"
-    with pytest.raises(Unreadable, match=message), open_pages(tmp_path / "a.tif"):
+    with pytest.raises(Unreadable, match=r"\(6\).*31 x 20"), open_pages(tmp_path / "a.tif"):
         pass
 
 

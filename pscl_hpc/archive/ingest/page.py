@@ -1,30 +1,51 @@
-"""One image of a file, read by rows, and the same image seen in grey or cut to some of its rows."""
+"""One image of a file, read by rows, and derived images: grey, cropped or upright."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from pscl_hpc.archive.format import TILE
+from pscl_hpc.archive.format import TILE, Pixels
 from pscl_hpc.archive.ingest.errors import Unreadable
 
-Pixels = npt.NDArray[Any]
-
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+
+ORIENTATION = 274
+"""Number of the orientation tag in EXIF 2.3 and TIFF 6.0."""
+_MAX_WHOLE = 1 << 31
+"""Bytes of a page whose rows become columns, which needs all of it in memory."""
+
+
+class _Turn(NamedTuple):
+    """How an orientation is undone: transpose first, then reverse rows and columns."""
+
+    transpose: bool
+    rows: bool
+    columns: bool
+
+
+_TURNS = {
+    2: _Turn(False, False, True),
+    3: _Turn(False, True, True),
+    4: _Turn(False, True, False),
+    5: _Turn(True, False, False),
+    6: _Turn(True, False, True),
+    7: _Turn(True, True, True),
+    8: _Turn(True, True, False),
+}
 
 
 class Page(ABC):
     """One image of a file, readable by rows.
 
     Attributes:
-        height, width, channels: channels is 1 or 3; alpha is gone.
+        height, width, channels: channels is 1 or 3, without alpha.
         dtype: ``"uint8"``, ``"uint16"`` or ``"float32"``.
-        intensity: (low, high) where the file says that fewer bits are used, else None.
-        um_per_pixel, magnification: from the tags of the file, None when it has none.
+        intensity: (low, high) if the file declares that fewer bits are used, else None.
+        um_per_pixel, magnification: from the tags of the file, else None.
     """
 
     height: int
@@ -37,7 +58,7 @@ class Page(ABC):
 
     @abstractmethod
     def rows(self, start: int, stop: int) -> Pixels:
-        """(stop - start, width, channels) pixels in ``dtype``; Unreadable when they are damaged."""
+        """(stop - start, width, channels) pixels in ``dtype``; Unreadable if the file is damaged."""
 
     def strips(self) -> Iterator[Pixels]:
         """All rows, 256 at a time."""
@@ -46,7 +67,7 @@ class Page(ABC):
 
 
 class ArrayPage(Page):
-    """A page that is in memory, (h, w, channels)."""
+    """A page in memory, (h, w, channels)."""
 
     def __init__(self, pixels: Pixels) -> None:
         pixels = to_stored(pixels)
@@ -63,7 +84,7 @@ class ArrayPage(Page):
 
 
 class PageView(Page):
-    """Another page seen differently; keeps its tags."""
+    """An image derived from another page; keeps its tags."""
 
     def __init__(self, page: Page) -> None:
         self._page = page
@@ -74,7 +95,7 @@ class PageView(Page):
 
 
 class GreyPage(PageView):
-    """The luma (or, of equal channels, the one channel) of a colour page."""
+    """The luma of a colour page, or its first channel if all are equal."""
 
     def __init__(self, page: Page, *, equal: bool) -> None:
         super().__init__(page)
@@ -92,7 +113,7 @@ class GreyPage(PageView):
 
 
 class RowsPage(PageView):
-    """The rows ``first`` to ``last`` (exclusive) of a page."""
+    """Rows ``first`` to ``last`` (exclusive) of a page."""
 
     def __init__(self, page: Page, first: int, last: int) -> None:
         super().__init__(page)
@@ -103,8 +124,46 @@ class RowsPage(PageView):
         return self._page.rows(self._first + start, self._first + stop)
 
 
+class _UprightPage(PageView):
+    def __init__(self, page: Page, turn: _Turn) -> None:
+        super().__init__(page)
+        self._turn = turn
+        self._whole: Pixels | None = None
+        if turn.transpose:
+            self.height, self.width = page.width, page.height
+
+    def rows(self, start: int, stop: int) -> Pixels:
+        if self._turn.rows:
+            start, stop = self.height - stop, self.height - start
+        if not self._turn.transpose:
+            pixels = self._page.rows(start, stop)
+        else:
+            if self._whole is None:
+                self._whole = self._page.rows(0, self._page.height).swapaxes(0, 1)
+            pixels = self._whole[start:stop]
+        return pixels[:: -1 if self._turn.rows else 1, :: -1 if self._turn.columns else 1]
+
+
+def upright(page: Page, orientation: object) -> Page:
+    """The page as viewers show it, by its orientation tag; invalid values are ignored.
+
+    Raises:
+        Unreadable: rows become columns and the page is too large for memory.
+    """
+    if not isinstance(orientation, int) or orientation not in _TURNS:
+        return page
+    turn = _TURNS[orientation]
+    size = page.height * page.width * page.channels * np.dtype(page.dtype).itemsize
+    if turn.transpose and size > _MAX_WHOLE:
+        raise Unreadable(
+            f"its orientation tag ({int(orientation)}) requires a rotation, for which {page.width} x {page.height} "
+            "pixels are too many; save it upright"
+        )
+    return _UprightPage(page, turn)
+
+
 def single_channel(page: Page, *, luma: bool) -> Page:
-    """Greyscale saved as RGB becomes one channel; true colour too when ``luma`` is asked for."""
+    """Greyscale saved as RGB becomes one channel, and so does true colour with ``luma``."""
     if page.channels == 1:
         return page
     equal = all(_channels_equal(strip) for strip in page.strips())
@@ -117,7 +176,7 @@ def _channels_equal(strip: Pixels) -> bool:
 
 
 def to_stored(pixels: Pixels) -> Pixels:
-    """Pixels in one of the three stored types, value for value (float64 is rounded to float32)."""
+    """Pixels in one of the three stored types, without loss except that float64 is rounded to float32."""
     kind, size = pixels.dtype.kind, pixels.dtype.itemsize
     if kind == "b":
         return pixels.astype(np.uint8) * np.uint8(255)
@@ -125,12 +184,14 @@ def to_stored(pixels: Pixels) -> Pixels:
         return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
     if kind == "f" or (kind == "i" and size <= 2):  # float32 holds every 16-bit integer
         return pixels.astype(np.float32)
-    raise Unreadable(f"{pixels.dtype} values cannot be stored without loss; save it as 16-bit or float")
+    raise Unreadable(
+        f"{pixels.dtype} values cannot be stored without loss; save the image as 16-bit or float"
+    )
 
 
 def drop_alpha(pixels: Pixels) -> Pixels:
     """(h, w, c) without an alpha channel: 2 -> 1 and 4 -> 3 channels."""
     channels = pixels.shape[2]
     if channels not in (1, 2, 3, 4):
-        raise Unreadable(f"it has {channels} channels; 1 (grey) or 3 (colour) can be stored")
+        raise Unreadable(f"it has {channels} channels but must have 1 (grey) or 3 (colour)")
     return pixels[:, :, : channels - 1] if channels in (2, 4) else pixels

@@ -1,4 +1,4 @@
-"""An archive of synthetic micrographs: which pictures, which split, which references."""
+"""An archive of synthetic micrographs, with splits and references."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pscl_hpc.archive.format import Collection
 from pscl_hpc.archive.synthesis.generate import (
     FAMILIES,
     IMAGES_PER_SPECIMEN,
-    Micrograph,
     class_names,
     collection_name,
     synthesise,
@@ -21,9 +20,9 @@ from pscl_hpc.archive.writer import ShardWriter
 from pscl_hpc.errors import UserError
 
 REFERENCES = 5
-"""Annotated images named per collection, each of which alone can serve a one-shot run."""
+"""At most this many reference images per collection."""
 MIN_IMAGES_PER_FAMILY = 3
-"""One specimen for each of train, val and test."""
+"""One specimen each for train, val and test."""
 _TEST_SHARE, _VAL_SHARE = 0.25, 0.15
 
 
@@ -34,17 +33,16 @@ class _Entry:
 
 
 def _plan(images: int) -> list[_Entry]:
-    """Indices and splits of one family's ``images`` pictures, whole specimens to a split.
+    """Indices and splits of one family's ``images`` pictures; both fields of a specimen are in one split.
 
-    The first specimens train, so that every production batch is met in training as soon as there are enough;
-    the last ones are for validation and testing.
+    The first specimens are for training, so that all production batches are in training when there are enough.
     """
     specimens = max(MIN_IMAGES_PER_FAMILY, -(-images // IMAGES_PER_SPECIMEN))
     test = max(1, round(_TEST_SHARE * specimens))
     val = max(1, round(_VAL_SHARE * specimens))
     train = specimens - test - val
     splits = ["train"] * train + ["val"] * val + ["test"] * test
-    # Every specimen gives its first field before any gives a second one, so none stays empty.
+    # First fields of all specimens before second fields, so that no specimen is empty.
     order = [
         s * IMAGES_PER_SPECIMEN + field for field in range(IMAGES_PER_SPECIMEN) for s in range(specimens)
     ]
@@ -56,9 +54,9 @@ def _image_id(family: str, index: int) -> str:
 
 
 def _references(family: str, plan: Sequence[_Entry], seed: int, size: tuple[int, int]) -> tuple[str, ...]:
-    """Ids of the first training images with all classes, at most :data:`REFERENCES`, one per specimen first.
+    """Ids of the first training images with all classes, at most :data:`REFERENCES`, from different specimens first.
 
-    A picture too small to show every class in any training image leaves the richest of them as the only reference.
+    If no training image has all classes, the one with the most is the only reference.
     """
     train = [entry.index for entry in plan if entry.split == "train"]
     train.sort(key=lambda index: (index % IMAGES_PER_SPECIMEN, index))
@@ -88,34 +86,33 @@ def write_synthetic_archive(
 
     Args:
         out: the HDF5 file to make; it must not exist.
-        images: total number of images, dealt evenly to the families (the first ones take the rest); at least
-            three per family.
+        images: total number of images, divided evenly among the families; at least three per family.
         seed: as in :func:`synthesise`; the archive is a pure function of (images, seed, size, families).
         size: (height, width) of every image in pixels.
-        families: which of :data:`FAMILIES`, each a collection ``synthetic_<family>`` of its own.
-        on_image: called after each image with (images written, images in all), for progress displays.
+        families: names in :data:`FAMILIES`; each becomes a collection ``synthetic_<family>``.
+        on_image: called after each image with (images written, total), for progress displays.
 
     Returns:
         ``out``.
 
     Raises:
-        UserError: ``out`` exists, too few images, or a wrong family, size or seed.
+        UserError: ``out`` exists, there are too few images, or a family, size or seed is wrong.
 
-    About 60% of the specimens are for training, 15% for validation and 25% for testing; both fields of a
-    specimen share its split. Each collection names up to five training images with all classes as references.
+    About 60% of the specimens are for training, 15% for validation and 25% for testing. Each collection has up to five
+    training images with all classes as references.
     """
     out = Path(out)
     names = list(dict.fromkeys(families))
     if not names:
-        raise UserError(f"no synthetic family was chosen; choose from: {', '.join(FAMILIES)}")
+        raise UserError(f"no synthetic family was given; choose from {', '.join(FAMILIES)}")
     collections = {family: collection_name(family) for family in names}
     least = MIN_IMAGES_PER_FAMILY * len(names)
     if images < least:
         raise UserError(
-            f"{images} synthetic images are too few for {len(names)} families in three splits: ask for at least {least}"
+            f"{images} synthetic images are too few for {len(names)} families in three splits; make at least {least}"
         )
     if out.exists() or out.is_symlink():
-        raise UserError(f"{out} exists already: choose another output file or remove it first")
+        raise UserError(f"{out} already exists; choose another output file or remove it")
     plans = {
         family: _plan(images // len(names) + (position < images % len(names)))
         for position, family in enumerate(names)
@@ -132,7 +129,7 @@ def write_synthetic_archive(
     with ShardWriter(out, described) as writer:
         for family, plan in plans.items():
             for entry in plan:
-                picture: Micrograph = synthesise(family, seed=seed, index=entry.index, size=size)
+                picture = synthesise(family, seed=seed, index=entry.index, size=size)
                 writer.add(
                     picture.image,
                     mask=picture.mask,
@@ -140,7 +137,7 @@ def write_synthetic_archive(
                     dataset=collections[family],
                     split=entry.split,
                     specimen=picture.specimen,
-                    condition=picture.condition,
+                    production_batch=picture.production_batch,
                     alloy=picture.alloy,
                     magnification=picture.magnification,
                     um_per_pixel=picture.um_per_pixel,
