@@ -123,7 +123,7 @@ class Archive:
         for name in splits:
             if name not in ("", "train", *known):
                 raise UserError(
-                    f"{key}: no image of {self.path} is in the split '{name}'"
+                    f"{key}: no image of {self.path} is in the splits ['{name}']"
                     f"{did_you_mean(name, sorted(known - {''}))}"
                 )
         present = {record.specimen for record in self.records} - {""}

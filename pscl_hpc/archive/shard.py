@@ -141,7 +141,7 @@ def open_shard(path: Path) -> Shard:
     """Read and verify the index of an archive file; UserError when it is missing or damaged."""
     if not path.is_file():
         raise UserError(
-            f"there is no archive {path}; make one with 'pscl-hpc archive build SRC... --out {path}'"
+            f"no archive at {path}; make one with 'pscl-hpc archive build SRC... --out {path}'"
         )
     try:
         stamp = stamp_of(path.stat())

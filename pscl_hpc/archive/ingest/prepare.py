@@ -82,7 +82,7 @@ def _rows_to_cut(page: Page, wanted: int) -> int:
         )
         return bar_height(bottom, page.height, page.intensity[1] if page.intensity else full)
     if wanted >= page.height:
-        raise Unreadable(f"it has {page.height} rows, not more than the {wanted} to be cropped")
+        raise Unreadable(f"it has {page.height} rows, no more than the {wanted} to be cropped")
     return wanted
 
 
