@@ -123,8 +123,9 @@ def _build(
     used = {row.dataset for row, _ in picks} | (set(old.collections) if old else set())
     filled = {name: collection for name, collection in collections.items() if name in used}
     if picks or old is None or old.collections != filled:
-        # One file is written anew with the old images; a folder gets new shards.
-        kept = [(row, shard) for shard in old.shards for row in shard.rows] if old and not shard_bytes else []
+        kept = []
+        if old and shard_bytes is None:  # one file is written again as a whole, a folder only gets new shards
+            kept = [(row, shard) for shard in old.shards for row in shard.rows]
         content = sorted(picks + kept, key=lambda pick: pick[0].id)
         listed = list(filled.values())
         publish(out, parts.folder, content, listed, options.compression, shard_bytes, progress)

@@ -140,9 +140,7 @@ def stamp_of(status: os.stat_result) -> tuple[int, int]:
 def open_shard(path: Path) -> Shard:
     """Read and verify the index of an archive file; UserError when it is missing or damaged."""
     if not path.is_file():
-        raise UserError(
-            f"no archive at {path}; make one with 'pscl-hpc archive build SRC... --out {path}'"
-        )
+        raise UserError(f"no archive at {path}; make one with 'pscl-hpc archive build SRC... --out {path}'")
     try:
         stamp = stamp_of(path.stat())
         with h5py.File(path, "r", locking=False) as file:

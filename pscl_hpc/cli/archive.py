@@ -218,21 +218,13 @@ def synth_command(
     """
     from pscl_hpc.archive import Archive
     from pscl_hpc.archive.synthesis import FAMILIES, write_synthetic_archive
-    from pscl_hpc.progress import Progress
 
     what = "height and width in pixels, such as 256,384"
     height, width = ingest.two_numbers("--size", size, what)
     if not (height.is_integer() and width.is_integer()):
         raise UserError(f"--size is {size!r}; give {what}")
-    with Progress("drawing", images, unit="image", show=not as_json) as bar:
-        path = write_synthetic_archive(
-            out,
-            images,
-            seed,
-            (int(height), int(width)),
-            families=family or FAMILIES,
-            on_image=lambda done, total: bar.advance(),
-        )
+    shape = (int(height), int(width))
+    path = write_synthetic_archive(out, images, seed, shape, family or FAMILIES, progress=not as_json)
     archive = Archive(path)
     if as_json:
         _print_json({"archive": str(path), "images": len(archive), "fingerprint": archive.fingerprint})

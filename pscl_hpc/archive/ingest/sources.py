@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -144,7 +144,8 @@ class _Finder:
 
     def add(self, source: Path) -> None:
         if source.is_file():
-            self._collect(source.absolute().parent, [source], source.absolute().parent, None, None)
+            folder = source.absolute().parent
+            self._collect(folder, [source], folder, folder, {}, Splits())
         elif not source.is_dir():
             raise UserError(f"{source} does not exist; give image files or folders of images")
         elif subfolder(source, IMAGE_FOLDERS):
@@ -160,70 +161,62 @@ class _Finder:
             else:
                 images = images_under(source)
                 check_no_masks(source, images)
-                self._collect(source, images, source, None, None)
+                self._collect(source, images, source, source, {}, Splits())
 
     def _dataset(self, folder: Path, root: Path) -> None:
         images, masks = subfolder(folder, IMAGE_FOLDERS), subfolder(folder, MASK_FOLDERS)
         assert images is not None
-        splits = None
-        if (folder / SPLITS_FILE).is_file():
-            splits = read_splits(folder / SPLITS_FILE)
-        self._collect(images, images_under(images), root, masks, splits, folder)
+        file = folder / SPLITS_FILE
+        splits = read_splits(file) if file.is_file() else Splits()
+        self._collect(images, images_under(images), root, folder, by_stem(masks) if masks else {}, splits)
         self.unread += beside_dataset(folder, images, masks)
+
+    def _skip(self, path: Path, reason: str) -> None:
+        self.skipped.append(Skipped(readable(str(path)), reason))
 
     def _collect(
         self,
         base: Path,
         paths: Sequence[Path],
         root: Path,
-        mask_folder: Path | None,
-        splits: Splits | None,
-        named: Path | None = None,
+        folder: Path,
+        masks: Mapping[str, tuple[Path, ...]],
+        splits: Splits,
     ) -> None:
-        name = _plain((named or base).resolve().name)
+        """Add the images ``paths`` under ``base`` as the collection named after ``folder``."""
+        name = _plain(folder.resolve().name)
         if self._roots.setdefault(name, base.resolve()) != base.resolve():
             raise UserError(
                 f"{base} and {self._roots[name]} would both be the dataset {name!r}; rename one of these folders"
             )
-        masks = by_stem(mask_folder) if mask_folder else {}
-        found = {}
+        stems = {}
         for path in paths:
             relative = path.absolute().relative_to(base.absolute())
-            stem = relative.with_suffix("").as_posix()
-            found[relative.as_posix()] = stem
-            item = Item(
-                path=path,
-                source=readable(
-                    f"{root.resolve().name}/{path.absolute().relative_to(root.absolute()).as_posix()}"
-                ),
-                dataset=name,
-                stem=_plain(stem),
-                mask=masks[stem][-1] if stem in masks else None,
-                same_named=masks[stem] if len(masks.get(stem, ())) > 1 else (),
-                split=splits.split_of(relative.as_posix()) if splits else "",
-            )
-            self.items.append(item)
-        for stem in sorted(masks.keys() - set(found.values())):
-            self.skipped.append(
-                Skipped(
-                    readable(str(masks[stem][-1])),
-                    "a mask without an image of the same name; rename one of them",
+            stem = stems[relative.as_posix()] = relative.with_suffix("").as_posix()
+            below_root = path.absolute().relative_to(root.absolute()).as_posix()
+            same_named = masks.get(stem, ())
+            self.items.append(
+                Item(
+                    path=path,
+                    source=readable(f"{root.resolve().name}/{below_root}"),
+                    dataset=name,
+                    stem=_plain(stem),
+                    mask=same_named[-1] if same_named else None,
+                    same_named=same_named if len(same_named) > 1 else (),
+                    split=splits.split_of(relative.as_posix()),
                 )
             )
-        references = self._references(base, splits, found) if splits else []
-        if splits:
-            for missing in splits.missing(list(found)):
-                self.skipped.append(
-                    Skipped(
-                        str(base / missing),
-                        f"listed in {SPLITS_FILE} but not found; correct the name and its suffix in {SPLITS_FILE}",
-                    )
-                )
+        for stem in sorted(masks.keys() - set(stems.values())):
+            self._skip(masks[stem][-1], "a mask without an image of the same name; rename one of them")
+        references = self._references(base, splits, stems)
+        for missing in splits.missing(list(stems)):
+            fix = f"correct the name and its suffix in {SPLITS_FILE}"
+            self._skip(base / missing, f"listed in {SPLITS_FILE} but not found; {fix}")
         self.collections[name] = Collection(
             name=name,
-            classes=splits.classes if splits and splits.classes else (self._classes if masks else ()),
-            background=splits.background if splits else 0,
-            ignore_classes=splits.ignore_classes if splits else (),
+            classes=splits.classes or (self._classes if masks else ()),
+            background=splits.background,
+            ignore_classes=splits.ignore_classes,
             references=tuple(f"{name}/{_plain(stem)}" for stem in references),
         )
 
@@ -234,11 +227,11 @@ class _Finder:
             found = find_listed(wanted, list(images))
             if len(found) > 1:
                 reason = f"a reference in {SPLITS_FILE} that matches {len(found)} images; add its folder"
-                self.skipped.append(Skipped(str(base / wanted), reason))
+                self._skip(base / wanted, reason)
                 continue
             if not found:
                 reason = f"a reference in {SPLITS_FILE} but not found; correct the name in {SPLITS_FILE}"
-                self.skipped.append(Skipped(str(base / wanted), reason))
+                self._skip(base / wanted, reason)
             stems.append(images[found[0]] if found else str(Path(wanted).with_suffix("")))
         return stems
 

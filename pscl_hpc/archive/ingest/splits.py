@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -27,12 +27,12 @@ class Splits:
     these is an error: the images of a mistyped ``test`` would be used for training.
     """
 
-    classes: tuple[str, ...]
-    background: int
-    ignore_classes: tuple[int, ...]
-    references: tuple[str, ...]
+    classes: tuple[str, ...] = ()
+    background: int = 0
+    ignore_classes: tuple[int, ...] = ()
+    references: tuple[str, ...] = ()
     """As listed."""
-    files: dict[str, str]
+    files: Mapping[str, str] = field(default_factory=dict)
     """File name -> split."""
 
     def split_of(self, name: str) -> str:

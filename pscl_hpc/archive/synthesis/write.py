@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from pscl_hpc.archive.synthesis.generate import (
 )
 from pscl_hpc.archive.writer import ShardWriter
 from pscl_hpc.errors import UserError
+from pscl_hpc.progress import Progress
 
 REFERENCES = 5
 """At most this many reference images per collection."""
@@ -26,14 +26,8 @@ MIN_IMAGES_PER_FAMILY = 3
 _TEST_SHARE, _VAL_SHARE = 0.25, 0.15
 
 
-@dataclass(frozen=True)
-class _Entry:
-    index: int
-    split: str
-
-
-def _plan(images: int) -> list[_Entry]:
-    """Indices and splits of one family's ``images`` pictures; both fields of a specimen are in one split.
+def _plan(images: int) -> dict[int, str]:
+    """Index -> split of one family's ``images`` pictures; both fields of a specimen are in one split.
 
     The first specimens are for training, so that all production batches are in training when there are enough.
     """
@@ -46,19 +40,19 @@ def _plan(images: int) -> list[_Entry]:
     order = [
         s * IMAGES_PER_SPECIMEN + field for field in range(IMAGES_PER_SPECIMEN) for s in range(specimens)
     ]
-    return [_Entry(index, splits[index // IMAGES_PER_SPECIMEN]) for index in sorted(order[:images])]
+    return {index: splits[index // IMAGES_PER_SPECIMEN] for index in sorted(order[:images])}
 
 
 def _image_id(family: str, index: int) -> str:
     return f"{collection_name(family)}/{family}_{index:06d}"
 
 
-def _references(family: str, plan: Sequence[_Entry], seed: int, size: tuple[int, int]) -> tuple[str, ...]:
+def _references(family: str, plan: Mapping[int, str], seed: int, size: tuple[int, int]) -> tuple[str, ...]:
     """Ids of the first training images with all classes, at most :data:`REFERENCES`, from different specimens first.
 
     If no training image has all classes, the one with the most is the only reference.
     """
-    train = [entry.index for entry in plan if entry.split == "train"]
+    train = [index for index, split in plan.items() if split == "train"]
     train.sort(key=lambda index: (index % IMAGES_PER_SPECIMEN, index))
     complete: list[int] = []
     richest, most = train[0], 0
@@ -80,7 +74,7 @@ def write_synthetic_archive(
     size: tuple[int, int] = (256, 256),
     families: Sequence[str] = FAMILIES,
     *,
-    on_image: Callable[[int, int], None] | None = None,
+    progress: bool = False,
 ) -> Path:
     """Write an archive of synthetic micrographs, each with its exact mask.
 
@@ -90,7 +84,7 @@ def write_synthetic_archive(
         seed: as in :func:`synthesise`; the archive is a pure function of (images, seed, size, families).
         size: (height, width) of every image in pixels.
         families: names in :data:`FAMILIES`; each becomes a collection ``synthetic_<family>``.
-        on_image: called after each image with (images written, total), for progress displays.
+        progress: show a bar.
 
     Returns:
         ``out``.
@@ -105,7 +99,6 @@ def write_synthetic_archive(
     names = list(dict.fromkeys(families))
     if not names:
         raise UserError(f"no synthetic family was given; choose from {', '.join(FAMILIES)}")
-    collections = {family: collection_name(family) for family in names}
     least = MIN_IMAGES_PER_FAMILY * len(names)
     if images < least:
         raise UserError(
@@ -119,31 +112,29 @@ def write_synthetic_archive(
     }
     described = [
         Collection(
-            name=collections[family],
+            name=collection_name(family),
             classes=class_names(family),
             references=_references(family, plan, seed, size),
         )
         for family, plan in plans.items()
     ]
-    done = 0
-    with ShardWriter(out, described) as writer:
+    bar = Progress("drawing", images, unit="image", show=progress)
+    with bar, ShardWriter(out, described) as writer:
         for family, plan in plans.items():
-            for entry in plan:
-                picture = synthesise(family, seed=seed, index=entry.index, size=size)
+            for index, split in plan.items():
+                picture = synthesise(family, seed=seed, index=index, size=size)
                 writer.add(
                     picture.image,
                     mask=picture.mask,
-                    id=_image_id(family, entry.index),
-                    dataset=collections[family],
-                    split=entry.split,
+                    id=_image_id(family, index),
+                    dataset=collection_name(family),
+                    split=split,
                     specimen=picture.specimen,
                     production_batch=picture.production_batch,
                     alloy=picture.alloy,
                     magnification=picture.magnification,
                     um_per_pixel=picture.um_per_pixel,
-                    source=f"synthetic:{family}:seed={seed}:index={entry.index}",
+                    source=f"synthetic:{family}:seed={seed}:index={index}",
                 )
-                done += 1
-                if on_image is not None:
-                    on_image(done, images)
+                bar.advance()
     return out
