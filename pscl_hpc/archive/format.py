@@ -1,6 +1,6 @@
 """The archive format: names, versions, and the records that the reader and the writer share.
 
-One HDF5 file (a *shard*) holds
+One HDF5 file (a *shard*) contains
 
 * ``/tiles/<pool>``: 256 x 256 tiles, one dataset per (dtype, channels) plus ``mask``; every chunk is one tile. The
   tiles of an image are consecutive and in row-major order, so images of any size share one dataset and a crop reads
@@ -130,7 +130,7 @@ def check_mask(mask: Pixels, height: int, width: int, collection: Collection) ->
             f"the mask is {' x '.join(map(str, mask.shape))}, the image {height} x {width} pixels"
         )
     if mask.dtype.kind not in "ui":
-        raise ValueError(f"the mask holds {mask.dtype} values, not class indices")
+        raise ValueError(f"the mask has {mask.dtype} values, not class indices")
     count = len(collection.classes)
     wrong = [value for value in mask_values(mask) if not (0 <= value < count or value == IGNORE_INDEX)]
     if wrong and not count:
@@ -138,7 +138,7 @@ def check_mask(mask: Pixels, height: int, width: int, collection: Collection) ->
     if wrong:
         shown = f"{', '.join(map(str, wrong[:8]))}{' ...' if len(wrong) > 8 else ''}"
         raise ValueError(
-            f"the mask holds the value {shown} but collection {collection.name} has classes 0 to {count - 1}"
+            f"the mask has the value {shown} but collection {collection.name} has classes 0 to {count - 1}"
         )
 
 
@@ -209,7 +209,7 @@ OPTIONAL_COLUMNS = ("ingest",)
 """Text columns that older files lack."""
 
 _NOT_CONTENT = ("source", "first_tile", "mask_first_tile", "ingest")
-"""Columns that tell where an image is or how it was packed: they are not part of the fingerprint."""
+"""Columns with the location of an image or how it was packed; they are not part of the fingerprint."""
 
 
 def pool_name(dtype: str, channels: int) -> str:

@@ -97,7 +97,7 @@ class Parts:
                 before = None
             if before != self._options and any(self.folder.glob("part-*.h5")):
                 raise UserError(
-                    f"{self.folder} holds parts of a build with other options; use the same options to resume it, "
+                    f"{self.folder} has parts of a build with other options; use the same options to resume it, "
                     f"or delete that folder to start over"
                 )
         path.write_text(json.dumps(self._options), encoding="utf-8")

@@ -56,7 +56,7 @@ class Archive:
         self._shard_of = tuple(shard for _, shard in places)
         for before, after in zip(self.rows, self.rows[1:], strict=False):
             if before.id == after.id:
-                raise UserError(f"{self.path} holds the image {after.id} in two shards; build it again")
+                raise UserError(f"{self.path} has the image {after.id} in two shards; build it again")
         self.records = tuple(row.record(index) for index, row in enumerate(self.rows))
         self._by_id = {record.id: record for record in self.records}
         self.fingerprint = fingerprint(self.rows, self.collections.values())
@@ -224,7 +224,7 @@ def merge_collections(shards: Sequence[Shard]) -> dict[str, Collection]:
 class _Files:
     """Open files of the current process, least recently used closed first.
 
-    After a fork the state starts anew: the lock may have been held by a thread that the child does not have.
+    They are opened again after a fork, because the lock may be held by a thread that the child process does not have.
     """
 
     def __init__(self) -> None:

@@ -58,7 +58,7 @@ def compare(archives: Sequence[Archive], *, splits: Sequence[str], progress: boo
 
     Args:
         archives: Open archives.
-        splits: Splits of the images to compare; the empty name stands for images without a split.
+        splits: Splits of the images to compare; the empty name means images without a split.
         progress: Show a progress bar when the output is a terminal.
 
     Raises:

@@ -153,7 +153,7 @@ class ShardWriter:
                         pool.trim()
                     write_index(file, self._rows, list(self._collections.values()))
         except WriteError:
-            if raised is None:  # otherwise the exception of the block goes on: it came first
+            if raised is None:  # an exception of the block came first and is raised instead
                 raise
 
     def __len__(self) -> int:

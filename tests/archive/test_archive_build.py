@@ -1,4 +1,4 @@
-"""Building: deterministic, additive, and never at the cost of the old archive."""
+"""Building is deterministic and additive, and never damages an old archive."""
 
 from __future__ import annotations
 

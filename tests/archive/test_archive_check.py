@@ -1,4 +1,4 @@
-"""Checking: what is wrong is found and named, what is right is not."""
+"""Checking an archive finds all problems and nothing else."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_copy_in_another_split_is_a_leak(tmp_path: Path) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10**6), noise=st.floats(0, 0.2))
-def test_the_screen_misses_no_pair(seed: int, noise: float) -> None:
+def test_the_filter_misses_no_pair(seed: int, noise: float) -> None:
     """Against all pairs in all orientations, compared one by one."""
     random = np.random.default_rng(seed)
     stack = [random.normal(size=(SIDE, SIDE)) for _ in range(4)]
@@ -116,7 +116,7 @@ def test_thumbnails_are_area_means(height: int, width: int, strip: int) -> None:
     "how", ["rotated by 90 degrees", "rotated by 180 degrees", "mirrored", "half as large"]
 )
 def test_fine_detail_does_not_hide_a_copy(tmp_path: Path, how: str) -> None:
-    """Grains of a few pixels in images whose sides are no multiple of the thumbnail's."""
+    """Grains of a few pixels in images whose sides are not multiples of the thumbnail's."""
     grains = np.random.default_rng(0).integers(0, 256, (33, 45), dtype=np.uint8)
     image = np.asarray(Image.fromarray(grains).resize((171, 129)))
     half = np.asarray(Image.fromarray(image).resize((86, 65), Image.Resampling.BOX))
@@ -131,7 +131,7 @@ def test_flat_images_are_compared_by_their_pixels_alone(tmp_path: Path) -> None:
 
 
 def _break(path: Path, pool: str, column: str) -> None:
-    """Change one stored value behind the back of the checksums."""
+    """Change one stored value but not its checksum."""
     with h5py.File(path, "r+") as file:
         row = file["images/id"].asstr()[()].tolist().index("steel/1-uint16-1")
         tile = int(file[f"images/{column}"][row])
@@ -205,7 +205,7 @@ def test_references_must_be_annotated_training_images(tmp_path: Path) -> None:
     assert "split test" in details["steel/test"]
 
 
-def test_specimens_that_straddle_splits(tmp_path: Path) -> None:
+def test_specimens_in_several_splits(tmp_path: Path) -> None:
     images = {name: texture((60, 60), number) for number, name in enumerate("abcdef")}
     archive = _archive(
         tmp_path / "a.h5",
@@ -222,7 +222,7 @@ def test_specimens_that_straddle_splits(tmp_path: Path) -> None:
     assert "specimen S1" in findings[0].detail
 
 
-def test_annotated_images_that_no_split_names(tmp_path: Path) -> None:
+def test_annotated_images_without_a_split(tmp_path: Path) -> None:
     with ShardWriter(tmp_path / "a.h5", [STEEL, Collection("free", STEEL.classes)]) as writer:
         for number, (stem, split, annotated) in enumerate(
             [("a", "train", True), ("b", "", True), ("pool", "", False), ("test", "test", True)]

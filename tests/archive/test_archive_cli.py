@@ -1,4 +1,4 @@
-"""The archive commands: what they print, what they leave, how they end."""
+"""The archive commands: output, files and exit codes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_build_info_check(steel: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().out.splitlines() == ["4 images checked, 0 findings", out]
 
 
-def test_one_image_is_no_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_image_is_singular(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x").mkdir()
     Image.fromarray(texture((20, 30))).save(tmp_path / "x" / "a.png")
     assert main(["archive", "build", str(tmp_path / "x"), "--out", str(tmp_path / "a.h5")]) == 0
@@ -117,7 +117,7 @@ def test_synth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["synth", "--out", "mine.h5"], "mine.h5"),
     ],
 )
-def test_wrong_input_is_one_sentence_and_changes_nothing(
+def test_wrong_input_is_one_error_line_and_changes_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -1,4 +1,4 @@
-"""Decoding: no depth is lost, and a damaged file is told from a whole one."""
+"""Decoding: no depth is lost, and damaged files are detected."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_a_torn_file_is_never_packed_short(tmp_path: Path, kind: str, share: flo
 @pytest.mark.parametrize("share", [0.5, 0.8, 0.95])
 @pytest.mark.parametrize("bigtiff", [False, True])
 def test_a_torn_stack_is_never_packed_with_fewer_pages(tmp_path: Path, share: float, bigtiff: bool) -> None:
-    """Also where the file ends behind whole pages: those are not all."""
+    """Also if the file ends after a complete page."""
     path = tmp_path / "a.tif"
     with tifffile.TiffWriter(path, bigtiff=bigtiff) as writer:
         for seed in range(6):
@@ -226,7 +226,7 @@ def test_a_torn_stack_is_never_packed_with_fewer_pages(tmp_path: Path, share: fl
 
 
 def test_a_stack_that_lists_one_page_is_refused(tmp_path: Path) -> None:
-    """As ImageJ writes stacks above 4 GB: one directory, all pages behind each other."""
+    """As ImageJ writes stacks above 4 GB: one directory, then the pixels of all pages."""
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, pixels((5, 24, 32)), imagej=True, byteorder="<")
     with open_pages(path) as pages:
@@ -268,7 +268,7 @@ def test_flipped_bits_are_noticed(tmp_path: Path, kind: str) -> None:
         decode(tmp_path / "a")
 
 
-def test_other_files_say_what_they_are_not(tmp_path: Path) -> None:
+def test_other_files_are_errors(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("not a picture")
     (tmp_path / "bomb.png").write_bytes(

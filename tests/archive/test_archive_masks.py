@@ -1,4 +1,4 @@
-"""Reading masks: what encodes class indices, what fits its image, and what is refused."""
+"""Reading masks: encodings of class indices, sizes, and errors."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_mask_encodings(tmp_path: Path, form: str) -> None:
     np.testing.assert_array_equal(_read_mask(path, cropped=15), mask[:15])
 
 
-def test_masks_and_images_may_be_larger_than_pillow_likes(
+def test_masks_and_images_may_be_larger_than_the_limit_of_pillow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Pillow's limit, 179 million pixels by default, made small in place of files that are large.
@@ -97,7 +97,7 @@ def test_masks_that_cannot_be_used_say_why(tmp_path: Path) -> None:
 
 @pytest.fixture
 def two_masks(tmp_path: Path) -> Path:
-    """A dataset folder whose image ``b`` has the masks b.png and b.tif, which say the same."""
+    """A dataset folder whose image ``b`` has the masks b.png and b.tif, which are equal."""
     folder = tmp_path / "steel"
     for name in "ab":
         picture(folder / "img" / f"{name}.png")
@@ -109,7 +109,7 @@ def two_masks(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("form", ["other pixels", "other size", "torn", "colour-coded"])
 def test_two_masks_of_one_name_that_differ_are_both_named(two_masks: Path, form: str, tmp_path: Path) -> None:
-    """Which of them was meant is not guessed."""
+    """The program does not guess which one is right."""
     other = labels((6, 8))
     other[-1, -1] ^= 1
     path = two_masks / "gt" / "b.tif"

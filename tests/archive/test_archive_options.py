@@ -46,7 +46,7 @@ def packed(folder: Path, out: Path, options: IngestOptions, shard_bytes: int | N
 
 
 def write_fixed(path: Path, ingest: IngestOptions | None) -> None:
-    """The same two images whatever ``ingest`` says."""
+    """Two images, the same for every ``ingest``."""
     steel = Collection("steel", ("matrix", "carbide"), 0, (), ("steel/a",))
     image = np.arange(40 * 30, dtype=np.uint16).reshape(40, 30) * 37
     with ShardWriter(path, [steel], percentiles=(1, 99)) as writer:
@@ -79,7 +79,7 @@ def test_the_record_does_not_enter_the_fingerprint(tmp_path: Path, ingest: Inges
     assert archive.fingerprint == "52f11cb366ea3f217f534cd18121ec30d3c2af42414094b4bf7e28ae90507356"
 
 
-def test_an_archive_from_before_the_record_is_read(tmp_path: Path) -> None:
+def test_an_older_archive_without_the_record_is_read(tmp_path: Path) -> None:
     write_fixed(tmp_path / "a.h5", NARROW)
     before = Archive(tmp_path / "a.h5")
     unit = before.read_unit(0)
@@ -114,7 +114,7 @@ def test_each_image_keeps_the_options_of_its_build(tmp_path: Path, shard_bytes: 
 def test_images_that_stay_packed_with_other_options_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], named: int
 ) -> None:
-    """Those that the options concern: percentiles are of deep images, the colour of those in colour."""
+    """Only images that the option affects: percentiles for 16-bit images, colour for colour images."""
     source = deep_images(tmp_path / "x", 0, 1)
     tifffile.imwrite(source / "colour.tif", pixels((30, 40, 3)), photometric="rgb")
     command = ["archive", "build", str(source), "--out", str(tmp_path / "a.h5")]
@@ -136,7 +136,7 @@ def test_images_that_stay_packed_with_other_options_are_named(
         with h5py.File(tmp_path / "a.h5", "r+") as file:
             del file["images/ingest"]
         assert main([*command, *flags]) == 0
-        assert not capsys.readouterr().err, "it is not known how they were packed"
+        assert not capsys.readouterr().err, "options that are not recorded are not compared"
 
 
 def test_an_old_archive_grows(tmp_path: Path) -> None:

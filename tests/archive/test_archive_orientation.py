@@ -1,4 +1,4 @@
-"""The orientation tag of a TIFF is applied as that of a JPEG is; masks stay as they are drawn."""
+"""The orientation tag of a TIFF is applied like that of a JPEG; masks are not turned."""
 
 from __future__ import annotations
 
@@ -21,10 +21,7 @@ from .archives import Pixels, labels, pixels
 
 
 def turned_by(image: Pixels, orientation: int) -> Pixels:
-    """The rows of a file of which ``image``, (h, w) or (h, w, c), is the upright picture.
-
-    The tag tells which sides of the picture the first row and the first column of the file are.
-    """
+    """The rows of a file whose upright image is ``image``, (h, w) or (h, w, c)."""
     across = image.swapaxes(0, 1)
     turned = {
         2: image[:, ::-1],
@@ -47,7 +44,7 @@ def save(path: Path | io.BytesIO, rows: Pixels, orientation: int, **layout: obje
 @pytest.mark.parametrize("layout", [{"tile": (64, 48)}, {"rowsperstrip": 100}, {}], ids=str)
 @pytest.mark.parametrize("orientation", [*range(10), 60_000])
 def test_a_tiff_is_upright_as_viewers_show_it(tmp_path: Path, orientation: int, layout: dict) -> None:
-    """More than one strip of 256 rows either way, in bands that do not fit into them."""
+    """More than one strip of 256 rows in both directions, with bands that do not divide them."""
     image = pixels((300, 270, 3), "uint16")
     save(tmp_path / "a.tif", turned_by(image, orientation), orientation, **layout)
     with open_pages(tmp_path / "a.tif") as (page,):
@@ -61,9 +58,7 @@ def test_a_tiff_is_upright_as_viewers_show_it(tmp_path: Path, orientation: int, 
             np.testing.assert_array_equal(np.asarray(shown), small)
 
 
-def test_one_on_its_side_that_is_too_large_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rotated_page_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MAX_WHOLE", 20 * 30)
     for orientation, width in ((4, 31), (6, 30)):
         save(tmp_path / "a.tif", pixels((20, width)), orientation)
@@ -74,8 +69,8 @@ def test_one_on_its_side_that_is_too_large_is_refused(
         pass
 
 
-def test_masks_and_what_is_cut_are_of_the_upright_image(tmp_path: Path) -> None:
-    """Annotation tools write what they show: a tag that was copied along from the image means nothing."""
+def test_masks_and_cropping_apply_to_the_upright_image(tmp_path: Path) -> None:
+    """Annotation tools write what they show: a tag that was copied from the image is ignored."""
     image, mask = pixels((40, 30)), labels((40, 30))
     for name in ("img", "gt"):
         (tmp_path / "steel" / name).mkdir(parents=True)

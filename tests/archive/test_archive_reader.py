@@ -1,4 +1,4 @@
-"""Reading: any image, any window, any process, and the file is ordinary HDF5."""
+"""Reading any image and window in any process; the file is ordinary HDF5."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_fingerprint_ignores_compression_order_and_paths_but_not_content(tmp_pat
     image[8, 299] ^= 1
     mask[0, 0] = (mask[0, 0] + 1) % 3
     write("a")
-    # Each alone, also where nothing else could tell: the files' own checksums are not always known.
+    # Each field alone must change the fingerprint, because the checksums of files are not always known.
     write("ab", image=image)
     write("ab", mask=mask)
     write("ab", mask=None)
@@ -103,7 +103,7 @@ def test_fingerprint_ignores_compression_order_and_paths_but_not_content(tmp_pat
 
 @pytest.mark.parametrize("compression", ["none", "gzip", "lzf"])
 def test_the_file_is_ordinary_hdf5(tmp_path: Path, compression: str) -> None:
-    """The oracle is h5py's own filter pipeline: tiles put together by hand equal the image."""
+    """Tiles read by the filter pipeline of h5py, put together by hand, equal the image."""
     content = write_mixed(tmp_path / "a.h5", compression)
     with h5py.File(tmp_path / "a.h5") as file:
         ids = file["images/id"].asstr()[()].tolist()

@@ -122,7 +122,7 @@ def test_kill_9_at_a_random_instant(tmp_path: Path) -> None:
 def _interrupted(
     sources: Path, out: Path, monkeypatch: pytest.MonkeyPatch, after: int, error: BaseException
 ) -> None:
-    """A build that stops by ``error`` after so many files."""
+    """A build that is stopped by ``error`` after ``after`` files."""
     original = build_module._Packer.pack
     calls = []
 
@@ -148,7 +148,7 @@ def test_ctrl_c_and_sigterm_keep_every_packed_image(
     assert len(part) == 4
 
 
-def test_what_changed_between_kill_and_resume_is_packed_anew(
+def test_files_changed_before_a_resume_are_packed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sources = make_sources(tmp_path / "steel", 6)
@@ -184,7 +184,7 @@ def test_resuming_with_other_options_is_refused(tmp_path: Path, monkeypatch: pyt
 def test_a_build_that_ends_while_another_starts_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Both see no archive; one of them makes it before the other has the lock."""
+    """Both find no archive; one of them makes it before the other has the lock."""
     shard_bytes = None if name.endswith(".h5") else 1 << 20
     first, second = make_sources(tmp_path / "x" / "steel", 2), make_sources(tmp_path / "y" / "brass", 3)
     # An image that both of them pack must not be there twice.
@@ -229,8 +229,8 @@ except UserError as error:
 
 
 @pytest.mark.parametrize("limit", [20_000, 150_000])
-def test_a_file_that_cannot_grow_is_one_sentence(tmp_path: Path, limit: int) -> None:
-    """As on a full disk or beyond a quota; HDF5 itself tells that in several lines, when writing or when closing."""
+def test_a_full_disk_is_one_error_line(tmp_path: Path, limit: int) -> None:
+    """As on a full disk or beyond a quota; HDF5 reports that in several lines, when writing or when closing."""
     sources = make_sources(tmp_path / "steel", 12)
     (tmp_path / "full.py").write_text(FULL.replace("150_000", str(limit)))
     command = [sys.executable, tmp_path / "full.py", sources, tmp_path / "a.h5"]

@@ -14,7 +14,7 @@ from .archives import picture, table, write_splits
 
 
 def test_a_split_whose_path_is_wrong_is_named(tmp_path: Path) -> None:
-    """Its images would have no split, and be trained on."""
+    """Its images would have no split and be used for training."""
     folder = tmp_path / "steel"
     for name in ("x/a.png", "x/b.png", "y/a.png"):
         picture(folder / "img" / name)

@@ -1,4 +1,4 @@
-"""An archive from a stranger, or a torn one, is refused by one sentence that names it."""
+"""Tampered and damaged archives are refused with an error that names the file."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_a_tampered_file_is_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_files_that_are_no_archive(tmp_path: Path) -> None:
+def test_files_that_are_not_archives(tmp_path: Path) -> None:
     missing, empty, text, other = (tmp_path / name for name in ("no.h5", "empty.h5", "text.h5", "other.h5"))
     empty.touch()
     text.write_text("hello" * 100)

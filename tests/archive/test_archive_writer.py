@@ -1,4 +1,4 @@
-"""Writing: what does not fit is refused and leaves no trace; nothing is lost on the way."""
+"""Writing: invalid images are refused and leave no trace, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -120,10 +120,10 @@ def test_a_full_disk_is_one_error_line(tmp_path: Path, what: str, limit: int) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "full.py"]
 
 
-def test_a_full_disk_does_not_hide_what_ended_the_block(
+def test_a_full_disk_does_not_hide_the_exception_of_the_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk may be full as well when the block ends for another reason."""
+    """The disk may also be full when the block ends with another exception."""
     close = h5py.File.close
 
     def full(file: h5py.File) -> None:

@@ -1,4 +1,4 @@
-"""The figure that says how alike two collections look."""
+"""The visual distance of collections."""
 
 from __future__ import annotations
 

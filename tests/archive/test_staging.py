@@ -23,7 +23,7 @@ from tests.helpers import small_archive
 
 @pytest.fixture(autouse=True)
 def forget(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each test begins without copies and gives back its locks."""
+    """Each test begins without copies and closes its locks."""
     monkeypatch.setattr(staging, "_COPIES", {})
     monkeypatch.setattr(staging, "_HELD", [])
     yield
@@ -37,7 +37,7 @@ def archive(tmp_path: Path) -> Path:
 
 
 def again(archive: Path, disk: Path) -> Path:
-    """What another process of the node gets."""
+    """Stage the archive as another process of the node would."""
     staging._COPIES.clear()
     return stage_archive(archive, disk)
 
@@ -74,7 +74,7 @@ def test_a_folder_of_shards_keeps_its_checksums(archive: Path, tmp_path: Path) -
         stage_archive(folder, tmp_path / "other")
 
 
-def test_it_is_copied_once_and_anew_when_it_changed_or_was_torn(archive: Path, tmp_path: Path) -> None:
+def test_it_is_copied_once_and_again_after_a_change_or_damage(archive: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     copy = stage_archive(archive, disk)
     first = copy.stat().st_ino
@@ -106,7 +106,7 @@ def test_a_copy_that_differs_when_read_back_is_an_error(
 def test_what_fails_leaves_nothing_on_the_disk(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    """Half a copy on a full disk would keep it full until somebody stages again."""
+    """An incomplete copy on a full disk would keep it full."""
     copied = staging._copy
 
     def full(source: Path, target: Path) -> str:

@@ -75,7 +75,7 @@ def test_same_arguments_same_picture(family: str) -> None:
 
 
 def test_pictures_are_pinned() -> None:
-    """A change of the pictures changes every result made from them: it must be noticed and noted."""
+    """A change of the pictures changes all results on them, so it must be deliberate."""
     measured = {
         family: np.bincount(synthesise(family, seed=0, index=0, size=(96, 96)).mask.ravel(), minlength=4)
         for family in FAMILIES
@@ -133,7 +133,7 @@ def test_class_shares(family: str, pictures: dict[str, list[Micrograph]]) -> Non
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_classes_differ_within_a_batch(family: str, pictures: dict[str, list[Micrograph]]) -> None:
-    """The picture shows its mask: in each batch grey level or local contrast tells every class from the matrix."""
+    """In each production batch, grey level or local contrast distinguishes every class from the matrix."""
     for batch in production_batches(family):
         shown: dict[int, list[npt.NDArray[np.float64]]] = defaultdict(list)
         for picture in pictures[family]:
@@ -155,7 +155,7 @@ def test_classes_differ_within_a_batch(family: str, pictures: dict[str, list[Mic
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_thresholds_do_not_solve_it(family: str, pictures: dict[str, list[Micrograph]]) -> None:
-    """Not even the best look-up of single grey levels, chosen with every mask known, finds the classes."""
+    """Even the best set of grey levels, chosen with all masks known, does not find the classes."""
     counts = _histograms(pictures[family])
     best = [_best_grey_dice(counts, index) for index in (1, 2, 3)]
     assert max(best) < 0.8
@@ -179,7 +179,7 @@ def test_contrast_inverts_between_batches(family: str, pictures: dict[str, list[
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_mask_matches_the_picture_in_place(family: str) -> None:
-    """Moved by a few pixels, the mask explains the grey levels worse: image and mask are registered."""
+    """A mask shifted by a few pixels fits the grey levels worse: image and mask are registered."""
 
     def explained(image: npt.NDArray[np.float64], mask: npt.NDArray[np.uint8]) -> float:
         total = ((image - image.mean()) ** 2).sum()
@@ -302,7 +302,7 @@ def test_existing_file_is_kept(tmp_path: Path) -> None:
         ({"families": []}, "grains, precipitates, particles"),
     ],
 )
-def test_bad_input_is_one_sentence(tmp_path: Path, options: dict[str, object], message: str) -> None:
+def test_bad_input_is_an_error(tmp_path: Path, options: dict[str, object], message: str) -> None:
     arguments: dict[str, object] = {"images": 9, "seed": 0, "size": (32, 32), **options}
     with pytest.raises(UserError, match=message) as caught:
         write_synthetic_archive(tmp_path / "out.h5", **arguments)  # type: ignore[arg-type]

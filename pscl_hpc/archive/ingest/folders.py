@@ -76,7 +76,7 @@ def beside_dataset(folder: Path, images: Path, masks: Path | None) -> list[Unrea
     reason = f"move them into {images.name}/, or out of {folder.name}/"
     found = _loose(folder, reason)
     if masks is None:
-        reason = f"rename the folder to gt if it holds the masks of {images.name}/, else move it away"
+        reason = f"rename the folder to gt if it has the masks of {images.name}/, or move it away"
     for path in _folders(folder):
         if path in (images, masks) or (masks and path.name.lower().startswith(masks.name.lower())):
             continue

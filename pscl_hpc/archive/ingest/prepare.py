@@ -44,7 +44,7 @@ def prepare(page: Page, options: IngestOptions) -> Prepared:
     """Apply ``options`` to a page.
 
     Raises:
-        Unreadable: the page is damaged, or has no more rows than ``crop_bottom``.
+        Unreadable: the page is damaged, or has too few rows to cut.
     """
     page = single_channel(page, luma=options.luma)
     cut = _rows_to_cut(page, options.crop_bottom)

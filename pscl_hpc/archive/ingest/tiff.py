@@ -36,7 +36,7 @@ def open_tiff(path: Path) -> Iterator[list[Page]]:
             pages = [TiffPage(frame.aspage(), file.filehandle) for frame in frames]
             _check_whole(file)
         if not pages:
-            raise Unreadable("the TIFF holds no page")
+            raise Unreadable("the TIFF has no page")
         for page in pages:
             page.um_per_pixel, page.magnification = um_per_pixel, magnification
         yield [upright(page, page.orientation) for page in pages]

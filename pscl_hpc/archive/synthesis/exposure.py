@@ -20,7 +20,7 @@ from pscl_hpc.archive.synthesis.fields import Field, Labels, noise, pixel_grid
 class Batch:
     """One production batch: its heat treatment and imaging conditions.
 
-    Lengths are in pixels unless named otherwise, brightness runs from 0 to 1.
+    Lengths are in pixels unless stated otherwise; brightness is between 0 and 1.
     """
 
     name: str

@@ -25,7 +25,7 @@ MIN_SIZE = 32
 class Micrograph:
     """A synthetic micrograph with its exact mask.
 
-    ``image`` and ``mask`` are uint8 (h, w); the mask holds the indices of ``classes``, of which the last is rare.
+    ``image`` and ``mask`` are uint8 (h, w); the mask has indices of ``classes``, of which the last is rare.
     """
 
     image: NDArray[np.uint8]
