@@ -17,7 +17,7 @@ from pscl_hpc.archive.ingest.prepare import prepare
 from pscl_hpc.archive.ingest.sources import Item, Plan, Skipped
 from pscl_hpc.archive.manifest import sha256_of
 from pscl_hpc.archive.options import AUTO_CROP, IngestOptions, differing, options_from_json
-from pscl_hpc.archive.parts import Parts, Pick, publish, stored_bytes
+from pscl_hpc.archive.parts import Parts, Pick, open_parts, publish, stored_bytes
 from pscl_hpc.archive.reader import Archive
 from pscl_hpc.archive.writer import ShardWriter, WriteError, write_errors
 from pscl_hpc.errors import UserError
@@ -78,7 +78,7 @@ def build(
     try:
         with write_errors(out):
             out.parent.mkdir(parents=True, exist_ok=True)
-            with Parts(out, asdict(options) | {"percentiles": list(options.percentiles)}) as parts:
+            with open_parts(out, asdict(options) | {"percentiles": list(options.percentiles)}) as parts:
                 return _build(plan, out, options, parts, shard_bytes, progress)
     except WriteError as error:
         raise WriteError(out, error.reason, "fix that and resume with the same command") from error

@@ -9,6 +9,7 @@ projections they are never farther apart than the thumbnails themselves, so the 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,14 +110,11 @@ def _invariants(thumbnails: Thumbnail) -> Thumbnail:
 
 def _compare(thumbnails: Thumbnail, first: int, second: int) -> Pair:
     best, name = -1.0, ""
-    for mirrored in (False, True):
+    for mirrored, turns in itertools.product((False, True), range(4)):
         other = thumbnails[second, :, ::-1] if mirrored else thumbnails[second]
-        for turns in range(4):
-            correlation = float((thumbnails[first] * np.rot90(other, turns)).sum())
-            if correlation > best + 1e-6:
-                turn = _TURNS[turns]
-                best, name = (
-                    correlation,
-                    turn if not mirrored else "mirrored" if not turns else f"mirrored, {turn}",
-                )
+        correlation = float((thumbnails[first] * np.rot90(other, turns)).sum())
+        if correlation > best + 1e-6:
+            best, name = correlation, _TURNS[turns]
+            if mirrored:
+                name = f"mirrored, {name}" if turns else "mirrored"
     return Pair(first, second, best, name)

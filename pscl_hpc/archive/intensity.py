@@ -53,11 +53,7 @@ def _histogram_percentiles(
 ) -> tuple[float, float]:
     """Percentiles by linear interpolation between order statistics, as numpy.percentile."""
     cumulative = np.cumsum(histogram)
-    last = int(cumulative[-1]) - 1
-    values = []
-    for percent in percentiles:
-        place = percent / 100 * last
-        lower = int(np.searchsorted(cumulative, int(place), side="right"))
-        upper = int(np.searchsorted(cumulative, min(int(place) + 1, last), side="right"))
-        values.append(lower + (upper - lower) * (place - int(place)))
-    return float(values[0]), float(values[1])
+    places = np.array(percentiles) / 100 * (cumulative[-1] - 1)
+    lower, upper = (np.searchsorted(cumulative, end(places), side="right") for end in (np.floor, np.ceil))
+    low, high = lower + (upper - lower) * (places % 1)
+    return float(low), float(high)

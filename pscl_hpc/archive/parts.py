@@ -9,10 +9,11 @@ import errno
 import fcntl
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any
 
 from pscl_hpc.archive.format import MANIFEST, Collection, Row, parse_pool
 from pscl_hpc.archive.manifest import ShardEntry, read_manifest, sha256_of, write_manifest
@@ -26,53 +27,13 @@ Pick = tuple[Row, Shard]
 """An image and the shard it is copied from."""
 
 
+@dataclass
 class Parts:
-    """The folder ``OUT.partial/`` beside an archive that is being built.
+    """The finished parts of a build."""
 
-    Use as a context manager: the folder is locked inside. Only :meth:`remove` deletes it, so a build that was
-    interrupted can be resumed from its finished parts.
-
-    Raises:
-        UserError: another build of the same archive is running, or the parts were made with other options.
-    """
-
-    def __init__(self, out: Path, options: dict[str, Any]) -> None:
-        self._out = out
-        self.folder = out.with_name(f"{out.name}.partial")
-        self._options = options
-        self._lock: IO[str] | None = None
-        self.shards: list[Shard] = []
-
-    def __enter__(self) -> Self:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.folder / "lock").open("w", encoding="utf-8")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            # Some cluster file systems are mounted without locks; a build there cannot be protected.
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                self._lock.close()
-                raise UserError(
-                    f"another build of {self._out} is running; wait until it has ended"
-                ) from error
-        try:
-            self._check_options()
-            remove_leftovers(self.folder)
-            for path in sorted(self.folder.glob("part-*.h5")):
-                try:
-                    self.add(path)
-                except UserError:
-                    path.unlink()  # damaged by a power failure: its images are packed again
-        except BaseException:
-            self._lock.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._lock is not None
-        self._lock.close()
+    folder: Path
+    """``OUT.partial/``, beside the archive that is being built."""
+    shards: list[Shard] = field(default_factory=list)
 
     def next_path(self) -> Path:
         """An unused file name for the next part."""
@@ -88,19 +49,47 @@ class Parts:
         shutil.rmtree(self.folder)
         sync_folder(self.folder.absolute().parent)
 
-    def _check_options(self) -> None:
-        path = self.folder / "options.json"
-        if path.is_file():
+
+@contextmanager
+def open_parts(out: Path, options: dict[str, Any]) -> Iterator[Parts]:
+    """The parts of an earlier, interrupted build of ``out``, if any; locked inside the block.
+
+    Raises:
+        UserError: another build of the archive is running, or the parts were made with other options.
+    """
+    folder = out.with_name(f"{out.name}.partial")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            # Some cluster file systems are mounted without locks; a build there cannot be protected.
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise UserError(f"another build of {out} is running; wait until it has ended") from error
+        _check_options(folder, options)
+        remove_leftovers(folder)
+        parts = Parts(folder)
+        for path in sorted(folder.glob("part-*.h5")):
             try:
-                before = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError:
-                before = None
-            if before != self._options and any(self.folder.glob("part-*.h5")):
-                raise UserError(
-                    f"{self.folder} has parts of a build with other options; use the same options to resume it, "
-                    f"or delete that folder to start over"
-                )
-        path.write_text(json.dumps(self._options), encoding="utf-8")
+                parts.add(path)
+            except UserError:
+                path.unlink()  # damaged by a power failure: its images are packed again
+        yield parts
+
+
+def _check_options(folder: Path, options: dict[str, Any]) -> None:
+    path = folder / "options.json"
+    if path.is_file() and any(folder.glob("part-*.h5")):
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            before = None
+        if before != options:
+            raise UserError(
+                f"{folder} has parts of a build with other options; use the same options to resume it, or delete that "
+                "folder to start over"
+            )
+    path.write_text(json.dumps(options), encoding="utf-8")
 
 
 def stored_bytes(row: Row) -> int:

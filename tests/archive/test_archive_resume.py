@@ -10,8 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import pytest
@@ -190,13 +190,14 @@ def test_a_build_that_ends_while_another_starts_loses_nothing(
     # An image that both of them pack must not be there twice.
     shutil.copytree(first, tmp_path / "y" / "steel")
 
-    class Slow(build_module.Parts):
-        def __enter__(self) -> Self:
-            monkeypatch.undo()
-            packed(first, tmp_path / name, shard_bytes=shard_bytes)
-            return super().__enter__()
+    open_parts = build_module.open_parts
 
-    monkeypatch.setattr(build_module, "Parts", Slow)
+    def slow(out: Path, options: dict[str, object]) -> AbstractContextManager[object]:
+        monkeypatch.undo()
+        packed(first, tmp_path / name, shard_bytes=shard_bytes)
+        return open_parts(out, options)
+
+    monkeypatch.setattr(build_module, "open_parts", slow)
     result = packed(second.parent, tmp_path / name, shard_bytes=shard_bytes)
     assert (result.added, result.unchanged) == (3, 2)
     ids = [record.id for record in Archive(tmp_path / name).records]
