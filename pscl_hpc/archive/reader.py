@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from pscl_hpc.archive.format import MASK_POOL, Collection, ImageRecord, Row, Window, fingerprint, unite
 from pscl_hpc.archive.manifest import read_manifest
-from pscl_hpc.archive.shard import PositionedFile, Shard, TilePool, open_shard
+from pscl_hpc.archive.shard import PositionedFile, Shard, open_shard
 from pscl_hpc.archive.staging import staged_path
 from pscl_hpc.errors import UserError, did_you_mean
 
@@ -181,10 +181,6 @@ class Archive:
         if channels == 3 and pixels.shape[2] == 1:
             pixels = np.repeat(pixels, 3, axis=2)
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-    def pool_of(self, index: int) -> TilePool:
-        """The tile pool of the pixels of an image."""
-        return self.shards[self._shard_of[index]].pools[self._row(index).pool]
 
     def _row(self, index: int) -> Row:
         if not 0 <= index < len(self.rows):

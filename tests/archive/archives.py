@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pscl_hpc.archive import Collection, ShardWriter
+from pscl_hpc.archive import Archive, Collection, ShardWriter
 from pscl_hpc.archive.build import BuildOptions, BuildResult, build
 from pscl_hpc.archive.ingest.images import open_pages
 from pscl_hpc.archive.ingest.page import single_channel
 from pscl_hpc.archive.ingest.sources import Plan, plan
+from pscl_hpc.archive.shard import TilePool
 
 Pixels = npt.NDArray[Any]
 
@@ -112,6 +113,11 @@ def write_csv(path: Path, *lines: str) -> Path:
 def table(found: Plan) -> dict[str, tuple[str, bool]]:
     """Image id -> (split, whether it has a mask)."""
     return {item.id: (item.split, item.mask is not None) for item in found.items}
+
+
+def pool_of(archive: Archive, index: int) -> TilePool:
+    """The tiles of the pool of an image, in an archive of one file."""
+    return archive.shards[0].pools[archive.rows[index].pool]
 
 
 def decode(path: Path, *, luma: bool = False) -> Pixels:

@@ -16,7 +16,7 @@ from pscl_hpc.archive.build import AUTO_CROP, BuildOptions, build
 from pscl_hpc.archive.ingest.sources import plan
 from pscl_hpc.errors import UserError
 
-from .archives import labels, make_sources, packed, pixels
+from .archives import labels, make_sources, packed, pixels, pool_of
 
 
 def test_a_build_holds_what_the_files_hold(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_pages_are_all_packed_or_none(tmp_path: Path) -> None:
     assert [record.id for record in archive.records] == ["x/good#0", "x/good#1", "x/good#2"]
     assert [item.path for item in result.skipped] == ["x/torn.tif"]
     np.testing.assert_array_equal(archive.read_image(2)[:, :, 0], pixels((20, 30), "uint16", seed=2))
-    assert len(archive.pool_of(0)) == 3
+    assert len(pool_of(archive, 0)) == 3
     assert packed(tmp_path / "x", tmp_path / "a.h5").unchanged == 1
 
 
@@ -197,7 +197,7 @@ def test_adding_with_another_compression_recodes(tmp_path: Path, compression: st
     build(plan([sources]), tmp_path / "a.h5", BuildOptions(compression=compression))
     packed(sources, tmp_path / "b.h5")
     archive = Archive(tmp_path / "a.h5")
-    assert archive.pool_of(0).codec.name == compression
+    assert pool_of(archive, 0).codec.name == compression
     assert archive.fingerprint == Archive(tmp_path / "b.h5").fingerprint
     np.testing.assert_array_equal(archive.read_image(0)[:, :, 0], pixels((40, 300), seed=0))
 

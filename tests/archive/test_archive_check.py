@@ -19,7 +19,7 @@ from pscl_hpc.archive.contact_sheet import class_colours, contact_sheet
 from pscl_hpc.archive.duplicates import SIDE, Thumbnailer, similar_pairs
 from pscl_hpc.archive.ingest.sources import plan
 
-from .archives import PLAIN, STEEL, Pixels, labels, pixels, texture, write_mixed
+from .archives import PLAIN, STEEL, Pixels, labels, pixels, pool_of, texture, write_mixed
 
 
 def _archive(path: Path, images: dict[str, Pixels], **fields: dict[str, str]) -> Archive:
@@ -161,7 +161,7 @@ def test_garbage_in_a_compressed_tile_is_found(tmp_path: Path) -> None:
         for number in range(3):
             writer.add(texture((200, 200), number) // 16, id=f"plain/{number}", dataset="plain")
     archive = Archive(tmp_path / "a.h5")
-    pool = archive.pool_of(1)
+    pool = pool_of(archive, 1)
     with (tmp_path / "a.h5").open("r+b") as file:
         file.seek(int(pool.offsets[1]) + 10)
         file.write(b"\xff" * 50)

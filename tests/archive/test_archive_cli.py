@@ -12,7 +12,7 @@ from PIL import Image
 from pscl_hpc.archive import Archive
 from pscl_hpc.cli.main import main
 
-from .archives import labels, texture
+from .archives import labels, pool_of, texture
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_build_options_reach_the_archive(tmp_path: Path) -> None:
     assert main(["archive", "build", str(tmp_path / "x"), "--out", out, *options]) == 0
     record = Archive(out).records[0]
     assert (record.channels, record.height) == (1, 53)
-    assert Archive(out).pool_of(0).codec.name == "lzf"
+    assert pool_of(Archive(out), 0).codec.name == "lzf"
 
 
 @pytest.mark.parametrize("command", ["build", "info", "check", "synth", "compare"])

@@ -15,7 +15,7 @@ from pscl_hpc.archive import Archive, Collection, ShardWriter
 from pscl_hpc.archive.format import unite
 from pscl_hpc.archive.writer import WriteError
 
-from .archives import PLAIN, STEEL, labels, pixels
+from .archives import PLAIN, STEEL, labels, pixels, pool_of
 
 
 def test_an_exception_keeps_the_old_file_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_strip_source_that_fails_leaves_the_shard_as_it_was(tmp_path: Path) ->
         writer.add(pixels((300, 300)), id="plain/whole", dataset="plain")
     archive = Archive(tmp_path / "a.h5")
     assert len(archive) == 1
-    assert len(archive.pool_of(0)) == 4
+    assert len(pool_of(archive, 0)) == 4
     np.testing.assert_array_equal(archive.read_image(0)[:, :, 0], pixels((300, 300)))
 
 
@@ -150,7 +150,7 @@ def test_truncate_drops_the_last_images(tmp_path: Path) -> None:
         writer.add(pixels((30, 30), seed=9), id="steel/3", dataset="steel", mask=labels((30, 30), 9))
     archive = Archive(tmp_path / "a.h5")
     assert [record.id for record in archive.records] == ["steel/0", "steel/3"]
-    assert len(archive.pool_of(0)) == 3
+    assert len(pool_of(archive, 0)) == 3
     np.testing.assert_array_equal(archive.read_mask(1), labels((30, 30), 9))
     np.testing.assert_array_equal(archive.read_mask(0), labels((20, 300), 0))
 
