@@ -127,7 +127,7 @@ def check_mask(mask: Pixels, height: int, width: int, collection: Collection) ->
     """ValueError unless ``mask`` is (height, width) class indices of ``collection`` or 255."""
     if mask.shape != (height, width):
         raise ValueError(
-            f"the mask is {' x '.join(map(str, mask.shape))}, the image {height} x {width} pixels"
+            f"the mask has {' x '.join(map(str, mask.shape))} pixels but the image {height} x {width}"
         )
     if mask.dtype.kind not in "ui":
         raise ValueError(f"the mask has {mask.dtype} values, not class indices")

@@ -15,8 +15,8 @@ from typing import Any
 
 AUTO_CROP = -1
 """Value of ``crop_bottom`` for finding the information bar of each image."""
-MAX_CROP = 1 << 24
-"""The largest number of rows of an image."""
+MAX_SIDE = 1 << 24
+"""Longest side of an image in pixels."""
 _MAX_RECORD = 1000
 """Characters of a record; those that are written have about 80."""
 
@@ -40,7 +40,7 @@ class IngestOptions:
         low, high = self.percentiles
         if not 0 <= low < high <= 100:
             raise ValueError(f"percentiles must satisfy 0 <= low < high <= 100, got {self.percentiles}")
-        if not (self.crop_bottom == AUTO_CROP or 0 <= self.crop_bottom <= MAX_CROP):
+        if not (self.crop_bottom == AUTO_CROP or 0 <= self.crop_bottom <= MAX_SIDE):
             raise ValueError(f"crop_bottom must be a number of rows, got {self.crop_bottom}")
 
     def flags(self) -> dict[str, str]:
@@ -91,7 +91,7 @@ def options_from_tree(tree: object) -> IngestOptions:
         raise ValueError("the ingest option percentiles must be two numbers")
     if colour not in ("keep", "luma"):
         raise ValueError("the ingest option colour must be keep or luma")
-    if crop != "auto" and (type(crop) is not int or not 0 <= crop <= MAX_CROP):
+    if crop != "auto" and (type(crop) is not int or not 0 <= crop <= MAX_SIDE):
         raise ValueError("the ingest option crop_bottom must be a number of rows or auto")
     low, high = (float(value) for value in percentiles)
     return IngestOptions((low, high), colour == "luma", AUTO_CROP if crop == "auto" else crop)

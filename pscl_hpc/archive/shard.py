@@ -38,11 +38,8 @@ from pscl_hpc.archive.format import (
     tile_grid,
     tile_shape,
 )
-from pscl_hpc.archive.options import options_from_json
+from pscl_hpc.archive.options import MAX_SIDE, options_from_json
 from pscl_hpc.errors import UserError
-
-MAX_SIDE = 1 << 24
-"""The longest side of an image; a longer one means a damaged file."""
 
 ReadAt = Callable[[int, int], bytes]
 """(offset in the file, number of bytes) -> the bytes."""

@@ -18,12 +18,12 @@ def luma(colour: str) -> bool:
 
 def rows_to_crop(text: str) -> int:
     """``--crop-bottom``: rows, or ``AUTO_CROP``."""
-    from pscl_hpc.archive.options import AUTO_CROP, MAX_CROP
+    from pscl_hpc.archive.options import AUTO_CROP, MAX_SIDE
 
     if text == "auto":
         return AUTO_CROP
     # int() would accept other digits and spaces, and fail for very long numbers.
-    if not (text.isascii() and text.isdecimal() and len(text) <= 8 and int(text) <= MAX_CROP):
+    if not (text.isascii() and text.isdecimal() and len(text) <= 8 and int(text) <= MAX_SIDE):
         raise UserError(f"--crop-bottom is {text!r}; give a number of rows or 'auto'")
     return int(text)
 

@@ -18,7 +18,7 @@ from pscl_hpc.archive.build import BuildOptions, build
 from pscl_hpc.archive.ingest.sources import plan
 from pscl_hpc.archive.options import (
     AUTO_CROP,
-    MAX_CROP,
+    MAX_SIDE,
     IngestOptions,
     options_from_json,
     options_from_tree,
@@ -184,7 +184,7 @@ def test_info_shows_the_options(tmp_path: Path, capsys: pytest.CaptureFixture[st
     low=st.floats(0, 100),
     high=st.floats(0, 100),
     luma=st.booleans(),
-    crop=st.just(AUTO_CROP) | st.integers(0, MAX_CROP),
+    crop=st.just(AUTO_CROP) | st.integers(0, MAX_SIDE),
 )
 def test_the_record_says_what_was_done(low: float, high: float, luma: bool, crop: int) -> None:
     if not low < high:
