@@ -27,11 +27,8 @@ from pscl_hpc.archive.ingest.tiff import open_tiff
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 MAX_DECODED = 1 << 29
 """Pixels of a PNG, JPEG or BMP, which is decoded into memory as a whole."""
-_FORMATS: tuple[tuple[bytes, type[ImageFile]], ...] = (
-    (b"\x89PNG\r\n\x1a\n", PngImageFile),
-    (b"\xff\xd8\xff", JpegImageFile),
-    (b"BM", BmpImageFile),
-)
+_PNG, _JPEG, _BMP = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM"
+_PILLOW: dict[bytes, type[ImageFile]] = {_PNG: PngImageFile, _JPEG: JpegImageFile, _BMP: BmpImageFile}
 
 
 @contextmanager
@@ -51,9 +48,9 @@ def open_pages(path: Path) -> Iterator[list[Page]]:
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         with open_tiff(path) as pages:
             yield list(pages)
-    elif head == b"\x89PNG\r\n\x1a\n":
+    elif head == _PNG:
         yield [ArrayPage(_decode_png(path))]
-    elif head[:3] == b"\xff\xd8\xff" or head[:2] == b"BM":
+    elif head.startswith((_JPEG, _BMP)):
         yield [_decode_pillow(path)]
     else:
         raise Unreadable("it is not a PNG, JPEG, BMP or TIFF image")
@@ -68,7 +65,7 @@ def open_picture(data: bytes) -> ImageFile:
         Unreadable: it has more than :data:`MAX_DECODED` pixels.
         Exception: it has another format, or its header is damaged.
     """
-    for head, kind in _FORMATS:
+    for head, kind in _PILLOW.items():
         if data.startswith(head):
             image = kind(io.BytesIO(data))
             _check_size(*image.size)

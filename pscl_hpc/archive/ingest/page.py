@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from functools import cache
 
 import numpy as np
 
@@ -19,23 +19,16 @@ _MAX_WHOLE = 1 << 31
 """Bytes of a page whose rows become columns, which needs all of it in memory."""
 
 
-class _Turn(NamedTuple):
-    """How an orientation is undone: transpose first, then reverse rows and columns."""
-
-    transpose: bool
-    rows: bool
-    columns: bool
-
-
 _TURNS = {
-    2: _Turn(False, False, True),
-    3: _Turn(False, True, True),
-    4: _Turn(False, True, False),
-    5: _Turn(True, False, False),
-    6: _Turn(True, False, True),
-    7: _Turn(True, True, True),
-    8: _Turn(True, True, False),
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
 }
+"""How an orientation is undone: whether rows and columns are swapped, then rows reversed, columns reversed."""
 
 
 class Page(ABC):
@@ -84,64 +77,20 @@ class ArrayPage(Page):
 
 
 class PageView(Page):
-    """An image derived from another page; keeps its tags."""
+    """A page derived from another by a function (start, stop) -> rows; keeps its tags."""
 
-    def __init__(self, page: Page) -> None:
-        self._page = page
-        self.height, self.width = page.height, page.width
-        self.channels, self.dtype = page.channels, page.dtype
-        self.intensity, self.um_per_pixel = page.intensity, page.um_per_pixel
-        self.magnification = page.magnification
-
-
-class GreyPage(PageView):
-    """The luma of a colour page, or its first channel if all are equal."""
-
-    def __init__(self, page: Page, *, equal: bool) -> None:
-        super().__init__(page)
-        self.channels = 1
-        self._equal = equal
+    def __init__(self, page: Page, rows: Callable[[int, int], Pixels], **changed: int) -> None:
+        for name in ("height", "width", "channels", "dtype", "intensity", "um_per_pixel", "magnification"):
+            setattr(self, name, changed.get(name, getattr(page, name)))
+        self._rows = rows
 
     def rows(self, start: int, stop: int) -> Pixels:
-        pixels = self._page.rows(start, stop)
-        if self._equal:
-            return pixels[:, :, :1]
-        luma: Pixels = pixels @ _LUMA
-        if self.dtype != "float32":
-            luma = np.rint(luma)
-        return luma.astype(self.dtype)[:, :, None]
+        return self._rows(start, stop)
 
 
-class RowsPage(PageView):
+def cut_rows(page: Page, first: int, last: int) -> Page:
     """Rows ``first`` to ``last`` (exclusive) of a page."""
-
-    def __init__(self, page: Page, first: int, last: int) -> None:
-        super().__init__(page)
-        self._first = first
-        self.height = last - first
-
-    def rows(self, start: int, stop: int) -> Pixels:
-        return self._page.rows(self._first + start, self._first + stop)
-
-
-class _UprightPage(PageView):
-    def __init__(self, page: Page, turn: _Turn) -> None:
-        super().__init__(page)
-        self._turn = turn
-        self._whole: Pixels | None = None
-        if turn.transpose:
-            self.height, self.width = page.width, page.height
-
-    def rows(self, start: int, stop: int) -> Pixels:
-        if self._turn.rows:
-            start, stop = self.height - stop, self.height - start
-        if not self._turn.transpose:
-            pixels = self._page.rows(start, stop)
-        else:
-            if self._whole is None:
-                self._whole = self._page.rows(0, self._page.height).swapaxes(0, 1)
-            pixels = self._whole[start:stop]
-        return pixels[:: -1 if self._turn.rows else 1, :: -1 if self._turn.columns else 1]
+    return PageView(page, lambda start, stop: page.rows(first + start, first + stop), height=last - first)
 
 
 def upright(page: Page, orientation: object) -> Page:
@@ -152,22 +101,41 @@ def upright(page: Page, orientation: object) -> Page:
     """
     if not isinstance(orientation, int) or orientation not in _TURNS:
         return page
-    turn = _TURNS[orientation]
-    size = page.height * page.width * page.channels * np.dtype(page.dtype).itemsize
-    if turn.transpose and size > _MAX_WHOLE:
+    swap, reverse_rows, reverse_columns = _TURNS[orientation]
+    height, width = (page.width, page.height) if swap else (page.height, page.width)
+    if swap and height * width * page.channels * np.dtype(page.dtype).itemsize > _MAX_WHOLE:
         raise Unreadable(
             f"its orientation tag ({int(orientation)}) requires a rotation, for which {page.width} x {page.height} "
             "pixels are too many; save it upright"
         )
-    return _UprightPage(page, turn)
+
+    @cache
+    def swapped() -> Pixels:
+        return page.rows(0, page.height).swapaxes(0, 1)
+
+    def rows(start: int, stop: int) -> Pixels:
+        if reverse_rows:
+            start, stop = height - stop, height - start
+        pixels = swapped()[start:stop] if swap else page.rows(start, stop)
+        return pixels[:: -1 if reverse_rows else 1, :: -1 if reverse_columns else 1]
+
+    return PageView(page, rows, height=height, width=width)
 
 
 def single_channel(page: Page, *, luma: bool) -> Page:
-    """Greyscale saved as RGB becomes one channel, and so does true colour with ``luma``."""
+    """Greyscale saved as RGB becomes one channel, and so does colour with ``luma``."""
     if page.channels == 1:
         return page
-    equal = all(_channels_equal(strip) for strip in page.strips())
-    return GreyPage(page, equal=equal) if equal or luma else page
+    if all(_channels_equal(strip) for strip in page.strips()):
+        return PageView(page, lambda start, stop: page.rows(start, stop)[:, :, :1], channels=1)
+
+    def luma_rows(start: int, stop: int) -> Pixels:
+        grey: Pixels = page.rows(start, stop) @ _LUMA
+        if page.dtype != "float32":
+            grey = np.rint(grey)
+        return grey.astype(page.dtype)[:, :, None]
+
+    return PageView(page, luma_rows, channels=1) if luma else page
 
 
 def _channels_equal(strip: Pixels) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 
 from pscl_hpc.archive.format import Pixels
 from pscl_hpc.archive.ingest.errors import Unreadable
-from pscl_hpc.archive.ingest.page import Page, RowsPage, single_channel
+from pscl_hpc.archive.ingest.page import Page, cut_rows, single_channel
 from pscl_hpc.archive.options import AUTO_CROP, IngestOptions
 
 _LARGEST = 0.25
@@ -51,7 +51,7 @@ def prepare(page: Page, options: IngestOptions) -> Prepared:
     if not cut:
         return Prepared(page, None)
     kept = page.height - cut
-    return Prepared(RowsPage(page, 0, kept), RowsPage(page, kept, page.height))
+    return Prepared(cut_rows(page, 0, kept), cut_rows(page, kept, page.height))
 
 
 def sensitive_to(image: Page, fields: Collection[str]) -> set[str]:
