@@ -32,7 +32,7 @@ def main(demo: Path, out: Path) -> None:
         colours = class_colours(len(collection.classes), collection.background)
         tests = archive.select(datasets=[reference.dataset], splits=["test"])
         # Pictures of different production batches, so that the figure shows how they differ.
-        chosen = list({record.condition: record for record in reversed(tests)}.values())[:ROWS]
+        chosen = list({record.production_batch: record for record in reversed(tests)}.values())[:ROWS]
         columns = ["micrograph", "true classes", "from scratch", "after PSCL"]
         figure, axes = plt.subplots(ROWS, 4, figsize=(10, 5.5), layout="compressed")
         for row, record in enumerate(chosen):

@@ -38,7 +38,9 @@ def imports(tree: ast.AST) -> Iterator[str]:
 
 
 def test_every_package_is_in_the_diagram() -> None:
-    here = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    here = {
+        path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
     assert here - {"__init__", "__version__"} == layers().keys()
 
 

@@ -2,8 +2,8 @@
 
 from pscl_hpc.archive.format import IGNORE_INDEX, Collection, ImageRecord, Window
 from pscl_hpc.archive.options import AUTO_CROP, IngestOptions
-from pscl_hpc.archive.order import epoch_order, rank_slice
 from pscl_hpc.archive.reader import Archive
+from pscl_hpc.archive.windows import epoch_order
 from pscl_hpc.archive.writer import ShardWriter
 
 __all__ = [
@@ -16,5 +16,4 @@ __all__ = [
     "ShardWriter",
     "Window",
     "epoch_order",
-    "rank_slice",
 ]

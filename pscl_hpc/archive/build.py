@@ -1,4 +1,4 @@
-"""Packing image files into an archive: resumable, additive, in a fixed order."""
+"""Packing image files into an archive, or adding them to one, in a fixed order; an interrupted build can be resumed."""
 
 from __future__ import annotations
 
@@ -15,30 +15,29 @@ from pscl_hpc.archive.ingest.masks import read_mask
 from pscl_hpc.archive.ingest.page import Page
 from pscl_hpc.archive.ingest.prepare import prepare
 from pscl_hpc.archive.ingest.sources import Item, Plan, Skipped
+from pscl_hpc.archive.manifest import sha256_of
 from pscl_hpc.archive.options import AUTO_CROP, IngestOptions, differing, options_from_json
-from pscl_hpc.archive.publish import Pick, publish_file, publish_folder, sha256_of, stored_bytes
+from pscl_hpc.archive.parts import Parts, Pick, open_parts, publish, stored_bytes
 from pscl_hpc.archive.reader import Archive
-from pscl_hpc.archive.scratch import Scratch
-from pscl_hpc.archive.unwritable import Unwritable, written
-from pscl_hpc.archive.writer import ShardWriter
+from pscl_hpc.archive.writer import ShardWriter, WriteError, write_errors
 from pscl_hpc.errors import UserError
 from pscl_hpc.progress import Progress
 
 PART_BYTES = 128 << 20
-"""Raw pixels in a part: what a kill can cost."""
+"""Raw pixels in a part: at most this much work is lost in a crash."""
 SHARD_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
 class BuildOptions(IngestOptions):
-    """How images are stored: what makes their pixels, and how these are compressed."""
+    """How images are packed and compressed."""
 
     compression: str = AUTO
 
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What a build did."""
+    """The outcome of a build."""
 
     path: Path
     added: int
@@ -46,8 +45,8 @@ class BuildResult:
     skipped: tuple[Skipped, ...]
     cropped: dict[str, int]
     """Image id -> rows cut by automatic cropping."""
-    otherwise: tuple[str, ...]
-    """Unchanged images that these options would have packed in another way."""
+    with_other_options: tuple[str, ...]
+    """Unchanged images that these options would have packed differently."""
 
 
 def build(
@@ -58,98 +57,88 @@ def build(
     shard_bytes: int | None = None,
     progress: bool = False,
 ) -> BuildResult:
-    """Pack the images of a plan into ``out``, adding to an archive that is already there.
+    """Pack the images of a plan into ``out``, adding to an archive that already exists.
 
-    Finished parts wait in ``OUT.partial/``; after a kill the same call goes on from them. An old archive stays in
-    place until the new one replaces it in one rename.
+    Finished parts are kept in ``OUT.partial/``, from which the same call resumes after a crash. An old archive is
+    replaced by one rename at the end.
 
     Args:
-        out: a file, or a folder of shards when ``shard_bytes`` is given or a folder is there.
+        out: a file, or a folder of shards if ``shard_bytes`` is given or the folder exists.
         shard_bytes: raw pixels per shard.
         progress: show a bar.
 
     Raises:
-        UserError: nothing could be packed, the archive there has other classes, or another build is at work.
+        UserError: no image could be packed, the archive has other classes, or another build of it is running.
     """
     if out.is_dir() and shard_bytes is None:
         shard_bytes = SHARD_BYTES
     if shard_bytes is not None and out.is_file():
         raise UserError(f"{out} is a file; give another --out for a folder of shards")
-    _united(plan, _existing(out), out)  # refused before anything is written
+    _all_collections(plan, _existing(out), out)  # errors are raised before anything is written
     try:
-        with written(out):
+        with write_errors(out):
             out.parent.mkdir(parents=True, exist_ok=True)
-            with Scratch(out, asdict(options) | {"percentiles": list(options.percentiles)}) as scratch:
-                # Looked at under the lock: another build may have ended since.
-                old = _existing(out)
-                collections = _united(plan, old, out)
-                return _build(plan, out, options, old, collections, scratch, shard_bytes, progress)
-    except Unwritable as error:
-        raise Unwritable(out, error.reason, "mend that and run the same command to go on") from error
+            with open_parts(out, asdict(options) | {"percentiles": list(options.percentiles)}) as parts:
+                return _build(plan, out, options, parts, shard_bytes, progress)
+    except WriteError as error:
+        raise WriteError(out, error.reason, "fix that and resume with the same command") from error
 
 
 def _build(
-    plan: Plan,
-    out: Path,
-    options: BuildOptions,
-    old: Archive | None,
-    collections: dict[str, Collection],
-    scratch: Scratch,
-    shard_bytes: int | None,
-    progress: bool,
+    plan: Plan, out: Path, options: BuildOptions, parts: Parts, shard_bytes: int | None, progress: bool
 ) -> BuildResult:
+    # Opened again under the lock, because another build may have ended since.
+    old = _existing(out)
+    collections = _all_collections(plan, old, out)
     skipped = list(plan.skipped)
-    cropped: dict[str, int] = {}
     planned = {item.id: item for item in plan.items}
-    kept = {_file_id(row.id): row for row in old.rows} if old else {}
-    packed = {_file_id(row.id): row for part in scratch.parts for row in part.rows}
-    unchanged = 0
-    otherwise: list[str] = []
-    packer = _Packer(scratch, collections, options)
-    good: set[str] = set()
+    existing = {_file_id(row.id): row for row in old.rows} if old else {}
+    packed = {_file_id(row.id): row for part in parts.shards for row in part.rows}
+    cropped: dict[str, int] = {}
+    unchanged: list[str] = []
+    new: set[str] = set()
     bar = Progress("packing", len(planned), unit="file", show=progress)
+    packer = _Packer(parts, collections, options)
     with bar, packer:
         for item_id, item in planned.items():
             try:
                 hashes = _hashes(item)
-                if item_id in kept:
-                    _same(kept[item_id], item, hashes, out)
-                    unchanged += 1
-                    if _packed_otherwise(kept[item_id], options):
-                        otherwise.append(item_id)
+                if item_id in existing:
+                    _check_unchanged(existing[item_id], item, hashes, out)
+                    unchanged.append(item_id)
                 else:
                     if item_id not in packed or not _matches(packed[item_id], item, hashes):
                         cropped |= packer.pack(item, hashes)
-                    good.add(item_id)
+                    new.add(item_id)
             except Unreadable as error:
                 skipped.append(Skipped(item.source, str(error)))
             bar.advance(item.path.name)
-    picks = _new_picks(scratch, good)
-    if not picks and not kept:
-        if not scratch.parts:
-            scratch.remove()
+    picks = _new_picks(parts, new)
+    if not picks and not existing:
+        if not parts.shards:
+            parts.remove()
         reasons = "; ".join(f"{item.path}: {item.reason}" for item in skipped[:3])
         raise UserError(f"none of the {len(planned)} images could be packed ({reasons}); correct the files")
-    # A source of which nothing could be packed, such as a note among the images, makes no collection.
+    # A source of which no image was packed adds no collection.
     used = {row.dataset for row, _ in picks} | (set(old.collections) if old else set())
     filled = {name: collection for name, collection in collections.items() if name in used}
-    if picks or _new_collections(old, filled):
+    if picks or old is None or old.collections != filled:
+        kept = []
+        if old and shard_bytes is None:  # one file is written again as a whole, a folder only gets new shards
+            kept = [(row, shard) for shard in old.shards for row in shard.rows]
+        content = sorted(picks + kept, key=lambda pick: pick[0].id)
         listed = list(filled.values())
-        if shard_bytes is not None:
-            publish_folder(out, scratch.folder, picks, listed, options.compression, shard_bytes, progress)
-        else:
-            everything = picks + ([(row, shard) for shard in old.shards for row in shard.rows] if old else [])
-            everything.sort(key=lambda pick: pick[0].id)
-            publish_file(out, scratch.folder, everything, listed, options.compression, progress)
-    scratch.remove()
-    return BuildResult(out, len(picks), unchanged, tuple(skipped), cropped, tuple(otherwise))
+        publish(out, parts.folder, content, listed, options.compression, shard_bytes, progress)
+    parts.remove()
+    with_other_options = tuple(name for name in unchanged if _has_other_options(existing[name], options))
+    return BuildResult(out, len(picks), len(unchanged), tuple(skipped), cropped, with_other_options)
 
 
 class _Packer:
-    """Writes images into parts of limited size; a file's pages never straddle two parts."""
+    """Writes images into parts of limited size; all pages of a file are in one part."""
 
-    def __init__(self, scratch: Scratch, collections: dict[str, Collection], options: BuildOptions) -> None:
-        self._scratch = scratch
+    def __init__(self, parts: Parts, collections: dict[str, Collection], options: BuildOptions) -> None:
+        self._parts = parts
         self._collections = collections
         self._options = options
         self._writer: ShardWriter | None = None
@@ -159,13 +148,13 @@ class _Packer:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        # Ctrl-C and SIGTERM keep what is packed; any other exception drops the open part, the finished ones stay.
+        # Ctrl-C and SIGTERM keep the open part; any other exception discards it and keeps the finished ones.
         if kind in (KeyboardInterrupt, SystemExit):
             kind = error = trace = None
         self._close(kind, error, trace)
 
     def pack(self, item: Item, hashes: tuple[str, str]) -> dict[str, int]:
-        """Append the pages of one file; all or, with Unreadable, none."""
+        """Append all pages of one file, or none and raise Unreadable; returns id -> rows cut by automatic cropping."""
         writer = self._open()
         mark = len(writer)
         try:
@@ -195,7 +184,7 @@ class _Packer:
         mask = None
         if item.mask is not None:
             if pages > 1:
-                raise Unreadable(f"it has {pages} pages but one mask; save the pages as single files")
+                raise Unreadable(f"it has {pages} pages but one mask; save each page as a file")
             collection = self._collections[item.dataset]
             mask = read_mask(item.mask, collection, page.height + prepared.cut, page.width, page.height)
         writer.add_strips(
@@ -207,7 +196,7 @@ class _Packer:
             dataset=item.dataset,
             split=item.split,
             specimen=item.specimen,
-            condition=item.condition,
+            production_batch=item.production_batch,
             alloy=item.alloy,
             magnification=item.magnification or page.magnification,
             um_per_pixel=item.um_per_pixel or page.um_per_pixel,
@@ -224,7 +213,7 @@ class _Packer:
             collections = list(self._collections.values())
             options = self._options
             self._writer = ShardWriter(
-                self._scratch.next_part(), collections, options.compression, percentiles=options.percentiles
+                self._parts.next_path(), collections, options.compression, percentiles=options.percentiles
             ).__enter__()
             self._bytes = 0
         return self._writer
@@ -236,9 +225,9 @@ class _Packer:
         if writer is not None:
             writer.__exit__(kind, error, trace)
             if kind is None and len(writer):
-                self._scratch.add_part(writer.path)
+                self._parts.add(writer.path)
             elif kind is None:
-                writer.path.unlink()  # every file that was tried for this part is damaged
+                writer.path.unlink()  # all files of this part are damaged
 
 
 def _hashes(item: Item) -> tuple[str, str]:
@@ -252,39 +241,37 @@ def _hashes(item: Item) -> tuple[str, str]:
         raise Unreadable(f"its mask {item.mask} cannot be opened ({error.strerror})") from error
 
 
-_METADATA = ("split", "specimen", "condition", "alloy")
-
-
 def _matches(row: Row, item: Item, hashes: tuple[str, str]) -> bool:
-    same_text = all(getattr(row, name) == getattr(item, name) for name in _METADATA)
-    same_number = all(
-        getattr(item, name) is None or getattr(row, name) == getattr(item, name)
-        for name in ("magnification", "um_per_pixel")
+    texts = (item.split, item.specimen, item.production_batch, item.alloy)
+    numbers = ((row.magnification, item.magnification), (row.um_per_pixel, item.um_per_pixel))
+    return (
+        (row.sha256, row.mask_sha256) == hashes
+        and (row.split, row.specimen, row.condition, row.alloy) == texts
+        and all(given is None or given == stored for stored, given in numbers)
     )
-    return (row.sha256, row.mask_sha256) == hashes and same_text and same_number
 
 
-def _same(row: Row, item: Item, hashes: tuple[str, str], out: Path) -> None:
-    """Unreadable when an image that is in the archive comes again in another form."""
+def _check_unchanged(row: Row, item: Item, hashes: tuple[str, str], out: Path) -> None:
+    """Unreadable when an image differs from the one with this id in the archive."""
     if _matches(row, item, hashes):
         return
     what = "pixels" if row.sha256 != hashes[0] else "mask" if row.mask_sha256 != hashes[1] else "metadata"
     raise Unreadable(f"{item.id} is already in {out} with other {what}; rename it or build into a new file")
 
 
-def _packed_otherwise(row: Row, options: IngestOptions) -> bool:
-    """Whether an image of the archive has options recorded with which it is, or may be, another than with these."""
+def _has_other_options(row: Row, options: IngestOptions) -> bool:
+    """Whether these options would, or might, have packed an image of the archive differently."""
     recorded = options_from_json(row.ingest)
     dtype, channels = parse_pool(row.pool)
     return recorded is not None and bool(differing(recorded, options, dtype=dtype, channels=channels))
 
 
-def _new_picks(scratch: Scratch, wanted: set[str]) -> list[Pick]:
-    """The packed images of the wanted files, the latest version of each, sorted by id."""
-    latest = {_file_id(row.id): part for part in scratch.parts for row in part.rows}
+def _new_picks(parts: Parts, wanted: set[str]) -> list[Pick]:
+    """The packed images of the wanted files, from the latest part that has them, sorted by id."""
+    latest = {_file_id(row.id): part for part in parts.shards for row in part.rows}
     picks = [
         (row, part)
-        for part in scratch.parts
+        for part in parts.shards
         for row in part.rows
         if _file_id(row.id) in wanted and latest[_file_id(row.id)] is part
     ]
@@ -292,21 +279,21 @@ def _new_picks(scratch: Scratch, wanted: set[str]) -> list[Pick]:
 
 
 def _file_id(image_id: str) -> str:
-    """The id of the file that a page came from."""
+    """The id of the file of a page."""
     return re.sub(r"#\d+$", "", image_id)
 
 
 def _existing(out: Path) -> Archive | None:
     if out.is_dir() and not (out / MANIFEST).exists():
-        # A build that was killed before its first manifest leaves shards and nothing else.
+        # A build that was killed before it wrote the first manifest leaves shards only.
         if any(not path.match("shard-*.h5") for path in out.iterdir()):
-            raise UserError(f"{out} is a folder with other files; name a new folder or an archive")
+            raise UserError(f"{out} is a folder with other files; give a new folder or an archive")
         return None
     return Archive(out) if out.exists() else None
 
 
-def _united(plan: Plan, old: Archive | None, out: Path) -> dict[str, Collection]:
-    """The collections of the archive and of the plan; a class list never changes under old images."""
+def _all_collections(plan: Plan, old: Archive | None, out: Path) -> dict[str, Collection]:
+    """The collections of the archive and of the plan; UserError when a class list would change."""
     united = dict(old.collections) if old else {}
     for name, new in plan.collections.items():
         try:
@@ -314,7 +301,3 @@ def _united(plan: Plan, old: Archive | None, out: Path) -> dict[str, Collection]
         except ValueError as error:
             raise UserError(f"{error} in {out} than in the sources; build into a new file") from error
     return united
-
-
-def _new_collections(old: Archive | None, collections: dict[str, Collection]) -> bool:
-    return old is None or old.collections != collections

@@ -1,27 +1,25 @@
-"""Verifying an archive: checksums, masks, duplicates and specimens that straddle splits."""
+"""Verifying an archive: checksums, masks, references, duplicates and specimens in several splits."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from pscl_hpc.archive.duplicates import Thumbnail, Thumbnailer, similar_pairs
-from pscl_hpc.archive.format import TILE, ImageRecord
-from pscl_hpc.archive.manifest import read_manifest
-from pscl_hpc.archive.publish import sha256_of
+from pscl_hpc.archive.format import IGNORE_INDEX, TILE, ImageRecord, check_mask
+from pscl_hpc.archive.manifest import read_manifest, sha256_of
 from pscl_hpc.archive.reader import Archive
-from pscl_hpc.archive.writer import check_mask
 from pscl_hpc.errors import UserError
 from pscl_hpc.progress import Progress
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is wrong with the archive."""
+    """One problem of an archive."""
 
     kind: str
     """``"checksum"``, ``"mask"``, ``"reference"``, ``"duplicate"``, ``"leak"`` (a duplicate in another split),
@@ -34,41 +32,32 @@ class Finding:
 
 
 def check(archive: Archive, *, progress: bool = False) -> list[Finding]:
-    """Read every pixel once and list what is wrong; an empty list is a clean archive."""
-    findings = _shards(archive)
-    thumbnails = []
-    sound: list[ImageRecord] = []
+    """Read every pixel once and return all problems."""
+    findings = list(_shards(archive))
+    thumbnails: dict[int, Thumbnail] = {}
     with Progress("checking", len(archive), unit="image", show=progress) as bar:
         for record in archive.records:
             try:
-                thumbnails.append(_pixels(archive, record))
-                sound.append(record)
+                thumbnails[record.index] = _pixels(archive, record)
             except UserError as error:
                 findings.append(Finding("checksum", (record.id,), str(error)))
             if record.has_mask:
                 findings += _mask(archive, record)
             bar.advance(record.id)
-    checksums = [archive.rows[record.index].pixel_checksum for record in sound]
-    findings += _duplicates(sound, checksums, np.array(thumbnails, np.float32))
-    return findings + _references(archive) + _specimens(archive) + _without_split(archive)
+    findings += _duplicates(archive, thumbnails)
+    return [*findings, *_references(archive), *_specimens(archive), *_without_split(archive)]
 
 
-def _shards(archive: Archive) -> list[Finding]:
-    if not archive.path.is_dir():
-        return []
-    return [
-        Finding(
-            "checksum",
-            (),
-            f"{archive.path / entry.file} differs from its checksum in the manifest; copy it again",
-        )
-        for entry in read_manifest(archive.path)
-        if sha256_of(archive.path / entry.file) != entry.sha256
-    ]
+def _shards(archive: Archive) -> Iterator[Finding]:
+    for entry in read_manifest(archive.path) if archive.path.is_dir() else ():
+        shard = archive.path / entry.file
+        if sha256_of(shard) != entry.sha256:
+            problem = f"{shard} does not match its checksum in the manifest; copy it again"
+            yield Finding("checksum", (), problem)
 
 
 def _pixels(archive: Archive, record: ImageRecord) -> Thumbnail:
-    """Verify the checksum of an image; returns its thumbnail."""
+    """Verify the checksum of an image and return its thumbnail."""
     digest = hashlib.sha256()
     thumbnailer = Thumbnailer(record.height, record.width)
     for top in range(0, record.height, TILE):
@@ -76,98 +65,82 @@ def _pixels(archive: Archive, record: ImageRecord) -> Thumbnail:
         digest.update(np.ascontiguousarray(strip).data)
         thumbnailer.add(strip)
     if digest.hexdigest() != archive.rows[record.index].pixel_checksum:
-        raise UserError(f"the pixels of {record.id} differ from their checksum; build the archive again")
+        raise UserError(f"the pixels of {record.id} do not match their checksum; build the archive again")
     return thumbnailer.thumbnail()
 
 
-def _mask(archive: Archive, record: ImageRecord) -> list[Finding]:
+def _mask(archive: Archive, record: ImageRecord) -> Iterator[Finding]:
     try:
         mask = archive.read_mask(record.index)
         check_mask(mask, record.height, record.width, archive.collections[record.dataset])
     except (UserError, ValueError) as error:
-        return [Finding("mask", (record.id,), f"{record.id}: {error}")]
+        yield Finding("mask", (record.id,), f"{record.id}: {error}")
+        return
     if hashlib.sha256(mask.tobytes()).hexdigest() != archive.rows[record.index].mask_checksum:
-        return [Finding("checksum", (record.id,), f"the mask of {record.id} differs from its checksum")]
-    if (mask == 255).all():
-        return [Finding("mask", (record.id,), f"{record.id}: no pixel of the mask is annotated")]
-    return []
+        yield Finding("checksum", (record.id,), f"the mask of {record.id} does not match its checksum")
+    elif (mask == IGNORE_INDEX).all():
+        yield Finding("mask", (record.id,), f"{record.id}: no pixel of the mask is annotated")
 
 
-def _duplicates(
-    records: Sequence[ImageRecord],
-    checksums: Sequence[str],
-    thumbnails: Thumbnail,
-) -> list[Finding]:
-    equal: dict[tuple[str, int, int], int] = {}
-    pairs: list[tuple[int, int, str]] = []
-    for place, (record, checksum) in enumerate(zip(records, checksums, strict=True)):
-        first = equal.setdefault((checksum, record.height, record.width), place)
-        if first != place:
-            pairs.append((first, place, "the same pixels"))
-    exact = {(first, second) for first, second, _ in pairs}
-    for pair in similar_pairs(thumbnails):
-        if (pair.first, pair.second) not in exact:
-            pairs.append((pair.first, pair.second, f"{pair.turn}, correlation {pair.correlation:.3f}"))
-    findings = []
-    for first, second, how in sorted(pairs):
-        one, two = records[first], records[second]
-        splits = (one.split, two.split)
-        leak = one.split != two.split and all(splits)
+def _duplicates(archive: Archive, thumbnails: dict[int, Thumbnail]) -> Iterator[Finding]:
+    """Copies among the images with a thumbnail, by index."""
+    first_with: dict[tuple[str, int, int], int] = {}
+    pairs: dict[tuple[int, int], str] = {}
+    indices = list(thumbnails)
+    for index in indices:
+        row = archive.rows[index]
+        first = first_with.setdefault((row.pixel_checksum, row.height, row.width), index)
+        if first != index:
+            pairs[first, index] = "the same pixels"
+    for pair in similar_pairs(np.array([*thumbnails.values()], np.float32)):
+        how = f"{pair.turn}, correlation {pair.correlation:.3f}"
+        pairs.setdefault((indices[pair.first], indices[pair.second]), how)
+    for (first, second), how in sorted(pairs.items()):
+        one, two = archive.records[first], archive.records[second]
+        leak = one.split != two.split and bool(one.split and two.split)
         where = f" ({one.split} and {two.split})" if leak else ""
         detail = f"{one.id} and {two.id} are copies{where}: {how}"
-        findings.append(Finding("leak" if leak else "duplicate", (one.id, two.id), detail))
-    return findings
+        yield Finding("leak" if leak else "duplicate", (one.id, two.id), detail)
 
 
-def _references(archive: Archive) -> list[Finding]:
-    """A reference must be an annotated training image, or a one-shot run learns from nothing or from the test."""
+def _references(archive: Archive) -> Iterator[Finding]:
+    """References that are not annotated training images."""
     known = {record.id: record for record in archive.records}
-    findings = []
     for collection in archive.collections.values():
         for name in collection.references:
             record = known.get(name)
+            problem = ""
             if record is None:
                 problem = "is not in the archive"
             elif not record.has_mask:
                 problem = "has no mask"
             elif record.split not in ("", "train"):
                 problem = f"is in the split {record.split}"
-            else:
-                continue
-            findings.append(Finding("reference", (name,), f"the reference image {name} {problem}"))
-    return findings
+            if problem:
+                yield Finding("reference", (name,), f"the reference image {name} {problem}")
 
 
-def _specimens(archive: Archive) -> list[Finding]:
+def _specimens(archive: Archive) -> Iterator[Finding]:
     splits: dict[tuple[str, str], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for record in archive.records:
         if record.specimen and record.split:
             splits[record.dataset, record.specimen][record.split].append(record.id)
-    return [
-        Finding(
-            "specimen",
-            tuple(image for images in by_split.values() for image in images),
-            f"specimen {specimen} of {dataset} is in "
-            + " and ".join(f"{split} ({images[0]})" for split, images in sorted(by_split.items())),
-        )
-        for (dataset, specimen), by_split in sorted(splits.items())
-        if len(by_split) > 1
-    ]
+    for (dataset, specimen), by_split in sorted(splits.items()):
+        if len(by_split) > 1:
+            where = " and ".join(f"{split} ({images[0]})" for split, images in sorted(by_split.items()))
+            images = tuple(image for images in by_split.values() for image in images)
+            yield Finding("specimen", images, f"specimen {specimen} of {dataset} is in {where}")
 
 
-def _without_split(archive: Archive) -> list[Finding]:
-    """Annotated images that no split names though others have one; those without a mask are the unlabelled pool."""
-    findings = []
+def _without_split(archive: Archive) -> Iterator[Finding]:
+    """Annotated images without a split in collections that have splits."""
     for name in archive.collections:
         annotated = archive.select(datasets=[name], has_mask=True)
-        without = [record.id for record in annotated if not record.split]
-        if without and any(record.split for record in annotated):
-            findings.append(
-                Finding(
-                    "split",
-                    tuple(without),
-                    f"{len(without)} of {len(annotated)} annotated images of {name} have no split although others have "
-                    f"(the first: {without[0]}); they count as unlabelled, so name their split in splits.json",
-                )
+        without = tuple(record.id for record in annotated if not record.split)
+        if without and len(without) < len(annotated):
+            yield Finding(
+                "split",
+                without,
+                f"{len(without)} of {len(annotated)} annotated images of {name} have no split but others do "
+                f"(the first: {without[0]}); they count as unlabelled, so add them to a split in splits.json",
             )
-    return findings

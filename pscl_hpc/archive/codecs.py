@@ -1,9 +1,8 @@
-"""Tile compression: HDF5 filter pipelines encoded and decoded without the HDF5 library.
+"""Tile compression: HDF5 filter pipelines, encoded and decoded without the HDF5 library.
 
-Tiles are written and read as raw chunks, so compression runs outside HDF5's global lock and threads scale.
-The bytes are exactly what the named HDF5 filter would make: any HDF5 program that has the filter reads them.
-``gzip`` and ``none`` are in every HDF5 build, ``lzf`` in every h5py; ``zstd`` and ``bitshuffle-lz4`` need the
-hdf5plugin package in *other* programs, here imagecodecs decodes them.
+Tiles are written and read as raw chunks, so compression runs outside HDF5's global lock and threads scale. The bytes
+are those of the named HDF5 filter, so any HDF5 program that has the filter can read them. ``gzip`` and ``none`` are in
+every HDF5 build, ``lzf`` in every h5py; for ``zstd`` and ``bitshuffle-lz4`` other programs need the hdf5plugin package.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ BLOSC = 32001
 ZSTD = 32015
 
 RAW = 0xFFFFFFFF
-"""Chunk filter mask of a tile stored as it is, because compressing it gained nothing."""
-_WORTH = 0.95
-"""A tile that does not shrink below this share is stored raw: it would cost time and save nothing."""
+"""Chunk filter mask of a tile that is stored uncompressed, because compression gained too little."""
+_MAX_RATIO = 0.95
+"""A tile that does not shrink below this share is stored uncompressed."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Codec:
 
     name: str
     filters: tuple[int, ...]
-    """Filter ids in the order in which a writer applies them; ``SHUFFLE`` only for wider items."""
+    """Filter ids in the order in which they are applied; ``SHUFFLE`` only for items of several bytes."""
     options: tuple[int, ...]
     """Client data of the compressing filter."""
     pack: Callable[[bytes, int], bytes]
@@ -43,7 +42,7 @@ class Codec:
     """(compressed bytes, size of the result) -> bytes."""
 
     def __reduce__(self) -> tuple[Callable[[str], Codec], tuple[str]]:
-        # By name: reading processes started afresh get the open archive pickled, and functions do not pickle.
+        # By name: data loader processes may get the open archive pickled, and functions cannot be pickled.
         return _codec_named, (self.name,)
 
     def filters_for(self, itemsize: int) -> tuple[int, ...]:
@@ -58,10 +57,10 @@ class Codec:
         if SHUFFLE in self.filters_for(tile.itemsize):
             data = _shuffle(raw, tile.itemsize)
         packed = self.pack(data, tile.itemsize)
-        return (0, packed) if len(packed) < _WORTH * len(raw) else (RAW, raw)
+        return (0, packed) if len(packed) < _MAX_RATIO * len(raw) else (RAW, raw)
 
     def decode(self, data: bytes, filter_mask: int, size: int, itemsize: int) -> bytes:
-        """The ``size`` bytes of one tile; ValueError when the chunk does not hold them."""
+        """The ``size`` bytes of one tile; ValueError when the chunk is damaged."""
         if filter_mask == RAW or not self.filters:
             raw = data
         elif filter_mask == 0:
@@ -74,7 +73,7 @@ class Codec:
         else:
             raise ValueError(f"unknown filter mask {filter_mask:#x}")
         if len(raw) != size:
-            raise ValueError(f"a tile of {size} bytes holds {len(raw)}")
+            raise ValueError(f"a tile has {len(raw)} bytes, not {size}")
         return raw
 
 
@@ -89,7 +88,7 @@ def _shuffle(data: bytes, itemsize: int) -> bytes:
 def _unshuffle(data: bytes, itemsize: int) -> bytes:
     planes = np.frombuffer(data, np.uint8).reshape(itemsize, -1)
     items = np.empty((planes.shape[1], itemsize), np.uint8)
-    for place, plane in enumerate(planes):  # four times as fast as copying the transposed view
+    for place, plane in enumerate(planes):  # four times as fast as copying the transposed array
         items[:, place] = plane
     return items.tobytes()
 
@@ -102,7 +101,7 @@ _GZIP_LEVEL = 4
 _ZSTD_LEVEL = 3
 
 _LZF_OPTIONS = (4, 261, 0)
-"""(filter revision, LZF version 1.5, chunk bytes): what h5py's own filter records; the size is filled in."""
+"""(filter revision, LZF version 1.5, chunk bytes) as h5py records them; the size is filled in."""
 
 CODECS: dict[str, Codec] = {
     codec.name: codec
@@ -144,7 +143,7 @@ CODECS: dict[str, Codec] = {
 
 AUTO = "auto"
 DEFAULT_CODEC = {"uint8": "none", "uint16": "gzip", "float32": "gzip"}
-"""Codec of image tiles per dtype; measured in docs/archive.md."""
+"""Compression of image tiles per dtype; measurements are in docs/archive.md."""
 MASK_CODEC = "gzip"
 
 
@@ -160,7 +159,7 @@ def codec_for(compression: str, dtype: str, *, is_mask: bool) -> Codec:
 def create_dataset(
     group: h5py.Group, name: str, shape: tuple[int, ...], dtype: np.dtype[np.generic], codec: Codec
 ) -> h5py.Dataset:
-    """An empty dataset of tiles that can grow along its first axis; its filters need not be installed."""
+    """An empty dataset of tiles that can grow along its first axis; its HDF5 filters need not be installed."""
     tile_bytes = int(np.prod(shape[1:])) * dtype.itemsize
     plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plist.set_chunk((1, *shape[1:]))
@@ -182,7 +181,7 @@ def create_dataset(
 
 
 def codec_of(dataset: h5py.Dataset) -> Codec:
-    """The codec a dataset was written with; ValueError for any other pipeline."""
+    """The codec of a dataset; ValueError for an unknown filter pipeline."""
     plist = dataset.id.get_create_plist()
     filters = tuple(plist.get_filter(place)[0] for place in range(plist.get_nfilters()))
     for codec in CODECS.values():

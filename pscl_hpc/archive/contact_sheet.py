@@ -1,4 +1,4 @@
-"""One picture of an archive for people: samples of every collection, annotated ones with their classes."""
+"""A contact sheet: one picture with samples of every collection and their classes."""
 
 from __future__ import annotations
 
@@ -12,35 +12,30 @@ from PIL import Image, ImageDraw, ImageFont
 from pscl_hpc.archive.format import IGNORE_INDEX, Collection, ImageRecord, Window
 from pscl_hpc.archive.reader import Archive
 
-_CELL, _GAP, _TITLE, _LABEL = 176, 10, 46, 16
+_SIDE, _GAP, _TITLE, _LABEL = 176, 10, 46, 16
 _BACKGROUND, _INK, _FAINT = (250, 250, 248), (24, 24, 28), (110, 110, 116)
 _LARGEST_READ = 1024
-"""Of a larger image the middle is shown: it is to be recognised, not measured."""
+"""Pixels along a side; only the middle of a larger image is shown."""
 _OVERLAY = 0.45
 
 
 def contact_sheet(archive: Archive, path: Path, *, columns: int = 8) -> None:
     """Write a PNG with up to ``columns`` images of each collection, spread evenly over it."""
-    names = [
-        name for name in archive.collections if any(record.dataset == name for record in archive.records)
-    ]
-    lines = []
-    for name in names:
-        records = archive.select(datasets=[name])
-        picked = np.unique(np.linspace(0, len(records) - 1, columns).round().astype(int))
-        cells = [
-            (records[index], _cell(archive, records[index], archive.collections[name])) for index in picked
-        ]
-        lines.append((name, records, cells, max(cell.height for _, cell in cells)))
-    height = sum(_TITLE + tallest + _LABEL + _GAP for *_, tallest in lines)
-    sheet = Image.new("RGB", (_GAP + columns * (_CELL + _GAP), _GAP + height), _BACKGROUND)
+    rows = []
+    for name, collection in archive.collections.items():
+        if records := archive.select(datasets=[name]):
+            picked = np.unique(np.linspace(0, len(records) - 1, columns).round().astype(int))
+            pictures = [(records[index], _picture(archive, records[index], collection)) for index in picked]
+            rows.append((collection, records, pictures, max(picture.height for _, picture in pictures)))
+    height = sum(_TITLE + tallest + _LABEL + _GAP for *_, tallest in rows)
+    sheet = Image.new("RGB", (_GAP + columns * (_SIDE + _GAP), _GAP + height), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     top = _GAP
-    for name, records, cells, tallest in lines:
-        _title(draw, top, archive.collections[name], records)
-        for place, (record, cell) in enumerate(cells):
-            left = _GAP + place * (_CELL + _GAP)
-            sheet.paste(cell, (left, top + _TITLE))
+    for collection, records, pictures, tallest in rows:
+        _title(draw, top, collection, records)
+        for column, (record, picture) in enumerate(pictures):
+            left = _GAP + column * (_SIDE + _GAP)
+            sheet.paste(picture, (left, top + _TITLE))
             label = f"{record.split} {record.id.partition('/')[2]}".strip()
             draw.text((left, top + _TITLE + tallest + 2), _shorten(label), _FAINT, _font(11))
         top += _TITLE + tallest + _LABEL + _GAP
@@ -48,7 +43,7 @@ def contact_sheet(archive: Archive, path: Path, *, columns: int = 8) -> None:
 
 
 def class_colours(collection: Collection) -> npt.NDArray[np.uint8]:
-    """(classes, 3) colours, evenly spaced hues; the background class has none and stays grey."""
+    """(classes, 3) RGB colours with evenly spaced hues; black for the background, which is not tinted."""
     count = len(collection.classes)
     foreground = [index for index in range(count) if index != collection.background]
     colours = np.zeros((count, 3), np.uint8)
@@ -77,8 +72,8 @@ def _title(draw: ImageDraw.ImageDraw, top: int, collection: Collection, records:
         left += 14 + draw.textlength(name, _font(13)) + 16
 
 
-def _cell(archive: Archive, record: ImageRecord, collection: Collection) -> Image.Image:
-    """A square cell; the right half of an annotated image is tinted by class."""
+def _picture(archive: Archive, record: ImageRecord, collection: Collection) -> Image.Image:
+    """An image scaled to at most ``_SIDE`` pixels a side; the right half of an annotated one is tinted by class."""
     height, width = min(record.height, _LARGEST_READ), min(record.width, _LARGEST_READ)
     window: Window = ((record.height - height) // 2, (record.width - width) // 2, height, width)
     pixels = archive.read_unit(record.index, window, channels=3).transpose(1, 2, 0) * 255
@@ -89,9 +84,9 @@ def _cell(archive: Archive, record: ImageRecord, collection: Collection) -> Imag
         colours = class_colours(collection)[np.where(tinted, mask, 0)]
         pixels = np.where(tinted[:, :, None], (1 - _OVERLAY) * pixels + _OVERLAY * colours, pixels)
     image = Image.fromarray(np.rint(pixels).astype(np.uint8))
-    image.thumbnail((_CELL, _CELL), Image.Resampling.LANCZOS)
-    if max(image.size) < _CELL:
-        scale = _CELL / max(image.size)
+    image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    if max(image.size) < _SIDE:
+        scale = _SIDE / max(image.size)
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         image = image.resize(size, Image.Resampling.NEAREST if scale > 2 else Image.Resampling.LANCZOS)
     return image

@@ -1,14 +1,15 @@
-"""Finding copies of an image, also rotated by quarter turns, mirrored, rescaled or changed in brightness.
+"""Finding copies of an image, including rotated (by quarter turns), mirrored, rescaled and brightness-changed ones.
 
-Images are compared as 40 x 40 thumbnails of zero mean and unit norm. A pair is a copy when the best correlation
-over the eight orientations reaches a threshold. Comparing all pairs that way is too slow, so pairs are first
-screened by a vector that no orientation changes: in the cosine transform of a square a mirror flips signs and
-a transposition swaps (u, v) with (v, u), so the norms over {(u, v), (v, u)} are invariant. They are norms of
-orthogonal projections, hence never farther apart than the thumbnails themselves: no copy is missed.
+Images are compared as 40 x 40 thumbnails of zero mean and unit norm. A pair is a copy when the best correlation over
+the eight orientations reaches a threshold. Comparing all pairs that way is too slow, so pairs are first filtered by a
+vector that does not depend on orientation: in the cosine transform of a square, a reflection flips signs and a
+transposition swaps (u, v) with (v, u), so the norms over {(u, v), (v, u)} are invariant. As norms of orthogonal
+projections they are never farther apart than the thumbnails themselves, so the filter misses no copy.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,19 +20,19 @@ from scipy.fft import dctn
 SIDE = 40
 """Side of a thumbnail."""
 THRESHOLD = 0.98
-"""Correlation of thumbnails from which two images are copies."""
+"""Smallest correlation of the thumbnails of copies."""
 _BLOCK = 2048
 _FLAT = 1e-3
-"""Contrast, as a share of the mean, below which a thumbnail shows nothing to compare."""
+"""Contrast, as a share of the mean, below which a thumbnail is not compared."""
 
 Thumbnail = npt.NDArray[np.float32]
 
-_TURNS = ("near copy", "turned by 90 degrees", "turned by 180 degrees", "turned by 270 degrees")
+_TURNS = ("near copy", "rotated by 90 degrees", "rotated by 180 degrees", "rotated by 270 degrees")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two images that are copies, by position, ``first < second``."""
+    """Two images that are copies, by index, ``first < second``."""
 
     first: int
     second: int
@@ -40,10 +41,9 @@ class Pair:
 
 
 class Thumbnailer:
-    """Area-averages an image to (40, 40) from strips of rows.
+    """Averages an image over a 40 x 40 grid, from strips of rows.
 
-    A pixel on the border of two cells is shared between them by its area, so that the cells of an image that was
-    turned, mirrored or rescaled cover the same parts of the picture.
+    A pixel on a grid line is divided by area, so the thumbnail of a rotated, mirrored or rescaled image shows the same.
     """
 
     def __init__(self, height: int, width: int) -> None:
@@ -53,7 +53,7 @@ class Thumbnailer:
         self._row = 0
 
     def add(self, strip: npt.NDArray[Any]) -> None:
-        """Take the next rows, (rows, width, channels)."""
+        """Add the next rows, (rows, width, channels)."""
         grey = np.nan_to_num(strip.astype(np.float64).mean(axis=2), nan=0.0, posinf=0.0, neginf=0.0)
         self._mean += _shares(self._row, len(grey), self._height) @ (grey @ self._across.T)
         self._row += len(grey)
@@ -69,7 +69,7 @@ class Thumbnailer:
 
 
 def _shares(start: int, count: int, total: int) -> npt.NDArray[np.float64]:
-    """(40, count): the share of each of 40 equal cells of ``total`` pixels that each pixel from ``start`` on covers."""
+    """(40, count): weight of each pixel from ``start`` in the mean of each of 40 equal intervals of ``total`` pixels."""
     borders = np.arange(SIDE + 1) * (total / SIDE)
     pixels = np.arange(start, start + count)
     covered = np.minimum(borders[1:, None], pixels + 1) - np.maximum(borders[:-1, None], pixels)
@@ -78,7 +78,7 @@ def _shares(start: int, count: int, total: int) -> npt.NDArray[np.float64]:
 
 
 def similar_pairs(thumbnails: Thumbnail, threshold: float = THRESHOLD) -> list[Pair]:
-    """All pairs of (n, 40, 40) thumbnails whose best correlation over eight orientations reaches ``threshold``."""
+    """All pairs of (n, 40, 40) thumbnails whose best correlation over the orientations reaches ``threshold``."""
     if len(thumbnails) < 2:
         return []
     invariants = _invariants(thumbnails)
@@ -110,14 +110,11 @@ def _invariants(thumbnails: Thumbnail) -> Thumbnail:
 
 def _compare(thumbnails: Thumbnail, first: int, second: int) -> Pair:
     best, name = -1.0, ""
-    for mirrored in (False, True):
+    for mirrored, turns in itertools.product((False, True), range(4)):
         other = thumbnails[second, :, ::-1] if mirrored else thumbnails[second]
-        for turns in range(4):
-            correlation = float((thumbnails[first] * np.rot90(other, turns)).sum())
-            if correlation > best + 1e-6:
-                turn = _TURNS[turns]
-                best, name = (
-                    correlation,
-                    turn if not mirrored else "mirrored" if not turns else f"mirrored, {turn}",
-                )
+        correlation = float((thumbnails[first] * np.rot90(other, turns)).sum())
+        if correlation > best + 1e-6:
+            best, name = correlation, _TURNS[turns]
+            if mirrored:
+                name = f"mirrored, {name}" if turns else "mirrored"
     return Pair(first, second, best, name)

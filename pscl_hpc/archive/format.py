@@ -1,14 +1,14 @@
-"""The archive format: names, versions and the records that the reader and the writer share.
+"""The archive format: names, versions, and the records that the reader and the writer share.
 
-One HDF5 file (a *shard*) holds
+One HDF5 file (a *shard*) contains
 
-* ``/tiles/<pool>``: pools of 256 x 256 tiles, one dataset per (dtype, channels) plus ``mask``; every chunk is
-  one tile. An image occupies consecutive tiles in row-major order, so images of any size share one
-  dataset and a crop touches only the tiles under it. Edge tiles are padded with zeros that no reader sees.
+* ``/tiles/<pool>``: 256 x 256 tiles, one dataset per (dtype, channels) plus ``mask``; every chunk is one tile. The
+  tiles of an image are consecutive and in row-major order, so images of any size share one dataset and a crop reads
+  only the tiles that it overlaps. Edge tiles are padded with zeros.
 * ``/images/<column>``: the index, one 1-D dataset per field of :class:`Row`; older files lack ``ingest``.
 * ``/collections``: the class lists, a JSON string.
 
-Root attributes ``format`` and ``version`` identify the file. A folder of shards is listed by ``manifest.json``.
+The root attributes ``format`` and ``version`` identify the file. ``manifest.json`` lists the shards of a folder.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from pscl_hpc.archive.options import IngestOptions, options_from_json
 
@@ -31,7 +32,7 @@ MANIFEST = "manifest.json"
 TILE = 256
 """Side of a tile in pixels; also the HDF5 chunk."""
 IGNORE_INDEX = 255
-"""Mask value of a pixel that nobody annotated."""
+"""Mask value of a pixel that is not annotated."""
 MAX_CLASSES = IGNORE_INDEX
 
 _Scalar = TypeVar("_Scalar", str, int)
@@ -42,26 +43,27 @@ CHANNELS = (1, 3)
 
 Window = tuple[int, int, int, int]
 """(y0, x0, height, width) in pixels."""
+Pixels = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One micrograph of an archive, as readers see it."""
+    """One micrograph of an archive."""
 
     index: int
     """Position in the archive, 0-based over all shards; records are sorted by ``id``."""
     id: str
     """``"<dataset>/<stem>"``, unique in the archive."""
     dataset: str
-    """Name of the collection."""
+    """Name of its collection."""
     source: str
-    """Path of the source file relative to the folder it was packed from."""
+    """Path of the source file, relative to the folder it was packed from."""
     sha256: str
     """SHA-256 of the source file."""
     height: int
     width: int
     channels: int
-    """1 (grey) or 3 (true colour)."""
+    """1 (grey) or 3 (colour)."""
     dtype: str
     """``"uint8"``, ``"uint16"`` or ``"float32"``, as stored."""
     low: float
@@ -69,20 +71,21 @@ class ImageRecord:
     high: float
     """Intensity that :meth:`Archive.read_unit` maps to 1."""
     split: str
-    """``"train"``, ``"val"``, ``"test"``, ``"test_ood"``, ... or ``""`` when not given."""
+    """``"train"``, ``"val"``, ``"test"``, ``"test_ood"``, ... or ``""`` for none."""
     specimen: str
-    condition: str
+    production_batch: str
+    """Images of one heat treatment or production run."""
     alloy: str
     magnification: float | None
     um_per_pixel: float | None
     has_mask: bool
     ingest: IngestOptions | None
-    """How the file became these pixels; None where it is not recorded."""
+    """The options by which the file became these pixels; None where they are not recorded."""
 
 
 @dataclass(frozen=True)
 class Collection:
-    """One dataset inside the archive, with its own class list."""
+    """One dataset of the archive, with its class list."""
 
     name: str
     classes: tuple[str, ...] = ()
@@ -90,11 +93,11 @@ class Collection:
     ignore_classes: tuple[int, ...] = ()
     """Classes that are never scored."""
     references: tuple[str, ...] = ()
-    """Ids of images that may each serve as the one annotated image."""
+    """Ids of images each of which may serve as the one annotated image."""
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
-            raise ValueError(f"collection name {self.name!r} must be non-empty and hold no '/'")
+            raise ValueError(f"collection name {self.name!r} must not be empty or contain '/'")
         if len(self.classes) > MAX_CLASSES:
             raise ValueError(
                 f"collection {self.name}: at most {MAX_CLASSES} classes, got {len(self.classes)}"
@@ -108,10 +111,10 @@ class Collection:
 
 
 def unite(old: Collection, new: Collection) -> Collection:
-    """One collection described twice: an empty class list gives way, references are joined.
+    """Combine two descriptions of a collection: the class list that is not empty, and the references of both.
 
     Raises:
-        ValueError: both have classes and they differ, so the same mask value would mean two things.
+        ValueError: both have classes and they differ, so a mask value would have two meanings.
     """
     classes = new if new.classes else old
     for other in (old, new):
@@ -120,16 +123,42 @@ def unite(old: Collection, new: Collection) -> Collection:
     return replace(classes, references=tuple(dict.fromkeys(old.references + new.references)))
 
 
+def check_mask(mask: Pixels, height: int, width: int, collection: Collection) -> None:
+    """ValueError unless ``mask`` is (height, width) class indices of ``collection`` or 255."""
+    if mask.shape != (height, width):
+        raise ValueError(
+            f"the mask has {' x '.join(map(str, mask.shape))} pixels but the image {height} x {width}"
+        )
+    if mask.dtype.kind not in "ui":
+        raise ValueError(f"the mask has {mask.dtype} values, not class indices")
+    count = len(collection.classes)
+    wrong = [value for value in mask_values(mask) if not (0 <= value < count or value == IGNORE_INDEX)]
+    if wrong and not count:
+        raise ValueError(f"collection {collection.name} has no classes, so its images cannot have masks")
+    if wrong:
+        shown = f"{', '.join(map(str, wrong[:8]))}{' ...' if len(wrong) > 8 else ''}"
+        raise ValueError(
+            f"the mask has the value {shown} but collection {collection.name} has classes 0 to {count - 1}"
+        )
+
+
+def mask_values(mask: Pixels) -> list[int]:
+    """The distinct values of an integer mask, ascending."""
+    if mask.dtype == np.uint8:
+        return [int(value) for value in np.flatnonzero(np.bincount(mask.reshape(-1), minlength=256))]
+    return [int(value) for value in np.unique(mask)]
+
+
 @dataclass(frozen=True)
 class Row:
-    """One row of the stored index. Every field is a column; ``NaN`` and ``""`` mean unknown."""
+    """One row of the stored index. Every field is an HDF5 column; ``NaN`` and ``""`` mean unknown."""
 
     id: str
     dataset: str
     source: str
     sha256: str
     mask_sha256: str
-    """SHA-256 of the source mask file, ``""`` without one."""
+    """SHA-256 of the source mask file, or ``""``."""
     pixel_checksum: str
     """SHA-256 of the stored pixels, row-major, little-endian, without padding."""
     mask_checksum: str
@@ -144,11 +173,12 @@ class Row:
     split: str
     specimen: str
     condition: str
+    """The production batch."""
     alloy: str
     magnification: float
     um_per_pixel: float
     ingest: str
-    """The options that the file was packed with, see ``options``; ``""`` in files from before they were recorded."""
+    """The options that the file was packed with as JSON, see ``options``; ``""`` where they are not recorded."""
 
     @property
     def tiles(self) -> int:
@@ -156,37 +186,30 @@ class Row:
 
     def record(self, index: int) -> ImageRecord:
         dtype, channels = parse_pool(self.pool)
-        return ImageRecord(
-            index=index,
-            id=self.id,
-            dataset=self.dataset,
-            source=self.source,
-            sha256=self.sha256,
-            height=self.height,
-            width=self.width,
-            channels=channels,
-            dtype=dtype,
-            low=self.low,
-            high=self.high,
-            split=self.split,
-            specimen=self.specimen,
-            condition=self.condition,
-            alloy=self.alloy,
-            magnification=None if math.isnan(self.magnification) else self.magnification,
-            um_per_pixel=None if math.isnan(self.um_per_pixel) else self.um_per_pixel,
-            has_mask=self.mask_first_tile >= 0,
-            ingest=options_from_json(self.ingest),
-        )
+        values = {
+            **vars(self),
+            "index": index,
+            "dtype": dtype,
+            "channels": channels,
+            "production_batch": self.condition,
+            "magnification": None if math.isnan(self.magnification) else self.magnification,
+            "um_per_pixel": None if math.isnan(self.um_per_pixel) else self.um_per_pixel,
+            "has_mask": self.mask_first_tile >= 0,
+            "ingest": options_from_json(self.ingest),
+        }
+        return ImageRecord(**{name: values[name] for name in _RECORD_FIELDS})
 
+
+_RECORD_FIELDS = tuple(field.name for field in fields(ImageRecord))
 
 COLUMN_TYPES: dict[str, str] = {field.name: str(field.type) for field in fields(Row)}
 """Column name -> ``"str"``, ``"int"`` or ``"float"``."""
 
 OPTIONAL_COLUMNS = ("ingest",)
-"""Text columns that files from before them do not have."""
+"""Text columns that older files lack."""
 
-_NO_CONTENT = ("source", "first_tile", "mask_first_tile", "ingest")
-"""Columns that say where something lies or how it was made, not what it is: they do not enter the fingerprint."""
+_NOT_CONTENT = ("source", "first_tile", "mask_first_tile", "ingest")
+"""Columns with the location of an image or how it was packed; they are not part of the fingerprint."""
 
 
 def pool_name(dtype: str, channels: int) -> str:
@@ -222,20 +245,20 @@ def tile_shape(channels: int) -> tuple[int, ...]:
 
 
 def stored_dtype(dtype: str) -> np.dtype[np.generic]:
-    """The little-endian dtype of a pool, whatever the machine."""
+    """The little-endian dtype of a pool."""
     return np.dtype(dtype).newbyteorder("<")
 
 
 def fingerprint(rows: Iterable[Row], collections: Iterable[Collection]) -> str:
-    """SHA-256 over what the archive holds: pixels, masks, ids and metadata.
+    """SHA-256 of the content of an archive: pixels, masks, ids and metadata.
 
-    Independent of paths, machines, shards, compression and the order or number of builds that made it.
+    It does not depend on paths, machines, shards, compression, or the order and number of builds.
     """
     digest = hashlib.sha256(f"{FORMAT} {VERSION}\n".encode())
     for collection in sorted(collections, key=lambda item: item.name):
         digest.update(json.dumps(asdict(collection), sort_keys=True).encode() + b"\n")
     for row in sorted(rows, key=lambda item: item.id):
-        values = {name: value for name, value in vars(row).items() if name not in _NO_CONTENT}
+        values = {name: value for name, value in vars(row).items() if name not in _NOT_CONTENT}
         digest.update(json.dumps(values, sort_keys=True).encode() + b"\n")
     return digest.hexdigest()
 
@@ -245,7 +268,7 @@ def collections_to_json(collections: Sequence[Collection]) -> str:
 
 
 def collections_from_json(text: str) -> dict[str, Collection]:
-    """Parse :func:`collections_to_json`; ValueError, TypeError or KeyError when it is anything else."""
+    """The inverse of :func:`collections_to_json`; ValueError, TypeError or KeyError for any other text."""
     found: dict[str, Collection] = {}
     for item in json.loads(text):
         collection = Collection(

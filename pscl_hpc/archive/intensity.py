@@ -1,4 +1,4 @@
-"""The explicit intensity range of an image: which stored values mean black and white."""
+"""The intensity range of an image: which stored values are black and white."""
 
 from __future__ import annotations
 
@@ -8,20 +8,17 @@ import numpy as np
 import numpy.typing as npt
 
 SAMPLE_PIXELS = 1 << 24
-"""A float image above this size is sampled on a regular grid of rows and columns for its percentiles."""
+"""The percentiles of a float image above this size are taken from a regular grid of its pixels."""
 
 
 class RangeEstimator:
-    """Intensity range of one image, gathered strip by strip.
+    """Intensity range of one image, computed strip by strip.
 
-    uint8 is 0..255. uint16 takes exact percentiles from a histogram of all values; float32 takes percentiles of
-    the finite values, of all pixels up to :data:`SAMPLE_PIXELS` and of a regular grid above.
+    0..255 for uint8; exact percentiles for uint16; for float32 percentiles of the finite values, of all pixels up to
+    :data:`SAMPLE_PIXELS` and of a regular grid above.
     """
 
     def __init__(self, dtype: str, height: int, width: int, percentiles: tuple[float, float]) -> None:
-        low, high = percentiles
-        if not 0 <= low < high <= 100:
-            raise ValueError(f"percentiles must satisfy 0 <= low < high <= 100, got {percentiles}")
         self._dtype = dtype
         self._percentiles = percentiles
         self._histogram = np.zeros(1 << 16, np.int64)
@@ -30,7 +27,7 @@ class RangeEstimator:
         self._row = 0
 
     def add(self, strip: npt.NDArray[Any]) -> None:
-        """Take the next rows, (rows, width, channels)."""
+        """Add the next rows, (rows, width, channels)."""
         if self._dtype == "uint16":
             self._histogram += np.bincount(strip.reshape(-1), minlength=1 << 16)
         elif self._dtype == "float32":
@@ -39,7 +36,7 @@ class RangeEstimator:
         self._row += strip.shape[0]
 
     def range(self) -> tuple[float, float]:
-        """(low, high); high == low only where the image is constant."""
+        """(low, high); equal only for a constant image."""
         if self._dtype == "uint8":
             return 0.0, 255.0
         if self._dtype == "uint16":
@@ -56,11 +53,7 @@ def _histogram_percentiles(
 ) -> tuple[float, float]:
     """Percentiles by linear interpolation between order statistics, as numpy.percentile."""
     cumulative = np.cumsum(histogram)
-    last = int(cumulative[-1]) - 1
-    values = []
-    for percent in percentiles:
-        place = percent / 100 * last
-        lower = int(np.searchsorted(cumulative, int(place), side="right"))
-        upper = int(np.searchsorted(cumulative, min(int(place) + 1, last), side="right"))
-        values.append(lower + (upper - lower) * (place - int(place)))
-    return float(values[0]), float(values[1])
+    places = np.array(percentiles) / 100 * (cumulative[-1] - 1)
+    lower, upper = (np.searchsorted(cumulative, end(places), side="right") for end in (np.floor, np.ceil))
+    low, high = lower + (upper - lower) * (places % 1)
+    return float(low), float(high)

@@ -1,8 +1,8 @@
-"""The options by which an image file becomes pixels of an archive, and how an archive and a run record them.
+"""The options by which an image file becomes pixels of an archive, and how archives and runs record them.
 
-The record is a JSON object of the words that the flags of ``archive build`` have:
-``{"percentiles": [0.5, 99.5], "colour": "keep", "crop_bottom": 0}``. It comes from files that anyone may have written,
-so anything else is refused.
+The record is a JSON object with the names of the options of ``archive build``:
+``{"percentiles": [0.5, 99.5], "colour": "keep", "crop_bottom": 0}``. It is read from files that are not trusted, so
+anything else is refused.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from functools import lru_cache
 from typing import Any
 
 AUTO_CROP = -1
-"""``crop_bottom`` that finds the information bar of each image by itself."""
-MAX_CROP = 1 << 24
-"""As many rows as an image of an archive may have."""
-_LONGEST = 1000
-"""Characters of a record; what is written has about 80."""
+"""Value of ``crop_bottom`` for finding the information bar of each image."""
+MAX_SIDE = 1 << 24
+"""Longest side of an image in pixels."""
+_MAX_RECORD = 1000
+"""Characters of a record; those that are written have about 80."""
 
 
 @dataclass(frozen=True)
 class IngestOptions:
-    """What makes the stored pixels, and their black and white, from those of a file; the defaults of ``archive build``.
+    """How the pixels of a file become the stored pixels and their intensity range, by default as in ``archive build``.
 
     Raises:
-        ValueError: a value is out of its range.
+        ValueError: a value is out of range.
     """
 
     percentiles: tuple[float, float] = (0.5, 99.5)
-    """Intensity range of uint16 and float images."""
+    """Percentiles that are black and white in uint16 and float images."""
     luma: bool = False
-    """Reduce true colour to BT.601 luma."""
+    """Reduce colour to BT.601 luma."""
     crop_bottom: int = 0
     """Rows to cut from the bottom edge, or :data:`AUTO_CROP`."""
 
@@ -40,11 +40,11 @@ class IngestOptions:
         low, high = self.percentiles
         if not 0 <= low < high <= 100:
             raise ValueError(f"percentiles must satisfy 0 <= low < high <= 100, got {self.percentiles}")
-        if not (self.crop_bottom == AUTO_CROP or 0 <= self.crop_bottom <= MAX_CROP):
+        if not (self.crop_bottom == AUTO_CROP or 0 <= self.crop_bottom <= MAX_SIDE):
             raise ValueError(f"crop_bottom must be a number of rows, got {self.crop_bottom}")
 
     def flags(self) -> dict[str, str]:
-        """Field -> the flag of ``archive build`` that sets it so."""
+        """Field -> the option of ``archive build`` that sets it."""
         percentiles = ",".join(str(value).removesuffix(".0") for value in self.percentiles)
         crop = "auto" if self.crop_bottom == AUTO_CROP else str(self.crop_bottom)
         return {
@@ -58,10 +58,10 @@ class IngestOptions:
 
 
 def differing(recorded: IngestOptions, wanted: IngestOptions, *, dtype: str, channels: int) -> list[str]:
-    """Fields by which an image that was packed with ``recorded`` is, or may be, another than with ``wanted``.
+    """Fields for which ``wanted`` would, or might, have given other pixels than ``recorded`` did.
 
     Args:
-        dtype, channels: of the image, as it is stored.
+        dtype, channels: of the stored image.
     """
     found = []
     if dtype != "uint8" and recorded.percentiles != wanted.percentiles:
@@ -83,31 +83,31 @@ def options_to_tree(options: IngestOptions) -> dict[str, Any]:
 
 
 def options_from_tree(tree: object) -> IngestOptions:
-    """The inverse of :func:`options_to_tree`; ValueError when it is anything else."""
+    """The inverse of :func:`options_to_tree`; ValueError for anything else."""
     if not isinstance(tree, dict) or tree.keys() != {"percentiles", "colour", "crop_bottom"}:
-        raise ValueError("the ingest options are not percentiles, colour and crop_bottom")
+        raise ValueError("the ingest options must have the keys percentiles, colour and crop_bottom")
     percentiles, colour, crop = tree["percentiles"], tree["colour"], tree["crop_bottom"]
     if not isinstance(percentiles, list) or len(percentiles) != 2 or not all(map(_is_number, percentiles)):
-        raise ValueError("the ingest option percentiles is not two numbers")
+        raise ValueError("the ingest option percentiles must be two numbers")
     if colour not in ("keep", "luma"):
-        raise ValueError("the ingest option colour is neither keep nor luma")
-    if crop != "auto" and (type(crop) is not int or not 0 <= crop <= MAX_CROP):
-        raise ValueError("the ingest option crop_bottom is neither a number of rows nor auto")
+        raise ValueError("the ingest option colour must be keep or luma")
+    if crop != "auto" and (type(crop) is not int or not 0 <= crop <= MAX_SIDE):
+        raise ValueError("the ingest option crop_bottom must be a number of rows or auto")
     low, high = (float(value) for value in percentiles)
     return IngestOptions((low, high), colour == "luma", AUTO_CROP if crop == "auto" else crop)
 
 
 def options_to_json(options: IngestOptions) -> str:
-    """The record of the options, as an archive keeps it for each image."""
+    """The record of the options in the index of an archive."""
     return json.dumps(options_to_tree(options))
 
 
 @lru_cache(maxsize=256)
 def options_from_json(text: str) -> IngestOptions | None:
-    """The inverse of :func:`options_to_json`, None for ``""``; ValueError when it is anything else."""
+    """The inverse of :func:`options_to_json`, None for ``""``; ValueError for any other text."""
     if not text:
         return None
-    if len(text) > _LONGEST:
+    if len(text) > _MAX_RECORD:
         raise ValueError(f"the ingest options have {len(text)} characters")
     try:
         tree = json.loads(text)
@@ -117,5 +117,5 @@ def options_from_json(text: str) -> IngestOptions | None:
 
 
 def _is_number(value: object) -> bool:
-    # Compared before it becomes a float: JSON has integers beyond the range of one.
+    # Compared before conversion: JSON integers may exceed the range of a float.
     return type(value) in (int, float) and 0 <= value <= 100 and math.isfinite(value)  # type: ignore[operator,arg-type]

@@ -1,4 +1,4 @@
-"""Reading an archive: any number of processes and threads, random windows, no locks."""
+"""Reading an archive: random windows from any number of processes and threads, without file locks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from pscl_hpc.archive.format import MASK_POOL, Collection, ImageRecord, Row, Window, fingerprint, unite
 from pscl_hpc.archive.manifest import read_manifest
-from pscl_hpc.archive.shard import PositionedFile, Shard, TilePool, open_shard
+from pscl_hpc.archive.shard import PositionedFile, Shard, open_shard
 from pscl_hpc.archive.staging import staged_path
 from pscl_hpc.errors import UserError, did_you_mean
 
@@ -25,16 +25,16 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 class Archive:
     """A read-only archive: one ``.h5`` file, or a folder of shards with ``manifest.json``.
 
-    The index is read once, here, from the node's own copy where one was staged. Pixels are read from files opened on
-    first use in each process; an instance can be pickled, forked and shared between threads.
+    The index is read once, when the archive is opened, from the local copy where one was staged. Each process opens the
+    files when it first reads pixels, so an instance can be pickled, forked and shared between threads.
 
     Attributes:
         records: all images, sorted by id over all shards; ``records[i].index == i``.
         collections: the datasets by name.
-        fingerprint: SHA-256 of the content (pixels, masks, ids, metadata), whatever the paths and shards.
+        fingerprint: SHA-256 of the content (pixels, masks, ids, metadata), independent of paths and shards.
 
     Raises:
-        UserError: there is no archive at ``path``, or it is damaged or not to be trusted.
+        UserError: there is no archive at ``path``, or it is damaged.
     """
 
     path: Path
@@ -56,7 +56,7 @@ class Archive:
         self._shard_of = tuple(shard for _, shard in places)
         for before, after in zip(self.rows, self.rows[1:], strict=False):
             if before.id == after.id:
-                raise UserError(f"{self.path} holds the image {after.id} in two shards; build it again")
+                raise UserError(f"{self.path} has the image {after.id} in two shards; build it again")
         self.records = tuple(row.record(index) for index, row in enumerate(self.rows))
         self._by_id = {record.id: record for record in self.records}
         self.fingerprint = fingerprint(self.rows, self.collections.values())
@@ -78,11 +78,11 @@ class Archive:
         vars(self).update(state, _files=_Files())
 
     def close(self) -> None:
-        """Close the open files; reading again opens them again."""
+        """Close the open files; they are opened again when needed."""
         self._files = _Files()
 
     def find(self, image_id: str) -> ImageRecord:
-        """The record of an image id; UserError names the nearest id."""
+        """The record of an image id; UserError, with the nearest id, if there is none."""
         if image_id not in self._by_id:
             raise UserError(f"{self.path} has no image {image_id!r}{did_you_mean(image_id, self._by_id)}")
         return self._by_id[image_id]
@@ -94,7 +94,7 @@ class Archive:
         splits: Sequence[str] | None = None,
         has_mask: bool | None = None,
     ) -> list[ImageRecord]:
-        """Records that meet every given condition, in archive order; UserError for an unknown dataset."""
+        """Records that match all given arguments, in archive order; UserError for an unknown dataset."""
         for name in datasets or ():
             if name not in self.collections:
                 raise UserError(f"{self.path} has no dataset {name!r}{did_you_mean(name, self.collections)}")
@@ -109,15 +109,15 @@ class Archive:
     def check_names(
         self, *, splits: Iterable[str], specimens: Iterable[str] = (), key: str = "data.splits"
     ) -> None:
-        """Whether configured splits and specimens are of this archive, in whichever dataset.
+        """Check that configured splits and specimens exist in the archive, in any dataset.
 
-        ``train`` and the empty split need not be: configurations name them for archives with and without splits.
+        ``train`` and the empty split may be absent: configurations name them for archives with and without splits.
 
         Args:
-            key: where the splits are configured.
+            key: the configuration key of the splits.
 
         Raises:
-            UserError: naming the nearest one.
+            UserError: one does not exist; the message suggests the nearest.
         """
         known = {record.split for record in self.records}
         for name in splits:
@@ -131,7 +131,7 @@ class Archive:
             if name not in present:
                 raise UserError(
                     f"data.exclude_specimens: {self.path} has no specimen '{name}'"
-                    f"{did_you_mean(name, sorted(present)) if present else ', nor any other'}"
+                    f"{did_you_mean(name, sorted(present)) if present else '; no image has a specimen'}"
                 )
 
     def read_image(self, index: int, window: Window | None = None) -> npt.NDArray[Any]:
@@ -142,8 +142,8 @@ class Archive:
             window: (y0, x0, height, width) in pixels; None is the whole image.
 
         Raises:
-            ValueError: the window is empty or reaches outside the image.
-            UserError: the file is damaged or was replaced meanwhile.
+            ValueError: the window is empty or not inside the image.
+            UserError: the file is damaged or was replaced since it was opened.
         """
         row = self._row(index)
         return self._read(index, row.pool, row.first_tile, window)
@@ -158,10 +158,10 @@ class Archive:
     def read_unit(
         self, index: int, window: Window | None = None, *, channels: int = 1
     ) -> npt.NDArray[np.float32]:
-        """(channels, h, w) float32 in 0..1: ``low`` is 0, ``high`` is 1, beyond is clipped, NaN is 0.
+        """(channels, h, w) float32 in 0..1: ``low`` becomes 0, ``high`` 1, values beyond are clipped, NaN becomes 0.
 
         Args:
-            channels: 1 (colour becomes BT.601 luma) or 3 (grey is repeated).
+            channels: 1 (colour is reduced to BT.601 luma) or 3 (grey is repeated).
         """
         if channels not in (1, 3):
             raise ValueError(f"channels must be 1 or 3, got {channels}")
@@ -182,13 +182,9 @@ class Archive:
             pixels = np.repeat(pixels, 3, axis=2)
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
-    def pool_of(self, index: int) -> TilePool:
-        """The tile pool that holds the pixels of an image."""
-        return self.shards[self._shard_of[index]].pools[self._row(index).pool]
-
     def _row(self, index: int) -> Row:
         if not 0 <= index < len(self.rows):
-            raise ValueError(f"image index {index} is outside 0..{len(self.rows) - 1}")
+            raise ValueError(f"image index {index} is not in 0..{len(self.rows) - 1}")
         return self.rows[index]
 
     def _read(self, index: int, pool: str, first_tile: int, window: Window | None) -> npt.NDArray[Any]:
@@ -205,27 +201,26 @@ class Archive:
             return shard.pools[pool].read(reader, first_tile, row.height, row.width, window)
         except ValueError as error:
             raise UserError(
-                f"{shard.path} is damaged at {row.id} ({error}); restore it from a copy or build it again"
+                f"{shard.path} is damaged at {row.id} ({error}); restore it from a backup or build it again"
             ) from error
 
 
 def merge_collections(shards: Sequence[Shard]) -> dict[str, Collection]:
-    """The collections of all shards; class lists may be added later, never changed; references are united."""
+    """The collections of all shards; UserError when two shards disagree about the classes of a collection."""
     merged: dict[str, Collection] = {}
     for shard in shards:
         for name, new in shard.collections.items():
             try:
                 merged[name] = unite(merged.get(name, new), new)
             except ValueError as error:
-                raise UserError(f"{shard.path} does not fit the shards before it: {error}") from error
+                raise UserError(f"{shard.path} contradicts the shards before it: {error}") from error
     return dict(sorted(merged.items()))
 
 
 class _Files:
     """Open files of the current process, least recently used closed first.
 
-    A descriptor inherited over fork would still be right (``pread`` has no position), but the lock beside it
-    might be held by a thread that the child does not have: the state is keyed by process.
+    They are opened again after a fork, because the lock may be held by a thread that the child process does not have.
     """
 
     def __init__(self) -> None:
@@ -243,6 +238,6 @@ class _Files:
             file = self._open.pop(shard.path, None) or PositionedFile(shard)
             self._open[shard.path] = file
             if len(self._open) > _OPEN_FILES:
-                # Not closed here: another thread may be reading from it; the last reference closes it.
+                # Not closed here, because another thread may be reading it; dropping the last reference closes it.
                 self._open.popitem(last=False)
         return file

@@ -1,11 +1,11 @@
-"""One archive file on the read side: what it holds and where each tile lies.
+"""Opening one archive file: its index and the position of each tile.
 
-HDF5 is used once, to read the index and the place of every chunk; the file is then closed. Pixels are read
-with ``pread`` at those places, so no HDF5 handle is ever alive when a process forks, threads never meet at
-HDF5's global lock, and no file is locked.
+HDF5 is used once, to read the index and the offset of every chunk; the file is then closed. Pixels are read with
+``pread`` at those offsets, so no HDF5 handle is open when a process forks, threads do not wait for HDF5's global lock,
+and no file is locked.
 
-A file may come from a stranger: links out of the file, external or virtual storage, unknown filters and an
-index that does not fit the tiles are refused before anything is read through them.
+Files are not trusted: links, external or virtual storage, unknown filters and an index that does not match the tiles
+are refused before anything is read through them.
 """
 
 from __future__ import annotations
@@ -38,11 +38,8 @@ from pscl_hpc.archive.format import (
     tile_grid,
     tile_shape,
 )
-from pscl_hpc.archive.options import options_from_json
+from pscl_hpc.archive.options import MAX_SIDE, options_from_json
 from pscl_hpc.errors import UserError
-
-MAX_SIDE = 1 << 24
-"""Larger sides than this are taken for damage."""
 
 ReadAt = Callable[[int, int], bytes]
 """(offset in the file, number of bytes) -> the bytes."""
@@ -50,7 +47,7 @@ ReadAt = Callable[[int, int], bytes]
 
 @dataclass(frozen=True)
 class TilePool:
-    """Where the tiles of one dataset lie in the file."""
+    """The positions of the tiles of one dataset in the file."""
 
     dtype: np.dtype[np.generic]
     channels: int
@@ -65,7 +62,7 @@ class TilePool:
     def read(
         self, read_at: ReadAt, first_tile: int, height: int, width: int, window: Window
     ) -> npt.NDArray[Any]:
-        """(h, w, channels) pixels of a window that lies inside an image of ``height`` x ``width``."""
+        """(h, w, channels) pixels of a window inside an image of ``height`` x ``width``."""
         top, left, rows, columns = window
         _, across = tile_grid(height, width)
         out = np.empty((rows, columns, self.channels), self.dtype)
@@ -84,7 +81,7 @@ class TilePool:
         return out
 
     def _band(self, read_at: ReadAt, tile: int, start: int, stop: int) -> npt.NDArray[Any]:
-        """Rows ``start`` to ``stop`` of one tile; an uncompressed tile is read no further than that."""
+        """Rows ``start`` to ``stop`` of one tile; only these are read if the tile is not compressed."""
         row_bytes = TILE * self.channels * self.dtype.itemsize
         offset, size = int(self.offsets[tile]), int(self.sizes[tile])
         filter_mask = int(self.filter_masks[tile])
@@ -95,7 +92,7 @@ class TilePool:
         return np.frombuffer(data, self.dtype).reshape(TILE, TILE, self.channels)[start:stop]
 
     def chunk(self, read_at: ReadAt, tile: int) -> tuple[int, bytes]:
-        """Filter mask and stored bytes of one tile, for copying it without decoding."""
+        """Filter mask and stored bytes of one tile, to copy it without decoding."""
         return int(self.filter_masks[tile]), read_at(int(self.offsets[tile]), int(self.sizes[tile]))
 
 
@@ -108,24 +105,24 @@ class Shard:
     collections: dict[str, Collection]
     pools: dict[str, TilePool]
     stamp: tuple[int, int]
-    """(size, modification time in ns): a file that changed under a reader is noticed."""
+    """(size, modification time in ns), to notice a file that was replaced while it is read."""
 
 
 class PositionedFile:
-    """Callable (offset, size) -> bytes on one shard."""
+    """Reads (offset, size) -> bytes from one shard."""
 
     def __init__(self, shard: Shard) -> None:
         try:
             self._file = shard.path.open("rb", buffering=0)
         except OSError as error:
-            raise UserError(f"{shard.path} cannot be opened any more ({error.strerror})") from error
+            raise UserError(f"{shard.path} can no longer be opened ({error.strerror})") from error
         self._descriptor = self._file.fileno()
         if stamp_of(os.fstat(self._descriptor)) != shard.stamp:
-            raise UserError(f"{shard.path} was replaced while it was being read; start again")
+            raise UserError(f"{shard.path} was replaced while it was being read; start the command again")
 
     def __call__(self, offset: int, size: int) -> bytes:
         data = os.pread(self._descriptor, size, offset)
-        while len(data) < size:  # a signal or a network filesystem may cut a read short
+        while len(data) < size:  # a signal or a network file system may shorten a read
             more = os.pread(self._descriptor, size - len(data), offset + len(data))
             if not more:
                 raise ValueError(f"the file ends {size - len(data)} bytes early")
@@ -138,7 +135,7 @@ def stamp_of(status: os.stat_result) -> tuple[int, int]:
 
 
 def open_shard(path: Path) -> Shard:
-    """Read and verify the index of an archive file; UserError names the file and what is wrong with it."""
+    """Read and verify the index of an archive file; UserError when it is missing or damaged."""
     if not path.is_file():
         raise UserError(f"no archive at {path}; make one with 'pscl-hpc archive build SRC... --out {path}'")
     try:
@@ -150,17 +147,17 @@ def open_shard(path: Path) -> Shard:
     except Exception as error:
         reason = str(error).split("\n")[0]
         raise UserError(
-            f"{path} cannot be read as an archive ({reason}); restore it from a copy or build it again"
+            f"{path} cannot be read as an archive ({reason}); restore it from a backup or build it again"
         ) from error
 
 
 def _parse(file: h5py.File, path: Path, stamp: tuple[int, int]) -> Shard:
     if str(file.attrs.get("format", "")) != FORMAT:
-        raise UserError(f"{path} is HDF5 but no micrograph archive; make one with 'pscl-hpc archive build'")
+        raise UserError(f"{path} is an HDF5 file but not an archive; make one with 'pscl-hpc archive build'")
     version = int(file.attrs.get("version", 0))
     if version != VERSION:
         raise UserError(
-            f"{path} has archive version {version}, this program reads version {VERSION}; "
+            f"{path} has archive version {version} but this program reads version {VERSION}; "
             f"build it again or use the program version that wrote it"
         )
     collections = collections_from_json(str(_dataset(file, "collections").asstr()[()]))
@@ -183,7 +180,7 @@ def _dataset(parent: h5py.Group, name: str) -> h5py.Dataset:
     if not isinstance(found, h5py.Dataset):
         raise ValueError(f"{name} is not a dataset")
     if found.external or found.is_virtual:
-        raise ValueError(f"{name} keeps its data outside the file")
+        raise ValueError(f"{name} stores its data outside the file")
     return found
 
 
@@ -192,7 +189,7 @@ def _hard(parent: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
     if link is None:
         raise ValueError(f"{name} is missing")
     if not isinstance(link, h5py.HardLink):
-        raise ValueError(f"{name} is a link to somewhere else, which archives do not have")
+        raise ValueError(f"{name} is a link, which archives do not have")
     return parent[name]
 
 
@@ -208,12 +205,12 @@ def _pool(tiles: h5py.Group, name: str) -> TilePool:
     dataset.id.chunk_iter(
         lambda chunk: stored.append((chunk.chunk_offset[0], chunk.byte_offset, chunk.size, chunk.filter_mask))
     )
-    # The length of a dataset is only a claim; every tile must be there, or it would read as silent zeros.
+    # HDF5 would read a tile that was never stored as zeros.
     if len(stored) != dataset.shape[0]:
-        raise ValueError(f"tile pool {name} holds {len(stored)} of {dataset.shape[0]} tiles")
+        raise ValueError(f"tile pool {name} has {len(stored)} of {dataset.shape[0]} tiles")
     table = np.array(sorted(stored), np.int64).reshape(-1, 4)
     if (table[:, 2] > 2 * int(np.prod(tile)) * dataset.dtype.itemsize).any():
-        raise ValueError(f"tile pool {name} has a tile of impossible size")
+        raise ValueError(f"a tile of pool {name} is too large")
     return TilePool(
         dtype=np.dtype(dtype).newbyteorder("<"),
         channels=channels,
@@ -232,7 +229,7 @@ def _rows(images: h5py.Group, limit: int) -> tuple[Row, ...]:
             continue
         dataset = _dataset(images, name)
         if dataset.ndim != 1 or dataset.shape[0] > limit:
-            raise ValueError(f"index column {name} does not fit the {limit} stored tiles")
+            raise ValueError(f"index column {name} has the shape {dataset.shape} for {limit} tiles")
         if kind == "str":
             columns[name] = dataset.asstr()[()].tolist()
         elif dataset.dtype.kind == {"int": "i", "float": "f"}[kind]:
@@ -240,7 +237,7 @@ def _rows(images: h5py.Group, limit: int) -> tuple[Row, ...]:
         else:
             raise ValueError(f"index column {name} has type {dataset.dtype}")
     if len({len(column) for column in columns.values()}) > 1:
-        raise ValueError("index columns differ in length")
+        raise ValueError("the index columns differ in length")
     return tuple(Row(*values) for values in zip(*columns.values(), strict=True))
 
 
@@ -248,12 +245,12 @@ def _verify(rows: tuple[Row, ...], collections: dict[str, Collection], pools: di
     seen: set[str] = set()
     for row in rows:
         if row.id in seen or not row.id.startswith(f"{row.dataset}/"):
-            raise ValueError(f"image id {row.id!r} is doubled or does not belong to {row.dataset!r}")
+            raise ValueError(f"image id {row.id!r} appears twice or does not begin with {row.dataset!r}")
         seen.add(row.id)
         if row.dataset not in collections:
-            raise ValueError(f"{row.id} belongs to no collection of the file")
+            raise ValueError(f"the collection of {row.id} is not in the file")
         if row.pool not in POOLS or row.pool not in pools:
-            raise ValueError(f"{row.id} names the missing tile pool {row.pool!r}")
+            raise ValueError(f"the tile pool {row.pool!r} of {row.id} is not in the file")
         if not (1 <= row.height <= MAX_SIDE and 1 <= row.width <= MAX_SIDE):
             raise ValueError(f"{row.id} has the size {row.height} x {row.width}")
         if not 0 <= row.first_tile <= len(pools[row.pool]) - row.tiles:
@@ -264,4 +261,4 @@ def _verify(rows: tuple[Row, ...], collections: dict[str, Collection], pools: di
         try:
             options_from_json(row.ingest)
         except ValueError as error:
-            raise ValueError(f"at {row.id} {error}") from error
+            raise ValueError(f"{row.id}: {error}") from error

@@ -1,8 +1,8 @@
-"""How alike the images of two collections look: a figure for the choice of a pretraining corpus.
+"""The visual distance of collections, to help choose a pretraining corpus.
 
-An image is described by what every network sees first, without any trained one: the distributions of grey level, of
-gradient magnitude and of power over spatial frequencies, each as a cumulative curve. Collections are compared by the
-energy distance of their windows' descriptors (Szekely and Rizzo 2013), as a share of what it could be.
+A window of an image is described by the distributions of grey level, gradient magnitude and power over spatial
+frequencies, each as a cumulative curve; no trained network is involved. The distance of two collections is the energy
+distance of their descriptors (Szekely and Rizzo 2013) as a share of its maximum.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from pscl_hpc.progress import Progress
 from pscl_hpc.seeding import numpy_generator
 
 _IMAGES, _WINDOWS, _SIDE = 64, 4, 128
-"""Images of a collection, windows of an image, pixels of a window's side, at most."""
+"""At most: images per collection, windows per image, pixels per side of a window."""
 _SMALLEST = 16
 _HALVINGS = 20
 _LEVELS = np.linspace(0, 1, 18)[1:-1]
 _GRADIENTS = np.geomspace(0.004, 0.5, 16)
 _FREQUENCIES = np.geomspace(1 / 64, 0.5, 16)
-"""Where the cumulative curves are read: grey levels in 0..1, grey levels per pixel, cycles per pixel."""
+"""Positions on the cumulative curves: grey levels in 0..1, grey levels per pixel, cycles per pixel."""
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,17 @@ class Look:
     vectors: npt.NDArray[np.float64]
     """(n, 48)."""
     images: npt.NDArray[np.int64]
-    """Which image each descriptor is of, (n,)."""
+    """Index of the image of each descriptor, (n,)."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Distances of collections, 0 (alike) to 1 (nothing in common)."""
+    """Distances of collections, 0 (identical) to 1 (nothing in common)."""
 
     names: tuple[str, ...]
     distances: npt.NDArray[np.float64]
-    """(n, n). On the diagonal: between one random half of a collection's images and the other, mean over 20 halvings,
-    as a measure of chance; NaN for a single image."""
+    """(n, n). The diagonal shows the effect of chance: the mean distance of the two halves of a collection over 20 random
+    splits of its images, NaN for a single image."""
 
 
 def compare(archives: Sequence[Archive], *, splits: Sequence[str], progress: bool = False) -> Comparison:
@@ -58,11 +58,11 @@ def compare(archives: Sequence[Archive], *, splits: Sequence[str], progress: boo
 
     Args:
         archives: Open archives.
-        splits: Splits whose images are looked at; the empty name stands for images without one.
+        splits: Splits of the images to compare; the empty name means images without a split.
         progress: Show a progress bar when the output is a terminal.
 
     Raises:
-        UserError: there are not two collections with images in these splits, or images are too small.
+        UserError: fewer than two collections have images in these splits, or images are too small.
     """
     found = [
         (archive, name, archive.select(datasets=[name], splits=splits))
@@ -72,8 +72,8 @@ def compare(archives: Sequence[Archive], *, splits: Sequence[str], progress: boo
     found = [(archive, name, records) for archive, name, records in found if records]
     if len(found) < 2:
         raise UserError(
-            f"fewer than two collections have images in the splits {list(splits)}: there is nothing to compare; "
-            "name another archive or other splits with --splits"
+            f"fewer than two collections have images in the splits {list(splits)}; add an archive or choose other splits "
+            "with --splits"
         )
     names = [name for _, name, _ in found]
     looks = []
@@ -87,13 +87,13 @@ def compare(archives: Sequence[Archive], *, splits: Sequence[str], progress: boo
 
 
 def look_of(archive: Archive, records: Sequence[ImageRecord], name: str) -> Look:
-    """Describe at most 64 of the images, spread evenly over them, by at most 4 random windows each."""
+    """Describe at most 64 evenly spaced images by at most 4 random windows each."""
     steps = np.linspace(0, len(records) - 1, min(_IMAGES, len(records))).round().astype(int)
     vectors, images = [], []
     for record in (records[step] for step in steps):
         if min(record.height, record.width) < _SMALLEST:
             raise UserError(
-                f"{record.id} is {record.height} x {record.width}; images are compared from {_SMALLEST} pixels on"
+                f"{record.id} is {record.height} x {record.width} pixels but must have {_SMALLEST} along each side"
             )
         random = numpy_generator(0, "compare", record.id)
         windows = {draw_window(record, (_SIDE, _SIDE), random) for _ in range(_WINDOWS)}
@@ -104,14 +104,14 @@ def look_of(archive: Archive, records: Sequence[ImageRecord], name: str) -> Look
 
 
 def describe(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Three cumulative curves of an image (h, w) in 0..1, (48,), with entries such that no distance exceeds 1."""
+    """Three cumulative curves of an image (h, w) in 0..1: (48,), scaled so that no distance exceeds 1."""
     grey = image.astype(np.float64)
     rows, cols = np.gradient(grey)
     window = np.outer(np.hanning(grey.shape[0] + 2)[1:-1], np.hanning(grey.shape[1] + 2)[1:-1])
     power = np.abs(np.fft.fft2((grey - grey.mean()) * window)) ** 2
     frequency = np.hypot(np.fft.fftfreq(grey.shape[0])[:, None], np.fft.fftfreq(grey.shape[1])[None, :])
     power[0, 0] = 0
-    # An image without contrast has no spectrum: all of nothing is at the lowest frequency.
+    # An image without contrast has no power; it counts as having all of it at the lowest frequency.
     total = power.sum()
     spectrum = np.array(
         [power[frequency <= limit].sum() / total if total > 1e-12 else 1.0 for limit in _FREQUENCIES]
@@ -126,10 +126,9 @@ def describe(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
 
 
 def distance(a: Look, b: Look) -> float:
-    """Energy distance as a share of its largest value: 1 - (mean distance within) / (mean distance between).
+    """Energy distance as a share of its maximum: 1 - (mean distance within) / (mean distance between), at least 0.
 
-    Within a collection, windows of one image are not compared, as they never are between collections. 0 where chance
-    makes it negative.
+    Within a collection, windows of the same image are not compared.
     """
     between = float(cdist(a.vectors, b.vectors).mean())
     if between == 0:
@@ -138,7 +137,7 @@ def distance(a: Look, b: Look) -> float:
 
 
 def _within(look: Look) -> float:
-    """Mean distance of windows of different images; of all windows, where there is one image."""
+    """Mean distance of windows of different images, or of all windows if there is only one image."""
     distances = cdist(look.vectors, look.vectors)
     other = look.images[:, None] != look.images[None, :]
     if not other.any():

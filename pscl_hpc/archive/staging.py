@@ -1,9 +1,9 @@
-"""A copy of an archive on a node's own disk, made once per node, whatever number of ranks asks for it.
+"""A copy of an archive on a node's local disk, made once per node and shared by all its ranks.
 
-Copies lie in ``<folder>/pscl-hpc-<user>/<key>/``, where the key follows from the archive's path, size and time, so an
-archive that was changed is copied anew. A copy is made under a lock and named only when every byte was read back and
-compared; one that a crash tore is made again. Copies stay for the next job. Where there is no room, those that no
-process uses are removed, the one used longest ago first.
+Copies are in ``<folder>/pscl-hpc-<user>/<key>/``. The key depends on the archive's path, size and modification time, so
+a changed archive is copied again. A copy is made under a lock, and renamed to its key when every byte was read back and
+compared; one that a crash left incomplete is made again. Copies stay for the next job. When there is no room, copies
+that no process uses are removed, the least recently used first.
 """
 
 from __future__ import annotations
@@ -21,56 +21,51 @@ from pathlib import Path
 from typing import IO
 
 from pscl_hpc.archive.format import MANIFEST
-from pscl_hpc.archive.manifest import read_manifest
+from pscl_hpc.archive.manifest import read_manifest, sha256_of
 from pscl_hpc.errors import JobError, UserError
 
 _BLOCK = 1 << 22
-_LOOK_S = 0.02
+_POLL_S = 0.02
 _COPIES: dict[Path, Path] = {}
 _HELD: list[IO[str]] = []
-"""Locks by which this process says that it uses its copies."""
+"""Shared locks on the copies that this process uses."""
 
 
 def staged_path(path: Path) -> Path:
-    """The copy from which this process reads an archive: ``path`` itself where none was made."""
+    """The copy from which this process reads an archive; ``path`` itself if there is none."""
     return _COPIES.get(path.absolute(), path)
 
 
 def stage_archive(path: Path, folder: Path) -> Path:
-    """Copy an archive below ``folder``, or find the copy there, and read it from there from now on.
+    """Make or find a copy of an archive below ``folder``; this process reads the archive from it from now on.
 
     Args:
         path: an ``.h5`` file or a folder of shards.
-        folder: on a disk of this node alone.
+        folder: on a local disk of this node.
 
     Returns:
-        Where the copy is.
+        The path of the copy.
 
     Raises:
-        UserError: no archive at ``path``, or no room for it.
-        JobError: the copy does not read back as it was written.
+        UserError: there is no archive at ``path``, or no room for it.
+        JobError: the copy differs from the archive when it is read back.
     """
     source = path.absolute()
     if source in _COPIES:
         return _COPIES[source]
     files = _files_of(source)
     home = folder / f"pscl-hpc-{_user()}"
-    try:
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{folder}: the archive cannot be staged there ({error.strerror}); change stage"
-        ) from None
     key = _key(source, files)
     copy = home / key
     try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = (home / f"{key}.lock").open("a")
     except OSError as error:
-        raise UserError(f"{home}: {source} cannot be staged ({error.strerror}); change stage") from None
+        raise _cannot_stage(source, home, error) from None
     try:
         _wait_for_copy(lock, source, files, copy, home)
     except BaseException:
-        lock.close()  # or whoever tries again in this process would wait for this very lock
+        lock.close()  # otherwise a second attempt of this process would wait for this lock
         raise
     os.utime(lock.fileno())
     _HELD.append(lock)
@@ -78,19 +73,25 @@ def stage_archive(path: Path, folder: Path) -> Path:
     return _COPIES[source]
 
 
+def _cannot_stage(source: Path, home: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{source} cannot be staged in {home} ({error.strerror or error}); set 'stage' to another folder"
+    )
+
+
 def _wait_for_copy(lock: IO[str], source: Path, files: list[Path], copy: Path, home: Path) -> None:
     """Return when there is a copy, made here or by another rank, with the lock held shared."""
-    # Held shared for as long as the copy is used; the first rank makes it alone, the others wait for that here.
+    # The lock is shared as long as the copy is used; one rank holds it exclusively to make the copy, others wait here.
     fcntl.flock(lock, fcntl.LOCK_SH)
-    while not _is_whole(copy, files):
+    while not _is_complete(copy, files):
         fcntl.flock(lock, fcntl.LOCK_UN)
-        # Never waited for: the rank that has made the copy since keeps the lock shared until its end.
+        # Not blocking: a rank that has made the copy in the meantime holds the lock shared until it ends.
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not _is_whole(copy, files):
+            if not _is_complete(copy, files):
                 _make(source, files, copy, home)
             fcntl.flock(lock, fcntl.LOCK_UN)
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
         fcntl.flock(lock, fcntl.LOCK_SH)
 
 
@@ -98,7 +99,7 @@ def _files_of(source: Path) -> list[Path]:
     if source.is_dir():
         return [*(source / entry.file for entry in read_manifest(source)), source / MANIFEST]
     if not source.is_file():
-        raise UserError(f"{source}: no such archive; check data.archive, or build it first")
+        raise UserError(f"{source}: archive not found; check data.archive, or build it first")
     return [source]
 
 
@@ -107,8 +108,8 @@ def _key(source: Path, files: list[Path]) -> str:
     return f"{source.stem[:40]}-{hashlib.sha256(json.dumps([str(source), facts]).encode()).hexdigest()[:16]}"
 
 
-def _is_whole(copy: Path, files: list[Path]) -> bool:
-    """The name is given last, so only sizes are looked at, against what a user may have done to the folder."""
+def _is_complete(copy: Path, files: list[Path]) -> bool:
+    """Whether the copy has all files; comparing sizes is enough because it was verified before it was renamed."""
     return all(
         (copy / file.name).is_file() and (copy / file.name).stat().st_size == file.stat().st_size
         for file in files
@@ -116,40 +117,36 @@ def _is_whole(copy: Path, files: list[Path]) -> bool:
 
 
 def _make(source: Path, files: list[Path], copy: Path, home: Path) -> None:
-    torn = copy.with_name(f"{copy.name}.torn")
-    for left in (torn, copy):
+    partial = copy.with_name(f"{copy.name}.partial")
+    for left in (partial, copy):
         shutil.rmtree(left, ignore_errors=True)
     _make_room(home, sum(file.stat().st_size for file in files), copy.name)
     print(f"staging {source} to {copy}", file=sys.stderr, flush=True)
     try:
-        _fill(torn, source, files)
-        torn.rename(copy)
+        _fill(partial, source, files)
+        partial.rename(copy)
     except BaseException as error:
-        # At once: what fills the disk here would be in the way of whoever makes room.
-        shutil.rmtree(torn, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)  # now, because it may be what fills the disk
         if isinstance(error, OSError):
-            raise UserError(
-                f"{home}: {source} cannot be staged ({error.strerror or error}); change stage"
-            ) from None
+            raise _cannot_stage(source, home, error) from None
         raise
 
 
-def _fill(torn: Path, source: Path, files: list[Path]) -> None:
+def _fill(partial: Path, source: Path, files: list[Path]) -> None:
     known = {entry.file: entry.sha256 for entry in read_manifest(source)} if source.is_dir() else {}
-    torn.mkdir()
+    partial.mkdir()
     for file in files:
-        digest = _copy(file, torn / file.name)
-        expected = known.get(file.name, digest)
-        if digest != expected:
+        digest = _copy(file, partial / file.name)
+        if digest != known.get(file.name, digest):
             raise UserError(
-                f"{file} does not match its checksum in {MANIFEST}; restore it from a copy or build it again"
+                f"{file} does not match its checksum in {MANIFEST}; restore it from a backup or build it again"
             )
-        if _digest(torn / file.name) != digest:
-            raise JobError(f"{torn / file.name}: reads back otherwise than it was written; look at that disk")
+        if sha256_of(partial / file.name) != digest:
+            raise JobError(f"{partial / file.name} differs from {file} when read back; check that disk")
 
 
 def _copy(source: Path, target: Path) -> str:
-    """Copy a file to the disk itself and give its SHA-256."""
+    """Copy a file, sync it, and return its SHA-256."""
     digest = hashlib.sha256()
     with source.open("rb") as reader, target.open("wb") as writer:
         while block := reader.read(_BLOCK):
@@ -158,14 +155,9 @@ def _copy(source: Path, target: Path) -> str:
         writer.flush()
         os.fsync(writer.fileno())
         if hasattr(os, "posix_fadvise"):
-            # So that reading back reads the disk.
+            # So that it is read back from the disk and not from memory.
             os.posix_fadvise(writer.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     return digest.hexdigest()
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _make_room(home: Path, needed: int, key: str) -> None:
@@ -176,18 +168,18 @@ def _make_room(home: Path, needed: int, key: str) -> None:
             return
         with lock.open("a") as handle, contextlib.suppress(BlockingIOError):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for left in (home / lock.stem, home / f"{lock.stem}.torn"):
+            for left in (home / lock.stem, home / f"{lock.stem}.partial"):
                 shutil.rmtree(left, ignore_errors=True)
     free = shutil.disk_usage(home).free
     if free < needed:
         raise UserError(
-            f"{home}: the archive needs {needed / 1e9:.2f} GB there and {free / 1e9:.2f} GB are free; make room or "
-            "leave stage out"
+            f"{home}: the archive needs {needed / 1e9:.2f} GB but {free / 1e9:.2f} GB are free; make room or "
+            "remove 'stage'"
         )
 
 
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # An id without a name, as in containers.
+    except (KeyError, OSError):  # a user id without a name, as in containers
         return str(os.getuid())

@@ -1,4 +1,4 @@
-"""What an archive holds, as plain values for programs and for a table."""
+"""The summary that ``archive info`` shows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pscl_hpc.archive.reader import Archive
 
 
 def summarise(archive: Archive) -> dict[str, Any]:
-    """JSON-ready content of an archive: size, fingerprint, storage and one entry per collection."""
+    """Size, fingerprint, storage and collections of an archive as values for JSON."""
     stored: Counter[str] = Counter()
     codecs: dict[str, str] = {}
     for shard in archive.shards:
@@ -61,7 +61,7 @@ def _collection(archive: Archive, name: str) -> dict[str, Any]:
         ],
         "pixels": dict(sorted(Counter(map(_kind, records)).items())),
         "specimens": len({record.specimen for record in records if record.specimen}),
-        "conditions": sorted({record.condition for record in records if record.condition}),
+        "production_batches": sorted({r.production_batch for r in records if r.production_batch}),
         "alloys": sorted({record.alloy for record in records if record.alloy}),
         "um_per_pixel": [min(scales), max(scales)] if scales else None,
         "packed": [

@@ -1,4 +1,4 @@
-"""Windows of one fixed size from images of any size."""
+"""Which images and which windows of them are read: epoch order, random windows of one size from images of any size."""
 
 from __future__ import annotations
 
@@ -11,15 +11,23 @@ from pscl_hpc.archive.format import IGNORE_INDEX, ImageRecord, Window
 from pscl_hpc.archive.reader import Archive
 
 _STRIDE = 8
-"""Distance of the squares that :func:`covering_square` compares."""
+"""Distance of the squares that :func:`covering_square` compares, in pixels."""
+
+
+def epoch_order(count: int, *, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """A permutation of ``range(count)``, (count,), determined by (seed, epoch) alone, so nothing is saved for a resume."""
+    # Philox is specified by its paper and never changes between numpy versions. Generator.permutation promises no such
+    # thing, so the shuffle is an argsort of raw random words.
+    bits = np.random.Philox(np.random.SeedSequence((seed & (1 << 64) - 1, epoch)))
+    return np.argsort(bits.random_raw(count), kind="stable").astype(np.int64)
 
 
 def draw_window(
     record: ImageRecord, size: tuple[int, int], random: np.random.Generator, region: Window | None = None
 ) -> Window:
-    """A uniformly random window of ``size`` (h, w), or less where the image is smaller.
+    """A uniformly random window of ``size`` (h, w), smaller where the image is smaller.
 
-    With a ``region`` the window holds it or, along an axis where it is smaller, lies in it.
+    With a ``region``, along each axis the window contains the region or is inside it, whichever is larger.
     """
     height, width = min(size[0], record.height), min(size[1], record.width)
     top, left, region_height, region_width = region or (0, 0, record.height, record.width)
@@ -32,10 +40,10 @@ def draw_window(
 
 
 def covering_square(mask: npt.NDArray[np.uint8], classes: Some[int], side: int) -> Window:
-    """The square of ``side`` pixels that shows the most of ``classes``; among equals, most of its rarest one.
+    """The square of ``side`` pixels with the most of ``classes``; of those, with the most pixels of its rarest class.
 
-    Squares are compared every 8 pixels and at the far edges; of equal ones the topmost and then leftmost is taken.
-    What is larger than the mask (h, w) is cut to it.
+    Squares are compared every 8 pixels and at the far edges; ties go to the topmost and then leftmost. A side longer
+    than the mask (h, w) is cut to it.
     """
     height, width = min(side, mask.shape[0]), min(side, mask.shape[1])
     tops, lefts = (_starts(total, size) for total, size in zip(mask.shape, (height, width), strict=True))
@@ -54,7 +62,7 @@ def covering_square(mask: npt.NDArray[np.uint8], classes: Some[int], side: int) 
 
 
 def restrict(mask: npt.NDArray[np.uint8], window: Window, region: Window) -> npt.NDArray[np.uint8]:
-    """A mask cut at ``window``, in which all that lies outside ``region`` (both of the whole image) is unknown."""
+    """``mask`` of a window, not annotated outside ``region``; both windows are in pixels of the whole image."""
     rows, columns = (np.arange(window[axis], window[axis] + window[axis + 2]) for axis in (0, 1))
     outside = (rows < region[0]) | (rows >= region[0] + region[2])
     beside = (columns < region[1]) | (columns >= region[1] + region[3])
@@ -70,10 +78,10 @@ def read_window(
     channels: int,
     region: Window | None = None,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-    """Image (channels, h, w) in 0..1 and mask (h, w) of exactly ``size``, mirrored at the far edges where needed.
+    """Image (channels, h, w) in 0..1 and mask (h, w) of exactly ``size``.
 
-    A mirrored mask is as true as the mirrored image. Without a mask all pixels are ``IGNORE_INDEX``; with a ``region``
-    those outside it.
+    A smaller window is extended by reflection at its far edges, image and mask alike. The mask is ``IGNORE_INDEX``
+    everywhere for an image without one, and outside ``region`` when one is given.
     """
     image = archive.read_unit(record.index, window, channels=channels)
     if record.has_mask:

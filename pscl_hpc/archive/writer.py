@@ -1,11 +1,12 @@
-"""Writing one shard: tiles as raw chunks, the index at the end, an atomic rename last."""
+"""Writing one archive file: tiles as raw chunks, the index at the end, an atomic rename last."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +14,6 @@ from typing import Any, Required, Self, TypedDict, Unpack
 
 import h5py
 import numpy as np
-import numpy.typing as npt
 
 from pscl_hpc.archive.codecs import AUTO, codec_for, create_dataset
 from pscl_hpc.archive.format import (
@@ -21,12 +21,13 @@ from pscl_hpc.archive.format import (
     COLUMN_TYPES,
     DTYPES,
     FORMAT,
-    IGNORE_INDEX,
     MASK_POOL,
     TILE,
     VERSION,
     Collection,
+    Pixels,
     Row,
+    check_mask,
     collections_to_json,
     parse_pool,
     pool_name,
@@ -37,9 +38,9 @@ from pscl_hpc.archive.format import (
 from pscl_hpc.archive.intensity import RangeEstimator
 from pscl_hpc.archive.options import IngestOptions, options_to_json
 from pscl_hpc.archive.shard import ReadAt, Shard, TilePool
-from pscl_hpc.archive.unwritable import Unwritable, written
+from pscl_hpc.errors import UserError
+from pscl_hpc.files import replacing
 
-Pixels = npt.NDArray[Any]
 _COLUMN_DTYPES: dict[str, Any] = {
     "str": h5py.string_dtype(),
     "int": np.dtype("<i8"),
@@ -47,17 +48,40 @@ _COLUMN_DTYPES: dict[str, Any] = {
 }
 
 
+class WriteError(UserError):
+    """An archive cannot be written; ``reason`` is what the operating system reported."""
+
+    def __init__(self, path: Path, reason: str, fix: str = "fix that, or write to another place") -> None:
+        super().__init__(f"{path} cannot be written ({reason}); {fix}")
+        self.reason = reason
+
+
+@contextmanager
+def write_errors(path: Path) -> Iterator[None]:
+    """Raise :class:`WriteError` for errors of the operating system while ``path`` is written."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # HDF5 hides the error number in a long message, and raises a RuntimeError when a file is closed.
+        if number := re.search(r"errno = (\d+)", str(error)):
+            reason = os.strerror(int(number[1]))
+        elif isinstance(error, OSError):
+            reason = error.strerror or str(error)
+        else:
+            raise
+        raise WriteError(path, reason) from error
+
+
 class ImageFields(TypedDict, total=False):
-    """What is kept beside the pixels of an image."""
+    """What is stored beside the pixels of an image."""
 
     id: Required[str]
-    """``"<dataset>/<stem>"``, unique. Readers sort by it: zero-pad numbers."""
+    """``"<dataset>/<stem>"``, unique. Readers sort by it, so zero-pad numbers."""
     dataset: Required[str]
-    """Name of one of the shard's collections."""
+    """Name of one of the file's collections."""
     split: str
     specimen: str
-    condition: str
-    """Production batch."""
+    production_batch: str
     alloy: str
     magnification: float | None
     um_per_pixel: float | None
@@ -67,24 +91,22 @@ class ImageFields(TypedDict, total=False):
     intensity: tuple[float, float] | None
     """(low, high) mapped to 0..1; None means 0..255 for uint8 and percentiles otherwise."""
     ingest: IngestOptions | None
-    """How a file became these pixels, for the record alone: it changes nothing that is stored beside it."""
+    """The options by which a file became these pixels; recorded only."""
 
 
 class ShardWriter:
-    """Writes one archive file; nothing appears under ``path`` before a clean exit.
+    """Writes one archive file, which appears at ``path`` when the block ends without an exception.
 
-    Use as a context manager. The file is written beside ``path`` under a temporary name, synced and renamed when
-    the block ends without an exception; after an exception the temporary file is removed and an older file
-    at ``path`` is left as it was.
+    Use as a context manager. After an exception an older file at ``path`` is unchanged.
 
     Args:
-        path: the file to make; an existing one is replaced on success.
+        path: the file to make; an existing one is replaced.
         collections: every dataset that images will name.
         compression: ``"auto"`` (per dtype, any h5py reads it) or a name in ``codecs.CODECS``.
-        percentiles: the intensity range of uint16 and float images when none is given.
+        percentiles: the intensity range of uint16 and float images for which none is given.
 
     Raises:
-        Unwritable: (a UserError) the disk is full, or may not be written to; on entering, adding or leaving.
+        WriteError: (a UserError) the disk is full or not writable; on entering, adding or leaving.
     """
 
     def __init__(
@@ -97,48 +119,42 @@ class ShardWriter:
     ) -> None:
         codec_for(compression, "uint8", is_mask=False)
         self.path = Path(path)
-        self._temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         self._collections = {item.name: item for item in collections}
         self._compression = compression
         self._percentiles = percentiles
         self._rows: list[Row] = []
         self._ids: set[str] = set()
         self._pools: dict[str, _PoolWriter] = {}
-        self._file: h5py.File | None = None
+        self._block = self._open()
 
     def __enter__(self) -> Self:
-        try:
-            with written(self.path):
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = h5py.File(self._temporary, "w", locking=False)
-                self._file.create_group("tiles")
-        except Unwritable:
-            with contextlib.suppress(OSError):
-                self._temporary.unlink()
-            raise
+        self._tiles = self._block.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._file is not None, "use ShardWriter as a context manager"
+        self._block.__exit__(kind, error, trace)
+
+    @contextmanager
+    def _open(self) -> Iterator[h5py.Group]:
+        """The group of the tiles of a new file; the file is completed and renamed when the block ends."""
+        raised: BaseException | None = None
         try:
-            with written(self.path):
-                try:
-                    if error is None:
-                        self._finish(self._file)
-                finally:
-                    self._file.close()
-                if error is None:
-                    sync(self._temporary)
-                    os.replace(self._temporary, self.path)
-                    sync(self.path.parent)
-        except Unwritable:
-            if error is None:
-                raise  # else the exception that ended the block says what it was
-        finally:
-            self._file = None
-            self._temporary.unlink(missing_ok=True)
+            with write_errors(self.path):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with replacing(self.path) as temporary, h5py.File(temporary, "w", locking=False) as file:
+                    try:
+                        yield file.create_group("tiles")
+                    except BaseException as error:
+                        raised = error
+                        raise
+                    for pool in self._pools.values():
+                        pool.trim()
+                    write_index(file, self._rows, list(self._collections.values()))
+        except WriteError:
+            if raised is None:  # an exception of the block came first and is raised instead
+                raise
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -156,7 +172,7 @@ class ShardWriter:
             fields: see :class:`ImageFields`; ``id`` and ``dataset`` are required.
 
         Raises:
-            ValueError: what was given does not fit the format; the shard is as before.
+            ValueError: an argument does not fit the format; nothing was added.
         """
         if image.ndim == 2:
             image = image[:, :, None]
@@ -176,21 +192,21 @@ class ShardWriter:
         mask: Pixels | None = None,
         **fields: Unpack[ImageFields],
     ) -> None:
-        """As :meth:`add`, for an image of (height, width, channels) that comes as strips of 256 rows.
+        """As :meth:`add`, for an image of ``shape`` (h, w, channels) that is given as strips of 256 rows.
 
-        Memory is one strip, so an image may be larger than the memory of the machine. An exception from
-        ``strips`` leaves the shard as it was before the call.
+        Only one strip is in memory at a time, so an image may be larger than the memory of the machine. After an
+        exception from ``strips`` nothing was added.
         """
         height, width, channels = shape
         name, dataset = fields["id"], fields["dataset"]
         if dtype not in DTYPES or channels not in CHANNELS or height < 1 or width < 1:
             raise ValueError(f"{name}: cannot store {height} x {width} x {channels} pixels of {dtype}")
         if not name.startswith(f"{dataset}/") or len(name) == len(dataset) + 1:
-            raise ValueError(f"{name}: an id is '<dataset>/<stem>', here '{dataset}/...'")
+            raise ValueError(f"{name}: an id must be '<dataset>/<stem>', here '{dataset}/...'")
         if name in self._ids:
-            raise ValueError(f"{name}: this id was added before")
+            raise ValueError(f"{name}: this id was already added")
         if dataset not in self._collections:
-            raise ValueError(f"{name}: no collection is named {dataset!r}")
+            raise ValueError(f"{name}: there is no collection {dataset!r}")
         if mask is not None:
             check_mask(mask, height, width, self._collections[dataset])
         pool = self._pool(pool_name(dtype, channels))
@@ -228,7 +244,7 @@ class ShardWriter:
                 high=float(high),
                 split=fields.get("split", ""),
                 specimen=fields.get("specimen", ""),
-                condition=fields.get("condition", ""),
+                condition=fields.get("production_batch", ""),
                 alloy=fields.get("alloy", ""),
                 magnification=_or_nan(fields.get("magnification")),
                 um_per_pixel=_or_nan(fields.get("um_per_pixel")),
@@ -237,7 +253,7 @@ class ShardWriter:
         )
 
     def truncate(self, count: int) -> None:
-        """Drop the images after the first ``count``."""
+        """Remove all images after the first ``count``."""
         for row in reversed(self._rows[count:]):
             self._ids.remove(row.id)
             self._pools[row.pool].count = row.first_tile
@@ -246,9 +262,9 @@ class ShardWriter:
         del self._rows[count:]
 
     def copy(self, row: Row, shard: Shard, read_at: ReadAt) -> None:
-        """Append an image of another shard; tiles of the same codec are not recompressed."""
+        """Append an image of another shard; tiles with the same compression are copied as they are."""
         if row.id in self._ids:
-            raise ValueError(f"{row.id}: this id was added before")
+            raise ValueError(f"{row.id}: this id was already added")
         first = self._pool(row.pool).copy(shard.pools[row.pool], read_at, row.first_tile, row.tiles)
         mask_first = -1
         if row.mask_first_tile >= 0:
@@ -258,16 +274,10 @@ class ShardWriter:
         self._rows.append(replace(row, first_tile=first, mask_first_tile=mask_first))
 
     def _pool(self, name: str) -> _PoolWriter:
-        assert self._file is not None, "use ShardWriter as a context manager"
         if name not in self._pools:
-            with written(self.path):
-                self._pools[name] = _PoolWriter(self._file["tiles"], name, self._compression, self.path)
+            with write_errors(self.path):
+                self._pools[name] = _PoolWriter(self._tiles, name, self._compression, self.path)
         return self._pools[name]
-
-    def _finish(self, file: h5py.File) -> None:
-        for pool in self._pools.values():
-            pool.trim()
-        write_index(file, self._rows, list(self._collections.values()))
 
 
 class _PoolWriter:
@@ -283,7 +293,7 @@ class _PoolWriter:
         self._dataset = create_dataset(group, name, (0, *self._tile), self._dtype, self._codec)
         self._capacity = 0
         self.count = 0
-        """Tiles in use; set it back to drop the last ones."""
+        """Tiles in use; lower it to remove the last ones."""
 
     def append(self, strips: Iterable[Pixels], height: int, width: int) -> str:
         """Store strips of 256 rows, (rows, width, channels) each; returns the SHA-256 of the pixels."""
@@ -294,9 +304,8 @@ class _PoolWriter:
         for strip in strips:
             rows = min(TILE, rest)
             if strip.shape != (rows, width, self._channels) or rows == 0:
-                raise ValueError(
-                    f"a strip of shape {strip.shape} where {(rows, width, self._channels)} belongs"
-                )
+                expected = (rows, width, self._channels)
+                raise ValueError(f"a strip has the shape {strip.shape}, not {expected}")
             rest -= rows
             strip = np.ascontiguousarray(strip, self._dtype)
             digest.update(strip.data)
@@ -304,13 +313,13 @@ class _PoolWriter:
                 part = strip[:, left : left + TILE]
                 tile = np.zeros((TILE, TILE, self._channels), self._dtype)
                 tile[: part.shape[0], : part.shape[1]] = part
-                self._put(tile)
+                self._put_chunk(*self._codec.encode(tile))
         if rest:
             raise ValueError(f"{rest} of {height} rows are missing")
         return digest.hexdigest()
 
     def copy(self, pool: TilePool, read_at: ReadAt, first: int, tiles: int) -> int:
-        """Append stored tiles of another pool of the same type; returns the place of the first."""
+        """Append tiles of another pool of the same type; returns the index of the first."""
         self._reserve(self.count + tiles)
         start = self.count
         for tile in range(first, first + tiles):
@@ -322,53 +331,24 @@ class _PoolWriter:
             self._put_chunk(filter_mask, data)
         return start
 
-    def _put(self, tile: Pixels) -> None:
-        self._put_chunk(*self._codec.encode(tile))
-
     def _put_chunk(self, filter_mask: int, data: bytes) -> None:
         place = (self.count,) + (0,) * len(self._tile)
-        with written(self._path):
+        with write_errors(self._path):
             self._dataset.id.write_direct_chunk(place, data, filter_mask)
         self.count += 1
 
     def _reserve(self, count: int) -> None:
         if count > self._capacity:
             self._capacity = max(count, 2 * self._capacity)
-            with written(self._path):
+            with write_errors(self._path):
                 self._dataset.resize(self._capacity, axis=0)
 
     def trim(self) -> None:
         self._dataset.resize(self.count, axis=0)
 
 
-def check_mask(mask: Pixels, height: int, width: int, collection: Collection) -> None:
-    """ValueError unless ``mask`` is (height, width) class indices of ``collection`` or 255."""
-    if mask.shape != (height, width):
-        raise ValueError(
-            f"the mask is {' x '.join(map(str, mask.shape))}, the image {height} x {width} pixels"
-        )
-    if mask.dtype.kind not in "ui":
-        raise ValueError(f"the mask holds {mask.dtype} values, not class indices")
-    used = mask_values(mask)
-    wrong = [value for value in used if not (0 <= value < len(collection.classes) or value == IGNORE_INDEX)]
-    if wrong:
-        raise ValueError(
-            f"the mask holds {', '.join(map(str, wrong[:8]))}{' ...' if len(wrong) > 8 else ''} but "
-            f"collection {collection.name} has classes 0 to {len(collection.classes) - 1}"
-            if collection.classes
-            else f"collection {collection.name} has no classes, so no image of it can have a mask"
-        )
-
-
-def mask_values(mask: Pixels) -> list[int]:
-    """The distinct values of an integer mask, ascending."""
-    if mask.dtype == np.uint8:
-        return [int(value) for value in np.flatnonzero(np.bincount(mask.reshape(-1), minlength=256))]
-    return [int(value) for value in np.unique(mask)]
-
-
 def write_index(file: h5py.File, rows: Sequence[Row], collections: Sequence[Collection]) -> None:
-    """Write the index columns, the collections and the format marks of a shard."""
+    """Write the index columns, the collections and the format attributes of a file."""
     images = file.create_group("images")
     for name, kind in COLUMN_TYPES.items():
         values = [getattr(row, name) for row in rows]
@@ -376,15 +356,6 @@ def write_index(file: h5py.File, rows: Sequence[Row], collections: Sequence[Coll
     file.create_dataset("collections", data=collections_to_json(collections), dtype=h5py.string_dtype())
     file.attrs["format"] = FORMAT
     file.attrs["version"] = VERSION
-
-
-def sync(path: Path) -> None:
-    """Flush a file or a folder entry to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _measured(strips: Iterable[Pixels], estimator: RangeEstimator) -> Iterator[Pixels]:

@@ -1,4 +1,4 @@
-"""``archive build | info | check | synth``."""
+"""``archive build | info | check | synth | compare``."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pscl_hpc.errors import EXIT_SKIPPED, UserError
 
 archive_app = typer.Typer(
     name="archive",
-    help="Pack micrographs and masks into an HDF5 archive, check it, look into it.",
+    help="Pack micrographs and masks into an HDF5 archive, check it, show its content.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
 
 _ARCHIVE = typer.Argument(metavar="FILE", help="Archive file, or folder of shards.")
-_JSON = typer.Option("--json", help="Print one JSON object, for programs.")
+_JSON = typer.Option("--json", help="Print one JSON object.")
 
 
 @archive_app.command("build")
@@ -30,10 +30,12 @@ def build_command(
     sources: Annotated[
         list[Path], typer.Argument(metavar="SRC...", help="Image files or folders of images.")
     ],
-    out: Annotated[str, typer.Option(help="Archive to make or to add to: FILE.h5, or FOLDER/ for shards.")],
-    metadata: Annotated[Path | None, typer.Option(help="CSV file with what is known of each image.")] = None,
+    out: Annotated[str, typer.Option(help="Archive to make or to extend: FILE.h5, or FOLDER/ for shards.")],
+    metadata: Annotated[
+        Path | None, typer.Option(help="CSV file with metadata of images; see docs/archive.md.")
+    ] = None,
     classes: Annotated[
-        str, typer.Option(help="Class names in index order, for masks without splits.json.")
+        str, typer.Option(help="Class names in index order, for folders without splits.json.")
     ] = "",
     colour: Annotated[str, typer.Option(help=ingest.COLOUR_HELP)] = "keep",
     crop_bottom: Annotated[str, typer.Option(help=ingest.CROP_HELP)] = "0",
@@ -42,17 +44,17 @@ def build_command(
     ] = "auto",
     percentiles: Annotated[str, typer.Option(help=ingest.PERCENTILES_HELP)] = "0.5,99.5",
     shard_size: Annotated[
-        str, typer.Option(help="Pixels per shard of a folder, e.g. 500M or 2G; makes --out a folder.")
+        str, typer.Option(help="Size of a shard before compression, e.g. 500M or 2G; --out is then a folder.")
     ] = "",
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Pack PNG, JPEG, BMP and TIFF images into an archive, or add them to one.
 
-    A folder with img/ (or images/) may have masks of the same names in gt/, masks/ or labels/ and a splits.json
-    with classes and splits; a folder of such folders packs each; any other folder is packed without masks.
-    16-bit and float images keep their depth. A build that was killed goes on when the same command is run again.
+    A folder with img/ (or images/) may have masks of the same names in gt/, masks/ or labels/, and a splits.json with
+    classes and splits. A folder of such folders is packed as several collections, any other folder without masks.
+    16-bit and float images keep their depth. The same command resumes an interrupted build.
 
-    Files that cannot be packed and images beside these folders are named with the reason, the rest is packed, and the
+    Files that cannot be packed and images outside these folders are listed with the reason; the rest is packed, and the
     exit code is 1.
 
     **Examples**
@@ -89,11 +91,11 @@ def build_command(
     )
     for item in packed.skipped:
         print(f"skipped {item.path}: {item.reason}", file=sys.stderr)
-    if packed.otherwise:
-        more = f" and {len(packed.otherwise) - 1} more" if len(packed.otherwise) > 1 else ""
+    if others := packed.with_other_options:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         print(
-            f"notice: {packed.otherwise[0]}{more} of the unchanged images stay as they were packed, with other options "
-            f"than {options}; build into a new file to pack them anew",
+            f"warning: {others[0]}{more} of the unchanged images were packed with other options than {options}; build a "
+            "new file to pack them again",
             file=sys.stderr,
         )
     archive = Archive(path)
@@ -106,7 +108,7 @@ def build_command(
                 "unchanged": packed.unchanged,
                 "skipped": [asdict(item) for item in packed.skipped],
                 "cropped": packed.cropped,
-                "packed_otherwise": list(packed.otherwise),
+                "with_other_options": list(packed.with_other_options),
                 "fingerprint": archive.fingerprint,
             }
         )
@@ -130,7 +132,7 @@ def info_command(
     ] = None,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
-    """Say what an archive holds: collections, classes, splits, sizes, storage.
+    """Show the content of an archive: collections, classes, splits, sizes, storage.
 
     **Examples**
 
@@ -149,9 +151,9 @@ def info_command(
         from pscl_hpc.archive.contact_sheet import contact_sheet as draw
 
         if contact_sheet.suffix.lower() != ".png":
-            raise UserError(f"--contact-sheet is {contact_sheet}; give a name that ends in .png")
+            raise UserError(f"--contact-sheet is {contact_sheet}; give a file name that ends in .png")
         if contact_sheet.exists():
-            raise UserError(f"{contact_sheet} exists; give another name or remove it")
+            raise UserError(f"{contact_sheet} already exists; give another name or remove it")
         draw(archive, contact_sheet)
         summary["contact_sheet"] = str(contact_sheet)
     if as_json:
@@ -165,8 +167,8 @@ def info_command(
 def check_command(file: Annotated[Path, _ARCHIVE], as_json: Annotated[bool, _JSON] = False) -> None:
     """Verify an archive: checksums, masks, references, copies of images, specimens in several splits.
 
-    Copies are found turned, mirrored, rescaled and changed in brightness. The exit code is 0 for a clean archive
-    and 1 when something was found.
+    Copies are found even if rotated, mirrored, rescaled or changed in brightness. The exit code is 0 if there is no
+    finding and 1 otherwise.
 
     **Examples**
 
@@ -195,18 +197,18 @@ def check_command(file: Annotated[Path, _ARCHIVE], as_json: Annotated[bool, _JSO
 @archive_app.command("synth")
 def synth_command(
     out: Annotated[Path, typer.Option(help="Archive file to make.")],
-    images: Annotated[int, typer.Option(help="Number of images, over all families.")] = 24,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same images.")] = 0,
+    images: Annotated[int, typer.Option(help="Number of images of all families together.")] = 24,
+    seed: Annotated[int, typer.Option(help="Random seed; the same seed gives the same images.")] = 0,
     size: Annotated[str, typer.Option(metavar="H,W", help="Height and width in pixels.")] = "256,256",
     family: Annotated[
         list[str] | None,
         typer.Option(
-            "--family", help="grains, precipitates or particles; repeat it for several. Default: all."
+            "--family", help="grains, precipitates or particles; repeat the option for several. Default: all."
         ),
     ] = None,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
-    """Make procedural alloy micrographs with exact masks: four classes, several production batches.
+    """Make an archive of synthetic micrographs with exact masks: four classes, six production batches.
 
     **Examples**
 
@@ -216,21 +218,13 @@ def synth_command(
     """
     from pscl_hpc.archive import Archive
     from pscl_hpc.archive.synthesis import FAMILIES, write_synthetic_archive
-    from pscl_hpc.progress import Progress
 
     what = "height and width in pixels, such as 256,384"
     height, width = ingest.two_numbers("--size", size, what)
     if not (height.is_integer() and width.is_integer()):
         raise UserError(f"--size is {size!r}; give {what}")
-    with Progress("drawing", images, unit="image", show=not as_json) as bar:
-        path = write_synthetic_archive(
-            out,
-            images,
-            seed,
-            (int(height), int(width)),
-            families=family or FAMILIES,
-            on_image=lambda done, total: bar.advance(),
-        )
+    shape = (int(height), int(width))
+    path = write_synthetic_archive(out, images, seed, shape, family or FAMILIES, progress=not as_json)
     archive = Archive(path)
     if as_json:
         _print_json({"archive": str(path), "images": len(archive), "fingerprint": archive.fingerprint})
@@ -244,17 +238,16 @@ def compare_command(
     files: Annotated[
         list[Path], typer.Argument(metavar="FILE...", help="Archives, each a file or a folder of shards.")
     ],
-    to: Annotated[str, typer.Option(metavar="DATASET", help="Sort all others by how alike they are.")] = "",
+    to: Annotated[str, typer.Option(metavar="DATASET", help="Compare only with this collection.")] = "",
     splits: Annotated[
-        str, typer.Option(help="Splits to look at, separated by commas; an empty name for no split.")
+        str, typer.Option(help="Splits to compare, separated by commas; an empty name means no split.")
     ] = "train,",
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
-    """Say how alike the images of collections look, to choose what to pretrain on for a target.
+    """Compare how the images of collections look, to choose images for pretraining.
 
-    0 means alike, 1 that they have nothing in common. Grey levels, gradients and spatial frequencies are compared.
-    The last line has the mean figure between random halves of each collection's own images: a distance that is no
-    larger may be chance.
+    Grey levels, gradients and spatial frequencies are compared: 0 means identical, 1 nothing in common. The last line
+    shows the mean distance between random halves of each collection; a distance that is not larger may be due to chance.
 
     **Examples**
 
@@ -276,11 +269,11 @@ def compare_command(
     pairs = [
         (row, col) for row in rows for col in range(len(found.names)) if (row != col if to else row < col)
     ]
-    own = [None if value != value else round(float(value), 4) for value in found.distances.diagonal()]
+    halves = [None if value != value else round(float(value), 4) for value in found.distances.diagonal()]
     if as_json:
         _print_json(
             {
-                "own": dict(zip(found.names, own, strict=True)),
+                "halves": dict(zip(found.names, halves, strict=True)),
                 "pairs": [
                     {
                         "a": found.names[a],
@@ -294,12 +287,12 @@ def compare_command(
         return
     for row, col in sorted(pairs, key=lambda pair: found.distances[pair]):
         typer.echo(f"{found.distances[row, col]:.3f}  {found.names[row]} - {found.names[col]}")
-    halves = (f"{name} {value}" for name, value in zip(found.names, own, strict=True) if value is not None)
-    typer.echo(f"halves of one collection: {', '.join(halves)}")
+    named = (f"{name} {value}" for name, value in zip(found.names, halves, strict=True) if value is not None)
+    typer.echo(f"halves of one collection: {', '.join(named)}")
 
 
 def _target(out: str, shard_size: str) -> tuple[Path, int | None]:
-    """The archive path and, for a folder of shards, the pixels per shard."""
+    """The archive path and, for a folder of shards, the bytes per shard."""
     from pscl_hpc.archive.build import SHARD_BYTES
 
     path = Path(out)
@@ -311,7 +304,7 @@ def _target(out: str, shard_size: str) -> tuple[Path, int | None]:
     if out.endswith("/") or path.is_dir():
         return path, SHARD_BYTES
     if path.suffix.lower() not in (".h5", ".hdf5"):
-        raise UserError(f"--out is {out}; end it in .h5 for one file or in / for a folder of shards")
+        raise UserError(f"--out is {out}; it must end in .h5 for one file or in / for a folder of shards")
     return path, None
 
 
@@ -322,27 +315,27 @@ def _print_summary(summary: dict[str, Any]) -> None:
             f"{item['name']}: {_count(item['images'], 'image')}, {item['annotated']} annotated; "
             f"{_pairs(item['pixels'])}; {', '.join(sizes) if len(sizes) <= 3 else f'{len(sizes)} sizes'}"
         )
+        lines = {}
         if any(item["splits"]):
-            typer.echo(f"  splits      {_pairs({name or 'none': n for name, n in item['splits'].items()})}")
+            lines["splits"] = _pairs({name or "none": count for name, count in item["splits"].items()})
         if item["classes"]:
-            classes = (
+            lines["classes"] = ", ".join(
                 f"{index} {name}"
                 f"{' (background)' if index == item['background'] else ''}"
                 f"{' (not scored)' if index in item['ignore_classes'] else ''}"
                 for index, name in enumerate(item["classes"])
             )
-            typer.echo(f"  classes     {', '.join(classes)}")
-        for title, key in (("references", "references"), ("alloys", "alloys"), ("conditions", "conditions")):
+        for key in ("references", "alloys", "production_batches"):
             if item[key]:
                 more = f" and {len(item[key]) - 8} more" if len(item[key]) > 8 else ""
-                typer.echo(f"  {title:<11} {', '.join(item[key][:8])}{more}")
+                lines[key.replace("_", " ")] = f"{', '.join(item[key][:8])}{more}"
         if item["um_per_pixel"]:
             low, high = item["um_per_pixel"]
-            typer.echo(f"  um/pixel    {low:g}" + (f" to {high:g}" if high != low else ""))
+            lines["um/pixel"] = f"{low:g}" + (f" to {high:g}" if high != low else "")
         if any(packed["options"] for packed in item["packed"]):
-            typer.echo(
-                f"  packed      {'; '.join(_packed(packed, item['images']) for packed in item['packed'])}"
-            )
+            lines["packed"] = "; ".join(_packed(packed, item["images"]) for packed in item["packed"])
+        for title, text in lines.items():
+            typer.echo(f"  {title:<19} {text}")
     pools = (
         f"{name} {pool['codec']} {pool['stored_bytes'] / 1e6:.1f} MB"
         for name, pool in summary["pools"].items()

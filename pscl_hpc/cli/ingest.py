@@ -1,16 +1,16 @@
-"""The flags that say how image files become pixels: the same words for ``archive build`` and ``predict``."""
+"""The options of ``archive build`` and ``predict`` for reading image files."""
 
 from __future__ import annotations
 
 from pscl_hpc.errors import UserError
 
-COLOUR_HELP = "True colour: 'keep' it or reduce it to 'luma'."
-CROP_HELP = "Information bar at the bottom edge: rows to cut, or 'auto'."
-PERCENTILES_HELP = "Percentiles of 16-bit and float images that become black and white."
+COLOUR_HELP = "Colour images: 'keep' the colour or reduce it to 'luma'."
+CROP_HELP = "Rows to cut from the bottom edge (information bar), or 'auto'."
+PERCENTILES_HELP = "Percentiles that become black and white in 16-bit and float images."
 
 
 def luma(colour: str) -> bool:
-    """``--colour``: whether true colour becomes luma."""
+    """``--colour``: whether colour is reduced to luma."""
     if colour not in ("keep", "luma"):
         raise UserError(f"--colour is {colour!r}; choose 'keep' or 'luma'")
     return colour == "luma"
@@ -18,26 +18,28 @@ def luma(colour: str) -> bool:
 
 def rows_to_crop(text: str) -> int:
     """``--crop-bottom``: rows, or ``AUTO_CROP``."""
-    from pscl_hpc.archive.options import AUTO_CROP, MAX_CROP
+    from pscl_hpc.archive.options import AUTO_CROP, MAX_SIDE
 
     if text == "auto":
         return AUTO_CROP
-    # ASCII alone and no more digits than MAX_CROP has: int() would refuse, or take, stranger things.
-    if not (text.isascii() and text.isdecimal() and len(text) <= 8 and int(text) <= MAX_CROP):
+    # int() would accept other digits and spaces, and fail for very long numbers.
+    if not (text.isascii() and text.isdecimal() and len(text) <= 8 and int(text) <= MAX_SIDE):
         raise UserError(f"--crop-bottom is {text!r}; give a number of rows or 'auto'")
     return int(text)
 
 
 def two_percentiles(text: str) -> tuple[float, float]:
-    """``--percentiles``: the lower and the upper one."""
+    """``--percentiles``: (lower, upper)."""
     low, high = two_numbers("--percentiles", text, "two percentiles such as 0.5,99.5")
     if not 0 <= low < high <= 100:
-        raise UserError(f"--percentiles is {text}; the first must be the lower and both within 0 and 100")
+        raise UserError(
+            f"--percentiles is {text}; the first must be below the second and both between 0 and 100"
+        )
     return low, high
 
 
 def two_numbers(option: str, text: str, what: str) -> tuple[float, float]:
-    """Two numbers with a comma between; UserError names the flag and ``what`` it wants."""
+    """Two numbers separated by a comma; UserError names the option and ``what`` it expects."""
     try:
         first, second = (float(part) for part in text.split(","))
     except ValueError:

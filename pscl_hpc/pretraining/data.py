@@ -71,7 +71,7 @@ class PretrainData(Dataset[Batch]):
         self.regions = {record.id: self._annotated_region(record) for record in self.references}
         self.records = self._select()
         self.production_batches = tuple(
-            sorted({r.condition for r in (*self.references, *self.records) if r.condition})
+            sorted({r.production_batch for r in (*self.references, *self.records) if r.production_batch})
         )
         self._order = (-1, np.empty(0, np.int64))
         self._per_batch = config.references_per_pass
@@ -109,7 +109,7 @@ class PretrainData(Dataset[Batch]):
             labels=torch.from_numpy(np.stack([mask for _, mask in pairs])),
             comparable=torch.tensor([record.dataset == home for record in records]),
             references=references,
-            production_batches=torch.tensor([self._condition(record) for record in records]),
+            production_batches=torch.tensor([self._production_batch(record) for record in records]),
             slots=self.slots,
             ids=tuple(record.id for record in records),
         )
@@ -124,8 +124,8 @@ class PretrainData(Dataset[Batch]):
         loader = DataLoader(self, batch_size=None, sampler=range(first, len(self)), **options)
         return iter(loader)
 
-    def _condition(self, record: ImageRecord) -> int:
-        return self.production_batches.index(record.condition) if record.condition else -1
+    def _production_batch(self, record: ImageRecord) -> int:
+        return self.production_batches.index(record.production_batch) if record.production_batch else -1
 
     def _position(self, count: int) -> int:
         """Index of the ``count``-th image of the endless stream of shuffled epochs.

@@ -3,9 +3,9 @@
 Looking into one needs no torch, which takes seconds to import; it is imported where tensors are read or written.
 """
 
+from pscl_hpc.files import replace_file, sync_folder, write_json, write_text, writing
 from pscl_hpc.runs.background import BackgroundWriter
 from pscl_hpc.runs.checkpoint import CheckpointStore, deserialise
-from pscl_hpc.runs.files import replace_file, sync_folder, write_json, write_text, writing
 from pscl_hpc.runs.folder import RunFolder
 from pscl_hpc.runs.metrics import MetricsLog, read_metrics
 from pscl_hpc.runs.provenance import commit, describe_device, node_name, now, versions

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pscl_hpc.errors import JobError
-from pscl_hpc.runs.files import create_text, write_text, writing
+from pscl_hpc.files import create_text, write_text, writing
 
 FOLDER = "attempts"
 _NEWEST = "newest"

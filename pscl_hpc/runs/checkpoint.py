@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pscl_hpc.errors import JobError, UserError
-from pscl_hpc.runs.files import replace_file, write_text
+from pscl_hpc.files import replace_file, write_text
 
 BEST = "best.pt"
 _NAME = re.compile(r"^step-(\d{8})\.pt$")

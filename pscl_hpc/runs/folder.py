@@ -17,9 +17,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 from pscl_hpc.config import RunConfig, load_config, to_yaml
 from pscl_hpc.errors import JobError, UserError
+from pscl_hpc.files import create_text, remove_leftovers, write_json, writing
 from pscl_hpc.runs.attempts import Attempt
 from pscl_hpc.runs.checkpoint import CheckpointStore
-from pscl_hpc.runs.files import create_text, remove_leftovers, write_json, writing
 from pscl_hpc.runs.lock import take_lock
 from pscl_hpc.runs.metrics import MetricsLog, read_metrics
 from pscl_hpc.runs.provenance import describe_attempt, describe_device, now

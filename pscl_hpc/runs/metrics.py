@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pscl_hpc.runs.files import write_text, writing
+from pscl_hpc.files import write_text, writing
 
 
 class MetricsLog:

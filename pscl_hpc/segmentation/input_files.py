@@ -10,8 +10,8 @@ from pathlib import Path
 from pscl_hpc.archive.ingest.folders import (
     IMAGE_FOLDERS,
     MASK_FOLDERS,
+    check_no_masks,
     images_under,
-    refuse_masks,
     subfolder,
 )
 from pscl_hpc.archive.ingest.images import IMAGE_SUFFIXES
@@ -60,7 +60,7 @@ def _list_folder(folder: Path, out: Path) -> tuple[list[Path], list[tuple[Path, 
     datasets = [folder] if subfolder(folder, IMAGE_FOLDERS) else inside
     sources = [source for path in datasets if (source := subfolder(path, IMAGE_FOLDERS))]
     if not sources:
-        refuse_masks(folder, found)
+        check_no_masks(folder, found)
         sources = [folder]
     images = [path for path in found if any(map(path.is_relative_to, sources))]
     kept = set(images)

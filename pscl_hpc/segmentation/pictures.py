@@ -12,7 +12,7 @@ from PIL import Image
 
 from pscl_hpc.archive import Archive
 from pscl_hpc.archive.ingest.errors import Unreadable, decoding
-from pscl_hpc.archive.ingest.pillow import open_picture
+from pscl_hpc.archive.ingest.images import open_picture
 from pscl_hpc.runs import replace_file
 from pscl_hpc.segmentation.classes import ClassList
 from pscl_hpc.segmentation.palette import class_colours

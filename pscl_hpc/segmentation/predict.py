@@ -19,7 +19,7 @@ import numpy as np
 from pscl_hpc.archive import IGNORE_INDEX, Archive, ImageRecord
 from pscl_hpc.archive.ingest.errors import Unreadable
 from pscl_hpc.archive.options import AUTO_CROP, IngestOptions, options_to_tree
-from pscl_hpc.archive.throwaway import packed_file
+from pscl_hpc.archive.single_file import temporary_archive
 from pscl_hpc.errors import UserError
 from pscl_hpc.progress import Progress
 from pscl_hpc.segmentation.evaluate import PREDICTIONS, open_run, same_name
@@ -149,7 +149,10 @@ def _segment_file(
     predictor: Predictor, name: str, choice: FileOptions, stem: str, report: PredictReport
 ) -> None:
     """Segment each page of a file."""
-    with packed_file(Path(name), report.folder, choice.options, unsure=choice.guessed) as (archive, pages):
+    with temporary_archive(Path(name), report.folder, choice.options, unsure=choice.guessed) as (
+        archive,
+        pages,
+    ):
         for number, page in enumerate(pages):
             target = report.folder / (f"{stem}#{number}" if len(pages) > 1 else stem)
             report.written.append(_write(predictor, archive, page.index, page.bar, name, target))

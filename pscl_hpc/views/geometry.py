@@ -1,10 +1,10 @@
 """Geometry of the second view in closed form, for a whole batch at once (docs/methods.md, PSCL-SimCLR).
 
-View q keeps the image's geometry. View k is flipped upside down, turned by 90 degrees ``turns`` times
-counter-clockwise, cropped, and resized back to the size of view q. Everything below is arithmetic on a few
-integers per image: there are no index tables and no loops over images.
+View q has the geometry of the image. View k is flipped vertically, rotated counter-clockwise by ``turns`` times 90 degrees,
+cropped, and resized to the size of view q. Patches are mapped between views by arithmetic on a few integers per image,
+without index tables or loops over images.
 
-Shape legend: B images, C channels or classes, h w pixels, H W patches of a feature map, T chosen patches.
+Shapes: B images, C channels or classes, h w pixels, H W patches of a feature map, T sampled patches.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from pscl_hpc.config import ViewConfig
 
 @dataclass(frozen=True)
 class ViewGeometry:
-    """How each view k was made from its image. All tensors are (B,); fractions are float64, as exact as their draw."""
+    """How each view k is made from its image. All tensors are (B,); fractions are float64."""
 
     flip: Tensor
-    """bool: rows reversed first."""
+    """bool: whether rows are reversed, before the rotation."""
     turns: Tensor
-    """int64, 0 to 3: quarter turns counter-clockwise after the flip."""
+    """int64, 0 to 3: counter-clockwise rotations by 90 degrees."""
     top: Tensor
-    """First kept row, as a share of the turned height."""
+    """First row of the crop, as a share of the height after the rotation."""
     left: Tensor
-    """First kept column, as a share of the turned width."""
+    """First column of the crop, as a share of the width after the rotation."""
     height: Tensor
-    """Kept share of the turned height."""
+    """Height of the crop, as a share of the height after the rotation."""
     width: Tensor
-    """Kept share of the turned width."""
+    """Width of the crop, as a share of the width after the rotation."""
 
     def to(self, device: torch.device) -> ViewGeometry:
         """The same geometry on ``device``."""
@@ -48,7 +48,7 @@ class ViewGeometry:
 
 @dataclass(frozen=True)
 class Crop:
-    """The crop on a grid of ``height x width`` (pixels or patches): offsets and sizes in the turned frame, int64 (B,)."""
+    """The crop on a grid of pixels or patches: offsets and sizes in the rotated frame, int64 (B,)."""
 
     top: Tensor
     left: Tensor
@@ -59,7 +59,7 @@ class Crop:
 def draw_geometry(batch: int, config: ViewConfig, generator: torch.Generator) -> ViewGeometry:
     """Random geometry for ``batch`` images, on the CPU.
 
-    Flip with probability 1/2, a uniform quarter turn, kept shares 1 - U(0, crop), offsets uniform in what is left.
+    Flip with probability 1/2, uniform rotation, crop sizes 1 - U(0, crop), offsets uniform in the remaining range.
     """
     u = torch.rand((6, batch), generator=generator, dtype=torch.float64)
     height, width = 1 - config.crop * u[0], 1 - config.crop * u[1]
@@ -69,7 +69,7 @@ def draw_geometry(batch: int, config: ViewConfig, generator: torch.Generator) ->
 
 
 def crop_on_grid(geometry: ViewGeometry, height: int, width: int) -> Crop:
-    """The crop in whole patches of a grid: rows ``[int(top * H), int(top * H + share * H))``, never empty."""
+    """The crop in whole patches of a grid: rows ``[int(top * H), int(top * H + share * H))``, at least one."""
     turned = geometry.turns % 2 == 1
     rows = torch.where(turned, width, height).double()
     cols = torch.where(turned, height, width).double()
@@ -82,9 +82,9 @@ def crop_on_grid(geometry: ViewGeometry, height: int, width: int) -> Crop:
 
 
 def to_source(geometry: ViewGeometry, y: Tensor, x: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Coordinates in the turned, uncropped frame to coordinates in the image, both (B, ...), whole or fractional.
+    """Map coordinates in the rotated, uncropped frame to coordinates in the image, both (B, ...), integer or fractional.
 
-    Coordinates count centres from 0, so the same formula serves pixels and patches.
+    Coordinates are of centres and begin at 0, so the formula is the same for pixels and patches.
     """
     turns = geometry.turns.view(-1, *(1,) * (y.ndim - 1))
     flip = geometry.flip.view_as(turns)
@@ -101,7 +101,7 @@ def to_source(geometry: ViewGeometry, y: Tensor, x: Tensor, height: int, width: 
 def view_to_source(
     geometry: ViewGeometry, y: Tensor, x: Tensor, height: int, width: int
 ) -> tuple[Tensor, Tensor]:
-    """Pixel coordinates of view k, (B, ...) float, to pixel coordinates of the image, by the bilinear resize's rule."""
+    """Map pixel coordinates of view k, (B, ...) float, to pixel coordinates of the image, as a bilinear resize does."""
     crop = crop_on_grid(geometry, height, width)
     lead = (-1, *(1,) * (y.ndim - 1))
 
@@ -120,18 +120,10 @@ def view_to_source(
 
 
 def warp(images: Tensor, geometry: ViewGeometry) -> Tensor:
-    """View k of ``images`` (B, C, h, w): flip, turn, crop and bilinear resize in one pass, same shape."""
+    """View k of ``images`` (B, C, h, w): flip, rotation, crop and bilinear resize in one step; same shape."""
     batch, _, height, width = images.shape
-    rows = (
-        torch.arange(height, device=images.device, dtype=torch.float32)
-        .view(1, -1, 1)
-        .expand(batch, -1, width)
-    )
-    cols = (
-        torch.arange(width, device=images.device, dtype=torch.float32)
-        .view(1, 1, -1)
-        .expand(batch, height, -1)
-    )
+    axes = [torch.arange(side, device=images.device, dtype=torch.float32) for side in (height, width)]
+    rows, cols = (grid.expand(batch, -1, -1) for grid in torch.meshgrid(*axes, indexing="ij"))
     y, x = view_to_source(geometry, rows, cols, height, width)
     grid = torch.stack(((2 * x + 1) / width - 1, (2 * y + 1) / height - 1), dim=-1)
     return F.grid_sample(
@@ -142,8 +134,8 @@ def warp(images: Tensor, geometry: ViewGeometry) -> Tensor:
 def paired_patches(geometry: ViewGeometry, height: int, width: int) -> Tensor:
     """Which patches of view k have a partner in view q: bool (B, H * W), row-major.
 
-    The kept part of view q has fewer patches than view k's grid. Resizing its index grid by nearest neighbour uses patch
-    ``i * H // rows`` of view k for kept row ``i``; the others have no partner.
+    The crop has fewer patches in view q than in view k. A nearest-neighbour resize assigns patch row ``i * H // rows`` of
+    view k to row ``i`` of the crop; the other rows of view k have no partner.
     """
     crop = crop_on_grid(geometry, height, width)
     rows = torch.arange(height, device=crop.rows.device)
@@ -154,11 +146,11 @@ def paired_patches(geometry: ViewGeometry, height: int, width: int) -> Tensor:
 
 
 def partner_patches(geometry: ViewGeometry, patches: Tensor, height: int, width: int) -> Tensor:
-    """Patches of view k, int64 (B, T) row-major, to their partners in view q, int64 (B, T).
+    """Map patches of view k, int64 (B, T) row-major, to their partners in view q, int64 (B, T).
 
-    Exact where :func:`paired_patches` holds. In square views whose side is a multiple of the map's stride, the centres of
-    a pair are less than one patch apart along each axis (tested); in square ones of another size up to two patches, in
-    oblong ones the more the longer they are.
+    Exact where :func:`paired_patches` is true. In square views whose side is a multiple of the stride of the feature map,
+    the centres of a pair are less than one patch apart along each axis (tested); in other square views at most two
+    patches, in views that are not square more, depending on the aspect ratio.
     """
     crop = crop_on_grid(geometry, height, width)
     i, _ = _kept(patches // width, crop.rows, height)
@@ -177,11 +169,11 @@ def class_shares(
         geometry: Of the same images.
         height: H of the feature map.
         width: W of the feature map.
-        antialias: True weighs the whole patch and its rim by a triangle; False takes the two nearest pixels per axis,
-            which calls patches pure that are not (as the released code does, docs/methods.md).
+        antialias: True averages over the patch and its surroundings with a triangular filter; False uses the two nearest
+            pixels per axis, as the released code does (docs/methods.md), so that mixed patches may appear pure.
 
     Returns:
-        (B, C, H, W); patches without a partner in view q hold the share of the nearest patch that has one.
+        (B, C, H, W); a patch without a partner in view q has the share of the nearest patch with one.
     """
     crop = crop_on_grid(geometry, height, width)
     rows = torch.arange(height, device=labels.device).view(1, -1)
@@ -190,13 +182,13 @@ def class_shares(
     j, _ = _kept(cols, crop.cols, width)
     down = _resize_weights(i, crop.rows, labels.shape[2], antialias).to(labels.dtype)
     across = _resize_weights(j, crop.cols, labels.shape[3], antialias).to(labels.dtype)
-    # In 16 bits hundreds of patches would have one and the same share.
+    # In 16 bits the shares of hundreds of patches would be equal.
     with torch.autocast(labels.device.type, enabled=False):
         return torch.einsum("bih,bchw,bjw->bcij", down, labels, across)
 
 
 def _kept(patches: Tensor, kept: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Kept row (or column) that uses each patch of an axis, and whether one does: inverse of ``i * size // kept``."""
+    """Row (or column) of the crop for each patch along an axis, and whether it exists: inverse of ``i * size // kept``."""
     kept = kept.view(-1, *(1,) * (patches.ndim - 1))
     i = torch.div(patches * kept + size - 1, size, rounding_mode="floor")
     return torch.minimum(i, kept - 1), (i < kept) & (

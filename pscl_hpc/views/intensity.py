@@ -1,7 +1,7 @@
-"""Intensity changes on a batch at once, each image with its own draw.
+"""Random intensity changes of a batch, different for each image.
 
-Kornia's ColorJitter refuses one channel and torchvision has no CPU build for every torch, hence this small module.
-Images are (B, C, h, w) in 0..1 with C = 1 or 3.
+Kornia's ColorJitter does not support one channel, and torchvision has no CPU build for every version of torch. Images are
+(B, C, h, w) in 0..1 with C = 1 or 3.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ def jitter(
 ) -> Tensor:
     """Change brightness, contrast, saturation, hue, gamma, blur and noise, in this order, and clamp to 0..1.
 
-    Each image is changed with ``config.probability`` and left as it is otherwise. All random numbers are drawn whatever
-    the configuration, so that turning one change off does not shift the others.
+    Each image is changed with probability ``config.probability``. The same random numbers are drawn for every
+    configuration, so that disabling one change does not affect the others.
 
     Args:
         images: (B, C, h, w) in 0..1.
-        config: Ranges.
-        generator: On the CPU; the draws are a few numbers per image.
-        slots: Places of the images in the batch of all ranks; by default they are all of it.
+        config: Ranges of the changes.
+        generator: On the CPU; a few numbers per image are drawn.
+        slots: Positions of the images in the batch of all ranks; by default they are the whole batch.
 
     Returns:
         A new tensor of the same shape.
@@ -57,7 +57,7 @@ def jitter(
     if config.blur:
         changed = _blur(changed, (config.blur * blur).view(batch), config.blur)
     if config.noise:
-        # From a copy: how many more numbers are drawn is not the others' concern.
+        # From a copy, so that noise does not change later draws from the generator.
         own = torch.Generator().set_state(generator.get_state())
         seeds = torch.randint(0, 2**62, (slots.total,), generator=own)[places]
         changed = changed + config.noise * noise * _white_noise(images, seeds.tolist())
@@ -65,7 +65,7 @@ def jitter(
 
 
 def _white_noise(images: Tensor, seeds: list[int]) -> Tensor:
-    """Standard normal noise like ``images``, each image from its own seed."""
+    """Standard normal noise of the shape of ``images``, with one seed per image."""
     generator = torch.Generator(images.device)
     noise = torch.empty_like(images)
     for image, seed in zip(noise, seeds, strict=True):
@@ -81,7 +81,7 @@ def _grey(images: Tensor) -> Tensor:
 
 
 def _turn_hue(images: Tensor, turn: Tensor) -> Tensor:
-    """Turn hue by ``turn`` full turns, (B, 1, 1, 1): a rotation about the grey axis of RGB space."""
+    """Rotate hue by ``turn`` full turns, (B, 1, 1, 1), about the grey axis of RGB space."""
     angle = (turn * 2 * math.pi).flatten()
     cos, sin = torch.cos(angle), torch.sin(angle)
     third, root = (1 - cos) / 3, sin / math.sqrt(3)
@@ -92,7 +92,7 @@ def _turn_hue(images: Tensor, turn: Tensor) -> Tensor:
 
 
 def _blur(images: Tensor, sigma: Tensor, largest: float) -> Tensor:
-    """Gaussian blur with one standard deviation (B,) in pixels per image."""
+    """Gaussian blur with a standard deviation in pixels for each image, (B,)."""
     batch, channels, height, width = images.shape
     radius = min(max(1, math.ceil(3 * largest)), height - 1, width - 1)
     offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)

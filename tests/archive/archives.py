@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pscl_hpc.archive import Collection, ShardWriter
+from pscl_hpc.archive import Archive, Collection, ShardWriter
 from pscl_hpc.archive.build import BuildOptions, BuildResult, build
 from pscl_hpc.archive.ingest.images import open_pages
 from pscl_hpc.archive.ingest.page import single_channel
 from pscl_hpc.archive.ingest.sources import Plan, plan
+from pscl_hpc.archive.shard import TilePool
 
 Pixels = npt.NDArray[Any]
 
@@ -31,7 +32,7 @@ def pixels(shape: tuple[int, ...], dtype: str = "uint8", seed: int = 0) -> Pixel
 
 
 def texture(size: tuple[int, int], seed: int = 0) -> npt.NDArray[np.uint8]:
-    """A smooth random uint8 picture, (h, w): what it shows survives rescaling."""
+    """A smooth random uint8 picture, (h, w): it looks the same after rescaling."""
     random = np.random.default_rng(seed)
     rows, columns = np.mgrid[: size[0], : size[1]]
     field = np.zeros(size)
@@ -76,12 +77,12 @@ def make_sources(folder: Path, images: int = 12, first: int = 0) -> Path:
 
 
 def packed(sources: Path, out: Path, **options: object) -> BuildResult:
-    """The archive ``out`` of one source with the usual options, built or added to."""
+    """Build or extend the archive ``out`` from one source with default options."""
     return build(plan([sources]), out, BuildOptions(), **options)  # type: ignore[arg-type]
 
 
 def picture(path: Path, image: np.ndarray | None = None) -> Path:
-    """An image file, with the folders that it needs."""
+    """Write an image file and its parent folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels((6, 8)) if image is None else image).save(path)
     return path
@@ -104,18 +105,23 @@ def write_splits(folder: Path, **changed: Any) -> None:
 
 
 def write_csv(path: Path, *lines: str) -> Path:
-    """A sidecar of these lines."""
+    """Write a CSV file with these lines."""
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 
 def table(found: Plan) -> dict[str, tuple[str, bool]]:
-    """Split and whether there is a mask, by image id."""
+    """Image id -> (split, whether it has a mask)."""
     return {item.id: (item.split, item.mask is not None) for item in found.items}
 
 
+def pool_of(archive: Archive, index: int) -> TilePool:
+    """The tiles of the pool of an image, in an archive of one file."""
+    return archive.shards[0].pools[archive.rows[index].pool]
+
+
 def decode(path: Path, *, luma: bool = False) -> Pixels:
-    """The one page of a file, whole."""
+    """All pixels of a file with one page."""
     with open_pages(path) as pages:
         assert len(pages) == 1
         page = single_channel(pages[0], luma=luma)

@@ -1,4 +1,4 @@
-"""Building: deterministic, additive, and never at the cost of the old archive."""
+"""Building is deterministic and additive, and never damages an old archive."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pscl_hpc.archive.build import AUTO_CROP, BuildOptions, build
 from pscl_hpc.archive.ingest.sources import plan
 from pscl_hpc.errors import UserError
 
-from .archives import labels, make_sources, packed, pixels
+from .archives import labels, make_sources, packed, pixels, pool_of
 
 
 def test_a_build_holds_what_the_files_hold(tmp_path: Path) -> None:
@@ -78,17 +78,17 @@ def test_nothing_new_leaves_the_file_alone(tmp_path: Path) -> None:
     [
         (
             lambda folder: Image.fromarray(pixels((40, 300), seed=99)).save(folder / "img" / "0001.png"),
-            "other pixels",
+            "pixels",
         ),
         (
             lambda folder: Image.fromarray(labels((40, 300), 99)).save(folder / "gt" / "0001.png"),
-            "other mask",
+            "mask",
         ),
         (
             lambda folder: (folder / "splits.json").write_text(
                 json.dumps({"classes": ["a", "b", "c"], "references": ["0001.png"], "train": ["0001.png"]})
             ),
-            "other metadata",
+            "metadata",
         ),
     ],
 )
@@ -107,7 +107,7 @@ def test_other_classes_under_old_masks_are_refused(tmp_path: Path) -> None:
     sources = make_sources(tmp_path / "steel", 3)
     packed(sources, tmp_path / "a.h5")
     (sources / "splits.json").write_text(json.dumps({"classes": ["b", "a", "c"]}))
-    with pytest.raises(UserError, match="collection steel has other classes"):
+    with pytest.raises(UserError, match="steel"):
         packed(sources, tmp_path / "a.h5")
 
 
@@ -118,11 +118,9 @@ def test_bad_files_are_named_and_the_rest_is_packed(tmp_path: Path) -> None:
     Image.fromarray(labels((40, 299))).save(sources / "gt" / "0003.png")
     result = packed(sources, tmp_path / "a.h5")
     assert result.added == 2
-    assert {item.path: item.reason.split(" (")[0] for item in result.skipped} == {
-        "steel/img/0002.png": "damaged PNG",
-        "steel/img/0003.png": "the mask gt/0003.png is 40 x 299 pixels, the image 40 x 300; export both at one size",
-        "steel/img/empty.png": "the file is empty",
-    }
+    reasons = {item.path: item.reason for item in result.skipped}
+    assert sorted(reasons) == ["steel/img/0002.png", "steel/img/0003.png", "steel/img/empty.png"]
+    assert "gt/0003.png" in reasons["steel/img/0003.png"]
     assert [record.id for record in Archive(tmp_path / "a.h5").records] == ["steel/0000", "steel/0001"]
 
 
@@ -142,7 +140,7 @@ def test_a_source_without_images_makes_no_collection(tmp_path: Path, shard_bytes
 def test_nothing_packed_is_an_error_that_leaves_no_archive(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "a.png").write_text("no")
-    with pytest.raises(UserError, match="none of the 1 images could be packed"):
+    with pytest.raises(UserError, match=r"x/a\.png"):
         packed(tmp_path / "x", tmp_path / "a.h5")
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
@@ -170,7 +168,7 @@ def test_pages_are_all_packed_or_none(tmp_path: Path) -> None:
     assert [record.id for record in archive.records] == ["x/good#0", "x/good#1", "x/good#2"]
     assert [item.path for item in result.skipped] == ["x/torn.tif"]
     np.testing.assert_array_equal(archive.read_image(2)[:, :, 0], pixels((20, 30), "uint16", seed=2))
-    assert len(archive.pool_of(0)) == 3
+    assert len(pool_of(archive, 0)) == 3
     assert packed(tmp_path / "x", tmp_path / "a.h5").unchanged == 1
 
 
@@ -180,7 +178,7 @@ def test_rows_are_cropped_from_image_and_mask(tmp_path: Path) -> None:
     archive = Archive(tmp_path / "a.h5")
     np.testing.assert_array_equal(archive.read_image(1)[:, :, 0], pixels((40, 300), seed=1)[:25])
     np.testing.assert_array_equal(archive.read_mask(1), labels((40, 300), 1)[:25])
-    with pytest.raises(UserError, match="no more than the 40 to be cropped"):
+    with pytest.raises(UserError, match="40"):
         build(plan([sources]), tmp_path / "b.h5", BuildOptions(crop_bottom=40))
 
 
@@ -199,7 +197,7 @@ def test_adding_with_another_compression_recodes(tmp_path: Path, compression: st
     build(plan([sources]), tmp_path / "a.h5", BuildOptions(compression=compression))
     packed(sources, tmp_path / "b.h5")
     archive = Archive(tmp_path / "a.h5")
-    assert archive.pool_of(0).codec.name == compression
+    assert pool_of(archive, 0).codec.name == compression
     assert archive.fingerprint == Archive(tmp_path / "b.h5").fingerprint
     np.testing.assert_array_equal(archive.read_image(0)[:, :, 0], pixels((40, 300), seed=0))
 
@@ -207,12 +205,12 @@ def test_adding_with_another_compression_recodes(tmp_path: Path, compression: st
 def test_outputs_that_are_in_the_way(tmp_path: Path) -> None:
     sources = make_sources(tmp_path / "steel", 2)
     (tmp_path / "text.h5").write_text("mine")
-    with pytest.raises(UserError, match="cannot be read as an archive"):
+    with pytest.raises(UserError, match=r"text\.h5"):
         packed(sources, tmp_path / "text.h5")
     assert (tmp_path / "text.h5").read_text() == "mine"
-    with pytest.raises(UserError, match="is a folder with other files"):
+    with pytest.raises(UserError, match=str(sources)):
         packed(sources, sources)
-    with pytest.raises(UserError, match="is a file"):
+    with pytest.raises(UserError, match=r"text\.h5"):
         packed(sources, tmp_path / "text.h5", shard_bytes=1000)
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match=r"text\.h5/a\.h5"):
         packed(sources, tmp_path / "text.h5" / "a.h5")

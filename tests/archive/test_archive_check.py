@@ -1,4 +1,4 @@
-"""Checking: what is wrong is found and named, what is right is not."""
+"""Checking an archive finds all problems and nothing else."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pscl_hpc.archive.contact_sheet import class_colours, contact_sheet
 from pscl_hpc.archive.duplicates import SIDE, Thumbnailer, similar_pairs
 from pscl_hpc.archive.ingest.sources import plan
 
-from .archives import PLAIN, STEEL, Pixels, labels, pixels, texture, write_mixed
+from .archives import PLAIN, STEEL, Pixels, labels, pixels, pool_of, texture, write_mixed
 
 
 def _archive(path: Path, images: dict[str, Pixels], **fields: dict[str, str]) -> Archive:
@@ -40,12 +40,12 @@ def test_a_clean_archive_has_no_findings(tmp_path: Path) -> None:
 
 CHANGES: dict[str, Callable[[Pixels], Pixels]] = {
     "same": lambda image: image,
-    "turned by 90 degrees": lambda image: np.rot90(image, 3),
-    "turned by 180 degrees": lambda image: np.rot90(image, 2),
-    "turned by 270 degrees": lambda image: np.rot90(image, 1),
+    "rotated by 90 degrees": lambda image: np.rot90(image, 3),
+    "rotated by 180 degrees": lambda image: np.rot90(image, 2),
+    "rotated by 270 degrees": lambda image: np.rot90(image, 1),
     "mirrored": lambda image: image[:, ::-1],
-    "mirrored, turned by 180 degrees": lambda image: image[::-1],
-    "mirrored, turned by": lambda image: np.swapaxes(image, 0, 1),
+    "mirrored, rotated by 180 degrees": lambda image: image[::-1],
+    "mirrored, rotated by": lambda image: np.swapaxes(image, 0, 1),
     "near copy": lambda image: np.clip(image * 0.8 + 20 + pixels(image.shape) / 40, 0, 255).astype(np.uint8),
     "near": lambda image: np.asarray(Image.fromarray(image).resize((97, 131))),
 }
@@ -66,12 +66,12 @@ def test_a_copy_in_another_split_is_a_leak(tmp_path: Path) -> None:
     archive = _archive(tmp_path / "a.h5", images, a={"split": "train"}, b={"split": "test"})
     findings = check(archive)
     assert _kinds(findings) == [("leak", ("plain/a", "plain/b"))]
-    assert "(train and test)" in findings[0].detail
+    assert "train and test" in findings[0].detail
 
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10**6), noise=st.floats(0, 0.2))
-def test_the_screen_misses_no_pair(seed: int, noise: float) -> None:
+def test_the_filter_misses_no_pair(seed: int, noise: float) -> None:
     """Against all pairs in all orientations, compared one by one."""
     random = np.random.default_rng(seed)
     stack = [random.normal(size=(SIDE, SIDE)) for _ in range(4)]
@@ -113,10 +113,10 @@ def test_thumbnails_are_area_means(height: int, width: int, strip: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "how", ["turned by 90 degrees", "turned by 180 degrees", "mirrored", "half as large"]
+    "how", ["rotated by 90 degrees", "rotated by 180 degrees", "mirrored", "half as large"]
 )
 def test_fine_detail_does_not_hide_a_copy(tmp_path: Path, how: str) -> None:
-    """Grains of a few pixels in images whose sides are no multiple of the thumbnail's."""
+    """Grains of a few pixels in images whose sides are not multiples of the thumbnail's."""
     grains = np.random.default_rng(0).integers(0, 256, (33, 45), dtype=np.uint8)
     image = np.asarray(Image.fromarray(grains).resize((171, 129)))
     half = np.asarray(Image.fromarray(image).resize((86, 65), Image.Resampling.BOX))
@@ -131,7 +131,7 @@ def test_flat_images_are_compared_by_their_pixels_alone(tmp_path: Path) -> None:
 
 
 def _break(path: Path, pool: str, column: str) -> None:
-    """Change one stored value behind the back of the checksums."""
+    """Change one stored value but not its checksum."""
     with h5py.File(path, "r+") as file:
         row = file["images/id"].asstr()[()].tolist().index("steel/1-uint16-1")
         tile = int(file[f"images/{column}"][row])
@@ -152,9 +152,8 @@ def test_a_changed_mask_is_found(tmp_path: Path) -> None:
     write_mixed(tmp_path / "a.h5")
     _break(tmp_path / "a.h5", "mask", "mask_first_tile")
     found = check(Archive(tmp_path / "a.h5"))
-    assert [str(item) for item in found if item.kind == "checksum"] == [
-        "checksum: the mask of steel/1-uint16-1 differs from its checksum"
-    ]
+    (item,) = (item for item in found if item.kind == "checksum")
+    assert "mask of steel/1-uint16-1" in item.detail
 
 
 def test_garbage_in_a_compressed_tile_is_found(tmp_path: Path) -> None:
@@ -162,13 +161,13 @@ def test_garbage_in_a_compressed_tile_is_found(tmp_path: Path) -> None:
         for number in range(3):
             writer.add(texture((200, 200), number) // 16, id=f"plain/{number}", dataset="plain")
     archive = Archive(tmp_path / "a.h5")
-    pool = archive.pool_of(1)
+    pool = pool_of(archive, 1)
     with (tmp_path / "a.h5").open("r+b") as file:
         file.seek(int(pool.offsets[1]) + 10)
         file.write(b"\xff" * 50)
     findings = check(Archive(tmp_path / "a.h5"))
     assert _kinds(findings) == [("checksum", ("plain/1",))]
-    assert "damaged at plain/1" in findings[0].detail
+    assert "plain/1" in findings[0].detail
 
 
 def test_a_mask_outside_its_classes_is_found(tmp_path: Path) -> None:
@@ -182,11 +181,9 @@ def test_a_mask_outside_its_classes_is_found(tmp_path: Path) -> None:
             .replace('["matrix", "carbide", "pore"]', '["matrix", "carbide"]')
             .replace('"ignore_classes": [2]', '"ignore_classes": []')
         )
-    details = [finding.detail for finding in check(Archive(tmp_path / "a.h5")) if finding.kind == "mask"]
-    assert details == [
-        "steel/a: the mask holds 2 but collection steel has classes 0 to 1",
-        "steel/b: no pixel of the mask is annotated",
-    ]
+    found = [finding for finding in check(Archive(tmp_path / "a.h5")) if finding.kind == "mask"]
+    assert [finding.images for finding in found] == [("steel/a",), ("steel/b",)]
+    assert "2" in found[0].detail
 
 
 def test_references_must_be_annotated_training_images(tmp_path: Path) -> None:
@@ -199,14 +196,16 @@ def test_references_must_be_annotated_training_images(tmp_path: Path) -> None:
         writer.add(
             texture((20, 30), 3), id="steel/good", dataset="steel", mask=labels((20, 30)), split="train"
         )
-    details = {finding.images[0]: finding.detail for finding in check(Archive(tmp_path / "a.h5"))}
+    findings = check(Archive(tmp_path / "a.h5"))
+    assert {finding.kind for finding in findings} == {"reference"}
+    details = {finding.images[0]: finding.detail for finding in findings}
     assert sorted(details) == ["steel/bare", "steel/gone", "steel/test"]
-    assert "has no mask" in details["steel/bare"]
-    assert "not in the archive" in details["steel/gone"]
-    assert "in the split test" in details["steel/test"]
+    assert "mask" in details["steel/bare"]
+    assert "archive" in details["steel/gone"]
+    assert "split test" in details["steel/test"]
 
 
-def test_specimens_that_straddle_splits(tmp_path: Path) -> None:
+def test_specimens_in_several_splits(tmp_path: Path) -> None:
     images = {name: texture((60, 60), number) for number, name in enumerate("abcdef")}
     archive = _archive(
         tmp_path / "a.h5",
@@ -220,10 +219,10 @@ def test_specimens_that_straddle_splits(tmp_path: Path) -> None:
     )
     findings = check(archive)
     assert _kinds(findings) == [("specimen", ("plain/a", "plain/b"))]
-    assert "specimen S1 of plain is in test (plain/b) and train (plain/a)" in findings[0].detail
+    assert "specimen S1" in findings[0].detail
 
 
-def test_annotated_images_that_no_split_names(tmp_path: Path) -> None:
+def test_annotated_images_without_a_split(tmp_path: Path) -> None:
     with ShardWriter(tmp_path / "a.h5", [STEEL, Collection("free", STEEL.classes)]) as writer:
         for number, (stem, split, annotated) in enumerate(
             [("a", "train", True), ("b", "", True), ("pool", "", False), ("test", "test", True)]
@@ -233,7 +232,7 @@ def test_annotated_images_that_no_split_names(tmp_path: Path) -> None:
         writer.add(texture((60, 60), 9), id="free/a", dataset="free", mask=labels((60, 60)))
     findings = check(Archive(tmp_path / "a.h5"))
     assert _kinds(findings) == [("split", ("steel/b",))]
-    assert "1 of 3 annotated images of steel have no split although others have" in findings[0].detail
+    assert "1 of 3" in findings[0].detail
 
 
 def test_a_shard_that_differs_from_its_manifest(tmp_path: Path) -> None:

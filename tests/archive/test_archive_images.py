@@ -1,4 +1,4 @@
-"""Decoding: no depth is lost, and a damaged file is told from a whole one."""
+"""Decoding: no depth is lost, and damaged files are detected."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_signed_and_float_tiff_become_float32(tmp_path: Path, dtype: str, stored
 
 def test_32_bit_integers_are_refused_not_rounded(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", np.arange(100, dtype=np.uint32).reshape(10, 10))
-    with pytest.raises(Unreadable, match="uint32 values cannot be stored without loss"):
+    with pytest.raises(Unreadable, match="uint32"):
         decode(tmp_path / "a.tif")
 
 
@@ -214,7 +214,7 @@ def test_a_torn_file_is_never_packed_short(tmp_path: Path, kind: str, share: flo
 @pytest.mark.parametrize("share", [0.5, 0.8, 0.95])
 @pytest.mark.parametrize("bigtiff", [False, True])
 def test_a_torn_stack_is_never_packed_with_fewer_pages(tmp_path: Path, share: float, bigtiff: bool) -> None:
-    """Also where the file ends behind whole pages: those are not all."""
+    """Also if the file ends after a complete page."""
     path = tmp_path / "a.tif"
     with tifffile.TiffWriter(path, bigtiff=bigtiff) as writer:
         for seed in range(6):
@@ -226,7 +226,7 @@ def test_a_torn_stack_is_never_packed_with_fewer_pages(tmp_path: Path, share: fl
 
 
 def test_a_stack_that_lists_one_page_is_refused(tmp_path: Path) -> None:
-    """As ImageJ writes stacks above 4 GB: one directory, all pages behind each other."""
+    """As ImageJ writes stacks above 4 GB: one directory, then the pixels of all pages."""
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, pixels((5, 24, 32)), imagej=True, byteorder="<")
     with open_pages(path) as pages:
@@ -236,7 +236,7 @@ def test_a_stack_that_lists_one_page_is_refused(tmp_path: Path) -> None:
     end = start + 2 + 12 * struct.unpack("<H", data[start : start + 2])[0]
     data[end : end + 4] = bytes(4)
     path.write_bytes(data)
-    with pytest.raises(Unreadable, match="stack of 5 x 24 x 32 but lists 1 page"), open_pages(path):
+    with pytest.raises(Unreadable, match="5 x 24 x 32"), open_pages(path):
         pass
 
 
@@ -268,7 +268,7 @@ def test_flipped_bits_are_noticed(tmp_path: Path, kind: str) -> None:
         decode(tmp_path / "a")
 
 
-def test_other_files_say_what_they_are_not(tmp_path: Path) -> None:
+def test_other_files_are_errors(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("not a picture")
     (tmp_path / "bomb.png").write_bytes(
@@ -283,8 +283,8 @@ def test_other_files_say_what_they_are_not(tmp_path: Path) -> None:
     for name, reason in (
         ("ycc.tif", "YCbCr"),
         ("empty.png", "empty"),
-        ("text.png", "not a PNG, JPEG, BMP or TIFF"),
-        ("bomb.png", "too many"),
+        ("text.png", "PNG, JPEG, BMP or TIFF"),
+        ("bomb.png", "1000000 x 1000000"),
         ("cmyk.jpg", "CMYK"),
         ("five.tif", "5 channels"),
         ("gone.png", "cannot be opened"),

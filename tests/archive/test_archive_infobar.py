@@ -1,4 +1,4 @@
-"""The information bar is found where there is one, to the row, and nowhere else."""
+"""Information bars are found to the row, and only where there is one."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pscl_hpc.archive import Archive
 from pscl_hpc.archive.build import AUTO_CROP, BuildOptions, build
-from pscl_hpc.archive.ingest.infobar import bar_height
+from pscl_hpc.archive.ingest.prepare import bar_height
 from pscl_hpc.archive.ingest.sources import plan
 
 from .archives import labels, texture
 
 
 def with_bar(image: np.ndarray, rows: int, *, ink: int, paper: int, frame: int = 0) -> np.ndarray:
-    """``image`` with a bar of text in place of its lowest ``rows`` rows, as a microscope burns it in."""
+    """``image`` with a bar of text in place of its lowest ``rows`` rows, as a microscope draws it."""
     height, width = image.shape
     bar = Image.new("L", (width, rows), paper)
     draw = ImageDraw.Draw(bar)
@@ -55,7 +55,7 @@ def test_deep_images_and_jpeg(tmp_path: Path) -> None:
     assert bar_height(np.repeat(image[200:, :, None], 3, axis=2), 484, 255.0) == 40
 
 
-def test_values_that_are_no_numbers_hide_no_bar() -> None:
+def test_a_bar_is_found_despite_invalid_values() -> None:
     image = with_bar(texture((484, 645)), 40, ink=255, paper=0).astype(np.float32)
     image[300, 5:9] = np.inf, -np.inf, np.nan, np.inf
     for full_range in (255.0, np.inf):

@@ -1,4 +1,4 @@
-"""Reading: any image, any window, any process, and the file is ordinary HDF5."""
+"""Reading any image and window in any process; the file is ordinary HDF5."""
 
 from __future__ import annotations
 
@@ -88,11 +88,11 @@ def test_fingerprint_ignores_compression_order_and_paths_but_not_content(tmp_pat
     image[8, 299] ^= 1
     mask[0, 0] = (mask[0, 0] + 1) % 3
     write("a")
-    # Each alone, also where nothing else could tell: the files' own checksums are not always known.
+    # Each field alone must change the fingerprint, because the checksums of files are not always known.
     write("ab", image=image)
     write("ab", mask=mask)
     write("ab", mask=None)
-    texts = ("sha256", "mask_sha256", "split", "specimen", "condition", "alloy")
+    texts = ("sha256", "mask_sha256", "split", "specimen", "production_batch", "alloy")
     for change in (*({key: "x"} for key in texts), {"magnification": 500.0}, {"um_per_pixel": 0.25}):
         write("ab", **change)
     for intensity in ((0.0, 200.0), (9.0, 255.0)):
@@ -103,7 +103,7 @@ def test_fingerprint_ignores_compression_order_and_paths_but_not_content(tmp_pat
 
 @pytest.mark.parametrize("compression", ["none", "gzip", "lzf"])
 def test_the_file_is_ordinary_hdf5(tmp_path: Path, compression: str) -> None:
-    """The oracle is h5py's own filter pipeline: tiles put together by hand equal the image."""
+    """Tiles read by the filter pipeline of h5py, put together by hand, equal the image."""
     content = write_mixed(tmp_path / "a.h5", compression)
     with h5py.File(tmp_path / "a.h5") as file:
         ids = file["images/id"].asstr()[()].tolist()
@@ -140,7 +140,7 @@ def test_a_window_outside_is_an_error(tmp_path: Path, window: tuple[int, int, in
     archive = Archive(tmp_path / "a.h5")
     index = archive.find("steel/1-uint8-1").index  # 255 x 256
     for read in (archive.read_image, archive.read_mask, archive.read_unit):
-        with pytest.raises(ValueError, match="not inside steel/1-uint8-1"):
+        with pytest.raises(ValueError, match="steel/1-uint8-1"):
             read(index, window)
 
 
@@ -148,13 +148,13 @@ def test_indices_and_ids_that_do_not_exist(tmp_path: Path) -> None:
     write_mixed(tmp_path / "a.h5")
     archive = Archive(tmp_path / "a.h5")
     for index in (-1, len(archive)):
-        with pytest.raises(ValueError, match="outside 0"):
+        with pytest.raises(ValueError, match=r"0\.\.\d"):
             archive.read_image(index)
-    with pytest.raises(ValueError, match="no mask"):
+    with pytest.raises(ValueError, match=r"plain/0-uint8-1"):
         archive.read_mask(archive.find("plain/0-uint8-1").index)
-    with pytest.raises(UserError, match=r"did you mean 'steel/3-float32-[13]'"):
+    with pytest.raises(UserError, match=r"'steel/3-float32-[13]'"):
         archive.find("steel/3-float32-")
-    with pytest.raises(UserError, match="did you mean 'steel'"):
+    with pytest.raises(UserError, match="'steel'"):
         archive.select(datasets=["stel"])
 
 
@@ -196,14 +196,13 @@ def test_unit_range_by_dtype(tmp_path: Path) -> None:
     assert unit("flat").max() == 0
     np.testing.assert_allclose(unit("colour"), 0.299, rtol=1e-6)
     np.testing.assert_array_equal(unit("colour", 3)[:, 0, 0], [1, 0, 0])
-    with pytest.raises(ValueError, match="channels must be 1 or 3"):
+    with pytest.raises(ValueError, match="channels"):
         unit("grey", 2)
 
 
 def _shards(folder: Path) -> Archive:
     """A folder of 70 shards: more than the reader keeps open."""
-    from pscl_hpc.archive.manifest import ShardEntry, write_manifest
-    from pscl_hpc.archive.publish import sha256_of
+    from pscl_hpc.archive.manifest import ShardEntry, sha256_of, write_manifest
 
     folder.mkdir()
     entries = []
@@ -296,7 +295,7 @@ def test_a_file_replaced_under_the_reader_is_noticed(tmp_path: Path) -> None:
     archive = Archive(path)
     with ShardWriter(path, [PLAIN]) as writer:
         writer.add(pixels((4, 4)), id="plain/x", dataset="plain")
-    with pytest.raises(UserError, match="was replaced while it was being read"):
+    with pytest.raises(UserError, match=r"a\.h5.*replaced"):
         archive.read_image(0)
 
 
@@ -306,7 +305,7 @@ def test_a_file_cut_under_the_reader_is_noticed(tmp_path: Path) -> None:
     archive = Archive(path)
     archive.read_image(0)
     os.truncate(path, 5000)
-    with pytest.raises(UserError, match=r"a\.h5 is damaged at .*ends .* bytes early"):
+    with pytest.raises(UserError, match=r"a\.h5.*damaged"):
         archive.read_image(len(archive) - 1)
 
 

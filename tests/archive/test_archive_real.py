@@ -1,4 +1,4 @@
-"""The whole way on real micrographs, where there are any."""
+"""Building, reading and checking archives of real micrographs, where they are available."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pscl_hpc.archive.ingest.sources import plan
 
 
 @pytest.mark.parametrize("dataset", ["nasa_super", "uhcs_steel", "metaldam"])
-def test_a_real_collection_is_packed_whole(real_data: Path, tmp_path: Path, dataset: str) -> None:
+def test_a_real_collection_is_packed_completely(real_data: Path, tmp_path: Path, dataset: str) -> None:
     folder = real_data / dataset
     if not folder.is_dir():
         pytest.skip(f"no {dataset}")
@@ -36,7 +36,7 @@ def test_a_real_collection_is_packed_whole(real_data: Path, tmp_path: Path, data
 
 
 def test_turned_copies_of_real_images_are_found(real_data: Path, tmp_path: Path) -> None:
-    """The public copy of this set holds every image in four orientations; here three are made so."""
+    """The public copy of this data set has every image in four orientations; here three are made."""
     folder = real_data / "neu_seg_unique" / "img"
     if not folder.is_dir():
         pytest.skip("no neu_seg_unique")

@@ -1,4 +1,4 @@
-"""Which images and masks are found in folders, and what lies about there is named."""
+"""Which images and masks are found in folders, and which files are reported as skipped."""
 
 from __future__ import annotations
 
@@ -71,15 +71,12 @@ def test_images_beside_the_folders_that_are_read_are_named(steel: Path, tmp_path
     picture(tmp_path / "i.png")
     found = plan([tmp_path])
     assert [item.dataset for item in found.items] == ["steel"] * 4
-    assert {item.path: item.reason for item in found.skipped} == {
-        str(steel): "1 image is not read (e.png): move them into img/, or out of steel/",
-        str(steel / "img_new"): "2 images are not read (f.png, ...): move them into img/, or out of steel/",
-        str(tmp_path / "plain"): "1 image is not read (h.png): the folder has no img/ or images/; "
-        "name it as a source of its own",
-        str(
-            tmp_path
-        ): "1 image is not read (i.png): move them into a folder of their own and name that as a source",
-    }
+    skipped = {Path(item.path): item.reason for item in found.skipped}
+    images = {steel: "e.png", steel / "img_new": "f.png", tmp_path / "plain": "h.png", tmp_path: "i.png"}
+    assert skipped.keys() == images.keys()
+    for folder, name in images.items():
+        assert name in skipped[folder]
+    assert "2 images" in skipped[steel / "img_new"]
     assert str(tmp_path / "plain") not in [item.path for item in plan([tmp_path, tmp_path / "plain"]).skipped]
 
 
@@ -88,54 +85,47 @@ def test_masks_under_an_unknown_name_are_named(tmp_path: Path) -> None:
     picture(tmp_path / "x" / "annotations" / "a.png", labels((6, 8)))
     [skipped] = plan([tmp_path / "x"]).skipped
     assert skipped.path == str(tmp_path / "x" / "annotations")
-    assert "rename the folder to gt if it holds the masks of images/" in skipped.reason
-    sidecar = write_csv(tmp_path / "x.csv", "file,mask", "a.png,annotations/a.png")
-    named = plan([tmp_path / "x"], metadata=sidecar, classes=["m", "n", "o"])
+    assert "images/" in skipped.reason
+    csv_file = write_csv(tmp_path / "x.csv", "file,mask", "a.png,annotations/a.png")
+    named = plan([tmp_path / "x"], metadata=csv_file, classes=["m", "n", "o"])
     assert not named.skipped
     assert table(named) == {"x/a": ("", True)}
 
 
 @pytest.mark.parametrize(
-    ("images", "masks", "mend"),
-    [
-        ("micrographs", "gt", "rename the folder of micrographs to img"),
-        ("sem", "Masks", "rename the folder of micrographs to img"),
-        (".", "labels", "rename the folder of micrographs to img"),
-        ("micrographs", "annotations", "to img and that of the masks to gt"),
-    ],
+    ("images", "masks"),
+    [("micrographs", "gt"), ("sem", "Masks"), (".", "labels"), ("micrographs", "annotations")],
 )
-def test_masks_are_never_packed_as_micrographs(tmp_path: Path, images: str, masks: str, mend: str) -> None:
+def test_masks_are_never_packed_as_micrographs(tmp_path: Path, images: str, masks: str) -> None:
     picture(tmp_path / "top" / "x" / images / "a.png")
     picture(tmp_path / "top" / "x" / masks / "a.png", labels((6, 8)))
     for source in (tmp_path / "top" / "x", tmp_path / "top"):
-        with pytest.raises(UserError) as caught:
+        with pytest.raises(UserError, match=f"{tmp_path / 'top' / 'x'} .*{masks}/"):
             plan([source])
-        assert f"{tmp_path / 'top' / 'x'} has masks in {masks}/ but no img/ or images/" in str(caught.value)
-        assert str(caught.value).endswith(mend)
 
 
 def test_dataset_folders_deeper_down_are_named(steel: Path, tmp_path: Path) -> None:
     steel.rename(tmp_path / "b")
     (tmp_path / "top" / "group").mkdir(parents=True)
     (tmp_path / "b").rename(tmp_path / "top" / "group" / "steel")
-    with pytest.raises(UserError, match=f"deeper down; name {tmp_path / 'top' / 'group'} as a source"):
+    with pytest.raises(UserError, match=f"{tmp_path / 'top' / 'group'} "):
         plan([tmp_path / "top"])
 
 
 def test_classes_without_a_mask_are_refused(tmp_path: Path) -> None:
     picture(tmp_path / "x" / "img" / "a.png")
-    with pytest.raises(UserError, match="--classes names classes but no image has a mask; put masks"):
+    with pytest.raises(UserError, match="--classes"):
         plan([tmp_path / "x"], classes=["m", "n"])
 
 
-def test_what_lies_about_is_named(steel: Path) -> None:
+def test_files_without_a_partner_are_reported(steel: Path) -> None:
     picture(steel / "gt" / "z.png", labels((6, 8)))
     picture(steel / "img" / "a.jpg")
     write_splits(steel, train=["a.png", "gone.png"])
     reasons = {Path(item.path).name: item.reason for item in plan([steel]).skipped}
-    assert "without an image of the same name; rename one" in reasons["z.png"]
-    assert "not there; correct the name (with its ending) in splits.json" in reasons["gone.png"]
-    assert "same image id steel/a; rename one" in reasons["a.png"]
+    assert "without an image" in reasons["z.png"]
+    assert "splits.json" in reasons["gone.png"]
+    assert "steel/a" in reasons["a.png"]
 
 
 def test_images_behind_links_are_read(tmp_path: Path) -> None:
@@ -149,10 +139,8 @@ def test_images_behind_links_are_read(tmp_path: Path) -> None:
     found = plan([folder])
     assert list(table(found)) == ["steel/a", "steel/c", "steel/d", "steel/more__batch__b"]
     packed = build(found, tmp_path / "a.h5", BuildOptions())
-    assert (packed.added, [(item.path, item.reason) for item in packed.skipped]) == (
-        3,
-        [("steel/img/d.png", "cannot be opened (No such file or directory)")],
-    )
+    assert (packed.added, [item.path for item in packed.skipped]) == (3, ["steel/img/d.png"])
+    assert "No such file" in packed.skipped[0].reason
 
 
 def test_names_that_are_no_utf8(tmp_path: Path) -> None:
@@ -171,12 +159,12 @@ def test_names_that_are_no_utf8(tmp_path: Path) -> None:
 
 
 def test_sources_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="gone"):
         plan([tmp_path / "gone"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="there is no image"):
+    with pytest.raises(UserError, match="empty"):
         plan([tmp_path / "empty"])
     picture(tmp_path / "one" / "x" / "a.png")
     picture(tmp_path / "two" / "x" / "b.png")
-    with pytest.raises(UserError, match="would both be the dataset 'x'"):
+    with pytest.raises(UserError, match=r"one/x.*'x'"):
         plan([tmp_path / "one" / "x", tmp_path / "two" / "x"])

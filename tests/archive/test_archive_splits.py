@@ -1,4 +1,4 @@
-"""What splits.json says of the images of a dataset folder, and mistakes in it."""
+"""Reading splits.json, and mistakes in it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .archives import picture, table, write_splits
 
 
 def test_a_split_whose_path_is_wrong_is_named(tmp_path: Path) -> None:
-    """Its images would have no split, and be trained on."""
+    """Its images would have no split and be used for training."""
     folder = tmp_path / "steel"
     for name in ("x/a.png", "x/b.png", "y/a.png"):
         picture(folder / "img" / name)
@@ -51,29 +51,26 @@ def test_references_that_are_no_image_or_several_are_named(tmp_path: Path) -> No
         picture(folder / "img" / name)
     write_splits(folder, train=[], val=[], test_ood=[], references=["gone.png", "a.png"])
     reasons = {Path(item.path).name: item.reason for item in plan([folder]).skipped}
-    assert "a reference in splits.json but not there" in reasons["gone.png"]
-    assert "that is 2 images; give its folder" in reasons["a.png"]
+    assert "splits.json" in reasons["gone.png"]
+    assert "2 images" in reasons["a.png"]
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"references": ["c"]}, "lists c as a reference and in test_ood"),
-        ({"background": True}, "background must be a class index"),
-        ({"ignore_classes": [True]}, "ignore_classes must be a list of class indices"),
-        (
-            {"classes": ["m", "carbide", "carbide"]},
-            "names 'carbide' twice; give each class a name of its own",
-        ),
-        ({"classes": ["m", " ", "carbide"]}, "has a class without a name"),
-        ({"val": ["a.png"]}, "lists a.png in train and in val"),
-        ({"references": ["c.png"]}, "lists c.png as a reference and in test_ood"),
-        ({"train": "a.png"}, "train must be a list of names"),
-        ({"ignore_classes": ["pore"]}, "ignore_classes must be a list of class indices"),
-        ({"ignore_classes": [9]}, "ignored class 9 is not a class index"),
-        ({"background": "matrix"}, "background must be a class index"),
-        ({"background": 5}, "background 5 is not a class index"),
-        ({"classes": []}, "the classes of steel are not named"),
+        ({"references": ["c"]}, r"splits\.json.* c .*test_ood"),
+        ({"background": True}, "background.*True"),
+        ({"ignore_classes": [True]}, "ignore_classes"),
+        ({"classes": ["m", "carbide", "carbide"]}, "classes.*'carbide'"),
+        ({"classes": ["m", " ", "carbide"]}, "classes.*empty"),
+        ({"val": ["a.png"]}, r"a\.png.*train.*val"),
+        ({"references": ["c.png"]}, r"c\.png.*test_ood"),
+        ({"train": "a.png"}, "train"),
+        ({"ignore_classes": ["pore"]}, "ignore_classes"),
+        ({"ignore_classes": [9]}, "class 9"),
+        ({"background": "matrix"}, "background.*'matrix'"),
+        ({"background": 5}, "background 5"),
+        ({"classes": []}, "steel.*--classes"),
     ],
 )
 def test_splits_that_contradict_themselves(steel: Path, changed: dict[str, Any], message: str) -> None:
@@ -99,9 +96,8 @@ def test_splits_that_contradict_themselves(steel: Path, changed: dict[str, Any],
 )
 def test_a_mistyped_key_of_splits_is_refused(steel: Path, key: str, near: str) -> None:
     write_splits(steel, **{key: ["d.png"]})
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=rf"splits\.json.*'{key}'.*'{near}'"):
         plan([steel])
-    assert f"splits.json has the key '{key}', which is not read; did you mean '{near}'?" in str(caught.value)
 
 
 def test_notes_in_splits_are_left_alone(steel: Path) -> None:
@@ -116,11 +112,11 @@ def test_splits_as_windows_writes_them(steel: Path) -> None:
     assert table(plan([steel]))["steel/b"] == ("val", True)
 
 
-def test_a_key_that_stands_twice_is_refused(steel: Path) -> None:
+def test_a_key_that_appears_twice_is_refused(steel: Path) -> None:
     """JSON would keep the last one, and the images of the first have no split."""
     text = (steel / "splits.json").read_text()
     (steel / "splits.json").write_text(text[:-1] + ', "val": []}')
-    with pytest.raises(UserError, match=r"splits\.json has the key 'val' twice"):
+    with pytest.raises(UserError, match=r"splits\.json.*'val'"):
         plan([steel])
 
 

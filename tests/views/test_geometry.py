@@ -1,4 +1,4 @@
-"""The closed form against step-by-step flips, turns, crops and index tables."""
+"""The closed form against step-by-step flips, rotations, crops and index tables."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_partners_equal_index_tables(g: ViewGeometry, height: int, width: int) -
     rows, cols = table_q.shape
     i = torch.arange(rows) * height // rows
     j = torch.arange(cols) * width // cols
-    # A turned wide grid can have more rows than the grid has: then a patch stands for several, and the last wins.
+    # A turned wide grid can have more rows than the grid has: then several rows map to one patch, and the last one counts.
     expected = {int(i[a]) * width + int(j[b]): set() for a in range(rows) for b in range(cols)}  # type: ignore[var-annotated]
     for a in range(rows):
         for b in range(cols):
@@ -99,7 +99,7 @@ def test_class_shares_equal_resize(antialias: bool, turns: int) -> None:
 
 
 def test_pairing_error_is_below_one_patch() -> None:
-    """Paired patches show the same material: their centres are less than a patch apart in the image."""
+    """The centres of paired patches are less than one patch apart in the image."""
     config = ViewConfig(size=(376, 376))
     g = draw_geometry(60, config, torch.Generator().manual_seed(0))
     for patches in (94, 188, 376):
@@ -121,7 +121,7 @@ def test_draws_stay_inside_and_follow_config() -> None:
     assert bool((g.height >= 0.8).all())
     assert (g.turns.bincount() / 500).tolist() == pytest.approx([0.25] * 4, abs=0.06)
     assert float(g.flip.double().mean()) == pytest.approx(0.5, abs=0.06)
-    # What is cut off, and where in what is left: each uniform, and none tells of another.
+    # The sizes and the offsets of the crop are uniform and independent.
     shares = torch.stack(
         ((1 - g.height) / 0.2, (1 - g.width) / 0.2, g.top / (1 - g.height), g.left / (1 - g.width))
     )

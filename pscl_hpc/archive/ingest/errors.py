@@ -1,4 +1,4 @@
-"""Why one file was not packed."""
+"""The error of a file that cannot be packed."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from contextlib import contextmanager
 
 
 class Unreadable(Exception):
-    """One file cannot be packed; the message is the reason without the file name. The rest is packed."""
+    """A file cannot be packed; the message is the reason without the file name. Other files are packed."""
 
 
 @contextmanager
 def decoding(what: str) -> Iterator[None]:
-    """Turn whatever a decoder raises over a damaged file into :class:`Unreadable`."""
+    """Raise :class:`Unreadable` for any exception of a decoder."""
     try:
         yield
     except Unreadable:
         raise
     except MemoryError as error:
-        raise Unreadable(f"the {what} does not fit into memory; save it as a tiled TIFF") from error
+        raise Unreadable(f"the {what} does not fit in memory; save it as a tiled TIFF") from error
     except Exception as error:
         reason = str(error).split("\n")[0].strip() or type(error).__name__
         raise Unreadable(f"damaged {what} ({reason})") from error

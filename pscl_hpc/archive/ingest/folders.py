@@ -1,4 +1,4 @@
-"""The names of folders: where images and masks lie, and what lies beside them unread."""
+"""Where images and masks are in a folder, and which images are in places that are not read."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pscl_hpc.errors import UserError
 IMAGE_FOLDERS = ("img", "images")
 MASK_FOLDERS = ("gt", "masks", "labels")
 _MASK_LIKE = (*MASK_FOLDERS, "mask", "label", "annotation", "annotations", "ground_truth", "groundtruth")
-"""Names that hold masks, also where masks are not looked for."""
+"""Names of folders that are taken for masks, even where masks are not read."""
 
 
 @dataclass(frozen=True)
 class Unread:
-    """Images that lie where nothing is packed from."""
+    """Images in a place that is not read."""
 
     folder: Path
     images: tuple[Path, ...]
     reason: str
 
-    def besides(self, read: set[str]) -> Unread | None:
-        """Those that were not read by another way; None when all were."""
+    def without(self, read: set[str]) -> Unread | None:
+        """Those that are not in ``read``, absolute paths; None if all are."""
         left = tuple(path for path in self.images if os.path.abspath(path) not in read)
         return Unread(self.folder, left, self.reason) if left else None
 
@@ -36,14 +36,14 @@ class Unread:
 
 
 def subfolder(folder: Path, names: Sequence[str]) -> Path | None:
-    """The first of the named subfolders that is there, in capitals or not."""
+    """The first of the named subfolders that exists, in upper or lower case."""
     found = sorted(path for path in folder.iterdir() if path.name.lower() in names and path.is_dir())
-    # An exact name before one in capitals: both can lie side by side.
+    # An exact name comes first, because both may exist.
     return min(found, key=lambda path: (names.index(path.name.lower()), path.name not in names), default=None)
 
 
 def images_under(folder: Path) -> list[Path]:
-    """Image files under a folder, sorted, also those behind links; hidden files and folders are not looked at.
+    """Image files under a folder, sorted; links are followed, hidden files and folders ignored.
 
     Raises:
         UserError: a folder cannot be read.
@@ -52,12 +52,12 @@ def images_under(folder: Path) -> list[Path]:
 
 
 def readable(name: str) -> str:
-    """A file name as text: bytes that are no UTF-8, as on volumes of other systems, become question marks."""
+    """A file name as text: bytes that are not UTF-8, as on disks of other systems, become question marks."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def by_stem(folder: Path) -> dict[str, tuple[Path, ...]]:
-    """Mask files by relative path without suffix: all in exact formats, or else one that is a JPEG."""
+    """Mask files by relative path without suffix: all in lossless formats, or else a JPEG."""
     found: dict[str, list[Path]] = {}
     for path in images_under(folder):
         found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
@@ -69,14 +69,14 @@ def by_stem(folder: Path) -> dict[str, tuple[Path, ...]]:
 
 
 def beside_dataset(folder: Path, images: Path, masks: Path | None) -> list[Unread]:
-    """Images of a dataset folder that are in neither of its two folders.
+    """Images of a dataset folder outside its two folders.
 
-    A folder that is named like that of the masks and more (``gt_region``) is another annotation of the same images.
+    A folder whose name begins with that of the mask folder (``gt_region``) is another annotation of the same images.
     """
     reason = f"move them into {images.name}/, or out of {folder.name}/"
     found = _loose(folder, reason)
     if masks is None:
-        reason = f"rename the folder to gt if it holds the masks of {images.name}/, else move it away"
+        reason = f"rename the folder to gt if it has the masks of {images.name}/, or move it away"
     for path in _folders(folder):
         if path in (images, masks) or (masks and path.name.lower().startswith(masks.name.lower())):
             continue
@@ -85,17 +85,17 @@ def beside_dataset(folder: Path, images: Path, masks: Path | None) -> list[Unrea
 
 
 def beside_datasets(folder: Path, datasets: Iterable[Path]) -> list[Unread]:
-    """Images of a folder of dataset folders that are in none of these."""
-    found = _loose(folder, "move them into a folder of their own and name that as a source")
+    """Images of a folder of dataset folders outside these."""
+    found = _loose(folder, "move them into a separate folder and add that as a source")
     for path in _folders(folder):
         if path not in datasets:
-            reason = "the folder has no img/ or images/; name it as a source of its own"
+            reason = "the folder has no img/ or images/; add it as a separate source"
             found.append(Unread(path, tuple(images_under(path)), reason))
     return found
 
 
-def refuse_masks(folder: Path, images: Iterable[Path]) -> None:
-    """UserError when a folder that is packed without masks holds some: they would be packed as micrographs."""
+def check_no_masks(folder: Path, images: Iterable[Path]) -> None:
+    """UserError when a folder that is packed without masks contains some: they would be packed as micrographs."""
     for path in images:
         for parent in path.relative_to(folder).parents:
             place = folder / parent
@@ -103,10 +103,10 @@ def refuse_masks(folder: Path, images: Iterable[Path]) -> None:
                 continue
             if subfolder(place.parent, IMAGE_FOLDERS):
                 raise UserError(
-                    f"{folder} holds dataset folders deeper down; name {place.parent.parent} as a source"
+                    f"{folder} has dataset folders further down; give {place.parent.parent} as a source"
                 )
             raise UserError(
-                f"{place.parent} has masks in {place.name}/ but no img/ or images/; rename the folder of micrographs "
+                f"{place.parent} has masks in {place.name}/ but no img/ or images/; rename the folder of the images "
                 f"to img{'' if place.name.lower() in MASK_FOLDERS else ' and that of the masks to gt'}"
             )
 
@@ -114,11 +114,11 @@ def refuse_masks(folder: Path, images: Iterable[Path]) -> None:
 def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
     real = folder.resolve()
     if real in above:
-        return  # a link to a folder that it lies in
+        return  # a link to a parent folder
     try:
         inside = list(folder.iterdir())
     except OSError as error:
-        raise UserError(f"{folder} cannot be read ({error.strerror}); mend that or move it away") from None
+        raise UserError(f"{folder} cannot be read ({error.strerror}); fix that or move it away") from None
     for path in inside:
         if path.name.startswith("."):
             continue
@@ -138,5 +138,5 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _is_image(path: Path) -> bool:
-    # A link to nothing counts: it is named when it cannot be opened.
+    # A broken link is included, so that it is reported when it cannot be opened.
     return path.suffix.lower() in IMAGE_SUFFIXES and (path.is_file() or path.is_symlink())

@@ -1,35 +1,42 @@
-"""Opening image files without losing depth.
+"""Opening image files without loss of depth.
 
-PNG is decoded by libpng (16 bits stay 16 bits, palettes become the colours they stand for), JPEG and BMP by
-Pillow (8 bits is all they hold), TIFF by tifffile, page by page and band by band. A JPEG or a TIFF is turned upright as
-its orientation tag says, as viewers show it. What a file is, is told by its first bytes, not by its name.
+PNG is decoded by libpng (16 bits are kept, palettes become colours), JPEG and BMP by Pillow (they have 8 bits), TIFF by
+tifffile, page by page and band by band. A JPEG or TIFF is turned upright by its orientation tag, as viewers show it. The
+format is determined from the first bytes of a file, not from its name.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import imagecodecs
 import numpy as np
-from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 
+from pscl_hpc.archive.format import Pixels
 from pscl_hpc.archive.ingest.errors import Unreadable, decoding
-from pscl_hpc.archive.ingest.orientation import ORIENTATION, upright
-from pscl_hpc.archive.ingest.page import ArrayPage, Page, Pixels
-from pscl_hpc.archive.ingest.pillow import check_size, open_picture
+from pscl_hpc.archive.ingest.page import ORIENTATION, ArrayPage, Page, upright
 from pscl_hpc.archive.ingest.tiff import open_tiff
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+MAX_DECODED = 1 << 29
+"""Pixels of a PNG, JPEG or BMP, which is decoded into memory as a whole."""
+_PNG, _JPEG, _BMP = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM"
+_PILLOW: dict[bytes, type[ImageFile]] = {_PNG: PngImageFile, _JPEG: JpegImageFile, _BMP: BmpImageFile}
 
 
 @contextmanager
 def open_pages(path: Path) -> Iterator[list[Page]]:
-    """The images of a file; they are readable until the block ends.
+    """The images of a file, readable inside the block.
 
     Raises:
-        Unreadable: the file is empty, damaged, of another kind or of a layout that cannot be stored whole.
+        Unreadable: the file is empty, damaged, not an image, or has a layout that cannot be stored.
     """
     try:
         with path.open("rb") as file:
@@ -41,19 +48,41 @@ def open_pages(path: Path) -> Iterator[list[Page]]:
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         with open_tiff(path) as pages:
             yield list(pages)
-    elif head == b"\x89PNG\r\n\x1a\n":
+    elif head == _PNG:
         yield [ArrayPage(_decode_png(path))]
-    elif head[:3] == b"\xff\xd8\xff" or head[:2] == b"BM":
+    elif head.startswith((_JPEG, _BMP)):
         yield [_decode_pillow(path)]
     else:
         raise Unreadable("it is not a PNG, JPEG, BMP or TIFF image")
+
+
+def open_picture(data: bytes) -> ImageFile:
+    """A PNG, JPEG or BMP; its pixels are decoded on first use. Call it within ``decoding``.
+
+    ``PIL.Image.open`` is not used because its own size limit can only be changed for the whole process.
+
+    Raises:
+        Unreadable: it has more than :data:`MAX_DECODED` pixels.
+        Exception: it has another format, or its header is damaged.
+    """
+    for head, kind in _PILLOW.items():
+        if data.startswith(head):
+            image = kind(io.BytesIO(data))
+            _check_size(*image.size)
+            return image
+    raise ValueError("not a PNG, JPEG or BMP image")
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_DECODED:
+        raise Unreadable(f"{width} x {height} pixels are too many for this format; save it as a tiled TIFF")
 
 
 def _decode_png(path: Path) -> Pixels:
     with decoding("PNG"):
         data = path.read_bytes()
         width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
-        check_size(width, height)
+        _check_size(width, height)
         return np.asarray(imagecodecs.png_decode(data))
 
 
@@ -61,12 +90,12 @@ def _decode_pillow(path: Path) -> Page:
     with decoding("image"), open_picture(path.read_bytes()) as image:
         exact = {"1": "L", "P": "RGB", "L": "L", "RGB": "RGB", "RGBA": "RGB"}.get(image.mode)
         if exact is None:
-            raise Unreadable(f"its colour mode {image.mode} has no exact grey or RGB form")
+            raise Unreadable(f"its colour mode {image.mode} cannot be converted to grey or RGB without loss")
         return upright(ArrayPage(np.asarray(image.convert(exact))), _orientation(image))
 
 
-def _orientation(image: Image.Image) -> int:
+def _orientation(image: ImageFile) -> int:
     try:
         return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # Pillow raises whatever a mangled header leads to; the pixels are whole all the same.
+    except Exception:  # a damaged header raises many types and does not affect the pixels
         return 1

@@ -5,16 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tifffile
 
-from pscl_hpc.archive.format import IGNORE_INDEX, Collection
+from pscl_hpc.archive.format import IGNORE_INDEX, Collection, Pixels, check_mask, mask_values
 from pscl_hpc.archive.ingest.errors import Unreadable, decoding
-from pscl_hpc.archive.ingest.pillow import open_picture
-from pscl_hpc.archive.writer import check_mask, mask_values
+from pscl_hpc.archive.ingest.images import open_picture
 
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 _WANTED = "a mask is an image of class indices (0, 1, 2, ...; 255 = not annotated)"
@@ -27,10 +25,10 @@ def read_mask(
 
     Args:
         height, width: size of the image file.
-        cropped: rows that are left without the information bar; the mask may have either height.
+        cropped: rows left without the information bar; the mask may have either height.
 
     Raises:
-        Unreadable: the file is damaged, colour-coded, of another size or holds unknown classes.
+        Unreadable: the file is damaged or colour-coded, or has another size or unknown classes.
     """
     mask = _plane(path)
     if mask.shape == (height, width):
@@ -38,22 +36,23 @@ def read_mask(
     elif mask.shape != (cropped, width):
         size = " x ".join(map(str, mask.shape))
         raise Unreadable(
-            f"the mask {path.parent.name}/{path.name} is {size} pixels, the image {height} x {width}; export both at "
-            "one size (--crop-bottom if an information bar was cut)"
+            f"the mask {path.parent.name}/{path.name} has {size} pixels but the image {height} x {width}; export both at "
+            "one size, or use --crop-bottom if an information bar was cut"
         )
     try:
         if mask.dtype.kind == "u" and len(collection.classes) == 2 and mask_values(mask) == [0, IGNORE_INDEX]:
-            raise Unreadable(f"the mask {path.name} holds 0 and 255; {_WANTED}, so write 0 and 1")
+            raise Unreadable(f"the mask {path.name} has the values 0 and 255; {_WANTED}, so use 0 and 1")
         check_mask(mask, cropped, width, collection)
     except ValueError as error:
-        named = "correct the mask, or name the class in splits.json or --classes"
-        mend = named if mask.dtype.kind in "ui" else "save it as 8-bit class indices"
-        raise Unreadable(f"{error} ({path.parent.name}/{path.name}); {mend}") from error
+        fix = "correct the mask, or add the class to splits.json or --classes"
+        if mask.dtype.kind not in "ui":
+            fix = "save it as 8-bit class indices"
+        raise Unreadable(f"{error} ({path.parent.name}/{path.name}); {fix}") from error
     return mask.astype(np.uint8)
 
 
-def check_alike(paths: Sequence[Path]) -> None:
-    """Whether masks that may all be meant for one image are one and the same.
+def check_equal(paths: Sequence[Path]) -> None:
+    """Check that several masks of one image are equal.
 
     Raises:
         Unreadable: they differ, or one of them cannot be read.
@@ -67,8 +66,8 @@ def check_alike(paths: Sequence[Path]) -> None:
         raise Unreadable(f"its masks {names} differ; keep one of them")
 
 
-def _plane(path: Path) -> npt.NDArray[Any]:
-    """(h, w) values of a mask file; Unreadable when it has none."""
+def _plane(path: Path) -> Pixels:
+    """(h, w) values of a mask file; Unreadable if it is colour-coded or damaged."""
     mask = _decode(path)
     if mask.ndim == 3:
         colours = mask[:, :, :3] if mask.shape[2] in (3, 4) else mask[:, :, :1]
@@ -78,15 +77,15 @@ def _plane(path: Path) -> npt.NDArray[Any]:
     return mask.astype(np.uint8) if mask.dtype == bool else mask
 
 
-def _decode(path: Path) -> npt.NDArray[Any]:
+def _decode(path: Path) -> Pixels:
     if path.suffix.lower() not in MASK_SUFFIXES:
-        raise Unreadable(f"the mask {path.name} is not PNG, BMP or TIFF, so its values cannot be exact")
+        raise Unreadable(f"the mask {path.name} is not a PNG, BMP or TIFF, so its values are not exact")
     with decoding(f"mask {path.name}"):
         data = path.read_bytes()
         if path.suffix.lower() in (".tif", ".tiff"):
             return np.asarray(tifffile.imread(io.BytesIO(data)))
-        # Pillow hands out the indices of a palette image; libpng would expand them to colours.
+        # Pillow returns the indices of a palette image; libpng would convert them to colours.
         with open_picture(data) as image:
             if image.format == "JPEG":
-                raise Unreadable(f"the mask {path.name} is a JPEG, so its values cannot be exact")
+                raise Unreadable(f"the mask {path.name} is a JPEG, so its values are not exact")
             return np.asarray(image)

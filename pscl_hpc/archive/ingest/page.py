@@ -1,30 +1,44 @@
-"""One image of a file, read by rows, and the same image seen in grey or cut to some of its rows."""
+"""One image of a file, read by rows, and derived images: grey, cropped or upright."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import cache
 
 import numpy as np
-import numpy.typing as npt
 
-from pscl_hpc.archive.format import TILE
+from pscl_hpc.archive.format import TILE, Pixels
 from pscl_hpc.archive.ingest.errors import Unreadable
 
-Pixels = npt.NDArray[Any]
-
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+
+ORIENTATION = 274
+"""Number of the orientation tag in EXIF 2.3 and TIFF 6.0."""
+_MAX_WHOLE = 1 << 31
+"""Bytes of a page whose rows become columns, which needs all of it in memory."""
+
+
+_TURNS = {
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
+"""How an orientation is undone: whether rows and columns are swapped, then rows reversed, columns reversed."""
 
 
 class Page(ABC):
     """One image of a file, readable by rows.
 
     Attributes:
-        height, width, channels: channels is 1 or 3; alpha is gone.
+        height, width, channels: channels is 1 or 3, without alpha.
         dtype: ``"uint8"``, ``"uint16"`` or ``"float32"``.
-        intensity: (low, high) where the file says that fewer bits are used, else None.
-        um_per_pixel, magnification: from the tags of the file, None when it has none.
+        intensity: (low, high) if the file declares that fewer bits are used, else None.
+        um_per_pixel, magnification: from the tags of the file, else None.
     """
 
     height: int
@@ -37,7 +51,7 @@ class Page(ABC):
 
     @abstractmethod
     def rows(self, start: int, stop: int) -> Pixels:
-        """(stop - start, width, channels) pixels in ``dtype``; Unreadable when they are damaged."""
+        """(stop - start, width, channels) pixels in ``dtype``; Unreadable if the file is damaged."""
 
     def strips(self) -> Iterator[Pixels]:
         """All rows, 256 at a time."""
@@ -46,7 +60,7 @@ class Page(ABC):
 
 
 class ArrayPage(Page):
-    """A page that is in memory, (h, w, channels)."""
+    """A page in memory, (h, w, channels)."""
 
     def __init__(self, pixels: Pixels) -> None:
         pixels = to_stored(pixels)
@@ -63,52 +77,65 @@ class ArrayPage(Page):
 
 
 class PageView(Page):
-    """Another page seen differently; keeps its tags."""
+    """A page derived from another by a function (start, stop) -> rows; keeps its tags."""
 
-    def __init__(self, page: Page) -> None:
-        self._page = page
-        self.height, self.width = page.height, page.width
-        self.channels, self.dtype = page.channels, page.dtype
-        self.intensity, self.um_per_pixel = page.intensity, page.um_per_pixel
-        self.magnification = page.magnification
-
-
-class GreyPage(PageView):
-    """The luma (or, of equal channels, the one channel) of a colour page."""
-
-    def __init__(self, page: Page, *, equal: bool) -> None:
-        super().__init__(page)
-        self.channels = 1
-        self._equal = equal
+    def __init__(self, page: Page, rows: Callable[[int, int], Pixels], **changed: int) -> None:
+        for name in ("height", "width", "channels", "dtype", "intensity", "um_per_pixel", "magnification"):
+            setattr(self, name, changed.get(name, getattr(page, name)))
+        self._rows = rows
 
     def rows(self, start: int, stop: int) -> Pixels:
-        pixels = self._page.rows(start, stop)
-        if self._equal:
-            return pixels[:, :, :1]
-        luma: Pixels = pixels @ _LUMA
-        if self.dtype != "float32":
-            luma = np.rint(luma)
-        return luma.astype(self.dtype)[:, :, None]
+        return self._rows(start, stop)
 
 
-class RowsPage(PageView):
-    """The rows ``first`` to ``last`` (exclusive) of a page."""
+def cut_rows(page: Page, first: int, last: int) -> Page:
+    """Rows ``first`` to ``last`` (exclusive) of a page."""
+    return PageView(page, lambda start, stop: page.rows(first + start, first + stop), height=last - first)
 
-    def __init__(self, page: Page, first: int, last: int) -> None:
-        super().__init__(page)
-        self._first = first
-        self.height = last - first
 
-    def rows(self, start: int, stop: int) -> Pixels:
-        return self._page.rows(self._first + start, self._first + stop)
+def upright(page: Page, orientation: object) -> Page:
+    """The page as viewers show it, by its orientation tag; invalid values are ignored.
+
+    Raises:
+        Unreadable: rows become columns and the page is too large for memory.
+    """
+    if not isinstance(orientation, int) or orientation not in _TURNS:
+        return page
+    swap, reverse_rows, reverse_columns = _TURNS[orientation]
+    height, width = (page.width, page.height) if swap else (page.height, page.width)
+    if swap and height * width * page.channels * np.dtype(page.dtype).itemsize > _MAX_WHOLE:
+        raise Unreadable(
+            f"its orientation tag ({int(orientation)}) requires a rotation, for which {page.width} x {page.height} "
+            "pixels are too many; save it upright"
+        )
+
+    @cache
+    def swapped() -> Pixels:
+        return page.rows(0, page.height).swapaxes(0, 1)
+
+    def rows(start: int, stop: int) -> Pixels:
+        if reverse_rows:
+            start, stop = height - stop, height - start
+        pixels = swapped()[start:stop] if swap else page.rows(start, stop)
+        return pixels[:: -1 if reverse_rows else 1, :: -1 if reverse_columns else 1]
+
+    return PageView(page, rows, height=height, width=width)
 
 
 def single_channel(page: Page, *, luma: bool) -> Page:
-    """Greyscale saved as RGB becomes one channel; true colour too when ``luma`` is asked for."""
+    """Greyscale saved as RGB becomes one channel, and so does colour with ``luma``."""
     if page.channels == 1:
         return page
-    equal = all(_channels_equal(strip) for strip in page.strips())
-    return GreyPage(page, equal=equal) if equal or luma else page
+    if all(_channels_equal(strip) for strip in page.strips()):
+        return PageView(page, lambda start, stop: page.rows(start, stop)[:, :, :1], channels=1)
+
+    def luma_rows(start: int, stop: int) -> Pixels:
+        grey: Pixels = page.rows(start, stop) @ _LUMA
+        if page.dtype != "float32":
+            grey = np.rint(grey)
+        return grey.astype(page.dtype)[:, :, None]
+
+    return PageView(page, luma_rows, channels=1) if luma else page
 
 
 def _channels_equal(strip: Pixels) -> bool:
@@ -117,7 +144,7 @@ def _channels_equal(strip: Pixels) -> bool:
 
 
 def to_stored(pixels: Pixels) -> Pixels:
-    """Pixels in one of the three stored types, value for value (float64 is rounded to float32)."""
+    """Pixels in one of the three stored types, without loss except that float64 is rounded to float32."""
     kind, size = pixels.dtype.kind, pixels.dtype.itemsize
     if kind == "b":
         return pixels.astype(np.uint8) * np.uint8(255)
@@ -125,12 +152,14 @@ def to_stored(pixels: Pixels) -> Pixels:
         return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
     if kind == "f" or (kind == "i" and size <= 2):  # float32 holds every 16-bit integer
         return pixels.astype(np.float32)
-    raise Unreadable(f"{pixels.dtype} values cannot be stored without loss; save it as 16-bit or float")
+    raise Unreadable(
+        f"{pixels.dtype} values cannot be stored without loss; save the image as 16-bit or float"
+    )
 
 
 def drop_alpha(pixels: Pixels) -> Pixels:
     """(h, w, c) without an alpha channel: 2 -> 1 and 4 -> 3 channels."""
     channels = pixels.shape[2]
     if channels not in (1, 2, 3, 4):
-        raise Unreadable(f"it has {channels} channels; 1 (grey) or 3 (colour) can be stored")
+        raise Unreadable(f"it has {channels} channels but must have 1 (grey) or 3 (colour)")
     return pixels[:, :, : channels - 1] if channels in (2, 4) else pixels

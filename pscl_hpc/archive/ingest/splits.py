@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -22,34 +22,31 @@ _OTHER_NAMES = {"valid": "val", "validation": "val", "dev": "val", "ignore": "ig
 class Splits:
     """The content of one ``splits.json``.
 
-    Keys read: ``classes`` (names in index order), ``background``, ``ignore_classes``, ``references`` and, as
-    lists of file names, ``train``, ``val`` and every key that begins with ``test``. Others are notes, but one that is
-    almost one of these is refused: the images of a mistyped ``test`` would be trained on.
+    Keys: ``classes`` (names in index order), ``background``, ``ignore_classes``, ``references`` and, as lists of file
+    names, ``train``, ``val`` and every key that begins with ``test``. Other keys are ignored, except that one similar to
+    these is an error: the images of a mistyped ``test`` would be used for training.
     """
 
-    classes: tuple[str, ...]
-    background: int
-    ignore_classes: tuple[int, ...]
-    references: tuple[str, ...]
-    """As they are listed."""
-    files: dict[str, str]
+    classes: tuple[str, ...] = ()
+    background: int = 0
+    ignore_classes: tuple[int, ...] = ()
+    references: tuple[str, ...] = ()
+    """As listed."""
+    files: Mapping[str, str] = field(default_factory=dict)
     """File name -> split."""
 
     def split_of(self, name: str) -> str:
-        """The split of an image by its name relative to the image folder, or by its bare file name."""
+        """The split of an image, listed by its path in the image folder or by its file name alone."""
         return self.files.get(name, self.files.get(PurePosixPath(name).name, ""))
 
     def missing(self, images: Sequence[str]) -> list[str]:
-        """Listed files that are the split of none of ``images`` (names relative to the image folder)."""
+        """Listed files that are not among ``images`` (paths in the image folder)."""
         known = {*images, *(PurePosixPath(name).name for name in images)}
         return sorted(name for name in self.files if name not in known)
 
 
 def find_listed(name: str, images: Sequence[str]) -> list[str]:
-    """The images (names relative to their folder) that a list means by ``name``: by path, or else by file name.
-
-    The ending may be left out.
-    """
+    """The images (paths in the image folder) that match ``name`` by path or else by file name, with or without suffix."""
     for known in (PurePosixPath, lambda image: PurePosixPath(PurePosixPath(image).name)):
         found = [image for image in images if name in (str(known(image)), str(known(image).with_suffix("")))]
         if found:
@@ -58,33 +55,31 @@ def find_listed(name: str, images: Sequence[str]) -> list[str]:
 
 
 def check_classes(names: Sequence[str], where: str) -> None:
-    """UserError unless every class has a name of its own: scores are told by it."""
+    """UserError unless all class names are different and not empty."""
     for name in names:
         if not name.strip() or names.count(name) > 1:
-            problem = f"names {name!r} twice" if name.strip() else "has a class without a name"
-            raise UserError(f"{where} {problem}; give each class a name of its own")
+            problem = f"contains {name!r} twice" if name.strip() else "contains an empty name"
+            raise UserError(f"{where} {problem}; give each class a different name")
 
 
 def read_splits(path: Path) -> Splits:
-    """Parse a ``splits.json``; UserError names the file and the key at fault."""
+    """Parse a ``splits.json``; UserError names the file and the wrong key."""
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         for key, _ in pairs:
             if sum(other == key for other, _ in pairs) > 1:
                 raise UserError(f"{path} has the key {key!r} twice; keep one of them")
         return dict(pairs)
 
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=once)
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not readable JSON ({error}); correct it or remove it") from error
+        raise UserError(f"{path} cannot be read as JSON ({error}); correct it or remove it") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a JSON object with keys such as classes, train, val and test")
+        raise UserError(f"{path} must be a JSON object with keys such as classes, train, val and test")
     for key in content:
-        if near := meant(key, _KEYS):
-            raise UserError(
-                f"{path} has the key {key!r}, which is not read; did you mean '{near}'? If not, give it another name"
-            )
+        if near := closest_key(key, _KEYS):
+            raise UserError(f"{path} has the unknown key {key!r}; did you mean '{near}'? If not, rename it")
     files: dict[str, str] = {}
     for split in content:
         if split in ("train", "val") or split.startswith("test"):
@@ -99,7 +94,7 @@ def read_splits(path: Path) -> Splits:
         for listed in find_listed(name, list(files)):
             if files[listed] != "train":
                 raise UserError(
-                    f"{path} lists {name} as a reference and in {files[listed]}; use a training image"
+                    f"{path} lists {name} as a reference but in {files[listed]}; a reference must be a training image"
                 )
     background = content.get("background", 0)
     if type(background) is not int:
@@ -122,8 +117,8 @@ def read_splits(path: Path) -> Splits:
     return splits
 
 
-def meant(name: str, known: Sequence[str] = _SPLITS) -> str:
-    """The known name that an unknown one seems to stand for; empty when it is known, or unlike all of them."""
+def closest_key(name: str, known: Sequence[str] = _SPLITS) -> str:
+    """The known name that an unknown one resembles; empty if it is known or resembles none."""
     if name in known or name.startswith("test"):
         return ""
     plain = name.strip().lower()

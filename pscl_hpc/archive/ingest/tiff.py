@@ -1,4 +1,4 @@
-"""TIFF pages, read by bands of their own tiles or strips so that a huge mosaic never lies in memory whole."""
+"""TIFF pages, read by rows of their tiles or strips so that a mosaic larger than memory can be packed."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
+from pscl_hpc.archive.format import Pixels
 from pscl_hpc.archive.ingest.errors import Unreadable, decoding
-from pscl_hpc.archive.ingest.metadata import scale_of
-from pscl_hpc.archive.ingest.orientation import ORIENTATION, upright
-from pscl_hpc.archive.ingest.page import Page, Pixels, drop_alpha, to_stored
+from pscl_hpc.archive.ingest.page import ORIENTATION, Page, drop_alpha, to_stored, upright
+from pscl_hpc.archive.ingest.scale import scale_of
 
 _REDUCED = 1
-"""Bit of NewSubfileType: a smaller copy of another page (thumbnail, pyramid level)."""
+"""Bit of NewSubfileType: a reduced copy of another page (thumbnail, pyramid level)."""
 _GREY_WHITE_ZERO, _GREY, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
 _SEPARATE = 2
 _JPEG = (6, 7)
-"""Compressions whose decoder turns YCbCr into RGB."""
+"""Compressions whose decoder converts YCbCr to RGB."""
 _MAX_WHOLE = 1 << 31
-"""Bytes of a page that can only be decoded whole."""
+"""Bytes of a page that can only be decoded as a whole."""
 
 
 @contextmanager
 def open_tiff(path: Path) -> Iterator[list[Page]]:
-    """The full-size pages of a TIFF file, upright; Unreadable when it is damaged."""
+    """The full-size pages of a TIFF file, upright; Unreadable if it is damaged."""
     with decoding("TIFF"):
         file = tifffile.TiffFile(path)
     with file:
@@ -36,36 +36,38 @@ def open_tiff(path: Path) -> Iterator[list[Page]]:
             pages = [TiffPage(frame.aspage(), file.filehandle) for frame in frames]
             _check_whole(file)
         if not pages:
-            raise Unreadable("the TIFF holds no page")
+            raise Unreadable("the TIFF has no page")
         for page in pages:
             page.um_per_pixel, page.magnification = um_per_pixel, magnification
         yield [upright(page, page.orientation) for page in pages]
 
 
 def _check_whole(file: tifffile.TiffFile) -> None:
-    """Unreadable when pages are missing: tifffile gives those before a break in their list as if they were all."""
+    """Unreadable when pages are missing: tifffile silently stops at damage in the list of pages."""
     place = file.pages.next_page_offset
     assert place is not None
     file.filehandle.seek(place)
     if any(file.filehandle.read(file.tiff.offsetsize)):
         raise Unreadable(f"the file ends inside its list of pages, after {len(file.pages)}; save it again")
-    # ImageJ lists one page of a stack above 4 GB and keeps the others behind it.
+    # ImageJ lists only the first page of a stack above 4 GB.
     if (file.is_imagej or file.is_shaped) and file.series[0].is_truncated:
         shape = " x ".join(map(str, file.series[0].shape))
         raise Unreadable(
-            f"it is a stack of {shape} but lists {len(file.pages)} page; save its pages as single files"
+            f"it is a stack of {shape} but lists {len(file.pages)} page; save each page as a file"
         )
 
 
 class TiffPage(Page):
-    """One page of a TIFF file, as its rows are stored, whatever its ``orientation``."""
+    """One page of a TIFF file with its rows as stored, not turned by ``orientation``."""
 
     def __init__(self, page: tifffile.TiffPage, handle: tifffile.FileHandle) -> None:
         self._tiff = page
         self._handle = handle
         self._band: tuple[int, Pixels] | None = None
         if page.photometric not in (_GREY_WHITE_ZERO, _GREY, _RGB, _PALETTE, _YCBCR):
-            raise Unreadable(f"its colour model {page.photometric} has no exact grey or RGB form")
+            raise Unreadable(
+                f"its colour model {page.photometric} cannot be converted to grey or RGB without loss"
+            )
         if page.photometric == _YCBCR and page.compression not in _JPEG:
             raise Unreadable("its YCbCr colours are not compressed as JPEG; save it as RGB")
         if page.imagedepth != 1 or page.dtype is None or not page.dataoffsets:
@@ -75,7 +77,7 @@ class TiffPage(Page):
         self._whole = page.planarconfig == _SEPARATE and page.samplesperpixel > 1
         if self._whole and page.nbytes > _MAX_WHOLE:
             raise Unreadable(
-                "its colour planes are too large to decode whole; save it with interleaved colour"
+                "its separate colour planes are too large for memory; save it with interleaved colour"
             )
         self._band_rows = self.height if self._whole else page.chunks[0]
         sample = self._convert(np.zeros((1, 1, page.samplesperpixel), page.dtype))
@@ -95,7 +97,7 @@ class TiffPage(Page):
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _read_band(self, number: int) -> Pixels:
-        """One row of tiles (or one strip) over the whole width; the last one read is kept."""
+        """One row of tiles, or one strip; the last one is cached."""
         if self._band is None or self._band[0] != number:
             with decoding("TIFF"):
                 raw = self._decode_whole() if self._whole else self._decode_band(number)
@@ -129,7 +131,7 @@ class TiffPage(Page):
         return band
 
     def _convert(self, raw: Pixels) -> Pixels:
-        """Stored type, without alpha, palette looked up, black as zero."""
+        """Pixels in a stored type, without alpha, with palette colours looked up and black as zero."""
         page = self._tiff
         if page.photometric == _PALETTE:
             colours = np.asarray(page.colormap)

@@ -1,8 +1,7 @@
-"""Procedural alloy micrographs with exact masks: three families in six production batches each.
+"""Procedural alloy micrographs with exact masks: three families with six production batches each.
 
-``fields`` holds the random building blocks, ``grains``, ``precipitates`` and ``particles`` grow a specimen
-(phases, brightness, relief), ``exposure`` is the microscope, ``generate`` makes one micrograph and ``write`` an
-archive of them.
+``fields`` has the random building blocks; ``grains``, ``precipitates`` and ``particles`` make a specimen (phases,
+brightness, relief); ``exposure`` is the microscope; ``generate`` makes one micrograph and ``write`` an archive of them.
 """
 
 from pscl_hpc.archive.synthesis.generate import (
@@ -10,7 +9,7 @@ from pscl_hpc.archive.synthesis.generate import (
     Micrograph,
     class_names,
     collection_name,
-    conditions,
+    production_batches,
     synthesise,
 )
 from pscl_hpc.archive.synthesis.write import write_synthetic_archive
@@ -20,7 +19,7 @@ __all__ = [
     "Micrograph",
     "class_names",
     "collection_name",
-    "conditions",
+    "production_batches",
     "synthesise",
     "write_synthetic_archive",
 ]

@@ -1,8 +1,8 @@
 """The microscope: from a specimen (phases, brightness, relief) to an 8-bit picture.
 
 Secondary-electron yield grows with the slope of the surface (about 1/cos of the tilt), so relief steps at phase
-borders shine; a side-mounted detector adds a directional term. On top lie polishing scratches, beam
-contamination, charging streaks along the fast scan direction, uneven illumination, blur and noise.
+boundaries are bright; a side-mounted detector adds a directional term. Polishing scratches, beam contamination, charging
+streaks along the fast scan direction, uneven illumination, blur and noise are added.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from pscl_hpc.archive.synthesis.fields import Field, Labels, noise, pixel_grid
 
 @dataclass(frozen=True)
 class Batch:
-    """One production batch: its heat treatment, and how its pictures were taken.
+    """One production batch: its heat treatment and imaging conditions.
 
-    Lengths are in pixels unless named otherwise, brightness runs from 0 to 1.
+    Lengths are in pixels unless stated otherwise; brightness is between 0 and 1.
     """
 
-    condition: str
+    name: str
     magnification: float
     feature_um: float
-    """Characteristic size of the microstructure in micrometres (grain, precipitate or particle spacing)."""
+    """Size of the characteristic features in micrometres (grains, precipitates or particles)."""
     greys: tuple[float, float, float, float]
     """Mean brightness of the four classes."""
     heights: tuple[float, float, float, float]
-    """Height of the four classes above the polished plane after etching."""
+    """Height of the four classes above the polished surface after etching."""
     texture: float = 0.03
     """Brightness of the in-phase texture of the matrix."""
     blur: float = 0.8
@@ -53,7 +53,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Specimen:
-    """What lies under the microscope, all (h, w): class index, brightness 0 to 1, height in pixels."""
+    """The imaged surface, all (h, w): class index, brightness 0 to 1, height in pixels."""
 
     mask: Labels
     tone: Field
@@ -61,7 +61,7 @@ class Specimen:
 
 
 def micrometres_per_pixel(magnification: float) -> float:
-    """Pixel size for a display pitch of 0.1 mm, the usual meaning of magnification on a print or screen."""
+    """Pixel size for a display pixel of 0.1 mm, the usual meaning of magnification on a print or screen."""
     return 100.0 / magnification
 
 
@@ -118,7 +118,7 @@ def expose(rng: np.random.Generator, specimen: Specimen, batch: Batch) -> NDArra
     picture += batch.edge * (np.sqrt(1.0 + slope_y**2 + slope_x**2) - 1.0)
     picture += batch.relief * (slope_x * np.cos(detector) + slope_y * np.sin(detector))
     if batch.charging:
-        # A poor conductor keeps charge for some pixels after the beam has passed: a tail in scan direction.
+        # A poor conductor stays charged for some pixels after the beam has passed: a tail in scan direction.
         charged = (specimen.mask == 3).astype(float)
         decay = 0.93
         tail = signal.lfilter([1.0 - decay], [1.0, -decay], charged, axis=1)

@@ -1,8 +1,8 @@
 """Random building blocks of synthetic microstructures: smooth noise, site patterns, cell diagrams and stamps.
 
-Coordinates are (row y, column x) in pixels with the pixel centre at the integer. Fields are float64 arrays of
-shape (h, w). Every function draws only from the generator it is given, so a picture is a pure function of its
-seed; nothing depends on the number of threads or on global state.
+Coordinates are (row y, column x) in pixels, with pixel centres at integers. Fields are float64 arrays of shape (h, w).
+Every function draws random numbers only from the generator that it is given, so a picture is a pure function of its
+seed.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def _spline_basis(length: int, step: float, phase: float) -> Field:
 def noise(rng: np.random.Generator, shape: Shape, length: float, stretch: float = 1.0) -> Field:
     """Smooth Gaussian noise of zero mean and unit variance, correlated over ``length`` pixels, (h, w).
 
-    ``stretch`` lengthens the correlation along x, as a scanned or rolled texture. Uncorrelated below 1 pixel.
+    ``stretch`` multiplies the correlation length along x, as in a rolled texture. Below 1 pixel noise is uncorrelated.
     """
     step_y, step_x = length, length * stretch
     if step_y < 1.0:
         return rng.standard_normal(shape)
-    # A random knot phase keeps the (slightly uneven) variance of spline noise from forming a fixed grid.
+    # A random knot phase, because the variance of spline noise is slightly uneven and would show a fixed grid.
     phase_y, phase_x = rng.uniform(0.0, 1.0, 2)
     along_y = _spline_basis(shape[0], step_y, phase_y)
     along_x = _spline_basis(shape[1], step_x, phase_x)
@@ -60,7 +60,7 @@ def pixel_grid(shape: Shape) -> tuple[Field, Field]:
 def warped_grid(
     rng: np.random.Generator, shape: Shape, amplitude: float, length: float
 ) -> tuple[Field, Field]:
-    """Pixel coordinates displaced by smooth noise, which makes straight outlines wander, two arrays (h, w)."""
+    """Pixel coordinates displaced by smooth noise, to bend straight outlines, two arrays (h, w)."""
     y, x = pixel_grid(shape)
     return y + amplitude * noise(rng, shape, length), x + amplitude * noise(rng, shape, length)
 
@@ -77,8 +77,8 @@ def jittered_sites(
 ) -> Field:
     """Points of a rotated square grid, each moved by up to ``jitter`` spacings, (sites, 2) as (y, x).
 
-    The points cover the picture and ``margin`` pixels around it; a share ``keep`` of them survives. Unlike
-    Poisson points they keep their distance, as grains and precipitates do.
+    The points cover the picture and ``margin`` pixels around it; a random share ``keep`` of them is returned. Unlike
+    Poisson points they keep a distance, as grains and precipitates do.
     """
     reach = 0.5 * float(np.hypot(*shape)) + margin + spacing
     count = int(np.ceil(reach / spacing))
@@ -95,7 +95,7 @@ def jittered_sites(
 
 @dataclass(frozen=True)
 class Cells:
-    """Power diagram: per pixel its cell, the neighbour cell and how far the two nearest walls are (pixels)."""
+    """Power diagram: for each pixel its cell, the neighbouring cell and the distances of the two nearest walls (pixels)."""
 
     cell: NDArray[np.int64]
     neighbour: NDArray[np.int64]
@@ -115,12 +115,12 @@ def power_diagram(sites: Field, weights: Field, y: Field, x: Field) -> Cells:
     """Cells of a power diagram (a Voronoi diagram with weighted sites) at the coordinates (y, x).
 
     Args:
-        sites: (sites, 2); at least three are needed and padding is added when there are fewer.
+        sites: (sites, 2).
         weights: (sites,) in square pixels; a larger weight gives a larger cell.
         y, x: (h, w), usually of :func:`warped_grid`.
 
-    A weighted site is a plain site lifted out of the plane by sqrt(max weight - weight), so an ordinary
-    nearest-neighbour tree answers exactly (Aurenhammer, SIAM J. Comput. 16, 1987).
+    A weighted site is an ordinary site at the height sqrt(max weight - weight) above the plane, so a nearest-neighbour
+    tree gives the exact answer (Aurenhammer, SIAM J. Comput. 16, 1987).
     """
     far = 1e4 * (1.0 + np.arange(3.0))[:, None] * np.array([[1.0, 1.0]])
     sites = np.concatenate([sites, far])
@@ -143,11 +143,11 @@ def power_diagram(sites: Field, weights: Field, y: Field, x: Field) -> Cells:
 
 
 Outline = Callable[[Field, Field], Field]
-"""Gauge of a shape: (dy, dx) from its centre, in pixels -> a field below 1 inside and above 1 outside."""
+"""A shape: (dy, dx) from its centre in pixels -> a field that is below 1 inside and above 1 outside."""
 
 
 def stamp(mask: NDArray[np.bool_], y: Field, x: Field, centre: Field, reach: float, outline: Outline) -> None:
-    """Set ``mask`` inside one shape, touching only the pixels within ``reach`` (plus the warp) of ``centre``."""
+    """Set ``mask`` inside one shape, which extends at most ``reach`` pixels (plus the warp) from ``centre``."""
     pad = reach + 3.0
     top, left = (max(0, int(np.floor(c - pad))) for c in centre)
     bottom, right = (min(n, int(np.ceil(c + pad)) + 1) for c, n in zip(centre, mask.shape, strict=True))
@@ -171,7 +171,7 @@ def ellipse(long: float, short: float, angle: float) -> Outline:
 
 
 def block(rng: np.random.Generator, radius: float) -> Outline:
-    """Faceted convex crystal of about ``radius`` pixels, as blocky carbides and nitrides show."""
+    """Faceted convex crystal of about ``radius`` pixels, such as blocky carbides."""
     sides = int(rng.integers(4, 7))
     angles = (
         rng.uniform(0, 2 * np.pi) + 2 * np.pi * (np.arange(sides) + rng.uniform(-0.2, 0.2, sides)) / sides

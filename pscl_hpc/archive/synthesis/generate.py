@@ -1,4 +1,4 @@
-"""One synthetic micrograph from (family, seed, index): which specimen, which batch, which picture."""
+"""One synthetic micrograph as a function of (family, seed, index)."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ MIN_SIZE = 32
 class Micrograph:
     """A synthetic micrograph with its exact mask.
 
-    ``image`` and ``mask`` are uint8 (h, w); the mask holds the indices of ``classes``, of which the last is rare.
+    ``image`` and ``mask`` are uint8 (h, w); the mask has indices of ``classes``, of which the last is rare.
     """
 
     image: NDArray[np.uint8]
     mask: Labels
     family: str
-    condition: str
+    production_batch: str
     specimen: str
     um_per_pixel: float
     magnification: float
@@ -57,23 +57,22 @@ def class_names(family: str) -> tuple[str, ...]:
     return names
 
 
-def conditions(family: str) -> tuple[str, ...]:
-    """The family's production batches."""
-    return tuple(batch.condition for batch in _module(family).BATCHES)
+def production_batches(family: str) -> tuple[str, ...]:
+    """Names of the family's production batches."""
+    return tuple(batch.name for batch in _module(family).BATCHES)
 
 
 def synthesise(family: str, *, seed: int, index: int, size: tuple[int, int] = (256, 256)) -> Micrograph:
-    """Make micrograph number ``index`` of a family.
+    """Make micrograph number ``index`` of a family, a pure function of the arguments.
 
-    The result is a pure function of the arguments. Images 2k and 2k + 1 are two fields of specimen k, and the
-    specimens go round the six production batches, which differ in contrast, scale, blur, noise and shading.
+    Images 2k and 2k + 1 are two fields of view of specimen k. Specimens belong to the six production batches in turn,
+    which differ in contrast, scale, blur, noise and shading.
 
     Args:
         family: one of :data:`FAMILIES`.
-        seed: non-negative; another seed gives other specimens of the same batches.
+        seed: non-negative; another seed gives other specimens of the same production batches.
         index: non-negative.
-        size: (height, width) in pixels, each at least 32. Features keep their size in pixels: a larger picture
-            shows more of them.
+        size: (height, width) in pixels, each at least 32. The size of features in pixels does not depend on it.
 
     Raises:
         UserError: unknown family, a size below 32, or a negative seed or index.
@@ -81,10 +80,10 @@ def synthesise(family: str, *, seed: int, index: int, size: tuple[int, int] = (2
     module = _module(family)
     if min(size) < MIN_SIZE:
         raise UserError(
-            f"synthetic size {size[0]} x {size[1]} is too small: use at least {MIN_SIZE} pixels a side"
+            f"the size {size[0]} x {size[1]} of synthetic images is too small; use at least {MIN_SIZE} pixels a side"
         )
     if seed < 0 or index < 0:
-        raise UserError(f"synthetic seed {seed} and index {index} must not be negative: use 0 or more")
+        raise UserError(f"the seed {seed} and the index {index} of synthetic images must be 0 or more")
     specimen = index // IMAGES_PER_SPECIMEN
     batch = module.BATCHES[specimen % len(module.BATCHES)]
     number = FAMILIES.index(family)
@@ -95,7 +94,7 @@ def synthesise(family: str, *, seed: int, index: int, size: tuple[int, int] = (2
         image=expose(rng, field, batch),
         mask=field.mask,
         family=family,
-        condition=batch.condition,
+        production_batch=batch.name,
         specimen=f"{family}-{specimen:04d}",
         um_per_pixel=micrometres_per_pixel(batch.magnification),
         magnification=batch.magnification,

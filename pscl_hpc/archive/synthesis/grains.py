@@ -1,9 +1,9 @@
 """Family "grains": a polished and etched two-constituent grain structure, as in ferrite-pearlite steel.
 
-Class 0 are equiaxed grains with orientation contrast; class 1 are lamellar colonies, whose mean brightness lies
-within the spread of the grains, so that only their texture tells them; class 2 is a boundary phase, a film of
-varying thickness on some boundaries with pools at triple points; class 3 are rare inclusions and pores. Plain
-boundaries (grooves), etch pits and scratches belong to the constituent they lie in.
+Class 0 are equiaxed grains with orientation contrast. Class 1 are lamellar colonies, whose mean brightness is within the
+range of the grains, so that only their texture distinguishes them. Class 2 is a boundary phase, a film of varying
+thickness on some boundaries with pools at triple points. Class 3 are rare inclusions and pores. Boundaries without film
+(grooves), etch pits and scratches belong to the class around them.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _lamellae(rng: np.random.Generator, shape: Shape, cells: Cells, size: float)
 
 
 def _pits(rng: np.random.Generator, shape: Shape) -> Field:
-    """Depth of etch pits: small dark dots that are not inclusions, (h, w)."""
+    """Depth of etch pits, small dark dots that belong to no class, (h, w)."""
     pits = np.zeros(shape, dtype=bool)
     y, x = pixel_grid(shape)
     for centre in rng.uniform(0, 1, (rng.poisson(shape[0] * shape[1] / 4000.0), 2)) * shape:
@@ -75,11 +75,11 @@ def _pits(rng: np.random.Generator, shape: Shape) -> Field:
 
 
 def specimen(style: np.random.Generator, rng: np.random.Generator, shape: Shape, batch: Batch) -> Specimen:
-    """Grow one field of view.
+    """Make one field of view.
 
     Args:
-        style: draws what all fields of a specimen share (grain size, amount of phases, rolling direction).
-        rng: draws what is particular to this field.
+        style: generator for what the fields of a specimen have in common (grain size, phase fractions, rolling direction).
+        rng: generator for everything else.
         shape: (h, w) in pixels.
         batch: its feature size is the mean grain diameter.
     """
@@ -95,7 +95,7 @@ def specimen(style: np.random.Generator, rng: np.random.Generator, shape: Shape,
     visible = np.unique(cells.cell)
     lamellar = np.isin(cells.cell, rng.permutation(visible)[: max(1, round(share * len(visible)))])
 
-    # Boundary phase: each boundary has its own thickness (none for many); pools sit where three grains meet.
+    # Boundary phase: the thickness differs by boundary and is 0 for many; pools are where three grains meet.
     thickness = np.where(rng.uniform(size=997) < film_share, rng.lognormal(0.0, 0.35, 997) * film, 0.0)
     half = cells.pair_value(thickness) * (1.0 + 0.35 * noise(rng, shape, 0.25 * size))
     pool = film * rng.uniform(0.0, 4.2, 997)[(cells.cell + cells.neighbour) % 997]
@@ -127,7 +127,7 @@ def specimen(style: np.random.Generator, rng: np.random.Generator, shape: Shape,
 
     height = np.array(batch.heights, dtype=float)[mask]
     height += np.where(mask == 0, 0.5 * rng.standard_normal(cells.count)[cells.cell], 0.0) + 0.5 * stripes
-    # Etching opens a groove along every boundary, film or none, and darkens it.
+    # Etching makes a dark groove along every boundary, with or without film.
     groove = np.exp(-((cells.wall / 0.9) ** 2)) * (mask < 2)
     pits = _pits(rng, shape) * (mask < 2)
     tone -= 0.17 * groove + 0.25 * pits

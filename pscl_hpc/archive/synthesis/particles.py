@@ -1,8 +1,8 @@
 """Family "particles": spheroidised high-carbon steel with a proeutectoid carbide network, in the electron microscope.
 
-Class 1 are spheroidised carbide particles of two generations; class 2 is proeutectoid carbide, bands along the
-prior grain boundaries, smooth and about as bright as the matrix so that rim and texture tell them, with packets of
-acicular plates; class 3 are rare pores. Contamination stains and dark boundary lines imitate pores.
+Class 1 are spheroidised carbide particles of two generations. Class 2 is proeutectoid carbide: smooth bands along the
+prior grain boundaries, about as bright as the matrix, so that only rim and texture distinguish them, and packets of
+acicular plates. Class 3 are rare pores. Contamination stains and dark boundary lines look like pores.
 """
 
 from __future__ import annotations
@@ -97,11 +97,11 @@ def _spheroids(
 
 
 def specimen(style: np.random.Generator, rng: np.random.Generator, shape: Shape, batch: Batch) -> Specimen:
-    """Grow one field of view.
+    """Make one field of view.
 
     Args:
-        style: draws what all fields of a specimen share (network width, plate variants, porosity).
-        rng: draws what is particular to this field.
+        style: generator for what the fields of a specimen have in common (network width, plate variants, porosity).
+        rng: generator for everything else.
         shape: (h, w) in pixels.
         batch: its feature size is the diameter of a coarse spheroidised particle.
     """
@@ -131,7 +131,7 @@ def specimen(style: np.random.Generator, rng: np.random.Generator, shape: Shape,
     mask[rare] = 3
 
     tone = np.array(batch.greys)[mask]
-    # Plates are thin and stand in the matrix at an angle: they take some of the particles' brightness.
+    # Plates are thin and inclined, so they have some of the brightness of the particles.
     thin = plates & (mask == 2)
     tone += np.where(thin, 0.5 * (batch.greys[1] - batch.greys[2]), 0.0)
     rough = 0.7 * noise(rng, shape, 2.0) + 0.7 * noise(rng, shape, 6.0)
@@ -140,7 +140,7 @@ def specimen(style: np.random.Generator, rng: np.random.Generator, shape: Shape,
     tone += np.where(mask == 0, grain_tone, 0.0)
     height = np.array(batch.heights, dtype=float)[mask]
     height += 0.2 * noise(rng, shape, 2.5) * (mask == 0) + 0.8 * noise(rng, shape, 9.0) * (mask == 3)
-    # Ferrite boundaries: thin dark lines through the particles' matrix, part of the matrix.
+    # Ferrite boundaries: thin dark lines that belong to the matrix.
     lines = np.exp(-((noise(rng, shape, 22.0) / 0.03) ** 2)) * (mask == 0) * (noise(rng, shape, 30.0) > 0.2)
     tone -= 0.22 * lines
     height -= 0.6 * lines

@@ -1,8 +1,8 @@
 """Family "precipitates": an etched gamma / gamma-prime nickel superalloy in the scanning electron microscope.
 
-Class 1 are large secondary precipitates, rounded and lobed cuboids with narrow channels between them; class 2 are
-fine tertiary precipitates in the wider channels, of the same brightness as the secondary ones and told apart only
-by size and place; class 3 are rare blocky carbides. Relief rims, etch pits and dust belong to no class of their own.
+Class 1 are large secondary precipitates, rounded and lobed cuboids with narrow channels between them. Class 2 are fine
+tertiary precipitates in the wider channels, as bright as the secondary ones, so that only size and position distinguish
+them. Class 3 are rare blocky carbides. Relief rims, etch pits and dust belong to the class around them.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ BATCHES = (
 def _secondary(
     style: np.random.Generator, rng: np.random.Generator, shape: Shape, size: float
 ) -> NDArray[np.bool_]:
-    """Large precipitates: inset cells of a slightly disordered square lattice, rounded, lobed and cleft, (h, w)."""
+    """Large precipitates: shrunk cells of a disordered square lattice, rounded, lobed and split, (h, w)."""
     angle, inset = style.uniform(0, np.pi / 2), style.uniform(0.05, 0.075)
     lobes, empty = style.uniform(0.04, 0.07), style.uniform(0.14, 0.24)
     y, x = warped_grid(rng, shape, 0.09 * size, 0.4 * size)
@@ -74,7 +74,7 @@ def _secondary(
     insets += np.where(rng.uniform(size=cells.count) < empty, rng.uniform(0.1, 0.4, cells.count), 0.0)
     level = np.minimum(depth, 0.3 * size) - insets[cells.cell] * size
     level += lobes * size * (0.7 * noise(rng, shape, 0.17 * size) + 0.8 * noise(rng, shape, 0.3 * size))
-    # Splitting precipitates: thin clefts of matrix that run in from the outline.
+    # Splitting precipitates: thin clefts of matrix that begin at the outline.
     cleft = np.exp(-((noise(rng, shape, 0.45 * size) / 0.1) ** 2)) * (noise(rng, shape, 0.7 * size) > 0.3)
     level -= 0.3 * size * cleft
     # Neighbours never touch: coherent precipitates keep a channel of matrix between them.
@@ -86,7 +86,7 @@ def _secondary(
 def _tertiary(
     style: np.random.Generator, rng: np.random.Generator, secondary: NDArray[np.bool_], size: float
 ) -> NDArray[np.bool_]:
-    """Fine precipitates in the channels, clear of the large ones by a depleted zone, (h, w)."""
+    """Fine precipitates in the channels, separated from the large ones by a depleted zone, (h, w)."""
     shape: Shape = (secondary.shape[0], secondary.shape[1])
     radius = float(np.clip(style.uniform(0.048, 0.062) * size, 1.7, 3.8))
     if secondary.all():
@@ -121,11 +121,11 @@ def _dust(rng: np.random.Generator, shape: Shape) -> Field:
 
 
 def specimen(style: np.random.Generator, rng: np.random.Generator, shape: Shape, batch: Batch) -> Specimen:
-    """Grow one field of view.
+    """Make one field of view.
 
     Args:
-        style: draws what all fields of a specimen share (lattice direction, channel width, carbide content).
-        rng: draws what is particular to this field.
+        style: generator for what the fields of a specimen have in common (lattice direction, channels, carbides).
+        rng: generator for everything else.
         shape: (h, w) in pixels.
         batch: its feature size is the mean diameter of a secondary precipitate.
     """
@@ -147,7 +147,7 @@ def specimen(style: np.random.Generator, rng: np.random.Generator, shape: Shape,
     dust = _dust(rng, shape)
     tone += 0.2 * dust
     height = np.array(batch.heights, dtype=float)[mask] + dust
-    # Etching does not bite evenly: rough floors inside the precipitates and small pits.
+    # Etching is uneven: rough surfaces inside the precipitates and small pits.
     height += 0.4 * noise(rng, shape, 5.0) * (mask == 1)
     height += 0.15 * noise(rng, shape, 4.0)
     return Specimen(mask, tone, height)

@@ -1,9 +1,8 @@
-"""An archive of synthetic micrographs: which pictures, which split, which references."""
+"""An archive of synthetic micrographs, with splits and references."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,55 +11,48 @@ from pscl_hpc.archive.format import Collection
 from pscl_hpc.archive.synthesis.generate import (
     FAMILIES,
     IMAGES_PER_SPECIMEN,
-    Micrograph,
     class_names,
     collection_name,
     synthesise,
 )
 from pscl_hpc.archive.writer import ShardWriter
 from pscl_hpc.errors import UserError
+from pscl_hpc.progress import Progress
 
 REFERENCES = 5
-"""Annotated images named per collection, each of which alone can serve a one-shot run."""
+"""At most this many reference images per collection."""
 MIN_IMAGES_PER_FAMILY = 3
-"""One specimen for each of train, val and test."""
+"""One specimen each for train, val and test."""
 _TEST_SHARE, _VAL_SHARE = 0.25, 0.15
 
 
-@dataclass(frozen=True)
-class _Entry:
-    index: int
-    split: str
+def _plan(images: int) -> dict[int, str]:
+    """Index -> split of one family's ``images`` pictures; both fields of a specimen are in one split.
 
-
-def _plan(images: int) -> list[_Entry]:
-    """Indices and splits of one family's ``images`` pictures, whole specimens to a split.
-
-    The first specimens train, so that every production batch is met in training as soon as there are enough;
-    the last ones are for validation and testing.
+    The first specimens are for training, so that all production batches are in training when there are enough.
     """
     specimens = max(MIN_IMAGES_PER_FAMILY, -(-images // IMAGES_PER_SPECIMEN))
     test = max(1, round(_TEST_SHARE * specimens))
     val = max(1, round(_VAL_SHARE * specimens))
     train = specimens - test - val
     splits = ["train"] * train + ["val"] * val + ["test"] * test
-    # Every specimen gives its first field before any gives a second one, so none stays empty.
+    # First fields of all specimens before second fields, so that no specimen is empty.
     order = [
         s * IMAGES_PER_SPECIMEN + field for field in range(IMAGES_PER_SPECIMEN) for s in range(specimens)
     ]
-    return [_Entry(index, splits[index // IMAGES_PER_SPECIMEN]) for index in sorted(order[:images])]
+    return {index: splits[index // IMAGES_PER_SPECIMEN] for index in sorted(order[:images])}
 
 
 def _image_id(family: str, index: int) -> str:
     return f"{collection_name(family)}/{family}_{index:06d}"
 
 
-def _references(family: str, plan: Sequence[_Entry], seed: int, size: tuple[int, int]) -> tuple[str, ...]:
-    """Ids of the first training images with all classes, at most :data:`REFERENCES`, one per specimen first.
+def _references(family: str, plan: Mapping[int, str], seed: int, size: tuple[int, int]) -> tuple[str, ...]:
+    """Ids of the first training images with all classes, at most :data:`REFERENCES`, from different specimens first.
 
-    A picture too small to show every class in any training image leaves the richest of them as the only reference.
+    If no training image has all classes, the one with the most is the only reference.
     """
-    train = [entry.index for entry in plan if entry.split == "train"]
+    train = [index for index, split in plan.items() if split == "train"]
     train.sort(key=lambda index: (index % IMAGES_PER_SPECIMEN, index))
     complete: list[int] = []
     richest, most = train[0], 0
@@ -82,71 +74,67 @@ def write_synthetic_archive(
     size: tuple[int, int] = (256, 256),
     families: Sequence[str] = FAMILIES,
     *,
-    on_image: Callable[[int, int], None] | None = None,
+    progress: bool = False,
 ) -> Path:
     """Write an archive of synthetic micrographs, each with its exact mask.
 
     Args:
         out: the HDF5 file to make; it must not exist.
-        images: total number of images, dealt evenly to the families (the first ones take the rest); at least
-            three per family.
+        images: total number of images, divided evenly among the families; at least three per family.
         seed: as in :func:`synthesise`; the archive is a pure function of (images, seed, size, families).
         size: (height, width) of every image in pixels.
-        families: which of :data:`FAMILIES`, each a collection ``synthetic_<family>`` of its own.
-        on_image: called after each image with (images written, images in all), for progress displays.
+        families: names in :data:`FAMILIES`; each becomes a collection ``synthetic_<family>``.
+        progress: show a bar.
 
     Returns:
         ``out``.
 
     Raises:
-        UserError: ``out`` exists, too few images, or a wrong family, size or seed.
+        UserError: ``out`` exists, there are too few images, or a family, size or seed is wrong.
 
-    About 60% of the specimens are for training, 15% for validation and 25% for testing; both fields of a
-    specimen share its split. Each collection names up to five training images with all classes as references.
+    About 60% of the specimens are for training, 15% for validation and 25% for testing. Each collection has up to five
+    training images with all classes as references.
     """
     out = Path(out)
     names = list(dict.fromkeys(families))
     if not names:
-        raise UserError(f"no synthetic family was chosen; choose from: {', '.join(FAMILIES)}")
-    collections = {family: collection_name(family) for family in names}
+        raise UserError(f"no synthetic family was given; choose from {', '.join(FAMILIES)}")
     least = MIN_IMAGES_PER_FAMILY * len(names)
     if images < least:
         raise UserError(
-            f"{images} synthetic images are too few for {len(names)} families in three splits: ask for at least {least}"
+            f"{images} synthetic images are too few for {len(names)} families in three splits; make at least {least}"
         )
     if out.exists() or out.is_symlink():
-        raise UserError(f"{out} exists already: choose another output file or remove it first")
+        raise UserError(f"{out} already exists; choose another output file or remove it")
     plans = {
         family: _plan(images // len(names) + (position < images % len(names)))
         for position, family in enumerate(names)
     }
     described = [
         Collection(
-            name=collections[family],
+            name=collection_name(family),
             classes=class_names(family),
             references=_references(family, plan, seed, size),
         )
         for family, plan in plans.items()
     ]
-    done = 0
-    with ShardWriter(out, described) as writer:
+    bar = Progress("drawing", images, unit="image", show=progress)
+    with bar, ShardWriter(out, described) as writer:
         for family, plan in plans.items():
-            for entry in plan:
-                picture: Micrograph = synthesise(family, seed=seed, index=entry.index, size=size)
+            for index, split in plan.items():
+                picture = synthesise(family, seed=seed, index=index, size=size)
                 writer.add(
                     picture.image,
                     mask=picture.mask,
-                    id=_image_id(family, entry.index),
-                    dataset=collections[family],
-                    split=entry.split,
+                    id=_image_id(family, index),
+                    dataset=collection_name(family),
+                    split=split,
                     specimen=picture.specimen,
-                    condition=picture.condition,
+                    production_batch=picture.production_batch,
                     alloy=picture.alloy,
                     magnification=picture.magnification,
                     um_per_pixel=picture.um_per_pixel,
-                    source=f"synthetic:{family}:seed={seed}:index={entry.index}",
+                    source=f"synthetic:{family}:seed={seed}:index={index}",
                 )
-                done += 1
-                if on_image is not None:
-                    on_image(done, images)
+                bar.advance()
     return out

@@ -29,17 +29,33 @@ def writing(path: Path, what: str = "it") -> Iterator[None]:
         ) from error
 
 
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, sync it, and rename it over ``path``."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Replace ``path`` by the file that the block writes under the temporary name it is given.
+
+    The temporary file is in the same folder. It is synced and renamed when the block ends without an exception;
+    otherwise it is removed and ``path`` stays as it was.
+    """
     temporary = _beside(path)
     try:
-        write(temporary)
+        yield temporary
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
-        temporary.replace(path)
+        move_file(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+
+
+def replace_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Replace ``path`` by the file that ``write`` makes under the temporary name it is given."""
+    with replacing(path) as temporary:
+        write(temporary)
+
+
+def move_file(source: Path, target: Path) -> None:
+    """Rename a complete, synced file over ``target`` on the same file system, durably."""
+    source.replace(target)
+    sync_folder(target.parent)
 
 
 def create_text(path: Path, text: str) -> bool:

@@ -1,9 +1,9 @@
-"""A throw-away archive of one image file, so that it is decoded, scaled and read as an image of an archive is."""
+"""A temporary archive of one image file, so that it is decoded and scaled exactly as an archived image."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection as Some
+from collections.abc import Collection as AnyCollection
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,34 +22,34 @@ _COLLECTION = "files"
 
 @dataclass(frozen=True)
 class FilePage:
-    """Where a page of the file is in the archive."""
+    """A page of the file in the temporary archive."""
 
     index: int
-    """The image, as ``archive build`` would have it."""
+    """Index of the image."""
     bar: int | None
-    """The rows that were cut from its bottom edge, in the same scale; None where none were."""
+    """Index of the rows cut from its bottom edge, in the same intensity range; None if none were cut."""
     sensitive: frozenset[str]
-    """Those of the fields asked about that could have made another image of this page."""
+    """Fields of ``unsure`` that could have changed this image."""
 
 
 @contextmanager
-def packed_file(
-    path: Path, folder: Path, options: IngestOptions, *, unsure: Some[str] = ()
+def temporary_archive(
+    path: Path, folder: Path, options: IngestOptions, *, unsure: AnyCollection[str] = ()
 ) -> Iterator[tuple[Archive, list[FilePage]]]:
-    """An archive of the pages of one file, gone after the block.
+    """An archive of the pages of one image file, removed after the block.
 
     Args:
-        path: The file.
-        folder: Where there is room for the archive.
-        options: Those of the archive that the images are to be like.
-        unsure: Fields of ``options`` that are guessed.
+        path: the image file.
+        folder: where the archive is made.
+        options: how the images are packed.
+        unsure: fields of ``options`` that are guesses.
 
     Raises:
-        Unreadable: there is no image in the file, or not one that can be packed so.
+        Unreadable: the file has no image, or one that cannot be packed with these options.
     """
     with tempfile.TemporaryDirectory(prefix=".packed-", dir=folder) as scratch:
         shard = Path(scratch) / "image.h5"
-        places: list[tuple[str, str | None, frozenset[str]]] = []
+        found: list[tuple[str, str | None, frozenset[str]]] = []
         with (
             open_pages(path) as pages,
             ShardWriter(shard, [Collection(_COLLECTION)], percentiles=options.percentiles) as writer,
@@ -61,19 +61,13 @@ def packed_file(
                 if prepared.bar is not None:
                     bar_id = f"{_COLLECTION}/{number}.bar"
                     _add(writer, prepared.bar, bar_id, (writer.rows[-1].low, writer.rows[-1].high))
-                places.append((image_id, bar_id, frozenset(sensitive_to(prepared.image, unsure))))
+                found.append((image_id, bar_id, frozenset(sensitive_to(prepared.image, unsure))))
         with Archive(shard) as archive:
-            yield (
-                archive,
-                [
-                    FilePage(
-                        archive.find(image_id).index,
-                        archive.find(bar_id).index if bar_id is not None else None,
-                        sensitive,
-                    )
-                    for image_id, bar_id, sensitive in places
-                ],
-            )
+            file_pages = [
+                FilePage(archive.find(image).index, archive.find(bar).index if bar else None, sensitive)
+                for image, bar, sensitive in found
+            ]
+            yield archive, file_pages
 
 
 def _add(writer: ShardWriter, page: Page, image_id: str, intensity: tuple[float, float] | None) -> None:

@@ -1,7 +1,7 @@
 """Micrometres per pixel and magnification from the tags that microscopes write into TIFF files.
 
-Read: FEI / Thermo Fisher (tag 34682), Zeiss SEM (34118), Olympus SIS (33560), OME-XML (see :mod:`.ome`) and ImageJ. The
-plain resolution tags are not: most programs fill them with the dots per inch of a screen.
+Supported: FEI / Thermo Fisher (tag 34682), Zeiss SEM (34118), Olympus SIS (33560), OME-XML and ImageJ. The plain
+resolution tags are ignored, because most programs write the dots per inch of a screen there.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
+from xml.parsers import expat
 
 import tifffile
-
-from pscl_hpc.archive.ingest.ome import um_per_pixel_of
 
 Scale = tuple[float | None, float | None]
 """(micrometres per pixel, magnification), None where unknown."""
@@ -22,9 +21,12 @@ _UM |= {"\u00c5": 1e-4, "\u212b": 1e-4}  # two signs for one ångström
 _UM |= {"micron": 1.0, "microns": 1.0}
 _UM |= {"\\u00b5m": 1.0, "\\u00B5m": 1.0}  # ImageJ writes its unit in ASCII
 
+_OME_UNIT = "\u00b5m"
+"""Default unit of the OME schema."""
+
 
 def scale_of(file: tifffile.TiffFile) -> Scale:
-    """The first scale that a microscope left in the file; (None, None) when there is none."""
+    """The first scale found in the tags of a file; (None, None) when there is none."""
     readers: tuple[tuple[str, Callable[[Mapping[str, Any]], Scale]], ...] = (
         ("fei_metadata", _fei),
         ("sem_metadata", _zeiss),
@@ -35,7 +37,7 @@ def scale_of(file: tifffile.TiffFile) -> Scale:
             tags = getattr(file, attribute)
             um_per_pixel, magnification = read(tags) if isinstance(tags, Mapping) else (None, None)
         except (KeyError, ValueError, TypeError, IndexError):
-            continue  # tags that a later program mangled are as good as none
+            continue  # damaged tags are ignored
         if um_per_pixel or magnification:
             return _positive(um_per_pixel), _positive(magnification)
     return _positive(_ome(file)) or _positive(_imagej(file)), None
@@ -69,9 +71,55 @@ def _olympus(tags: Mapping[str, Any]) -> Scale:
     return (float(size) * 1e6 if size else None), (float(magnification) if magnification else None)
 
 
+class _Refused(Exception):
+    pass
+
+
 def _ome(file: tifffile.TiffFile) -> float | None:
+    """Micrometres per pixel from OME-XML (schema 2016-06, element Pixels), equal for all images and directions.
+
+    None if the unit is unknown, the pixels are not square or the XML is damaged. The XML is not trusted: one with a
+    document type, and so with entities, is refused.
+    """
     text = file.ome_metadata
-    return um_per_pixel_of(text, _UM) if text else None
+    if not text:
+        return None
+    sizes: list[float | None] = []
+
+    def element(name: str, attributes: dict[str, str]) -> None:
+        if name.rpartition(" ")[2] == "Pixels":
+            sizes.append(_square(attributes))
+
+    def doctype(*_: object) -> None:
+        raise _Refused
+
+    parser = expat.ParserCreate(namespace_separator=" ")
+    parser.StartElementHandler = element
+    parser.StartDoctypeDeclHandler = doctype
+    try:
+        parser.Parse(text, True)
+    except (expat.ExpatError, _Refused, ValueError):
+        return None
+    first = sizes[0] if sizes else None
+    if first is None or any(size is None or not _alike(size, first) for size in sizes):
+        return None
+    return first
+
+
+def _square(attributes: Mapping[str, str]) -> float | None:
+    """Micrometres per pixel of one image; a size given for only one direction applies to both."""
+    sizes = [
+        float(attributes[key]) * _UM.get(attributes.get(f"{key}Unit", _OME_UNIT).strip(), math.nan)
+        for key in ("PhysicalSizeX", "PhysicalSizeY")
+        if key in attributes
+    ]
+    if not sizes or any(_positive(size) is None for size in sizes) or not _alike(sizes[0], sizes[-1]):
+        return None
+    return sizes[0]
+
+
+def _alike(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=1e-3)
 
 
 def _imagej(file: tifffile.TiffFile) -> float | None:

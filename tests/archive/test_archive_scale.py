@@ -1,4 +1,4 @@
-"""Micrometres per pixel from OME-XML, which anyone may have written."""
+"""Micrometres per pixel from OME-XML, which is not trusted."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def test_the_size_of_a_pixel(tmp_path: Path, sizes: str, expected: float | None)
     assert found == (None if expected is None else pytest.approx(expected))
 
 
-def test_as_it_is_written(tmp_path: Path) -> None:
-    """By another program, in a stack, into the archive."""
+def test_the_scale_reaches_the_archive(tmp_path: Path) -> None:
+    """A stack written by tifffile is packed with its scale."""
     sizes = {"PhysicalSizeX": 21, "PhysicalSizeXUnit": "nm", "PhysicalSizeY": 21, "PhysicalSizeYUnit": "nm"}
     (tmp_path / "x").mkdir()
     tifffile.imwrite(
@@ -92,5 +92,5 @@ def test_a_document_type_is_not_read(tmp_path: Path, before: str) -> None:
 @pytest.mark.parametrize(
     "torn", ['<OME><Image><Pixels PhysicalSizeX="1"/></OME>', "&a;</OME>", "OME>", "\x01<OME></OME>"]
 )
-def test_damaged_xml_is_as_good_as_none(tmp_path: Path, torn: str) -> None:
+def test_damaged_xml_is_ignored(tmp_path: Path, torn: str) -> None:
     assert scale(tmp_path / "a.tif", torn) is None
