@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from pscl_hpc.config import Config, resolve_config
-from pscl_hpc.launch import job as job_module
-from pscl_hpc.launch.jobs import find_runs
-from pscl_hpc.launch.registry import JobRecord, job_records, save_job
+from pscl_hpc.launch import stage_job
+from pscl_hpc.launch.records import JobRecord, job_records, save_job
 from pscl_hpc.launch.schedulers import SCHEDULERS, wait_for_end
+from pscl_hpc.launch.status import find_runs
 from tests.helpers import small_archive
 
 MakeConfig = Callable[..., Config]
@@ -28,7 +28,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=":")
-    monkeypatch.setitem(job_module.STAGES, "pretrain", "toy_stage:train")
+    monkeypatch.setitem(stage_job.STAGES, "pretrain", "toy_stage:train")
     yield folder
     for run in find_runs(folder):
         for record in job_records(run):

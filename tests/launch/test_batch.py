@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pscl_hpc.launch.batch import REFUSED, REQUEUE, STOPPED, python_command, srun_options
-from pscl_hpc.launch.executors import batch_script
+from pscl_hpc.launch.batch_script import REFUSED, REQUEUE, STOPPED, python_command, srun_options
+from pscl_hpc.launch.executors import submission_script
 from pscl_hpc.launch.profiles import Container, Profile
 
 RUNNING = "JobId=7 JobState=RUNNING Reason=None"
@@ -30,7 +30,7 @@ class Batch:
         (folder / "bin").mkdir()
         profile = Profile(time="10", retries=retries)
         self.script = folder / "script.sh"
-        self.script.write_text(batch_script(self.files, "run", profile))
+        self.script.write_text(submission_script(self.files, "run", profile))
         self.stand_in(
             "scontrol", 'case $1 in show) cat "$STATE" ;; requeue) echo requeue "$2" >> "$NOTES" ;; esac'
         )

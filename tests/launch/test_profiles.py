@@ -79,35 +79,35 @@ def test_profiles_extend_each_other(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("text", "named"),
     [
-        ("partitoin: gpu", "unknown key 'partitoin'; did you mean 'partition'?"),
-        ("container: {image: y, pythn: x}", "unknown key 'container.pythn'; did you mean 'python'?"),
-        ("container: {how: apptainer}", "key 'container.image' is missing"),
-        ("nodes: 0", "key 'nodes'"),
-        ("nodes: many", "key 'nodes'"),
-        ("{gpus_per_node: 4, tasks_per_node: 8}", "one task runs on each GPU"),
-        ("stage: scratch", "name an absolute folder"),
-        ("environment: {'A B': x}", "'A B', which is no name of a variable"),
-        ("sbatch: {output: x}", "sbatch.output is set by the submission itself"),
-        ("sbatch: {cpus-per-task: 3}", "write cpus_per_task"),
-        ("time: tomorrow", "is no time limit"),
-        ("[1, 2]", "not keys and values"),
-        (": :", "not valid YAML"),
+        ("partitoin: gpu", "'partition'"),
+        ("container: {image: y, pythn: x}", "'container.pythn'"),
+        ("container: {how: apptainer}", "'container.image'"),
+        ("nodes: 0", "'nodes'"),
+        ("nodes: many", "'nodes'"),
+        ("{gpus_per_node: 4, tasks_per_node: 8}", "tasks_per_node"),
+        ("stage: scratch", "'scratch'"),
+        ("environment: {'A B': x}", "'A B'"),
+        ("sbatch: {output: x}", "sbatch.output"),
+        ("sbatch: {cpus-per-task: 3}", "cpus_per_task"),
+        ("time: tomorrow", "'tomorrow'"),
+        ("[1, 2]", "bad.yaml"),
+        (": :", "bad.yaml"),
     ],
 )
-def test_a_wrong_profile_is_one_sentence(folder: Path, text: str, sentence: str) -> None:
+def test_a_wrong_profile_is_one_sentence(folder: Path, text: str, named: str) -> None:
     (folder / "bad.yaml").write_text(text)
     with pytest.raises(UserError, match=r"^[^\n]+$") as caught:
         load_profile("bad")
-    assert sentence in str(caught.value)
+    assert named in str(caught.value)
 
 
 def test_an_unknown_profile_names_the_nearest(folder: Path) -> None:
     (folder / "juwels.yaml").write_text("time: 10")
-    with pytest.raises(UserError, match="did you mean 'juwels'"):
+    with pytest.raises(UserError, match="'juwels'"):
         load_profile("jewels")
-    with pytest.raises(UserError, match="no such configuration file"):
+    with pytest.raises(UserError, match=r"absent\.yaml"):
         load_profile("absent.yaml")
 
 

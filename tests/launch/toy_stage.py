@@ -27,7 +27,7 @@ def train(config: PretrainConfig) -> None:
         if os.environ["RANK"] != "0":
             return
     if config.name == "refused":
-        raise UserError("the archive is wrong; mend it")
+        raise UserError("the archive is wrong; fix it")
     with RunFolder.start(config, torch.device("cpu")) as folder:
         state = folder.checkpoints.load_latest()
         first = int(state["step"]) if state else 0

@@ -13,16 +13,17 @@ import pytest
 
 from pscl_hpc.config import PretrainConfig
 from pscl_hpc.errors import UserError
-from pscl_hpc.launch import job as job_module
-from pscl_hpc.launch.jobs import find_runs, ranks_of_node, run_status
+from pscl_hpc.launch import stage_job
+from pscl_hpc.launch.control import ranks_of_node
 from pscl_hpc.launch.profiles import Profile
-from pscl_hpc.launch.registry import job_records
+from pscl_hpc.launch.records import job_records
 from pscl_hpc.launch.schedulers import SCHEDULERS, wait_for_end
+from pscl_hpc.launch.status import find_runs, run_status
 from pscl_hpc.launch.submission import Submission, submit
 from pscl_hpc.runs import RunFolder
 from tests.helpers import small_archive, small_config
 
-SCRIPT = Path(__file__).parents[2] / "slurm" / "throwaway-cluster.sh"
+SCRIPT = Path(__file__).parents[2] / "slurm" / "test-cluster.sh"
 STEPS, GATE = 12, 5
 WAIT_S = 150
 
@@ -84,7 +85,7 @@ def place(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("SLURM_CONF", f"{cluster.environment['CLUSTER_DIR']}/etc/slurm.conf")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", f"{here}:{os.environ.get('PYTHONPATH', '')}")
-    monkeypatch.setitem(job_module.STAGES, "pretrain", "gated_stage:pretrain")
+    monkeypatch.setitem(stage_job.STAGES, "pretrain", "gated_stage:pretrain")
     yield folder
     for run in find_runs(folder):
         for record in job_records(run):

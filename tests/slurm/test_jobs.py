@@ -10,12 +10,12 @@ import pytest
 
 from pscl_hpc.config import resolve_config
 from pscl_hpc.errors import UserError
-from pscl_hpc.launch import job as job_module
-from pscl_hpc.launch import submission
-from pscl_hpc.launch.jobs import cancel, follow_log, requeue, run_status
+from pscl_hpc.launch import stage_job, submission
+from pscl_hpc.launch.control import cancel, follow_log, requeue
 from pscl_hpc.launch.profiles import Profile
-from pscl_hpc.launch.registry import job_records
+from pscl_hpc.launch.records import job_records
 from pscl_hpc.launch.schedulers import SCHEDULERS
+from pscl_hpc.launch.status import run_status
 from pscl_hpc.launch.submission import Submission, show_script, submit, submit_many
 from pscl_hpc.runs import RunFolder
 
@@ -129,7 +129,7 @@ def test_wrong_input_is_not_tried_again(place: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_job_that_always_fails_ends_after_its_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(job_module.STAGES, "pretrain", "gated_stage:die")
+    monkeypatch.setitem(stage_job.STAGES, "pretrain", "gated_stage:die")
     done = submit(make_config("runs/a"), cluster="slurm", profile=Profile(time="10", retries=1))
     assert ended(done).startswith("FAILED")
     assert log_of(done).count("rank 0 of 1") == 2

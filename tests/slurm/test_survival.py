@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from pscl_hpc.config import to_yaml
-from pscl_hpc.launch.jobs import requeue, run_status
+from pscl_hpc.launch.control import requeue
 from pscl_hpc.launch.profiles import Profile
 from pscl_hpc.launch.schedulers import SCHEDULERS
+from pscl_hpc.launch.status import run_status
 
 from .conftest import GATE, SCRIPT, at_gate, ends, eventually, finish, first_steps, make_config, slurm, start
 

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # A Slurm cluster to try things on and to throw away: controller, accounting and N nodes on one Debian machine.
 #
-#   eval "$(slurm/throwaway-cluster.sh up 2)"    start it; prints what has to be exported
-#   slurm/throwaway-cluster.sh crash n2          the node loses power: its daemon and its tasks are gone at once
-#   slurm/throwaway-cluster.sh boot n2           it comes back
-#   slurm/throwaway-cluster.sh unplug n2         its network cable is pulled; its processes live on
-#   slurm/throwaway-cluster.sh plug n2           the cable is back
-#   slurm/throwaway-cluster.sh inside n2 CMD..   run a command on the node, outside of any job
-#   slurm/throwaway-cluster.sh status            nodes and queue
-#   slurm/throwaway-cluster.sh down              stop everything and delete the folder
-#   slurm/throwaway-cluster.sh check             say in one line what is missing here, exit code 1 if anything is
+#   eval "$(slurm/test-cluster.sh up 2)"    start it; prints what has to be exported
+#   slurm/test-cluster.sh crash n2          the node loses power: its daemon and its tasks are gone at once
+#   slurm/test-cluster.sh boot n2           it comes back
+#   slurm/test-cluster.sh unplug n2         its network cable is pulled; its processes live on
+#   slurm/test-cluster.sh plug n2           the cable is back
+#   slurm/test-cluster.sh inside n2 CMD..   run a command on the node, outside of any job
+#   slurm/test-cluster.sh status            nodes and queue
+#   slurm/test-cluster.sh down              stop everything and delete the folder
+#   slurm/test-cluster.sh check             say in one line what is missing here, exit code 1 if anything is
 #
 # Needs root, network and process namespaces, and the Debian packages slurmctld slurmd slurm-client slurmdbd munge
 # mariadb-server-core mariadb-client-core iproute2. It installs nothing.

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pscl_hpc.study.cluster_executor import ENTRY, ClusterJobs
 
 from pscl_hpc.config import Config
 from pscl_hpc.errors import UserError
@@ -15,7 +16,6 @@ from pscl_hpc.launch.profiles import Profile
 from pscl_hpc.report.study_results import StudyResults
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.study import cluster_executor
-from pscl_hpc.study.cluster_executor import ENTRY, ClusterJobs
 from pscl_hpc.study.run import run_study
 
 from .material import fabricate, small_study
