@@ -1,4 +1,4 @@
-"""Seconds from `submit` to the first training step on an idle throw-away Slurm, and where they go.
+"""Seconds from `submit` to the first training step on an idle test cluster of Slurm, and where they go.
 
     python bench/submit_latency.py [--repeats 3]
 

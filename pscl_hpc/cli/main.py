@@ -67,7 +67,7 @@ COMMANDS = (
           "pscl_hpc.cli.launch:register"),
     Entry("plan", CLUSTER, "Predict step time, memory and scaling on up to 1,024 GPUs.",
           "pscl_hpc.cli.plan:register"),
-    Entry("doctor", CLUSTER, "Say what this machine can do, and what to mend.",
+    Entry("doctor", CLUSTER, "Check what this machine can do, and say what to fix.",
           "pscl_hpc.cli.doctor:register"),
 )  # fmt: skip
 

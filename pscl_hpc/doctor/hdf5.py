@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from pscl_hpc.doctor.findings import Finding
 
 PLUGIN_FILTERS = {"zstd": 32015, "lz4": 32004, "bitshuffle": 32008}
-"""Registered numbers of the filters that hdf5plugin brings."""
+"""Registered numbers of the filters in hdf5plugin."""
 
 
 def library() -> Iterator[Finding]:
-    """h5py, the library under it, and the locking variable."""
+    """h5py, its HDF5 library, and the variable that controls file locking."""
     try:
         import h5py
-    except Exception as error:  # ValueError where it was built for another numpy
+    except Exception as error:  # ValueError if it was built for another numpy
         yield Finding("HDF5", "problem", f"h5py cannot be imported: {error}", "pip install h5py")
         return
     text = f"h5py {h5py.version.version}, HDF5 {h5py.version.hdf5_version}"
@@ -26,7 +26,7 @@ def library() -> Iterator[Finding]:
 
 
 def filters() -> Iterator[Finding]:
-    """Compression that archives may have: the portable ones, and those of hdf5plugin."""
+    """Compression filters of archives: the portable ones, and those of hdf5plugin."""
     from h5py import h5z
 
     portable = {"gzip": h5z.FILTER_DEFLATE, "lzf": h5z.FILTER_LZF, "shuffle": h5z.FILTER_SHUFFLE}

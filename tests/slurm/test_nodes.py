@@ -1,4 +1,4 @@
-"""Ranks and nodes that die: the weights are those of a run to which nothing happened."""
+"""Ranks and nodes that crash: the weights are those of an undisturbed run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever happens to a job on a real Slurm, its run ends with the weights of one to which nothing happened."""
+"""Preemption, requeueing and time limits on a real Slurm: the weights are those of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Undisturbed = Callable[[int], str]
 def test_preemption_and_requeue_lose_no_step(undisturbed: Undisturbed) -> None:
     done = start("runs/a 'b'", Profile(nodes=2, partition="main", time="20"))
     at_gate(done)
-    # All nodes for a job that comes first.
+    # A job of higher priority that needs all nodes.
     urgent = slurm(
         "sbatch",
         "--parsable",
@@ -38,13 +38,13 @@ def test_preemption_and_requeue_lose_no_step(undisturbed: Undisturbed) -> None:
         "--wrap",
         "sleep 1",
     )
-    eventually("the job gives way", lambda: SCHEDULERS["slurm"].state(done.job).phase == "pending")
+    eventually("the job is preempted", lambda: SCHEDULERS["slurm"].state(done.job).phase == "pending")
     at_gate(done, 1)
     assert slurm("sacct", "-X", "-n", "-P", "-j", urgent, "-o", "State") == "COMPLETED"
 
     assert requeue(done.run).state in ("queued", "starting", "running")
     at_gate(done, 2)
-    # By hand: Slurm sends SIGTERM and kills what is left after KillWait, which is enough to save here.
+    # By hand: Slurm sends SIGTERM, and SIGKILL after KillWait, which is long enough to save here.
     slurm("scontrol", "requeue", done.job.job)
     at_gate(done, 3)
 
@@ -54,7 +54,7 @@ def test_preemption_and_requeue_lose_no_step(undisturbed: Undisturbed) -> None:
 
 
 def test_the_time_limit_is_announced_and_the_run_goes_on(undisturbed: Undisturbed) -> None:
-    # Two minutes: a slow machine needs more than one to come to the gate.
+    # Two minutes: a slow machine needs more than one to reach the gate.
     done = start("runs/a", Profile(nodes=2, time="2"))
     at_gate(done)
     at_gate(done, 1)
