@@ -141,7 +141,7 @@ def load_profile(name: str) -> Profile:
         known = known_profiles()
         if name not in known:
             raise UserError(
-                f"--profile {name}: profile not found{did_you_mean(name, known)}; give the name of a profile or a YAML file "
+                f"--profile {name}: profile not found{did_you_mean(name, known)}; give a profile's name or a YAML file "
                 "(slurm/README.md explains the keys)"
             )
         path = known[name]
