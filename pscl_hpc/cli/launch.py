@@ -275,9 +275,7 @@ def requeue(run: Run, as_json: Json = False) -> None:
     A running job is asked to save first, and is restarted in any case. A run that failed or was stopped is submitted
     again with the same resources.
 
-    Examples:
-
-        pscl-hpc jobs requeue runs/my-run
+    Example: pscl-hpc jobs requeue runs/my-run
     """
     from pscl_hpc.launch.control import requeue as requeue_job
 
@@ -287,9 +285,7 @@ def requeue(run: Run, as_json: Json = False) -> None:
 def cancel(run: Run, as_json: Json = False) -> None:
     """Stop the newest job of a run. The checkpoints are kept, and submitting the run again resumes it.
 
-    Examples:
-
-        pscl-hpc jobs cancel runs/my-run
+    Example: pscl-hpc jobs cancel runs/my-run
     """
     from pscl_hpc.launch.control import cancel as cancel_job
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -50,5 +51,5 @@ def run_check(area: str, check: Check) -> list[Finding]:
     try:
         found.extend(check())
     except Exception as error:
-        found.append(Finding(area, "note", f"check failed: {type(error).__name__}: {error}"))
-    return found
+        found.append(Finding("note", f"check failed: {type(error).__name__}: {error}"))
+    return [replace(finding, area=area) for finding in found]

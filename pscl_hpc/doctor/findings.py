@@ -14,10 +14,10 @@ Level = Literal["ok", "note", "problem"]
 class Finding:
     """One line of the report."""
 
-    area: str
-    """What was checked, for example ``torch``."""
     level: Level
     text: str
     """What was found."""
     fix: str = ""
     """What to do about it; empty if there is nothing to do."""
+    area: str = ""
+    """What was checked, for example ``torch``; set by :func:`pscl_hpc.doctor.run_check`."""

@@ -25,9 +25,9 @@ def python() -> Iterator[Finding]:
     """The interpreter."""
     text = f"{platform.python_version()} at {sys.executable}"
     if (3, 11) <= sys.version_info[:2] < (3, 13):
-        yield Finding("Python", "ok", text)
+        yield Finding("ok", text)
     else:
-        yield Finding("Python", "note", text, "use Python 3.11 or 3.12, which are tested")
+        yield Finding("note", text, "use Python 3.11 or 3.12, which are tested")
 
 
 def cpu() -> Iterator[Finding]:
@@ -42,9 +42,9 @@ def cpu() -> Iterator[Finding]:
     threads = torch.get_num_threads()
     text = f"{cpu_name()}, {usable} cores usable, torch uses {threads} threads"
     if threads > usable:
-        yield Finding("CPU", "note", text, f"set OMP_NUM_THREADS={usable} or runtime.threads={usable}")
+        yield Finding("note", text, f"set OMP_NUM_THREADS={usable} or runtime.threads={usable}")
     else:
-        yield Finding("CPU", "ok", text)
+        yield Finding("ok", text)
 
 
 def memory() -> Iterator[Finding]:
@@ -58,13 +58,12 @@ def memory() -> Iterator[Finding]:
     if available is not None:
         enough = available >= 2 * GIB
         fix = "" if enough else "close other programs, or use smaller views.size and batch_size"
-        yield Finding("memory", "ok" if enough else "note", f"{available / GIB:.1f} GiB free", fix)
+        yield Finding("ok" if enough else "note", f"{available / GIB:.1f} GiB free", fix)
     shared = Path("/dev/shm")
     if shared.is_dir():
         free = shutil.disk_usage(shared).free
         if free < 256 * 1024**2:
             yield Finding(
-                "memory",
                 "note",
                 f"/dev/shm has only {free / 1024**2:.0f} MiB",
                 "keep runtime.workers=0, or start the container with more (docker run --shm-size 2g)",

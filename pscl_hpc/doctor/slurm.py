@@ -17,16 +17,11 @@ def commands() -> Iterator[Finding]:
     """Whether ``submit --cluster slurm`` can work here."""
     missing = [name for name in COMMANDS if shutil.which(name) is None]
     if len(missing) == len(COMMANDS):
-        yield Finding(
-            "Slurm", "note", "not installed; 'pscl-hpc submit' runs jobs on this machine (--cluster local)"
-        )
+        yield Finding("note", "not installed; 'pscl-hpc submit' runs jobs on this machine (--cluster local)")
         return
     if missing:
         yield Finding(
-            "Slurm",
-            "note",
-            f"{', '.join(missing)} missing",
-            "install the complete Slurm client, or use a login node",
+            "note", f"{', '.join(missing)} missing", "install the complete Slurm client, or use a login node"
         )
     inside = os.environ.get("SLURM_JOB_ID")
     where = f", inside job {inside}" if inside else ""
@@ -36,16 +31,14 @@ def commands() -> Iterator[Finding]:
     ping = _ask("scontrol", "ping")
     if ping is None or " UP" not in f" {ping}".upper():
         yield Finding(
-            "Slurm",
             "note",
             f"{version or 'installed'}, but no controller answers{where}",
             "check SLURM_CONF and 'scontrol ping', or use --cluster local",
         )
         return
-    yield Finding("Slurm", "ok", f"{version}, the controller answers{where}")
+    yield Finding("ok", f"{version}, the controller answers{where}")
     if "sacct" not in missing and _ask("sacct", "--noheader", "--starttime", "now") is None:
         yield Finding(
-            "Slurm",
             "note",
             "sacct does not answer, so it cannot be told how a job ended",
             "ask the site for accounting (slurmdbd)",

@@ -25,14 +25,9 @@ def writing(folder: Path) -> Iterator[Finding]:
                 os.fsync(handle.fileno())
             path.replace(Path(name) / "b")
     except OSError as error:
-        yield Finding(
-            "folder",
-            "problem",
-            f"{folder} ({kind}): {error.strerror}",
-            "choose a writable folder",
-        )
+        yield Finding("problem", f"{folder} ({kind}): {error.strerror}", "choose a writable folder")
         return
-    yield Finding("folder", "ok", f"{folder.resolve()} ({kind}): files can be written, synced and renamed")
+    yield Finding("ok", f"{folder.resolve()} ({kind}): files can be written, synced and renamed")
 
 
 def locking(folder: Path) -> Iterator[Finding]:
@@ -42,7 +37,7 @@ def locking(folder: Path) -> Iterator[Finding]:
             yield _flock(Path(name) / "lock")
             yield from _hdf5_lock(Path(name) / "lock.h5")
     except OSError as error:
-        yield Finding("file locks", "note", f"cannot be tested in {folder}: {error.strerror}", LOCK_FIX)
+        yield Finding("note", f"cannot be tested in {folder}: {error.strerror}", LOCK_FIX)
 
 
 def space(folder: Path) -> Iterator[Finding]:
@@ -50,15 +45,11 @@ def space(folder: Path) -> Iterator[Finding]:
     free = shutil.disk_usage(folder).free
     text = f"{free / GIB:.1f} GiB free in {folder.resolve()}"
     if free < GIB // 10:
-        yield Finding(
-            "disk", "problem", text, "free space or choose another folder; a run needs at least 0.1 GiB"
-        )
+        yield Finding("problem", text, "free space or choose another folder; a run needs at least 0.1 GiB")
     elif free < 5 * GIB:
-        yield Finding(
-            "disk", "note", text, "checkpoints of large models will not fit; keep checkpoint.keep small"
-        )
+        yield Finding("note", text, "checkpoints of large models will not fit; keep checkpoint.keep small")
     else:
-        yield Finding("disk", "ok", text)
+        yield Finding("ok", text)
 
 
 def file_system(folder: Path) -> str:
@@ -84,16 +75,13 @@ def _flock(path: Path) -> Finding:
         try:
             fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            return Finding("file locks", "note", f"not supported here: {error.strerror}", LOCK_FIX)
+            return Finding("note", f"not supported here: {error.strerror}", LOCK_FIX)
         try:
             fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return Finding("file locks", "ok", "a locked run folder keeps other writers out")
+            return Finding("ok", "a locked run folder keeps other writers out")
         return Finding(
-            "file locks",
-            "note",
-            "a file can be locked twice here, so locks do not protect a run folder",
-            LOCK_FIX,
+            "note", "a file can be locked twice here, so locks do not protect a run folder", LOCK_FIX
         )
 
 
@@ -107,7 +95,6 @@ def _hdf5_lock(path: Path) -> Iterator[Finding]:
             handle["x"][()]
     except (OSError, BlockingIOError) as error:
         yield Finding(
-            "file locks",
             "note",
             f"HDF5 cannot lock files here ({error}); archives are read without locks anyway",
             "set HDF5_USE_FILE_LOCKING=FALSE for other HDF5 programs",

@@ -18,12 +18,10 @@ def torch() -> Iterator[Finding]:
     try:
         import torch
     except Exception as error:  # OSError if a CUDA library is missing
-        yield Finding(
-            "torch", "problem", f"cannot be imported: {error}", "run 'make install' or pip install torch"
-        )
+        yield Finding("problem", f"cannot be imported: {error}", "run 'make install' or pip install torch")
         return
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
-    yield Finding("torch", "ok", f"{torch.__version__} ({build})")
+    yield Finding("ok", f"{torch.__version__} ({build})")
 
 
 def gpu() -> Iterator[Finding]:
@@ -34,15 +32,12 @@ def gpu() -> Iterator[Finding]:
         if shutil.which("nvidia-smi"):
             reason = "torch is a CPU build" if torch.version.cuda is None else "torch cannot use the driver"
             yield Finding(
-                "GPU",
                 "note",
                 f"nvidia-smi is installed, but {reason}; everything runs on the CPU",
                 "install a CUDA build of torch that fits the driver shown by nvidia-smi",
             )
         else:
-            yield Finding(
-                "GPU", "note", "none; everything runs on the CPU, so keep crops and schedules small"
-            )
+            yield Finding("note", "none; everything runs on the CPU, so keep crops and schedules small")
         return
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
@@ -51,7 +46,6 @@ def gpu() -> Iterator[Finding]:
             works = bool((values @ values == 64).all())
         except RuntimeError as error:  # such as a device that this build has no kernels for
             yield Finding(
-                "GPU",
                 "problem",
                 f"{properties.name}: cannot compute: {str(error).splitlines()[0]}",
                 "install a torch for this device and its driver, exclude the device with CUDA_VISIBLE_DEVICES, or set "
@@ -65,15 +59,12 @@ def gpu() -> Iterator[Finding]:
         )
         if not works:
             yield Finding(
-                "GPU",
-                "problem",
-                f"{text}; a matrix product is wrong",
-                "exclude it with CUDA_VISIBLE_DEVICES",
+                "problem", f"{text}; a matrix product is wrong", "exclude it with CUDA_VISIBLE_DEVICES"
             )
         elif bf16:
-            yield Finding("GPU", "ok", text)
+            yield Finding("ok", text)
         else:
-            yield Finding("GPU", "note", text, "keep runtime.precision=fp32 on this device")
+            yield Finding("note", text, "keep runtime.precision=fp32 on this device")
 
 
 def triton() -> Iterator[Finding]:
@@ -82,10 +73,7 @@ def triton() -> Iterator[Finding]:
 
     if importlib.util.find_spec("triton") is None:
         yield Finding(
-            "Triton",
-            "note",
-            "not installed; the chunked torch kernels are used",
-            "pip install 'pscl-hpc[triton]'",
+            "note", "not installed; the chunked torch kernels are used", "pip install 'pscl-hpc[triton]'"
         )
         return
     import triton
@@ -93,17 +81,16 @@ def triton() -> Iterator[Finding]:
     version = str(triton.__version__)
     expected = TRITON_OF_TORCH.get(".".join(torch.__version__.split(".")[:2]))
     if expected is None:
-        yield Finding("Triton", "note", f"{version}; not tested with torch {torch.__version__}")
+        yield Finding("note", f"{version}; not tested with torch {torch.__version__}")
     elif not version.startswith(f"{expected}."):
         yield Finding(
-            "Triton",
             "note",
             f"{version}, but torch {torch.__version__} needs {expected}",
             f"pip install 'triton=={expected}.*'",
         )
     else:
         where = "" if torch.cuda.is_available() else "; runs on a GPU only"
-        yield Finding("Triton", "ok", f"{version}, the release for torch {torch.__version__}{where}")
+        yield Finding("ok", f"{version}, the release for torch {torch.__version__}{where}")
 
 
 def collectives() -> Iterator[Finding]:
@@ -113,10 +100,7 @@ def collectives() -> Iterator[Finding]:
 
     if not dist.is_available() or not dist.is_gloo_available():
         yield Finding(
-            "collectives",
-            "note",
-            "gloo is missing; training on several ranks is not possible",
-            "install another torch",
+            "note", "gloo is missing; training on several ranks is not possible", "install another torch"
         )
         return
     if not dist.is_initialized():
@@ -127,19 +111,18 @@ def collectives() -> Iterator[Finding]:
             dist.destroy_process_group()
         except RuntimeError as error:
             yield Finding(
-                "collectives",
                 "note",
                 f"gloo does not start: {str(error).splitlines()[0]}",
                 "make this host's name resolvable, or set GLOO_SOCKET_IFNAME to a network interface",
             )
             return
     if not torch.cuda.is_available():
-        yield Finding("collectives", "ok", "gloo works; NCCL needs GPUs")
+        yield Finding("ok", "gloo works; NCCL needs GPUs")
     elif dist.is_nccl_available():
         release = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
-        yield Finding("collectives", "ok", f"gloo works; NCCL {release}")
+        yield Finding("ok", f"gloo works; NCCL {release}")
     else:
-        yield Finding("collectives", "note", "gloo works; NCCL is missing", "install a torch with NCCL")
+        yield Finding("note", "gloo works; NCCL is missing", "install a torch with NCCL")
 
 
 def tensorboard() -> Iterator[Finding]:
@@ -148,10 +131,9 @@ def tensorboard() -> Iterator[Finding]:
         version = importlib.metadata.version("tensorboard")
     except importlib.metadata.PackageNotFoundError:
         yield Finding(
-            "TensorBoard",
             "note",
             "not installed; metrics.jsonl is always written",
             "pip install 'pscl-hpc[tensorboard]' to use log.tensorboard=true",
         )
         return
-    yield Finding("TensorBoard", "ok", version)
+    yield Finding("ok", version)

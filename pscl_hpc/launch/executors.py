@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ from pscl_hpc.errors import UserError
 from pscl_hpc.launch.batch_script import python_command, sbatch_parameters
 from pscl_hpc.launch.local import NO_LIMIT_MIN, RETRIES, LocalProcessExecutor
 from pscl_hpc.launch.profiles import Profile
+from pscl_hpc.launch.schedulers import run_slurm
 
 _SINFO_TIMEOUT_S = 10
 _MAX_TIMEOUTS = 100
@@ -42,15 +42,8 @@ def default_cluster() -> Literal["local", "slurm"]:
 
     Many machines have the commands without being part of a cluster.
     """
-    if not _has_slurm():
-        return "local"
-    try:
-        answer = subprocess.run(
-            ["sinfo", "--noheader"], stdin=subprocess.DEVNULL, capture_output=True, timeout=_SINFO_TIMEOUT_S
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return "local"
-    return "slurm" if answer.returncode == 0 else "local"
+    answer = run_slurm("sinfo", "--noheader", timeout=_SINFO_TIMEOUT_S) if _has_slurm() else None
+    return "slurm" if answer is not None and answer.returncode == 0 else "local"
 
 
 def check_resources(cluster: str, profile: Profile, *, dry_run: bool = False) -> None:
@@ -75,7 +68,7 @@ def check_resources(cluster: str, profile: Profile, *, dry_run: bool = False) ->
         if getattr(profile, key):
             raise UserError(f"{key} is for Slurm; leave it out, or add --cluster slurm")
     if profile.gpus_per_node:
-        _visible_gpus(profile.gpus_per_node)
+        visible_gpus(profile.gpus_per_node)
 
 
 def build_executor(
@@ -113,7 +106,7 @@ def _local(files: Path, profile: Profile, attached: int | None) -> LocalProcessE
     if profile.cpus_per_task is not None:
         environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(profile.cpus_per_task)
     if profile.gpus_per_node:
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(_visible_gpus(profile.gpus_per_node))
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(visible_gpus(profile.gpus_per_node))
     executor.update_parameters(
         timeout_min=profile.time_min or NO_LIMIT_MIN,
         signal_delay_s=profile.signal_delay,
@@ -123,7 +116,7 @@ def _local(files: Path, profile: Profile, attached: int | None) -> LocalProcessE
     return executor
 
 
-def _visible_gpus(count: int) -> list[str]:
+def visible_gpus(count: int) -> list[str]:
     """The first ``count`` GPUs that this process may use."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     visible = [str(index) for index in range(count)] if given is None else [d for d in given.split(",") if d]

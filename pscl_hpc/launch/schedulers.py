@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.launch.records import JobRecord
@@ -43,33 +43,9 @@ class JobState:
     detail: str = ""
     """Its own words, for example Slurm's state and reason."""
 
-    @property
-    def alive(self) -> bool:
-        """Whether the job is known to wait or run."""
-        return self.phase in ("pending", "running")
-
-
-class Scheduler(Protocol):
-    """One kind of cluster."""
-
-    def state(self, job: JobRecord) -> JobState:
-        """The state of the job."""
-
-    def interrupt(self, job: JobRecord) -> None:
-        """Ask the job to stop; a pending job is removed from the queue."""
-
-    def kill(self, job: JobRecord) -> None:
-        """End the job without asking it."""
-
-    def preempt(self, job: JobRecord) -> None:
-        """Send a running job the signal of a preemption: it saves and is requeued."""
-
-    def restart(self, job: JobRecord) -> None:
-        """Restart a running job without asking it."""
-
 
 class LocalScheduler:
-    """Jobs that are processes of this machine."""
+    """Jobs that are processes of this machine. Their ids are those of the controller processes."""
 
     def state(self, job: JobRecord) -> JobState:
         """Whether the controller process is running."""
@@ -141,24 +117,28 @@ class SlurmScheduler:
     def _command(self, name: str, *arguments: str) -> None:
         if shutil.which(name) is None:
             raise UserError(f"{name} is not on this machine; run the command where the job was submitted")
-        try:
-            done = subprocess.run(
-                [name, *arguments],
-                capture_output=True,
-                text=True,
-                timeout=SLURM_TIMEOUT_S,
-                stdin=subprocess.DEVNULL,
-            )
-        except subprocess.TimeoutExpired:
-            raise JobError(
-                f"{name} got no answer from Slurm in {SLURM_TIMEOUT_S} s; try again later"
-            ) from None
+        done = run_slurm(name, *arguments)
+        if done is None:
+            raise JobError(f"{name} got no answer from Slurm in {SLURM_TIMEOUT_S} s; try again later")
         if done.returncode:
             reason = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
             raise JobError(f"{name} failed: {reason}")
 
 
-SCHEDULERS: dict[str, Scheduler] = {"local": LocalScheduler(), "slurm": SlurmScheduler()}
+SCHEDULERS: dict[str, LocalScheduler | SlurmScheduler] = {
+    "local": LocalScheduler(),
+    "slurm": SlurmScheduler(),
+}
+
+
+def run_slurm(*command: str, timeout: float = SLURM_TIMEOUT_S) -> subprocess.CompletedProcess[str] | None:
+    """Run a Slurm command; None if it is not installed or does not answer within ``timeout`` seconds."""
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
 
 
 class Watch:
@@ -245,10 +225,7 @@ def _process_start(pid: int) -> str | None:
 
 def _slurm(*command: str) -> str | None:
     """The output of a Slurm command, empty for an unknown job; None if Slurm does not answer."""
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=SLURM_TIMEOUT_S, stdin=subprocess.DEVNULL
-        )
-    except (OSError, subprocess.TimeoutExpired):
+    done = run_slurm(*command)
+    if done is None or (done.returncode and "Invalid job id" not in done.stderr):
         return None
-    return done.stdout.strip() if done.returncode == 0 or "Invalid job id" in done.stderr else None
+    return done.stdout.strip()

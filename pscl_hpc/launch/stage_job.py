@@ -14,7 +14,6 @@ import importlib
 import importlib.util
 import os
 import signal
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ from pscl_hpc.archive.staging import stage_archive
 from pscl_hpc.config import load_config
 from pscl_hpc.errors import EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, EXIT_TERMINATED, JobError, UserError
 from pscl_hpc.launch.batch_script import REFUSED, REQUEUE, STOPPED
+from pscl_hpc.launch.schedulers import run_slurm
 from pscl_hpc.launch.task import Task
 from pscl_hpc.runs import RunFolder, write_text
 from pscl_hpc.runs.lock import is_locked
@@ -44,7 +44,6 @@ CANCELLED = "cancelled"
 PREEMPTED = "preempted or near the time limit"
 TERMINATED = "terminated"
 _PACKAGES = ("pscl_hpc", "pscl_kernels")
-_SLURM_TIMEOUT_S = 30
 
 
 @dataclass(frozen=True)
@@ -171,18 +170,8 @@ def listen() -> Iterator[Callable[[int, Any], None]]:
 
 def slurm_ends_job() -> bool:
     """Whether Slurm itself is ending this job (cancelled, requeued); then it must not be requeued."""
-    job = os.environ.get("SLURM_JOB_ID", "")
-    try:
-        shown = subprocess.run(
-            ["scontrol", "show", "job", "--oneliner", job],
-            capture_output=True,
-            text=True,
-            timeout=_SLURM_TIMEOUT_S,
-            stdin=subprocess.DEVNULL,
-        ).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return "JobState=RUNNING" not in shown
+    shown = run_slurm("scontrol", "show", "job", "--oneliner", os.environ.get("SLURM_JOB_ID", ""))
+    return shown is not None and "JobState=RUNNING" not in shown.stdout
 
 
 def source_hash() -> str:
@@ -225,20 +214,17 @@ def keep_last_end(folder: RunFolder, failures: Path | None, restart: int | None 
         failures: the job's file of failed starts, written by the batch script; None without a job.
         restart: the start of the job to which the attempt belongs; None for the last one in the file.
     """
-    folder.keep_last_end(_last_failure(failures, restart) if failures else "")
-
-
-def _last_failure(path: Path, restart: int | None) -> str:
-    """How the tasks of a start of the job ended, from the file of failed starts; empty when it is not there."""
-    try:
-        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
-    except OSError:
-        return ""
+    lines: list[list[str]] = []
+    with contextlib.suppress(OSError):
+        lines = (
+            [line.split() for line in failures.read_text(encoding="utf-8").splitlines()] if failures else []
+        )
     codes = [int(words[1]) for words in lines if len(words) == 2 and restart in (None, int(words[0]))]
     if not codes:
-        return ""
+        folder.keep_last_end()
+        return
     killed = f", killed by signal {codes[-1] - 128}" if codes[-1] > 128 else ""
-    return f"a rank ended with exit code {codes[-1]}{killed}"
+    folder.keep_last_end(f"a rank ended with exit code {codes[-1]}{killed}")
 
 
 def _check_gpu(task: Task) -> None:

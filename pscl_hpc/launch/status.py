@@ -69,6 +69,7 @@ def run_status(run: Path) -> RunStatus:
     attempts = folder.attempts
     live = asked is not None and asked.phase != "ended"
     last: dict[str, Any] = lines[-1] if lines else {}
+    newest: dict[str, Any] = attempts[-1] if attempts else {}
     return RunStatus(
         run=str(run),
         kind=folder.config.kind,
@@ -81,7 +82,7 @@ def run_status(run: Path) -> RunStatus:
         checkpoint=steps[-1] if steps else None,
         restarts=max(0, len(attempts) - 1),
         last_end=str(attempts[-2].get("ended", "")) if len(attempts) > 1 else "",
-        ranks=job.tasks if job and (live or not attempts) else _ranks(attempts),
+        ranks=job.tasks if job and (live or not attempts) else int(newest.get("ranks", 1)),
         job=job.job if job else "",
         cluster=job.cluster if job else "",
         detail=_detail(folder, state, asked),
@@ -170,10 +171,6 @@ def _loss_lines(folder: RunFolder) -> list[dict[str, Any]]:
 def _first_steps(folder: RunFolder) -> list[int]:
     """The step from which each attempt resumed."""
     return [int(attempt["first_step"]) for attempt in folder.attempts if "first_step" in attempt]
-
-
-def _ranks(attempts: list[dict[str, Any]]) -> int:
-    return int(attempts[-1].get("ranks", 1)) if attempts else 1
 
 
 def _state(folder: RunFolder, asked: JobState | None) -> State:

@@ -45,27 +45,9 @@ def submit(
     any_commit: bool = False,
     entry: str = "",
 ) -> Submission:
-    """Submit the run of a configuration. An unfinished run in ``config.run`` is resumed.
-
-    Args:
-        config: the run.
-        cluster: ``local`` or ``slurm``.
-        profile: the resources to request.
-        any_commit: let the job start even if the code has changed since its submission.
-        entry: as in :func:`submit_many`.
-
-    Raises:
-        UserError: the folder holds another run or one that is being worked on, or the cluster refuses the job. An
-            existing run is not changed.
-        JobError: Slurm does not report the state of the previous job.
-    """
+    """Submit one run, with its own name and folder; the arguments and errors are those of :func:`submit_many`."""
     return submit_many(
-        [config],
-        cluster=cluster,
-        name=config.name,
-        profile=profile,
-        any_commit=any_commit,
-        entry=entry,
+        [config], cluster=cluster, name=config.name, profile=profile, any_commit=any_commit, entry=entry
     )[0]
 
 
@@ -83,12 +65,12 @@ def submit_many(
     """Submit runs that request the same resources: on Slurm as one job array, here as one job each, all at once.
 
     Args:
-        configs: the runs; each has its own folder.
+        configs: the runs; each has its own folder. Unfinished runs are resumed.
         cluster: ``local`` or ``slurm``.
         name: name of the jobs.
         files: folder of the scripts and logs; None for ``jobs`` of the first run.
         profile: the resources to request for each run.
-        any_commit: as in :func:`submit`.
+        any_commit: let the jobs start even if the code has changed since their submission.
         entry: ``module:function`` to run instead of the stage. It finds out itself what is left to do, so runs that are
             done may be submitted too.
         attached: read end of a pipe: local jobs stop when its other end is closed. None: they outlive this process.
@@ -97,8 +79,9 @@ def submit_many(
         One submission for each configuration, in the same order.
 
     Raises:
-        UserError: as :func:`submit`, before anything is submitted.
-        JobError: as :func:`submit`.
+        UserError: before anything is submitted or an existing run is changed: a folder holds another run or one that is
+            being worked on, or the cluster refuses the jobs.
+        JobError: Slurm does not report the state of a run's previous job.
     """
     profile = profile or Profile()
     check_resources(cluster, profile)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from pscl_hpc.errors import JobError, UserError
-from pscl_hpc.launch.executors import check_resources
+from pscl_hpc.launch.executors import check_resources, visible_gpus
 from pscl_hpc.launch.local import STOP_GRACE_S
 from pscl_hpc.launch.profiles import Profile
 from pscl_hpc.launch.records import latest_job
@@ -65,9 +65,12 @@ class JobPool:
         self._files = folder / "jobs"
         self._name = name
         self._any_commit = any_commit
-        self._gpus = visible_gpus() if self._inline else []
         self._attached: int | None = None
+        self._gpus: list[str] = []
         if self._inline:
+            import torch
+
+            self._gpus = visible_gpus(torch.cuda.device_count())
             self._attached, end = os.pipe()
             weakref.finalize(self, os.close, self._attached)
             self._close_pipe = weakref.finalize(self, os.close, end)
@@ -83,11 +86,12 @@ class JobPool:
     def start(self, job: Job) -> None:
         """Start a job, or wait for the job that is already working on the same run."""
         record = latest_job(job.folder)
-        # A run may have finished since the study looked; the next poll finds it done.
-        if record is not None and SCHEDULERS[record.cluster].state(record).alive:
+        phase = SCHEDULERS[record.cluster].state(record).phase if record is not None else "ended"
+        if phase in ("pending", "running"):
             self._adopted.add(job.key)
             self._running[job.key] = job
         elif _is_done(job):
+            # It has finished since the study looked; the next poll reports it.
             self._running[job.key] = job
         else:
             self._new.append(job)
@@ -101,6 +105,7 @@ class JobPool:
             elif key in self._adopted:
                 # It was stopped or failed under another command: this one tries it again.
                 self._adopted.remove(key)
+                self._ended.pop(key, None)
                 self._new.append(self._running.pop(key))
             else:
                 outcomes[key] = Outcome("failed", _reason(job))
@@ -116,13 +121,9 @@ class JobPool:
             return
         self._close_pipe()
         end = time.monotonic() + STOP_GRACE_S + 5
-        for key, job in self._running.items():
-            record = latest_job(job.folder)
-            if (
-                key not in self._adopted
-                and record is not None
-                and not wait_for_end(record, end - time.monotonic())
-            ):
+        own = [latest_job(job.folder) for key, job in self._running.items() if key not in self._adopted]
+        for record in filter(None, own):
+            if not wait_for_end(record, end - time.monotonic()):
                 SCHEDULERS[record.cluster].kill(record)
         self._running.clear()
 
@@ -183,15 +184,6 @@ class JobPool:
         return found
 
 
-def visible_gpus() -> list[str]:
-    """The GPUs that this process sees, as values of CUDA_VISIBLE_DEVICES."""
-    import torch
-
-    count = torch.cuda.device_count()
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return [str(index) for index in range(count)] if given is None else given.split(",")[:count]
-
-
 def _is_alive(job: Job) -> bool:
     """Whether a job waits or runs, or a scheduler that does not answer has not said otherwise."""
     record = latest_job(job.folder)
@@ -209,9 +201,7 @@ def _reason(job: Job) -> str:
     record = latest_job(job.folder)
     log = record.log(job.folder) if record is not None else job.folder / "jobs"
     with contextlib.suppress(OSError):
-        lines = [
-            line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
-        ]
-        if lines and lines[-1].startswith("error: "):
-            return lines[-1].removeprefix("error: ")
+        last = log.read_text(encoding="utf-8", errors="replace").rstrip().rpartition("\n")[2]
+        if last.startswith("error: "):
+            return last.removeprefix("error: ")
     return f"its job crashed or was killed; see {log}"

@@ -163,9 +163,9 @@ def test_slurm_commands_without_a_controller(tmp_path: Path, monkeypatch: pytest
 
 def test_a_check_that_breaks_is_a_finding() -> None:
     def check():  # type: ignore[no-untyped-def]
-        yield Finding("x", "ok", "first")
+        yield Finding("ok", "first")
         raise RuntimeError("broken")
 
     found = run_check("x", check)
-    assert [f.level for f in found] == ["ok", "note"]
+    assert [(f.area, f.level) for f in found] == [("x", "ok"), ("x", "note")]
     assert "RuntimeError: broken" in found[1].text

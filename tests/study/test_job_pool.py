@@ -190,7 +190,7 @@ def test_a_job_that_fails_under_another_command_is_tried_again(
 def test_inline_jobs_are_spread_over_the_gpus_and_attached(
     archive: Path, tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_pool, "visible_gpus", lambda: ["4", "7"])
+    monkeypatch.setattr(job_pool, "visible_gpus", lambda count: ["4", "7"])
     study = small_study(archive, tmp_path / "study")
     pool = JobPool("inline", Profile(), study.folder, study.name)
     jobs = prepared_jobs(study)
