@@ -40,14 +40,14 @@ def test_findings_as_json(console: Console, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_findings_for_people(console: Console) -> None:
+def test_findings_as_text(console: Console) -> None:
     done = console("doctor")
     assert done.returncode == 0
     assert done.stdout.rstrip().endswith(" can run here.")
     assert "\x1b" not in done.stdout
 
 
-def test_missing_torch_is_a_problem_and_not_the_end(tmp_path: Path) -> None:
+def test_missing_torch_is_a_problem_and_the_report_continues(tmp_path: Path) -> None:
     # A module that is None in sys.modules cannot be imported.
     code = (
         "import sys\nsys.modules['torch'] = None\n"
@@ -76,7 +76,7 @@ def test_a_package_that_breaks_on_import_is_a_problem(
     tmp_path: Path, package: str, area: str, failure: str
 ) -> None:
     (tmp_path / f"{package}.py").write_text(f"raise {failure}\n")
-    # The folder that code is called from comes first.
+    # The working directory comes first on the path.
     code = "import sys\nfrom pscl_hpc.cli.main import main\nsys.exit(main(['doctor', '--json']))\n"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60
@@ -114,7 +114,7 @@ def test_an_absent_folder_is_named(tmp_path: Path) -> None:
         list(examine(tmp_path / "absent"))
 
 
-def test_locks_that_do_not_hold_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locks_that_do_not_work_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [f.level for f in storage.locking(tmp_path)] == ["ok"]
     monkeypatch.setattr("pscl_hpc.doctor.storage.fcntl.flock", lambda handle, how: None)
     assert [f.level for f in storage.locking(tmp_path)] == ["note"]
@@ -127,7 +127,7 @@ def test_free_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, 
     assert next(storage.space(tmp_path)).level == level
 
 
-def test_a_wrong_pair_of_torch_and_triton_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_pair_of_torch_and_triton_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     triton = pytest.importorskip("triton")
     assert [f.level for f in torch_stack.triton()] == ["ok"]
     monkeypatch.setattr(triton, "__version__", "3.1.0")
@@ -136,7 +136,7 @@ def test_a_wrong_pair_of_torch_and_triton_is_noticed(monkeypatch: pytest.MonkeyP
     assert "pip install" in found.fix
 
 
-def test_more_threads_than_cores_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_threads_than_cores_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.get_num_threads", lambda: 4096)
     found = next(machine.cpu())
     assert found.level == "note"
@@ -161,7 +161,7 @@ def test_slurm_commands_without_a_controller(tmp_path: Path, monkeypatch: pytest
     assert "sacct" in next(slurm.commands()).text
 
 
-def test_a_check_that_breaks_is_a_finding() -> None:
+def test_an_error_in_a_check_is_a_finding() -> None:
     def check():  # type: ignore[no-untyped-def]
         yield Finding("ok", "first")
         raise RuntimeError("broken")

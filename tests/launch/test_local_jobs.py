@@ -1,4 +1,4 @@
-"""Real jobs on this machine: they run, are seen, followed, stopped, continued, and fail with their reason."""
+"""Real jobs on this machine: running, following, stopping, resuming, failing."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def wait_for_step(run: Path, step: int) -> RunStatus:
     raise AssertionError(f"no step {step} in {run}: {found}")
 
 
-def test_a_job_runs_to_its_end_and_everything_about_it_is_known(make_config: MakeConfig) -> None:
+def test_a_job_completes_and_its_status_is_known(make_config: MakeConfig) -> None:
     done = submit(make_config(), cluster="local")
     assert done.run.parent == Path("runs")
     text = "".join(follow_log(done.run, follow=True))
@@ -60,7 +60,7 @@ def test_a_job_runs_to_its_end_and_everything_about_it_is_known(make_config: Mak
         cancel(done.run)
 
 
-def test_a_cancelled_run_keeps_its_checkpoint_and_goes_on_when_submitted_again(
+def test_a_cancelled_run_keeps_its_checkpoint_and_resumes_when_submitted_again(
     make_config: MakeConfig,
 ) -> None:
     config = make_config("slow", run="runs/long", steps=100_000)
@@ -100,7 +100,7 @@ def test_a_job_that_fails_says_why(make_config: MakeConfig, name: str, state: st
     assert ("Traceback" in "".join(follow_log(done.run, follow=False))) == (name == "bug")
 
 
-def test_a_preempted_job_goes_on_by_itself_from_its_checkpoint(make_config: MakeConfig) -> None:
+def test_a_preempted_job_resumes_from_its_checkpoint(make_config: MakeConfig) -> None:
     done = submit(make_config("preempted"), cluster="local")
     found = finish(done)
     assert (found.state, found.restarts) == ("done", 1)
@@ -109,7 +109,7 @@ def test_a_preempted_job_goes_on_by_itself_from_its_checkpoint(make_config: Make
     assert steps == list(range(1, 21))
 
 
-def test_a_job_whose_rank_died_goes_on_by_itself_from_its_checkpoint(make_config: MakeConfig) -> None:
+def test_a_job_with_a_crashed_rank_resumes_from_its_checkpoint(make_config: MakeConfig) -> None:
     done = submit(make_config("dies-once"), cluster="local")
     found = finish(done)
     assert (found.state, found.restarts) == ("done", 1)
@@ -118,7 +118,7 @@ def test_a_job_whose_rank_died_goes_on_by_itself_from_its_checkpoint(make_config
     assert [line["step"] for line in RunFolder.load(done.run).metrics()] == list(range(1, 21))
 
 
-def test_a_job_that_always_dies_ends_after_its_retries(make_config: MakeConfig) -> None:
+def test_a_job_that_always_crashes_ends_after_its_retries(make_config: MakeConfig) -> None:
     done = submit(make_config("dies"), cluster="local", profile=Profile(retries=2))
     assert (finish(done).state, run_status(done.run).restarts) == ("lost", 2)
 
@@ -135,19 +135,19 @@ def test_a_job_that_always_dies_ends_after_its_retries(make_config: MakeConfig) 
         ([-11, 3], 139),
     ],
 )
-def test_a_killed_rank_counts_before_those_that_were_asked_to_end(
-    codes: list[int | None], worst: int
-) -> None:
+def test_a_killed_rank_decides_the_exit_code(codes: list[int | None], worst: int) -> None:
     assert job_exit_code(codes) == worst
 
 
-def test_wrong_input_is_not_tried_again(make_config: MakeConfig) -> None:
+def test_wrong_input_is_not_retried(make_config: MakeConfig) -> None:
     done = submit(make_config("refused"), cluster="local")
     assert finish(done).state == "failed"
     assert "".join(follow_log(done.run, follow=False)).count("the archive is wrong; fix it") == 1
 
 
-def test_a_deaf_job_is_killed(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_ignores_signals_is_killed(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(control, "STOP_GRACE_S", -4.0)  # one second
     done = submit(make_config("deaf", steps=100_000), cluster="local")
     wait_for_step(done.run, 6)
@@ -157,7 +157,7 @@ def test_a_deaf_job_is_killed(make_config: MakeConfig, monkeypatch: pytest.Monke
         pass  # the killed task no longer holds the lock
 
 
-def test_a_job_outlives_the_shell_and_holds_none_of_its_streams(make_config: MakeConfig, place: Path) -> None:
+def test_a_job_outlives_the_shell_and_does_not_hold_its_streams(make_config: MakeConfig, place: Path) -> None:
     (place / "c.yaml").write_text(to_yaml(make_config("slow", run="runs/long", steps=100_000)))
     script = (
         "import toy_stage\n"
@@ -181,7 +181,19 @@ def test_a_job_outlives_the_shell_and_holds_none_of_its_streams(make_config: Mak
     assert cancel(Path("runs/long")).state == "stopped"
 
 
-def test_a_reused_process_id_is_not_taken_for_the_job(make_config: MakeConfig) -> None:
+def test_an_attached_job_saves_and_stops_when_its_submitter_closes_the_pipe(make_config: MakeConfig) -> None:
+    read, write = os.pipe()
+    config = make_config("slow", run="runs/long", steps=100_000)
+    done = submit_many([config], cluster="local", name="study", attached=read)[0]
+    os.close(read)
+    wait_for_step(done.run, 12)
+    assert run_status(done.run).state == "running"
+    os.close(write)
+    found = finish(done)
+    assert (found.state, found.restarts, found.checkpoint) == ("stopped", 0, found.step)
+
+
+def test_a_reused_process_id_is_not_mistaken_for_the_job(make_config: MakeConfig) -> None:
     done = submit(make_config(), cluster="local")
     assert finish(done).state == "done"
     stranger = dataclasses.replace(done.job, job=str(os.getpid()))
@@ -198,7 +210,7 @@ def test_cpus_and_gpus_reach_the_job(make_config: MakeConfig, monkeypatch: pytes
     assert done.job.profile == {"cpus_per_task": 3, "gpus_per_node": 2}
 
 
-def test_several_ranks_of_one_machine(make_config: MakeConfig) -> None:
+def test_several_ranks_on_one_machine(make_config: MakeConfig) -> None:
     done = submit(make_config("ranks"), cluster="local", profile=Profile(tasks_per_node=2))
     assert finish(done).state == "done"
     for rank in (0, 1):
@@ -212,7 +224,7 @@ def test_several_ranks_of_one_machine(make_config: MakeConfig) -> None:
         follow_log(done.run, 2, follow=False).__next__()
 
 
-def test_a_run_is_requeued_by_hand(make_config: MakeConfig) -> None:
+def test_a_run_is_requeued_on_request(make_config: MakeConfig) -> None:
     done = submit(make_config("slow", run="runs/long", steps=100_000), cluster="local")
     wait_for_step(done.run, 12)
     requeue(done.run)
@@ -228,7 +240,7 @@ def test_a_run_is_requeued_by_hand(make_config: MakeConfig) -> None:
 
 
 @pytest.mark.parametrize("again", ["submit", "requeue"])
-def test_what_follows_a_run_is_done_by_a_new_job_and_the_run_is_not(
+def test_a_new_job_does_what_follows_a_finished_run_without_repeating_it(
     make_config: MakeConfig, again: str
 ) -> None:
     def send() -> Submission:

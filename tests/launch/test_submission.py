@@ -1,4 +1,4 @@
-"""What is refused before anything runs, and what is known of runs without a live job."""
+"""Submissions that are refused before anything runs, and the status of runs without a running job."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_finished_or_different_run_is_not_touched(make_config: MakeConfig) -> 
 
 
 @pytest.mark.usefixtures("place")
-def test_a_run_started_by_hand_is_seen_too(make_config: MakeConfig) -> None:
+def test_a_run_started_by_hand_has_a_status_too(make_config: MakeConfig) -> None:
     with RunFolder.start(make_config(run="runs/a"), torch.device("cpu")) as folder:
         log = folder.metrics_log()
         for step in range(1, 6):
@@ -120,7 +120,7 @@ def test_a_run_whose_process_is_gone_is_lost(make_config: MakeConfig) -> None:
 
 
 @pytest.mark.usefixtures("place")
-def test_a_folder_in_which_nothing_ever_began_is_prepared(make_config: MakeConfig) -> None:
+def test_a_folder_in_which_nothing_has_started_is_prepared(make_config: MakeConfig) -> None:
     folder = RunFolder.reserve(make_config(run="runs/a"))
     folder.update(archive="fingerprint")
     found = run_status(folder.path)
@@ -128,7 +128,7 @@ def test_a_folder_in_which_nothing_ever_began_is_prepared(make_config: MakeConfi
 
 
 @pytest.mark.usefixtures("place")
-def test_time_left_is_at_the_pace_of_the_last_lines(
+def test_time_left_uses_the_pace_of_the_last_lines(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([0.0, *(1000.0 + 10.0 * count for count in range(25))])
@@ -142,7 +142,7 @@ def test_time_left_is_at_the_pace_of_the_last_lines(
 
 
 @pytest.mark.usefixtures("place")
-def test_a_pause_between_attempts_is_neither_time_left_nor_a_long_step(
+def test_a_pause_between_attempts_counts_as_neither_time_left_nor_a_step(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     night = 12 * 3600.0
@@ -167,7 +167,7 @@ def test_a_pause_between_attempts_is_neither_time_left_nor_a_long_step(
 
 
 @pytest.mark.usefixtures("place")
-def test_a_relative_path_of_weights_ties_a_run_to_its_folder(
+def test_a_run_with_relative_paths_is_requeued_from_its_working_directory(
     make_config: MakeConfig, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = {"data": {"archive": str(place / "a.h5")}, "pretrained": "runs/before"}
@@ -198,7 +198,7 @@ def test_a_damaged_folder_does_not_hide_the_others(
 
 
 @pytest.mark.usefixtures("place")
-def test_what_is_no_run_is_named(tmp_path: Path) -> None:
+def test_a_missing_run_folder_is_named(tmp_path: Path) -> None:
     for ask in (run_status, cancel, requeue, log_path):
         with pytest.raises(UserError, match="absent"):
             ask(tmp_path / "absent")
@@ -207,7 +207,7 @@ def test_what_is_no_run_is_named(tmp_path: Path) -> None:
     assert find_runs(tmp_path) == []
 
 
-def test_the_default_cluster_is_slurm_where_its_controller_answers(
+def test_the_default_cluster_is_slurm_if_its_controller_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -222,7 +222,7 @@ def test_the_default_cluster_is_slurm_where_its_controller_answers(
 
 
 @pytest.mark.usefixtures("place", "slurm_commands")
-def test_slurm_needs_a_time_limit_and_its_refusal_is_passed_on(make_config: MakeConfig) -> None:
+def test_slurm_needs_a_time_limit_and_its_error_is_passed_on(make_config: MakeConfig) -> None:
     with pytest.raises(UserError, match="--time"):
         submit(make_config(), cluster="slurm")
     config: Config = make_config(run="runs/a")
@@ -232,7 +232,7 @@ def test_slurm_needs_a_time_limit_and_its_refusal_is_passed_on(make_config: Make
 
 
 @pytest.mark.usefixtures("place")
-def test_options_of_submit_that_cannot_be_had_are_refused(
+def test_submit_refuses_wait_for_a_study_and_prints_the_script(
     make_config: MakeConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
@@ -243,12 +243,12 @@ def test_options_of_submit_that_cannot_be_had_are_refused(
     assert main(shown) == 0
     script = capsys.readouterr().out
     assert main([*shown, "--json"]) == 0
-    # The name of a new run folder has the second in it.
+    # The name of a new run folder contains the time in seconds.
     assert json.loads(capsys.readouterr().out)["script"].splitlines()[:5] == script.splitlines()[:5]
 
 
 @pytest.mark.usefixtures("place")
-def test_the_batch_script_asks_for_what_was_asked_also_where_there_is_no_slurm(
+def test_the_batch_script_has_the_requested_resources_even_without_slurm(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
@@ -281,7 +281,9 @@ def test_the_batch_script_asks_for_what_was_asked_also_where_there_is_no_slurm(
 
 
 @pytest.mark.usefixtures("place")
-def test_a_short_notice_is_warned_of(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_signal_delay_is_warned_about(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = iter(50.0 * count for count in range(100))
     with RunFolder.start(make_config(run="runs/a", steps=100), torch.device("cpu")) as folder:
         assert signal_delay_warning(folder.path, Profile(time="60")) == ""
@@ -295,7 +297,7 @@ def test_a_short_notice_is_warned_of(make_config: MakeConfig, monkeypatch: pytes
     assert "signal_delay_s to 130" in warning
 
 
-def test_looking_at_jobs_needs_no_torch() -> None:
+def test_job_commands_do_not_import_torch() -> None:
     script = (
         "import sys; from pscl_hpc.cli import launch; from pscl_hpc.launch import control, profiles, status; "
     )

@@ -19,7 +19,7 @@ TASK = Task(
 )
 
 
-def test_the_ranks_are_told_in_torchruns_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_are_exported_in_torchruns_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", {"CUDA_VISIBLE_DEVICES": "3"})
     TASK.check(2, 4)
     TASK.export(4)
@@ -38,7 +38,7 @@ def test_the_ranks_are_told_in_torchruns_words(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(("nodes", "tasks"), [(1, 8), (2, 3), (4, 2), (2, 1), (1, 1)])
-def test_another_world_than_asked_for_is_refused(nodes: int, tasks: int) -> None:
+def test_other_ranks_than_requested_are_refused(nodes: int, tasks: int) -> None:
     with pytest.raises(UserError, match=rf"^job 7_1 .*{nodes} x {tasks} ranks, .*rank 5 [^\n]+$"):
         TASK.check(nodes, tasks)
 
@@ -48,25 +48,25 @@ def test_another_world_than_asked_for_is_refused(nodes: int, tasks: int) -> None
     restart=st.integers(0, 100),
     span=st.tuples(st.integers(1024, 60000), st.integers(60000, 65535)),
 )
-def test_ports_are_those_that_no_client_gets(
+def test_ports_are_not_ephemeral(
     tmp_path_factory: pytest.TempPathFactory, job: str, restart: int, span: tuple[int, int]
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "range"
     path.write_text(f"{span[0]}\t{span[1]}\n")
     port = rendezvous_port(job, restart, path)
     assert 10000 <= port < 65536
-    # Where the kernel hands out nearly all ports there is no better one.
+    # If nearly all ports are ephemeral, none is better.
     if span[0] >= 11000 or span[1] < 64535:
         assert not span[0] <= port <= span[1]
     assert port == rendezvous_port(job, restart, path)
 
 
-def test_a_restart_meets_at_another_port() -> None:
+def test_a_restart_uses_another_port() -> None:
     assert len({rendezvous_port("4711", restart) for restart in range(20)}) == 20
     assert rendezvous_port("1", 0, Path("/nowhere")) < 32768
 
 
-def test_any_edit_of_the_code_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_edit_of_the_code_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = Path(stage_job.__file__).parent
     shutil.copytree(real, tmp_path / "other" / "sub")
 

@@ -42,7 +42,7 @@ def log_of(done: Submission) -> str:
     return "".join(follow_log(done.run, follow=False))
 
 
-def test_a_cancelled_run_is_cancelled_for_slurm_too_and_can_be_submitted_again(
+def test_a_cancelled_run_is_cancelled_in_slurm_and_can_be_submitted_again(
     undisturbed: Callable[[int], str],
 ) -> None:
     done = start("runs/a", Profile(nodes=2, time="20", cpus_per_task=1))
@@ -58,7 +58,7 @@ def test_a_cancelled_run_is_cancelled_for_slurm_too_and_can_be_submitted_again(
     assert finish(done) == undisturbed(2)
 
 
-def test_many_runs_are_one_array_with_a_folder_each(place: Path) -> None:
+def test_many_runs_are_one_array_with_separate_folders(place: Path) -> None:
     configs = [make_config(f"runs/{seed}", seed=seed) for seed in (1, 2, 1000)]
     twin = make_config("runs/twin", seed=1)
     done = submit_many(
@@ -115,7 +115,7 @@ def test_fine_tuning_runs_on_one_rank(place: Path) -> None:
     assert not (place / "runs").exists()
 
 
-def test_wrong_input_is_not_tried_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_input_is_not_retried(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copy("a.h5", "b.h5")
     # As if the archive were replaced while the job waits.
     monkeypatch.setattr(submission, "_check_input", lambda config, profile: None)

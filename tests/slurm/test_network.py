@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("place")
 Undisturbed = Callable[[int], str]
 
 
-def test_a_node_without_network_cannot_write_into_its_successors_run(
+def test_a_node_without_network_cannot_write_into_the_resumed_run(
     cluster: Cluster, undisturbed: Undisturbed
 ) -> None:
     done = start("runs/a", Profile(nodes=2, time="20"))

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("place")
 Undisturbed = Callable[[int], str]
 
 
-def test_dead_ranks_and_nodes_cost_the_steps_since_the_last_checkpoint(
+def test_crashed_ranks_and_nodes_cost_the_steps_since_the_last_checkpoint(
     cluster: Cluster, undisturbed: Undisturbed
 ) -> None:
     done = start("runs/a", Profile(nodes=2, time="20", retries=3))

@@ -53,7 +53,7 @@ def test_preemption_and_requeue_lose_no_step(undisturbed: Undisturbed) -> None:
     assert all("preempted" in end or "terminated" in end for end in ends(done)), ends(done)
 
 
-def test_the_time_limit_is_announced_and_the_run_goes_on(undisturbed: Undisturbed) -> None:
+def test_a_run_saves_before_the_time_limit_and_resumes(undisturbed: Undisturbed) -> None:
     # Two minutes: a slow machine needs more than one to reach the gate.
     done = start("runs/a", Profile(nodes=2, time="2"))
     at_gate(done)
@@ -64,7 +64,7 @@ def test_the_time_limit_is_announced_and_the_run_goes_on(undisturbed: Undisturbe
     assert run_status(done.run).last_end == ends(done)[0]
 
 
-def test_the_template_for_batch_scripts_by_hand(
+def test_the_batch_script_template(
     place: Path, undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (place / "c.yaml").write_text(to_yaml(make_config("runs/by hand")))

@@ -104,7 +104,7 @@ def prepared_jobs(study: StudyConfig) -> list[Job]:
     return jobs
 
 
-def test_what_can_start_together_is_one_array(archive: Path, tmp_path: Path, cluster: Cluster) -> None:
+def test_jobs_that_can_start_together_are_one_array(archive: Path, tmp_path: Path, cluster: Cluster) -> None:
     results = run(archive, tmp_path / "study", cluster)
     assert results.scored == 9
     first = [Path(run).parts[-2:] for run in cluster.arrays[0]]
@@ -114,7 +114,7 @@ def test_what_can_start_together_is_one_array(archive: Path, tmp_path: Path, clu
     assert sum(map(len, cluster.arrays)) == 13
 
 
-def test_a_job_that_ends_without_its_product_has_failed_with_its_reason(
+def test_a_job_that_ends_without_its_result_has_failed(
     archive: Path, tmp_path: Path, cluster: Cluster
 ) -> None:
     cluster.broken = ("simclr--",)
@@ -124,15 +124,13 @@ def test_a_job_that_ends_without_its_product_has_failed_with_its_reason(
     assert results.scored == 3
 
 
-def test_a_scheduler_that_does_not_answer_for_a_while_ends_no_job(
-    archive: Path, tmp_path: Path, cluster: Cluster
-) -> None:
+def test_a_silent_scheduler_does_not_end_a_job(archive: Path, tmp_path: Path, cluster: Cluster) -> None:
     cluster.silent = 20
     results = run(archive, tmp_path / "study", cluster)
     assert (results.scored, results.failed, cluster.silent) == (9, (), 0)
 
 
-def test_a_job_that_fails_after_its_run_has_its_last_words_for_a_reason(
+def test_the_reason_of_a_failure_after_the_run_is_the_last_error_in_the_log(
     archive: Path, tmp_path: Path, cluster: Cluster
 ) -> None:
     cluster.unscored = ("alloy--t1--scratch",)
@@ -141,9 +139,7 @@ def test_a_job_that_fails_after_its_run_has_its_last_words_for_a_reason(
     assert results.scored == 8
 
 
-def test_one_that_is_refused_does_not_keep_the_others_back(
-    archive: Path, tmp_path: Path, cluster: Cluster
-) -> None:
+def test_a_refused_job_does_not_prevent_the_others(archive: Path, tmp_path: Path, cluster: Cluster) -> None:
     cluster.refused = ("alloy--t1--scratch",)
     results = run(archive, tmp_path / "study", cluster)
     assert [item.state for item in results.failed] == ["failed"]
@@ -151,8 +147,8 @@ def test_one_that_is_refused_does_not_keep_the_others_back(
     assert results.scored == 8
 
 
-def test_a_job_that_is_at_work_is_waited_for(archive: Path, tmp_path: Path, cluster: Cluster) -> None:
-    """As when the command was stopped and is given again."""
+def test_a_job_that_is_already_running_is_waited_for(archive: Path, tmp_path: Path, cluster: Cluster) -> None:
+    """The command was stopped and is given again."""
 
     class Stopped(JobPool):
         def poll(self) -> dict[str, Any]:
