@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import sys
 from pathlib import Path
@@ -165,14 +166,11 @@ def submit(
         )
     failed = _wait(done.run, sys.stderr) if wait else False
     if as_json:
-        values = {
-            "run": str(done.run),
-            "job": done.job.job,
-            "cluster": done.job.cluster,
-            "log": str(done.job.log(done.run)),
-            "state": run_status(done.run).state,
-        }
-        typer.echo(json.dumps(values, indent=2))
+        job, log = done.job, str(done.job.log(done.run))
+        state = run_status(done.run).state
+        _print_json(
+            {"run": str(done.run), "job": job.job, "cluster": job.cluster, "log": log, "state": state}
+        )
     else:
         typer.echo(done.run)
     if failed:
@@ -195,7 +193,7 @@ def list_runs(
 
     found, damaged = list_statuses(runs)
     if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(each) for each in found], indent=2))
+        _print_json([dataclasses.asdict(each) for each in found])
     else:
         _table(found)
         if not found and not damaged:
@@ -219,7 +217,7 @@ def status(run: Run, as_json: Json = False) -> None:
 
     found = run_status(run)
     if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(found), indent=2))
+        _print_json(dataclasses.asdict(found))
         return
     lines = {
         "state": found.state + (f" ({found.detail})" if found.detail else ""),
@@ -292,9 +290,13 @@ def cancel(run: Run, as_json: Json = False) -> None:
     _show_end(cancel_job(run), as_json)
 
 
+def _print_json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=2))
+
+
 def _show_end(found: RunStatus, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(found), indent=2))
+        _print_json(dataclasses.asdict(found))
     else:
         why = f" ({found.detail})" if found.state == "failed" else ""
         typer.echo(f"job {found.job}: {found.state} at step {found.step} of {found.total}{why}")
@@ -328,8 +330,4 @@ def _wait(run: Path, stream: TextIO) -> bool:
 
 
 def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
+    return "" if seconds is None else str(datetime.timedelta(seconds=round(seconds)))
