@@ -40,7 +40,7 @@ def commands() -> Iterator[Finding]:
     if "sacct" not in missing and _ask("sacct", "--noheader", "--starttime", "now") is None:
         yield Finding(
             "note",
-            "sacct does not answer, so it cannot be told how a job ended",
+            "sacct does not answer, so it is not known how a job ended",
             "ask the site for accounting (slurmdbd)",
         )
 
