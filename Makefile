@@ -16,7 +16,7 @@ export PYTHON TORCH_INDEX EXTRAS
 help:
 	@echo "make demo        archive, pretraining, fine-tuning and report on synthetic alloys, into runs/demo"
 	@echo "make test        run the tests"
-	@echo "make test-slurm  run those on a real, throw-away Slurm (root, Debian packages: slurm/README.md)"
+	@echo "make test-slurm  run the tests on a real Slurm (root, Debian packages: slurm/README.md)"
 	@echo "make check       lint, format check and types"
 	@echo "make format      format the code"
 	@echo "make install     only set up $(VENV)"

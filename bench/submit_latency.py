@@ -1,8 +1,8 @@
-"""Seconds from `submit` to the first training step on an idle throw-away Slurm, and where they go.
+"""Seconds from `submit` to the first training step on an idle test cluster of Slurm, and where they go.
 
     python bench/submit_latency.py [--repeats 3]
 
-Needs what `slurm/throwaway-cluster.sh check` asks for. The model and images are tiny, so that nearly all of the time is
+Needs what `slurm/test-cluster.sh check` asks for. The model and images are tiny, so that nearly all of the time is
 that of starting: Slurm's scheduling, Python and torch on each rank, the ranks' meeting. The first line of metrics.jsonl
 is the first step's end. For comparison, the same interpreter imports torch and the pretraining once, alone.
 """
@@ -26,12 +26,12 @@ from bench.record import record
 from pscl_hpc.archive import Collection, ShardWriter
 from pscl_hpc.config import resolve_config
 from pscl_hpc.launch.profiles import Profile
-from pscl_hpc.launch.registry import job_records
+from pscl_hpc.launch.records import job_records
 from pscl_hpc.launch.schedulers import SCHEDULERS, wait_for_end
 from pscl_hpc.launch.submission import submit
 from pscl_hpc.runs import read_metrics
 
-SCRIPT = Path(__file__).parents[1] / "slurm" / "throwaway-cluster.sh"
+SCRIPT = Path(__file__).parents[1] / "slurm" / "test-cluster.sh"
 SHAPES = ((1, 1), (2, 1), (2, 2))
 PATIENCE_S = 300
 

@@ -20,13 +20,13 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(
-    folder: Annotated[Path, typer.Option(help="The folder that runs are to be written to.")] = Path("."),
-    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+    folder: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("."),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Say what this machine can do, and what to mend.
+    """Check what this machine can do, and say what to fix.
 
-    Each line is **ok**, a **note** (works, but something is absent, slow or risky) or a **problem** (the main job
-    cannot run); exit code 3 when there is a problem.
+    Each line is **ok**, a **note** (works, but something is absent, slow or risky) or a **problem** (training cannot
+    run). Exit code 3: there is a problem.
 
     Examples:
 
@@ -51,11 +51,11 @@ def doctor(
         table = Table(box=None, show_header=False, pad_edge=False)
         for finding in findings:
             text = Text(finding.text)
-            if finding.mend:
-                text.append(f"\n-> {finding.mend}", style="cyan")
+            if finding.fix:
+                text.append(f"\n-> {finding.fix}", style="cyan")
             table.add_row(Text(finding.level, style=MARKS[finding.level]), finding.area, text)
         console = Console()
         console.print(table)
-        console.print("The main job cannot run here." if failed else "The main job can run here.")
+        console.print("Training cannot run here." if failed else "Training can run here.")
     if failed:
         raise typer.Exit(EXIT_FAILED)

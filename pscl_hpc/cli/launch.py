@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import sys
 from pathlib import Path
@@ -14,10 +15,10 @@ from pscl_hpc.cli.study import study_command
 from pscl_hpc.errors import EXIT_FAILED, EXIT_SKIPPED, UserError
 
 if TYPE_CHECKING:
-    from pscl_hpc.launch.jobs import RunStatus
+    from pscl_hpc.launch.status import RunStatus
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of text.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -34,7 +35,7 @@ def register(app: typer.Typer) -> None:
 
 JOBS_HELP = """List, follow, cancel and requeue jobs.
 
-A job belongs to the run folder that it fills; commands take that folder.
+A job belongs to a run folder, and the commands take that folder.
 
 Examples:
 
@@ -58,49 +59,49 @@ def submit(
     config: Annotated[Path, typer.Option("--config", help="Configuration file.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Values that replace those of the file."),
+        typer.Argument(metavar="KEY=VALUE", help="Overrides of the file's values."),
     ] = None,
     cluster: Annotated[
         Literal["local", "slurm"] | None,
-        typer.Option(help="Where to run. By default Slurm where it answers, else this machine."),
+        typer.Option(help="Where to run; by default on Slurm if it answers, else on this machine."),
     ] = None,
     profile: Annotated[
         str | None,
-        typer.Option(help="Cluster profile, by name or YAML file; the options below replace its values."),
+        typer.Option(help="Cluster profile, a name or a YAML file; the options below override its values."),
     ] = None,
     partition: Annotated[str | None, typer.Option(help="Slurm partition.")] = None,
     account: Annotated[str | None, typer.Option(help="Slurm account.")] = None,
     time: Annotated[
         str | None,
-        typer.Option(help="Time limit, minutes or D-HH:MM:SS; a job that meets it goes on in a new one."),
+        typer.Option(
+            help="Time limit, minutes or D-HH:MM:SS; a job that reaches it saves, is requeued and resumes."
+        ),
     ] = None,
     nodes: Annotated[int | None, typer.Option(min=1, help="Nodes.")] = None,
     gpus_per_node: Annotated[
-        int | None, typer.Option(min=0, help="GPUs of each node; one rank runs on each.")
+        int | None, typer.Option(min=0, help="GPUs per node; one rank runs on each.")
     ] = None,
-    tasks_per_node: Annotated[
-        int | None, typer.Option(min=1, help="Ranks on each node, without GPUs.")
-    ] = None,
-    cpus: Annotated[int | None, typer.Option(min=1, help="CPU cores of each rank.")] = None,
+    tasks_per_node: Annotated[int | None, typer.Option(min=1, help="Ranks per node, on CPUs.")] = None,
+    cpus: Annotated[int | None, typer.Option(min=1, help="CPU cores per rank.")] = None,
     retries: Annotated[
-        int | None, typer.Option(min=0, help="New starts of a job whose rank died; 3 by default.")
+        int | None, typer.Option(min=0, help="Restarts of a job after a rank crashed; 3 by default.")
     ] = None,
     any_commit: Annotated[
-        bool, typer.Option("--any-commit", help="Start even if the code is changed while the job waits.")
+        bool, typer.Option("--any-commit", help="Start the job even if the code changes while it waits.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the batch script for Slurm and do nothing.")
+        bool, typer.Option("--dry-run", help="Print the Slurm batch script and submit nothing.")
     ] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Show the log and wait for the end.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Show the log and wait until the job ends.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run pretrain, finetune or a study as jobs, on this machine or on Slurm.
 
-    The job does what 'pscl-hpc pretrain' or 'pscl-hpc finetune' does and outlives this shell. Its files lie in the
-    folder jobs of the run. Submitting an unfinished run again (run=FOLDER) continues it from its last checkpoint.
+    The job runs 'pscl-hpc pretrain' or 'pscl-hpc finetune' and outlives this shell. Its files are in the folder jobs of
+    the run. Submitting an unfinished run again (run=FOLDER) resumes it from its last checkpoint.
 
-    A study is many jobs, which need each other: this is 'pscl-hpc study FILE --cluster ...', which submits what can
-    start and waits; ended and called again it finds its jobs.
+    A study is many jobs that depend on each other. 'submit study' is the same as 'pscl-hpc study FILE --cluster ...':
+    it submits the jobs that can start, and waits. After an interruption the same command finds its jobs again.
 
     Examples:
 
@@ -124,16 +125,18 @@ def submit(
             "--retries": retries,
         }
         if given := [name for name, value in shapes.items() if value is not None]:
-            raise UserError(f"{given[0]} is not an option for the jobs of a study; put it into a --profile")
+            raise UserError(f"{given[0]} is not an option for a study; put it into a --profile")
         if wait:
-            raise UserError("--wait is for one run; a study waits for its jobs by itself, leave --wait out")
+            raise UserError(
+                "--wait is for a single run; a study always waits for its jobs, so leave --wait out"
+            )
         study_command(
             config, overrides, cluster=cluster or default_cluster(), profile=profile, partition=partition, time=time,
             gpus=gpus_per_node, threads=cpus, any_commit=any_commit, dry_run=dry_run, as_json=as_json,
         )  # fmt: skip
         return
     loaded = load_config(config, overrides or [], kind=stage)
-    wanted = (load_profile(profile) if profile else Profile()).replace(
+    requested = (load_profile(profile) if profile else Profile()).replace(
         "command line",
         partition=partition,
         account=account,
@@ -145,18 +148,17 @@ def submit(
         retries=retries,
     )
     where = cluster or default_cluster()
-    # These import torch, which a mistyped file name need not wait for.
-    from pscl_hpc.launch.jobs import run_status
-    from pscl_hpc.launch.pace import notice_warning
+    # Imported late because of torch, so that a mistyped file name is reported at once.
+    from pscl_hpc.launch.status import run_status, signal_delay_warning
     from pscl_hpc.launch.submission import show_script
     from pscl_hpc.launch.submission import submit as submit_run
 
     if dry_run:
-        script = show_script(loaded, cluster=where, profile=wanted)
+        script = show_script(loaded, cluster=where, profile=requested)
         typer.echo(json.dumps({"script": script}) if as_json else script, nl=as_json)
         return
-    done = submit_run(loaded, cluster=where, profile=wanted, any_commit=any_commit)
-    if warning := notice_warning(done.run, wanted):
+    done = submit_run(loaded, cluster=where, profile=requested, any_commit=any_commit)
+    if warning := signal_delay_warning(done.run, requested):
         typer.echo(f"warning: {warning}", err=True)
     if not as_json:
         typer.echo(
@@ -164,14 +166,11 @@ def submit(
         )
     failed = _wait(done.run, sys.stderr) if wait else False
     if as_json:
-        values = {
-            "run": str(done.run),
-            "job": done.job.job,
-            "cluster": done.job.cluster,
-            "log": str(done.job.log(done.run)),
-            "state": run_status(done.run).state,
-        }
-        typer.echo(json.dumps(values, indent=2))
+        job, log = done.job, str(done.job.log(done.run))
+        state = run_status(done.run).state
+        _print_json(
+            {"run": str(done.run), "job": job.job, "cluster": job.cluster, "log": log, "state": state}
+        )
     else:
         typer.echo(done.run)
     if failed:
@@ -182,7 +181,7 @@ def list_runs(
     runs: Annotated[Path, typer.Option(help="The folder that holds the run folders.")] = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """List runs with their state, progress and job. Exit code 1: some folders are damaged (named).
+    """List runs with their state, progress and job. Exit code 1: some folders are damaged and were skipped.
 
     Examples:
 
@@ -190,11 +189,11 @@ def list_runs(
 
         pscl-hpc jobs list --runs /scratch/me/runs --json
     """
-    from pscl_hpc.launch.jobs import list_statuses
+    from pscl_hpc.launch.status import list_statuses
 
     found, damaged = list_statuses(runs)
     if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(each) for each in found], indent=2))
+        _print_json([dataclasses.asdict(each) for each in found])
     else:
         _table(found)
         if not found and not damaged:
@@ -206,7 +205,7 @@ def list_runs(
 
 
 def status(run: Run, as_json: Json = False) -> None:
-    """Show where a run stands: state, step, loss, images per second, time left, last checkpoint.
+    """Show the state of a run: step, loss, images per second, time left, last checkpoint.
 
     Examples:
 
@@ -214,11 +213,11 @@ def status(run: Run, as_json: Json = False) -> None:
 
         pscl-hpc jobs status runs/my-run --json
     """
-    from pscl_hpc.launch.jobs import run_status
+    from pscl_hpc.launch.status import run_status
 
     found = run_status(run)
     if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(found), indent=2))
+        _print_json(dataclasses.asdict(found))
         return
     lines = {
         "state": found.state + (f" ({found.detail})" if found.detail else ""),
@@ -227,7 +226,7 @@ def status(run: Run, as_json: Json = False) -> None:
         "images/s": "" if found.images_per_second is None else f"{found.images_per_second:.4g}",
         "time left": _duration(found.eta_s),
         "checkpoint": "" if found.checkpoint is None else f"step {found.checkpoint}",
-        "restarts": f"{found.restarts}, the last because: {found.last_end}" if found.restarts else "",
+        "restarts": f"{found.restarts}, last reason: {found.last_end}" if found.restarts else "",
         "job": f"{found.job} ({found.cluster})" if found.job else "started by hand",
         "ranks": str(found.ranks) if found.ranks > 1 else "",
         "run": found.run,
@@ -239,9 +238,11 @@ def status(run: Run, as_json: Json = False) -> None:
 
 def logs(
     run: Run,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
-    rank: Annotated[int | None, typer.Option(min=0, help="The rank whose log to show; 0 by default.")] = None,
-    node: Annotated[str | None, typer.Option(help="Show the logs of all ranks on this node.")] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Follow the log until the job ends.")
+    ] = False,
+    rank: Annotated[int | None, typer.Option(min=0, help="Rank whose log is printed; 0 by default.")] = None,
+    node: Annotated[str | None, typer.Option(help="Print the logs of all ranks on this node.")] = None,
 ) -> None:
     """Print the log of the newest job of a run.
 
@@ -255,10 +256,10 @@ def logs(
 
         pscl-hpc jobs logs runs/my-run --node n2
     """
-    from pscl_hpc.launch.jobs import follow_log, ranks_of_node
+    from pscl_hpc.launch.control import follow_log, ranks_of_node
 
     if node is not None and (follow or rank is not None):
-        raise UserError("--node shows logs as they are; leave out -f and --rank")
+        raise UserError("--node prints the logs of several ranks once; leave out --follow and --rank")
     ranks = [rank or 0] if node is None else ranks_of_node(run, node)
     for each in ranks:
         for text in follow_log(run, each, follow=follow):
@@ -267,35 +268,35 @@ def logs(
 
 
 def requeue(run: Run, as_json: Json = False) -> None:
-    """Let a run go on in a new start of its job.
+    """Restart the job of a run.
 
-    A running job is asked to save first, and started again without that if it does not. A run that failed or was
-    stopped is submitted again, asking for the same as before.
+    A running job is asked to save first, and is restarted in any case. A run that failed or was stopped is submitted
+    again with the same resources.
 
-    Examples:
-
-        pscl-hpc jobs requeue runs/my-run
+    Example: pscl-hpc jobs requeue runs/my-run
     """
-    from pscl_hpc.launch.jobs import requeue as requeue_job
+    from pscl_hpc.launch.control import requeue as requeue_job
 
     _show_end(requeue_job(run), as_json)
 
 
 def cancel(run: Run, as_json: Json = False) -> None:
-    """Stop the newest job of a run. Its checkpoints stay; submitting it again continues it.
+    """Stop the newest job of a run. The checkpoints are kept, and submitting the run again resumes it.
 
-    Examples:
-
-        pscl-hpc jobs cancel runs/my-run
+    Example: pscl-hpc jobs cancel runs/my-run
     """
-    from pscl_hpc.launch.jobs import cancel as cancel_job
+    from pscl_hpc.launch.control import cancel as cancel_job
 
     _show_end(cancel_job(run), as_json)
 
 
+def _print_json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=2))
+
+
 def _show_end(found: RunStatus, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(found), indent=2))
+        _print_json(dataclasses.asdict(found))
     else:
         why = f" ({found.detail})" if found.state == "failed" else ""
         typer.echo(f"job {found.job}: {found.state} at step {found.step} of {found.total}{why}")
@@ -316,8 +317,9 @@ def _table(found: list[RunStatus]) -> None:
 
 
 def _wait(run: Path, stream: TextIO) -> bool:
-    """Show the log until the job ends; whether the run is not done then."""
-    from pscl_hpc.launch.jobs import follow_log, run_status
+    """Show the log until the job ends; True if the run is not done then."""
+    from pscl_hpc.launch.control import follow_log
+    from pscl_hpc.launch.status import run_status
 
     for text in follow_log(run, follow=True):
         print(text, end="", file=stream, flush=True)
@@ -328,8 +330,4 @@ def _wait(run: Path, stream: TextIO) -> bool:
 
 
 def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
+    return "" if seconds is None else str(datetime.timedelta(seconds=round(seconds)))

@@ -42,7 +42,7 @@ def pretrain_command(
     `torchrun --nproc-per-node 4 -m pscl_hpc.cli pretrain --config configs/pretrain/simclr.yaml
     data.archive=alloys.h5 batch_size=256`
     """
-    from pscl_hpc.cli.stopping import ends_when_asked
+    from pscl_hpc.cli.signals import stop_after_step
     from pscl_hpc.config import load_config
     from pscl_hpc.pretraining import pretrain
     from pscl_hpc.pretraining.config import PretrainConfig
@@ -50,7 +50,7 @@ def pretrain_command(
 
     loaded = load_config(config, overrides or (), kind="pretrain")
     assert isinstance(loaded, PretrainConfig)
-    with ends_when_asked():
+    with stop_after_step():
         folder = pretrain(loaded, progress=not as_json)
     if not read_place().first:
         return

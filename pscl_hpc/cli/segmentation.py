@@ -54,14 +54,14 @@ def finetune_command(
     `pscl-hpc finetune --config configs/finetune/default.yaml data.archive=alloys.h5 references=[steel/0007]
     pretrained=runs/pretrain-1 run=runs/steel-0007`
     """
-    from pscl_hpc.cli.stopping import ends_when_asked
+    from pscl_hpc.cli.signals import stop_after_step
     from pscl_hpc.config import load_config
     from pscl_hpc.segmentation import finetune
     from pscl_hpc.segmentation.config import FinetuneConfig
 
     loaded = load_config(config, overrides or (), kind="finetune")
     assert isinstance(loaded, FinetuneConfig)
-    with ends_when_asked():
+    with stop_after_step():
         folder = finetune(loaded, progress=not as_json)
     if as_json:
         _print_json({"run": str(folder.path), "best": folder.record.get("best")})

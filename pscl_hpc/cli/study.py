@@ -70,32 +70,28 @@ def study_command(
 
     study = load_study(config, overrides or ())
     # These import torch, which a mistyped file name need not wait for.
+    from pscl_hpc.launch.profiles import Profile, load_profile
     from pscl_hpc.report import write_report
-    from pscl_hpc.study.process_executor import ProcessPool, visible_gpus
+    from pscl_hpc.study.job_pool import JobPool
     from pscl_hpc.study.run import look, run_study
-    from pscl_hpc.study.schedule import Executor
     from pscl_hpc.study.tables import markdown
 
     if dry_run:
         _show_plan(look(study), as_json)
         return
-    executor: Executor
     if cluster == "inline":
         if profile or partition or time or gpus is not None:
             raise UserError(
                 "--profile, --partition, --time and --gpus are for jobs of a cluster; add --cluster slurm or local"
             )
         at_once = jobs or 1
-        executor = ProcessPool(threads or max(1, (os.cpu_count() or 1) // at_once), visible_gpus())
+        wanted = Profile(cpus_per_task=threads or max(1, (os.cpu_count() or 1) // at_once), retries=0)
     else:
-        from pscl_hpc.launch.profiles import Profile, load_profile
-        from pscl_hpc.study.cluster_executor import ClusterJobs
-
         at_once = jobs or (1 if cluster == "local" else sys.maxsize)
         wanted = (load_profile(profile) if profile else Profile()).replace(
             "command line", partition=partition, time=time, gpus_per_node=gpus, cpus_per_task=threads
         )
-        executor = ClusterJobs(cluster, wanted, study.folder, study.name, any_commit=any_commit)
+    executor = JobPool(cluster, wanted, study.folder, study.name, any_commit=any_commit)
     state, results = run_study(study, executor, jobs=at_once, progress=not as_json)
     if results.rows:
         page = write_report([study.folder])

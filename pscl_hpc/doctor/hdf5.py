@@ -10,38 +10,36 @@ from collections.abc import Iterator
 from pscl_hpc.doctor.findings import Finding
 
 PLUGIN_FILTERS = {"zstd": 32015, "lz4": 32004, "bitshuffle": 32008}
-"""Registered numbers of the filters that hdf5plugin brings."""
+"""Registered numbers of the filters in hdf5plugin."""
 
 
 def library() -> Iterator[Finding]:
-    """h5py, the library under it, and the locking variable."""
+    """h5py, its HDF5 library, and the variable that controls file locking."""
     try:
         import h5py
-    except Exception as error:  # ValueError where it was built for another numpy
-        yield Finding("HDF5", "problem", f"h5py cannot be imported: {error}", "pip install h5py")
+    except Exception as error:  # ValueError if it was built for another numpy
+        yield Finding("problem", f"h5py cannot be imported: {error}", "pip install h5py")
         return
     text = f"h5py {h5py.version.version}, HDF5 {h5py.version.hdf5_version}"
     setting = os.environ.get("HDF5_USE_FILE_LOCKING")
-    yield Finding("HDF5", "ok", f"{text}, HDF5_USE_FILE_LOCKING={setting}" if setting else text)
+    yield Finding("ok", f"{text}, HDF5_USE_FILE_LOCKING={setting}" if setting else text)
 
 
 def filters() -> Iterator[Finding]:
-    """Compression that archives may have: the portable ones, and those of hdf5plugin."""
+    """Compression filters of archives: the portable ones, and those of hdf5plugin."""
     from h5py import h5z
 
     portable = {"gzip": h5z.FILTER_DEFLATE, "lzf": h5z.FILTER_LZF, "shuffle": h5z.FILTER_SHUFFLE}
     missing = [name for name, number in portable.items() if not h5z.filter_avail(number)]
     if "gzip" in missing:
-        yield Finding(
-            "HDF5 filters", "problem", "gzip is missing from this HDF5", "pip install h5py from its wheel"
-        )
+        yield Finding("problem", "gzip is missing from this HDF5", "pip install h5py from its wheel")
     elif missing:
-        yield Finding("HDF5 filters", "note", f"{', '.join(missing)} missing from this HDF5")
+        yield Finding("note", f"{', '.join(missing)} missing from this HDF5")
     if importlib.util.find_spec("hdf5plugin") is not None:
         import hdf5plugin  # noqa: F401  (registers its filters)
     extra = [name for name, number in PLUGIN_FILTERS.items() if h5z.filter_avail(number)]
     present = [name for name in portable if name not in missing]
-    yield Finding("HDF5 filters", "ok", ", ".join([*present, *extra]))
+    yield Finding("ok", ", ".join([*present, *extra]))
 
 
 def images() -> Iterator[Finding]:
@@ -53,6 +51,6 @@ def images() -> Iterator[Finding]:
         except importlib.metadata.PackageNotFoundError:
             absent.append(package)
     if absent:
-        yield Finding("images", "problem", f"{', '.join(absent)} missing", f"pip install {' '.join(absent)}")
+        yield Finding("problem", f"{', '.join(absent)} missing", f"pip install {' '.join(absent)}")
     else:
-        yield Finding("images", "ok", ", ".join(found))
+        yield Finding("ok", ", ".join(found))

@@ -1,4 +1,4 @@
-"""Slurm: its commands, and whether a controller and the accounting answer."""
+"""Slurm: its commands, and whether the controller and the accounting answer."""
 
 from __future__ import annotations
 
@@ -10,23 +10,18 @@ from collections.abc import Iterator
 from pscl_hpc.doctor.findings import Finding
 
 COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sacct")
-WAIT_S = 8
+TIMEOUT_S = 8
 
 
 def commands() -> Iterator[Finding]:
-    """What ``submit --cluster slurm`` would find."""
+    """Whether ``submit --cluster slurm`` can work here."""
     missing = [name for name in COMMANDS if shutil.which(name) is None]
     if len(missing) == len(COMMANDS):
-        yield Finding(
-            "Slurm", "note", "not here; 'pscl-hpc submit' runs jobs on this machine (--cluster local)"
-        )
+        yield Finding("note", "not installed; 'pscl-hpc submit' runs jobs on this machine (--cluster local)")
         return
     if missing:
         yield Finding(
-            "Slurm",
-            "note",
-            f"{', '.join(missing)} missing",
-            "install the whole Slurm client, or log in to a login node",
+            "note", f"{', '.join(missing)} missing", "install the complete Slurm client, or use a login node"
         )
     inside = os.environ.get("SLURM_JOB_ID")
     where = f", inside job {inside}" if inside else ""
@@ -36,27 +31,25 @@ def commands() -> Iterator[Finding]:
     ping = _ask("scontrol", "ping")
     if ping is None or " UP" not in f" {ping}".upper():
         yield Finding(
-            "Slurm",
             "note",
             f"{version or 'installed'}, but no controller answers{where}",
             "check SLURM_CONF and 'scontrol ping', or use --cluster local",
         )
         return
-    yield Finding("Slurm", "ok", f"{version}, the controller answers{where}")
+    yield Finding("ok", f"{version}, the controller answers{where}")
     if "sacct" not in missing and _ask("sacct", "--noheader", "--starttime", "now") is None:
         yield Finding(
-            "Slurm",
             "note",
-            "sacct does not answer, so a job that was killed looks like one of unknown state",
+            "sacct does not answer, so it is not known how a job ended",
             "ask the site for accounting (slurmdbd)",
         )
 
 
 def _ask(*command: str) -> str | None:
-    """What a command prints, None when it fails or does not answer in time."""
+    """The output of a command; None if it fails or does not answer in time."""
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=WAIT_S, check=True, stdin=subprocess.DEVNULL
+            command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True, stdin=subprocess.DEVNULL
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -1,4 +1,4 @@
-"""The folder that runs are written to: writing, renaming, locking, free space."""
+"""The folder of the runs: writing, renaming, locking, free space."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from pscl_hpc.doctor.findings import Finding
+from pscl_hpc.doctor.findings import GIB, Finding
 
-GIB = 1024**3
-LOCK_MEND = "write runs to a file system with locks, or take care that no two processes share a run folder"
+LOCK_FIX = "write runs to a file system with locks, or make sure that two processes never share a run folder"
 
 
 def writing(folder: Path) -> Iterator[Finding]:
-    """Whether files can be written, synced and renamed, as checkpoints and archives need it."""
+    """Whether files can be written, synced and renamed, as checkpoints and archives require."""
     kind = file_system(folder)
     try:
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=folder) as name:
@@ -26,42 +25,35 @@ def writing(folder: Path) -> Iterator[Finding]:
                 os.fsync(handle.fileno())
             path.replace(Path(name) / "b")
     except OSError as error:
-        yield Finding(
-            "folder",
-            "problem",
-            f"{folder} ({kind}): {error.strerror}",
-            "choose a folder that you can write to",
-        )
+        yield Finding("problem", f"{folder} ({kind}): {error.strerror}", "choose a writable folder")
         return
-    yield Finding("folder", "ok", f"{folder.resolve()} ({kind}): files can be written, synced and renamed")
+    yield Finding("ok", f"{folder.resolve()} ({kind}): files can be written, synced and renamed")
 
 
 def locking(folder: Path) -> Iterator[Finding]:
-    """Whether a lock taken by one handle holds another one off, and whether HDF5 can lock."""
+    """Whether a file can be locked only once, and whether HDF5 can lock."""
     try:
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=folder) as name:
             yield _flock(Path(name) / "lock")
             yield from _hdf5_lock(Path(name) / "lock.h5")
     except OSError as error:
-        yield Finding("file locks", "note", f"cannot be tried in {folder}: {error.strerror}", LOCK_MEND)
+        yield Finding("note", f"cannot be tested in {folder}: {error.strerror}", LOCK_FIX)
 
 
 def space(folder: Path) -> Iterator[Finding]:
-    """Free space and free file names."""
+    """Free space."""
     free = shutil.disk_usage(folder).free
     text = f"{free / GIB:.1f} GiB free in {folder.resolve()}"
     if free < GIB // 10:
-        yield Finding(
-            "disk", "problem", text, "make room or choose another folder; a run needs at least 0.1 GiB"
-        )
+        yield Finding("problem", text, "free space or choose another folder; a run needs at least 0.1 GiB")
     elif free < 5 * GIB:
-        yield Finding("disk", "note", text, "checkpoints of large models will not fit; watch checkpoint.keep")
+        yield Finding("note", text, "checkpoints of large models will not fit; keep checkpoint.keep small")
     else:
-        yield Finding("disk", "ok", text)
+        yield Finding("ok", text)
 
 
 def file_system(folder: Path) -> str:
-    """The type of the file system under ``folder``, ``unknown type`` where the system does not tell."""
+    """The type of the file system of ``folder``, or ``unknown type``."""
     best, kind = "", "unknown type"
     place = str(folder.resolve())
     try:
@@ -70,7 +62,7 @@ def file_system(folder: Path) -> str:
         return kind
     for line in lines:
         _, mount, name, *_ = line.split()
-        # The mount table writes blanks as \040.
+        # The mount table writes spaces as \040.
         mount = mount.replace("\\040", " ")
         inside = place == mount or place.startswith(mount.rstrip("/") + "/")
         if inside and len(mount) >= len(best):
@@ -83,13 +75,13 @@ def _flock(path: Path) -> Finding:
         try:
             fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            return Finding("file locks", "note", f"not supported here: {error.strerror}", LOCK_MEND)
+            return Finding("note", f"not supported here: {error.strerror}", LOCK_FIX)
         try:
             fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return Finding("file locks", "ok", "a locked run folder holds other writers off")
+            return Finding("ok", "a locked run folder keeps other writers out")
         return Finding(
-            "file locks", "note", "locks are granted twice here, so they protect nothing", LOCK_MEND
+            "note", "a file can be locked twice here, so locks do not protect a run folder", LOCK_FIX
         )
 
 
@@ -103,8 +95,7 @@ def _hdf5_lock(path: Path) -> Iterator[Finding]:
             handle["x"][()]
     except (OSError, BlockingIOError) as error:
         yield Finding(
-            "file locks",
             "note",
-            f"HDF5 cannot lock files here ({error}); archives are read without locks in any case",
+            f"HDF5 cannot lock files here ({error}); archives are read without locks anyway",
             "set HDF5_USE_FILE_LOCKING=FALSE for other HDF5 programs",
         )

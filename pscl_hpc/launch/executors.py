@@ -1,31 +1,30 @@
-"""How an executor is built for each cluster, from the same profile."""
+"""Submitit executors for each cluster, built from the same profile."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any, Literal
 
 import submitit
 
 from pscl_hpc.errors import UserError
-from pscl_hpc.launch.batch import python_command, sbatch_parameters
-from pscl_hpc.launch.local import NO_LIMIT_MIN, RETRIES, DetachedExecutor
+from pscl_hpc.launch.batch_script import python_command, sbatch_parameters
+from pscl_hpc.launch.local import NO_LIMIT_MIN, RETRIES, LocalProcessExecutor
 from pscl_hpc.launch.profiles import Profile
+from pscl_hpc.launch.schedulers import run_slurm
 
-ANSWER_S = 10
-"""How long Slurm's controller may take to answer."""
-RESTARTS = 100
-"""How often a job that met its time limit goes on in a new one."""
+_SINFO_TIMEOUT_S = 10
+_MAX_TIMEOUTS = 100
+"""How often a job is requeued after its time limit."""
 
 
-class WatchedExecutor(submitit.SlurmExecutor):
-    """Submitit's, with the tasks in the background of the batch script.
+class BackgroundSrunExecutor(submitit.SlurmExecutor):
+    """Submitit's executor, with srun in the background of the batch script.
 
-    A shell that waits for a foreground command hears no signal; this one has to decide what becomes of the job while
-    Slurm ends it.
+    A shell runs no trap while it waits for a foreground command, but this one has to decide what becomes of the job
+    while Slurm is ending it.
     """
 
     @property
@@ -34,31 +33,24 @@ class WatchedExecutor(submitit.SlurmExecutor):
 
     @classmethod
     def affinity(cls) -> int:
-        """Made without Slurm too, to show the script; :func:`check_resources` is asked before submitting."""
+        """Also usable without Slurm, to show the script; :func:`check_resources` runs before a submission."""
         return 2
 
 
 def default_cluster() -> Literal["local", "slurm"]:
-    """``slurm`` where its commands are and a controller answers, else ``local``.
+    """``slurm`` if its commands are installed and a controller answers, else ``local``.
 
-    Many machines have the commands installed without belonging to a cluster.
+    Many machines have the commands without being part of a cluster.
     """
-    if not _has_slurm():
-        return "local"
-    try:
-        answer = subprocess.run(
-            ["sinfo", "--noheader"], stdin=subprocess.DEVNULL, capture_output=True, timeout=ANSWER_S
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return "local"
-    return "slurm" if answer.returncode == 0 else "local"
+    answer = run_slurm("sinfo", "--noheader", timeout=_SINFO_TIMEOUT_S) if _has_slurm() else None
+    return "slurm" if answer is not None and answer.returncode == 0 else "local"
 
 
 def check_resources(cluster: str, profile: Profile, *, dry_run: bool = False) -> None:
-    """Whether a job with this profile can be submitted from this machine.
+    """Check that a job with this profile can be submitted from this machine.
 
     Raises:
-        UserError: when the cluster is not here, needs something, or does not know it.
+        UserError: the cluster is not available, or a key is missing or not known there.
     """
     if cluster == "slurm":
         if not dry_run and not _has_slurm():
@@ -76,20 +68,30 @@ def check_resources(cluster: str, profile: Profile, *, dry_run: bool = False) ->
         if getattr(profile, key):
             raise UserError(f"{key} is for Slurm; leave it out, or add --cluster slurm")
     if profile.gpus_per_node:
-        _visible_gpus(profile.gpus_per_node)
+        visible_gpus(profile.gpus_per_node)
 
 
-def build_executor(cluster: str, files: Path, name: str, profile: Profile) -> Any:
-    """A submitit executor for jobs whose files lie in ``files``, for a profile that was checked."""
+def build_executor(
+    cluster: str, files: Path, name: str, profile: Profile, attached: int | None = None
+) -> Any:
+    """A submitit executor for jobs whose files are in ``files``.
+
+    Args:
+        cluster: ``local`` or ``slurm``.
+        files: folder of the jobs' files.
+        name: name of the jobs.
+        profile: the resources, which :func:`check_resources` has accepted.
+        attached: as in :class:`~pscl_hpc.launch.local.LocalProcessExecutor`.
+    """
     if cluster == "local":
-        return _local(files, profile)
-    executor = WatchedExecutor(files, max_num_timeout=RESTARTS, python=python_command(profile))
+        return _local(files, profile, attached)
+    executor = BackgroundSrunExecutor(files, max_num_timeout=_MAX_TIMEOUTS, python=python_command(profile))
     executor.update_parameters(**sbatch_parameters(profile, name, files))
     return executor
 
 
-def batch_script(files: Path, name: str, profile: Profile) -> str:
-    """The text that :func:`build_executor` would submit to Slurm, wherever this runs."""
+def submission_script(files: Path, name: str, profile: Profile) -> str:
+    """The batch script that :func:`build_executor` would submit to Slurm; needs no Slurm."""
     executor = build_executor("slurm", files, name, profile)
     return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
 
@@ -98,13 +100,13 @@ def _has_slurm() -> bool:
     return all(shutil.which(name) for name in ("sbatch", "srun"))
 
 
-def _local(files: Path, profile: Profile) -> DetachedExecutor:
-    executor = DetachedExecutor(files, max_num_timeout=RESTARTS)
+def _local(files: Path, profile: Profile, attached: int | None) -> LocalProcessExecutor:
+    executor = LocalProcessExecutor(files, attached, max_num_timeout=_MAX_TIMEOUTS)
     environment = {**profile.environment, RETRIES: str(profile.retries)}
     if profile.cpus_per_task is not None:
-        environment["OMP_NUM_THREADS"] = str(profile.cpus_per_task)
+        environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(profile.cpus_per_task)
     if profile.gpus_per_node:
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(_visible_gpus(profile.gpus_per_node))
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(visible_gpus(profile.gpus_per_node))
     executor.update_parameters(
         timeout_min=profile.time_min or NO_LIMIT_MIN,
         signal_delay_s=profile.signal_delay,
@@ -114,12 +116,12 @@ def _local(files: Path, profile: Profile) -> DetachedExecutor:
     return executor
 
 
-def _visible_gpus(count: int) -> list[str]:
-    """The first ``count`` GPUs among those that this process may see."""
+def visible_gpus(count: int) -> list[str]:
+    """The first ``count`` GPUs that this process may use."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     visible = [str(index) for index in range(count)] if given is None else [d for d in given.split(",") if d]
     if len(visible) < count:
         raise UserError(
-            f"--gpus-per-node {count}: CUDA_VISIBLE_DEVICES leaves only {len(visible)}; ask for fewer"
+            f"--gpus-per-node {count}: CUDA_VISIBLE_DEVICES has only {len(visible)}; request fewer"
         )
     return visible[:count]

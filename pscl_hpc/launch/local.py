@@ -1,7 +1,8 @@
-"""Jobs on this machine: submitit's local executor, made to outlive the shell and to stop gently.
+"""Jobs on this machine, on submitit's local executor: they outlive the shell or end with it, and stop gracefully.
 
-Run as ``python -m pscl_hpc.launch.local FOLDER`` this module is the process that watches the tasks of one job; its
-process id is the job's id. SIGINT asks it to stop.
+Run as ``python -m pscl_hpc.launch.local FOLDER``, this module is the controller process that watches the tasks of one
+job; its process id is the job id. SIGINT asks it to stop. With the argument ``attached`` it also stops when its standard
+input is closed.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,24 +20,34 @@ from typing import Any
 from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE, Controller, LocalExecutor, LocalJob
 
 from pscl_hpc.errors import EXIT_TERMINATED
-from pscl_hpc.launch.batch import REFUSED, STOPPED
-from pscl_hpc.launch.world import RESTARTS_LOCAL
+from pscl_hpc.launch.batch_script import REFUSED, STOPPED
+from pscl_hpc.launch.task import RESTARTS_LOCAL
 
 STOP_GRACE_S = 60.0
-"""How long tasks may take to stop before they are killed."""
-STARTS = 1000
+"""Seconds that tasks have to stop before they are killed."""
+MAX_STARTS = 1000
 """How often the tasks of one job are started at most."""
 RETRIES = "PSCL_HPC_RETRIES"
-"""Variable with the number of new starts of a job whose rank died or failed."""
+"""Environment variable: how often a job with a failed rank is started again."""
 NO_LIMIT_MIN = 60 * 24 * 365
 """Minutes that stand for no time limit."""
+_ATTACHED = "attached"
 
 
-class DetachedExecutor(LocalExecutor):
-    """Starts jobs in a session of their own, without the streams of the submitting shell.
+class LocalProcessExecutor(LocalExecutor):
+    """Starts each job's controller in a new session, without the streams of the submitting shell.
 
-    submitit's own local jobs end with the terminal, hold its pipes open, and see no GPU unless told so.
+    Submitit's own local jobs end with the terminal, keep its pipes open, and see no GPU unless told so.
+
+    Args:
+        folder: of the jobs' files.
+        attached: read end of a pipe; the jobs stop when the other end is closed, by the submitter or by its death. None
+            for jobs that outlive the submitter.
     """
+
+    def __init__(self, folder: Path, attached: int | None = None, **options: Any) -> None:
+        super().__init__(folder, **options)
+        self._attached = attached
 
     def _submit_command(self, command: str) -> LocalJob[Any]:
         tasks = int(self.parameters.get("tasks_per_node", 1))
@@ -52,13 +64,15 @@ class DetachedExecutor(LocalExecutor):
             "SUBMITIT_LOCAL_WITH_SHELL": "",
             "SUBMITIT_STDERR_TO_STDOUT": "1",
         }
+        arguments = [str(self.folder), *([] if self._attached is None else [_ATTACHED])]
         with (Path(self.folder) / "controller.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "pscl_hpc.launch.local", str(self.folder)],
+                [sys.executable, "-m", "pscl_hpc.launch.local", *arguments],
                 env=environment,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.DEVNULL if self._attached is None else self._attached,
                 stdout=log,
                 stderr=log,
+                # Neither Ctrl-C nor a closed terminal reaches the job.
                 start_new_session=True,
             )
         return LocalJob(
@@ -67,9 +81,9 @@ class DetachedExecutor(LocalExecutor):
 
 
 class PatientController(Controller):
-    """Watches the tasks of a job; gives them time to stop, where submitit's kills after one second.
+    """Watches the tasks of a job, and gives them time to stop where submitit kills them after one second.
 
-    What it decides after their end is what the batch script decides on Slurm, :mod:`pscl_hpc.launch.batch`.
+    When they end it makes the decisions that the batch script makes on Slurm (:mod:`pscl_hpc.launch.batch_script`).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -78,13 +92,13 @@ class PatientController(Controller):
         signal.signal(signal.SIGUSR2, lambda number, frame: self._forward_signal(signal.SIGUSR2))
 
     def start_tasks(self) -> None:
-        """Start all tasks; they find how often that happened before in their environment."""
+        """Start all tasks, with the number of restarts in their environment."""
         os.environ[RESTARTS_LOCAL] = str(self._starts)
         self._starts += 1
         super().start_tasks()
 
-    def run(self, max_retry: int = STARTS) -> None:
-        """Start the tasks until they end well, on purpose, or badly for more than the allowed number of times."""
+    def run(self, max_retry: int = MAX_STARTS) -> None:
+        """Start the tasks until they succeed, end on purpose, or have failed more often than allowed."""
         failures, allowed = 0, int(os.environ[RETRIES])
         while self._starts < max_retry:
             try:
@@ -94,18 +108,18 @@ class PatientController(Controller):
                 self.kill_tasks()
             if LOCAL_REQUEUE_RETURN_CODE in codes:
                 continue
-            worst = worst_end(codes)
-            if worst in (0, EXIT_TERMINATED) or self._word() in (STOPPED, REFUSED):
+            code = job_exit_code(codes)
+            if code in (0, EXIT_TERMINATED) or self._status() in (STOPPED, REFUSED):
                 return
             failures += 1
             with (self.folder / f"{self.pid}.failures").open("a", encoding="utf-8") as noted:
-                noted.write(f"{self._starts - 1} {worst}\n")
+                noted.write(f"{self._starts - 1} {code}\n")
             if failures > allowed:
                 return
-            print(f"job {self.pid}: a rank ended with exit code {worst}; starting again", flush=True)
+            print(f"job {self.pid}: a rank ended with exit code {code}; restarting", flush=True)
 
-    def _word(self) -> str:
-        """What a task that ended on purpose left behind in this start."""
+    def _status(self) -> str:
+        """Content of the status file that a task wrote in this start of the job; empty without one."""
         path = self.folder / f"{self.pid}.{self._starts - 1}.end"
         return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
 
@@ -126,28 +140,38 @@ class PatientController(Controller):
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def worst_end(codes: Sequence[int | None]) -> int:
-    """The exit code by which a job's end is judged, as a shell gives it; 0 where all tasks ended well.
+def job_exit_code(codes: Sequence[int | None]) -> int:
+    """The exit code of a job, as a shell reports it; 0 if all tasks succeeded.
 
     Args:
-        codes: Of the tasks. Negative: killed by that signal. None: alive at the time limit, and killed for it.
+        codes: of the tasks. Negative: killed by that signal. None: still running at the time limit, and killed for it.
     """
     killed = [signal.SIGKILL if code is None else -code for code in codes if code is None or code < 0]
-    # The death of one leads the others to an end that looks asked for, not the other way round.
+    # If one task is killed, the others end as if they had been asked to; so the killed one decides.
     fatal = [number for number in killed if number != signal.SIGTERM]
     if fatal:
         return 128 + max(fatal)
     return max(128 - code if code < 0 else code for code in codes if code is not None)
 
 
-def control(folder: Path) -> None:
+def control(folder: Path, *, attached: bool) -> None:
     """Run the job that the environment describes, with its restarts, until it ends or is asked to stop."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        if attached:
+            threading.Thread(target=_stop_with_submitter, daemon=True).start()
         PatientController(folder).run()
     except KeyboardInterrupt:
-        print(f"job {os.getpid()}: stopped by request", flush=True)
+        print(f"job {os.getpid()}: stopped on request", flush=True)
+
+
+def _stop_with_submitter() -> None:
+    # Not through sys.stdin: a thread that holds its lock would abort the interpreter at exit.
+    os.read(0, 1)
+    while True:  # SIGINT is ignored while tasks that have ended are replaced
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1.0)
 
 
 if __name__ == "__main__":
-    control(Path(sys.argv[1]))
+    control(Path(sys.argv[1]), attached=_ATTACHED in sys.argv[2:])

@@ -1,4 +1,4 @@
-"""Cluster profiles: what a job asks a cluster for, from YAML files and the command line."""
+"""Cluster profiles: the resources and settings of a job, from YAML files and the command line."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pscl_hpc.config.loading import first_problem, read_tree
 from pscl_hpc.errors import UserError, did_you_mean
 
 SIGNAL_DELAY_S = 120
-"""A job hears this long before its time limit that it has to stop; half of the limit where that is less."""
+"""Default time between the signal to save and the time limit; half of the limit if that is less."""
 _TIME = re.compile(r"^(?:(?:(?P<days>\d+)-)?(?P<hours>\d+):)?(?P<minutes>\d+)(?::(?P<seconds>\d+))?$")
 _OURS = ("array", "error", "job-name", "open-mode", "output", "requeue", "no-requeue", "signal", "wckey")
-"""Options of sbatch that belong to the submission itself."""
+"""Options of sbatch that the submission itself sets."""
 _KEYS = {
     "ntasks-per-node": "tasks_per_node",
     "gpus-per-node": "gpus_per_node",
@@ -27,49 +27,49 @@ _KEYS = {
 
 
 class Container(Strict):
-    """An image in which the tasks run. The batch script itself runs outside of it."""
+    """A container in which the tasks run. The batch script itself runs outside it."""
 
     image: str
     """File or address of the image."""
     how: Literal["apptainer", "pyxis"] = "apptainer"
-    """apptainer: the command is run by ``apptainer exec``. pyxis: srun gets ``--container-image``."""
+    """apptainer: tasks run in ``apptainer exec``. pyxis: srun gets ``--container-image``."""
     python: str = "python3"
-    """Python inside the image that has pscl_hpc and submitit."""
+    """A Python inside the image with pscl_hpc and submitit installed."""
     mounts: tuple[str, ...] = ()
-    """Folders seen inside, ``outside:inside``; those of the run and of the archive are needed."""
+    """Folders to mount, ``outside:inside``; the run folder and the archive must be among them."""
 
 
 class Profile(Strict):
-    """What a job asks for; None leaves it to the cluster. Also the format of ``slurm/profiles/*.yaml``."""
+    """Resources of a job; None for the cluster's default. Also the format of ``slurm/profiles/*.yaml``."""
 
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    """Features that nodes must have, as Slurm writes them."""
+    """Features that the nodes must have, in Slurm's syntax."""
     nodes: Count = 1
     gpus_per_node: Annotated[int, Field(ge=0)] | None = None
-    """GPUs of each node; one task runs on each."""
+    """GPUs per node; one task runs on each."""
     tasks_per_node: Count | None = None
-    """Ranks on each node, where they use no GPUs."""
+    """Ranks per node, on CPUs."""
     cpus_per_task: Count | None = None
     mem: str | None = None
-    """Memory of each node, for example ``64G``."""
+    """Memory per node, for example ``64G``."""
     time: str | None = None
-    """Time limit, minutes or D-HH:MM:SS; a job that meets it saves, and goes on in a new one."""
+    """Time limit, minutes or D-HH:MM:SS; a job that reaches it saves, is requeued and resumes."""
     signal_delay_s: Count | None = None
-    """Seconds before the time limit at which the job is told; 120 when absent, half of a short limit."""
+    """Seconds before the time limit at which the job is signalled to save; 120 by default, or half of a short limit."""
     retries: Annotated[int, Field(ge=0)] = 3
-    """How often a job whose rank died or failed is started again from its last checkpoint."""
+    """How often a job is restarted from its last checkpoint after a rank crashed or failed."""
     setup: tuple[str, ...] = ()
-    """Lines of shell before the tasks start, for example ``module load``."""
+    """Shell lines before the tasks start, for example ``module load``."""
     environment: dict[str, str] = Field(default_factory=dict)
-    """Variables of the tasks."""
+    """Environment variables of the tasks."""
     container: Container | None = None
     stage: str | None = None
-    """Folder on each node's own disk to which the archive is copied once, and from which it is then read."""
+    """Folder on each node's local disk; the archive is copied to it once and read from there."""
     sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
-    """Further options of sbatch without their dashes; true is an option without a value."""
+    """Further options of sbatch, without the dashes; true for an option without a value."""
 
     @field_validator("time", mode="before")
     @classmethod
@@ -84,17 +84,17 @@ class Profile(Strict):
                 "each GPU, so leave tasks_per_node out"
             )
         if self.stage is not None and not Path(self.stage).is_absolute():
-            raise ValueError(f"stage is '{self.stage}'; name an absolute folder of the nodes")
+            raise ValueError(f"stage is '{self.stage}'; give an absolute path on the nodes")
         for name in self.environment:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-                raise ValueError(f"environment has '{name}', which is no name of a variable")
+                raise ValueError(f"environment has '{name}', which is not a valid name of a variable")
         for name in self.sbatch:
             option = name.replace("_", "-")
             if option in _OURS:
                 raise ValueError(f"sbatch.{name} is set by the submission itself; leave it out")
             key = _KEYS.get(option, option)
             if key in type(self).model_fields:
-                raise ValueError(f"sbatch.{name} has a key of its own; write {key}")
+                raise ValueError(f"sbatch.{name} cannot be set; use the key {key}")
         return self
 
     @property
@@ -109,16 +109,16 @@ class Profile(Strict):
 
     @property
     def signal_delay(self) -> int:
-        """Seconds from the notice to the time limit."""
+        """Seconds between the signal to save and the time limit."""
         limit = self.time_min
         delay = self.signal_delay_s or SIGNAL_DELAY_S
         return delay if limit is None else min(delay, limit * 60 // 2)
 
     def replace(self, source: str, **values: Any) -> Profile:
-        """The same with other values; those that are None stay.
+        """This profile with other values; values that are None are not replaced.
 
         Raises:
-            UserError: when they do not fit together; ``source`` names them.
+            UserError: they are not valid together; the message begins with ``source``.
         """
         given = {key: value for key, value in values.items() if value is not None}
         if given.get("gpus_per_node") and "tasks_per_node" not in given:
@@ -129,48 +129,48 @@ class Profile(Strict):
 
 
 def load_profile(name: str) -> Profile:
-    """A profile by name or file.
+    """Load a profile by name or from a file.
 
     A name is looked up in ``~/.config/pscl-hpc/profiles`` and in ``slurm/profiles`` of the checkout.
 
     Raises:
-        UserError: when there is none of that name, or it has an unknown key or a wrong value.
+        UserError: it does not exist, or has an unknown key or an invalid value.
     """
     path = Path(name)
     if path.suffix not in (".yaml", ".yml") and not path.is_file():
         known = known_profiles()
         if name not in known:
             raise UserError(
-                f"--profile {name}: no such profile{did_you_mean(name, known)}; "
-                "name one, or a YAML file (slurm/README.md has the keys)"
+                f"--profile {name}: profile not found{did_you_mean(name, known)}; give a profile's name or a YAML file "
+                "(slurm/README.md explains the keys)"
             )
         path = known[name]
     return _check(read_tree(path), str(path))
 
 
 def known_profiles() -> dict[str, Path]:
-    """The profiles that have a name; the user's own hide those of the checkout."""
+    """Profiles by name; the user's override those of the checkout."""
     home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     folders = (Path(__file__).parents[2] / "slurm" / "profiles", home / "pscl-hpc" / "profiles")
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
 
 
 def parse_time(text: str) -> int:
-    """Minutes of ``MINUTES``, ``HOURS:MINUTES:SECONDS`` or ``DAYS-HOURS:MINUTES:SECONDS``, rounded up.
+    """Minutes, rounded up, of ``MINUTES``, ``HOURS:MINUTES:SECONDS`` or ``DAYS-HOURS:MINUTES:SECONDS``.
 
     Raises:
-        UserError: for anything else.
+        UserError: the text has another format, or is less than a minute.
     """
     match = _TIME.match(text.strip())
-    # Slurm reads A:B as minutes and seconds; a forgotten part would make hours of them, so it is refused.
+    # Slurm reads A:B as minutes and seconds, where users often mean hours and minutes, so it is refused.
     if match is None or (match["hours"] is None) != (match["seconds"] is None):
         raise UserError(
-            f"--time '{text}' is no time limit; write minutes or D-HH:MM:SS, for example 90 or 1-12:00:00"
+            f"--time '{text}' is not a time limit; write minutes or D-HH:MM:SS, for example 90 or 1-12:00:00"
         )
     days, hours, minutes, seconds = (int(match[key] or 0) for key in ("days", "hours", "minutes", "seconds"))
     total = days * 1440 + hours * 60 + minutes + -(-seconds // 60)
     if total < 1:
-        raise UserError(f"--time '{text}' is no time at all; allow at least one minute")
+        raise UserError(f"--time '{text}' is zero; allow at least one minute")
     return total
 
 

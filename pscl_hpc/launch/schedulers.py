@@ -1,4 +1,4 @@
-"""Asking what became of a job, and asking it to stop."""
+"""The state of a job, and signals to it: on this machine and on Slurm."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from pscl_hpc.errors import JobError, UserError
-from pscl_hpc.launch.registry import JobRecord
+from pscl_hpc.launch.records import JobRecord
 
 Phase = Literal["pending", "running", "ended", "unknown"]
-"""unknown: nothing can be said, because Slurm does not answer or the process is another machine's."""
-SLURM_WAIT_S = 30
+"""unknown: Slurm does not answer, or the job is a process of another machine."""
+SLURM_TIMEOUT_S = 30
 SILENCE_S = 300.0
-"""How long Slurm may leave a question about a job unanswered, as a busy controller does, before that is an error."""
+"""Seconds for which Slurm may leave a question about a job unanswered, as a busy controller does."""
 _SLURM_PENDING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 _SLURM_RUNNING = {
     "RUNNING",
@@ -36,76 +37,51 @@ _SLURM_RUNNING = {
 
 @dataclass(frozen=True)
 class JobState:
-    """What a scheduler says about a job."""
+    """A scheduler's answer about a job."""
 
     phase: Phase
     detail: str = ""
     """Its own words, for example Slurm's state and reason."""
 
 
-class Scheduler(Protocol):
-    """One kind of cluster."""
-
-    def state(self, job: JobRecord) -> JobState:
-        """What became of the job."""
-
-    def interrupt(self, job: JobRecord) -> None:
-        """Ask the job to stop; one that has not begun is taken off the queue."""
-
-    def kill(self, job: JobRecord) -> None:
-        """End the job without asking."""
-
-    def notify(self, job: JobRecord) -> None:
-        """Tell a running job to save and to go on in a new start, as before a preemption."""
-
-    def restart(self, job: JobRecord) -> None:
-        """Start a running job again without asking it."""
-
-
 class LocalScheduler:
-    """Jobs that are processes of this machine."""
+    """Jobs that are processes of this machine. Their ids are those of the controller processes."""
 
     def state(self, job: JobRecord) -> JobState:
-        """Whether the process that watches the job lives."""
+        """Whether the controller process is running."""
         if job.host != socket.gethostname():
             return JobState("unknown", f"a process of {job.host}")
         return JobState("running" if _process_start(int(job.job)) == job.started else "ended")
 
     def interrupt(self, job: JobRecord) -> None:
-        """SIGINT to the watching process, which hands it on."""
-        self._check_host(job)
-        if self.state(job).phase == "running":
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(job.job), signal.SIGINT)
+        """SIGINT to the controller, which passes it on."""
+        self._signal(job, os.kill, signal.SIGINT)
 
     def kill(self, job: JobRecord) -> None:
         """SIGKILL to all processes of the job's session."""
-        self._check_host(job)
-        if self.state(job).phase == "running":
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(int(job.job), signal.SIGKILL)
+        self._signal(job, os.killpg, signal.SIGKILL)
 
-    def notify(self, job: JobRecord) -> None:
-        """SIGUSR2 to the watching process, which hands it on."""
-        self._check_host(job)
-        if self.state(job).phase == "running":
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(job.job), signal.SIGUSR2)
+    def preempt(self, job: JobRecord) -> None:
+        """SIGUSR2 to the controller, which passes it on."""
+        self._signal(job, os.kill, signal.SIGUSR2)
 
     def restart(self, job: JobRecord) -> None:
-        """A local job goes on by itself once it was told."""
+        """Not possible: a local job restarts by itself when it has saved."""
         raise JobError(f"job {job.job} does not stop; cancel it and submit it again")
 
-    def _check_host(self, job: JobRecord) -> None:
+    def _signal(self, job: JobRecord, send: Callable[[int, int], None], number: int) -> None:
         if job.host != socket.gethostname():
             raise UserError(f"job {job.job} is a process of {job.host}; cancel it there")
+        if self.state(job).phase == "running":
+            with contextlib.suppress(ProcessLookupError):
+                send(int(job.job), number)
 
 
 class SlurmScheduler:
     """Jobs of a Slurm cluster."""
 
     def state(self, job: JobRecord) -> JobState:
-        """The queue knows live jobs, the accounting those that ended."""
+        """The state from the queue, or from the accounting for a job that has ended."""
         live = _slurm("squeue", "--noheader", "--jobs", job.job, "--states", "all", "--format", "%T|%r|%N")
         words = live.splitlines()[0].split("|") if live else []
         if not words:
@@ -122,46 +98,51 @@ class SlurmScheduler:
         return JobState("running" if name in _SLURM_RUNNING else "ended", detail)
 
     def interrupt(self, job: JobRecord) -> None:
-        """SIGINT to the tasks, which can then note that they were stopped; scancel where nothing runs yet."""
+        """SIGINT to the tasks, which then record that they were stopped; scancel if the job is pending."""
         running = self.state(job).phase in ("running", "unknown")
         self._command("scancel", *(["--signal=INT"] if running else []), job.job)
 
     def kill(self, job: JobRecord) -> None:
-        """Slurm's own end: SIGTERM, and SIGKILL after KillWait."""
+        """Slurm's cancellation: SIGTERM, and SIGKILL after KillWait."""
         self._command("scancel", job.job)
 
-    def notify(self, job: JobRecord) -> None:
-        """The signal of a preemption to the tasks, who requeue their job when they have saved."""
+    def preempt(self, job: JobRecord) -> None:
+        """SIGUSR2 to the tasks, which save and requeue their job."""
         self._command("scancel", "--signal=USR2", job.job)
 
     def restart(self, job: JobRecord) -> None:
-        """Slurm's own requeue: SIGTERM, and SIGKILL after KillWait."""
+        """Slurm's requeue: SIGTERM, and SIGKILL after KillWait."""
         self._command("scontrol", "requeue", job.job)
 
     def _command(self, name: str, *arguments: str) -> None:
         if shutil.which(name) is None:
-            raise UserError(f"{name} is not on this machine; do this where the job was submitted")
-        try:
-            done = subprocess.run(
-                [name, *arguments],
-                capture_output=True,
-                text=True,
-                timeout=SLURM_WAIT_S,
-                stdin=subprocess.DEVNULL,
-            )
-        except subprocess.TimeoutExpired:
-            raise JobError(f"{name} got no answer from Slurm in {SLURM_WAIT_S} s; try again later") from None
+            raise UserError(f"{name} is not on this machine; run the command where the job was submitted")
+        done = run_slurm(name, *arguments)
+        if done is None:
+            raise JobError(f"{name} got no answer from Slurm in {SLURM_TIMEOUT_S} s; try again later")
         if done.returncode:
-            raise JobError(
-                f"{name} failed: {' '.join(done.stderr.split()) or f'exit code {done.returncode}'}"
-            )
+            reason = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+            raise JobError(f"{name} failed: {reason}")
 
 
-SCHEDULERS: dict[str, Scheduler] = {"local": LocalScheduler(), "slurm": SlurmScheduler()}
+SCHEDULERS: dict[str, LocalScheduler | SlurmScheduler] = {
+    "local": LocalScheduler(),
+    "slurm": SlurmScheduler(),
+}
+
+
+def run_slurm(*command: str, timeout: float = SLURM_TIMEOUT_S) -> subprocess.CompletedProcess[str] | None:
+    """Run a Slurm command; None if it is not installed or does not answer within ``timeout`` seconds."""
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
 
 
 class Watch:
-    """A job that is asked about again and again, by somebody who does not take silence for its end."""
+    """Polls a job; that Slurm does not answer is not taken for the job's end."""
 
     def __init__(self, job: JobRecord) -> None:
         self.phase: Phase = "unknown"
@@ -170,12 +151,12 @@ class Watch:
         self._heard = time.monotonic()
 
     def alive(self) -> bool:
-        """Ask whether the job waits or runs; True also while Slurm has not answered for less than ``SILENCE_S``.
+        """Ask whether the job is pending or running; also True while Slurm has been silent for less than ``SILENCE_S``.
 
-        False where no answer can come: for a process of another machine, or without Slurm's commands.
+        False if no answer can come: for a process of another machine, or without Slurm's commands.
 
         Raises:
-            JobError: when Slurm has not answered for that long.
+            JobError: Slurm has been silent for longer.
         """
         self.phase = SCHEDULERS[self._job.cluster].state(self._job).phase
         if self.phase != "unknown":
@@ -185,14 +166,14 @@ class Watch:
             return False
         if time.monotonic() - self._heard > SILENCE_S:
             raise JobError(
-                f"Slurm has not said for {SILENCE_S:.0f} s what became of job {self._job.job}; try again when squeue "
+                f"Slurm has not reported the state of job {self._job.job} for {SILENCE_S:.0f} s; try again when squeue "
                 "answers"
             )
         return True
 
 
 def known_phase(job: JobRecord) -> Phase:
-    """The phase of a job, asked for until Slurm answers; ``unknown`` where no answer can come.
+    """The phase of a job, polled until Slurm answers; ``unknown`` if no answer can come.
 
     Raises:
         JobError: as :meth:`Watch.alive`.
@@ -203,20 +184,8 @@ def known_phase(job: JobRecord) -> Phase:
     return watch.phase
 
 
-def process_start(pid: int) -> str:
-    """A text that no other process with this id has: the kernel's start time and boot.
-
-    Raises:
-        JobError: when there is no such process.
-    """
-    start = _process_start(pid)
-    if start is None:
-        raise JobError(f"process {pid} ended at once; see controller.log in the run's folder jobs")
-    return start
-
-
 def wait_for_end(job: JobRecord, seconds: float) -> bool:
-    """Wait until a job has ended, at most ``seconds`` and until Slurm answers; whether it has.
+    """Wait until a job has ended, for ``seconds`` at most (longer while Slurm is silent); whether it has ended.
 
     Raises:
         JobError: as :meth:`Watch.alive`.
@@ -230,10 +199,22 @@ def wait_for_end(job: JobRecord, seconds: float) -> bool:
     return True
 
 
+def process_start(pid: int) -> str:
+    """Start time and boot id of a process, which distinguish it from any other process with the same id.
+
+    Raises:
+        JobError: there is no such process.
+    """
+    start = _process_start(pid)
+    if start is None:
+        raise JobError(f"process {pid} ended at once; see controller.log in the run's folder jobs")
+    return start
+
+
 def _process_start(pid: int) -> str | None:
-    """None for a process that is gone or a zombie."""
+    """None if the process does not exist or is a zombie."""
     try:
-        # The name of the program, in parentheses, may hold blanks; what follows it does not.
+        # The program's name, in parentheses, may contain spaces; the fields after it do not.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -243,11 +224,8 @@ def _process_start(pid: int) -> str | None:
 
 
 def _slurm(*command: str) -> str | None:
-    """What a Slurm command prints, empty for a job that it does not know; None when there is no answer."""
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=SLURM_WAIT_S, stdin=subprocess.DEVNULL
-        )
-    except (OSError, subprocess.TimeoutExpired):
+    """The output of a Slurm command, empty for an unknown job; None if Slurm does not answer."""
+    done = run_slurm(*command)
+    if done is None or (done.returncode and "Invalid job id" not in done.stderr):
         return None
-    return done.stdout.strip() if done.returncode == 0 or "Invalid job id" in done.stderr else None
+    return done.stdout.strip()

@@ -1,11 +1,11 @@
-"""From a configuration to a job: the run folder is made first, the job finds everything in it."""
+"""From a configuration to a job: the run folder is made first, and the job finds everything in it."""
 
 from __future__ import annotations
 
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,11 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from pscl_hpc.archive import Archive
 from pscl_hpc.config import RunConfig
 from pscl_hpc.errors import UserError
-from pscl_hpc.launch.code import source_hash
-from pscl_hpc.launch.executors import batch_script, build_executor, check_resources
-from pscl_hpc.launch.job import STAGES, StageJob, keep_last_end
+from pscl_hpc.launch.executors import build_executor, check_resources, submission_script
 from pscl_hpc.launch.profiles import Profile
-from pscl_hpc.launch.registry import JOBS, JobRecord, latest_job, save_job
+from pscl_hpc.launch.records import JOBS, JobRecord, latest_job, save_job
 from pscl_hpc.launch.schedulers import known_phase, process_start
+from pscl_hpc.launch.stage_job import STAGES, StageJob, keep_last_end, source_hash
 from pscl_hpc.models import load_trunk
 from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.pretraining.data import PretrainData
@@ -48,109 +47,63 @@ def submit(
     any_commit: bool = False,
     entry: str = "",
 ) -> Submission:
-    """Submit the run of a configuration. An unfinished run in ``config.run`` is continued.
-
-    Args:
-        config: the run.
-        cluster: ``local`` or ``slurm``.
-        profile: what to ask for.
-        any_commit: let the job start on code that was changed meanwhile.
-        entry: as in :func:`submit_many`.
-
-    Raises:
-        UserError: when the folder holds another run, or one that something works on, or the cluster refuses; nothing
-            of an existing run is changed then.
-        JobError: when Slurm does not say what became of the job before.
-    """
-    profile = profile or Profile()
-    check_resources(cluster, profile)
-    _check_input(config, profile)
-    folder = RunFolder.reserve(config)
-    _check_free(folder, entry)
-    files = (folder.path / JOBS).absolute()
-    return _submit([folder], files, cluster, config.name, profile, any_commit, entry)[0]
+    """Submit one run, with its own name and folder; the arguments and errors are those of :func:`submit_many`."""
+    return submit_many(
+        [config], cluster=cluster, name=config.name, profile=profile, any_commit=any_commit, entry=entry
+    )[0]
 
 
 def submit_many(
     configs: Sequence[RunConfig],
     *,
     cluster: str,
-    files: Path,
     name: str,
+    files: Path | None = None,
     profile: Profile | None = None,
     any_commit: bool = False,
     entry: str = "",
+    attached: int | None = None,
 ) -> list[Submission]:
-    """Submit many runs that ask for the same: on Slurm one job array, here one job after the other's start.
+    """Submit runs that request the same resources: on Slurm as one job array, here as one job each, all at once.
 
     Args:
-        configs: the runs; each gets its own folder.
+        configs: the runs; each has its own folder. Unfinished runs are resumed.
         cluster: ``local`` or ``slurm``.
-        files: folder of the array's scripts and logs.
-        name: name of the array.
-        profile: what each run asks for.
-        any_commit: as in :func:`submit`.
-        entry: ``module:function`` that does the runs and more, in place of their stages. It finds out itself what is
-            left, so that a run that is done may be among them.
+        name: name of the jobs.
+        files: folder of the scripts and logs; None for ``jobs`` of the first run.
+        profile: the resources to request for each run.
+        any_commit: let the jobs start even if the code has changed since their submission.
+        entry: ``module:function`` to run instead of the stage. It finds out itself what is left to do, so runs that are
+            done may be submitted too.
+        attached: read end of a pipe: local jobs stop when its other end is closed. None: they outlive this process.
 
     Returns:
-        One submission for each configuration, in their order.
+        One submission for each configuration, in the same order.
 
     Raises:
-        UserError: as :func:`submit`, before anything is submitted.
-        JobError: as :func:`submit`.
+        UserError: before anything is submitted or an existing run is changed: a folder holds another run or one that is
+            being worked on, or the cluster refuses the jobs.
+        JobError: Slurm does not report the state of a run's previous job.
     """
     profile = profile or Profile()
     check_resources(cluster, profile)
     for config in configs:
         _check_input(config, profile)
-    if "%" in str(files.absolute()):
-        raise UserError(f"{files}: a job's folder must not contain '%'; choose another")
+    if files is not None:
+        _check_percent(files)
     folders = [RunFolder.reserve(config) for config in configs]
     if len({folder.path.resolve() for folder in folders}) < len(folders):
-        raise UserError("two of the runs have the same folder; give each its own run=...")
+        raise UserError("two of the runs have the same folder; give each a different run=...")
     for folder in folders:
         _check_free(folder, entry)
     if not folders:
         return []
-    return _submit(folders, files.absolute(), cluster, name, profile, any_commit, entry)
-
-
-def show_script(config: RunConfig, *, cluster: str, profile: Profile) -> str:
-    """The batch script that :func:`submit` would hand to Slurm. Nothing is made or changed.
-
-    Raises:
-        UserError: when the profile lacks something.
-    """
-    check_resources(cluster, profile, dry_run=True)
-    _check_input(config, profile)
-    run = Path(config.run) if config.run else Path("runs") / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return batch_script((run / JOBS).absolute(), config.name, profile)
-
-
-def _submit(
-    folders: Sequence[RunFolder],
-    files: Path,
-    cluster: str,
-    name: str,
-    profile: Profile,
-    any_commit: bool,
-    entry: str,
-) -> list[Submission]:
+    files = (files or folders[0].path / JOBS).absolute()
     files.mkdir(parents=True, exist_ok=True)
     for folder in folders:
         (folder.path / JOBS).mkdir(exist_ok=True)
-    executor = build_executor(cluster, files, name, profile)
     source, head = "" if any_commit else source_hash(), commit()
-    # What follows a run that is done leaves its record as it is: it would be trained again.
-    begun = [folder for folder in folders if not folder.done]
-    before = [(folder.record.get("status", "failed"), folder.record.get("error")) for folder in begun]
-    # Queued before it is handed over: a job that begins at once must not find its own record overwritten.
-    for folder in begun:
-        last = latest_job(folder.path)
-        keep_last_end(folder, last.log(folder.path).with_name(f"{last.job}.failures") if last else None)
-        folder.update(kind=folder.config.kind, name=folder.config.name, status="queued", error="")
-    stages = [
+    stage_jobs = [
         StageJob(
             run=str(folder.path.absolute()),
             entry=entry or STAGES[folder.config.kind],
@@ -164,13 +117,8 @@ def _submit(
         )
         for folder in folders
     ]
-    try:
-        jobs = _hand_over(executor, stages)
-    except UserError as error:
-        for folder, (status, said) in zip(begun, before, strict=True):
-            folder.update(status=status, error=said or str(error))
-        raise
-    done = []
+    jobs = _send(build_executor(cluster, files, name, profile, attached), folders, stage_jobs)
+    submissions = []
     for folder, job in zip(folders, jobs, strict=True):
         record = JobRecord(
             job=str(job.job_id),
@@ -182,7 +130,7 @@ def _submit(
             folder=str(Path.cwd()),
             commit=head,
             started=process_start(int(job.job_id)) if cluster == "local" else "",
-            # A run that is moved keeps its own files.
+            # Left empty for the run's own folder, so that the run can be moved.
             files="" if files == (folder.path / JOBS).absolute() else str(files),
             nodes=profile.nodes,
             tasks=profile.nodes * profile.tasks,
@@ -191,40 +139,59 @@ def _submit(
             profile=profile.model_dump(mode="json", exclude_unset=True),
         )
         save_job(folder.path, record)
-        done.append(Submission(folder.path, record))
-    return done
+        submissions.append(Submission(folder.path, record))
+    return submissions
 
 
-def _hand_over(executor: Any, stages: Sequence[StageJob]) -> list[Any]:
+def show_script(config: RunConfig, *, cluster: str, profile: Profile) -> str:
+    """The batch script that :func:`submit` would send to Slurm. Nothing is made or changed.
+
+    Raises:
+        UserError: the profile or the configuration is not complete or not valid.
+    """
+    check_resources(cluster, profile, dry_run=True)
+    _check_input(config, profile)
+    run = Path(config.run) if config.run else Path("runs") / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return submission_script((run / JOBS).absolute(), config.name, profile)
+
+
+def _send(executor: Any, folders: Sequence[RunFolder], stage_jobs: Sequence[StageJob]) -> list[Any]:
+    """Mark the runs as queued and hand their jobs to the executor; if it refuses them, the runs are as before."""
+    # A run that is done keeps its status; otherwise it would be trained again.
+    unfinished = [folder for folder in folders if not folder.done]
+    before = [(folder.record.get("status", "failed"), folder.record.get("error")) for folder in unfinished]
+    # Before the submission, because a job that starts at once writes the record too.
+    for folder in unfinished:
+        last = latest_job(folder.path)
+        keep_last_end(folder, last.log(folder.path).with_name(f"{last.job}.failures") if last else None)
+        folder.update(kind=folder.config.kind, name=folder.config.name, status="queued", error="")
     slurm_conf = os.environ.get("SLURM_CONF")
-    send: Callable[[], list[Any]] = (
-        (lambda: [executor.submit(stages[0])])
-        if len(stages) == 1
-        else (lambda: executor.submit_array(stages))
-    )
-    # A job submitted from inside another one must not inherit its shape.
+    # A job that is submitted from inside another job must not inherit that job's variables.
     with submitit.helpers.clean_env():
         if slurm_conf is not None:
             os.environ["SLURM_CONF"] = slurm_conf
         try:
-            return send()
+            if len(stage_jobs) == 1:
+                return [executor.submit(stage_jobs[0])]
+            return list(executor.submit_array(stage_jobs))
         except (FailedSubmissionError, FailedJobError) as error:
             lines = [line.strip().removeprefix("sbatch: error: ") for line in str(error).splitlines()]
-            reason = "; ".join(line for line in lines if line)
-            raise UserError(f"the cluster refused the job: {reason}") from None
+            reason = "the cluster refused the job: " + "; ".join(line for line in lines if line)
+            for folder, (status, said) in zip(unfinished, before, strict=True):
+                folder.update(status=status, error=said or reason)
+            raise UserError(reason) from None
 
 
 def _check_input(config: RunConfig, profile: Profile) -> None:
-    """What the stage itself would refuse on these ranks, before the job waits for them."""
+    """The stage's own checks, made before the job waits in the queue."""
     if config.kind == "finetune" and profile.nodes * profile.tasks > 1:
         raise UserError(
             f"{profile.nodes} x {profile.tasks} ranks: fine-tuning on one image runs on one rank; ask for one node and "
             "--gpus-per-node 1 or --tasks-per-node 1"
         )
     if not Path(config.data.archive).exists():
-        raise UserError(f"{config.data.archive}: no such archive; check data.archive, or build it first")
-    if "%" in str(Path(config.run).absolute()):
-        raise UserError(f"{config.run}: a job's folder must not contain '%'; choose another with run=...")
+        raise UserError(f"{config.data.archive}: archive not found; check data.archive, or build it first")
+    _check_percent(Path(config.run))
     with Archive(config.data.archive) as archive:
         if isinstance(config, PretrainConfig):
             PretrainData(archive, config, rank=0, ranks=profile.nodes * profile.tasks)
@@ -237,15 +204,20 @@ def _check_input(config: RunConfig, profile: Profile) -> None:
             load_trunk(config.pretrained)
 
 
+def _check_percent(folder: Path) -> None:
+    if "%" in str(folder.absolute()):
+        raise UserError(f"{folder}: the folder of a job must not contain '%'; choose another with run=...")
+
+
 def _check_free(folder: RunFolder, entry: str) -> None:
-    """Not being worked on; and not done, where the run is all that the job does."""
+    """Check that nothing works on the run, and that it is not done unless the job does more than the run."""
     if folder.done and not entry:
         raise UserError(f"{folder.path}: this run is done; choose another folder with run=...")
     job = latest_job(folder.path)
     phase = known_phase(job) if job is not None else "ended"
     if job is not None and phase in ("pending", "running"):
         raise UserError(
-            f"{folder.path}: job {job.job} is at work on it; cancel it with 'pscl-hpc jobs cancel' first"
+            f"{folder.path}: job {job.job} is working on it; cancel it with 'pscl-hpc jobs cancel' first"
         )
     if job is not None and phase == "unknown":
         whose = f"a process of {job.host}" if job.cluster == "local" else "of a Slurm that is not here"
@@ -254,4 +226,4 @@ def _check_free(folder: RunFolder, entry: str) -> None:
             f"{folder.path / JOBS / job.job}.json if that machine is gone"
         )
     if holder := lock_holder(folder.path):
-        raise UserError(f"{folder.path}: {holder} is at work on it; stop that one first, or wait for its end")
+        raise UserError(f"{folder.path}: {holder} is working on it; stop it first, or wait for its end")

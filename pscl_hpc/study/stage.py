@@ -1,25 +1,17 @@
-"""What a job of a study does: the ordinary stage of its run folder; a fine-tuning is scored as well.
-
-Run as ``python -m pscl_hpc.study.stage RUN``, this module does it in a process of its own, which ends when its standard
-input closes: no job outlives the study that started it.
-"""
+"""What a job of a study does: the ordinary stage of its run folder; a fine-tuning is scored as well."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
-import sys
-import threading
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from pscl_hpc.archive import Archive
-from pscl_hpc.config import RunConfig, load_config
-from pscl_hpc.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_TERMINATED, JobError, UserError
+from pscl_hpc.config import RunConfig
+from pscl_hpc.errors import UserError
 from pscl_hpc.models import TRUNK_FILE
 from pscl_hpc.runs import RunFolder, write_json
 from pscl_hpc.segmentation.config import FinetuneConfig
@@ -157,35 +149,3 @@ class _Timer:
             times = read_times(self._folder)
             seconds = times.get(self._part, 0.0) + time.perf_counter() - self._start
             write_json(self._folder / TIMES_FILE, {**times, self._part: round(seconds, 3)})
-
-
-def main(run: str) -> int:
-    """The job of a run folder; its exit code is that of the console command."""
-    try:
-        run_stage(load_config(Path(run) / "config.yaml").model_copy(update={"run": run}))
-    except (UserError, JobError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_INPUT if isinstance(error, UserError) else EXIT_FAILED
-    except Exception as error:
-        traceback.print_exc()
-        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
-        return EXIT_FAILED
-    return EXIT_DONE
-
-
-def _end_with_parent() -> None:
-    # Not through sys.stdin: a thread that waits inside its lock aborts the interpreter's end.
-    os.read(0, 1)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _terminated(number: int, frame: object) -> NoReturn:
-    sys.exit(EXIT_TERMINATED)
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _terminated)
-    # The study is asked to stop by Ctrl-C and tells its jobs itself.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    sys.exit(main(sys.argv[1]))

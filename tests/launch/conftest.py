@@ -1,4 +1,4 @@
-"""Jobs of a toy stage in a folder of their own."""
+"""Jobs of a toy stage in a temporary folder."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from pscl_hpc.config import RunConfig, resolve_config
-from pscl_hpc.launch import job as job_module
-from pscl_hpc.launch.jobs import find_runs
-from pscl_hpc.launch.registry import JobRecord, job_records, save_job
+from pscl_hpc.launch import stage_job
+from pscl_hpc.launch.records import JobRecord, job_records, save_job
 from pscl_hpc.launch.schedulers import SCHEDULERS, wait_for_end
+from pscl_hpc.launch.status import find_runs
 from tests.helpers import small_archive
 
 MakeConfig = Callable[..., RunConfig]
@@ -20,7 +20,7 @@ MakeConfig = Callable[..., RunConfig]
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working directory with an archive, in which stages are the toy; jobs left over are killed."""
+    """A working directory with an archive, where pretraining is the toy stage; remaining jobs are killed."""
     folder = tmp_path / "with 'quotes' and blanks"
     folder.mkdir()
     small_archive(folder / "a.h5")
@@ -28,19 +28,19 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=":")
-    monkeypatch.setitem(job_module.STAGES, "pretrain", "toy_stage:train")
+    monkeypatch.setitem(stage_job.STAGES, "pretrain", "toy_stage:train")
     yield folder
     for run in find_runs(folder):
         for record in job_records(run):
             if (record.cluster, record.host) != ("local", socket.gethostname()):
-                continue  # one that a test made up
+                continue  # an invented record
             SCHEDULERS[record.cluster].kill(record)
             wait_for_end(record, 10)
 
 
 @pytest.fixture
 def make_config() -> MakeConfig:
-    """Configurations of the toy: its behaviour by name, the run folder, the steps."""
+    """Configurations of the toy stage: the name selects its behaviour."""
 
     def make(name: str = "fast", run: str = "", steps: int = 20, **keys: object) -> RunConfig:
         tree = {
@@ -60,7 +60,7 @@ def make_config() -> MakeConfig:
 
 @pytest.fixture
 def slurm_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for stand-ins of Slurm's commands, first on the path."""
+    """A folder of simulated Slurm commands, first on the path."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name in ("sbatch", "srun"):
@@ -73,7 +73,7 @@ def slurm_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write_job(run: Path, **values: object) -> JobRecord:
-    """A job that ended or runs elsewhere, as far as this machine knows."""
+    """The record of a job that has ended or runs on another machine."""
     known: dict[str, object] = {"job": "5", "cluster": "slurm", "stage": "pretrain", "submitted": 1.0}
     place = {"when": "then", "host": "login", "folder": str(Path.cwd()), "commit": ""}
     record = JobRecord(**{**known, **place, **values})  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Real jobs on this machine: they run, are seen, followed, stopped, continued, and fail with their reason."""
+"""Real jobs on this machine: running, following, stopping, resuming, failing."""
 
 from __future__ import annotations
 
@@ -16,20 +16,13 @@ import torch
 
 from pscl_hpc.config import to_yaml
 from pscl_hpc.errors import UserError
-from pscl_hpc.launch import jobs
-from pscl_hpc.launch.jobs import (
-    RunStatus,
-    cancel,
-    find_runs,
-    follow_log,
-    ranks_of_node,
-    requeue,
-    run_status,
-)
-from pscl_hpc.launch.local import worst_end
+from pscl_hpc.launch import control
+from pscl_hpc.launch.control import cancel, follow_log, ranks_of_node, requeue
+from pscl_hpc.launch.local import job_exit_code
 from pscl_hpc.launch.profiles import Profile
-from pscl_hpc.launch.registry import job_records
+from pscl_hpc.launch.records import job_records
 from pscl_hpc.launch.schedulers import SCHEDULERS, wait_for_end
+from pscl_hpc.launch.status import RunStatus, find_runs, run_status
 from pscl_hpc.launch.submission import Submission, submit, submit_many
 from pscl_hpc.runs import RunFolder
 
@@ -52,7 +45,7 @@ def wait_for_step(run: Path, step: int) -> RunStatus:
     raise AssertionError(f"no step {step} in {run}: {found}")
 
 
-def test_a_job_runs_to_its_end_and_everything_about_it_is_known(make_config: MakeConfig) -> None:
+def test_a_job_completes_and_its_status_is_known(make_config: MakeConfig) -> None:
     done = submit(make_config(), cluster="local")
     assert done.run.parent == Path("runs")
     text = "".join(follow_log(done.run, follow=True))
@@ -67,7 +60,7 @@ def test_a_job_runs_to_its_end_and_everything_about_it_is_known(make_config: Mak
         cancel(done.run)
 
 
-def test_a_cancelled_run_keeps_its_checkpoint_and_goes_on_when_submitted_again(
+def test_a_cancelled_run_keeps_its_checkpoint_and_resumes_when_submitted_again(
     make_config: MakeConfig,
 ) -> None:
     config = make_config("slow", run="runs/long", steps=100_000)
@@ -76,7 +69,7 @@ def test_a_cancelled_run_keeps_its_checkpoint_and_goes_on_when_submitted_again(
     assert running.state == "running"
     assert running.eta_s is not None
     assert running.eta_s > 100
-    with pytest.raises(UserError, match="is at work on it"):
+    with pytest.raises(UserError, match=f"job {done.job.job} "):
         submit(config, cluster="local")
     stopped = cancel(done.run)
     assert stopped.state == "stopped"
@@ -93,10 +86,10 @@ def test_a_cancelled_run_keeps_its_checkpoint_and_goes_on_when_submitted_again(
 @pytest.mark.parametrize(
     ("name", "state", "reason"),
     [
-        ("refused", "failed", "the archive is wrong; mend it"),
+        ("refused", "failed", "the archive is wrong; fix it"),
         ("nan", "failed", "the loss is not finite at step 3"),
         ("bug", "failed", "ZeroDivisionError: a slip of the programmer"),
-        ("dies", "lost", "its job ended without a word; see 'pscl-hpc jobs logs'"),
+        ("dies", "lost", "its job crashed or was killed"),
     ],
 )
 def test_a_job_that_fails_says_why(make_config: MakeConfig, name: str, state: str, reason: str) -> None:
@@ -107,7 +100,7 @@ def test_a_job_that_fails_says_why(make_config: MakeConfig, name: str, state: st
     assert ("Traceback" in "".join(follow_log(done.run, follow=False))) == (name == "bug")
 
 
-def test_a_preempted_job_goes_on_by_itself_from_its_checkpoint(make_config: MakeConfig) -> None:
+def test_a_preempted_job_resumes_from_its_checkpoint(make_config: MakeConfig) -> None:
     done = submit(make_config("preempted"), cluster="local")
     found = finish(done)
     assert (found.state, found.restarts) == ("done", 1)
@@ -116,7 +109,7 @@ def test_a_preempted_job_goes_on_by_itself_from_its_checkpoint(make_config: Make
     assert steps == list(range(1, 21))
 
 
-def test_a_job_whose_rank_died_goes_on_by_itself_from_its_checkpoint(make_config: MakeConfig) -> None:
+def test_a_job_with_a_crashed_rank_resumes_from_its_checkpoint(make_config: MakeConfig) -> None:
     done = submit(make_config("dies-once"), cluster="local")
     found = finish(done)
     assert (found.state, found.restarts) == ("done", 1)
@@ -125,7 +118,7 @@ def test_a_job_whose_rank_died_goes_on_by_itself_from_its_checkpoint(make_config
     assert [line["step"] for line in RunFolder.load(done.run).metrics()] == list(range(1, 21))
 
 
-def test_a_job_that_always_dies_ends_after_its_retries(make_config: MakeConfig) -> None:
+def test_a_job_that_always_crashes_ends_after_its_retries(make_config: MakeConfig) -> None:
     done = submit(make_config("dies"), cluster="local", profile=Profile(retries=2))
     assert (finish(done).state, run_status(done.run).restarts) == ("lost", 2)
 
@@ -142,20 +135,20 @@ def test_a_job_that_always_dies_ends_after_its_retries(make_config: MakeConfig) 
         ([-11, 3], 139),
     ],
 )
-def test_a_killed_rank_counts_before_those_that_were_asked_to_end(
-    codes: list[int | None], worst: int
-) -> None:
-    assert worst_end(codes) == worst
+def test_a_killed_rank_decides_the_exit_code(codes: list[int | None], worst: int) -> None:
+    assert job_exit_code(codes) == worst
 
 
-def test_wrong_input_is_not_tried_again(make_config: MakeConfig) -> None:
+def test_wrong_input_is_not_retried(make_config: MakeConfig) -> None:
     done = submit(make_config("refused"), cluster="local")
     assert finish(done).state == "failed"
-    assert "".join(follow_log(done.run, follow=False)).count("the archive is wrong; mend it") == 1
+    assert "".join(follow_log(done.run, follow=False)).count("the archive is wrong; fix it") == 1
 
 
-def test_a_deaf_job_is_killed(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "STOP_GRACE_S", -4.0)  # one second
+def test_a_job_that_ignores_signals_is_killed(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "STOP_GRACE_S", -4.0)  # one second
     done = submit(make_config("deaf", steps=100_000), cluster="local")
     wait_for_step(done.run, 6)
     found = cancel(done.run)
@@ -164,12 +157,12 @@ def test_a_deaf_job_is_killed(make_config: MakeConfig, monkeypatch: pytest.Monke
         pass  # the killed task no longer holds the lock
 
 
-def test_a_job_outlives_the_shell_and_holds_none_of_its_streams(make_config: MakeConfig, place: Path) -> None:
+def test_a_job_outlives_the_shell_and_does_not_hold_its_streams(make_config: MakeConfig, place: Path) -> None:
     (place / "c.yaml").write_text(to_yaml(make_config("slow", run="runs/long", steps=100_000)))
     script = (
         "import toy_stage\n"
-        "from pscl_hpc.launch import job\n"
-        "job.STAGES['pretrain'] = 'toy_stage:train'\n"
+        "from pscl_hpc.launch import stage_job\n"
+        "stage_job.STAGES['pretrain'] = 'toy_stage:train'\n"
         "from pscl_hpc.cli.main import run\n"
         "run()\n"
     )
@@ -188,7 +181,19 @@ def test_a_job_outlives_the_shell_and_holds_none_of_its_streams(make_config: Mak
     assert cancel(Path("runs/long")).state == "stopped"
 
 
-def test_a_reused_process_id_is_not_taken_for_the_job(make_config: MakeConfig) -> None:
+def test_an_attached_job_saves_and_stops_when_its_submitter_closes_the_pipe(make_config: MakeConfig) -> None:
+    read, write = os.pipe()
+    config = make_config("slow", run="runs/long", steps=100_000)
+    done = submit_many([config], cluster="local", name="study", attached=read)[0]
+    os.close(read)
+    wait_for_step(done.run, 12)
+    assert run_status(done.run).state == "running"
+    os.close(write)
+    found = finish(done)
+    assert (found.state, found.restarts, found.checkpoint) == ("stopped", 0, found.step)
+
+
+def test_a_reused_process_id_is_not_mistaken_for_the_job(make_config: MakeConfig) -> None:
     done = submit(make_config(), cluster="local")
     assert finish(done).state == "done"
     stranger = dataclasses.replace(done.job, job=str(os.getpid()))
@@ -205,7 +210,7 @@ def test_cpus_and_gpus_reach_the_job(make_config: MakeConfig, monkeypatch: pytes
     assert done.job.profile == {"cpus_per_task": 3, "gpus_per_node": 2}
 
 
-def test_several_ranks_of_one_machine(make_config: MakeConfig) -> None:
+def test_several_ranks_on_one_machine(make_config: MakeConfig) -> None:
     done = submit(make_config("ranks"), cluster="local", profile=Profile(tasks_per_node=2))
     assert finish(done).state == "done"
     for rank in (0, 1):
@@ -213,13 +218,13 @@ def test_several_ranks_of_one_machine(make_config: MakeConfig) -> None:
         assert f"rank {rank} of 2 on" in text
         assert f"RANK={rank} WORLD_SIZE=2 LOCAL_RANK={rank} LOCAL_WORLD_SIZE=2 MASTER_ADDR=127.0.0.1" in text
     assert ranks_of_node(done.run, socket.gethostname()) == [0, 1]
-    with pytest.raises(UserError, match=f"no rank on 'n7'; it runs on {socket.gethostname()}"):
+    with pytest.raises(UserError, match=f"'n7'.*{socket.gethostname()}"):
         ranks_of_node(done.run, "n7")
-    with pytest.raises(UserError, match="has ranks 0 to 1"):
+    with pytest.raises(UserError, match="ranks 0 to 1"):
         follow_log(done.run, 2, follow=False).__next__()
 
 
-def test_a_run_is_requeued_by_hand(make_config: MakeConfig) -> None:
+def test_a_run_is_requeued_on_request(make_config: MakeConfig) -> None:
     done = submit(make_config("slow", run="runs/long", steps=100_000), cluster="local")
     wait_for_step(done.run, 12)
     requeue(done.run)
@@ -235,7 +240,7 @@ def test_a_run_is_requeued_by_hand(make_config: MakeConfig) -> None:
 
 
 @pytest.mark.parametrize("again", ["submit", "requeue"])
-def test_what_follows_a_run_is_done_by_a_new_job_and_the_run_is_not(
+def test_a_new_job_does_what_follows_a_finished_run_without_repeating_it(
     make_config: MakeConfig, again: str
 ) -> None:
     def send() -> Submission:

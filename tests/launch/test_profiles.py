@@ -1,4 +1,4 @@
-"""Profiles: what they say, what they refuse."""
+"""Cluster profiles: values, precedence and errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_time_limits_are_read(text: str, minutes: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "soon", "-5", "1:30", "1-12:30", "0", "0:00:00", "1:2:3:4", "9O"])
-def test_what_is_no_time_limit_is_refused(text: str) -> None:
+def test_an_invalid_time_limit_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="--time"):
         parse_time(text)
 
@@ -33,7 +33,7 @@ def test_time_limits_add_up(days: int, hours: int, minutes: int) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's own folder of profiles."""
+    """The user's folder of profiles."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     folder = tmp_path / "pscl-hpc" / "profiles"
     folder.mkdir(parents=True)
@@ -48,7 +48,7 @@ def test_a_profile_is_found_by_name_or_file_and_the_command_line_wins(folder: Pa
         assert (profile.partition, profile.tasks, profile.time_min) == ("gpu", 4, 90)
     over = profile.replace("command line", nodes=8, time="1-0:00:00", partition=None)
     assert (over.partition, over.nodes, over.time_min, over.setup) == ("gpu", 8, 1440, ("module load x",))
-    # Ranks on the CPU instead of those on the profile's GPUs.
+    # Ranks on CPUs replace the profile's ranks on GPUs.
     assert profile.replace("command line", tasks_per_node=3).tasks == 3
     assert (over.replace("x", tasks_per_node=3).gpus_per_node, over.tasks) == (None, 4)
 
@@ -65,7 +65,7 @@ def test_a_time_limit_needs_no_quotes(folder: Path, text: str, minutes: int) -> 
     assert load_profile("timed").time_min == minutes
 
 
-def test_options_and_variables_are_what_is_written(folder: Path) -> None:
+def test_values_of_options_and_variables_stay_text(folder: Path) -> None:
     (folder / "timed.yaml").write_text("sbatch: {time-min: 2:00:00}\nenvironment: {LIMIT: 1:30:00.5}\n")
     profile = load_profile("timed")
     assert profile.sbatch == {"time-min": "2:00:00"}
@@ -79,35 +79,35 @@ def test_profiles_extend_each_other(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("text", "named"),
     [
-        ("partitoin: gpu", "unknown key 'partitoin'; did you mean 'partition'?"),
-        ("container: {image: y, pythn: x}", "unknown key 'container.pythn'; did you mean 'python'?"),
-        ("container: {how: apptainer}", "key 'container.image' is missing"),
-        ("nodes: 0", "key 'nodes'"),
-        ("nodes: many", "key 'nodes'"),
-        ("{gpus_per_node: 4, tasks_per_node: 8}", "one task runs on each GPU"),
-        ("stage: scratch", "name an absolute folder"),
-        ("environment: {'A B': x}", "'A B', which is no name of a variable"),
-        ("sbatch: {output: x}", "sbatch.output is set by the submission itself"),
-        ("sbatch: {cpus-per-task: 3}", "write cpus_per_task"),
-        ("time: tomorrow", "is no time limit"),
-        ("[1, 2]", "not keys and values"),
-        (": :", "not valid YAML"),
+        ("partitoin: gpu", "'partition'"),
+        ("container: {image: y, pythn: x}", "'container.pythn'"),
+        ("container: {how: apptainer}", "'container.image'"),
+        ("nodes: 0", "'nodes'"),
+        ("nodes: many", "'nodes'"),
+        ("{gpus_per_node: 4, tasks_per_node: 8}", "tasks_per_node"),
+        ("stage: scratch", "'scratch'"),
+        ("environment: {'A B': x}", "'A B'"),
+        ("sbatch: {output: x}", "sbatch.output"),
+        ("sbatch: {cpus-per-task: 3}", "cpus_per_task"),
+        ("time: tomorrow", "'tomorrow'"),
+        ("[1, 2]", "bad.yaml"),
+        (": :", "bad.yaml"),
     ],
 )
-def test_a_wrong_profile_is_one_sentence(folder: Path, text: str, sentence: str) -> None:
+def test_an_error_in_a_profile_is_one_line(folder: Path, text: str, named: str) -> None:
     (folder / "bad.yaml").write_text(text)
     with pytest.raises(UserError, match=r"^[^\n]+$") as caught:
         load_profile("bad")
-    assert sentence in str(caught.value)
+    assert named in str(caught.value)
 
 
 def test_an_unknown_profile_names_the_nearest(folder: Path) -> None:
     (folder / "juwels.yaml").write_text("time: 10")
-    with pytest.raises(UserError, match="did you mean 'juwels'"):
+    with pytest.raises(UserError, match="'juwels'"):
         load_profile("jewels")
-    with pytest.raises(UserError, match="no such configuration file"):
+    with pytest.raises(UserError, match=r"absent\.yaml"):
         load_profile("absent.yaml")
 
 
@@ -121,5 +121,5 @@ def test_the_profiles_of_the_checkout_are_valid() -> None:
 
 
 @pytest.mark.parametrize(("time", "asked", "delay"), [("240", None, 120), ("1", None, 30), ("240", 600, 600)])
-def test_the_notice_fits_into_the_limit(time: str, asked: int | None, delay: int) -> None:
+def test_the_signal_delay_fits_into_the_limit(time: str, asked: int | None, delay: int) -> None:
     assert Profile(time=time, signal_delay_s=asked).signal_delay == delay

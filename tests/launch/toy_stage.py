@@ -1,6 +1,6 @@
-"""A stage that jobs of the tests run: it keeps a run folder like the real ones, and counts instead of training.
+"""A toy stage for the tests of jobs: it writes a run folder as the real stages do, but counts instead of training.
 
-The run's name says how it behaves. Jobs import this file by its name, so it needs no test around it.
+The run's name selects its behaviour. Jobs import this file by its name.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pscl_hpc.training import StopRequested, stop_reason
 
 
 def train(config: PretrainConfig) -> None:
-    """Count to ``schedule.steps``, a hundredth of a second each (``slow``: until stopped)."""
+    """Count to ``schedule.steps``, 10 ms per step."""
     if config.name == "ranks":
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
         print(*(f"{name}={os.environ[name]}" for name in names), flush=True)
         if os.environ["RANK"] != "0":
             return
     if config.name == "refused":
-        raise UserError("the archive is wrong; mend it")
+        raise UserError("the archive is wrong; fix it")
     with RunFolder.start(config, torch.device("cpu")) as folder:
         state = folder.checkpoints.load_latest()
         first = int(state["step"]) if state else 0
@@ -57,7 +57,7 @@ def train(config: PretrainConfig) -> None:
 
 
 def train_and_score(config: PretrainConfig) -> None:
-    """The run and what comes after it, as the jobs of a study; the scores come once the folder has a file ``model``."""
+    """The run and its scores, as in the jobs of a study; scoring needs a file ``model`` in the folder."""
     folder = Path(config.run)
     if not RunFolder.load(folder).done:
         train(config)

@@ -1,4 +1,4 @@
-"""A throw-away Slurm for the tests of this folder; they are skipped where it cannot be started."""
+"""A test cluster for the tests of this folder, which are skipped if it cannot be started."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from pathlib import Path
 import pytest
 
 from pscl_hpc.errors import UserError
-from pscl_hpc.launch import job as job_module
-from pscl_hpc.launch.jobs import find_runs, ranks_of_node, run_status
+from pscl_hpc.launch import stage_job
+from pscl_hpc.launch.control import ranks_of_node
 from pscl_hpc.launch.profiles import Profile
-from pscl_hpc.launch.registry import job_records
+from pscl_hpc.launch.records import job_records
 from pscl_hpc.launch.schedulers import SCHEDULERS, wait_for_end
+from pscl_hpc.launch.status import find_runs, run_status
 from pscl_hpc.launch.submission import Submission, submit
 from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.runs import RunFolder
 from tests.helpers import small_archive, small_config
 
-SCRIPT = Path(__file__).parents[2] / "slurm" / "throwaway-cluster.sh"
+SCRIPT = Path(__file__).parents[2] / "slurm" / "test-cluster.sh"
 STEPS, GATE = 12, 5
 WAIT_S = 150
 
@@ -54,7 +55,7 @@ class Cluster:
 
 
 def slurm(*command: str) -> str:
-    """What a command prints."""
+    """The output of a command."""
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout.strip()
 
 
@@ -75,7 +76,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture
 def place(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working directory with an archive and a name that needs quoting, in which pretraining can be held at a step."""
+    """A working directory with an archive and a name that needs quoting; pretraining can be held at a step."""
     folder = tmp_path / 'it\'s a "place"'
     folder.mkdir()
     small_archive(folder / "a.h5", images=10)
@@ -84,7 +85,7 @@ def place(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("SLURM_CONF", f"{cluster.environment['CLUSTER_DIR']}/etc/slurm.conf")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", f"{here}:{os.environ.get('PYTHONPATH', '')}")
-    monkeypatch.setitem(job_module.STAGES, "pretrain", "gated_stage:pretrain")
+    monkeypatch.setitem(stage_job.STAGES, "pretrain", "gated_stage:pretrain")
     yield folder
     for run in find_runs(folder):
         for record in job_records(run):
@@ -123,7 +124,7 @@ def eventually(what: str, holds: Callable[[], bool], seconds: float = WAIT_S) ->
 
 
 def ranks_on(done: Submission, node: str) -> list[int]:
-    """The ranks that began last on a node."""
+    """The ranks that last started on a node."""
     try:
         return ranks_of_node(done.run, node)
     except UserError:
@@ -131,8 +132,8 @@ def ranks_on(done: Submission, node: str) -> list[int]:
 
 
 def at_gate(done: Submission, restarts: int = 0) -> None:
-    """Wait until a run has come to its gate, after so many restarts. One that is asked to stop there does one more
-    step."""
+    """Wait until a run has reached its gate after this many restarts. A run that is asked to stop at its gate does one
+    more step."""
 
     def there() -> bool:
         found = run_status(done.run)
@@ -160,19 +161,19 @@ def ends(done: Submission) -> list[str]:
 
 
 def node_of(done: Submission, rank: int) -> str:
-    """The node on which a rank began last."""
+    """The node on which a rank last started."""
     (node,) = (node for node in ("n1", "n2", "n3") if rank in ranks_on(done, node))
     return node
 
 
 def first_steps(done: Submission) -> list[int]:
-    """After which step each attempt began."""
+    """The step from which each attempt resumed."""
     return [attempt["first_step"] for attempt in RunFolder.load(done.run).attempts]
 
 
 @pytest.fixture(scope="session")
 def undisturbed() -> Callable[[int], str]:
-    """The weights of a number of ranks on this machine, without Slurm and without anything happening to them."""
+    """The weights of an undisturbed run on this machine, without Slurm, by number of ranks."""
     known: dict[int, str] = {}
 
     def weights(ranks: int) -> str:

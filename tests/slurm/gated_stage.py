@@ -1,6 +1,6 @@
-"""The real pretraining, made to wait: no step after the one that a file ``gate`` in the run folder names begins.
+"""The real pretraining, which waits after the step in the file ``gate`` of the run folder while that file exists.
 
-What a test does to a job then happens at a known step. Jobs import this file by its name.
+So a test disturbs a job at a known step. Jobs import this file by its name.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def pretrain(config: PretrainConfig) -> None:
 
 
 def die(config: PretrainConfig) -> None:
-    """End the process without a word at step 3."""
+    """Kill the process at step 3."""
     step = Trainer.step
 
     def deadly(self: Trainer, *arguments: Any, **options: Any) -> dict[str, float]:

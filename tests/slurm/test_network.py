@@ -1,4 +1,4 @@
-"""A node that only seems to be dead: what it goes on writing does not reach the run."""
+"""A node that only seems to be down: what it still writes does not reach the run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("place")
 Undisturbed = Callable[[int], str]
 
 
-def test_a_node_without_network_cannot_write_into_its_successors_run(
+def test_a_node_without_network_cannot_write_into_the_resumed_run(
     cluster: Cluster, undisturbed: Undisturbed
 ) -> None:
     done = start("runs/a", Profile(nodes=2, time="20"))
@@ -26,7 +26,7 @@ def test_a_node_without_network_cannot_write_into_its_successors_run(
 
     cluster("unplug", node)
     try:
-        # Its tasks live on while other nodes take over.
+        # Its tasks keep running while other nodes take over.
         at_gate(done, 1)
         assert node not in (node_of(done, 0), node_of(done, 1))
         assert orphans()
@@ -34,5 +34,5 @@ def test_a_node_without_network_cannot_write_into_its_successors_run(
     finally:
         cluster("plug", node)
     eventually("no task is left on the node", lambda: not orphans())
-    # What the orphan tried to write came to nothing.
+    # The orphan's writes were refused.
     assert finish(done) == undisturbed(2)

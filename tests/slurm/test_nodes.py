@@ -1,4 +1,4 @@
-"""Ranks and nodes that die: the weights are those of a run to which nothing happened."""
+"""Ranks and nodes that crash: the weights are those of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("place")
 Undisturbed = Callable[[int], str]
 
 
-def test_dead_ranks_and_nodes_cost_the_steps_since_the_last_checkpoint(
+def test_crashed_ranks_and_nodes_cost_the_steps_since_the_last_checkpoint(
     cluster: Cluster, undisturbed: Undisturbed
 ) -> None:
     done = start("runs/a", Profile(nodes=2, time="20", retries=3))

@@ -9,7 +9,7 @@ import pytest
 
 from pscl_hpc.cli.main import main
 from pscl_hpc.errors import EXIT_DONE
-from pscl_hpc.launch.registry import job_records
+from pscl_hpc.launch.records import job_records
 from pscl_hpc.report.study_results import read_results
 from tests.study.material import study_file, write_archive
 
@@ -20,7 +20,7 @@ METHODS = [
 DATASETS = [{"name": "alloy", "references": ["alloy/t0", "alloy/t1"]}]
 
 
-def test_a_study_is_done_by_arrays_and_equals_one_done_here(
+def test_a_study_of_arrays_equals_one_on_this_machine(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     archive = write_archive(place / "alloys.h5")

@@ -1,4 +1,4 @@
-"""Whatever happens to a job on a real Slurm, its run ends with the weights of one to which nothing happened."""
+"""Preemption, requeueing and time limits on a real Slurm: the weights are those of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from pscl_hpc.config import to_yaml
-from pscl_hpc.launch.jobs import requeue, run_status
+from pscl_hpc.launch.control import requeue
 from pscl_hpc.launch.profiles import Profile
 from pscl_hpc.launch.schedulers import SCHEDULERS
+from pscl_hpc.launch.status import run_status
 
 from .conftest import GATE, SCRIPT, at_gate, ends, eventually, finish, first_steps, make_config, slurm, start
 
@@ -23,7 +24,7 @@ Undisturbed = Callable[[int], str]
 def test_preemption_and_requeue_lose_no_step(undisturbed: Undisturbed) -> None:
     done = start("runs/a 'b'", Profile(nodes=2, partition="main", time="20"))
     at_gate(done)
-    # All nodes for a job that comes first.
+    # A job of higher priority that needs all nodes.
     urgent = slurm(
         "sbatch",
         "--parsable",
@@ -37,13 +38,13 @@ def test_preemption_and_requeue_lose_no_step(undisturbed: Undisturbed) -> None:
         "--wrap",
         "sleep 1",
     )
-    eventually("the job gives way", lambda: SCHEDULERS["slurm"].state(done.job).phase == "pending")
+    eventually("the job is preempted", lambda: SCHEDULERS["slurm"].state(done.job).phase == "pending")
     at_gate(done, 1)
     assert slurm("sacct", "-X", "-n", "-P", "-j", urgent, "-o", "State") == "COMPLETED"
 
     assert requeue(done.run).state in ("queued", "starting", "running")
     at_gate(done, 2)
-    # By hand: Slurm sends SIGTERM and kills what is left after KillWait, which is enough to save here.
+    # By hand: Slurm sends SIGTERM, and SIGKILL after KillWait, which is long enough to save here.
     slurm("scontrol", "requeue", done.job.job)
     at_gate(done, 3)
 
@@ -52,8 +53,8 @@ def test_preemption_and_requeue_lose_no_step(undisturbed: Undisturbed) -> None:
     assert all("preempted" in end or "terminated" in end for end in ends(done)), ends(done)
 
 
-def test_the_time_limit_is_announced_and_the_run_goes_on(undisturbed: Undisturbed) -> None:
-    # Two minutes: a slow machine needs more than one to come to the gate.
+def test_a_run_saves_before_the_time_limit_and_resumes(undisturbed: Undisturbed) -> None:
+    # Two minutes: a slow machine needs more than one to reach the gate.
     done = start("runs/a", Profile(nodes=2, time="2"))
     at_gate(done)
     at_gate(done, 1)
@@ -63,7 +64,7 @@ def test_the_time_limit_is_announced_and_the_run_goes_on(undisturbed: Undisturbe
     assert run_status(done.run).last_end == ends(done)[0]
 
 
-def test_the_template_for_batch_scripts_by_hand(
+def test_the_batch_script_template(
     place: Path, undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (place / "c.yaml").write_text(to_yaml(make_config("runs/by hand")))

@@ -37,7 +37,7 @@ QUICK = Path(__file__).parents[2] / "configs" / "studies" / "quick.yaml"
         (["{file}", "--jobs", "0"], "--jobs"),
         (["{file}", "--gpus", "1"], "add --cluster slurm"),
         (["{file}", "--cluster", "local", "--partition", "gpu"], "partition is for Slurm"),
-        (["{file}", "--cluster", "local", "--profile", "{profile}"], "one process each"),
+        (["{file}", "--cluster", "local", "--profile", "{profile}"], "4 processes"),
     ],
 )
 def test_mistakes_end_in_one_sentence(

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from pscl_hpc import segmentation
-from pscl_hpc.errors import EXIT_DONE, EXIT_INPUT
+from pscl_hpc.config import load_config
+from pscl_hpc.errors import UserError
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.study.plan import Job
 from pscl_hpc.study.run import look, run_study
-from pscl_hpc.study.stage import is_done, main
+from pscl_hpc.study.stage import is_done, run_stage
 
 from .material import Fabricator, small_study, write_archive
 
@@ -35,17 +36,17 @@ def jobs(path: Path, tmp_path: Path) -> dict[str, Job]:
     return {job.config.kind: job for job in look(study).missing if not job.needs}
 
 
+def run(job: Job) -> None:
+    run_stage(load_config(job.folder / "config.yaml").model_copy(update={"run": str(job.folder)}))
+
+
 @pytest.mark.parametrize("kind", ["pretrain", "finetune"])
-def test_it_does_not_start_on_another_archive(
-    path: Path, jobs: dict[str, Job], capsys: pytest.CaptureFixture[str], kind: str
-) -> None:
+def test_it_does_not_start_on_another_archive(path: Path, jobs: dict[str, Job], kind: str) -> None:
     job = jobs[kind]
     write_archive(path, twin="other/1")
     before = sorted(job.folder.iterdir())
-    assert main(str(job.folder)) == EXIT_INPUT
-    error = capsys.readouterr().err.strip()
-    assert len(error.splitlines()) == 1
-    assert f"a.h5: is not the archive that {job.folder} was planned with" in error
+    with pytest.raises(UserError, match=r"a\.h5"):
+        run(job)
     assert sorted(job.folder.iterdir()) == before
 
 
@@ -60,17 +61,18 @@ def test_it_does_not_score_on_an_archive_that_came_during_the_training(
     real: Callable[..., object] = segmentation.finetune
     monkeypatch.setattr(segmentation, "finetune", finetune)
     job = jobs["finetune"]
-    assert main(str(job.folder)) == EXIT_INPUT
+    with pytest.raises(UserError, match=r"a\.h5"):
+        run(job)
     assert RunFolder.load(job.folder).done
     assert not (job.folder / "evaluation.json").exists()
     # Restored: what is left is done.
     monkeypatch.setattr(segmentation, "finetune", real)
     write_archive(path)
-    assert main(str(job.folder)) == EXIT_DONE
+    run(job)
     assert is_done(job.folder, "finetune", job.fingerprint, job.tests)
     # Scored on other splits since.
     segmentation.evaluate(job.folder, splits=["val"])
     assert not is_done(job.folder, "finetune", job.fingerprint, job.tests)
-    assert main(str(job.folder)) == EXIT_DONE
+    run(job)
     assert is_done(job.folder, "finetune", job.fingerprint, job.tests)
     assert not is_done(job.folder, "finetune", "another", job.tests)

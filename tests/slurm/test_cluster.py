@@ -1,4 +1,4 @@
-"""The throw-away cluster itself comes up where one of its daemons is busy."""
+"""The test cluster itself starts although one of its daemons is busy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from .conftest import SCRIPT
 
-# Fails as Slurm's accounting does when it is busy: now and then without having done anything.
+# Fails as the accounting of Slurm does when it is busy: sometimes before it has done anything.
 BUSY = """#!/bin/sh
 case "$*" in
 *" add "*) if mkdir "$TRIES/$(ls "$TRIES" | wc -l)" && [ "$(ls "$TRIES" | wc -l)" -le 2 ]; then
@@ -23,7 +23,7 @@ exec {sacctmgr} "$@"
 """
 
 
-def test_a_cluster_comes_up_although_its_accounting_is_busy(
+def test_a_cluster_starts_although_its_accounting_is_busy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     missing = subprocess.run([str(SCRIPT), "check"], capture_output=True, text=True)
@@ -53,7 +53,7 @@ def test_a_cluster_comes_up_although_its_accounting_is_busy(
             capture_output=True,
             text=True,
         )
-        assert clusters.stdout.split() == ["throwaway"]
+        assert clusters.stdout.split() == ["test"]
         assert len(list(tries.iterdir())) == 3
     finally:
         subprocess.run([str(SCRIPT), "down"], check=True, capture_output=True, timeout=120)

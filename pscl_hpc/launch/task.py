@@ -1,4 +1,4 @@
-"""The ranks of a job, as the scheduler made them, handed on in torchrun's variables."""
+"""One task of a job: its rank, as the scheduler set it, passed on in torchrun's environment variables."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from typing import Any
 from pscl_hpc.errors import UserError
 
 RESTARTS_LOCAL = "PSCL_HPC_RESTARTS"
-"""Variable that counts the restarts of a local job; Slurm has its own."""
+"""Environment variable that counts the restarts of a local job; Slurm has its own."""
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _FIRST_PORT, _PORTS_MIN = 10000, 1000
 
 
 @dataclass(frozen=True)
-class World:
-    """One task of a job."""
+class Task:
+    """One process (rank) of a job."""
 
     rank: int
-    world: int
+    ranks: int
     local_rank: int
     nodes: int
     node: str
     """Name of this task's node."""
     address: str
-    """Name of the first task's node."""
+    """Name of rank 0's node."""
     job: str
-    """The job's id, of an array with its place."""
+    """Job id; for a job of an array ARRAY_INDEX."""
     port_key: str
     restart: int
-    """How often the job was started before."""
+    """How often the job has been restarted."""
 
     @classmethod
-    def find(cls, environment: Any) -> World:
-        """Of this process, from submitit's ``JobEnvironment``."""
+    def find(cls, environment: Any) -> Task:
+        """The task that this process is, from submitit's ``JobEnvironment``."""
         slurm = environment.cluster == "slurm"
         return cls(
             rank=environment.global_rank,
-            world=environment.num_tasks,
+            ranks=environment.num_tasks,
             local_rank=environment.local_rank,
             nodes=environment.num_nodes,
             node=os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
@@ -52,24 +52,28 @@ class World:
         )
 
     def check(self, nodes: int, tasks_per_node: int) -> None:
-        """Whether this is what was asked for.
+        """Check that the scheduler started the ranks that were requested.
 
         Raises:
-            UserError: when the scheduler started other ranks.
+            UserError: it started others.
         """
-        asked, found = nodes * tasks_per_node, (self.world, self.nodes)
-        if found != (asked, nodes) or self.local_rank >= tasks_per_node or self.rank >= asked:
+        wanted = nodes * tasks_per_node
+        if (
+            (self.ranks, self.nodes) != (wanted, nodes)
+            or self.local_rank >= tasks_per_node
+            or self.rank >= wanted
+        ):
             raise UserError(
-                f"job {self.job} asked for {nodes} x {tasks_per_node} ranks, but rank {self.rank} (local rank "
-                f"{self.local_rank}) on {self.node} finds {self.world} on {self.nodes} nodes; check the profile's "
+                f"job {self.job} requested {nodes} x {tasks_per_node} ranks, but rank {self.rank} (local rank "
+                f"{self.local_rank}) on {self.node} finds {self.ranks} ranks on {self.nodes} nodes; check the profile's "
                 "setup, environment and sbatch options, and submit again"
             )
 
     def export(self, tasks_per_node: int) -> None:
-        """Set what ``pscl_hpc.training.ranks`` reads. CUDA_VISIBLE_DEVICES stays as the scheduler set it."""
+        """Set the variables that ``pscl_hpc.training.ranks`` reads. CUDA_VISIBLE_DEVICES is left as it is."""
         os.environ.update(
             RANK=str(self.rank),
-            WORLD_SIZE=str(self.world),
+            WORLD_SIZE=str(self.ranks),
             LOCAL_RANK=str(self.local_rank),
             LOCAL_WORLD_SIZE=str(tasks_per_node),
             MASTER_ADDR=self.address,
@@ -77,17 +81,17 @@ class World:
             PSCL_NODE=self.node,
         )
 
-    def greeting(self) -> str:
-        """The first line of a rank's log; :func:`pscl_hpc.launch.jobs.ranks_of_node` reads it."""
+    def first_line(self) -> str:
+        """The first line of a rank's log; :func:`pscl_hpc.launch.control.ranks_of_node` parses it."""
         again = f", restart {self.restart}" if self.restart else ""
-        return f"rank {self.rank} of {self.world} on {self.node}: job {self.job}{again}"
+        return f"rank {self.rank} of {self.ranks} on {self.node}: job {self.job}{again}"
 
 
 def rendezvous_port(job: str, restart: int, ephemeral: Path = _EPHEMERAL) -> int:
-    """The port at which the ranks meet: the same on all, another after a restart.
+    """The port at which the ranks meet: the same on all ranks, a different one after a restart.
 
-    An orphan of the attempt before may still hold the old port. Ports that the kernel hands out to clients are left
-    out: one of them may be taken at any moment.
+    An orphan of the previous attempt may still hold the old port. The kernel's ephemeral ports are excluded, since any
+    client may be given one of them at any moment.
     """
     try:
         low, high = (int(word) for word in ephemeral.read_text().split())

@@ -1,4 +1,4 @@
-"""Submitted jobs, one small JSON file each, in the folder ``jobs`` of their run."""
+"""Records of submitted jobs: one small JSON file for each, in the folder ``jobs`` of its run."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ class JobRecord:
     """One submission."""
 
     job: str
-    """The cluster's job id; of a local job its process id."""
+    """The cluster's job id; for a local job the id of its controller process."""
     cluster: str
     stage: str
     submitted: float
     """Unix seconds."""
     when: str
-    """The same for people."""
+    """The same as text."""
     host: str
-    """The machine that it was submitted on."""
+    """The machine from which it was submitted."""
     folder: str
-    """The working directory, from which relative paths in the configuration start."""
+    """The working directory, to which paths in the configuration are relative."""
     commit: str
-    """Commit of the code, with ``+changes`` when it was edited; empty outside a checkout."""
+    """Commit of the code, with ``+changes`` if it was edited; empty outside a checkout."""
     started: str = ""
-    """Start time of a local job's process, by which a reused process id is told from it."""
+    """Start time of a local job's process, which distinguishes it from a later process with the same id."""
     files: str = ""
-    """Folder of the job's scripts and logs; the run's own ``jobs`` when empty."""
+    """Folder of the job's scripts and logs; empty for ``jobs`` of the run."""
     nodes: int = 1
     tasks: int = 1
     """Ranks on all nodes."""
     any_commit: bool = False
-    """Whether the job may start on code that was changed since."""
+    """Whether the job may start on changed code."""
     entry: str = ""
-    """``module:function`` that the job does in place of the run's stage."""
+    """``module:function`` that the job runs instead of the run's stage."""
     profile: dict[str, Any] = field(default_factory=dict)
-    """What was asked for."""
+    """The resources requested."""
 
     def log(self, run: Path, rank: int = 0) -> Path:
-        """The file that a rank prints to."""
+        """The log file of a rank."""
         return (Path(self.files) if self.files else run / JOBS) / f"{self.job}_{rank}_log.out"
 
 
@@ -57,17 +57,22 @@ def save_job(run: Path, record: JobRecord) -> None:
 
 
 def job_records(run: Path) -> list[JobRecord]:
-    """The jobs of a run, oldest first; none when it was started by hand."""
+    """The jobs of a run, oldest first; empty if it was started by hand.
+
+    Raises:
+        UserError: a record cannot be read.
+    """
     records = []
     for path in (run / JOBS).glob("*.json"):
         try:
             records.append(JobRecord(**json.loads(path.read_text(encoding="utf-8"))))
         except (OSError, ValueError, TypeError):
-            raise UserError(f"{path}: is no record of a job; restore it from a copy or delete it") from None
+            raise UserError(
+                f"{path}: cannot be read as a job's record; restore it from a copy or delete it"
+            ) from None
     return sorted(records, key=lambda record: record.submitted)
 
 
 def latest_job(run: Path) -> JobRecord | None:
     """The newest job of a run."""
-    records = job_records(run)
-    return records[-1] if records else None
+    return max(job_records(run), key=lambda record: record.submitted, default=None)

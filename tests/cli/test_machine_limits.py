@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pscl_hpc.doctor.control_group import available_memory, cpu_quota
+from pscl_hpc.doctor.machine import available_memory, cpu_quota
 
 JOB = "system.slice/slurmstepd.scope/job_7"
 

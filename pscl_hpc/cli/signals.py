@@ -1,4 +1,4 @@
-"""How a stage in the foreground ends when it is asked to."""
+"""Ctrl-C and SIGTERM for a stage that runs in the foreground."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pscl_hpc.errors import EXIT_STOPPED
 
 
 @contextmanager
-def ends_when_asked() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM stop the stage after its step, with one sentence on how to go on."""
+def stop_after_step() -> Iterator[None]:
+    """On Ctrl-C or SIGTERM, let the stage stop after its step, print how to resume it, and exit with code 130."""
     from pscl_hpc.training import StopRequested, read_place, stop_on_signals
 
     try:

@@ -1,41 +1,42 @@
 #!/usr/bin/env bash
-# A Slurm cluster to try things on and to throw away: controller, accounting and N nodes on one Debian machine.
+# A temporary Slurm cluster for tests: controller, accounting and N nodes on one Debian machine.
 #
-#   eval "$(slurm/throwaway-cluster.sh up 2)"    start it; prints what has to be exported
-#   slurm/throwaway-cluster.sh crash n2          the node loses power: its daemon and its tasks are gone at once
-#   slurm/throwaway-cluster.sh boot n2           it comes back
-#   slurm/throwaway-cluster.sh unplug n2         its network cable is pulled; its processes live on
-#   slurm/throwaway-cluster.sh plug n2           the cable is back
-#   slurm/throwaway-cluster.sh inside n2 CMD..   run a command on the node, outside of any job
-#   slurm/throwaway-cluster.sh status            nodes and queue
-#   slurm/throwaway-cluster.sh down              stop everything and delete the folder
-#   slurm/throwaway-cluster.sh check             say in one line what is missing here, exit code 1 if anything is
+#   eval "$(slurm/test-cluster.sh up 2)"    start it with 2 nodes; prints the variables to export
+#   slurm/test-cluster.sh crash n2          power failure of a node: its daemon and its tasks are killed
+#   slurm/test-cluster.sh boot n2           start the node again
+#   slurm/test-cluster.sh unplug n2         disconnect the node's network; its processes keep running
+#   slurm/test-cluster.sh plug n2           connect it again
+#   slurm/test-cluster.sh inside n2 CMD..   run a command on the node, outside any job
+#   slurm/test-cluster.sh status            show nodes and queue
+#   slurm/test-cluster.sh down              stop everything and delete the folder
+#   slurm/test-cluster.sh check             print what is missing on this machine; exit code 1 if anything is
 #
 # Needs root, network and process namespaces, and the Debian packages slurmctld slurmd slurm-client slurmdbd munge
 # mariadb-server-core mariadb-client-core iproute2. It installs nothing.
 #
 # A node is a process with its own host name, process table, network, /dev/shm and local disk ($DIR/local, a tmpfs).
-# Two partitions: `main`, whose jobs are requeued when the second, `urgent`, needs their nodes. Each node says that it
-# has 4 CPUs and 2 GPUs; there is nothing behind the GPUs.
+# There are two partitions: jobs in `main` are preempted and requeued when a job in `urgent` needs their nodes. Each
+# node reports 4 CPUs and 2 GPUs; the GPUs do not exist.
 #
-# Environment, for `up`: CLUSTER_DIR (folder of the cluster, /tmp/throwaway-slurm), CLUSTER_PORT (first of N + 3 TCP
-# ports, 17817), CLUSTER_NET (first three bytes of the addresses, 198.18.91), CLUSTER_GRACE_S (from the notice of a
-# preemption to the end, 20), CLUSTER_SILENCE_S (after which a node counts as down, 12).
+# Environment variables of `up`, with defaults: CLUSTER_DIR (folder of the cluster, /tmp/test-slurm), CLUSTER_PORT
+# (first of N + 3 TCP ports, 17817), CLUSTER_NET (first three bytes of the addresses, 198.18.91), CLUSTER_GRACE_S
+# (seconds between the signal of a preemption and the end of the job, 20), CLUSTER_SILENCE_S (seconds without a heartbeat
+# after which a node is down, 12).
 set -Eeuo pipefail
-trap 'echo "throwaway-cluster: line $LINENO failed: $BASH_COMMAND" >&2' ERR
+trap 'echo "test-cluster: line $LINENO failed: $BASH_COMMAND" >&2' ERR
 
-DIR=${CLUSTER_DIR:-/tmp/throwaway-slurm}
+DIR=${CLUSTER_DIR:-/tmp/test-slurm}
 NET=${CLUSTER_NET:-198.18.91}
 PORT=${CLUSTER_PORT:-17817}
 TAG=tc$(printf %s "$DIR" | cksum | cut -c1-6)
 ME=$(readlink -f "$0")
 
 fail() {
-    echo "throwaway-cluster: $*" >&2
+    echo "test-cluster: $*" >&2
     exit 1
 }
 
-# ---- daemons, known by a file that holds process id and start time
+# ---- daemons; a file holds the process id and start time of each
 
 started_at() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | awk '$1 != "Z" { print $20 }'; }
 
@@ -65,18 +66,18 @@ stop() { # NAME SIGNAL SECONDS
     kill -s KILL "$id" 2>/dev/null || true
 }
 
-alone() { # COMMAND..: not at the same time as for another cluster of this machine, which these commands do not stand
+alone() { # COMMAND..: not while another cluster on this machine runs such a command, because they would conflict
     (
         flock 7
         "$@"
-    ) 7>/tmp/throwaway-cluster.lock
+    ) 7>/tmp/test-cluster.lock
 }
 
-await() { # WHAT COMMAND..: until the command succeeds, for 90 seconds
+await() { # WHAT COMMAND..: wait until the command succeeds, for 90 seconds at most
     local what=$1 end=$((SECONDS + 90))
     shift
     until "$@" >"$DIR/log/await.out" 2>&1; do
-        [ $SECONDS -lt $end ] || fail "$what did not come up, its last words: $(tail -n 3 "$DIR/log/await.out"); see $DIR/log"
+        [ $SECONDS -lt $end ] || fail "$what did not start; last output: $(tail -n 3 "$DIR/log/await.out"); see $DIR/log"
         sleep 0.1
     done
 }
@@ -86,12 +87,12 @@ await() { # WHAT COMMAND..: until the command succeeds, for 90 seconds
 write_files() { # NODES
     local node munge="socket=$DIR/munge.socket"
     cat >"$DIR/etc/slurm.conf" <<END
-ClusterName=throwaway
+ClusterName=test
 SlurmctldHost=$(hostname -s)($NET.1)
 SlurmctldPort=$PORT
 SlurmUser=root
 AuthType=auth/munge
-# A requeued job is held back for as long as a credential lives; 120 seconds unless 5 or more are given.
+# A requeued job is held for the lifetime of a credential: 120 seconds by default, 5 at least.
 AuthInfo=$munge,cred_expire=5
 StateSaveLocation=$DIR/state
 SlurmdSpoolDir=$DIR/spool/%n
@@ -115,7 +116,7 @@ ReturnToService=2
 FirstJobId=$(($(date +%s) % 50000000 + 1000))
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-$preemption_notice
+$preemption_signal
 EnforcePartLimits=ALL
 GresTypes=gpu
 AccountingStorageType=accounting_storage/slurmdbd
@@ -130,7 +131,7 @@ END
 PartitionName=main Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=${CLUSTER_GRACE_S:-20} MaxTime=INFINITE
 PartitionName=urgent Nodes=ALL PriorityTier=9 PreemptMode=OFF MaxTime=INFINITE
 END
-    # Slurm wants a device file for each GPU and does not look into it.
+    # Slurm needs a device file for each GPU, but does not open it.
     mknod "$DIR/etc/gpu0" c 1 3
     mknod "$DIR/etc/gpu1" c 1 3
     echo "NodeName=n[1-$1] Name=gpu File=$DIR/etc/gpu[0-1]" >"$DIR/etc/gres.conf"
@@ -159,7 +160,7 @@ END
     )
 }
 
-# ---- network: a switch in a namespace of its own, where no firewall of the machine reaches; one cable to each node
+# ---- network: a switch in a separate namespace, which the firewall of the machine does not affect; one link per node
 
 plug_all() { # NODES
     local node
@@ -202,12 +203,12 @@ live_as() { # NODE: the first process of a node
     mkdir -p /etc/slurm
     mount --bind "$DIR/etc" /etc/slurm
     SLURM_CONF=$DIR/etc/slurm.conf slurmd -D -N "$1" &
-    # Its death would end the node, so it stays, and reaps what is orphaned.
+    # The node ends with this process, so it keeps running, and reaps orphaned processes.
     trap : TERM INT
     while kill -0 $! 2>/dev/null; do wait || true; done
 }
 
-first_of() { # NODE: the node's first process, seen from here
+first_of() { # NODE: process id, on this machine, of the node's first process
     local outer
     outer=$(running "$1") && tr -d ' ' <"/proc/$outer/task/$outer/children" | grep .
 }
@@ -223,28 +224,28 @@ all_serve() { # NODES
 }
 
 registered() {
-    # A busy daemon may answer a first try with "Unspecified error", or not at all, and have done all of it or nothing.
-    sacctmgr --noheader list cluster format=cluster | grep -qw throwaway ||
-        timeout 20 sacctmgr --immediate add cluster throwaway
+    # A busy daemon may answer "Unspecified error" or nothing at all, whether or not it has added the cluster.
+    sacctmgr --noheader list cluster format=cluster | grep -qw test ||
+        timeout 20 sacctmgr --immediate add cluster test
 }
 
 known_node() {
     [ -e "$DIR/nodes" ] || fail "no cluster in $DIR; start one with: $0 up 2"
     [[ ${1:-} =~ ^n[0-9]+$ ]] && [ "${1#n}" -ge 1 ] && [ "${1#n}" -le "$(cat "$DIR/nodes")" ] ||
-        fail "'${1:-}' is none of n1 to n$(cat "$DIR/nodes")"
+        fail "'${1:-}' is not a node; choose one of n1 to n$(cat "$DIR/nodes")"
 }
 
 # ---- commands
 
 check() {
     local tool missing=()
-    [ "$(id -u)" = 0 ] || fail "a throw-away cluster needs root"
+    [ "$(id -u)" = 0 ] || fail "a test cluster needs root"
     for tool in slurmctld slurmd slurmdbd sbatch munged mariadbd mariadb-install-db ip; do
         command -v "$tool" >/dev/null || missing+=("$tool")
     done
     [ ${#missing[@]} = 0 ] || fail "not installed: ${missing[*]} (Debian: slurmctld slurmd slurm-client slurmdbd munge mariadb-server-core mariadb-client-core iproute2)"
     unshare --fork --pid --mount-proc --uts --ipc --mount --net -- sh -c 'hostname probe && mount -t tmpfs none /dev/shm' 2>/dev/null ||
-        fail "this machine refuses namespaces, for example in an unprivileged container"
+        fail "namespaces cannot be made here, for example because this is an unprivileged container"
 }
 
 up() { # NODES
@@ -252,15 +253,15 @@ up() { # NODES
     [[ $nodes =~ ^[1-9][0-9]?$ ]] || fail "up takes a number of nodes, 1 to 99"
     check
     if [ -e "$DIR/nodes" ]; then
-        [ "$(cat "$DIR/nodes")" = "$nodes" ] || fail "$DIR holds a cluster of $(cat "$DIR/nodes") nodes; take it down first"
+        [ "$(cat "$DIR/nodes")" = "$nodes" ] || fail "$DIR holds a cluster of $(cat "$DIR/nodes") nodes; stop it first with: $0 down"
     else
         [ -z "$(ls -A "$DIR" 2>/dev/null)" ] || fail "$DIR is not empty"
         mkdir -p "$DIR"/{etc,log,pids,state,spool,local}
         version=$(slurmd -V | grep -oE '[0-9]+\.[0-9]+' | head -1)
-        # Preempted jobs hear the signal that they asked for; the option moved in 23.02.
-        preemption_notice=PreemptParameters=send_user_signal
+        # Send preempted jobs the signal that they asked for; the option was moved in 23.02.
+        preemption_signal=PreemptParameters=send_user_signal
         [ "$(printf '%s\n' "$version" 23.02 | sort -V | head -1)" = 23.02 ] ||
-            preemption_notice=SlurmctldParameters=preempt_send_user_signal
+            preemption_signal=SlurmctldParameters=preempt_send_user_signal
         write_files "$nodes"
         alone unplug_all
         alone plug_all "$nodes"
@@ -320,7 +321,7 @@ unplug) known_node "${1:-}" && ip -n "$TAG-switch" link set "$1" down ;;
 plug) known_node "${1:-}" && ip -n "$TAG-switch" link set "$1" up ;;
 inside)
     known_node "${1:-}"
-    id=$(first_of "$1") || fail "$1 is off"
+    id=$(first_of "$1") || fail "$1 is down"
     shift
     exec nsenter --target "$id" --mount --uts --ipc --net --pid -- "$@"
     ;;

@@ -1,4 +1,4 @@
-"""What the batch script makes of the end of its tasks, with stand-ins for Slurm's commands."""
+"""What the batch script does when its tasks end, with simulated Slurm commands."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pscl_hpc.launch.batch import REFUSED, REQUEUE, STOPPED, python_command, srun_options
-from pscl_hpc.launch.executors import batch_script
+from pscl_hpc.launch.batch_script import REFUSED, REQUEUE, STOPPED, python_command, srun_options
+from pscl_hpc.launch.executors import submission_script
 from pscl_hpc.launch.profiles import Container, Profile
 
 RUNNING = "JobId=7 JobState=RUNNING Reason=None"
@@ -21,7 +21,7 @@ OUT_OF_TIME = "JobId=7 JobState=COMPLETING Reason=TimeLimit"
 
 
 class Batch:
-    """A batch script on a machine whose Slurm is a few lines of shell that note what they are asked."""
+    """A batch script with simulated Slurm commands, which record their calls."""
 
     def __init__(self, folder: Path, retries: int = 2) -> None:
         self.folder = folder
@@ -30,7 +30,7 @@ class Batch:
         (folder / "bin").mkdir()
         profile = Profile(time="10", retries=retries)
         self.script = folder / "script.sh"
-        self.script.write_text(batch_script(self.files, "run", profile))
+        self.script.write_text(submission_script(self.files, "run", profile))
         self.stand_in(
             "scontrol", 'case $1 in show) cat "$STATE" ;; requeue) echo requeue "$2" >> "$NOTES" ;; esac'
         )
@@ -73,18 +73,18 @@ def batch(tmp_path: Path) -> Batch:
     return Batch(tmp_path)
 
 
-def test_a_good_end_is_the_end(batch: Batch) -> None:
+def test_exit_code_0_ends_the_job(batch: Batch) -> None:
     assert batch.run("exit 0") == (0, [])
 
 
-def test_failures_are_started_again_until_the_retries_are_spent(batch: Batch) -> None:
+def test_failures_are_requeued_until_the_retries_are_used_up(batch: Batch) -> None:
     assert batch.run("exit 137") == (137, ["requeue 7"])
     assert batch.run("exit 1", SLURM_RESTART_COUNT="1") == (1, ["requeue 7"])
     assert batch.run("exit 3", SLURM_RESTART_COUNT="2") == (3, [])
     assert (batch.files / "7.failures").read_text() == "0 137\n1 1\n2 3\n"
 
 
-def test_each_job_of_an_array_has_its_own_retries(batch: Batch) -> None:
+def test_each_job_of_an_array_has_separate_retries(batch: Batch) -> None:
     for place in ("0", "1"):
         array = {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": place}
         assert batch.run("exit 1", **array) == (1, ["requeue 7"])
@@ -94,23 +94,21 @@ def test_each_job_of_an_array_has_its_own_retries(batch: Batch) -> None:
 @pytest.mark.parametrize(
     ("word", "code", "asked"), [(STOPPED, 130, ["cancel 7"]), (REFUSED, 2, []), (REQUEUE, 255, ["requeue 7"])]
 )
-def test_what_a_task_says_counts_more_than_its_exit_code(
-    batch: Batch, word: str, code: int, asked: list[str]
-) -> None:
+def test_a_status_file_overrides_the_exit_code(batch: Batch, word: str, code: int, asked: list[str]) -> None:
     (batch.files / "7.0.end").write_text(word + "\n")
     assert batch.run(f"exit {code}") == (code, asked)
     assert not (batch.files / "7.failures").exists()
-    # Said in an earlier start of the job, it counts no more.
+    # The file of an earlier start of the job is ignored.
     assert batch.run("exit 9", SLURM_RESTART_COUNT="1") == (9, ["requeue 7"])
 
 
-def test_a_job_that_slurm_ends_is_left_to_slurm(batch: Batch) -> None:
+def test_a_job_that_slurm_is_ending_is_not_requeued(batch: Batch) -> None:
     batch.state(ENDING)
     assert batch.run("exit 143") == (143, [])
     assert not (batch.files / "7.failures").exists()
 
 
-def test_a_job_that_could_not_save_before_its_time_limit_goes_on(batch: Batch) -> None:
+def test_a_job_that_could_not_save_before_its_time_limit_is_requeued(batch: Batch) -> None:
     script = batch.start("exec tail -f /dev/null")
     time.sleep(0.5)
     batch.state(OUT_OF_TIME)
@@ -120,7 +118,7 @@ def test_a_job_that_could_not_save_before_its_time_limit_goes_on(batch: Batch) -
     assert (batch.files / "7.failures").read_text() == "0 143\n"
 
 
-def test_tasks_that_save_after_a_notice_are_waited_for(batch: Batch, tmp_path: Path) -> None:
+def test_the_script_waits_for_tasks_that_save_after_sigterm(batch: Batch, tmp_path: Path) -> None:
     go = tmp_path / "go"
     script = batch.start(f"until [ -e {shlex.quote(str(go))} ]; do read -rt 0.1 <> <(:); done; exit 0")
     time.sleep(0.5)

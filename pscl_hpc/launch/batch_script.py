@@ -1,8 +1,8 @@
-"""The batch script around the tasks: what comes before them, how they are started, and what their end leads to.
+"""The batch script of a Slurm job: what runs before the tasks, how they are started, and what happens when they end.
 
-It runs on the job's first node, outside of any container, and outlives the tasks. It alone starts a job again whose
-rank died: Slurm requeues by itself what it took away (preemption, a node that went down), but calls a job FAILED when a
-task ended badly.
+The script runs on the job's first node, outside any container, and outlives the tasks. Slurm itself requeues a job that
+it preempted or whose node went down, but marks a job FAILED when one of its tasks fails; then the batch script requeues
+it.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import Any
 from pscl_hpc.launch.profiles import Container, Profile
 
 STOPPED, REFUSED, REQUEUE = "stopped", "refused", "requeue"
-"""What a task can leave behind for the batch script: stopped on request; the input is wrong; to be started again."""
+"""Content of a task's status file: stopped on request; wrong input, do not retry; to be started again."""
 _END = """\
 tasks=$!
 shown() {{ scontrol show job --oneliner "$SLURM_JOB_ID" 2> /dev/null; }}
 again() {{ scontrol requeue "$SLURM_JOB_ID" && sleep 600; exit "$code"; }}
-# SIGTERM interrupts the waiting. The tasks then have what time Slurm leaves them; at the time limit the job goes on in
-# a new start even when it could not save.
+# SIGTERM interrupts `wait`. The tasks may then use the time that Slurm leaves them. At the time limit the job is
+# requeued even if they could not save.
 while wait "$tasks"; code=$?; kill -0 "$tasks" 2> /dev/null; do
     case $(shown) in *Reason=TimeLimit*) break ;; esac
 done
 [ "$code" != 0 ] || exit 0
-# A task that ends on purpose leaves word; any other bad end is a failure.
+# A task that ends on purpose writes a status file; any other non-zero end is a failure.
 restart=${{SLURM_RESTART_COUNT:-0}}
 job=$SLURM_JOB_ID
 [ -z "$SLURM_ARRAY_JOB_ID" ] || job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID
@@ -37,7 +37,7 @@ case $(cat {files}/"$job.$restart.end" 2> /dev/null) in
 esac
 case $(shown) in
 *JobState=RUNNING* | *Reason=TimeLimit*) ;;
-*) exit "$code" ;; # Slurm ends the job: cancelled, requeued, or a node went down.
+*) exit "$code" ;; # Slurm is ending the job: cancelled, requeued, or a node went down.
 esac
 echo "$restart $code" >> {files}/"$job.failures"
 [ "$(wc -l < {files}/"$job.failures")" -gt {retries} ] || again
@@ -45,12 +45,12 @@ exit "$code\""""
 
 
 def start_lines(profile: Profile) -> list[str]:
-    """Shell before the tasks start."""
+    """Shell lines before the tasks start."""
     return [
-        # srun takes the number of cores from its own variable only (Slurm 22.05 and later).
+        # Since Slurm 22.05 srun reads the number of cores from this variable only.
         'export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"',
         'export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$SRUN_CPUS_PER_TASK}"',
-        # Without a handler the shell would end at the signal by which Slurm ends a job, and decide nothing.
+        # Without a trap, the SIGTERM with which Slurm ends a job would kill the shell before it can decide anything.
         "trap : TERM",
         *(f"export {name}={shlex.quote(value)}" for name, value in profile.environment.items()),
         *profile.setup,
@@ -58,7 +58,7 @@ def start_lines(profile: Profile) -> list[str]:
 
 
 def end_lines(files: Path, retries: int) -> list[str]:
-    """Shell after the tasks ended; ``files`` is the folder of the job's files."""
+    """Shell lines after the tasks have started; ``files`` is the folder of the job's files."""
     text = _END.format(
         files=shlex.quote(str(files)), retries=retries, stopped=STOPPED, refused=REFUSED, requeue=REQUEUE
     )
@@ -76,9 +76,9 @@ def srun_options(container: Container | None) -> list[str]:
 
 
 def python_command(profile: Profile) -> str:
-    """What starts Python in a task, as shell."""
+    """The shell command that starts Python in a task."""
     container = profile.container
-    # Until the handler is up, the signal of an early preemption would kill the task.
+    # A preemption may send SIGUSR2 before its handler is installed, which would kill the task.
     words = ["env", "--ignore-signal=USR2"]
     if container is None:
         words.append(sys.executable)
@@ -92,7 +92,7 @@ def python_command(profile: Profile) -> str:
 
 
 def sbatch_parameters(profile: Profile, name: str, files: Path) -> dict[str, Any]:
-    """Parameters of submitit's Slurm executor for jobs whose files lie in ``files``."""
+    """Parameters of submitit's Slurm executor, for jobs whose files are in ``files``."""
     options = {
         "partition": profile.partition,
         "account": profile.account,
@@ -111,7 +111,7 @@ def sbatch_parameters(profile: Profile, name: str, files: Path) -> dict[str, Any
         **{key: value for key, value in options.items() if value is not None},
         "signal_delay_s": profile.signal_delay,
         "stderr_to_stdout": True,
-        # Some sites reject jobs with an accounting key that they do not know.
+        # Some sites reject jobs with an unknown accounting key, and submitit sets one by default.
         "wckey": None,
         "setup": start_lines(profile),
         "srun_args": srun_options(profile.container),

@@ -1,0 +1,243 @@
+"""The code that a job runs: the stage of a run folder, as the console command would run it.
+
+A job that is restarted after a node failure starts from the pickle with which it was submitted. So the callable only
+holds the run folder and what was requested; the step to resume from is found in the folder.
+
+Signals only set a flag (:mod:`pscl_hpc.training.interruption`). The ranks agree on it at a step boundary, save and stop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import submitit
+from submitit.core.utils import UncompletedJobError
+from submitit.helpers import DelayedSubmission
+
+from pscl_hpc.archive.staging import stage_archive
+from pscl_hpc.config import load_config
+from pscl_hpc.errors import EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, EXIT_TERMINATED, JobError, UserError
+from pscl_hpc.launch.batch_script import REFUSED, REQUEUE, STOPPED
+from pscl_hpc.launch.schedulers import run_slurm
+from pscl_hpc.launch.task import Task
+from pscl_hpc.runs import RunFolder, write_text
+from pscl_hpc.runs.lock import is_locked
+from pscl_hpc.training.interruption import StopRequested, clear_stop, request_stop, stop_reason
+
+STAGES = {
+    "pretrain": "pscl_hpc.pretraining:pretrain",
+    "finetune": "pscl_hpc.segmentation:finetune",
+}
+"""The function of each stage, ``module:function``; it takes the configuration."""
+CANCELLED = "cancelled"
+PREEMPTED = "preempted or near the time limit"
+TERMINATED = "terminated"
+_PACKAGES = ("pscl_hpc", "pscl_kernels")
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """Starts or resumes the run in a folder."""
+
+    run: str
+    """Absolute path of the run folder, which holds the resolved configuration."""
+    entry: str
+    """``module:function`` of the stage."""
+    files: str
+    """Absolute path of the folder of the job's own files."""
+    nodes: int = 1
+    tasks_per_node: int = 1
+    gpus: bool = False
+    """Whether each task has a GPU."""
+    stage: str | None = None
+    """Folder on the node's local disk from which the archive is read."""
+    source: str = ""
+    """Hash of the submitted code; empty to accept any."""
+    commit: str = ""
+
+    def __call__(self) -> None:
+        """Run the stage; a failure ends the process with the exit code of the console command."""
+        task = Task.find(submitit.JobEnvironment())
+        print(task.first_line(), flush=True)
+        clear_stop()
+        with listen() as requeue:
+            try:
+                self._prepare(task)
+                config = load_config(Path(self.run) / "config.yaml").model_copy(update={"run": self.run})
+                if self.stage is not None:
+                    stage_archive(Path(config.data.archive), Path(self.stage))
+                module, _, function = self.entry.partition(":")
+                getattr(importlib.import_module(module), function)(config)
+            except StopRequested as stop:
+                self._end_after_stop(stop.reason, task, requeue)
+            except UserError as error:
+                self._record(str(error))
+                self._write_status(task, REFUSED)
+                _exit(f"error: {error}", EXIT_INPUT)
+            except Exception as error:
+                text = str(error) if isinstance(error, JobError) else f"{type(error).__name__}: {error}"
+                if not isinstance(error, JobError):
+                    traceback.print_exc()
+                self._record(text)
+                _exit(f"error: {text}", EXIT_FAILED)
+
+    def checkpoint(self) -> DelayedSubmission:
+        """Called by submitit after a preemption or a time limit: run the same again."""
+        return DelayedSubmission(replace(self))
+
+    def _prepare(self, task: Task) -> None:
+        """Compare the code, ranks and GPUs with those requested, and set the ranks' environment."""
+        check_source(self.source, self.commit)
+        task.check(self.nodes, self.tasks_per_node)
+        if self.gpus:
+            _check_gpu(task)
+        task.export(self.tasks_per_node)
+        if task.rank == 0:
+            failures = Path(self.files) / f"{task.job}.failures"
+            keep_last_end(RunFolder.load(self.run), failures, task.restart - 1)
+
+    def _end_after_stop(self, reason: str, task: Task, requeue: Callable[[int, Any], None]) -> NoReturn:
+        """End the process once all ranks have saved and stopped; rank 0 requeues the job after a preemption."""
+        if reason.startswith(CANCELLED):
+            self._write_status(task, STOPPED)
+            _exit("stopped on request", EXIT_STOPPED)
+        slurm = submitit.JobEnvironment().cluster == "slurm"
+        if slurm_ends_job() if slurm else not reason.startswith(PREEMPTED):
+            _exit(f"stopped: {reason}", EXIT_TERMINATED)
+        if task.rank:
+            _exit(f"stopped: {reason}; rank 0 requeues the job", 0)
+        self._write_status(task, REQUEUE)
+        # A half-written file of a killed attempt would make submitit fail here.
+        for left in Path(self.files).glob(f"{task.job}_*.save_tmp"):
+            left.unlink(missing_ok=True)
+        try:
+            # On Slurm this calls `scontrol requeue`. Where the command is missing, as in a container, the batch script
+            # requeues the job.
+            with contextlib.suppress(OSError):
+                requeue(signal.SIGUSR2, None)
+        except UncompletedJobError as error:
+            self._write_status(task, REFUSED)
+            _exit(f"error: {error}", EXIT_FAILED)
+        _exit(f"stopped: {reason}", EXIT_FAILED)
+
+    def _write_status(self, task: Task, status: str) -> None:
+        """Write the status file that the batch script reads after this start of the job."""
+        write_text(Path(self.files) / f"{task.job}.{task.restart}.end", status + "\n")
+
+    def _record(self, reason: str) -> None:
+        """Record a failure that happened before the run began, unless another process is working on the run."""
+        folder = RunFolder.load(self.run)
+        if folder.record.get("status") == "queued" and not is_locked(folder.path):
+            folder.update(status="failed", error=reason)
+
+
+@contextlib.contextmanager
+def listen() -> Iterator[Callable[[int, Any], None]]:
+    """Let signals request a stop. Yields submitit's own handler, which requeues the job when called."""
+    requeue = signal.getsignal(signal.SIGUSR2)
+    assert callable(requeue)
+
+    def interrupted(number: int, frame: object) -> None:
+        if (stop_reason() or "").startswith(CANCELLED):
+            # Not an exception: it could be raised inside a collective, and the other ranks would wait for this one.
+            os._exit(EXIT_STOPPED)
+        request_stop(CANCELLED)
+
+    handlers: dict[int, Callable[[int, Any], None]] = {
+        signal.SIGUSR2: lambda number, frame: request_stop(PREEMPTED),
+        signal.SIGTERM: lambda number, frame: request_stop(TERMINATED),
+        # Set explicitly: a job submitted from a background shell inherits an ignored SIGINT.
+        signal.SIGINT: interrupted,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield requeue
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def slurm_ends_job() -> bool:
+    """Whether Slurm itself is ending this job (cancelled, requeued); then it must not be requeued."""
+    shown = run_slurm("scontrol", "show", "job", "--oneliner", os.environ.get("SLURM_JOB_ID", ""))
+    return shown is not None and "JobState=RUNNING" not in shown.stdout
+
+
+def source_hash() -> str:
+    """SHA-256 over all Python files of the installed packages, tracked by git or not."""
+    digest = hashlib.sha256()
+    for package in _PACKAGES:
+        spec = importlib.util.find_spec(package)
+        for place in (spec.submodule_search_locations or []) if spec else []:
+            root = Path(place)
+            for path in sorted(root.rglob("*.py")):
+                data = path.read_bytes()
+                digest.update(f"{package}/{path.relative_to(root).as_posix()} {len(data)}\n".encode())
+                digest.update(data)
+    return digest.hexdigest()
+
+
+def check_source(expected: str, commit: str) -> None:
+    """Check that the job runs the code that was submitted.
+
+    Args:
+        expected: :func:`source_hash` at submission; empty to accept any code.
+        commit: the commit at submission, for the message.
+
+    Raises:
+        UserError: a file was edited, added or removed since.
+    """
+    if expected and source_hash() != expected:
+        then = f" (commit {commit[:12]}{'+changes' if commit.endswith('+changes') else ''})" if commit else ""
+        raise UserError(
+            f"the code of pscl_hpc has changed since this job was submitted{then}; restore it, submit again, or submit "
+            "with --any-commit"
+        )
+
+
+def keep_last_end(folder: RunFolder, failures: Path | None, restart: int | None = None) -> None:
+    """Record in the newest attempt how it ended, before the next attempt replaces the run's status.
+
+    Args:
+        folder: the run.
+        failures: the job's file of failed starts, written by the batch script; None without a job.
+        restart: the start of the job to which the attempt belongs; None for the last one in the file.
+    """
+    lines: list[list[str]] = []
+    with contextlib.suppress(OSError):
+        lines = (
+            [line.split() for line in failures.read_text(encoding="utf-8").splitlines()] if failures else []
+        )
+    codes = [int(words[1]) for words in lines if len(words) == 2 and restart in (None, int(words[0]))]
+    if not codes:
+        folder.keep_last_end()
+        return
+    killed = f", killed by signal {codes[-1] - 128}" if codes[-1] > 128 else ""
+    folder.keep_last_end(f"a rank ended with exit code {codes[-1]}{killed}")
+
+
+def _check_gpu(task: Task) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"rank {task.rank} on {task.node}: the job requested a GPU for each task, but torch finds none; check the "
+            "driver, torch's build and the profile's setup"
+        )
+
+
+def _exit(message: str, code: int) -> NoReturn:
+    # SystemExit passes through submitit, which would pickle any other exception and print a traceback.
+    print(message, file=sys.stderr, flush=True)
+    raise SystemExit(code) from None
