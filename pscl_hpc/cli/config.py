@@ -15,19 +15,36 @@ Model = Annotated[str, typer.Option("--model", help="Show the keys of this trunk
 
 @config_app.command("pretrain")
 def pretrain(method: Method = "", model: Model = "") -> None:
-    """Every key of pretraining with its meaning, type and default, as YAML."""
+    """Every key of pretraining with its meaning, type and default, as YAML.
+
+    **Examples**
+
+    `pscl-hpc config pretrain`
+
+    `pscl-hpc config pretrain --method pscl-clustered --model efficientnet-lite0 > my.yaml`
+    """
     _describe("pretrain", {"method": method, "model": model})
 
 
 @config_app.command("finetune")
 def finetune(model: Model = "") -> None:
-    """Every key of fine-tuning with its meaning, type and default, as YAML."""
+    """Every key of fine-tuning with its meaning, type and default, as YAML.
+
+    **Examples**
+
+    `pscl-hpc config finetune > my.yaml`
+    """
     _describe("finetune", {"model": model})
 
 
 @config_app.command("study")
 def study() -> None:
-    """Every key of a study with its meaning, type and default, as YAML."""
+    """Every key of a study with its meaning, type and default, as YAML.
+
+    **Examples**
+
+    `pscl-hpc config study > my-study.yaml`
+    """
     from pscl_hpc.config.describe import describe
     from pscl_hpc.study.config import StudyConfig
 
@@ -41,7 +58,14 @@ def check(
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values that replace those of the file.")
     ] = None,
 ) -> None:
-    """Validate a file without running it. Archives and weights that it names are not opened."""
+    """Validate a file without running it. Archives and weights that it names are not opened.
+
+    **Examples**
+
+    `pscl-hpc config check my.yaml`
+
+    `pscl-hpc config check configs/pretrain/simclr.yaml data.archive=alloys.h5 schedule.steps=100`
+    """
     from pscl_hpc.config import load_config, read_tree
     from pscl_hpc.study.config import load_study
 

@@ -76,6 +76,7 @@ class EfficientNetLiteConfig(TrunkConfig):
     name: Literal["efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"]
     display_name: ClassVar[str] = "EfficientNet-Lite"
     standardise: bool = True
+    """Shift and scale each image by the mean and standard deviation of the whole image; see the U-Net."""
     init: Literal["imagenet", "random"] = "imagenet"
     """Weights of the encoder at the start. imagenet needs the extra ``imagenet``."""
     decoder_widths: tuple[Count, Count, Count, Count, Count] = (128, 96, 64, 48, 32)

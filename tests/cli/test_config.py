@@ -75,7 +75,7 @@ def test_shipped_files_are_valid(file: str, capsys: pytest.CaptureFixture[str]) 
     ("arguments", "named"),
     [
         (["check", "none.yaml"], "none.yaml"),
-        (["check", str(ROOT / "pretrain/simclr.yaml"), "method.clusters=3"], "method.clusters"),
+        (["check", str(ROOT / "configs/pretrain/simclr.yaml"), "method.clusters=3"], "method.clusters"),
         (["pretrain", "--method", "simcl"], "'simclr'"),
         (["pretrain", "--model", "u-net"], "--model"),
     ],
