@@ -19,6 +19,10 @@ from pscl_hpc.archive.staging import staged_path
 from pscl_hpc.errors import UserError, did_you_mean
 
 _OPEN_FILES = 64
+_BAND = 1024
+"""Rows of an image that are read at a time for its statistics."""
+STANDARD_DEVIATION = np.float32(1 / 6)
+"""Of a standardised image: three standard deviations on either side of the mean fit into 0..1."""
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
@@ -61,6 +65,7 @@ class Archive:
         self._by_id = {record.id: record for record in self.records}
         self.fingerprint = fingerprint(self.rows, self.collections.values())
         self._files = _Files()
+        self._statistics: dict[int, tuple[np.float32, np.float32]] = {}
 
     def __len__(self) -> int:
         return len(self.records)
@@ -156,12 +161,21 @@ class Archive:
         return self._read(index, MASK_POOL, row.mask_first_tile, window)[:, :, 0]
 
     def read_unit(
-        self, index: int, window: Window | None = None, *, channels: int = 1
+        self,
+        index: int,
+        window: Window | None = None,
+        *,
+        channels: int = 1,
+        standardise: bool = False,
     ) -> npt.NDArray[np.float32]:
         """(channels, h, w) float32 in 0..1: ``low`` becomes 0, ``high`` 1, values beyond are clipped, NaN becomes 0.
 
         Args:
+            index: Of the image.
+            window: The part to read; by default all of it.
             channels: 1 (colour is reduced to BT.601 luma) or 3 (grey is repeated).
+            standardise: Shift and scale so that the WHOLE image, not the window, has a mean of 0.5 and a standard
+                deviation of 1/6, and clip to 0..1.
         """
         if channels not in (1, 3):
             raise ValueError(f"channels must be 1 or 3, got {channels}")
@@ -180,7 +194,23 @@ class Archive:
             pixels = pixels @ _LUMA[:, None]
         if channels == 3 and pixels.shape[2] == 1:
             pixels = np.repeat(pixels, 3, axis=2)
+        if standardise:
+            mean, deviation = self.statistics(index)
+            pixels = np.clip(0.5 + (pixels - mean) * (STANDARD_DEVIATION / deviation), 0, 1, dtype=np.float32)
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+    def statistics(self, index: int) -> tuple[np.float32, np.float32]:
+        """Mean and standard deviation of an image's grey level in 0..1. An image of one level has deviation 1."""
+        if index not in self._statistics:
+            row = self._row(index)
+            count, total, square = 0, 0.0, 0.0
+            for top in range(0, row.height, _BAND):
+                band = self.read_unit(index, (top, 0, min(_BAND, row.height - top), row.width)).astype(float)
+                count, total, square = count + band.size, total + band.sum(), square + (band**2).sum()
+            mean = total / count
+            deviation = max(0.0, square / count - mean**2) ** 0.5
+            self._statistics[index] = np.float32(mean), np.float32(deviation if deviation > 1e-4 else 1.0)
+        return self._statistics[index]
 
     def _row(self, index: int) -> Row:
         if not 0 <= index < len(self.rows):

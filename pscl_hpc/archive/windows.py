@@ -76,6 +76,7 @@ def read_window(
     size: tuple[int, int],
     *,
     channels: int,
+    standardise: bool = False,
     region: Window | None = None,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
     """Image (channels, h, w) in 0..1 and mask (h, w) of exactly ``size``.
@@ -83,7 +84,7 @@ def read_window(
     A smaller window is extended by reflection at its far edges, image and mask alike. The mask is ``IGNORE_INDEX``
     everywhere for an image without one, and outside ``region`` when one is given.
     """
-    image = archive.read_unit(record.index, window, channels=channels)
+    image = archive.read_unit(record.index, window, channels=channels, standardise=standardise)
     if record.has_mask:
         mask = archive.read_mask(record.index, window)
     else:
