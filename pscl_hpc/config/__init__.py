@@ -34,7 +34,6 @@ from pscl_hpc.config.schema import (
     SemiSupervisedConfig,
     ViewConfig,
 )
-from pscl_hpc.config.study import StudyConfig, load_study
 
 __all__ = [
     "AnnotatedPatchConfig",
@@ -66,10 +65,8 @@ __all__ = [
     "ScheduleConfig",
     "SemiSupervisedConfig",
     "SimclrConfig",
-    "StudyConfig",
     "ViewConfig",
     "load_config",
-    "load_study",
     "resolve_config",
     "to_yaml",
 ]

@@ -44,6 +44,14 @@ def build_method(config: PretrainConfig, setting: Setting) -> Method:
     return _METHODS[type(config.method)].build(UNet(config.model), config, setting)
 
 
+_DISPLAY_NAMES = {"pscl-simclr": "PSCL-SimCLR", "simclr": "SimCLR"}
+
+
+def display_name(method_name: str) -> str:
+    """The name of a method in texts for people; an unknown name stays as it is."""
+    return _DISPLAY_NAMES.get(method_name, method_name)
+
+
 __all__ = [
     "Byol",
     "Core",
@@ -60,5 +68,6 @@ __all__ = [
     "Simclr",
     "Views",
     "build_method",
+    "display_name",
     "patch_purity",
 ]

@@ -1,4 +1,4 @@
-"""Which logged numbers go into which chart. Keys are read by their form, so that any method's terms show up."""
+"""Which logged numbers go into which chart. Charts follow from the form of the keys, so that terms of any method appear."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pscl_hpc.report.artefacts import number
 from pscl_hpc.report.charts import Series, curves, finite
-from pscl_hpc.report.collect import RunData, parse_time
+from pscl_hpc.results.evaluation import number
+from pscl_hpc.results.runs import RunData
 
 _SCALE = re.compile(r"^scale(\d+)/(.+)$")
 _BOOKKEEPING = {"step", "time", "epoch", "attempt"}
@@ -17,7 +17,7 @@ _BOOKKEEPING = {"step", "time", "epoch", "attempt"}
 
 @dataclass(frozen=True)
 class LegendEntry:
-    """One curve's name and look."""
+    """Name and colour of a curve."""
 
     label: str
     slot: int
@@ -25,7 +25,7 @@ class LegendEntry:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart with its words."""
+    """A chart with title, caption and legend."""
 
     title: str
     caption: str
@@ -43,49 +43,48 @@ class _Family:
 _FAMILIES = {
     "loss": _Family(
         "Losses",
-        "All of them should fall and then level off. A sudden jump or a line that never moves is a sign to look "
-        "at the learning rate.",
+        "They should fall and then level off. After a sudden jump, or if a line never moves, check the learning rate.",
     ),
     "similarity": _Family(
         "Similarity of patches",
-        "Solid: a patch and itself in the other view. Dashed: the most similar patch of another class. "
-        "Training should lower the dashed lines and keep the solid ones up.",
+        "Solid: a patch and the same patch in the other view. Dashed: the most similar patch of another class. "
+        "In training the dashed lines should fall and the solid ones stay high.",
     ),
     "purity": _Family(
         "Purity of sampled patches",
-        "Share of sampled patches that really lie on the class of their template, where masks are known. "
+        "Share of sampled patches that are on the class of their template, where masks are known. "
         "1 is perfect; low values mean that sampling mixes classes.",
         (0.0, 1.02),
     ),
     "templates": _Family(
         "Templates",
-        "Patches of the reference image that serve as templates. Fewer than asked for means that a class is "
-        "rare or absent in the reference.",
+        "Number of patches of the annotated image that are used as templates. Fewer than configured: a class is "
+        "rare or absent in this image.",
         (0.0, None),
     ),
     "dice": _Family(
         "Dice on validation images",
-        "Overlap with the annotation, 1 is perfect. The checkpoint with the best mean is kept; test images "
-        "play no part in that choice.",
+        "Overlap with the annotation, 1 is perfect. The checkpoint with the best mean is kept; test images are not used "
+        "for this choice.",
         (0.0, 1.02),
     ),
     "agreement": _Family(
         "IoU and pixel accuracy on validation images",
-        "IoU punishes the same errors harder than Dice. Accuracy is high already where the background is large: "
-        "do not judge by it alone.",
+        "The same errors lower IoU more than Dice. Accuracy is high wherever the background is large: do not judge by "
+        "it alone.",
         (0.0, 1.02),
     ),
     "gradient_norm": _Family(
         "Gradient norm",
-        "Length of the gradient before clipping. Rare peaks are harmless, a steady rise is not.",
+        "Before clipping. Rare peaks are harmless, a steady rise is not.",
         (0.0, None),
     ),
     "lr": _Family("Learning rate", "As scheduled.", (0.0, None)),
     "images_per_second": _Family(
-        "Images per second", "Speed of training. A slow drift down points at the machine.", (0.0, None)
+        "Images per second", "Speed of training. If it falls slowly, check the machine.", (0.0, None)
     ),
     "checkpoint_seconds": _Family(
-        "Seconds to write a checkpoint", "Of the last one, beside the training.", (0.0, None)
+        "Seconds to write a checkpoint", "The last one, written during training.", (0.0, None)
     ),
     "memory_mb": _Family("Memory in MB", "Peak memory of the training process or device.", (0.0, None)),
 }
@@ -93,7 +92,7 @@ _OTHER = _Family("", "Logged by the method.")
 
 
 def run_charts(run: RunData, prefix: str) -> list[Chart]:
-    """All charts of one run's ``metrics.jsonl``; ``prefix`` keeps ids apart."""
+    """All charts of one run's ``metrics.jsonl``; ``prefix`` makes their ids unique on the page."""
     scales = 1 + max(
         (int(m.group(1)) for line in run.metrics for key in line if (m := _SCALE.match(key))), default=-1
     )
@@ -111,25 +110,9 @@ def run_charts(run: RunData, prefix: str) -> list[Chart]:
 
 
 def restarts(run: RunData) -> list[float]:
-    """Steps after which a later attempt went on: as recorded, or in older runs from the attempts' starting times."""
-    steps = []
-    for attempt in run.attempts[1:]:
-        first = number(attempt.get("first_step"))
-        if first is not None:
-            steps += [float(first)] if first > 0 else []
-            continue
-        started = parse_time(attempt.get("started"))
-        if started is None:
-            continue
-        # Starting times are kept to the second.
-        after = [
-            line["step"]
-            for line in run.metrics
-            if (time := number(line.get("time"))) is not None and time >= started.timestamp()
-        ]
-        if after and after[0] != run.metrics[0]["step"]:
-            steps.append(float(after[0]))
-    return sorted(set(steps))
+    """Steps from which a later attempt resumed the run."""
+    steps = {number(attempt.get("first_step")) for attempt in run.attempts[1:]}
+    return sorted(step for step in steps if step)
 
 
 def comparison(
@@ -156,7 +139,7 @@ def comparison(
 
 
 def scale_name(index: int, scales: int) -> str:
-    """A decoder scale in words: its resolution relative to the image."""
+    """The resolution of a decoder scale relative to the image, in words."""
     stride = 2 ** (scales - 1 - index)
     return "full resolution" if stride == 1 else f"1/{stride} resolution"
 
@@ -236,6 +219,6 @@ def _chart(name: str, family: str, series: list[Series], marks: Sequence[float])
     words = _FAMILIES.get(family, _OTHER)
     title = words.title or family.replace("_", " ").capitalize()
     svg = curves(name, series, title=title, restarts=marks, limits=words.limits)
-    # A dashed curve has the colour of its solid partner, and the caption tells what dashes mean.
+    # A dashed curve has the colour of the solid one that it belongs to; the caption explains dashes.
     entries = tuple(LegendEntry(one.label, one.slot) for one in series if not one.dashed)
     return Chart(title, words.caption, entries if len(entries) > 1 else (), svg)

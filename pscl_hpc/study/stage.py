@@ -1,7 +1,7 @@
-"""What a job of a study does: the ordinary stage of its run folder; a fine-tuning is scored as well.
+"""The work of a job of a study: a pretraining, or a fine-tuning and its scores.
 
-Run as ``python -m pscl_hpc.study.stage RUN``, this module does it in a process of its own, which ends when its standard
-input closes: no job outlives the study that started it.
+``python -m pscl_hpc.study.stage RUN`` does it in a separate process, which ends when its standard input closes: no job
+outlives the study that started it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,20 +21,20 @@ from pscl_hpc.archive import Archive
 from pscl_hpc.config import Config, FinetuneConfig, load_config
 from pscl_hpc.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_TERMINATED, JobError, UserError
 from pscl_hpc.models import TRUNK_FILE
+from pscl_hpc.results.evaluation import Evaluation, read_evaluation
 from pscl_hpc.runs import RunFolder, write_json
-from pscl_hpc.segmentation.evaluate import PRIMARY_SPLIT
-from pscl_hpc.segmentation.summary import read_evaluation
+from pscl_hpc.segmentation.evaluate import EVALUATION_FILE, PRIMARY_SPLIT
 
 TIMES_FILE = "times.json"
 
 
 def run_stage(config: Config) -> None:
-    """Do, or finish, a job: pretrain, or fine-tune and score on all test splits.
+    """Start or resume a job: pretrain, or fine-tune and score on all test splits.
 
-    The seconds that each part took are added to ``times.json`` of the run.
+    The seconds of each part are added to ``times.json`` of the run.
 
     Raises:
-        UserError: among others, the archive is not the one that ``run.json`` names.
+        UserError: among others, the archive is not the one named in ``run.json``.
     """
     folder = Path(config.run)
     _check_archive(config)
@@ -43,7 +43,7 @@ def run_stage(config: Config) -> None:
 
         with _Timer(folder, "finetune"):
             finetune(config)
-        # It may have been exchanged during the training.
+        # The archive may have been replaced during the training.
         _check_archive(config)
         with Archive(config.data.archive) as archive:
             tests = test_splits(archive, archive.find(config.references[0]).dataset)
@@ -64,52 +64,54 @@ def test_splits(archive: Archive, dataset: str) -> tuple[str, ...]:
 
 
 def is_test(split: str) -> bool:
-    """Whether the images of a split score: ``test``, and every other whose name starts so."""
+    """Whether a split scores: ``test``, and every other whose name starts with it."""
     return split.startswith(PRIMARY_SPLIT)
 
 
 def is_evaluated(folder: Path, fingerprint: str, tests: Sequence[str]) -> bool:
-    """Whether the scores of a run on all these splits are there, and those of images of this archive."""
+    """Whether a run is scored on all these splits of this archive."""
     try:
-        return has_scores(read_evaluation(folder), fingerprint, tests)
+        return has_scores(read_evaluation(folder / EVALUATION_FILE), fingerprint, tests)
     except UserError:
         return False
 
 
-def has_scores(evaluation: Mapping[str, Any], fingerprint: str, tests: Sequence[str]) -> bool:
-    """The same of the content of ``evaluation.json``, which ``evaluate --split``, ``--tta`` or ``--adapt`` replaces."""
-    plain = not evaluation.get("tta") and not evaluation.get("adapt")
-    return plain and made_from(fingerprint, evaluation) and set(tests) <= set(evaluation["splits"])
+def has_scores(evaluation: Evaluation, fingerprint: str, tests: Sequence[str]) -> bool:
+    """Whether these are plain scores on all these splits of this archive.
+
+    ``evaluate --split``, ``--tta`` or ``--adapt`` replace the scores of a study by others.
+    """
+    plain = not evaluation.inference and made_from(fingerprint, evaluation.archive)
+    return plain and set(tests) <= evaluation.splits.keys()
 
 
 def is_done(folder: Path, kind: str, fingerprint: str, tests: Sequence[str]) -> bool:
-    """Whether a job has nothing left to do: its run ended well and its product, or its scores, are there.
+    """Whether a job is complete: its run is done, and it has a trunk or scores.
 
     Args:
         folder: Of the run.
         kind: ``pretrain`` or ``finetune``.
-        fingerprint: Of the archive that all of it has to be made from.
-        tests: Splits that a fine-tuning has to be scored on.
+        fingerprint: Of the archive that it must be made from.
+        tests: Splits that a fine-tuning must be scored on.
     """
     try:
         run = RunFolder.load(folder)
     except UserError:
         return False
-    if not run.done or not made_from(fingerprint, run.record):
+    if not run.done or not made_from(fingerprint, run.record.get("archive")):
         return False
     if kind == "pretrain":
         return (folder / TRUNK_FILE).is_file()
     return is_evaluated(folder, fingerprint, tests)
 
 
-def made_from(fingerprint: str, record: Mapping[str, Any]) -> bool:
-    """Whether a record speaks of this archive; one that names none is believed, and without a fingerprint any."""
-    return not fingerprint or record.get("archive") in (None, fingerprint)
+def made_from(fingerprint: str, recorded: str | None) -> bool:
+    """Whether a recorded fingerprint is that of the archive; true where either is unknown, as before a run begins."""
+    return not fingerprint or recorded in (None, fingerprint)
 
 
 def read_times(folder: Path) -> dict[str, float]:
-    """Seconds of each part of a run over all attempts; empty where nothing is known."""
-
+    """Seconds of each part of a run over all attempts; empty if unknown."""
     try:
         tree: Any = json.loads((folder / TIMES_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -120,7 +122,7 @@ def read_times(folder: Path) -> dict[str, float]:
 
 
 def _planned(folder: Path) -> str:
-    """Fingerprint of the archive that a run was planned or begun with; empty when it is not known."""
+    """Fingerprint of the archive that a run was planned with; empty if unknown."""
     try:
         return str(RunFolder.load(folder).record.get("archive") or "")
     except UserError:
@@ -134,13 +136,13 @@ def _check_archive(config: Config) -> None:
     with Archive(config.data.archive) as archive:
         if archive.fingerprint != planned:
             raise UserError(
-                f"{archive.path}: is not the archive that {config.run} was planned with; restore it, or give the "
-                "study's command again to plan with this one"
+                f"{archive.path}: is not the archive that {config.run} was planned with; restore it, or repeat the "
+                "study's command to plan with this one"
             )
 
 
 class _Timer:
-    """Adds the seconds of a block to ``times.json``, also when it fails."""
+    """Adds the seconds of a block to ``times.json``, even if it fails."""
 
     def __init__(self, folder: Path, part: str) -> None:
         self._folder = folder
@@ -157,7 +159,7 @@ class _Timer:
 
 
 def main(run: str) -> int:
-    """The job of a run folder; its exit code is that of the console command."""
+    """Do the job of a run folder; the exit code is that of the console command."""
     try:
         run_stage(load_config(Path(run) / "config.yaml").model_copy(update={"run": run}))
     except (UserError, JobError) as error:
@@ -171,7 +173,7 @@ def main(run: str) -> int:
 
 
 def _end_with_parent() -> None:
-    # Not through sys.stdin: a thread that waits inside its lock aborts the interpreter's end.
+    # Not sys.stdin: a thread that holds its lock would abort the shutdown of the interpreter.
     os.read(0, 1)
     os.kill(os.getpid(), signal.SIGTERM)
 
@@ -182,7 +184,7 @@ def _terminated(number: int, frame: object) -> NoReturn:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _terminated)
-    # The study is asked to stop by Ctrl-C and tells its jobs itself.
+    # Ctrl-C is handled by the study, which then stops its jobs.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     sys.exit(main(sys.argv[1]))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import create_model
 
-from pscl_hpc.config import FinetuneConfig, PretrainConfig, load_config, load_study, resolve_config, to_yaml
+from pscl_hpc.config import FinetuneConfig, PretrainConfig, load_config, resolve_config, to_yaml
 from pscl_hpc.config.common import Strict
 from pscl_hpc.config.loading import merge_trees
 from pscl_hpc.config.methods import AnyMethod, ByolConfig

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from pscl_hpc.errors import UserError
-from pscl_hpc.report.artefacts import DamagedFile, read_evaluation, read_inspection
-from pscl_hpc.report.collect import collect, find_runs
 from pscl_hpc.report.curves import restarts
 from pscl_hpc.report.inspection import explanation, image_figures
+from pscl_hpc.results.evaluation import read_evaluation
+from pscl_hpc.results.inspection import read_inspection
+from pscl_hpc.results.runs import collect, find_runs
 
 from .fabricated_runs import Alloy, make_finetuning, make_pretraining, write_inspection
 

@@ -12,8 +12,8 @@ import pytest
 from pscl_hpc.cli.main import main
 from pscl_hpc.errors import EXIT_DONE, EXIT_INPUT, EXIT_SKIPPED, UserError
 from pscl_hpc.report import write_report
-from pscl_hpc.report.collect import collect
 from pscl_hpc.report.page import render
+from pscl_hpc.results.runs import collect
 
 from .fabricated_runs import Alloy, make_alloy, make_finetuning, make_pretraining, write_inspection
 

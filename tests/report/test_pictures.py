@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pscl_hpc.report.artefacts import read_inspection
-from pscl_hpc.report.collect import collect
 from pscl_hpc.report.inspection import image_figures
 from pscl_hpc.report.pictures import (
     CONFUSED,
@@ -27,7 +25,9 @@ from pscl_hpc.report.pictures import (
     labels_uri,
 )
 from pscl_hpc.report.predictions import prediction_panels
-from pscl_hpc.report.scores import score_tables
+from pscl_hpc.results.inspection import read_inspection
+from pscl_hpc.results.runs import collect
+from pscl_hpc.results.scores import score_tables
 from pscl_hpc.segmentation.palette import class_colours
 
 from .fabricated_runs import Alloy, configure, make_alloy, make_finetuning, write_inspection

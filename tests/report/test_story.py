@@ -11,10 +11,10 @@ import pytest
 
 from pscl_hpc.config import ModelConfig
 from pscl_hpc.models import ModelCard, SegmentationNet, UNet, save_segmentation
-from pscl_hpc.report.collect import collect
 from pscl_hpc.report.page import render
-from pscl_hpc.report.scores import CollectionScores, Comparison, Group, score_tables
 from pscl_hpc.report.story import comparison_sentence, headline
+from pscl_hpc.results.runs import collect
+from pscl_hpc.results.scores import CollectionScores, Comparison, Group, score_tables
 
 from .fabricated_runs import Alloy, configure, make_finetuning, make_pretraining
 

@@ -10,11 +10,11 @@ import pytest
 from pscl_hpc.config import FinetuneConfig, PretrainConfig, resolve_config
 from pscl_hpc.pretraining import pretrain
 from pscl_hpc.report import write_report
-from pscl_hpc.report.collect import collect
 from pscl_hpc.report.curves import run_charts
 from pscl_hpc.report.inspection import image_figures
 from pscl_hpc.report.predictions import prediction_panels
-from pscl_hpc.report.scores import score_tables
+from pscl_hpc.results.runs import collect
+from pscl_hpc.results.scores import score_tables
 from pscl_hpc.segmentation import evaluate, finetune
 
 from .fabricated_runs import Alloy, make_alloy

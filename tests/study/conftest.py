@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pscl_hpc.config import StudyConfig
 from pscl_hpc.runs import provenance
+from pscl_hpc.study.config import StudyConfig
 
 from .material import AMOUNTS, Fabricator, run, small_study, write_archive
 

@@ -13,12 +13,13 @@ import torch
 import yaml
 
 from pscl_hpc.archive import Collection, ShardWriter
-from pscl_hpc.config import Config, FinetuneConfig, StudyConfig, load_study
+from pscl_hpc.config import Config, FinetuneConfig
 from pscl_hpc.models import TRUNK_FILE
-from pscl_hpc.report.study_results import StudyResults
+from pscl_hpc.results.study import StudyResults
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.segmentation import EVALUATION_FILE, ClassList
 from pscl_hpc.segmentation.metrics import ConfusionMatrix
+from pscl_hpc.study.config import StudyConfig, load_study
 from pscl_hpc.study.plan import Job, Plan, make_plan
 from pscl_hpc.study.run import run_study
 from pscl_hpc.study.schedule import Outcome

@@ -15,7 +15,7 @@ import pytest
 
 from pscl_hpc.cli.main import main
 from pscl_hpc.errors import EXIT_DONE, EXIT_INPUT, EXIT_SKIPPED
-from pscl_hpc.report.study_results import read_results
+from pscl_hpc.results.study import read_results
 from pscl_hpc.runs import RunFolder
 
 from .material import study_file
@@ -81,7 +81,8 @@ def test_a_dry_run_says_what_would_run_and_runs_nothing(
 
 
 def test_every_study_in_the_repository_is_whole(tmp_path: Path) -> None:
-    from pscl_hpc.config import load_study, resolve_config
+    from pscl_hpc.config import resolve_config
+    from pscl_hpc.study.config import load_study
 
     files = sorted(QUICK.parent.glob("*.yaml"))
     assert {"one_shot", "one_shot-cpu", "quick", "data_efficiency", "core"} <= {file.stem for file in files}

@@ -12,7 +12,7 @@ import pytest
 from pscl_hpc.config import Config
 from pscl_hpc.errors import UserError
 from pscl_hpc.launch.profiles import Profile
-from pscl_hpc.report.study_results import StudyResults
+from pscl_hpc.results.study import StudyResults
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.study import cluster_executor
 from pscl_hpc.study.cluster_executor import ENTRY, ClusterJobs

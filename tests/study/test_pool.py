@@ -8,9 +8,10 @@ import pytest
 import yaml
 
 from pscl_hpc.archive import Archive
-from pscl_hpc.config import PretrainConfig, load_study, resolve_config
+from pscl_hpc.config import PretrainConfig, resolve_config
 from pscl_hpc.errors import UserError
 from pscl_hpc.pretraining import PretrainData
+from pscl_hpc.study.config import load_study
 from pscl_hpc.study.plan import make_plan
 from pscl_hpc.study.pool import check_pool
 

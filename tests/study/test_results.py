@@ -10,12 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from pscl_hpc.config import StudyConfig
 from pscl_hpc.report import write_report
-from pscl_hpc.report.study_page import sentences
-from pscl_hpc.report.study_results import RESULTS_FILE, Sampling, read_results
-from pscl_hpc.report.study_text import notes
-from pscl_hpc.study.tables import TABLE_FILE, sampling_table
+from pscl_hpc.report.study_text import TABLE_FILE, notes, sampling_table, sentences
+from pscl_hpc.results.study import RESULTS_FILE, Sampling, read_results
+from pscl_hpc.study.config import StudyConfig
 
 from .material import AMOUNTS, Fabricator, run, small_study
 

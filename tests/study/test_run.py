@@ -11,9 +11,9 @@ import pytest
 
 from pscl_hpc.config import load_config
 from pscl_hpc.errors import UserError
-from pscl_hpc.study.results import gather
+from pscl_hpc.report.study_text import TABLE_FILE
+from pscl_hpc.study.gather import gather
 from pscl_hpc.study.run import STUDY_FILE, look
-from pscl_hpc.study.tables import TABLE_FILE
 
 from .material import NONE, Fabricator, run, small_study
 

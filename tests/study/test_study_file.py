@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from pscl_hpc.config import FinetuneConfig, PretrainConfig, load_study
-from pscl_hpc.config.study import study_yaml
+from pscl_hpc.config import FinetuneConfig, PretrainConfig
 from pscl_hpc.errors import UserError
+from pscl_hpc.study.config import load_study, study_yaml
 from pscl_hpc.study.plan import make_plan
 
 from .material import plan_of, study_file

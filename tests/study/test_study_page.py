@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from pscl_hpc.config import StudyConfig
 from pscl_hpc.errors import UserError
 from pscl_hpc.report import write_report
+from pscl_hpc.report.predictions import study_panels
 from pscl_hpc.report.study_figures import budget_chart, paper_figure
-from pscl_hpc.report.study_page import sentences
-from pscl_hpc.report.study_predictions import study_panels
-from pscl_hpc.report.study_results import RESULTS_FILE
+from pscl_hpc.report.study_text import sentences
+from pscl_hpc.results.study import RESULTS_FILE
+from pscl_hpc.study.config import StudyConfig
 
 from .material import AMOUNTS, NONE, Fabricator, run, small_study
 

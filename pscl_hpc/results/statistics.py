@@ -1,21 +1,20 @@
 """Paired comparison of two methods over the same annotated images.
 
-The unit is the annotated image (or set of images): runs that differ in their seed alone share it, so they are averaged
-first. Only where a study plans a single set of images for a data set and budget are the seeds the units. Several splits
-of a data set score the same runs: their Dice is averaged for each unit, and the stratum weighs as much as the splits
-together.
+The unit is the annotated image (or set of images): runs that differ only in their seed share it and are averaged first.
+Only where a study plans a single set of images for a data set and budget are the seeds the units. Several splits of a
+data set score the same runs: their Dice is averaged for each unit, and the stratum has the weight of all these splits.
 
-Let unit i of stratum s (data set) have the Dice x_si with a method and y_si with the baseline, and let the stratum have
-the share w_s of all weights. Reported are
+Let unit i of stratum s (data set) have the Dice x_si with a method and y_si with the baseline, and let w_s be the share
+of stratum s in all weights. The results are
 
 * the gain, sum_s w_s mean_i(x_si - y_si);
 * the share of the Dice error removed, R = 1 - sum_s w_s mean_i(1 - x_si) / sum_s w_s mean_i(1 - y_si).
 
 Both have a 95% interval from Student's t. That of R comes from its linearisation (a ratio estimator; Cochran, Sampling
-Techniques, 1977, section 6.4): the residuals (1 - x_si) - (1 - R)(1 - y_si), divided by the baseline's error, take the
-place of the gains. With several strata the variances of their means add up, with Welch's and Satterthwaite's degrees of
-freedom. With few units the interval is wide, as it should be; it holds for these data sets and not for all alloys.
-Units with annotated images in common are not independent, and their variance says too little: there is no interval.
+Techniques, 1977, section 6.4): the residuals (1 - x_si) - (1 - R)(1 - y_si), divided by the baseline's error, replace
+the gains. With several strata the variances of their means add up, with Welch's and Satterthwaite's degrees of freedom.
+With few units the interval is wide, as it should be; it holds for these data sets and not for all alloys. Units with
+annotated images in common are not independent, and their variance is too small: they have no interval.
 """
 
 from __future__ import annotations
@@ -23,17 +22,45 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
 from scipy import stats
-
-from pscl_hpc.report.study_results import Estimate
 
 CONFIDENCE = 0.95
 Pair = tuple[float, float]
 """Dice of the method and of the baseline."""
 Numbers = npt.NDArray[np.float64]
+UnitKey = tuple[str, ...]
+"""What the runs of a pair share: annotated images; or the seed, as text."""
+
+
+class Estimate(BaseModel):
+    """A value with its interval; None where there are too few pairs, or pairs have annotated images in common."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+class Scored(Protocol):
+    """The score of one run."""
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Annotated images, in alphabetical order."""
+
+    @property
+    def seed(self) -> int | str:
+        """The seed of the run."""
+
+    @property
+    def mean_dice(self) -> float | None:
+        """Mean Dice over the classes."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +70,7 @@ class Stratum:
     pairs: Sequence[Pair]
     """One for each unit."""
     weight: int = 1
-    """How many scores it stands for in the mean."""
+    """Number of scores that it represents in the mean."""
     independent: bool = True
     """No annotated image is in two units."""
 
@@ -61,6 +88,45 @@ class Comparison:
     """Units with a higher Dice than the baseline's."""
     worst_gain: float
     """The method's lowest Dice minus the baseline's lowest, weighted mean over strata."""
+
+
+def mean_by_unit(rows: Sequence[Scored], *, by_seed: bool = False) -> dict[UnitKey, float]:
+    """Mean Dice of each unit over its runs."""
+    values: dict[UnitKey, list[float]] = {}
+    for row in rows:
+        if row.mean_dice is not None:
+            values.setdefault((str(row.seed),) if by_seed else row.references, []).append(row.mean_dice)
+    return {unit: sum(found) / len(found) for unit, found in values.items()}
+
+
+def pair(
+    method: Sequence[Sequence[Scored]], baseline: Sequence[Sequence[Scored]], *, by_seed: bool = False
+) -> Stratum:
+    """Pair the runs of one data set, from the repetitions (images and seed) that all parts have.
+
+    Args:
+        method: Runs of the method, one part for each split.
+        baseline: Those of the baseline.
+        by_seed: The seeds are the units, not the annotated images.
+    """
+    common = set.intersection(
+        *(
+            {(row.references, row.seed) for row in part if row.mean_dice is not None}
+            for part in (*method, *baseline)
+        )
+    )
+    first, second = (
+        mean_by_unit(
+            [row for part in side for row in part if (row.references, row.seed) in common], by_seed=by_seed
+        )
+        for side in (method, baseline)
+    )
+    images = [image for unit in first for image in unit]
+    return Stratum(
+        pairs=[(first[unit], second[unit]) for unit in first],
+        weight=len(method),
+        independent=by_seed or len(set(images)) == len(images),
+    )
 
 
 def compare(strata: Sequence[Stratum]) -> Comparison:
@@ -103,7 +169,7 @@ def _estimate(parts: Sequence[Numbers], shares: Numbers, independent: bool) -> E
     variance = float(variances.sum())
     if variance == 0:
         return Estimate(value=value, low=value, high=value)
-    # Of each stratum's share, whose squares do not underflow where all differences are tiny.
+    # Variances as shares: their squares do not underflow where all differences are tiny.
     terms = [one**2 / (len(part) - 1) for one, part in zip(variances / variance, parts, strict=True)]
     freedom = 1 / sum(terms)
     reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(variance)

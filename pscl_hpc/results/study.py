@@ -1,33 +1,27 @@
-"""``results.json`` of a study: what ``pscl-hpc study`` writes, and tables and the page read."""
+"""``results.json`` of a study: written by ``pscl-hpc study``, read by its tables and its page."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pscl_hpc.errors import UserError
+from pscl_hpc.results.statistics import Estimate
 from pscl_hpc.segmentation.summary import Spread
 
 RESULTS_FILE = "results.json"
 Place = tuple[str, str, int | str]
 """Data set, split, budget."""
 Unit = Literal["images", "seeds", "pairs"]
-"""What the pairs of a comparison have in common: annotated images (or sets of them); the seed, where there is a single
-set of images; or some this and some that, which is also said of files that do not tell."""
+"""What the two runs of a pair share: annotated images (or a set of them); the seed, where there is a single set of
+images; ``pairs`` where both kinds occur."""
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class Estimate(_Part):
-    """A figure with its interval; none where there are too few pairs, or pairs have annotated images in common."""
-
-    value: float
-    low: float | None
-    high: float | None
 
 
 class Row(_Part):
@@ -79,12 +73,12 @@ class Line(_Part):
     dice: dict[str, Spread | None]
     pixel_accuracy: Spread | None
     worst: Worst | None
-    validation_dice: Spread | None = None
-    """Best mean Dice on the validation images: what settings may be chosen by."""
+    validation_dice: Spread | None
+    """Best mean Dice on the validation images, by which settings may be chosen."""
 
     @property
     def place(self) -> Place:
-        """Which table it is of."""
+        """The table that it belongs to."""
         return self.dataset, self.split, self.budget
 
 
@@ -102,16 +96,16 @@ class Compared(_Part):
     error_removed: Estimate | None
     """Share of 1 - Dice; None where the baseline makes no error."""
     units: int
-    """Pairs that the comparison rests on."""
-    unit: Unit = "pairs"
-    """What they are."""
+    """Number of pairs."""
+    unit: Unit
+    """What the pairs are."""
     wins: int
     worst_gain: float
     """The method's lowest Dice minus the baseline's lowest."""
 
 
 class Sampling(_Part):
-    """How well a pretraining's sampled cells lay on their classes."""
+    """How many sampled patches of a pretraining are on their classes."""
 
     method: str
     folder: str
@@ -119,7 +113,7 @@ class Sampling(_Part):
     references: tuple[str, ...]
     """Annotated images that the templates came from; empty for clusters."""
     first: tuple[float | None, ...]
-    """Mean purity of each scale, coarse to fine, over the first quarter of the steps; None where no mask tells."""
+    """Mean purity of each scale, coarse to fine, over the first quarter of the steps; None without masks."""
     last: tuple[float | None, ...]
     """The same over the last quarter."""
 
@@ -133,17 +127,17 @@ class PoolPart(_Part):
 
 
 class Failure(_Part):
-    """A job that did not end well."""
+    """A job that failed or was skipped."""
 
     job: str
     state: str
-    """failed, or skipped where what it needs failed."""
+    """failed, or skipped because its pretraining failed."""
     reason: str
     folder: str
 
 
 class StudyResults(_Part):
-    """All that a study found."""
+    """All results of a study."""
 
     study: str
     written: str
@@ -159,20 +153,20 @@ class StudyResults(_Part):
     show: tuple[str, ...]
     confidence: float
     pools: dict[str, tuple[PoolPart, ...]]
-    """By method: what the ``data`` of its pretrainings names."""
-    pools_without_own: tuple[str, ...] = ()
-    """Methods whose pretrainings leave their own annotated images out of that."""
+    """By method: the images named by ``data`` of its pretrainings."""
+    pools_without_own: tuple[str, ...]
+    """Methods whose pretrainings leave their own annotated images out of the pool."""
     runs: int
     """Fine-tunings of the study."""
     failed: tuple[Failure, ...]
-    """Jobs that failed in the last call."""
+    """Jobs of the last call that failed or were skipped."""
     missing: tuple[str, ...]
     """Fine-tunings without scores."""
     table: tuple[Line, ...]
     comparisons: tuple[Compared, ...]
     rows: tuple[Row, ...]
-    sampling: tuple[Sampling, ...] = ()
-    """Of the pretrainings that sample cells."""
+    sampling: tuple[Sampling, ...]
+    """Of the pretrainings that sample patches."""
 
     @property
     def scored(self) -> int:
@@ -186,12 +180,12 @@ class StudyResults(_Part):
 
     @property
     def places(self) -> tuple[Place, ...]:
-        """Which tables of scores there are."""
+        """The tables of scores."""
         return tuple(dict.fromkeys(line.place for line in self.table))
 
     @property
     def first_places(self) -> tuple[Place, ...]:
-        """Those of the first budget of each data set."""
+        """The tables of the first budget of each data set."""
         first: dict[str, int | str] = {}
         for dataset, _, budget in self.places:
             first.setdefault(dataset, budget)
@@ -199,23 +193,30 @@ class StudyResults(_Part):
 
     @property
     def baselines(self) -> tuple[str, ...]:
-        """What was compared with."""
+        """The entries that others were compared with."""
         return tuple(dict.fromkeys(found.baseline for found in self.comparisons))
+
+
+def pool_text(parts: Sequence[PoolPart], *, without_own: bool) -> str:
+    """The images of a pool in words."""
+    named = [f"{part.dataset} {part.images} ({part.split or 'no split'})" for part in parts]
+    less = ", less the annotated images of each pretraining" if without_own else ""
+    return f"{sum(part.images for part in parts)} images, {', '.join(named)}{less}"
 
 
 def read_results(path: Path) -> StudyResults:
     """Results from a study's folder or from the file itself.
 
     Raises:
-        UserError: there are none, or the file holds something else.
+        UserError: the file does not exist or is damaged.
     """
     file = path / RESULTS_FILE if path.is_dir() else path
     try:
         return StudyResults.model_validate_json(file.read_bytes())
     except OSError:
-        raise UserError(f"{file}: no results there; run 'pscl-hpc study' first") from None
+        raise UserError(f"{file}: not found; run 'pscl-hpc study' first") from None
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"])) or "the file"
         raise UserError(
-            f"{file}: is no result of a study ({where} is wrong); run 'pscl-hpc study' again"
+            f"{file}: not the results of a study ({where} is wrong); run 'pscl-hpc study' again"
         ) from None
