@@ -214,11 +214,6 @@ def _draw(
     panel: PredictionPanel, images: Sequence[tuple[str, str]], path: Path, scored: Collection[str]
 ) -> None:
     """Fill a panel with images (id and place) of an archive, the fingerprints of which are ``scored``."""
-    if not images:
-        panel.notes.append("There are no predicted masks in the folders of these runs.")
-        return
-    classes = panel.shown[-1].evaluation.classes
-    panel.classes = class_styles(classes.names, classes.background)
     with ExitStack() as stack:
         archive = _open(path, stack)
         reason = "cannot be opened"
@@ -227,6 +222,11 @@ def _draw(
             archive, reason = None, "is not the archive that was scored"
         if archive is None:
             panel.notes.append(f"The archive {path} {reason}: micrographs and annotations are not shown.")
+        if not images:
+            panel.notes.append("There are no predicted masks in the folders of these runs.")
+            return
+        classes = panel.shown[-1].evaluation.classes
+        panel.classes = class_styles(classes.names, classes.background)
         for name, place in images:
             figure = _figure(name, place, panel, archive, classes)
             if figure is not None:

@@ -62,11 +62,11 @@ def comparison_sentence(name: str, comparison: Comparison, images: int) -> str:
     wins = sum(ours > theirs for ours, theirs in comparison.pairs)
     text = (
         f"{name}: mean Dice {scratch:.3f} from scratch, {pretrained:.3f} {after.label} ({_signed(gain.value)}), "
-        f"scored on {_count(images, 'image')} with {_count(pairs, 'annotated image')}"
+        f"scored on {_count(images, 'image')} over {_count(pairs, 'choice')} of annotated images"
     )
     if pairs == 1:
-        return text + ". One annotated image is not enough to tell an effect from chance."
-    text += f"; better with {wins} of {pairs}"
+        return text + "; one choice is not enough to tell an effect from chance."
+    text += f"; better for {wins} of {pairs}"
     if gain.low is None or gain.high is None:
         return text + " (no interval: the runs share annotated images)."
     text += f", {100 * CONFIDENCE:.0f}% interval {_signed(gain.low)} to {_signed(gain.high)}"

@@ -87,7 +87,7 @@ def score_table(results: StudyResults, place: Place) -> Table:
 def comparison_table(results: StudyResults, lines: Sequence[Compared]) -> Table:
     """Pairs with one baseline: gain and share of the error removed, with intervals."""
     several = len(results.budgets) > 1
-    interval = f"its {100 * results.confidence:.0f}% interval"
+    interval = f"{100 * results.confidence:.0f}% interval"
     rows = [
         (
             line.method,

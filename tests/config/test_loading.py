@@ -17,6 +17,7 @@ from pscl_hpc.config.common import Strict
 from pscl_hpc.config.loading import merge_trees
 from pscl_hpc.config.methods import AnyMethod, ByolConfig
 from pscl_hpc.errors import UserError
+from pscl_hpc.study.config import load_study
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = "data: {archive: a.h5}\nmethod: {name: pscl-simclr, reference: {ids: [a/b]}}\n"

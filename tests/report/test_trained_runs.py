@@ -111,4 +111,4 @@ def test_everything_is_found_and_nothing_is_missing(trained: Path, alloy: Alloy)
 def test_the_page_is_written(trained: Path) -> None:
     done = write_report([trained])
     assert (done.runs, done.damage) == (5, ())
-    assert "Not everything is here" not in done.path.read_text(encoding="utf-8")
+    assert "Incomplete" not in done.path.read_text(encoding="utf-8")

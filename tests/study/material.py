@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import yaml
 
-from pscl_hpc.archive import Collection, ShardWriter
+from pscl_hpc.archive import Archive, Collection, ShardWriter
 from pscl_hpc.config import Config, FinetuneConfig
 from pscl_hpc.models import TRUNK_FILE
 from pscl_hpc.results.study import StudyResults
@@ -188,6 +188,9 @@ def fabricate(config: Config, amounts: dict[str, float]) -> None:
             "ignore_classes": [],
             "references": list(config.references),
             "pretrained": config.pretrained,
+            "archive": folder.record.get("archive") or Archive(config.data.archive).fingerprint,
+            "tta": False,
+            "adapt": 0.0,
             "splits": splits,
         }
         (folder.path / EVALUATION_FILE).write_text(json.dumps(content), encoding="utf-8")

@@ -76,8 +76,8 @@ def test_the_file_of_an_entry_goes_under_the_keys_of_all_runs(archive: Path, tmp
 
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
-    ({"methods": []}, "methods is empty"),
-    ({"methods": [{"name": "a", "pretrain": "none"}] * 2}, "methods has 'a' twice"),
+    ({"methods": []}, "methods"),
+    ({"methods": [{"name": "a", "pretrain": "none"}] * 2}, "methods .*'a'"),
     ({"methods": [{"name": "a", "pretrain": {"method": {"name": "simclrr"}}}]}, "simclrr"),
     ({"methods": [{"name": "a", "pretrain": {"schedule": {"stepz": 3}}}]}, "stepz"),
     ({"methods": [{"name": "a", "pretrain": "none", "finetune": {"cropp": 3}}]}, "cropp"),
@@ -85,33 +85,33 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"methods": [{"name": "a/b", "pretrain": "none"}]}, "methods"),
     ({"methods": [{"name": "a"}]}, "pretrain"),
     ({"datasets": [{"name": "alloi"}]}, "alloi"),
-    ({"datasets": [{"name": "bare"}]}, "bare recommends no references"),
-    ({"datasets": [{"name": "bare", "references": {"count": 9}}]}, "cannot be drawn"),
+    ({"datasets": [{"name": "bare"}]}, "bare"),
+    ({"datasets": [{"name": "bare", "references": {"count": 9}}]}, "bare has 4 .*9"),
     ({"datasets": [{"name": "alloy", "references": ["alloy/x0"]}]}, "alloy/x0"),
     ({"datasets": [{"name": "alloy", "references": ["bare/0"]}]}, "bare/0"),
     ({"datasets": [{"name": "other", "references": ["other/0"]}]}, "other/0"),
-    ({"datasets": [{"name": "alloy", "template": "bare/0"}]}, "template bare/0 of alloy is of bare"),
-    ({"datasets": [{"name": "alloy", "template": "alloy/v0"}]}, "template alloy/v0 of alloy is in the split"),
+    ({"datasets": [{"name": "alloy", "template": "bare/0"}]}, "template bare/0"),
+    ({"datasets": [{"name": "alloy", "template": "alloy/v0"}]}, "template alloy/v0 .*'val'"),
     ({"datasets": [{"name": "alloy", "template": "alloy/t9"}]}, "alloy/t9"),
-    ({"budgets": [6]}, "5 annotated training images, not 6"),
-    ({"budgets": ["some"]}, "key 'budgets.0': 'some' is no budget; .* square-N"),
-    ({"budgets": [1, "square-0"]}, "key 'budgets.1': 'square-0' is no budget"),
-    ({"budgets": [0]}, "key 'budgets.0': 0 is no budget"),
-    ({"datasets": [{"name": "alloy", "budgets": ["al"]}]}, "key 'datasets.0.budgets.0': 'al' is no budget"),
-    ({"budgets": []}, "budgets is empty"),
-    ({"show": ["alloy/nosuch"]}, "show: .* has no annotated test image 'alloy/nosuch'"),
+    ({"budgets": [6]}, "budgets: alloy has 5 .*6"),
+    ({"budgets": ["some"]}, "budgets.0': 'some' .*square-N"),
+    ({"budgets": [1, "square-0"]}, "budgets.1': 'square-0'"),
+    ({"budgets": [0]}, "budgets.0': 0 "),
+    ({"datasets": [{"name": "alloy", "budgets": ["al"]}]}, "datasets.0.budgets.0': 'al'"),
+    ({"budgets": []}, "budgets"),
+    ({"show": ["alloy/nosuch"]}, "show: .*'alloy/nosuch'"),
     ({"show": ["alloy/x0", "alloy/v0"]}, "show: .* 'alloy/v0'; did you mean 'alloy/x0'"),
     ({"headline": ["alloy"]}, "headline"),
     ({"headline": ["alloy/val"]}, "alloy/val"),
-    ({"headline": ["alloy/test", "alloy/test"]}, "headline has 'alloy/test' twice"),
+    ({"headline": ["alloy/test", "alloy/test"]}, "headline .*'alloy/test'"),
     ({"seeds": [-1]}, "seeds"),
     ({"archive": ""}, "archive"),
-    ({"synthetic": {"images": 3}}, "one archive"),
+    ({"synthetic": {"images": 3}}, "archive"),
     ({"unknown": 1}, "unknown"),
-    ({"run": "~/study"}, "run begins with '~', which only a shell expands; write the folder in full"),
+    ({"run": "~/study"}, "run .*'~'"),
     (
         {"datasets": [{"name": "alloy", "references": {"count": 0}}]},
-        "key 'datasets.0.references.count': input should be greater than or equal to 1",
+        "datasets.0.references.count",
     ),
     ({"finetune": {"validation_split": "test"}}, "validation_split"),
 ]
@@ -151,5 +151,5 @@ def test_mistakes_are_one_sentence_that_names_them(
 def test_a_configuration_of_another_kind_is_no_study(tmp_path: Path) -> None:
     file = tmp_path / "pretrain.yaml"
     file.write_text("{kind: pretrain, data: {archive: a.h5}}")
-    with pytest.raises(UserError, match="pretrain configuration, not a study"):
+    with pytest.raises(UserError, match=r"pretrain\.yaml: .*pretrain configuration"):
         load_study(file)
