@@ -107,15 +107,8 @@ def study_command(
             typer.echo(f"skipped: {line}", err=True)
     failed = results.failed
     if as_json:
-        typer.echo(
-            json.dumps(
-                {
-                    "folder": str(study.folder),
-                    "jobs_missing": len(state.missing),
-                    **results.model_dump(mode="json"),
-                }
-            )
-        )
+        found = {"folder": str(study.folder), "jobs_missing": len(state.missing)}
+        typer.echo(json.dumps({**found, **results.model_dump(mode="json")}))
     else:
         typer.echo(markdown(results))
         typer.echo(study.folder)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import html
 import io
-import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -260,8 +259,3 @@ def _own_ids(text: str, name: str) -> str:
         r' id="([^"]*)"', lambda match: f' id="{name}-{match[1]}"' if match[1] in used else "", text
     )
     return re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)
-
-
-def finite(value: float | None) -> float:
-    """NaN for None."""
-    return math.nan if value is None else value

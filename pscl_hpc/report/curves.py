@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pscl_hpc.report.charts import Series, curves, finite
+from pscl_hpc.report.charts import Series, curves
 from pscl_hpc.results.evaluation import number
 from pscl_hpc.results.runs import RunData
 
@@ -97,7 +97,8 @@ def run_charts(run: RunData, prefix: str) -> list[Chart]:
         (int(m.group(1)) for line in run.metrics for key in line if (m := _SCALE.match(key))), default=-1
     )
     groups: dict[str, list[str]] = {}
-    for key in _numeric_keys(run.metrics):
+    keys = dict.fromkeys(key for line in run.metrics for key in line if number(line[key]) is not None)
+    for key in (key for key in keys if key not in _BOOKKEEPING):
         groups.setdefault(_family(key), []).append(key)
     marks = restarts(run)
     order = [*_FAMILIES, *sorted(groups.keys() - _FAMILIES.keys())]
@@ -119,13 +120,8 @@ def comparison(
     name: str, runs: Sequence[tuple[RunData, int]], key: str, legend: Sequence[str]
 ) -> Chart | None:
     """One curve per run of the same metric; each run comes with the colour of its group."""
-    series = []
-    for run, slot in runs:
-        points = [
-            (line["step"], value) for line in run.metrics if (value := number(line.get(key))) is not None
-        ]
-        if points:
-            series.append(Series(run.label, [p[0] for p in points], [p[1] for p in points], slot))
+    series = [_curve(run.metrics, key, run.label, slot) for run, slot in runs]
+    series = [one for one in series if one.values]
     if not series:
         return None
     family = _FAMILIES[_family(key)]
@@ -142,15 +138,6 @@ def scale_name(index: int, scales: int) -> str:
     """The resolution of a decoder scale relative to the image, in words."""
     stride = 2 ** (scales - 1 - index)
     return "full resolution" if stride == 1 else f"1/{stride} resolution"
-
-
-def _numeric_keys(lines: Sequence[dict[str, Any]]) -> list[str]:
-    keys: dict[str, None] = {}
-    for line in lines:
-        for key, value in line.items():
-            if key not in _BOOKKEEPING and number(value) is not None:
-                keys.setdefault(key)
-    return list(keys)
 
 
 def _family(key: str) -> str:
@@ -178,17 +165,15 @@ def _series(lines: Sequence[dict[str, Any]], keys: Sequence[str], family: str, s
         else:
             slot = other
             other += 1
-        points = [(line["step"], finite(number(line[key]))) for line in lines if key in line]
-        series.append(
-            Series(
-                _label(key, family, scales),
-                [p[0] for p in points],
-                [p[1] for p in points],
-                slot,
-                dashed=key.endswith("/negative"),
-            )
-        )
+        series.append(_curve(lines, key, _label(key, family, scales), slot))
     return series
+
+
+def _curve(lines: Sequence[dict[str, Any]], key: str, label: str, slot: int) -> Series:
+    """The known values of a key."""
+    points = [(line["step"], value) for line in lines if (value := number(line.get(key))) is not None]
+    steps, values = zip(*points, strict=True) if points else ((), ())
+    return Series(label, steps, values, slot, dashed=key.endswith("/negative"))
 
 
 _LABELS = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +14,13 @@ from pscl_hpc.segmentation.palette import class_colours, hex_colour
 
 MOST_IMAGES = 6
 IMAGE_SIDE, FEATURE_SIDE = 384, 256
+_CORNERS: tuple[tuple[tuple[float, float], ...], ...] = (
+    (),  # a circle
+    ((-0.89, -0.89), (0.89, -0.89), (0.89, 0.89), (-0.89, 0.89)),
+    ((0.0, -1.22), (1.22, 0.0), (0.0, 1.22), (-1.22, 0.0)),
+    ((0.0, -1.2), (1.2, 0.9), (-1.2, 0.9)),
+)
+"""Markers of classes as corners of a shape of radius 1; all shapes have about the same area."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,13 @@ def image_figures(inspection: Inspection) -> list[ImageFigure]:
 
 def marker(class_index: int, x: float, y: float, radius: float) -> str:
     """An SVG path around (x, y). Classes differ in shape as well as colour."""
-    return _SHAPES[class_index % len(_SHAPES)](x, y, radius)
+    corners = _CORNERS[class_index % len(_CORNERS)]
+    if not corners:
+        r = f"{radius:.2f}"
+        return (
+            f"M{x - radius:.2f} {y:.2f}a{r} {r} 0 1 0 {2 * radius:.2f} 0a{r} {r} 0 1 0 {-2 * radius:.2f} 0z"
+        )
+    return "M" + "L".join(f"{x + radius * a:.2f} {y + radius * b:.2f}" for a, b in corners) + "z"
 
 
 def _scale(
@@ -160,25 +172,3 @@ def _scale(
         purity=purity if math.isfinite(purity) else None,
         features=image_uri(scale.pca[image], FEATURE_SIDE),
     )
-
-
-def _circle(x: float, y: float, r: float) -> str:
-    return f"M{x - r:.2f} {y:.2f}a{r:.2f} {r:.2f} 0 1 0 {2 * r:.2f} 0a{r:.2f} {r:.2f} 0 1 0 {-2 * r:.2f} 0z"
-
-
-def _square(x: float, y: float, r: float) -> str:
-    a = 0.89 * r
-    return f"M{x - a:.2f} {y - a:.2f}h{2 * a:.2f}v{2 * a:.2f}h{-2 * a:.2f}z"
-
-
-def _diamond(x: float, y: float, r: float) -> str:
-    a = 1.22 * r
-    return f"M{x:.2f} {y - a:.2f}l{a:.2f} {a:.2f}l{-a:.2f} {a:.2f}l{-a:.2f} {-a:.2f}z"
-
-
-def _triangle(x: float, y: float, r: float) -> str:
-    a = 1.2 * r
-    return f"M{x:.2f} {y - a:.2f}l{a:.2f} {1.75 * a:.2f}h{-2 * a:.2f}z"
-
-
-_SHAPES: tuple[Callable[[float, float, float], str], ...] = (_circle, _square, _diamond, _triangle)

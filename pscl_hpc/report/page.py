@@ -17,7 +17,7 @@ from pscl_hpc import __version__
 from pscl_hpc.errors import UserError
 from pscl_hpc.report.charts import DotRow, dots, slopes
 from pscl_hpc.report.curves import Chart, comparison, run_charts
-from pscl_hpc.report.inspection import ClassStyle, ImageFigure, class_styles, explanation, image_figures
+from pscl_hpc.report.inspection import class_styles, explanation, image_figures
 from pscl_hpc.report.pictures import CONFUSED, ERROR_COLOURS, EXTRA, MISSED
 from pscl_hpc.report.predictions import prediction_panels
 from pscl_hpc.report.story import headline
@@ -50,22 +50,6 @@ class Report:
     runs: int
     damage: tuple[str, ...]
     """Files that could not be read, each with the reason; the page names them too."""
-
-
-@dataclass(frozen=True)
-class _InspectionPanel:
-    run: RunData
-    samples: bool
-    """Whether the method samples patches."""
-    explanation: str
-    classes: tuple[ClassStyle, ...]
-    images: list[ImageFigure]
-
-
-@dataclass(frozen=True)
-class _RunCharts:
-    run: RunData
-    charts: list[Chart]
 
 
 def write_report(paths: Sequence[Path], out: Path | None = None) -> Report:
@@ -112,13 +96,13 @@ def render(runs: Sequence[RunData]) -> str:
         dots=_dots,
         slopes=_slopes,
         inspections=[
-            _InspectionPanel(
-                run,
-                any(len(scale.classes) for scale in run.inspection.scales),
-                explanation(run.inspection),
-                class_styles(run.inspection.classes),
-                image_figures(run.inspection),
-            )
+            {
+                "run": run,
+                "samples": any(len(scale.classes) for scale in run.inspection.scales),
+                "explanation": explanation(run.inspection),
+                "classes": class_styles(run.inspection.classes),
+                "images": image_figures(run.inspection),
+            }
             for run in pretraining
             if run.inspection is not None
         ],
@@ -174,9 +158,9 @@ def _slopes(comparison: Comparison, name: str) -> str:
     return slopes(name, pairs, ends, title="Mean Dice of each annotated image, from scratch and pretrained")
 
 
-def _charts(runs: Sequence[RunData], prefix: str) -> list[_RunCharts]:
-    found = [_RunCharts(run, run_charts(run, f"{prefix}{index}")) for index, run in enumerate(runs)]
-    return [item for item in found if item.charts]
+def _charts(runs: Sequence[RunData], prefix: str) -> list[tuple[RunData, list[Chart]]]:
+    found = [(run, run_charts(run, f"{prefix}{index}")) for index, run in enumerate(runs)]
+    return [item for item in found if item[1]]
 
 
 def _validation(runs: Sequence[RunData]) -> Chart | None:

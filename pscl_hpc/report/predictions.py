@@ -143,7 +143,7 @@ def _study_panel(results: StudyResults, place: Place, folder: Path) -> Predictio
     panel = PredictionPanel(place[0], place[1], STUDY_SIDE, budget)
     members: dict[str, list[Row]] = {}
     for row in results.rows:
-        if (row.dataset, row.split, row.budget) == place:
+        if row.place == place:
             members.setdefault(row.method, []).append(row)
     rows = _matching([members[method] for method in results.methods if method in members])
     more = f" and {len(rows[-1].references) - 1} more" if len(rows[-1].references) > 1 else ""

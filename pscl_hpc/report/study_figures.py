@@ -65,9 +65,7 @@ def score_panel(results: StudyResults, place: Place) -> Panel:
             values = [
                 row.mean_dice
                 for row in results.rows
-                if (row.dataset, row.split, row.budget) == place
-                and row.method == method
-                and row.mean_dice is not None
+                if row.place == place and row.method == method and row.mean_dice is not None
             ]
             draw_values(axes, index, values, _colour(results, method, palette))
         axes.set_xlim(0, 1)

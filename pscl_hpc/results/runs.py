@@ -139,8 +139,10 @@ def read_run(path: Path, label: str) -> RunData:
         run.notes.append("Nothing was logged yet: no curves.")
     _note_status(run)
     try:
-        if run.kind == "pretrain":
-            _add_inspection(run)
+        if run.kind == "pretrain" and (path / INSPECTION_FILE).is_file():
+            run.inspection = read_inspection(path / INSPECTION_FILE)
+        elif run.kind == "pretrain":
+            run.notes.append(f"No {INSPECTION_FILE}: sampled patches and feature maps cannot be shown.")
         elif run.kind == "finetune":
             _add_evaluation(run)
     except UserError as error:
@@ -200,14 +202,6 @@ def _note_status(run: RunData) -> None:
         run.notes.append(f"Stopped{reached} and not resumed yet.")
     elif run.status != "done":
         run.notes.append("It is not recorded whether this run finished.")
-
-
-def _add_inspection(run: RunData) -> None:
-    path = run.path / INSPECTION_FILE
-    if path.is_file():
-        run.inspection = read_inspection(path)
-    else:
-        run.notes.append(f"No {INSPECTION_FILE}: sampled patches and feature maps cannot be shown.")
 
 
 def _add_evaluation(run: RunData) -> None:

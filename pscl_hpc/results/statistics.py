@@ -37,14 +37,33 @@ UnitKey = tuple[str, ...]
 """What the runs of a pair share: annotated images; or the seed, as text."""
 
 
-class Estimate(BaseModel):
-    """A value with its interval; None where there are too few pairs, or pairs have annotated images in common."""
+class Record(BaseModel):
+    """Base of everything that is written to ``results.json``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Estimate(Record):
+    """A value with its interval; None where there are too few pairs, or pairs have annotated images in common."""
 
     value: float
     low: float | None
     high: float | None
+
+
+class Comparison(Record):
+    """A method against a baseline, pair by pair."""
+
+    gain: Estimate
+    """Of mean Dice."""
+    error_removed: Estimate | None
+    """Share of 1 - Dice; None where the baseline makes no error."""
+    units: int
+    """Number of pairs."""
+    wins: int
+    """Pairs in which the method has the higher Dice."""
+    worst_gain: float
+    """The method's lowest Dice minus the baseline's lowest, weighted mean over strata."""
 
 
 class Scored(Protocol):
@@ -73,21 +92,6 @@ class Stratum:
     """Number of scores that it represents in the mean."""
     independent: bool = True
     """No annotated image is in two units."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A method against a baseline."""
-
-    gain: Estimate
-    """Of Dice."""
-    error_removed: Estimate | None
-    """Share of 1 - Dice; None where the baseline makes no error."""
-    units: int
-    wins: int
-    """Units with a higher Dice than the baseline's."""
-    worst_gain: float
-    """The method's lowest Dice minus the baseline's lowest, weighted mean over strata."""
 
 
 def mean_by_unit(rows: Sequence[Scored], *, by_seed: bool = False) -> dict[UnitKey, float]:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from pscl_hpc.errors import UserError
-from pscl_hpc.results.statistics import Estimate
+from pscl_hpc.results.statistics import Comparison, Record
 from pscl_hpc.segmentation.summary import Spread
 
 RESULTS_FILE = "results.json"
@@ -20,17 +20,23 @@ Unit = Literal["images", "seeds", "pairs"]
 images; ``pairs`` where both kinds occur."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class Row(_Part):
-    """The scores of one run on one split."""
+class _Placed(Record):
+    """A result of a method in one table."""
 
     method: str
     dataset: str
     split: str
     budget: int | str
+
+    @property
+    def place(self) -> Place:
+        """The table that it belongs to."""
+        return self.dataset, self.split, self.budget
+
+
+class Row(_Placed):
+    """The scores of one run on one split."""
+
     references: tuple[str, ...]
     seed: int
     mean_dice: float | None
@@ -54,20 +60,16 @@ class Row(_Part):
     """Hash of everything that decides the run's numbers."""
 
 
-class Worst(_Part):
+class Worst(Record):
     """The annotated images with the lowest Dice, seeds averaged."""
 
     references: tuple[str, ...]
     mean_dice: float
 
 
-class Line(_Part):
+class Line(_Placed):
     """A method on one split with one budget."""
 
-    method: str
-    dataset: str
-    split: str
-    budget: int | str
     runs: int
     mean_dice: Spread | None
     dice: dict[str, Spread | None]
@@ -76,35 +78,16 @@ class Line(_Part):
     validation_dice: Spread | None
     """Best mean Dice on the validation images, by which settings may be chosen."""
 
-    @property
-    def place(self) -> Place:
-        """The table that it belongs to."""
-        return self.dataset, self.split, self.budget
 
+class Compared(_Placed, Comparison):
+    """A method against a baseline; data set and split are empty for the average over the headline scores."""
 
-class Compared(_Part):
-    """A method against a baseline, pair by pair."""
-
-    method: str
     baseline: str
-    dataset: str
-    """Empty for the average over the headline scores."""
-    split: str
-    budget: int | str
-    gain: Estimate
-    """Of mean Dice."""
-    error_removed: Estimate | None
-    """Share of 1 - Dice; None where the baseline makes no error."""
-    units: int
-    """Number of pairs."""
     unit: Unit
     """What the pairs are."""
-    wins: int
-    worst_gain: float
-    """The method's lowest Dice minus the baseline's lowest."""
 
 
-class Sampling(_Part):
+class Sampling(Record):
     """How many sampled patches of a pretraining are on their classes."""
 
     method: str
@@ -118,7 +101,7 @@ class Sampling(_Part):
     """The same over the last quarter."""
 
 
-class PoolPart(_Part):
+class PoolPart(Record):
     """Images of one data set and split in a pretraining."""
 
     dataset: str
@@ -126,7 +109,7 @@ class PoolPart(_Part):
     images: int
 
 
-class Failure(_Part):
+class Failure(Record):
     """A job that failed or was skipped."""
 
     job: str
@@ -136,7 +119,7 @@ class Failure(_Part):
     folder: str
 
 
-class StudyResults(_Part):
+class StudyResults(Record):
     """All results of a study."""
 
     study: str

@@ -144,12 +144,13 @@ class StudyConfig(Strict):
             ("methods", [entry.name for entry in self.methods]),
             ("datasets", [entry.name for entry in self.datasets]),
             ("seeds", list(map(str, self.seeds))),
+            ("headline", list(self.headline)),
         ):
-            if not entries:
+            if not entries and key != "headline":
                 raise ValueError(f"{key} is empty; a study needs at least one entry")
-            for name in entries:
-                if entries.count(name) > 1:
-                    raise ValueError(f"{key} has '{name}' twice; give each entry a different name")
+            twice = next((name for name in entries if entries.count(name) > 1), None)
+            if twice is not None:
+                raise ValueError(f"{key} has '{twice}' twice; remove or rename one")
         if not self.budgets or any(entry.budgets == () for entry in self.datasets):
             raise ValueError("budgets is empty; a study needs at least one")
         if bool(self.archive) == (self.synthetic is not None):
@@ -159,8 +160,6 @@ class StudyConfig(Strict):
         for text in self.headline:
             if len(text.split("/")) != 2:
                 raise ValueError(f"headline has '{text}'; write dataset/split, for example steel/test")
-            if self.headline.count(text) > 1:
-                raise ValueError(f"headline has '{text}' twice; remove one")
         return self
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -164,12 +163,14 @@ def _places(plan: Plan, rows: Sequence[Row]) -> list[Place]:
     """Data set, split and budget of every table, in the order of the study."""
     order = [entry.name for entry in plan.study.datasets]
     budgets = _budgets(plan)
-    found = {(row.dataset, row.split, row.budget) for row in rows}
-    return sorted(found, key=lambda place: (order.index(place[0]), place[1], budgets.index(place[2])))
+    return sorted(
+        {row.place for row in rows},
+        key=lambda place: (order.index(place[0]), place[1], budgets.index(place[2])),
+    )
 
 
 def _select(rows: Sequence[Row], place: Place, method: str) -> list[Row]:
-    return [row for row in rows if (row.dataset, row.split, row.budget) == place and row.method == method]
+    return [row for row in rows if row.place == place and row.method == method]
 
 
 def _table(plan: Plan, rows: Sequence[Row]) -> Iterable[Line]:
@@ -245,7 +246,6 @@ def _compared(
 ) -> Iterable[Compared]:
     """The comparison over these strata; none where one of them has no pair."""
     if all(stratum.pairs for stratum in strata):
-        found = compare(strata)
         yield Compared(
             method=method,
             baseline=baseline,
@@ -253,5 +253,5 @@ def _compared(
             split=place[1],
             budget=place[2],
             unit=unit,
-            **{field.name: getattr(found, field.name) for field in dataclasses.fields(found)},
+            **dict(compare(strata)),
         )

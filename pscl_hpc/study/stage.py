@@ -13,7 +13,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -41,19 +42,19 @@ def run_stage(config: Config) -> None:
     if isinstance(config, FinetuneConfig):
         from pscl_hpc.segmentation import evaluate, finetune
 
-        with _Timer(folder, "finetune"):
+        with _timed(folder, "finetune"):
             finetune(config)
         # The archive may have been replaced during the training.
         _check_archive(config)
         with Archive(config.data.archive) as archive:
             tests = test_splits(archive, archive.find(config.references[0]).dataset)
         if not is_evaluated(folder, _planned(folder), tests):
-            with _Timer(folder, "evaluate"):
+            with _timed(folder, "evaluate"):
                 evaluate(folder, archive=config.data.archive)
     else:
         from pscl_hpc.pretraining import pretrain
 
-        with _Timer(folder, "pretrain"):
+        with _timed(folder, "pretrain"):
             pretrain(config)
 
 
@@ -141,21 +142,17 @@ def _check_archive(config: Config) -> None:
             )
 
 
-class _Timer:
-    """Adds the seconds of a block to ``times.json``, even if it fails."""
-
-    def __init__(self, folder: Path, part: str) -> None:
-        self._folder = folder
-        self._part = part
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        if self._folder.is_dir() and os.environ.get("RANK", "0") == "0":
-            times = read_times(self._folder)
-            seconds = times.get(self._part, 0.0) + time.perf_counter() - self._start
-            write_json(self._folder / TIMES_FILE, {**times, self._part: round(seconds, 3)})
+@contextmanager
+def _timed(folder: Path, part: str) -> Iterator[None]:
+    """Add the seconds of a block to ``times.json``, even if it fails."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        if folder.is_dir() and os.environ.get("RANK", "0") == "0":
+            times = read_times(folder)
+            times[part] = round(times.get(part, 0.0) + time.perf_counter() - start, 3)
+            write_json(folder / TIMES_FILE, times)
 
 
 def main(run: str) -> int:

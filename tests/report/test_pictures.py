@@ -108,7 +108,7 @@ def test_markers_lie_on_the_centres_of_their_patches(tmp_path: Path, alloy: Allo
     (group,) = figure.scales[0].markers
     assert (group.style.name, len(group.paths)) == ("particle", 1)
     # 200 x 240 pixels on a grid of 50 x 60: patches of 4 pixels; the diamond's path begins at its top corner.
-    x, y = (float(value) for value in re.match(r"M([\d.]+) ([\d.]+)l", group.paths[0]).groups())  # type: ignore[union-attr]
+    x, y = (float(value) for value in re.match(r"M([\d.]+) ([\d.]+)L", group.paths[0]).groups())  # type: ignore[union-attr]
     radius = 240 / 70
     assert x == pytest.approx(20.5 * 4, abs=0.06)
     assert y == pytest.approx(10.5 * 4 - 1.22 * radius, abs=0.06)
