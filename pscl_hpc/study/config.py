@@ -7,19 +7,13 @@ no other file.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    Field,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from pscl_hpc.config.common import Count, Strict, check_folder
 from pscl_hpc.config.loading import apply_override, first_problem, merge_trees, read_tree
@@ -34,20 +28,19 @@ _SQUARE = "square-"
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 
 
-def _check_budget(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    # One message that names all kinds of budget, not one for each type of the union.
-    try:
-        return check(value)
-    except ValidationError:
-        raise ValueError(
-            f"{value!r} is not a budget; write a number of images, {ALL}, or {_SQUARE}N for one square of N pixels, "
-            f"for example {_SQUARE}128"
-        ) from None
+def _check_budget(value: Any) -> Any:
+    # One message that names all kinds of budget, not one for each type of a union.
+    if isinstance(value, str) and re.fullmatch(rf"{ALL}|{_SQUARE}[1-9][0-9]*", value):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    raise ValueError(
+        f"{value!r} is not a budget; write a number of images, {ALL}, or {_SQUARE}N for one square of N pixels, for "
+        f"example {_SQUARE}128"
+    )
 
 
-Budget = Annotated[
-    Count | Annotated[str, Field(pattern=rf"^({ALL}|{_SQUARE}[1-9][0-9]*)$")], WrapValidator(_check_budget)
-]
+Budget = Annotated[int | str, BeforeValidator(_check_budget)]
 """Annotated images to train on, ``all``, or ``square-N``: one square of N pixels of one image."""
 Tree = dict[str, Any]
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pscl_hpc.errors import UserError
-from pscl_hpc.results.evaluation import read_evaluation
 from pscl_hpc.results.statistics import CONFIDENCE, Stratum, compare, mean_by_unit, pair
 from pscl_hpc.results.study import (
     Compared,
@@ -21,13 +20,12 @@ from pscl_hpc.results.study import (
     Worst,
 )
 from pscl_hpc.runs import RunFolder, now
-from pscl_hpc.segmentation.evaluate import EVALUATION_FILE
 from pscl_hpc.segmentation.summary import spread
 from pscl_hpc.study.config import Budget
 from pscl_hpc.study.plan import Cell, Plan
 from pscl_hpc.study.pool import reference_of
 from pscl_hpc.study.schedule import Outcome
-from pscl_hpc.study.stage import has_scores, made_from, read_times
+from pscl_hpc.study.stage import made_from, plain_scores, read_times
 
 
 def gather(plan: Plan, outcomes: dict[str, Outcome]) -> StudyResults:
@@ -81,14 +79,14 @@ def gather(plan: Plan, outcomes: dict[str, Outcome]) -> StudyResults:
 def _rows(plan: Plan, cell: Cell) -> Iterable[Row]:
     job = plan.jobs[cell.key]
     folder = job.folder
+    evaluation = plain_scores(folder, plan.fingerprint, job.tests)
+    if evaluation is None:
+        return
     try:
-        evaluation = read_evaluation(folder / EVALUATION_FILE)
         record = RunFolder.load(folder).record
     except UserError:
         return
-    if not made_from(plan.fingerprint, record.get("archive")) or not has_scores(
-        evaluation, plan.fingerprint, job.tests
-    ):
+    if not made_from(plan.fingerprint, record.get("archive")):
         return
     attempts = record.get("attempts") or [{}]
     best = record.get("best") or {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -124,20 +123,18 @@ class _Planner:
 
     def _cell(self, entry: MethodEntry, dataset: DatasetEntry, annotation: Annotation, seed: int) -> Cell:
         job = self._pretraining(entry, dataset, annotation, seed) if entry.pretrain is not None else None
+        own = {
+            "kind": "finetune",
+            "seed": seed,
+            "references": list(annotation.references),
+            "square": annotation.square,
+            "pretrained": str(job.folder) if job else "",
+        }
         source = f"study {self.study.name}, method {entry.name}, fine-tuning"
-        tree = copy.deepcopy(entry.finetune)
-        tree["data"] = {**_section(tree, "data", source), "archive": str(self.archive.path)}
-        tree.update(
-            kind="finetune",
-            seed=seed,
-            references=list(annotation.references),
-            square=annotation.square,
-            pretrained=str(job.folder) if job else "",
-        )
-        config = resolve_config(tree, source=source)
+        config, _ = self._resolve({**entry.finetune, **own}, source)
         assert isinstance(config, FinetuneConfig)
-        check_pool(self.archive, config, validation=self.validation, source=source)
-        key = run_key(config, self.archive.fingerprint, job.key if job else "")
+        needs = job.key if job else ""
+        key = run_key(config, self.archive.fingerprint, needs)
         if key not in self.finetunings:
             select_data(config, self.archive)
             stem = "+".join(name.partition("/")[2] for name in annotation.references[:2])
@@ -146,35 +143,29 @@ class _Planner:
             name = f"{safe(annotation.dataset)}--{safe(stem)[:48]}{more}--{start}--{key[:SHORT]}"
             label = f"{annotation.dataset} {stem}{more} budget {annotation.budget} seed {seed} {entry.name}"
             placed = self._placed(config, FINETUNED, name)
-            self.finetunings[key] = Job(
-                key,
-                label,
-                placed,
-                self.archive.fingerprint,
-                needs=job.key if job else "",
-                tests=self.tests[dataset.name],
-            )
-        return Cell(entry.name, annotation, seed, key, job.key if job else "")
+            tests = self.tests[dataset.name]
+            self.finetunings[key] = Job(key, label, placed, self.archive.fingerprint, needs, tests)
+        return Cell(entry.name, annotation, seed, key, needs)
 
     def _pretraining(
         self, entry: MethodEntry, dataset: DatasetEntry, annotation: Annotation, seed: int
     ) -> Job:
         source = f"study {self.study.name}, method {entry.name}, pretraining"
-        tree = copy.deepcopy(entry.pretrain or {})
-        tree["data"] = {**_section(tree, "data", source), "archive": str(self.archive.path)}
-        tree.update(kind="pretrain", seed=seed)
+        tree = {**(entry.pretrain or {}), "kind": "pretrain", "seed": seed}
         template = ""
         method = _section(tree, "method", source)
         name = str(method.get("name", PretrainConfig.model_fields["method"].default.name))
         if _takes_references(name):
             ids, square = self._templates(dataset, annotation)
             template = f" {ids[0].partition('/')[2]}" + (f"+{len(ids) - 1}" if len(ids) > 1 else "")
-            reference = _section(method, "reference", source, "method.")
-            reference.update(ids=list(ids), square=square)
+            reference = {
+                **_section(method, "reference", source, "method."),
+                "ids": list(ids),
+                "square": square,
+            }
             tree["method"] = {"name": name, **method, "reference": reference}
-        config = resolve_config(tree, source=source)
+        config, pool = self._resolve(tree, source)
         assert isinstance(config, PretrainConfig)
-        pool = check_pool(self.archive, config, validation=self.validation, source=source)
         # All name the same images; they may differ in whether their own annotated images are among them.
         if entry.name not in self.pools or pool.without_own:
             self.pools[entry.name] = pool
@@ -185,6 +176,12 @@ class _Planner:
             placed = self._placed(config, PRETRAINED, f"{name}--{key[:SHORT]}")
             self.pretrainings[key] = Job(key, label, placed, self.archive.fingerprint)
         return self.pretrainings[key]
+
+    def _resolve(self, tree: Tree, source: str) -> tuple[PretrainConfig | FinetuneConfig, Pool]:
+        """A run's configuration with the archive of the study, and the images that it learns from."""
+        data = {**_section(tree, "data", source), "archive": str(self.archive.path)}
+        config = resolve_config({**tree, "data": data}, source=source)
+        return config, check_pool(self.archive, config, validation=self.validation, source=source)
 
     def _templates(self, dataset: DatasetEntry, annotation: Annotation) -> tuple[tuple[str, ...], int]:
         """The annotated images of a pretraining, and the side of their annotated square."""

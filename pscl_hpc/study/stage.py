@@ -48,7 +48,7 @@ def run_stage(config: Config) -> None:
         _check_archive(config)
         with Archive(config.data.archive) as archive:
             tests = test_splits(archive, archive.find(config.references[0]).dataset)
-        if not is_evaluated(folder, _planned(folder), tests):
+        if plain_scores(folder, _planned(folder), tests) is None:
             with _timed(folder, "evaluate"):
                 evaluate(folder, archive=config.data.archive)
     else:
@@ -69,21 +69,17 @@ def is_test(split: str) -> bool:
     return split.startswith(PRIMARY_SPLIT)
 
 
-def is_evaluated(folder: Path, fingerprint: str, tests: Sequence[str]) -> bool:
-    """Whether a run is scored on all these splits of this archive."""
-    try:
-        return has_scores(read_evaluation(folder / EVALUATION_FILE), fingerprint, tests)
-    except UserError:
-        return False
-
-
-def has_scores(evaluation: Evaluation, fingerprint: str, tests: Sequence[str]) -> bool:
-    """Whether these are plain scores on all these splits of this archive.
+def plain_scores(folder: Path, fingerprint: str, tests: Sequence[str]) -> Evaluation | None:
+    """The scores of a run on all these splits of this archive; None without them.
 
     ``evaluate --split``, ``--tta`` or ``--adapt`` replace the scores of a study by others.
     """
-    plain = not evaluation.inference and made_from(fingerprint, evaluation.archive)
-    return plain and set(tests) <= evaluation.splits.keys()
+    try:
+        found = read_evaluation(folder / EVALUATION_FILE)
+    except UserError:
+        return None
+    plain = not found.inference and made_from(fingerprint, found.archive)
+    return found if plain and set(tests) <= found.splits.keys() else None
 
 
 def is_done(folder: Path, kind: str, fingerprint: str, tests: Sequence[str]) -> bool:
@@ -103,7 +99,7 @@ def is_done(folder: Path, kind: str, fingerprint: str, tests: Sequence[str]) -> 
         return False
     if kind == "pretrain":
         return (folder / TRUNK_FILE).is_file()
-    return is_evaluated(folder, fingerprint, tests)
+    return plain_scores(folder, fingerprint, tests) is not None
 
 
 def made_from(fingerprint: str, recorded: str | None) -> bool:
