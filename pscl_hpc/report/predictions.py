@@ -152,7 +152,7 @@ def _study_panel(results: StudyResults, place: Place, folder: Path) -> Predictio
     for row in rows:
         run = (folder / row.folder).resolve()
         try:
-            # results.json may come from somebody else: nothing outside the study is read.
+            # results.json may be edited: nothing outside the study is read.
             if folder.resolve() not in run.parents:
                 raise UserError(f"{row.folder}: is not in the study's folder")
             evaluation = read_evaluation(run / EVALUATION_FILE)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pscl_hpc.report.study_text import spread_text
 from pscl_hpc.results.runs import RunData
-from pscl_hpc.results.scores import CollectionScores, Comparison, Group
+from pscl_hpc.results.scores import CollectionScores, Comparison
 from pscl_hpc.results.statistics import CONFIDENCE
 
 
@@ -54,8 +55,8 @@ def comparison_sentence(name: str, comparison: Comparison, images: int) -> str:
     before, after, gain = comparison.scratch, comparison.pretrained, comparison.gain
     if gain is None:
         return (
-            f"{name}: mean Dice {_mean(before)} from scratch and {_mean(after)} {after.label}, but on different "
-            "annotated images or seeds, so the two cannot be compared."
+            f"{name}: mean Dice {spread_text(before.mean_dice)} from scratch and {spread_text(after.mean_dice)} "
+            f"{after.label}, but on different annotated images or seeds, so the two cannot be compared."
         )
     scratch, pretrained = comparison.means
     pairs = len(comparison.pairs)
@@ -110,7 +111,7 @@ def _results(table: CollectionScores) -> list[str]:
     return [
         *(comparison_sentence(name, found, table.images) for found in table.comparisons),
         *(
-            f"{name}: mean Dice {_mean(group)} {group.label}, {_count(len(group.rows), 'run')}, scored on "
+            f"{name}: mean Dice {spread_text(group.mean_dice)} {group.label}, {_count(len(group.rows), 'run')}, scored on "
             f"{_count(table.images, 'image')}. There is nothing on this page to compare it with."
             for group in table.alone
         ),
@@ -130,19 +131,12 @@ def _tiles(table: CollectionScores) -> list[Tile]:
             tiles.append(Tile(value, _signed(found.gain.value), label, note))
     for group in table.alone:
         note = f"{_count(len(group.rows), 'run')}, {images}"
-        tiles.append(Tile(_mean(group), "", f"mean Dice on {name}, {group.label}", note))
+        tiles.append(Tile(spread_text(group.mean_dice), "", f"mean Dice on {name}, {group.label}", note))
     return tiles
 
 
 def _table_name(table: CollectionScores) -> str:
     return table.name if table.split == "test" else f"{table.name} ({table.split})"
-
-
-def _mean(group: Group) -> str:
-    found = group.mean_dice
-    if found is None:
-        return "unknown"
-    return f"{found.mean:.3f}" + (f" ± {found.std:.3f}" if found.std is not None else "")
 
 
 def _signed(value: float) -> str:

@@ -72,11 +72,11 @@ def score_table(results: StudyResults, place: Place) -> Table:
         (
             line.method,
             str(line.runs),
-            _spread(line.mean_dice),
+            spread_text(line.mean_dice),
             _worst(line.worst),
-            _spread(line.validation_dice),
-            *(_spread(line.dice.get(name)) for name in classes),
-            _spread(line.pixel_accuracy),
+            spread_text(line.validation_dice),
+            *(spread_text(line.dice.get(name)) for name in classes),
+            spread_text(line.pixel_accuracy),
         )
         for line in lines
     ]
@@ -223,7 +223,8 @@ def _purity(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.0f}%"
 
 
-def _spread(found: Spread | None) -> str:
+def spread_text(found: Spread | None) -> str:
+    """Mean and standard deviation."""
     if found is None:
         return "-"
     return f"{found.mean:.3f}" + ("" if found.std is None else f" ± {found.std:.3f}")

@@ -28,7 +28,7 @@ class ScaleInspection:
     classes: Array
     """(T,) class of each template."""
     purity: Array
-    """(n,) share of sampled patches that lie on their class; NaN when unknown."""
+    """(n,) share of sampled patches that are on their class; NaN when unknown."""
     pca: Array
     """(n, h, w, 3) uint8 colour map of the features."""
 

@@ -233,7 +233,7 @@ def _section(tree: Tree, key: str, source: str, above: str = "") -> Tree:
     section = tree.get(key, {})
     if not isinstance(section, dict):
         raise UserError(
-            f"{source}: key '{above}{key}' holds {section!r}, not keys and values; write them below it, for example "
+            f"{source}: key '{above}{key}' is {section!r}, not keys and values; write them below it, for example "
             f"{above}{key}.{_EXAMPLES[key]}"
         )
     return section

@@ -22,7 +22,7 @@ from pscl_hpc.study.stage import is_done
 _PARTIAL = ".copied-"
 
 
-def find_runs(jobs: Iterable[Job], folders: Sequence[str]) -> dict[str, Path]:
+def find_finished(jobs: Iterable[Job], folders: Sequence[str]) -> dict[str, Path]:
     """Finished runs of other studies that are the same as jobs of this one.
 
     Args:

@@ -29,7 +29,7 @@ from pscl_hpc.study.display import Display
 from pscl_hpc.study.gather import gather
 from pscl_hpc.study.keys import run_key
 from pscl_hpc.study.plan import Job, Plan, make_plan
-from pscl_hpc.study.reuse import copy_run, find_runs, placed
+from pscl_hpc.study.reuse import copy_run, find_finished, placed
 from pscl_hpc.study.schedule import Executor, Outcome, run_jobs
 from pscl_hpc.study.stage import is_done, made_from
 
@@ -116,8 +116,8 @@ def _state(plan: Plan) -> StudyState:
         for key, job in plan.jobs.items()
         if is_done(job.folder, job.config.kind, job.fingerprint, job.tests)
     )
-    missing = [job for key, job in plan.jobs.items() if key not in done]
-    return StudyState(plan, done, find_runs(missing, plan.study.reuse))
+    state = StudyState(plan, done, {})
+    return dataclasses.replace(state, elsewhere=find_finished(state.missing, plan.study.reuse))
 
 
 def _prepare(job: Job) -> Job:

@@ -12,10 +12,12 @@ import pytest
 
 from pscl_hpc.report import write_report
 from pscl_hpc.report.study_text import TABLE_FILE, notes, sampling_table, sentences
+from pscl_hpc.results.runs import collect
+from pscl_hpc.results.scores import score_tables
 from pscl_hpc.results.study import RESULTS_FILE, Sampling, read_results
 from pscl_hpc.study.config import StudyConfig
 
-from .material import AMOUNTS, Fabricator, run, small_study
+from .material import AMOUNTS, NONE, Fabricator, run, small_study
 
 
 def test_rows_tell_everything_of_a_run(finished: Path) -> None:
@@ -205,3 +207,18 @@ def test_the_table_has_the_scores_that_settings_are_chosen_by(finished: Path, tm
     assert len(re.findall(r"^(\| [^|]+){4}\| 0\.500 ± 0\.000 \|", text, re.MULTILINE)) == 6
     page = write_report([finished], tmp_path / "page.html").path.read_text(encoding="utf-8")
     assert page.count("validation Dice") == 2
+
+
+def test_a_report_of_the_runs_and_the_study_compare_them_alike(archive: Path, tmp_path: Path) -> None:
+    methods = [NONE, {"name": "simclr", "pretrain": {"method": {"name": "simclr"}}}]
+    results = run(small_study(archive, tmp_path / "study", methods=methods), Fabricator(amounts=AMOUNTS))
+    tables = {table.split: table for table in score_tables(collect([tmp_path / "study"]))}
+    for split in ("test", "test_ood"):
+        (study,) = (c for c in results.comparisons if (c.method, c.split) == ("simclr", split))
+        (report,) = tables[split].comparisons
+        assert report.gain == study.gain
+        assert len(report.pairs) == study.units == 3
+        means = [group.mean_dice.mean for group in tables[split].groups if group.mean_dice]
+        assert means == pytest.approx(
+            [line.mean_dice.mean for line in results.table if line.split == split and line.mean_dice]
+        )
