@@ -180,15 +180,20 @@ def _groups(
     """Groups with the settings of their runs."""
     members: dict[tuple[int, bool, str, str], list[Row]] = {}
     for row in rows:
-        start, own = names[row.run.path], repr(settings[row.run.path])
-        key = (len(row.evaluation.references), start != SCRATCH, start, own)
+        start, identity = names[row.run.path], repr(settings[row.run.path])
+        key = (len(row.evaluation.references), start != SCRATCH, start, identity)
         members.setdefault(key, []).append(row)
     keys = sorted(members)
     found = [settings[members[key][0].run.path] for key in keys]
-    return [
-        (own, _group(key[2], key[0], members[key], classes, label))
-        for own, key, label in zip(found, keys, differences(found), strict=True)
-    ]
+    groups: list[tuple[Settings, Group]] = []
+    seen: Counter[tuple[object, ...]] = Counter()
+    for own, key, label in zip(found, keys, differences(found), strict=True):
+        # A setting that only one of two groups has is not in its label.
+        seen[*key[:3], label] += 1
+        count = seen[*key[:3], label]
+        words = f"{label} (settings {count})".lstrip() if count > 1 else label
+        groups.append((own, _group(key[2], key[0], members[key], classes, words)))
+    return groups
 
 
 def _group(start: str, shots: int, rows: Sequence[Row], classes: Sequence[str], settings: str) -> Group:

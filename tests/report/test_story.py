@@ -219,6 +219,15 @@ def test_many_different_settings_are_counted_and_never_confused(tmp_path: Path, 
     assert sum("rotate False" in label for label in found) == 1
 
 
+def test_groups_that_differ_in_a_setting_of_one_alone_have_different_labels(
+    tmp_path: Path, alloy: Alloy
+) -> None:
+    make_finetuning(tmp_path / "a", alloy)
+    for name in ("b", "c"):
+        configure(make_finetuning(tmp_path / name, alloy), **{f"unknown_{name}": 1})
+    assert len({label for label, _ in labels(table_of(tmp_path))}) == 3
+
+
 def test_runs_scored_on_different_images_are_not_paired(tmp_path: Path, alloy: Alloy) -> None:
     make_finetuning(tmp_path / "a", alloy)
     run = make_finetuning(tmp_path / "b", alloy, pretrained="/x/trunk")
