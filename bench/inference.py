@@ -19,7 +19,7 @@ import torch
 
 from bench.record import record
 from pscl_hpc.archive import Archive, ImageRecord
-from pscl_hpc.report.study_results import read_results
+from pscl_hpc.results.study import read_results
 from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.segmentation.evaluate import open_run
 from pscl_hpc.segmentation.inference import Predictor

@@ -14,7 +14,7 @@ from pathlib import Path
 from bench.record import record
 from pscl_hpc.config.loading import parse_yaml
 from pscl_hpc.errors import UserError
-from pscl_hpc.report.study_results import read_results
+from pscl_hpc.results.study import read_results
 
 # Where things lie on one machine.
 PLACES = ("archive", "run", "reuse")

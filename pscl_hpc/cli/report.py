@@ -18,21 +18,21 @@ def report(
     runs: list[Path] = typer.Argument(
         ...,
         metavar="RUN",
-        help="Run folders, or folders that hold some, such as runs/demo.",
+        help="Run folders, or folders that contain some, such as runs/demo.",
         show_default=False,
     ),
     out: Path | None = typer.Option(
         None,
         "--out",
         metavar="FILE",
-        help="The HTML file to write; report.html in the first RUN when absent.",
+        help="The HTML file to write; by default report.html in the first RUN.",
         show_default=False,
     ),
 ) -> None:
     """Write one self-contained HTML page: scores, predictions, sampled patches, features, curves, provenance.
 
-    Runs may be unfinished, failed or not evaluated; the page says so. Files that cannot be read are named,
-    and the exit code is then 1.
+    Runs may be unfinished, failed or not evaluated; the page says so. Files that cannot be read are named, with exit
+    code 1.
 
     Examples:
 
@@ -40,7 +40,7 @@ def report(
 
         pscl-hpc report runs/finetune runs/from-scratch --out compare.html
     """
-    # Imported here: matplotlib takes a second that other commands need not wait for.
+    # Imported here: matplotlib takes a second.
     from pscl_hpc.report import write_report
 
     done = write_report(runs, out)

@@ -6,11 +6,14 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from pscl_hpc.errors import EXIT_SKIPPED, JobError, UserError
+
+if TYPE_CHECKING:
+    from pscl_hpc.study.run import StudyState
 
 
 def register(app: typer.Typer) -> None:
@@ -22,20 +25,21 @@ def study_command(
     config: Annotated[Path, typer.Argument(metavar="FILE", help="Study file; see configs/studies/.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Values that replace those of the file."),
+        typer.Argument(metavar="KEY=VALUE", help="Overrides of keys of the file."),
     ] = None,
     cluster: Annotated[
         Literal["inline", "local", "slurm"],
         typer.Option(
-            help="Where jobs run. inline: processes that end with this command. local: jobs that outlive it. "
-            "slurm: arrays."
+            help="Where jobs run. inline: processes that end with this command. local: processes that outlive it. "
+            "slurm: job arrays."
         ),
     ] = "inline",
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Jobs at a time; by default 1, on Slurm all.")
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU cores of a job; inline by default all, shared by the jobs.")
+        int | None,
+        typer.Option(min=1, help="CPU cores of a job; inline by default all cores, divided among the jobs."),
     ] = None,
     profile: Annotated[
         str | None,
@@ -47,16 +51,16 @@ def study_command(
     any_commit: Annotated[
         bool,
         typer.Option(
-            "--any-commit", help="Start jobs of a cluster even if the code is changed while they wait."
+            "--any-commit", help="Start cluster jobs even if the code changed after their submission."
         ),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and run nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would run; run nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
 ) -> None:
     """Compare pretraining methods: methods x data sets x references x seeds, with a table and a page.
 
-    Runs that are done are never repeated: the same command goes on after an interruption, tries failed runs again, and
-    does what was added to the file. Prints the table and the study's folder. Exit code 1: some runs failed (named).
+    Finished runs are never repeated: the same command resumes after an interruption, tries failed runs again, and runs
+    what was added to the file. Prints the table and the study's folder. Exit code 1: some runs failed and are named.
 
     **Examples**
 
@@ -69,12 +73,12 @@ def study_command(
     from pscl_hpc.study.config import load_study
 
     study = load_study(config, overrides or ())
-    # These import torch, which a mistyped file name need not wait for.
+    # Imported here: torch takes seconds that a mistyped file name need not wait for.
     from pscl_hpc.launch.profiles import Profile, load_profile
     from pscl_hpc.report import write_report
+    from pscl_hpc.report.study_text import markdown
     from pscl_hpc.study.job_pool import JobPool
     from pscl_hpc.study.run import look, run_study
-    from pscl_hpc.study.tables import markdown
 
     if dry_run:
         _show_plan(look(study), as_json)
@@ -82,7 +86,7 @@ def study_command(
     if cluster == "inline":
         if profile or partition or time or gpus is not None:
             raise UserError(
-                "--profile, --partition, --time and --gpus are for jobs of a cluster; add --cluster slurm or local"
+                "--profile, --partition, --time and --gpus are for cluster jobs; add --cluster slurm or local"
             )
         at_once = jobs or 1
         wanted = Profile(cpus_per_task=threads or max(1, (os.cpu_count() or 1) // at_once), retries=0)
@@ -99,27 +103,22 @@ def study_command(
             typer.echo(f"skipped: {line}", err=True)
     failed = results.failed
     if as_json:
-        typer.echo(
-            json.dumps(
-                {
-                    "folder": str(study.folder),
-                    "jobs_missing": len(state.missing),
-                    **results.model_dump(mode="json"),
-                }
-            )
-        )
+        found = {"folder": str(study.folder), "jobs_missing": len(state.missing)}
+        typer.echo(json.dumps({**found, **results.model_dump(mode="json")}))
     else:
         typer.echo(markdown(results))
         typer.echo(study.folder)
     for item in failed:
         print(f"{item.state}: {item.job}: {item.reason}", file=sys.stderr)
     if failed and not results.rows:
-        raise JobError(f"no run of {study.folder} could be scored; the first reason: {failed[0].reason}")
+        raise JobError(f"no run of {study.folder} could be scored; first reason: {failed[0].reason}")
     if failed:
         raise typer.Exit(EXIT_SKIPPED)
 
 
-def _show_plan(state: Any, as_json: bool) -> None:
+def _show_plan(state: StudyState, as_json: bool) -> None:
+    from pscl_hpc.results.study import pool_text
+
     plan = state.plan
     counts = {
         kind: {
@@ -144,10 +143,10 @@ def _show_plan(state: Any, as_json: bool) -> None:
         source = state.elsewhere.get(job.key)
         typer.echo(f"{job.label}: finished in {source}, will be copied" if source else job.label)
     for name, pool in plan.pools.items():
-        typer.echo(f"pool of {name}: {pool.sentence()}")
+        typer.echo(f"pool of {name}: {pool_text(pool.parts, without_own=pool.without_own)}")
     for kind, count in counts.items():
         typer.echo(
             f"{kind}: {count['runs']} runs, {count['missing']} missing"
             + (f", {count['finished_elsewhere']} of these finished elsewhere" if plan.study.reuse else "")
         )
-    typer.echo(f"{len(plan.cells)} places of the grid; nothing was run")
+    typer.echo(f"{len(plan.cells)} cells of the grid; nothing was run")

@@ -1,13 +1,12 @@
-"""Charts as SVG text for an HTML page: matplotlib draws, the page's style sheet gives the colours.
+"""Charts as SVG text for an HTML page: matplotlib draws, the style sheet of the page sets the colours.
 
-Every colour is drawn as a stand-in and replaced by a CSS variable, so one chart serves light and dark pages.
+Every colour is drawn as a placeholder and replaced by a CSS variable, so that one chart suits light and dark pages.
 """
 
 from __future__ import annotations
 
 import html
 import io
-import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 INK, MUTED, RULE = "#01fe00", "#01fe01", "#01fe02"
 SLOTS = tuple(f"#01fd{index:02x}" for index in range(8))
-"""Stand-ins of the line colours ``--s0`` .. ``--s7``."""
+"""Placeholders of the line colours ``--s0`` .. ``--s7``."""
 _VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule"} | {
     colour: f"--s{index}" for index, colour in enumerate(SLOTS)
 }
@@ -39,19 +38,20 @@ class Palette:
 
 
 ON_PAGE = Palette(INK, MUTED, RULE, SLOTS)
-"""Stand-ins, which :func:`to_svg` replaces by the variables of the style sheet."""
+"""Placeholders, which :func:`to_svg` replaces by the variables of the style sheet."""
 ON_PAPER = Palette(
     "#1b1f24",
     "#5b6470",
     "#e3e5e8",
     ("#0072b2", "#d55e00", "#00835f", "#a8478a", "#8a6d00", "#2f8fd0", "#5b4ab5", "#7a7f87"),
 )
-"""The light colours of the style sheet, for figures in files of their own."""
-_STEPS = [1, 2, 2.5, 5, 10]
+"""The light colours of the style sheet, for figures in separate files."""
+STEPS = [1, 2, 2.5, 5, 10]
+"""Steps between ticks, times a power of ten."""
 BINS = 240
-"""Longer curves are averaged into so many bins; a band shows the range in each bin."""
+"""Longer curves are averaged into this number of bins; a band shows the range in each bin."""
 _WIDTH, _HEIGHT = 370.0, 215.0
-"""In CSS pixels, about the width at which the page shows a chart: text then has its nominal size."""
+"""In CSS pixels, about the width of a chart on the page, so that text has its nominal size."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Series:
 
 @dataclass(frozen=True)
 class DotRow:
-    """One line of a dot chart: a few groups of values on a common axis."""
+    """One row of a dot chart: a few groups of values on a common axis."""
 
     label: str
     groups: tuple[tuple[float, ...], ...]
@@ -85,11 +85,11 @@ def curves(
     """Curves over optimiser steps.
 
     Args:
-        name: unique on the page; keeps the ids of several charts apart.
-        series: the curves; drawn in order.
-        title: read out to those who do not see the chart.
-        restarts: steps at which a run was continued; marked by a vertical line.
-        limits: fixed ends of the value axis; None leaves an end to the data.
+        name: Unique on the page; keeps the ids of several charts apart.
+        series: The curves in the order of drawing.
+        title: For screen readers.
+        restarts: Steps at which a run was resumed, marked by vertical lines.
+        limits: Fixed ends of the value axis; None leaves an end to the data.
     """
     with _axes(name, _HEIGHT) as (figure, axes):
         for one in series:
@@ -112,44 +112,27 @@ def curves(
         axes.margins(y=0.08)
         axes.set_ylim(*limits)
         if limits == (0.0, None):
-            # A constant value would else run along the upper edge.
+            # Otherwise a constant value would lie on the upper edge.
             axes.set_ylim(top=1.1 * axes.dataLim.y1 if axes.dataLim.y1 > 0 else 1.0)
-        axes.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=STEPS, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
         return to_svg(figure, name, title)
 
 
 def dots(name: str, rows: Sequence[DotRow], *, title: str) -> str:
-    """Values in 0..1 of several groups: small dots for single values, a large one for each group's mean.
-
-    Group g has line colour g. Rows without any value say so.
-    """
+    """Dice values of several groups; group g has line colour g. A row without values says so."""
     height = max(_HEIGHT, 42.0 + 32.0 * len(rows))
     with _axes(name, height) as (figure, axes):
+        row_axes(axes, [_shorten(row.label) for row in rows])
         for index, row in enumerate(rows):
-            spread = np.linspace(-0.2, 0.2, len(row.groups)) if len(row.groups) > 1 else np.zeros(1)
+            offsets = np.linspace(-0.2, 0.2, len(row.groups)) if len(row.groups) > 1 else np.zeros(1)
             for group, values in enumerate(row.groups):
-                y = index + float(spread[group])
-                colour = SLOTS[group % len(SLOTS)]
-                if not values:
-                    continue
-                if len(values) > 1:
-                    axes.plot([min(values), max(values)], [y, y], color=colour, linewidth=1.2, alpha=0.5)
-                    axes.plot(values, [y] * len(values), "o", color=colour, markersize=4, alpha=0.55, mew=0)
-                axes.plot(
-                    [float(np.mean(values))], [y], "o", color=colour, markersize=8.5, mew=0, clip_on=False
-                )
+                draw_values(axes, index + float(offsets[group]), values, SLOTS[group % len(SLOTS)])
             if not any(row.groups):
                 axes.annotate("in no mask", (0.02, index), va="center", fontsize=10, color=MUTED)
-        axes.set_yticks(range(len(rows)), [_shorten(row.label) for row in rows])
-        axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(0, 1)
         axes.set_xticks(np.linspace(0, 1, 6))
         axes.set_xlabel("Dice", color=MUTED)
-        axes.grid(axis="x", color=RULE, linewidth=0.8)
-        axes.grid(visible=False, axis="y")
-        axes.tick_params(axis="y", length=0, colors=INK)
-        axes.spines["left"].set_visible(False)
         return to_svg(figure, name, title)
 
 
@@ -164,8 +147,28 @@ def slopes(name: str, pairs: Sequence[tuple[float, float]], ends: tuple[str, str
         axes.tick_params(axis="x", length=0, colors=INK)
         axes.margins(y=0.12)
         axes.set_ylabel("mean Dice", color=MUTED)
-        axes.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
         return to_svg(figure, name, title)
+
+
+def row_axes(axes: Axes, labels: Sequence[str], palette: Palette = ON_PAGE) -> None:
+    """Axes whose rows, from the top, are named."""
+    style_axes(axes, palette)
+    axes.set_yticks(range(len(labels)), list(labels))
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.grid(axis="x", color=palette.rule, linewidth=0.8)
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0, colors=palette.ink)
+    axes.spines["left"].set_visible(False)
+
+
+def draw_values(axes: Axes, y: float, values: Sequence[float], colour: str) -> None:
+    """Values on a row: small dots for single values, a line for their range, a large dot for their mean."""
+    if len(values) > 1:
+        axes.plot([min(values), max(values)], [y, y], color=colour, linewidth=1.2, alpha=0.5)
+        axes.plot(values, [y] * len(values), "o", color=colour, markersize=4, alpha=0.55, mew=0)
+    if values:
+        axes.plot([float(np.mean(values))], [y], "o", color=colour, markersize=8.5, mew=0, clip_on=False)
 
 
 @contextmanager
@@ -184,7 +187,7 @@ def house_style(name: str) -> Iterator[None]:
 
 
 def style_axes(axes: Axes, palette: Palette = ON_PAGE) -> None:
-    """No box, pale rules across, quiet ticks."""
+    """No box, pale grid lines, small ticks."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(palette.rule)
     axes.tick_params(colors=palette.muted, length=3, width=0.8)
@@ -227,7 +230,7 @@ def _shorten(text: str, length: int = 24) -> str:
 
 
 def to_svg(figure: Figure, name: str, title: str) -> str:
-    """A figure drawn in :data:`ON_PAGE` as SVG text; ``title`` is read out to those who do not see it."""
+    """A figure drawn in :data:`ON_PAGE` as SVG text; ``title`` is for screen readers."""
     buffer = io.StringIO()
     # No date and no creator: the same data give the same bytes.
     empty = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -241,7 +244,7 @@ def to_svg(figure: Figure, name: str, title: str) -> str:
         raise ValueError("matplotlib wrote an SVG without viewBox")
     label = html.escape(title, quote=True)
     head = f'<svg viewBox="{view.group(1)}" role="img" aria-label="{label}">'
-    # A function, for a replacement given as text would take backslashes of the title for groups.
+    # A function: in a replacement text, backslashes of the title would be read as groups.
     text = re.sub(r"<svg[^>]*>", lambda _: head, text, count=1)
     text = _own_ids(text, name)
     for colour, variable in _VARIABLES.items():
@@ -256,8 +259,3 @@ def _own_ids(text: str, name: str) -> str:
         r' id="([^"]*)"', lambda match: f' id="{name}-{match[1]}"' if match[1] in used else "", text
     )
     return re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", text)
-
-
-def finite(value: float | None) -> float:
-    """NaN for None: what a curve can hold."""
-    return math.nan if value is None else value

@@ -1,4 +1,4 @@
-"""Which logged numbers go into which chart. Keys are read by their form, so that any method's terms show up."""
+"""Which logged numbers go into which chart. Charts follow from the form of the keys, so that terms of any method appear."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pscl_hpc.report.artefacts import number
-from pscl_hpc.report.charts import Series, curves, finite
-from pscl_hpc.report.collect import RunData, parse_time
+from pscl_hpc.report.charts import Series, curves
+from pscl_hpc.results.evaluation import number
+from pscl_hpc.results.runs import RunData
 
 _SCALE = re.compile(r"^scale(\d+)/(.+)$")
 _BOOKKEEPING = {"step", "time", "epoch", "attempt"}
@@ -17,7 +17,7 @@ _BOOKKEEPING = {"step", "time", "epoch", "attempt"}
 
 @dataclass(frozen=True)
 class LegendEntry:
-    """One curve's name and look."""
+    """Name and colour of a curve."""
 
     label: str
     slot: int
@@ -25,7 +25,7 @@ class LegendEntry:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart with its words."""
+    """A chart with title, caption and legend."""
 
     title: str
     caption: str
@@ -43,49 +43,48 @@ class _Family:
 _FAMILIES = {
     "loss": _Family(
         "Losses",
-        "All of them should fall and then level off. A sudden jump or a line that never moves is a sign to look "
-        "at the learning rate.",
+        "They should fall and then level off. After a sudden jump, or if a line never moves, check the learning rate.",
     ),
     "similarity": _Family(
         "Similarity of patches",
-        "Solid: a patch and itself in the other view. Dashed: the most similar patch of another class. "
-        "Training should lower the dashed lines and keep the solid ones up.",
+        "Solid: a patch and the same patch in the other view. Dashed: the most similar patch of another class. "
+        "In training the dashed lines should fall and the solid ones stay high.",
     ),
     "purity": _Family(
         "Purity of sampled patches",
-        "Share of sampled patches that really lie on the class of their template, where masks are known. "
+        "Share of sampled patches that are on the class of their template, where masks are known. "
         "1 is perfect; low values mean that sampling mixes classes.",
         (0.0, 1.02),
     ),
     "templates": _Family(
         "Templates",
-        "Patches of the reference image that serve as templates. Fewer than asked for means that a class is "
-        "rare or absent in the reference.",
+        "Number of patches of the annotated image that are used as templates. Fewer than configured: a class is "
+        "rare or absent in this image.",
         (0.0, None),
     ),
     "dice": _Family(
         "Dice on validation images",
-        "Overlap with the annotation, 1 is perfect. The checkpoint with the best mean is kept; test images "
-        "play no part in that choice.",
+        "Overlap with the annotation, 1 is perfect. The checkpoint with the best mean is kept; test images are not used "
+        "for this choice.",
         (0.0, 1.02),
     ),
     "agreement": _Family(
         "IoU and pixel accuracy on validation images",
-        "IoU punishes the same errors harder than Dice. Accuracy is high already where the background is large: "
-        "do not judge by it alone.",
+        "The same errors lower IoU more than Dice. Accuracy is high wherever the background is large: do not judge by "
+        "it alone.",
         (0.0, 1.02),
     ),
     "gradient_norm": _Family(
         "Gradient norm",
-        "Length of the gradient before clipping. Rare peaks are harmless, a steady rise is not.",
+        "Before clipping. Rare peaks are harmless, a steady rise is not.",
         (0.0, None),
     ),
     "lr": _Family("Learning rate", "As scheduled.", (0.0, None)),
     "images_per_second": _Family(
-        "Images per second", "Speed of training. A slow drift down points at the machine.", (0.0, None)
+        "Images per second", "Speed of training. If it falls slowly, check the machine.", (0.0, None)
     ),
     "checkpoint_seconds": _Family(
-        "Seconds to write a checkpoint", "Of the last one, beside the training.", (0.0, None)
+        "Seconds to write a checkpoint", "The last one, written during training.", (0.0, None)
     ),
     "memory_mb": _Family("Memory in MB", "Peak memory of the training process or device.", (0.0, None)),
 }
@@ -93,12 +92,13 @@ _OTHER = _Family("", "Logged by the method.")
 
 
 def run_charts(run: RunData, prefix: str) -> list[Chart]:
-    """All charts of one run's ``metrics.jsonl``; ``prefix`` keeps ids apart."""
+    """All charts of one run's ``metrics.jsonl``; ``prefix`` makes their ids unique on the page."""
     scales = 1 + max(
         (int(m.group(1)) for line in run.metrics for key in line if (m := _SCALE.match(key))), default=-1
     )
     groups: dict[str, list[str]] = {}
-    for key in _numeric_keys(run.metrics):
+    keys = dict.fromkeys(key for line in run.metrics for key in line if number(line[key]) is not None)
+    for key in (key for key in keys if key not in _BOOKKEEPING):
         groups.setdefault(_family(key), []).append(key)
     marks = restarts(run)
     order = [*_FAMILIES, *sorted(groups.keys() - _FAMILIES.keys())]
@@ -111,38 +111,17 @@ def run_charts(run: RunData, prefix: str) -> list[Chart]:
 
 
 def restarts(run: RunData) -> list[float]:
-    """Steps after which a later attempt went on: as recorded, or in older runs from the attempts' starting times."""
-    steps = []
-    for attempt in run.attempts[1:]:
-        first = number(attempt.get("first_step"))
-        if first is not None:
-            steps += [float(first)] if first > 0 else []
-            continue
-        started = parse_time(attempt.get("started"))
-        if started is None:
-            continue
-        # Starting times are kept to the second.
-        after = [
-            line["step"]
-            for line in run.metrics
-            if (time := number(line.get("time"))) is not None and time >= started.timestamp()
-        ]
-        if after and after[0] != run.metrics[0]["step"]:
-            steps.append(float(after[0]))
-    return sorted(set(steps))
+    """Steps from which a later attempt resumed the run."""
+    steps = {number(attempt.get("first_step")) for attempt in run.attempts[1:]}
+    return sorted(step for step in steps if step)
 
 
 def comparison(
     name: str, runs: Sequence[tuple[RunData, int]], key: str, legend: Sequence[str]
 ) -> Chart | None:
     """One curve per run of the same metric; each run comes with the colour of its group."""
-    series = []
-    for run, slot in runs:
-        points = [
-            (line["step"], value) for line in run.metrics if (value := number(line.get(key))) is not None
-        ]
-        if points:
-            series.append(Series(run.label, [p[0] for p in points], [p[1] for p in points], slot))
+    series = [_curve(run.metrics, key, run.label, slot) for run, slot in runs]
+    series = [one for one in series if one.values]
     if not series:
         return None
     family = _FAMILIES[_family(key)]
@@ -156,18 +135,9 @@ def comparison(
 
 
 def scale_name(index: int, scales: int) -> str:
-    """A decoder scale in words: its resolution relative to the image."""
+    """The resolution of a decoder scale relative to the image, in words."""
     stride = 2 ** (scales - 1 - index)
     return "full resolution" if stride == 1 else f"1/{stride} resolution"
-
-
-def _numeric_keys(lines: Sequence[dict[str, Any]]) -> list[str]:
-    keys: dict[str, None] = {}
-    for line in lines:
-        for key, value in line.items():
-            if key not in _BOOKKEEPING and number(value) is not None:
-                keys.setdefault(key)
-    return list(keys)
 
 
 def _family(key: str) -> str:
@@ -195,17 +165,15 @@ def _series(lines: Sequence[dict[str, Any]], keys: Sequence[str], family: str, s
         else:
             slot = other
             other += 1
-        points = [(line["step"], finite(number(line[key]))) for line in lines if key in line]
-        series.append(
-            Series(
-                _label(key, family, scales),
-                [p[0] for p in points],
-                [p[1] for p in points],
-                slot,
-                dashed=key.endswith("/negative"),
-            )
-        )
+        series.append(_curve(lines, key, _label(key, family, scales), slot))
     return series
+
+
+def _curve(lines: Sequence[dict[str, Any]], key: str, label: str, slot: int) -> Series:
+    """The known values of a key."""
+    points = [(line["step"], value) for line in lines if (value := number(line.get(key))) is not None]
+    steps, values = zip(*points, strict=True) if points else ((), ())
+    return Series(label, steps, values, slot, dashed=key.endswith("/negative"))
 
 
 _LABELS = {
@@ -236,6 +204,6 @@ def _chart(name: str, family: str, series: list[Series], marks: Sequence[float])
     words = _FAMILIES.get(family, _OTHER)
     title = words.title or family.replace("_", " ").capitalize()
     svg = curves(name, series, title=title, restarts=marks, limits=words.limits)
-    # A dashed curve has the colour of its solid partner, and the caption tells what dashes mean.
+    # A dashed curve has the colour of the solid one that it belongs to; the caption explains dashes.
     entries = tuple(LegendEntry(one.label, one.slot) for one in series if not one.dashed)
     return Chart(title, words.caption, entries if len(entries) > 1 else (), svg)

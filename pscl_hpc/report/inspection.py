@@ -1,20 +1,26 @@
-"""What pretraining sampled and what its features look like, as figures for the page."""
+"""Sampled patches and features of a pretraining as figures for the page."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from pscl_hpc.report.artefacts import Inspection, ScaleInspection
 from pscl_hpc.report.curves import scale_name
 from pscl_hpc.report.pictures import image_uri, labels_uri
+from pscl_hpc.results.inspection import Inspection, ScaleInspection
 from pscl_hpc.segmentation.palette import class_colours, hex_colour
 
 MOST_IMAGES = 6
 IMAGE_SIDE, FEATURE_SIDE = 384, 256
+_CORNERS: tuple[tuple[tuple[float, float], ...], ...] = (
+    (),  # a circle
+    ((-0.89, -0.89), (0.89, -0.89), (0.89, 0.89), (-0.89, 0.89)),
+    ((0.0, -1.22), (1.22, 0.0), (0.0, 1.22), (-1.22, 0.0)),
+    ((0.0, -1.2), (1.2, 0.9), (-1.2, 0.9)),
+)
+"""Markers of classes as corners of a shape of radius 1; all shapes have about the same area."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class ScaleFigure:
 
 @dataclass(frozen=True)
 class ImageFigure:
-    """One image with everything known about it."""
+    """One image with its samples and features."""
 
     id: str
     reference: bool
@@ -59,7 +65,7 @@ class ImageFigure:
     """Data URI, empty where there is no annotation in the classes of the references."""
     scales: tuple[ScaleFigure, ...]
     pictures: tuple[tuple[str, str], ...]
-    """What the method shows of itself: name and data URI."""
+    """Pictures of the method: name and data URI."""
     line: float
     """Width of marker outlines in pixels of the image."""
 
@@ -74,25 +80,25 @@ def class_styles(names: tuple[str, ...], background: int = 0) -> tuple[ClassStyl
 
 
 def explanation(inspection: Inspection) -> str:
-    """What there is to see, and what it should look like."""
+    """What the figures show and how good ones look."""
     text = ""
     if any(len(scale.classes) for scale in inspection.scales):
         if inspection.references:
             text = (
-                "During pretraining each image contributes patches that resemble those of the annotated reference. "
-                "Markers should sit on regions of their class: compare them with the micrograph, and with the "
-                "annotation where there is one. "
+                "In pretraining each image contributes patches that resemble those of the annotated image. Markers "
+                "should be on regions of their class: compare them with the micrograph, and with the annotation where "
+                "there is one. "
             )
         else:
             text = (
-                "No image was annotated: during pretraining each image contributes patches of each cluster of its "
-                "pixels. Markers of one cluster should sit on one phase; which phase it is, nobody has told them. "
+                "No image was annotated: in pretraining each image contributes patches of each cluster of its pixels. "
+                "Markers of one cluster should be on one phase; which one is not known to the method. "
             )
     if inspection.pictures:
-        text += f"Pictures of the method at work: {', '.join(inspection.pictures)}. "
+        text += f"Further pictures of the method: {', '.join(inspection.pictures)}. "
     return text + (
-        "The learnt features are shown as colours (their first three principal components): regions of one phase "
-        "should have one colour, different phases different ones, and noise or scratches should not show."
+        "Features are shown as colours (their first three principal components): regions of one phase should have one "
+        "colour, different phases different colours, and noise or scratches should not be visible."
     )
 
 
@@ -102,13 +108,13 @@ def image_figures(inspection: Inspection) -> list[ImageFigure]:
     colours = class_colours(len(inspection.classes))
     count, height, width = inspection.images.shape
     scales = len(inspection.scales)
-    # One reference at least and one other, when there are more images than places.
-    # Masks of another collection have other classes: their indices mean nothing in these colours.
+    # Masks of another collection have other classes and cannot be shown in these colours.
     home = {name.partition("/")[0] for name in inspection.ids[: inspection.references]}
     annotated = [
         name.partition("/")[0] in home and bool((labels < len(colours)).any())
         for name, labels in zip(inspection.ids, inspection.labels, strict=True)
     ]
+    # At least one annotated image and one other.
     references = min(inspection.references, max(1, MOST_IMAGES - (count - inspection.references)))
     chosen = [*range(references), *range(inspection.references, count)][:MOST_IMAGES]
     return [
@@ -133,15 +139,21 @@ def image_figures(inspection: Inspection) -> list[ImageFigure]:
 
 
 def marker(class_index: int, x: float, y: float, radius: float) -> str:
-    """An SVG path around (x, y). Four shapes take turns, so that colour is not the only sign of a class."""
-    return _SHAPES[class_index % len(_SHAPES)](x, y, radius)
+    """An SVG path around (x, y). Classes differ in shape as well as colour."""
+    corners = _CORNERS[class_index % len(_CORNERS)]
+    if not corners:
+        r = f"{radius:.2f}"
+        return (
+            f"M{x - radius:.2f} {y:.2f}a{r} {r} 0 1 0 {2 * radius:.2f} 0a{r} {r} 0 1 0 {-2 * radius:.2f} 0z"
+        )
+    return "M" + "L".join(f"{x + radius * a:.2f} {y + radius * b:.2f}" for a, b in corners) + "z"
 
 
 def _scale(
     scale: ScaleInspection, image: int, styles: tuple[ClassStyle, ...], size: tuple[int, int], name: str
 ) -> ScaleFigure:
     steps = np.array([size[0] / scale.grid[0], size[1] / scale.grid[1]])
-    # A patch of the finest scale is one pixel: markers have a smallest size that the eye can find.
+    # A patch of the finest scale is one pixel, too small to see.
     radius = max(float(steps.min()) / 2, max(size) / 70)
     patches = scale.patches[image]
     taken = (patches >= 0).all(axis=1) & (scale.classes >= 0) & (scale.classes < len(styles))
@@ -160,25 +172,3 @@ def _scale(
         purity=purity if math.isfinite(purity) else None,
         features=image_uri(scale.pca[image], FEATURE_SIDE),
     )
-
-
-def _circle(x: float, y: float, r: float) -> str:
-    return f"M{x - r:.2f} {y:.2f}a{r:.2f} {r:.2f} 0 1 0 {2 * r:.2f} 0a{r:.2f} {r:.2f} 0 1 0 {-2 * r:.2f} 0z"
-
-
-def _square(x: float, y: float, r: float) -> str:
-    a = 0.89 * r
-    return f"M{x - a:.2f} {y - a:.2f}h{2 * a:.2f}v{2 * a:.2f}h{-2 * a:.2f}z"
-
-
-def _diamond(x: float, y: float, r: float) -> str:
-    a = 1.22 * r
-    return f"M{x:.2f} {y - a:.2f}l{a:.2f} {a:.2f}l{-a:.2f} {a:.2f}l{-a:.2f} {-a:.2f}z"
-
-
-def _triangle(x: float, y: float, r: float) -> str:
-    a = 1.2 * r
-    return f"M{x:.2f} {y - a:.2f}l{a:.2f} {1.75 * a:.2f}h{-2 * a:.2f}z"
-
-
-_SHAPES: tuple[Callable[[float, float, float], str], ...] = (_circle, _square, _diamond, _triangle)

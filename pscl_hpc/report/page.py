@@ -1,7 +1,8 @@
-"""The report: one HTML file that needs nothing else, from run folders in any state."""
+"""The report: one self-contained HTML file from run folders in any state."""
 
 from __future__ import annotations
 
+import datetime
 import importlib.resources
 import json
 from collections.abc import Sequence
@@ -14,70 +15,63 @@ from markupsafe import Markup
 
 from pscl_hpc import __version__
 from pscl_hpc.errors import UserError
-from pscl_hpc.report.collect import RunData, collect, parse_time
+from pscl_hpc.report.charts import DotRow, dots, slopes
 from pscl_hpc.report.curves import Chart, comparison, run_charts
-from pscl_hpc.report.inspection import ClassStyle, ImageFigure, class_styles, explanation, image_figures
+from pscl_hpc.report.inspection import class_styles, explanation, image_figures
 from pscl_hpc.report.pictures import CONFUSED, ERROR_COLOURS, EXTRA, MISSED
 from pscl_hpc.report.predictions import prediction_panels
-from pscl_hpc.report.scores import score_tables
 from pscl_hpc.report.story import headline
 from pscl_hpc.report.study_page import study_context
-from pscl_hpc.report.study_results import RESULTS_FILE, StudyResults, read_results
+from pscl_hpc.results.evaluation import number
+from pscl_hpc.results.runs import RunData, collect
+from pscl_hpc.results.scores import CollectionScores, Comparison, score_tables
+from pscl_hpc.results.study import RESULTS_FILE, StudyResults, read_results
 from pscl_hpc.runs import write_text
 from pscl_hpc.segmentation.palette import hex_colour
 
 REPORT_FILE = "report.html"
 MOST_OPEN = 8
-"""Runs listed unfolded; more are folded away."""
+"""Runs of a group that are listed; more are folded away."""
 MOST_CURVES = 12
-"""Fine-tuning runs with curves of their own."""
+"""Fine-tuning runs whose curves are shown."""
+ERRORS = (
+    ("missed: annotated as a class, predicted as background", hex_colour(ERROR_COLOURS[MISSED])),
+    ("extra: background predicted as a class", hex_colour(ERROR_COLOURS[EXTRA])),
+    ("wrong class", hex_colour(ERROR_COLOURS[CONFUSED])),
+)
+"""The colours of error maps."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What :func:`write_report` did."""
+    """The result of :func:`write_report`."""
 
     path: Path
     runs: int
     damage: tuple[str, ...]
-    """Files that are there and could not be read, each with its reason; the page names them too."""
-
-
-@dataclass(frozen=True)
-class _InspectionPanel:
-    run: RunData
-    samples: bool
-    """Whether the method samples cells."""
-    explanation: str
-    classes: tuple[ClassStyle, ...]
-    images: list[ImageFigure]
-
-
-@dataclass(frozen=True)
-class _RunCharts:
-    run: RunData
-    charts: list[Chart]
+    """Files that could not be read, each with the reason; the page names them too."""
 
 
 def write_report(paths: Sequence[Path], out: Path | None = None) -> Report:
-    """Write the page of all runs in ``paths`` (run folders, or folders that hold some), or that of a study.
+    """Write the page of all runs in and below ``paths``, or that of a study.
 
     Args:
-        paths: at least one; the folder of a study alone.
-        out: the file to make or replace; None is ``report.html`` in the first path.
+        paths: Folders; for a study its folder alone.
+        out: The file to write; by default ``report.html`` in the first path.
 
     Raises:
-        UserError: a path holds no run, or ``out`` cannot be written.
+        UserError: a path contains no run, or ``out`` cannot be written.
     """
     if not paths:
         raise UserError("no run folder given; name at least one, for example runs/demo")
-    study = read_results(paths[0]) if len(paths) == 1 and (paths[0] / RESULTS_FILE).is_file() else None
+    is_study = len(paths) == 1 and (paths[0] / RESULTS_FILE).is_file()
+    study = read_results(paths[0]) if is_study else None
     runs = [] if study else collect(paths)
     target = out if out is not None else paths[0] / REPORT_FILE
     if target.is_dir():
         raise UserError(f"{target}: is a folder; name a file after --out, for example {target / REPORT_FILE}")
     if not target.parent.is_dir():
-        raise UserError(f"{target.parent}: no such folder; make it or choose another --out")
+        raise UserError(f"{target.parent}: folder not found; create it or choose another --out")
     text = render_study(study, paths[0]) if study else render(runs)
     try:
         write_text(target, text)
@@ -99,19 +93,16 @@ def render(runs: Sequence[RunData]) -> str:
         runs=runs,
         tables=tables,
         panels=prediction_panels(tables),
-        errors=[
-            ("missed: annotated as a class, predicted as background", hex_colour(ERROR_COLOURS[MISSED])),
-            ("extra: background predicted as a class", hex_colour(ERROR_COLOURS[EXTRA])),
-            ("one class taken for another", hex_colour(ERROR_COLOURS[CONFUSED])),
-        ],
+        dots=_dots,
+        slopes=_slopes,
         inspections=[
-            _InspectionPanel(
-                run,
-                any(len(scale.classes) for scale in run.inspection.scales),
-                explanation(run.inspection),
-                class_styles(run.inspection.classes),
-                image_figures(run.inspection),
-            )
+            {
+                "run": run,
+                "samples": any(len(scale.classes) for scale in run.inspection.scales),
+                "explanation": explanation(run.inspection),
+                "classes": class_styles(run.inspection.classes),
+                "images": image_figures(run.inspection),
+            }
             for run in pretraining
             if run.inspection is not None
         ],
@@ -138,19 +129,42 @@ def _fill(template: str, **values: Any) -> str:
     )
     environment.filters.update(score=_score, percent=_percent, duration=_duration, pretty=_pretty)
     style = importlib.resources.files("pscl_hpc.report").joinpath("templates/style.css").read_text("utf-8")
-    # The style sheet is a file of this package, the only text that is not escaped beside our own charts.
+    # Besides our own charts, the style sheet of this package is the only text that is not escaped.
     return environment.get_template(template).render(
-        version=__version__, style=Markup(style), safe=Markup, **values
+        version=__version__, style=Markup(style), safe=Markup, errors=ERRORS, **values
     )
 
 
-def _charts(runs: Sequence[RunData], prefix: str) -> list[_RunCharts]:
-    found = [_RunCharts(run, run_charts(run, f"{prefix}{index}")) for index, run in enumerate(runs)]
-    return [item for item in found if item.charts]
+def _dots(table: CollectionScores, name: str) -> str:
+    """Dice of each class, and their mean, for all groups of a table."""
+    labels = [*table.classes, "mean"] if len(table.classes) > 1 else list(table.classes)
+    rows = [
+        DotRow(
+            label,
+            tuple(
+                tuple(v for row in group.rows if (v := row.values(table.classes)[column]) is not None)
+                for group in table.groups
+            ),
+        )
+        for column, label in enumerate(labels)
+    ]
+    return dots(name, rows, title=f"Dice of each class on {table.name}")
+
+
+def _slopes(comparison: Comparison, name: str) -> str:
+    """Mean Dice of each annotated image from scratch and pretrained."""
+    pairs = [(scratch, pretrained) for pretrained, scratch in comparison.pairs]
+    ends = (comparison.scratch.start, comparison.pretrained.start)
+    return slopes(name, pairs, ends, title="Mean Dice of each annotated image, from scratch and pretrained")
+
+
+def _charts(runs: Sequence[RunData], prefix: str) -> list[tuple[RunData, list[Chart]]]:
+    found = [(run, run_charts(run, f"{prefix}{index}")) for index, run in enumerate(runs)]
+    return [item for item in found if item[1]]
 
 
 def _validation(runs: Sequence[RunData]) -> Chart | None:
-    """Mean Dice on validation images of all fine-tuning runs: scratch in one colour, pretrained in another."""
+    """Mean Dice on the validation images of all fine-tuning runs."""
     if len(runs) < 2:
         return None
     coloured = [(run, 1 if run.setting("pretrained") else 0) for run in runs]
@@ -162,20 +176,22 @@ def _score(value: float | None) -> str:
 
 
 def _percent(value: float) -> str:
-    # 99.97 % must not read as 100 %: that would say that nothing is wrong.
+    # 99.97 % must not be rounded to 100 %, which would mean that no pixel is wrong.
     return "100 %" if value == 1 else f"{min(100 * value, 99.9):.1f} %"
 
 
 def _duration(run: RunData) -> str:
-    times = [line["time"] for line in run.metrics if isinstance(line.get("time"), int | float)]
-    start, end = parse_time(run.record.get("created")), parse_time(run.record.get("finished"))
-    if start and end:
-        seconds = (end - start).total_seconds()
-    elif len(times) > 1:
-        seconds = max(times) - min(times)
-    else:
-        return "unknown"
-    minutes, rest = divmod(round(seconds), 60)
+    times = [time for line in run.metrics if (time := number(line.get("time"))) is not None]
+    try:
+        start, end = (
+            datetime.datetime.fromisoformat(str(run.record[key])) for key in ("created", "finished")
+        )
+        seconds = round((end - start).total_seconds())
+    except (KeyError, TypeError, ValueError):
+        if len(times) < 2:
+            return "unknown"
+        seconds = round(max(times) - min(times))
+    minutes, rest = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 

@@ -1,4 +1,4 @@
-"""Arrays to PNG data URIs: the only form in which a picture enters the page."""
+"""Pictures for the page: arrays as PNG data URIs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Pixels = npt.NDArray[np.uint8]
 
 CORRECT, MISSED, EXTRA, CONFUSED, UNSCORED = range(5)
 """Values of an error map."""
-# Strong, far apart in lightness, and told apart with any common colour vision.
+# Distinguishable with any common colour vision.
 ERROR_COLOURS: tuple[tuple[int, int, int], ...] = (
     (0, 0, 0),
     (0, 114, 178),
@@ -68,7 +68,7 @@ def errors_uri(errors: Pixels, image: Pixels, side: int) -> str:
     size = _fit((errors.shape[1], errors.shape[0]), side)
     ground = Image.fromarray(image).convert("L").resize(size, Image.Resampling.BOX)
     kinds = np.asarray(Image.fromarray(errors).resize(size, Image.Resampling.NEAREST))
-    # A palette of few grey levels and the colours of the errors: exact, and a third of the size of RGB.
+    # A palette of grey levels and error colours is a third of the size of RGB.
     levels = np.linspace(128, 243, _GREY_LEVELS).round().astype(np.uint8)
     palette = np.concatenate([np.array(ERROR_COLOURS, np.uint8), np.repeat(levels[:, None], 3, axis=1)])
     faded = len(ERROR_COLOURS) + np.asarray(ground, np.uint16) * _GREY_LEVELS // 256

@@ -1,14 +1,15 @@
-"""Scored images beside their annotation, the predictions of a few runs, and where these are wrong."""
+"""Scored images with their annotation, the predictions of a few runs, and the wrong pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from pscl_hpc.archive import Archive
 from pscl_hpc.errors import UserError
-from pscl_hpc.report.artefacts import Evaluation
 from pscl_hpc.report.inspection import ClassStyle, class_styles
 from pscl_hpc.report.pictures import (
     CORRECT,
@@ -20,28 +21,45 @@ from pscl_hpc.report.pictures import (
     image_uri,
     labels_uri,
 )
-from pscl_hpc.report.scores import CollectionScores, Group, Row
+from pscl_hpc.results.evaluation import Evaluation, read_evaluation
+from pscl_hpc.results.scores import CollectionScores
+from pscl_hpc.results.statistics import Scored
+from pscl_hpc.results.study import Place, Row, StudyResults
 from pscl_hpc.segmentation.classes import ClassList
-from pscl_hpc.segmentation.evaluate import PREDICTIONS
+from pscl_hpc.segmentation.evaluate import EVALUATION_FILE, PREDICTIONS
 from pscl_hpc.segmentation.palette import class_colours
 from pscl_hpc.segmentation.pictures import picture_name, read_labels
 
 MOST_RUNS = 3
-"""Runs of a collection whose predictions are shown side by side."""
+"""Runs of a collection whose predictions are shown side by side, outside studies."""
 MOST_IMAGES = 12
-"""Images on the whole page, at most three per collection, at least one."""
-SIDE = 400
+"""Images on the whole page, at most three and at least one for each collection, outside studies."""
+SIDE, STUDY_SIDE = 400, 300
+"""Longest side of a picture in pixels."""
+_Run = TypeVar("_Run", bound=Scored)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A run whose predictions are shown."""
+
+    label: str
+    folder: Path
+    evaluation: Evaluation
+
+    def file(self, split: str, image: str) -> Path:
+        """The predicted mask of an image."""
+        return self.folder / PREDICTIONS / picture_name(split) / f"{picture_name(image)}.png"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one run says about one image."""
+    """The prediction of one run for one image."""
 
-    run: str
-    start: str
+    label: str
     predicted: str
     errors: str
-    """Data URI, empty where the annotation is not at hand."""
+    """Data URI, empty where the annotation is not available."""
     dice: float | None
     """Mean over the classes of this image."""
     right: float | None
@@ -54,7 +72,7 @@ class PredictionFigure:
 
     id: str
     place: str
-    """Why it is shown: best, typical or worst."""
+    """Why it is shown: best, typical or worst; or empty."""
     width: int
     height: int
     image: str
@@ -64,139 +82,192 @@ class PredictionFigure:
 
 @dataclass
 class PredictionPanel:
-    """The shown images of one table of scores."""
+    """The images of one table of scores."""
 
     name: str
     split: str
-    classes: tuple[ClassStyle, ...]
-    runs: tuple[Row, ...]
+    side: int
+    """Longest side of a picture in pixels."""
+    budget: str = ""
+    caption: str = ""
+    shown: tuple[Shown, ...] = ()
     """The last one decides which images are best and worst."""
-    starts: tuple[str, ...]
-    """How each of the runs began, and what else is different in it."""
-    candidates: int = 0
-    """Images among which the shown ones were chosen."""
+    classes: tuple[ClassStyle, ...] = ()
     figures: list[PredictionFigure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
 def prediction_panels(tables: Sequence[CollectionScores]) -> list[PredictionPanel]:
-    """One panel for each table of scores."""
+    """One panel for each table: its best, a typical and its worst image, by the last of the shown runs.
+
+    At most :data:`MOST_RUNS` groups are shown, by the runs on the annotated image whose result is the median of the
+    last group.
+    """
     most = max(1, min(3, MOST_IMAGES // max(1, len(tables))))
-    archives = _Archives()
-    try:
-        return [_panel(table, most, archives) for table in tables]
-    finally:
-        archives.close()
-
-
-def scored_on(archive: Archive, evaluation: Evaluation) -> bool:
-    """Whether scores were made on this content; nothing speaks against it where the evaluation does not say."""
-    return evaluation.archive in ("", archive.fingerprint)
-
-
-def _panel(table: CollectionScores, most: int, archives: _Archives) -> PredictionPanel:
-    shown = _choose_runs(table)
-    rows = tuple(row for _, row in shown)
-    classes = rows[-1].evaluation.classes
-    panel = PredictionPanel(
-        name=table.name,
-        split=table.split,
-        classes=class_styles(classes.names, classes.background),
-        runs=rows,
-        starts=tuple(group.label for group, _ in shown),
-    )
-    # Images that all shown runs scored, best first in the eyes of the last run.
-    ratings = rows[-1].scores.per_image
-    common = [name for name in ratings if all(name in row.scores.per_image for row in rows)]
-    common.sort(key=lambda name: (-_or_zero(ratings[name]), name))
-    common = [name for name in common if any(_file(row, table.split, name).is_file() for row in rows)]
-    if not common:
-        panel.notes.append("No predicted masks lie in the folders of these runs.")
-        return panel
-    panel.candidates = len(common)
-    archive = archives.open(rows[-1].run.locate(str(rows[-1].run.setting("data.archive"))), panel.notes)
-    if archive is not None:
-        others = [row.run.label for row in rows if not scored_on(archive, row.evaluation)]
-        if others:
-            # Its masks are not those that made the scores.
-            panel.notes.append(
-                f"The archive {archive.path} is not the one that {', '.join(others)} "
-                f"{'was' if len(others) == 1 else 'were'} scored on: micrographs and annotations are not shown "
-                "beside the predictions."
+    panels = []
+    for table in tables:
+        panel = PredictionPanel(table.name, table.split, SIDE)
+        groups = sorted(table.groups, key=lambda group: group.pretrained)
+        groups = groups[: MOST_RUNS - 1] + groups[MOST_RUNS - 1 :][-1:]
+        rows = _matching([group.rows for group in groups])
+        panel.shown = tuple(
+            Shown(group.label, row.run.path, row.evaluation) for group, row in zip(groups, rows, strict=True)
+        )
+        ranked = _ranked(panel)
+        panel.caption = (
+            "Runs shown: "
+            + "; ".join(
+                f"{group.label}, trained on {row.reference}" for group, row in zip(groups, rows, strict=True)
             )
-            archive = None
-    for place, name in _choose_images(common, most):
-        figure = _figure(name, place, panel, archive)
-        if figure is not None:
-            panel.figures.append(figure)
+            + ". Where there are runs on several annotated images, these are on the one with the median result. "
+            + f"Chosen among {len(ranked)} image{'' if len(ranked) == 1 else 's'}."
+        )
+        archive = rows[-1].run.locate(str(rows[-1].run.setting("data.archive")))
+        scored = [row.evaluation.archive for row in rows]
+        _draw(panel, _best_typical_worst(ranked, most), archive, scored)
+        panels.append(panel)
+    return panels
+
+
+def study_panels(results: StudyResults, folder: Path) -> list[PredictionPanel]:
+    """One panel for each data set and split, of the first budget of each data set, with the runs of all methods.
+
+    Shown are the images named under ``show``, else the one whose Dice is the median; by the runs on the annotated
+    images whose result is the median of the last method.
+    """
+    return [_study_panel(results, place, folder) for place in results.first_places]
+
+
+def _study_panel(results: StudyResults, place: Place, folder: Path) -> PredictionPanel:
+    budget = f"budget {place[2]}" if len(results.budgets) > 1 else ""
+    panel = PredictionPanel(place[0], place[1], STUDY_SIDE, budget)
+    members: dict[str, list[Row]] = {}
+    for row in results.rows:
+        if row.place == place:
+            members.setdefault(row.method, []).append(row)
+    rows = _matching([members[method] for method in results.methods if method in members])
+    more = f" and {len(rows[-1].references) - 1} more" if len(rows[-1].references) > 1 else ""
+    panel.caption = f"Runs trained on {rows[-1].references[0]}{more}, seed {rows[-1].seed}."
+    shown = []
+    for row in rows:
+        run = (folder / row.folder).resolve()
+        try:
+            # results.json may be edited: nothing outside the study is read.
+            if folder.resolve() not in run.parents:
+                raise UserError(f"{row.folder}: is not in the study's folder")
+            evaluation = read_evaluation(run / EVALUATION_FILE)
+            if row.split not in evaluation.splits:
+                raise UserError(f"{row.folder}: has no scores of {row.split}")
+        except UserError as error:
+            panel.notes.append(str(error))
+            continue
+        shown.append(Shown(row.method, run, evaluation))
+    panel.shown = tuple(shown)
+    ranked = _ranked(panel)
+    wanted = [name for name in results.show if name in ranked] or ranked[(len(ranked) - 1) // 2 :][:1]
+    _draw(panel, [(name, "") for name in wanted], Path(results.archive_path), [results.archive])
     return panel
 
 
-def _choose_runs(table: CollectionScores) -> list[tuple[Group, Row]]:
-    """One run per group, on the reference whose result is the median of the last group; from scratch first."""
-    groups = sorted(table.groups, key=lambda group: group.pretrained)
-    groups = groups[: MOST_RUNS - 1] + groups[MOST_RUNS - 1 :][-1:]
-    reference = _median(groups[-1]).reference
-    return [
-        (group, next((row for row in group.rows if row.reference == reference), _median(group)))
-        for group in groups
+def _matching(groups: Sequence[Sequence[_Run]]) -> list[_Run]:
+    """One run of each group, as far as possible on the same annotated images and seed."""
+    median = _median(groups[-1])
+
+    def match(group: Sequence[_Run]) -> _Run:
+        same = [run for run in group if run.references == median.references]
+        exact = [run for run in same if run.seed == median.seed]
+        return [*exact, *same, _median(group)][0]
+
+    return [match(group) for group in groups]
+
+
+def _median(runs: Sequence[_Run]) -> _Run:
+    return sorted(runs, key=lambda run: run.mean_dice or 0.0)[(len(runs) - 1) // 2]
+
+
+def _ranked(panel: PredictionPanel) -> list[str]:
+    """Images that all shown runs scored and some have a prediction of, best first by the last run."""
+    if not panel.shown:
+        return []
+    scores = [run.evaluation.splits[panel.split].per_image for run in panel.shown]
+    common = [
+        name
+        for name in scores[-1]
+        if all(name in one for one in scores)
+        and any(run.file(panel.split, name).is_file() for run in panel.shown)
     ]
+    return sorted(common, key=lambda name: (-(scores[-1][name] or 0.0), name))
 
 
-def _median(group: Group) -> Row:
-    ranked = sorted(group.rows, key=lambda row: _or_zero(row.scores.mean_dice))
-    return ranked[(len(ranked) - 1) // 2]
-
-
-def _or_zero(value: float | None) -> float:
-    return 0.0 if value is None else value
-
-
-def _file(row: Row, split: str, image_id: str) -> Path:
-    return row.run.path / PREDICTIONS / picture_name(split) / f"{picture_name(image_id)}.png"
-
-
-def _choose_images(ranked: Sequence[str], most: int) -> list[tuple[str, str]]:
-    """(why, id) of at most ``most`` images from best to worst."""
+def _best_typical_worst(ranked: Sequence[str], most: int) -> list[tuple[str, str]]:
+    """Id and place of at most ``most`` images."""
     last = len(ranked) - 1
-    if most == 1 or last == 0:
-        return [("typical" if last else "", ranked[last // 2])]
+    if last < 1 or most == 1:
+        return [(name, "typical" if last else "") for name in ranked[last // 2 :][:1]]
     places = {0: "best", last: "worst"}
     if most > 2:
         places.setdefault(last // 2, "typical")
-    return [(places[place], ranked[place]) for place in sorted(places)]
+    return [(ranked[place], places[place]) for place in sorted(places)]
+
+
+def _draw(
+    panel: PredictionPanel, images: Sequence[tuple[str, str]], path: Path, scored: Collection[str]
+) -> None:
+    """Fill a panel with images (id and place) of an archive, the fingerprints of which are ``scored``."""
+    with ExitStack() as stack:
+        archive = _open(path, stack)
+        reason = "cannot be opened"
+        if archive is not None and set(scored) != {archive.fingerprint}:
+            # The scores belong to other masks.
+            archive, reason = None, "is not the archive that was scored"
+        if archive is None:
+            panel.notes.append(f"The archive {path} {reason}: micrographs and annotations are not shown.")
+        if not images:
+            panel.notes.append("There are no predicted masks in the folders of these runs.")
+            return
+        classes = panel.shown[-1].evaluation.classes
+        panel.classes = class_styles(classes.names, classes.background)
+        for name, place in images:
+            figure = _figure(name, place, panel, archive, classes)
+            if figure is not None:
+                panel.figures.append(figure)
+
+
+def _open(path: Path, stack: ExitStack) -> Archive | None:
+    try:
+        return stack.enter_context(Archive(path)) if path.exists() else None
+    except (UserError, OSError):
+        return None
 
 
 def _figure(
-    name: str, place: str, panel: PredictionPanel, archive: Archive | None
+    name: str, place: str, panel: PredictionPanel, archive: Archive | None, classes: ClassList
 ) -> PredictionFigure | None:
-    """Everything that can be shown of an image; None, with a note, when not one prediction can be read."""
-    classes = panel.runs[-1].evaluation.classes
+    """All that can be shown of an image; None, with a note, if no prediction can be read."""
     colours = class_colours(classes.count, classes.background)
     image, truth = _read(archive, name, classes)
     answers = []
     size = (1, 1)
-    for row, start in zip(panel.runs, panel.starts, strict=True):
-        file = _file(row, panel.split, name)
+    for run in panel.shown:
+        file = run.file(panel.split, name)
         try:
             labels = read_labels(file)
-        except (OSError, ValueError):
+            if labels.ndim != 2 or (image is not None and labels.shape != image.shape[:2]):
+                raise ValueError("its size differs from that of the image")
+        except (OSError, ValueError) as error:
             panel.notes.append(
-                f"{file}: cannot be read as a picture; run 'pscl-hpc evaluate {row.run.path}' again."
-            )
-            continue
-        if labels.ndim != 2 or (image is not None and labels.shape != image.shape[:2]):
-            panel.notes.append(
-                f"{file}: has not the size of its image; run 'pscl-hpc evaluate {row.run.path}' again."
+                f"{file}: cannot be shown ({error}); run 'pscl-hpc evaluate {run.folder}' again."
             )
             continue
         size = labels.shape
         errors, right = "", None
         if truth is not None and image is not None:
             wrong = error_map(labels, truth, classes.background)
-            errors, right = errors_uri(wrong, image, SIDE), _share_right(wrong)
-        dice = row.scores.per_image[name]
-        answers.append(Answer(row.run.label, start, labels_uri(labels, colours, SIDE), errors, dice, right))
+            errors = errors_uri(wrong, image, panel.side)
+            known = int((wrong != UNSCORED).sum())
+            right = int((wrong == CORRECT).sum()) / known if known else None
+        dice = run.evaluation.splits[panel.split].per_image[name]
+        answers.append(Answer(run.label, labels_uri(labels, colours, panel.side), errors, dice, right))
     if not answers:
         return None
     return PredictionFigure(
@@ -204,8 +275,8 @@ def _figure(
         place=place,
         width=size[1],
         height=size[0],
-        image="" if image is None else image_uri(image, SIDE),
-        mask="" if truth is None else labels_uri(truth, colours, SIDE),
+        image="" if image is None else image_uri(image, panel.side),
+        mask="" if truth is None else labels_uri(truth, colours, panel.side),
         answers=tuple(answers),
     )
 
@@ -221,35 +292,3 @@ def _read(archive: Archive | None, name: str, classes: ClassList) -> tuple[Pixel
     except (UserError, OSError):
         return None, None
     return image, truth
-
-
-class _Archives:
-    """Archives by path, each opened once."""
-
-    def __init__(self) -> None:
-        self._open: dict[Path, Archive | None] = {}
-
-    def open(self, path: Path, notes: list[str]) -> Archive | None:
-        """The archive, or None with a note when it is not there any more."""
-        if path not in self._open:
-            try:
-                self._open[path] = Archive(path) if path.exists() else None
-            except (UserError, OSError):
-                self._open[path] = None
-        if self._open[path] is None:
-            notes.append(
-                f"The archive {path} cannot be opened from here: micrographs and annotations are "
-                "not shown beside the predictions."
-            )
-        return self._open[path]
-
-    def close(self) -> None:
-        """Close all files."""
-        for archive in self._open.values():
-            if archive is not None:
-                archive.close()
-
-
-def _share_right(errors: Pixels) -> float | None:
-    scored = int((errors != UNSCORED).sum())
-    return int((errors == CORRECT).sum()) / scored if scored else None

@@ -1,32 +1,26 @@
 """The configuration of a study: methods x data sets x annotation budgets x references x seeds.
 
-A study file holds the grid and what its runs have in common. Where it names a pretraining or fine-tuning configuration
-(``pretrain: FILE`` or ``extends: FILE``), the file is found relative to the study file and read in: a loaded study
-needs no other file.
+A study file contains the grid and the keys that its runs have in common. It may name pretraining and fine-tuning
+configurations (``pretrain: FILE`` or ``extends: FILE``), relative to itself. They are read with it: a loaded study needs
+no other file.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    Field,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from pscl_hpc.config import Count, Strict, check_folder
 from pscl_hpc.config.loading import apply_override, first_problem, merge_trees, read_tree
 from pscl_hpc.errors import UserError, did_you_mean
 
 NO_PRETRAINING = "none"
-"""What ``pretrain`` says for supervised training from random weights."""
+"""Value of ``pretrain`` for supervised training from random weights."""
 ALL = "all"
 """The budget of all annotated training images."""
 _SQUARE = "square-"
@@ -34,33 +28,32 @@ _SQUARE = "square-"
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 
 
-def _check_budget(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    # Whichever kind of budget was meant, the sentence names them all.
-    try:
-        return check(value)
-    except ValidationError:
-        raise ValueError(
-            f"{value!r} is no budget; write a number of images, {ALL}, or {_SQUARE}N for one square of N pixels, for "
-            f"example {_SQUARE}128"
-        ) from None
+def _check_budget(value: Any) -> Any:
+    # One message that names all kinds of budget, not one for each type of a union.
+    if isinstance(value, str) and re.fullmatch(rf"{ALL}|{_SQUARE}[1-9][0-9]*", value):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    raise ValueError(
+        f"{value!r} is not a budget; write a number of images, {ALL}, or {_SQUARE}N for one square of N pixels, for "
+        f"example {_SQUARE}128"
+    )
 
 
-Budget = Annotated[
-    Count | Annotated[str, Field(pattern=rf"^({ALL}|{_SQUARE}[1-9][0-9]*)$")], WrapValidator(_check_budget)
-]
+Budget = Annotated[int | str, BeforeValidator(_check_budget)]
 """Annotated images to train on, ``all``, or ``square-N``: one square of N pixels of one image."""
 Tree = dict[str, Any]
 
 
 class MethodEntry(Strict):
-    """One line of the comparison: a pretraining, and what is different in its fine-tuning."""
+    """One line of the comparison: a pretraining, and the keys in which its fine-tuning differs."""
 
     name: Name
-    """Names the entry in tables; free."""
+    """Name of the entry in tables; any name."""
     pretrain: Tree | None
     """Keys of a pretraining configuration, a file, or ``none``: supervised training from random weights."""
     finetune: Tree = Field(default_factory=dict)
-    """Keys of the fine-tuning that are different for this entry. A loaded study has those of all runs in both."""
+    """Keys of the fine-tuning that are different for this entry. In a loaded study both also have the keys of all runs."""
 
     @field_validator("pretrain", mode="before")
     @classmethod
@@ -69,7 +62,7 @@ class MethodEntry(Strict):
 
 
 class DrawnReferences(Strict):
-    """References drawn from the annotated training images, for a data set that recommends none."""
+    """References drawn from the annotated training images, for a data set without recommended ones."""
 
     count: Count
     seed: Annotated[int, Field(ge=0)] = 0
@@ -80,16 +73,16 @@ class DatasetEntry(Strict):
 
     name: str
     references: tuple[str, ...] | DrawnReferences | None = None
-    """Image ids, each the first annotated image of one repetition; those that the archive recommends when absent;
-    or so many drawn ones."""
+    """Image ids, each the first annotated image of one repetition; by default those that the archive recommends; or
+    ``count`` drawn ones."""
     budgets: tuple[Budget, ...] | None = None
-    """In place of the study's."""
+    """Instead of the budgets of the study."""
     template: str = ""
-    """The annotated image of the pretraining where ``pretrain_per`` is not reference; empty: the first reference."""
+    """The annotated image of the pretraining if ``pretrain_per`` is not reference; by default the first reference."""
 
 
 class SyntheticImages(Strict):
-    """Synthetic alloys that the study makes itself, in its own folder."""
+    """Synthetic alloys that the study makes in its folder."""
 
     images: Count = 24
     size: tuple[Count, Count] = (128, 128)
@@ -103,35 +96,35 @@ class StudyConfig(Strict):
     kind: Literal["study"] = "study"
     name: Name = "study"
     run: str = ""
-    """The study's folder; ``runs/<name>`` when empty. The same study goes on there, and may have grown."""
+    """The study's folder; by default ``runs/<name>``. The same study, also an extended one, resumes there."""
     reuse: tuple[str, ...] = ()
-    """Folders of other studies: runs that are finished there and would be the same here are copied, not repeated. One
-    that is not there yet has none."""
+    """Folders of other studies: their finished runs are copied instead of repeated if they would be the same here. A
+    folder that does not exist yet is passed over."""
     archive: str = ""
     """An archive file or folder of shards."""
     synthetic: SyntheticImages | None = None
-    """Make an archive of synthetic alloys in place of ``archive``."""
+    """Make an archive of synthetic alloys instead of ``archive``."""
     methods: tuple[MethodEntry, ...]
     datasets: tuple[DatasetEntry, ...]
     budgets: tuple[Budget, ...] = (1,)
     """Annotated images per fine-tuning."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = (10,)
-    """Each repeats everything, pretraining included."""
+    """Each seed repeats everything, including pretraining."""
     pretrain_per: Literal["reference", "dataset", "study"] = "reference"
-    """For methods with an annotated image in pretraining. reference: it is that of the fine-tuning, one trunk for each,
+    """For methods with an annotated image in pretraining. reference: the image of the fine-tuning, one trunk for each,
     as in the paper. dataset, study: one trunk for each data set, or for all, with the annotation of one ``template``.
-    Methods without annotation are pretrained once per seed in any case."""
+    Methods without annotation are always pretrained once per seed."""
     pretrain: Tree = Field(default_factory=dict)
     """Keys of all pretrainings; ``data.datasets`` and ``data.splits`` are the pool."""
     finetune: Tree = Field(default_factory=dict)
     """Keys of all fine-tunings."""
     compare: tuple[Name, ...] = ("none", "simclr")
-    """Entries that every other one is compared with, pair by pair, as far as the study has them."""
+    """Entries with which every other one is compared, pair by pair; those that the study lacks are passed over."""
     headline: tuple[str, ...] = ()
-    """``dataset/split`` of the scores that the overall comparison averages; every data set's first test split when
-    empty."""
+    """``dataset/split`` of the scores that the overall comparison averages; by default the first test split of every
+    data set."""
     show: tuple[str, ...] = ()
-    """Test images whose predictions the page shows; the median image of each data set and split when empty."""
+    """Test images whose predictions the page shows; by default the median image of each data set and split."""
 
     @field_validator("run")
     @classmethod
@@ -144,12 +137,13 @@ class StudyConfig(Strict):
             ("methods", [entry.name for entry in self.methods]),
             ("datasets", [entry.name for entry in self.datasets]),
             ("seeds", list(map(str, self.seeds))),
+            ("headline", list(self.headline)),
         ):
-            if not entries:
+            if not entries and key != "headline":
                 raise ValueError(f"{key} is empty; a study needs at least one entry")
-            for name in entries:
-                if entries.count(name) > 1:
-                    raise ValueError(f"{key} has '{name}' twice; give each entry its own name")
+            twice = next((name for name in entries if entries.count(name) > 1), None)
+            if twice is not None:
+                raise ValueError(f"{key} has '{twice}' twice; remove or rename one")
         if not self.budgets or any(entry.budgets == () for entry in self.datasets):
             raise ValueError("budgets is empty; a study needs at least one")
         if bool(self.archive) == (self.synthetic is not None):
@@ -159,13 +153,11 @@ class StudyConfig(Strict):
         for text in self.headline:
             if len(text.split("/")) != 2:
                 raise ValueError(f"headline has '{text}'; write dataset/split, for example steel/test")
-            if self.headline.count(text) > 1:
-                raise ValueError(f"headline has '{text}' twice; name each score once")
         return self
 
     @property
     def folder(self) -> Path:
-        """Where the study lies."""
+        """The folder of the study."""
         return Path(self.run or f"runs/{self.name}")
 
 
@@ -174,10 +166,10 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
 
     Args:
         path: YAML file.
-        overrides: ``key.sub=value`` strings; ``pretrain.`` and ``finetune.`` go before the keys of all runs.
+        overrides: ``key.sub=value`` strings; keys of all runs begin with ``pretrain.`` or ``finetune.``.
 
     Raises:
-        UserError: naming the file, the key and the mend.
+        UserError: naming the file, the key and the fix.
     """
     path = Path(path)
     tree = read_tree(path)
@@ -187,9 +179,8 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
         raise UserError(
             f"{path}: this is a {tree['kind']} configuration, not a study{did_you_mean(str(tree['kind']), ['study'])}"
         )
-    common = {}
-    for kind in ("pretrain", "finetune"):
-        common[kind] = tree[kind] = _read_in(tree.get(kind) or {}, path, kind)
+    common = {kind: _section(tree.get(kind) or {}, path, kind) for kind in ("pretrain", "finetune")}
+    tree.update(common)
     entries = tree.get("methods")
     if isinstance(entries, list):
         tree["methods"] = [_entry(entry, common, path) for entry in entries]
@@ -200,7 +191,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
 
 
 def study_yaml(study: StudyConfig) -> str:
-    """The study with all that it names written out, as YAML that :func:`load_study` reads."""
+    """The study with the content of all files that it names, as YAML for :func:`load_study`."""
     tree = study.model_dump(mode="json")
     for entry in tree["methods"]:
         entry["pretrain"] = NO_PRETRAINING if entry["pretrain"] is None else entry["pretrain"]
@@ -213,7 +204,7 @@ def square_of(budget: int | str) -> int:
 
 
 def _entry(entry: Any, common: Mapping[str, Tree], path: Path) -> Any:
-    """An entry with the keys of all runs and its files read in; what is no entry is left to the schema."""
+    """An entry with the keys of all runs and of its files; anything but a mapping is left to the schema."""
     if not isinstance(entry, dict):
         return entry
     what = f"method {entry.get('name')}"
@@ -222,27 +213,23 @@ def _entry(entry: Any, common: Mapping[str, Tree], path: Path) -> Any:
     if isinstance(given, str) and given != NO_PRETRAINING:
         found["pretrain"] = {"extends": given}
     for kind, keys in common.items():
-        tree = found.get(kind)
-        if isinstance(tree, Mapping):
-            own = {key: value for key, value in tree.items() if key != "extends"}
-            base = {"extends": tree["extends"]} if "extends" in tree else {}
-            found[kind] = merge_trees(merge_trees(_read_in(base, path, what), keys), own)
+        if isinstance(found.get(kind), Mapping):
+            found[kind] = _section(found[kind], path, what, keys)
     return found
 
 
-def _read_in(tree: Any, path: Path, what: str) -> Tree:
-    """A section with the file that it extends."""
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: {what} holds no keys and values; see configs/studies/ for examples")
-    base = tree.get("extends")
-    own = {key: value for key, value in tree.items() if key != "extends"}
-    if base is None:
-        return own
-    if not isinstance(base, str):
-        raise UserError(f"{path}: {what}: a file is named by its path, not by {base!r}")
-    file = path.parent / base
-    if not file.is_file():
-        raise UserError(
-            f"{path}: {what} names the file {base}, which is not there; paths start at the study file"
-        )
-    return merge_trees(read_tree(file), own)
+def _section(tree: Any, path: Path, what: str, common: Mapping[str, Any] | None = None) -> Tree:
+    """The file that a section extends, then ``common``, then the section's own keys; later ones win."""
+    if not isinstance(tree, Mapping):
+        raise UserError(f"{path}: {what} must have keys and values; see configs/studies/ for examples")
+    own = dict(tree)
+    base = own.pop("extends", None)
+    read: Tree = {}
+    if base is not None:
+        if not isinstance(base, str):
+            raise UserError(f"{path}: {what}: extends is {base!r}; give the path of a file")
+        file = path.parent / base
+        if not file.is_file():
+            raise UserError(f"{path}: {what}: file {base} not found; paths start at the study file")
+        read = read_tree(file)
+    return merge_trees(merge_trees(read, common or {}), own)

@@ -1,8 +1,7 @@
-"""From a study to its runs: every cell of the grid has a run, and runs that are the same are one."""
+"""From a study to its runs: every cell of the grid has a run, and equal runs are one."""
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,9 @@ from pscl_hpc.study.stage import is_test, test_splits
 SHORT = 12
 """Digits of a key in the name of a folder."""
 PRETRAINED, FINETUNED = "pretrain", "finetune"
-"""Folders of a study."""
+"""Folders of a study for the runs of each kind."""
 _EXAMPLES = {"data": "splits=[train]", "method": "name=simclr", "reference": "per_batch=1"}
-"""A key of each section that the plan writes into."""
+"""An example for each section into which the plan writes."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +34,12 @@ class Job:
 
     key: str
     label: str
-    """For people."""
+    """Its name in texts."""
     config: PretrainConfig | FinetuneConfig
     fingerprint: str
     """Of the archive."""
     needs: str = ""
-    """Key of the pretraining that must be done before."""
+    """Key of its pretraining; empty if there is none."""
     tests: tuple[str, ...] = ()
     """Splits that a fine-tuning is scored on."""
 
@@ -76,16 +75,16 @@ class Plan:
     """By key; pretrainings first."""
     cells: tuple[Cell, ...]
     pools: dict[str, Pool]
-    """What each entry with a pretraining learns from, by its name."""
+    """Images of each entry with a pretraining, by its name."""
     headline: tuple[tuple[str, str], ...]
-    """Data set and split of the scores that stand for the study."""
+    """Data set and split of the scores that summarise the study."""
 
 
 def make_plan(study: StudyConfig, archive_path: str) -> Plan:
     """Resolve every run of a study.
 
     Raises:
-        UserError: a configuration, a reference or a budget does not fit, or a pool has images that score the result.
+        UserError: a configuration, a reference or a budget is not valid, or a pool has images that score the result.
     """
     with Archive(archive_path) as archive:
         return _Planner(study, archive).plan()
@@ -98,7 +97,7 @@ class _Planner:
         self.pretrainings: dict[str, Job] = {}
         self.finetunings: dict[str, Job] = {}
         self.pools: dict[str, Pool] = {}
-        # What chooses the checkpoints of one entry is no training image of another: they are compared.
+        # Entries are compared: a validation image of one must not be a training image of another.
         default = FinetuneConfig.model_fields["validation_split"].default
         self.validation = {str(entry.finetune.get("validation_split", default)) for entry in study.methods}
         self.draws = {entry.name: Draws(archive, entry) for entry in study.datasets}
@@ -126,20 +125,18 @@ class _Planner:
 
     def _cell(self, entry: MethodEntry, dataset: DatasetEntry, annotation: Annotation, seed: int) -> Cell:
         job = self._pretraining(entry, dataset, annotation, seed) if entry.pretrain is not None else None
+        own = {
+            "kind": "finetune",
+            "seed": seed,
+            "references": list(annotation.references),
+            "square": annotation.square,
+            "pretrained": str(job.folder) if job else "",
+        }
         source = f"study {self.study.name}, method {entry.name}, fine-tuning"
-        tree = copy.deepcopy(entry.finetune)
-        tree["data"] = {**_section(tree, "data", source), "archive": str(self.archive.path)}
-        tree.update(
-            kind="finetune",
-            seed=seed,
-            references=list(annotation.references),
-            square=annotation.square,
-            pretrained=str(job.folder) if job else "",
-        )
-        config = resolve_config(tree, source=source)
+        config, _ = self._resolve({**entry.finetune, **own}, source)
         assert isinstance(config, FinetuneConfig)
-        check_pool(self.archive, config, validation=self.validation, source=source)
-        key = run_key(config, self.archive.fingerprint, job.key if job else "")
+        needs = job.key if job else ""
+        key = run_key(config, self.archive.fingerprint, needs)
         if key not in self.finetunings:
             select_data(config, self.archive)
             stem = "+".join(name.partition("/")[2] for name in annotation.references[:2])
@@ -148,36 +145,30 @@ class _Planner:
             name = f"{safe(annotation.dataset)}--{safe(stem)[:48]}{more}--{start}--{key[:SHORT]}"
             label = f"{annotation.dataset} {stem}{more} budget {annotation.budget} seed {seed} {entry.name}"
             placed = self._placed(config, FINETUNED, name)
-            self.finetunings[key] = Job(
-                key,
-                label,
-                placed,
-                self.archive.fingerprint,
-                needs=job.key if job else "",
-                tests=self.tests[dataset.name],
-            )
-        return Cell(entry.name, annotation, seed, key, job.key if job else "")
+            tests = self.tests[dataset.name]
+            self.finetunings[key] = Job(key, label, placed, self.archive.fingerprint, needs, tests)
+        return Cell(entry.name, annotation, seed, key, needs)
 
     def _pretraining(
         self, entry: MethodEntry, dataset: DatasetEntry, annotation: Annotation, seed: int
     ) -> Job:
         source = f"study {self.study.name}, method {entry.name}, pretraining"
-        tree = copy.deepcopy(entry.pretrain or {})
-        tree["data"] = {**_section(tree, "data", source), "archive": str(self.archive.path)}
-        tree.update(kind="pretrain", seed=seed)
+        tree = {**(entry.pretrain or {}), "kind": "pretrain", "seed": seed}
         template = ""
         method = _section(tree, "method", source)
         name = str(method.get("name", PretrainConfig.model_fields["method"].default.name))
         if _takes_references(name):
             ids, square = self._templates(dataset, annotation)
             template = f" {ids[0].partition('/')[2]}" + (f"+{len(ids) - 1}" if len(ids) > 1 else "")
-            reference = _section(method, "reference", source, "method.")
-            reference.update(ids=list(ids), square=square)
+            reference = {
+                **_section(method, "reference", source, "method."),
+                "ids": list(ids),
+                "square": square,
+            }
             tree["method"] = {"name": name, **method, "reference": reference}
-        config = resolve_config(tree, source=source)
+        config, pool = self._resolve(tree, source)
         assert isinstance(config, PretrainConfig)
-        pool = check_pool(self.archive, config, validation=self.validation, source=source)
-        # They name the same images, and differ in whether their own annotated ones are among them.
+        # All name the same images; they may differ in whether their own annotated images are among them.
         if entry.name not in self.pools or pool.without_own:
             self.pools[entry.name] = pool
         key = run_key(config, self.archive.fingerprint)
@@ -188,6 +179,13 @@ class _Planner:
             self.pretrainings[key] = Job(key, label, placed, self.archive.fingerprint)
         return self.pretrainings[key]
 
+    def _resolve(self, tree: Tree, source: str) -> tuple[PretrainConfig | FinetuneConfig, Pool]:
+        """A run's configuration with the archive of the study, and the images that it learns from."""
+        data = {**_section(tree, "data", source), "archive": str(self.archive.path)}
+        config = resolve_config({**tree, "data": data}, source=source)
+        assert isinstance(config, PretrainConfig | FinetuneConfig)
+        return config, check_pool(self.archive, config, validation=self.validation, source=source)
+
     def _templates(self, dataset: DatasetEntry, annotation: Annotation) -> tuple[tuple[str, ...], int]:
         """The annotated images of a pretraining, and the side of their annotated square."""
         if self.study.pretrain_per == "reference":
@@ -196,11 +194,11 @@ class _Planner:
         return (home.template or self.draws[home.name].references[0],), annotation.square
 
     def _placed(self, config: Any, kind: str, name: str) -> Any:
-        # The name of a run follows from its folder: the same run is met again by the same content alone.
+        # Name and folder follow from the content, so that the same run is found again.
         return config.model_copy(update={"run": str(self.study.folder / kind / name), "name": kind})
 
     def _check_shown(self) -> None:
-        """Refuse what is no test image of the archive; one of a data set that the study lacks is not shown."""
+        """Refuse all but annotated test images of the archive; those of other data sets are not shown."""
         if not self.study.show:
             return
         known = [record.id for record in self.archive.select(has_mask=True) if is_test(record.split)]
@@ -214,7 +212,7 @@ class _Planner:
         for name, splits in self.tests.items():
             if not splits:
                 raise UserError(
-                    f"datasets: {name} has no annotated test images, so nothing can be scored; leave it out"
+                    f"datasets: {name} has no annotated test images, so nothing can be scored; remove it"
                 )
         if not self.study.headline:
             return tuple((name, splits[0]) for name, splits in self.tests.items())
@@ -223,22 +221,22 @@ class _Planner:
             name, _, split = text.partition("/")
             if split not in self.tests.get(name, ()):
                 known = ", ".join(f"{key}/{value}" for key, values in self.tests.items() for value in values)
-                raise UserError(f"headline: '{text}' is no test split of the study; choose from: {known}")
+                raise UserError(f"headline: '{text}' is not a test split of the study; choose from: {known}")
             chosen.append((name, split))
         return tuple(chosen)
 
 
 def safe(text: str) -> str:
-    """A text as part of a file name."""
+    """A text as a part of a file name."""
     return "".join(letter if letter.isalnum() or letter in "._-+" else "_" for letter in text).lstrip(".")
 
 
 def _section(tree: Tree, key: str, source: str, above: str = "") -> Tree:
-    """The keys and values below a key; none where it is absent."""
+    """The keys and values below a key; none if it is absent."""
     section = tree.get(key, {})
     if not isinstance(section, dict):
         raise UserError(
-            f"{source}: key '{above}{key}' holds {section!r}, not keys and values; write them below it, for example "
+            f"{source}: key '{above}{key}' is {section!r}, not keys and values; write them below it, for example "
             f"{above}{key}.{_EXAMPLES[key]}"
         )
     return section

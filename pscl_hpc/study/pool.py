@@ -1,4 +1,4 @@
-"""Which images a pretraining learns from, and the refusal of any that score the result."""
+"""The images that a run learns from; images that score the result are refused."""
 
 from __future__ import annotations
 
@@ -8,34 +8,23 @@ from dataclasses import dataclass
 
 from pscl_hpc.archive import Archive, ImageRecord
 from pscl_hpc.errors import UserError
-from pscl_hpc.methods import ReferencedMethodConfig
+from pscl_hpc.methods import ReferenceConfig, ReferencedMethodConfig
 from pscl_hpc.pretraining.config import PretrainConfig
+from pscl_hpc.results.study import PoolPart
 from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.segmentation.unlabelled import select_unlabelled
 
 HELD_OUT = ("test", "val")
-"""Splits whose names begin so choose checkpoints or score; nothing is ever learnt from them."""
+"""Splits with these prefixes score models or choose checkpoints; nothing is ever learnt from them."""
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The images of a pretraining, by data set and split."""
+    """The images named by ``data`` of a pretraining, by data set and split."""
 
-    counts: tuple[tuple[str, str, int], ...]
-    """Data set, split, images, of all that ``data`` names."""
+    parts: tuple[PoolPart, ...]
     without_own: bool = False
     """The pretraining leaves out its own annotated images, and some are among these."""
-
-    @property
-    def images(self) -> int:
-        """All of them."""
-        return sum(count for _, _, count in self.counts)
-
-    def sentence(self) -> str:
-        """For a table."""
-        parts = [f"{name} ({split or 'no split'}) {count}" for name, split, count in self.counts]
-        less = ", less the annotated images of each pretraining" if self.without_own else ""
-        return f"{self.images} images: {', '.join(parts)}{less}"
 
 
 def check_pool(
@@ -47,11 +36,11 @@ def check_pool(
         archive: Open archive.
         config: The run; its ``data`` names the images.
         validation: The splits that choose the checkpoints of the study.
-        source: Names the run in errors.
+        source: Name of the run in errors.
 
     Raises:
-        UserError: an image of the pool, or an annotated one, is of a test or validation split, or has the same pixels
-            as one that is.
+        UserError: an image of the pool, or an annotated one, is in a test or validation split, or has the same pixels
+            as an image there.
     """
 
     def scores(split: str) -> bool:
@@ -61,54 +50,45 @@ def check_pool(
         if scores(split):
             raise UserError(
                 f"{source}: data.splits has '{split}', whose images choose or score the models; "
-                "pretrain on training and unlabelled images only"
+                "use training and unlabelled images only"
             )
-    annotated, pool = _annotated(archive, config), _pool(archive, config)
+    reference = reference_of(config)
+    names = config.references if isinstance(config, FinetuneConfig) else reference.ids if reference else ()
+    annotated, pool = [archive.find(name) for name in names], _pool(archive, config)
     for record in (*annotated, *pool):
         if scores(record.split):
             raise UserError(
-                f"{source}: {record.id} is of the split '{record.split}', whose images choose or score the models; "
+                f"{source}: {record.id} is in the split '{record.split}', whose images choose or score the models; "
                 "name a training image"
             )
-    secret = {
+    held_out = {
         row.pixel_checksum: record.id
         for row, record in zip(archive.rows, archive.records, strict=True)
         if scores(record.split)
     }
     for part, records in (("annotated images", annotated), ("pool", pool)):
         for record in records:
-            twin = secret.get(archive.rows[record.index].pixel_checksum)
+            twin = held_out.get(archive.rows[record.index].pixel_checksum)
             if twin is not None:
                 raise UserError(
                     f"{source}: {record.id} of the {part} has the same pixels as {twin}, which chooses or scores "
                     "models; leave one of them out of the archive ('pscl-hpc archive check' lists such pairs)"
                 )
     counts = Counter((record.dataset, record.split) for record in pool)
-    return Pool(
-        tuple((*key, counts[key]) for key in sorted(counts)),
-        without_own=_leaves_out_own(config) and any(record in pool for record in annotated),
-    )
+    parts = (PoolPart(dataset=key[0], split=key[1], images=counts[key]) for key in sorted(counts))
+    apart = reference is not None and not reference.in_pool
+    return Pool(tuple(parts), without_own=apart and any(record in pool for record in annotated))
 
 
-def _annotated(archive: Archive, config: PretrainConfig | FinetuneConfig) -> list[ImageRecord]:
-    """The images whose annotation a run learns from."""
-    if isinstance(config, FinetuneConfig):
-        names = config.references
-    else:
-        names = config.method.reference.ids if isinstance(config.method, ReferencedMethodConfig) else ()
-    return [archive.find(name) for name in names]
-
-
-def _leaves_out_own(config: PretrainConfig | FinetuneConfig) -> bool:
-    return (
-        isinstance(config, PretrainConfig)
-        and isinstance(config.method, ReferencedMethodConfig)
-        and not config.method.reference.in_pool
-    )
+def reference_of(config: PretrainConfig | FinetuneConfig) -> ReferenceConfig | None:
+    """The annotated images that a pretraining uses; None where its method uses none, and for a fine-tuning."""
+    if isinstance(config, FinetuneConfig) or not isinstance(config.method, ReferencedMethodConfig):
+        return None
+    return config.method.reference
 
 
 def _pool(archive: Archive, config: PretrainConfig | FinetuneConfig) -> Sequence[ImageRecord]:
-    """The images that a run learns from without annotation; a fine-tuning has some where it is semi-supervised."""
+    """The images that a run learns from without annotation; in fine-tuning only a semi-supervised one has some."""
     if isinstance(config, FinetuneConfig):
         if config.semi_supervised is None:
             return ()

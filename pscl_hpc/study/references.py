@@ -1,4 +1,4 @@
-"""Which annotated images each repetition of each budget trains on."""
+"""The annotated images of each repetition of each budget."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pscl_hpc.seeding import numpy_generator
 from pscl_hpc.study.config import ALL, Budget, DatasetEntry, DrawnReferences, square_of
 
 LEARNT_SPLITS = ("train", "")
-"""Splits whose images may be trained on; the empty one is that of images without a split."""
+"""Splits whose images may be trained on; empty: images without a split."""
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """What one fine-tuning has annotated."""
+    """The annotated images of one fine-tuning."""
 
     dataset: str
     budget: Budget
@@ -33,15 +33,15 @@ class Annotation:
 class Draws:
     """The repetitions of one data set.
 
-    Repetition r of budget k trains on the first k images of order r. An order begins with reference r; listed
-    references go on with the others of the list in turn, drawn ones do not. Then come the other annotated training
-    images in an order of their own, at first those that show a class not seen before, as somebody who annotates would
-    choose. Repetitions with the same images are one. An image whose mask shows no class that is learnt is trained on
-    only where it is listed: fine-tuning refuses it.
+    Repetition r of budget k trains on the first k images of order r. An order begins with reference r. If references are
+    listed, the others of the list follow in turn; drawn ones do not. Then come the other annotated training images in a
+    random order of this repetition, first those that show a new class, as an annotator would choose. Repetitions with
+    the same images are one. Images whose mask shows no learnt class are not drawn or added; if one is listed,
+    fine-tuning refuses it.
 
     Raises:
-        UserError: the data set has no references, one or the template is unknown or may not be learnt from, or a budget
-            is larger than the number of annotated training images.
+        UserError: the data set has no references, a reference or the template is unknown or not a training image, or a
+            budget is larger than the number of annotated training images.
     """
 
     def __init__(self, archive: Archive, entry: DatasetEntry) -> None:
@@ -62,7 +62,7 @@ class Draws:
         for budget in budgets:
             square = square_of(budget)
             count = len(self._usable) if budget == ALL else 1 if square else int(budget)
-            # Masks are read only where the references are too few.
+            # Reading all masks for _usable takes time: only if the references are too few.
             if count > len(self.references) and count > len(self._usable):
                 raise UserError(
                     f"budgets: {self.dataset} has {len(self._usable)} annotated training images, not {count}; "
@@ -90,7 +90,7 @@ class Draws:
             listed = self.archive.collections[self.dataset].references
         if not listed:
             raise UserError(
-                f"datasets: {self.dataset} recommends no references; name some under references, or draw them with "
+                f"datasets: {self.dataset} recommends no references; list some under references, or draw them with "
                 "references: {count: 5}"
             )
         for name in listed:
@@ -98,21 +98,19 @@ class Draws:
         return tuple(dict.fromkeys(listed))
 
     def _check(self, what: str, name: str) -> None:
-        """Refuse what is no annotated training image of this data set."""
+        """Refuse all but annotated training images of this data set."""
         record = self.archive.find(name)
         if record not in self._annotated:
             raise UserError(f"datasets: the {what} {name} of {self.dataset} {_fault(record, self.dataset)}")
 
     def _order(self, repetition: int, count: int) -> list[str]:
         """The first ``count`` images of an order."""
-        first = self.references[repetition]
-        order = [first]
-        drawn = isinstance(self._settings, DrawnReferences)
-        if not drawn:
-            order = [*self.references[repetition:], *self.references[:repetition]]
+        order = [*self.references[repetition:], *self.references[:repetition]]
+        seed = 0
+        if isinstance(self._settings, DrawnReferences):
+            order, seed = order[:1], self._settings.seed
         if len(order) >= count:
             return order[:count]
-        seed = self._settings.seed if isinstance(self._settings, DrawnReferences) else 0
         random = numpy_generator(seed, "further references", self.dataset, repetition)
         rest = [self._annotated[place].id for place in random.permutation(len(self._annotated))]
         rest = [name for name in rest if name not in order and name in self._usable]
@@ -121,13 +119,11 @@ class Draws:
             if self._learnt(name) - seen:
                 seen |= self._learnt(name)
                 order.append(name)
-        taken = set(order)
-        order += [name for name in rest if name not in taken]
-        return order[:count]
+        return [*order, *(name for name in rest if name not in order)][:count]
 
     @cached_property
     def _usable(self) -> frozenset[str]:
-        """What may be trained on: the references, and every annotated training image that shows a learnt class."""
+        """The references and every annotated training image that shows a learnt class."""
         return frozenset(self.references).union(
             record.id for record in self._annotated if self._learnt(record.id)
         )
@@ -137,7 +133,7 @@ class Draws:
         return frozenset({self.archive.collections[self.dataset].background})
 
     def _learnt(self, name: str) -> frozenset[int]:
-        """The classes that an image shows, but for those that are not learnt."""
+        """The learnt classes that an image shows."""
         if name not in self._known:
             collection = self.archive.collections[self.dataset]
             shown = frozenset(np.unique(self.archive.read_mask(self.archive.find(name).index)).tolist())
@@ -147,7 +143,7 @@ class Draws:
 
 def _fault(record: ImageRecord, dataset: str) -> str:
     if record.dataset != dataset:
-        return f"is of {record.dataset}; name images of one data set"
+        return f"belongs to {record.dataset}; name an image of {dataset}"
     if not record.has_mask:
         return "has no mask; name an annotated image"
-    return f"is in the split '{record.split}', which is not for training; name a training image"
+    return f"is in the split '{record.split}'; name a training image"

@@ -1,4 +1,4 @@
-"""Finished runs of other studies: what is the same run there is copied, and not done again."""
+"""Finished runs of other studies are copied instead of repeated."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from pscl_hpc.study.stage import is_done
 _PARTIAL = ".copied-"
 
 
-def find_runs(jobs: Iterable[Job], folders: Sequence[str]) -> dict[str, Path]:
-    """Where the runs of some jobs are finished already.
+def find_finished(jobs: Iterable[Job], folders: Sequence[str]) -> dict[str, Path]:
+    """Finished runs of other studies that are the same as jobs of this one.
 
     Args:
-        jobs: Those that are missing. One that has begun in its own folder goes on there.
-        folders: Of other studies; one that is not there (yet) has nothing.
+        jobs: The missing ones. A job that has begun in its own folder is resumed there instead.
+        folders: Folders of other studies, which need not exist.
 
     Returns:
-        Run folders by the job's key. The configuration there gives that key, not only the folder's name.
+        Run folders by the key of the job. The key is computed from the configuration there.
     """
     found: dict[str, Path] = {}
     for job in jobs:
@@ -46,9 +46,9 @@ def find_runs(jobs: Iterable[Job], folders: Sequence[str]) -> dict[str, Path]:
 
 
 def copy_run(job: Job, source: Path) -> None:
-    """Copy a finished run to where a job has it: whole or not at all.
+    """Copy a finished run to the folder of a job, completely or not at all.
 
-    Its files and predictions are copied; checkpoints and what schedulers keep in it are not.
+    Its files and predictions are copied, but not checkpoints and files of schedulers.
     """
     target = job.folder
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def copy_run(job: Job, source: Path) -> None:
 
 
 def placed(config: RunConfig, plan: RunConfig) -> RunConfig:
-    """A configuration with the paths of the same run in a plan: what is not in its key, but names files."""
+    """A configuration with the paths of the same run in a plan, which are not part of its key."""
     paths: dict[str, Any] = {"run": plan.run, "name": plan.name}
     paths["data"] = config.data.model_copy(update={"archive": plan.data.archive})
     if isinstance(plan, FinetuneConfig):
@@ -82,7 +82,7 @@ def _key(run: Path, job: Job) -> str:
 
 
 def _left_out(run: Path, folder: Path, names: list[str]) -> set[str]:
-    """Links, which could lead out of the study; of the run itself the lock and all folders but the predictions."""
+    """Links, which could lead out of the study; the lock of the run and its folders except the predictions."""
     paths = [folder / name for name in names]
     left = {path.name for path in paths if path.is_symlink()}
     if folder == run:

@@ -19,24 +19,24 @@ from pscl_hpc.config import load_config, to_yaml
 from pscl_hpc.config.loading import parse_yaml
 from pscl_hpc.errors import UserError
 from pscl_hpc.report.study_figures import figure_files
-from pscl_hpc.report.study_results import RESULTS_FILE, StudyResults
+from pscl_hpc.report.study_text import TABLE_FILE, markdown
+from pscl_hpc.results.study import RESULTS_FILE, StudyResults
 from pscl_hpc.runs import RunFolder, write_json, write_text
 from pscl_hpc.runs.folder import CONFIG_FILE
 from pscl_hpc.segmentation.pictures import write_file
 from pscl_hpc.study.config import StudyConfig, study_yaml
 from pscl_hpc.study.display import Display
+from pscl_hpc.study.gather import gather
 from pscl_hpc.study.keys import run_key
 from pscl_hpc.study.plan import Job, Plan, make_plan
-from pscl_hpc.study.results import gather
-from pscl_hpc.study.reuse import copy_run, find_runs, placed
+from pscl_hpc.study.reuse import copy_run, find_finished, placed
 from pscl_hpc.study.schedule import Executor, Outcome, run_jobs
 from pscl_hpc.study.stage import is_done, made_from
-from pscl_hpc.study.tables import TABLE_FILE, markdown
 
 STUDY_FILE = "study.yaml"
 LOCK_FILE = "study.lock"
 SYNTHETIC = "synthetic-"
-"""How the archive that a study makes itself is called in its folder, before a hash of its settings."""
+"""Prefix of the archive that a study makes in its folder; a hash of its settings follows."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class StudyState:
     done: tuple[str, ...]
     """Keys of finished jobs."""
     elsewhere: dict[str, Path]
-    """Run folders of ``reuse`` that some of the others are finished in, by key."""
+    """By key, run folders of ``reuse`` in which some of the missing jobs are finished."""
 
     @property
     def missing(self) -> list[Job]:
@@ -56,10 +56,10 @@ class StudyState:
 
 
 def look(study: StudyConfig) -> StudyState:
-    """What a study consists of and what of it is done; a synthetic archive is made if need be.
+    """The jobs of a study and which of them are done; its synthetic archive is made if necessary.
 
     Raises:
-        UserError: the study does not fit its archive, its folder, or itself.
+        UserError: the study is not valid, or does not fit its archive or its folder.
     """
     _check_folder(study)
     return _state(make_plan(study, _archive(study)))
@@ -68,16 +68,16 @@ def look(study: StudyConfig) -> StudyState:
 def run_study(
     study: StudyConfig, executor: Executor, *, jobs: int, progress: bool = True
 ) -> tuple[StudyState, StudyResults]:
-    """Do what is missing of a study and write its results.
+    """Run the missing jobs of a study and write its results.
 
-    Finished runs are never repeated, those of the studies under ``reuse`` are copied; a job that fails is named in the
-    results and tried again by the next call.
+    Finished runs are never repeated, and those of the studies under ``reuse`` are copied. A job that fails is named in
+    the results and tried again by the next call.
 
     Args:
         study: The study.
         executor: Where its jobs run.
-        jobs: How many at a time.
-        progress: Show what is happening on standard error.
+        jobs: Jobs at a time.
+        progress: Show progress on standard error.
 
     Returns:
         The study afterwards, and the content of ``results.json``.
@@ -94,16 +94,14 @@ def run_study(
             for key, source in state.elsewhere.items():
                 copy_run(state.plan.jobs[key], source)
             state = _state(state.plan)
-        display = Display(len(state.plan.jobs), len(state.done), jobs, show=progress)
-        display.expect(state.missing)
-        with display:
-            outcomes = run_jobs(state.missing, state.done, Prepared(executor), jobs, display)
+        with Display(state.missing, len(state.plan.jobs), jobs, show=progress) as display:
+            outcomes = run_jobs(state.missing, state.done, executor, jobs, display, _prepare)
         results = write_results(state.plan, outcomes)
         return _state(state.plan), results
 
 
 def write_results(plan: Plan, outcomes: dict[str, Outcome]) -> StudyResults:
-    """Write ``results.json``, ``table.md`` and, of what is scored, ``figure.svg`` and ``figure.png``."""
+    """Write ``results.json``, ``table.md`` and, if there are scores, ``figure.svg`` and ``figure.png``."""
     results = gather(plan, outcomes)
     write_json(plan.study.folder / RESULTS_FILE, results.model_dump(mode="json"))
     write_text(plan.study.folder / TABLE_FILE, markdown(results))
@@ -118,59 +116,45 @@ def _state(plan: Plan) -> StudyState:
         for key, job in plan.jobs.items()
         if is_done(job.folder, job.config.kind, job.fingerprint, job.tests)
     )
-    missing = [job for key, job in plan.jobs.items() if key not in done]
-    return StudyState(plan, done, find_runs(missing, plan.study.reuse))
+    state = StudyState(plan, done, {})
+    return dataclasses.replace(state, elsewhere=find_finished(state.missing, plan.study.reuse))
 
 
-class Prepared:
-    """An executor that is given run folders with their configuration in them."""
-
-    def __init__(self, executor: Executor) -> None:
-        self._executor = executor
-
-    def start(self, job: Job) -> None:
-        """Write the configuration of a new run; an unfinished run goes on with the one that it began with."""
-        stored = job.folder / CONFIG_FILE
-        if stored.is_file():
-            begun = load_config(stored)
-            key = run_key(begun, job.fingerprint, job.needs)
-            if key != job.key:
-                raise UserError(
-                    f"{job.folder}: its config.yaml was changed after the run began; restore it or move the folder away"
-                )
-            config = placed(begun, job.config)
-            if config != begun:
-                write_text(stored, to_yaml(config))
-            assert isinstance(config, type(job.config))
-            job = dataclasses.replace(job, config=config)
-        folder = RunFolder.reserve(job.config)
-        if not made_from(job.fingerprint, folder.record):
+def _prepare(job: Job) -> Job:
+    """Write the configuration of a new run; an unfinished run is resumed with the configuration that it began with."""
+    stored = job.folder / CONFIG_FILE
+    if stored.is_file():
+        begun = load_config(stored)
+        if run_key(begun, job.fingerprint, job.needs) != job.key:
             raise UserError(
-                f"{job.folder}: was made from another archive than the study's; move the folder away to repeat the run"
+                f"{stored}: was changed after the run began; restore it or move the folder away to repeat the run"
             )
-        # The job compares it with what it finds at the path when it starts.
-        if "archive" not in folder.record:
-            folder.update(archive=job.fingerprint)
-        self._executor.start(job)
-
-    def poll(self) -> dict[str, Outcome]:
-        """Jobs that have ended since the last call."""
-        return self._executor.poll()
-
-    def stop(self) -> None:
-        """End what runs."""
-        self._executor.stop()
+        # The archive or the study may have been moved.
+        config = placed(begun, job.config)
+        if config != begun:
+            write_text(stored, to_yaml(config))
+        assert isinstance(config, type(job.config))
+        job = dataclasses.replace(job, config=config)
+    folder = RunFolder.reserve(job.config)
+    if not made_from(job.fingerprint, folder.record.get("archive")):
+        raise UserError(
+            f"{job.folder}: was made from another archive than the study's; move the folder away to repeat the run"
+        )
+    # The job compares it with the archive that it finds at its start.
+    if "archive" not in folder.record:
+        folder.update(archive=job.fingerprint)
+    return job
 
 
 def _archive(study: StudyConfig) -> str:
     if study.synthetic is None:
         if not Path(study.archive).exists():
             raise UserError(
-                f"{study.archive}: no such archive; build it first, or name another with archive=PATH"
+                f"{study.archive}: archive not found; build it, or name another with archive=PATH"
             )
         return study.archive
     made = study.synthetic
-    # Other settings are another file: one that is there is the right one.
+    # The name follows from the settings: a file of this name is the right one.
     name = hashlib.sha256(made.model_dump_json().encode()).hexdigest()[:8]
     path = study.folder / f"{SYNTHETIC}{name}.h5"
     if not path.is_file():
@@ -189,34 +173,30 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"{folder}: cannot be made ({error.strerror}); choose another folder with run=..."
+            f"{folder}: cannot be created ({error.strerror}); choose another folder with run=..."
         ) from None
 
 
 def _check_folder(study: StudyConfig) -> None:
     folder = study.folder
+    advice = "choose another folder with run=..."
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: is a file; choose another folder with run=...")
+        raise UserError(f"{folder}: is a file; {advice}")
     stored = folder / STUDY_FILE
     if stored.is_file():
-        name = _read(stored).get("name")
-        if name != study.name:
-            raise UserError(f"{folder}: holds the study '{name}'; choose another folder with run=...")
-    # A name with a leading dot is a file that a killed process was writing.
+        try:
+            tree: Any = parse_yaml(stored.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            tree = None
+        if not isinstance(tree, dict):
+            raise UserError(f"{stored}: cannot be read; restore it from a copy or {advice}")
+        if tree.get("name") != study.name:
+            raise UserError(f"{folder}: contains the study '{tree.get('name')}'; {advice}")
+    # A leading dot marks a file that a killed process was writing.
     elif folder.is_dir() and any(
         item.name != LOCK_FILE and not item.name.startswith((".", SYNTHETIC)) for item in folder.iterdir()
     ):
-        raise UserError(f"{folder}: is not empty and holds no study; choose another folder with run=...")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        tree: Any = parse_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        tree = None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: cannot be read as a study; restore it from a copy or choose another folder")
-    return tree
+        raise UserError(f"{folder}: is not empty and is not the folder of a study; {advice}")
 
 
 @contextmanager
@@ -229,5 +209,5 @@ def _locked(folder: Path) -> Iterator[None]:
                 f"{folder}: another process runs this study; wait for it or stop it first"
             ) from None
         except OSError:
-            pass  # A file system without locks: `pscl-hpc doctor` says so.
+            pass  # A file system without locks; `pscl-hpc doctor` reports it.
         yield

@@ -1,9 +1,9 @@
-"""Running jobs that depend on each other, a few at a time; one that fails does not stop the others."""
+"""Runs jobs that depend on each other, a few at a time; a failed job does not stop the others."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -18,7 +18,7 @@ class Outcome:
     """How a job ended."""
 
     state: Literal["done", "failed", "skipped"]
-    """skipped: not begun, as what it needs failed."""
+    """skipped: not started because its pretraining failed."""
     reason: str = ""
 
 
@@ -26,52 +26,61 @@ class Executor(Protocol):
     """Where jobs run."""
 
     def start(self, job: Job) -> None:
-        """Begin a job."""
+        """Start a job."""
 
     def poll(self) -> dict[str, Outcome]:
         """Jobs that have ended since the last call, by key."""
 
     def stop(self) -> None:
-        """End what runs, where jobs end with the study."""
+        """End the running jobs, unless they are to outlive the study's command."""
 
 
 class Observer(Protocol):
-    """Who watches."""
+    """Is told about all jobs."""
 
     def started(self, job: Job) -> None:
-        """A job has begun."""
+        """A job has started."""
 
     def ended(self, job: Job, outcome: Outcome) -> None:
-        """A job has ended or will not begin."""
+        """A job has ended or will not start."""
 
     def tick(self) -> None:
-        """Time has passed."""
+        """Called in every round."""
 
 
 def run_jobs(
-    jobs: Iterable[Job], done: Iterable[str], executor: Executor, limit: int, observer: Observer
+    jobs: Iterable[Job],
+    done: Iterable[str],
+    executor: Executor,
+    limit: int,
+    observer: Observer,
+    prepare: Callable[[Job], Job] = lambda job: job,
 ) -> dict[str, Outcome]:
-    """Run jobs in their order, each as soon as what it needs is done and a place is free.
+    """Run jobs in their order, each as soon as its pretraining is done and there is a free place.
 
     Args:
-        jobs: What is to be done.
+        jobs: The jobs to run.
         done: Keys of jobs that are done already.
         executor: Where they run.
         limit: Jobs at a time.
-        observer: Told of everything.
+        observer: Is told about all of them.
+        prepare: Applied to each job before its start; its errors are failures of the job.
 
     Returns:
         The outcome of every job, by key.
+
+    Raises:
+        ValueError: a job needs one that is neither done nor among ``jobs``.
     """
     waiting = {job.key: job for job in jobs}
-    ready = set(done)
+    before = {key: Outcome("done") for key in done}
+    if any(job.needs and job.needs not in waiting and job.needs not in before for job in waiting.values()):
+        raise ValueError("a job needs another one that is not run")
     running: dict[str, Job] = {}
     outcomes: dict[str, Outcome] = {}
 
     def settle(job: Job, outcome: Outcome) -> None:
         outcomes[job.key] = outcome
-        if outcome.state == "done":
-            ready.add(job.key)
         observer.ended(job, outcome)
 
     try:
@@ -79,25 +88,19 @@ def run_jobs(
             for key, outcome in executor.poll().items():
                 settle(running.pop(key), outcome)
             for job in list(waiting.values()):
-                blocked = outcomes.get(job.needs)
-                if blocked is not None and blocked.state != "done":
+                needed = before.get(job.needs) or outcomes.get(job.needs)
+                if needed is not None and needed.state != "done":
                     del waiting[job.key]
-                    settle(job, Outcome("skipped", f"its pretraining failed: {blocked.reason}"))
-                elif len(running) < limit and (not job.needs or job.needs in ready):
+                    settle(job, Outcome("skipped", f"its pretraining failed: {needed.reason}"))
+                elif len(running) < limit and (not job.needs or needed is not None):
                     del waiting[job.key]
                     observer.started(job)
                     try:
-                        executor.start(job)
+                        executor.start(prepare(job))
                     except (UserError, JobError, OSError) as error:
                         settle(job, Outcome("failed", str(error) or type(error).__name__))
                     else:
                         running[job.key] = job
-            if (
-                waiting
-                and not running
-                and not any(_can_begin(job, ready, outcomes) for job in waiting.values())
-            ):
-                raise ValueError(f"jobs need others that nobody runs: {sorted(waiting)}")
             observer.tick()
             if running:
                 time.sleep(POLL_S)
@@ -105,7 +108,3 @@ def run_jobs(
         executor.stop()
         raise
     return outcomes
-
-
-def _can_begin(job: Job, ready: set[str], outcomes: dict[str, Outcome]) -> bool:
-    return not job.needs or job.needs in ready or job.needs in outcomes

@@ -1,11 +1,12 @@
-"""What a job of a study does: the ordinary stage of its run folder; a fine-tuning is scored as well."""
+"""The work of a job of a study: a pretraining, or a fine-tuning and its scores."""
 
 from __future__ import annotations
 
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,42 +14,42 @@ from pscl_hpc.archive import Archive
 from pscl_hpc.config import RunConfig
 from pscl_hpc.errors import UserError
 from pscl_hpc.models import TRUNK_FILE
+from pscl_hpc.results.evaluation import Evaluation, read_evaluation
 from pscl_hpc.runs import RunFolder, write_json
 from pscl_hpc.segmentation.config import FinetuneConfig
-from pscl_hpc.segmentation.evaluate import PRIMARY_SPLIT
-from pscl_hpc.segmentation.summary import read_evaluation
+from pscl_hpc.segmentation.evaluate import EVALUATION_FILE, PRIMARY_SPLIT
 
 TIMES_FILE = "times.json"
 
 
 def run_stage(config: RunConfig) -> None:
-    """Do, or finish, a job: pretrain, or fine-tune and score on all test splits.
+    """Start or resume a job: pretrain, or fine-tune and score on all test splits.
 
-    The seconds that each part took are added to ``times.json`` of the run.
+    The seconds of each part are added to ``times.json`` of the run.
 
     Raises:
-        UserError: among others, the archive is not the one that ``run.json`` names.
+        UserError: among others, the archive is not the one named in ``run.json``.
     """
     folder = Path(config.run)
     _check_archive(config)
     if isinstance(config, FinetuneConfig):
         from pscl_hpc.segmentation import evaluate, finetune
 
-        with _Timer(folder, "finetune"):
+        with _timed(folder, "finetune"):
             finetune(config)
-        # It may have been exchanged during the training.
+        # The archive may have been replaced during the training.
         _check_archive(config)
         with Archive(config.data.archive) as archive:
             tests = test_splits(archive, archive.find(config.references[0]).dataset)
-        if not is_evaluated(folder, _planned(folder), tests):
-            with _Timer(folder, "evaluate"):
+        if plain_scores(folder, _planned(folder), tests) is None:
+            with _timed(folder, "evaluate"):
                 evaluate(folder, archive=config.data.archive)
     else:
         from pscl_hpc.pretraining import pretrain
         from pscl_hpc.pretraining.config import PretrainConfig
 
-        with _Timer(folder, "pretrain"):
-            assert isinstance(config, PretrainConfig)
+        assert isinstance(config, PretrainConfig)
+        with _timed(folder, "pretrain"):
             pretrain(config)
 
 
@@ -59,52 +60,50 @@ def test_splits(archive: Archive, dataset: str) -> tuple[str, ...]:
 
 
 def is_test(split: str) -> bool:
-    """Whether the images of a split score: ``test``, and every other whose name starts so."""
+    """Whether a split scores: ``test``, and every other whose name starts with it."""
     return split.startswith(PRIMARY_SPLIT)
 
 
-def is_evaluated(folder: Path, fingerprint: str, tests: Sequence[str]) -> bool:
-    """Whether the scores of a run on all these splits are there, and those of images of this archive."""
+def plain_scores(folder: Path, fingerprint: str, tests: Sequence[str]) -> Evaluation | None:
+    """The scores of a run on all these splits of this archive; None without them.
+
+    ``evaluate --split``, ``--tta`` or ``--adapt`` replace the scores of a study by others.
+    """
     try:
-        return has_scores(read_evaluation(folder), fingerprint, tests)
+        found = read_evaluation(folder / EVALUATION_FILE)
     except UserError:
-        return False
-
-
-def has_scores(evaluation: Mapping[str, Any], fingerprint: str, tests: Sequence[str]) -> bool:
-    """The same of the content of ``evaluation.json``, which ``evaluate --split``, ``--tta`` or ``--adapt`` replaces."""
-    plain = not evaluation.get("tta") and not evaluation.get("adapt")
-    return plain and made_from(fingerprint, evaluation) and set(tests) <= set(evaluation["splits"])
+        return None
+    plain = not found.inference and made_from(fingerprint, found.archive)
+    return found if plain and set(tests) <= found.splits.keys() else None
 
 
 def is_done(folder: Path, kind: str, fingerprint: str, tests: Sequence[str]) -> bool:
-    """Whether a job has nothing left to do: its run ended well and its product, or its scores, are there.
+    """Whether a job is complete: its run is done, and it has a trunk or scores.
 
     Args:
         folder: Of the run.
         kind: ``pretrain`` or ``finetune``.
-        fingerprint: Of the archive that all of it has to be made from.
-        tests: Splits that a fine-tuning has to be scored on.
+        fingerprint: Of the archive that it must be made from.
+        tests: Splits that a fine-tuning must be scored on.
     """
     try:
         run = RunFolder.load(folder)
     except UserError:
         return False
-    if not run.done or not made_from(fingerprint, run.record):
+    if not run.done or not made_from(fingerprint, run.record.get("archive")):
         return False
     if kind == "pretrain":
         return (folder / TRUNK_FILE).is_file()
-    return is_evaluated(folder, fingerprint, tests)
+    return plain_scores(folder, fingerprint, tests) is not None
 
 
-def made_from(fingerprint: str, record: Mapping[str, Any]) -> bool:
-    """Whether a record speaks of this archive; one that names none is believed, and without a fingerprint any."""
-    return not fingerprint or record.get("archive") in (None, fingerprint)
+def made_from(fingerprint: str, recorded: str | None) -> bool:
+    """Whether a recorded fingerprint is that of the archive; true where either is unknown, as before a run begins."""
+    return not fingerprint or recorded in (None, fingerprint)
 
 
 def read_times(folder: Path) -> dict[str, float]:
-    """Seconds of each part of a run over all attempts; empty where nothing is known."""
-
+    """Seconds of each part of a run over all attempts; empty if unknown."""
     try:
         tree: Any = json.loads((folder / TIMES_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -115,7 +114,7 @@ def read_times(folder: Path) -> dict[str, float]:
 
 
 def _planned(folder: Path) -> str:
-    """Fingerprint of the archive that a run was planned or begun with; empty when it is not known."""
+    """Fingerprint of the archive that a run was planned with; empty if unknown."""
     try:
         return str(RunFolder.load(folder).record.get("archive") or "")
     except UserError:
@@ -129,23 +128,19 @@ def _check_archive(config: RunConfig) -> None:
     with Archive(config.data.archive) as archive:
         if archive.fingerprint != planned:
             raise UserError(
-                f"{archive.path}: is not the archive that {config.run} was planned with; restore it, or give the "
-                "study's command again to plan with this one"
+                f"{archive.path}: is not the archive that {config.run} was planned with; restore it, or repeat the "
+                "study's command to plan with this one"
             )
 
 
-class _Timer:
-    """Adds the seconds of a block to ``times.json``, also when it fails."""
-
-    def __init__(self, folder: Path, part: str) -> None:
-        self._folder = folder
-        self._part = part
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        if self._folder.is_dir() and os.environ.get("RANK", "0") == "0":
-            times = read_times(self._folder)
-            seconds = times.get(self._part, 0.0) + time.perf_counter() - self._start
-            write_json(self._folder / TIMES_FILE, {**times, self._part: round(seconds, 3)})
+@contextmanager
+def _timed(folder: Path, part: str) -> Iterator[None]:
+    """Add the seconds of a block to ``times.json``, even if it fails."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        if folder.is_dir() and os.environ.get("RANK", "0") == "0":
+            times = read_times(folder)
+            times[part] = round(times.get(part, 0.0) + time.perf_counter() - start, 3)
+            write_json(folder / TIMES_FILE, times)

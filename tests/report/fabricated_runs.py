@@ -17,6 +17,7 @@ from scipy.ndimage import gaussian_filter, zoom
 
 from pscl_hpc.archive import Archive, Collection, ShardWriter
 from pscl_hpc.segmentation import ClassList
+from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.segmentation.metrics import ConfusionMatrix
 from pscl_hpc.segmentation.pictures import picture_name
 
@@ -129,7 +130,7 @@ def make_pretraining(
         row["gradient_norm"] = 0.8 + fall + 0.1 * rng.random()
         row |= {"lr": 1e-4, "images_per_second": 6.2 + 0.2 * rng.standard_normal(), "memory_mb": 1830}
         rows.append(row)
-    started = [START - 2, START + 4 * restart + 3600 - 3]
+    started = {0: START - 2, rows[restart - 1]["step"]: START + 4 * restart + 3600 - 3}
     _write(folder, config, rows, status, started, **extra)
     if inspection:
         write_inspection(folder / "inspection.npz", alloy)
@@ -150,13 +151,14 @@ def make_finetuning(
     """A fine-tuning run whose predictions are the masks degraded by ``amount``."""
     config = {
         "kind": "finetune",
-        "name": folder.name,
         "seed": 10,
         "data": {"archive": str(alloy.archive)},
         "references": [alloy.references[reference]],
         "pretrained": pretrained,
         "schedule": {"steps": 300},
     }
+    # As the program writes it: with all defaults.
+    config = FinetuneConfig.model_validate(config).model_dump(mode="json") | {"name": folder.name}
     rng = np.random.default_rng(reference)
     rows: list[dict[str, Any]] = []
     for index in range(30):
@@ -180,7 +182,7 @@ def make_finetuning(
                 | {f"val/dice/{name}": score + 0.06 * (i - 1) for i, name in enumerate(alloy.classes[1:])}
                 | {"val/mean_iou": score - 0.1, "val/pixel_accuracy": 0.9 - 0.1 * fall}
             )
-    _write(folder, config, rows, status, [START + 4990], **extra)
+    _write(folder, config, rows, status, {0: START + 4990}, **extra)
     if evaluated:
         _write_evaluation(folder, alloy, config, amount)
     return folder
@@ -244,7 +246,7 @@ def _write(
     config: dict[str, Any],
     rows: Sequence[dict[str, Any]],
     status: str,
-    started: Sequence[float],
+    started: dict[int, float],
     **extra: Any,
 ) -> None:
     folder.mkdir(parents=True)
@@ -260,10 +262,11 @@ def _write(
             {
                 **attempt,
                 "started": _iso(when),
+                "first_step": step,
                 "command": f"pscl-hpc {config['kind']} --config {config['kind']}.yaml",
                 "versions": {"python": "3.11.2", "torch": "2.13.0"},
             }
-            for when in started
+            for step, when in started.items()
         ],
         "error": "",
     }
@@ -299,6 +302,8 @@ def _write_evaluation(folder: Path, alloy: Alloy, config: dict[str, Any], amount
         "references": config["references"],
         "pretrained": config["pretrained"],
         "archive": Archive(alloy.archive).fingerprint,
+        "tta": False,
+        "adapt": 0.0,
         "splits": {"test": {**scores, "per_image": per_image}},
     }
     (folder / "evaluation.json").write_text(json.dumps(content), encoding="utf-8")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from pscl_hpc.report.charts import BINS, DotRow, Series, curves, dots, slopes
-from pscl_hpc.report.collect import RunData, collect
 from pscl_hpc.report.curves import run_charts, scale_name
+from pscl_hpc.results.runs import RunData, collect
 
 
 def parsed(svg: str) -> ElementTree.Element:

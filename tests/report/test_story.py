@@ -11,17 +11,21 @@ import pytest
 
 from pscl_hpc.models import ModelCard, SegmentationNet, save_segmentation
 from pscl_hpc.models.unet import UNet, UNetConfig
-from pscl_hpc.report.collect import collect
 from pscl_hpc.report.page import render
-from pscl_hpc.report.scores import CollectionScores, Comparison, Group, score_tables
 from pscl_hpc.report.story import comparison_sentence, headline
+from pscl_hpc.results.runs import collect
+from pscl_hpc.results.scores import CollectionScores, Comparison, Group, score_tables
+from pscl_hpc.results.statistics import Stratum, compare
 
 from .fabricated_runs import Alloy, configure, make_finetuning, make_pretraining
 
 
 def comparison(*pairs: tuple[float, float]) -> Comparison:
-    empty = Group("from scratch", False, 1, (), (None, None, None))
-    return Comparison(empty, Group("pretrained by X", True, 1, (), (None, None, None)), pairs, "")
+    """Of pairs of Dice, pretrained and from scratch."""
+    scratch, pretrained = (
+        Group(start, 1, (), (None, None, None)) for start in ("from scratch", "pretrained by X")
+    )
+    return Comparison(scratch, pretrained, pairs, compare([Stratum(pairs)]).gain)
 
 
 def table_of(folder: Path) -> CollectionScores:
@@ -53,17 +57,22 @@ def test_pairs_share_their_reference_and_seed(runs: Path, tmp_path: Path, alloy:
     written = [
         [
             json.loads((runs / f"{kind}-{i}" / "evaluation.json").read_text())["mean_dice"]
-            for kind in ("scratch", "finetune")
+            for kind in ("finetune", "scratch")
         ]
         for i in range(2)
     ]
     assert [list(pair) for pair in found.pairs] == written
-    assert found.gains == pytest.approx([after - before for before, after in written])
+    gains = [after - before for after, before in written]
+    assert found.gain is not None
+    assert found.gain.value == pytest.approx(statistics.fmean(gains))
+    reach = 12.706204736432095 * statistics.stdev(gains) / 2**0.5  # t of 0.975, 1 degree of freedom
+    assert found.gain.high == pytest.approx(found.gain.value + reach)
 
     make_finetuning(tmp_path / "a", alloy, reference=0)
     make_finetuning(tmp_path / "b", alloy, reference=1, pretrained="elsewhere/trunk.safetensors")
     (strangers,) = table_of(tmp_path).comparisons
     assert strangers.pairs == ()
+    assert strangers.gain is None
     assert "cannot be compared" in comparison_sentence("alloy", strangers, 5)
 
 
@@ -119,10 +128,11 @@ def test_seeds_are_no_references(tmp_path: Path, alloy: Alloy) -> None:
     table = table_of(tmp_path)
     (found,) = table.comparisons
     assert [list(pair) for pair in found.pairs] == [
-        pytest.approx([(dice[1, trunk] + dice[2, trunk]) / 2 for trunk in ("", "/x/trunk")])
+        pytest.approx([(dice[1, trunk] + dice[2, trunk]) / 2 for trunk in ("/x/trunk", "")])
     ]
     text = comparison_sentence("alloy", found, table.images)
-    assert "with 1 reference; one reference cannot tell an effect from chance" in text
+    assert "over 1 choice" in text
+    assert "chance" in text
     assert found.scratch.mean_dice is not None
     assert found.scratch.mean_dice.std is None
     assert found.scratch.mean_dice.mean == pytest.approx((dice[1, ""] + dice[2, ""]) / 2)
@@ -172,8 +182,8 @@ def test_runs_of_different_settings_are_neither_averaged_nor_paired(
 def test_what_does_not_decide_scores_makes_no_groups(tmp_path: Path, alloy: Alloy) -> None:
     aside: list[dict[str, Any]] = [
         {"runtime": {"threads": 1}, "log": {"every_steps": 3}, "checkpoint": {"keep": 5}, "run": "elsewhere"},
-        # A default that the other run's version did not write out, and a key that scratch does not use.
-        {"square": 0, "encoder_lr_scale": 0.5},
+        # A key that has no effect from scratch.
+        {"encoder_lr_scale": 0.5},
     ]
     for place, changes in enumerate(aside):
         configure(make_finetuning(tmp_path / str(place), alloy), **changes)
@@ -205,8 +215,17 @@ def test_many_different_settings_are_counted_and_never_confused(tmp_path: Path, 
         configure(make_finetuning(tmp_path / name, alloy), **(common | last if last else {}))
     found = [group.label for group in table_of(tmp_path).groups]
     assert len(set(found)) == 3
-    assert all(" and 2 more" in label for label in found)
-    assert sum("(settings " in label for label in found) == 2
+    assert sum("square of 16 pixels" in label for label in found) == 2
+    assert sum("rotate False" in label for label in found) == 1
+
+
+def test_groups_that_differ_in_a_setting_of_one_alone_have_different_labels(
+    tmp_path: Path, alloy: Alloy
+) -> None:
+    make_finetuning(tmp_path / "a", alloy)
+    for name in ("b", "c"):
+        configure(make_finetuning(tmp_path / name, alloy), **{f"unknown_{name}": 1})
+    assert len({label for label, _ in labels(table_of(tmp_path))}) == 3
 
 
 def test_runs_scored_on_different_images_are_not_paired(tmp_path: Path, alloy: Alloy) -> None:
@@ -276,24 +295,25 @@ def test_validation_images_are_not_called_test_images(tmp_path: Path, alloy: All
 
 
 def test_one_pair_is_called_chance() -> None:
-    text = comparison_sentence("alloy", comparison((0.5, 0.6)), 7)
-    assert "0.500 from scratch, 0.600 pretrained by X (+0.100), scored on 7 images with 1 reference" in text
-    assert "cannot tell an effect from chance" in text
+    text = comparison_sentence("alloy", comparison((0.6, 0.5)), 7)
+    assert "0.500 from scratch, 0.600 pretrained by X (+0.100), scored on 7 images" in text
+    assert "chance" in text
+    assert "interval" not in text
 
 
-def test_a_small_difference_is_called_smaller_than_its_spread() -> None:
-    noisy = comparison_sentence("alloy", comparison((0.5, 0.7), (0.5, 0.35), (0.5, 0.5)), 7)
-    assert "better on 1 of 3" in noisy
-    assert "smaller than its own spread" in noisy
-    clear = comparison_sentence("alloy", comparison((0.5, 0.7), (0.5, 0.68)), 7)
-    assert "better on 2 of 2" in clear
-    assert "spread" not in clear
+def test_a_difference_whose_interval_holds_zero_may_be_chance() -> None:
+    noisy = comparison_sentence("alloy", comparison((0.7, 0.5), (0.35, 0.5), (0.5, 0.5)), 7)
+    assert "1 of 3" in noisy
+    assert "chance" in noisy
+    clear = comparison_sentence("alloy", comparison((0.7, 0.5), (0.68, 0.5)), 7)
+    assert "2 of 2, 95% interval +0.063 to +0.317" in clear
+    assert "chance" not in clear
 
 
 def test_a_loss_is_told_as_a_loss() -> None:
-    text = comparison_sentence("alloy", comparison((0.6, 0.5), (0.62, 0.53)), 7)
+    text = comparison_sentence("alloy", comparison((0.5, 0.6), (0.53, 0.62)), 7)
     assert "(\N{MINUS SIGN}0.095)" in text
-    assert "better on 0 of 2" in text
+    assert "0 of 2" in text
 
 
 def test_the_headline_counts_what_was_done(runs: Path) -> None:
@@ -303,7 +323,7 @@ def test_the_headline_counts_what_was_done(runs: Path) -> None:
     assert len(head.sentences) == 3
     assert "PSCL-SimCLR for 1\N{NARROW NO-BREAK SPACE}200 steps" in head.sentences[0]
     assert "4 fine-tuning runs, each from 1 annotated image." in head.sentences[1]
-    assert "5 images with 2 references" in head.sentences[2]
+    assert "5 images over 2 choices" in head.sentences[2]
     assert len(head.tiles) == 1
     assert not head.warnings
 
@@ -311,7 +331,7 @@ def test_the_headline_counts_what_was_done(runs: Path) -> None:
 def test_runs_without_a_partner_claim_no_gain(runs: Path) -> None:
     found = collect([runs / "finetune-0"])
     head = headline(found, score_tables(found))
-    assert "Nothing to compare it with" in head.sentences[-1]
+    assert "compare" in head.sentences[-1]
     assert head.tiles[0].unit == ""
 
 
@@ -324,7 +344,7 @@ def test_an_absent_class_stays_unknown(tmp_path: Path, alloy: Alloy) -> None:
     table = table_of(tmp_path)
     (group,) = table.groups
     assert group.spreads[table.classes.index("defect")] is None
-    assert "in no mask" in table.chart
+    assert "in no mask" in render(collect([tmp_path]))
 
 
 def test_each_scored_split_has_its_table_and_only_the_primary_one_a_headline(

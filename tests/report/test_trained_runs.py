@@ -11,11 +11,11 @@ from pscl_hpc.config import resolve_config
 from pscl_hpc.pretraining import pretrain
 from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.report import write_report
-from pscl_hpc.report.collect import collect
 from pscl_hpc.report.curves import run_charts
 from pscl_hpc.report.inspection import image_figures
 from pscl_hpc.report.predictions import prediction_panels
-from pscl_hpc.report.scores import score_tables
+from pscl_hpc.results.runs import collect
+from pscl_hpc.results.scores import score_tables
 from pscl_hpc.segmentation import evaluate, finetune
 from pscl_hpc.segmentation.config import FinetuneConfig
 
@@ -113,4 +113,4 @@ def test_everything_is_found_and_nothing_is_missing(trained: Path, alloy: Alloy)
 def test_the_page_is_written(trained: Path) -> None:
     done = write_report([trained])
     assert (done.runs, done.damage) == (5, ())
-    assert "Not everything is here" not in done.path.read_text(encoding="utf-8")
+    assert "Incomplete" not in done.path.read_text(encoding="utf-8")

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 import yaml
 
-from pscl_hpc.archive import Collection, ShardWriter
+from pscl_hpc.archive import Archive, Collection, ShardWriter
 from pscl_hpc.config import RunConfig
 from pscl_hpc.models import TRUNK_FILE
-from pscl_hpc.report.study_results import StudyResults
+from pscl_hpc.results.study import StudyResults
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.segmentation import EVALUATION_FILE, ClassList
 from pscl_hpc.segmentation.config import FinetuneConfig
@@ -189,6 +189,9 @@ def fabricate(config: RunConfig, amounts: dict[str, float]) -> None:
             "ignore_classes": [],
             "references": list(config.references),
             "pretrained": config.pretrained,
+            "archive": folder.record.get("archive") or Archive(config.data.archive).fingerprint,
+            "tta": False,
+            "adapt": 0.0,
             "splits": splits,
         }
         (folder.path / EVALUATION_FILE).write_text(json.dumps(content), encoding="utf-8")

@@ -21,8 +21,10 @@ from .material import plan_of, study_tree, write_archive
 
 def test_the_pool_is_stated(archive: Path, tmp_path: Path) -> None:
     pools = plan_of(archive, tmp_path).pools
-    assert pools["simclr"].counts == (("alloy", "train", 5), ("other", "", 2))
-    assert pools["simclr"].images == 7
+    assert [(part.dataset, part.split, part.images) for part in pools["simclr"].parts] == [
+        ("alloy", "train", 5),
+        ("other", "", 2),
+    ]
     assert not pools["simclr"].without_own
     assert "none" not in pools
 
@@ -45,8 +47,8 @@ def test_the_pool_tells_where_annotated_images_are_left_out(
             for job in plan.jobs.values()
             if isinstance(job.config, PretrainConfig)
         ]
-    assert read == [pool.images - pool.without_own] * 3
-    assert ("less the annotated images" in pool.sentence()) == pool.without_own
+    assert read == [sum(part.images for part in pool.parts) - pool.without_own] * 3
+    assert pool.without_own == (not in_pool and "alloy" in datasets)
 
 
 @pytest.mark.parametrize("split", ["test", "test_ood", "val"])
@@ -61,7 +63,7 @@ def test_images_that_score_or_choose_are_refused_in_the_pool(
         tree[where]["data"] = {"splits": ["train", split]}
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump(tree))
-    with pytest.raises(UserError, match=f"data.splits has '{split}'"):
+    with pytest.raises(UserError, match=rf"data\.splits has '{split}'"):
         make_plan(load_study(file), str(archive))
 
 
@@ -84,7 +86,7 @@ def test_a_validation_split_of_any_name_is_refused_in_the_pool(
 
 def test_the_pixels_of_a_test_image_are_refused_under_any_name(tmp_path: Path) -> None:
     twin = write_archive(tmp_path / "twin.h5", twin="other/1")
-    with pytest.raises(UserError, match="other/1 of the pool has the same pixels as alloy/x0"):
+    with pytest.raises(UserError, match=r"other/1.*alloy/x0"):
         plan_of(twin, tmp_path)
     without = study_tree(twin, tmp_path / "study")
     without["pretrain"]["data"] = {"splits": ["train"]}
@@ -106,7 +108,7 @@ def test_annotated_images_of_a_pretraining_are_learnt_from_too(tmp_path: Path, i
     if image == "alloy/t3":
         make_plan(load_study(file), str(twin))
         return
-    with pytest.raises(UserError, match="alloy/t4 of the annotated images has the same pixels as alloy/x0"):
+    with pytest.raises(UserError, match=r"alloy/t4.*alloy/x0"):
         make_plan(load_study(file), str(twin))
 
 
@@ -118,5 +120,5 @@ def test_annotated_images_of_splits_that_score_or_choose_are_refused(archive: Pa
     config = resolve_config(tree, source="test")
     with Archive(archive) as opened:
         check_pool(opened, config, validation={"val", ""}, source="test")
-        with pytest.raises(UserError, match="test: alloy/t0 is of the split 'train'"):
+        with pytest.raises(UserError, match=r"alloy/t0.*'train'"):
             check_pool(opened, config, validation={"train"}, source="test")

@@ -7,13 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from pscl_hpc.config.study import study_yaml
 from typer.testing import CliRunner
 
 from pscl_hpc.cli.main import app
 from pscl_hpc.config import load_config
 from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.segmentation.summary import read_evaluation
+from pscl_hpc.study.config import study_yaml
 from pscl_hpc.study.reuse import copy_run
 from pscl_hpc.study.run import STUDY_FILE, look, run_study
 

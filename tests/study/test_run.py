@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ import pytest
 
 from pscl_hpc.config import load_config
 from pscl_hpc.errors import UserError
-from pscl_hpc.study.results import gather
+from pscl_hpc.report.study_text import TABLE_FILE
+from pscl_hpc.study.gather import gather
 from pscl_hpc.study.run import STUDY_FILE, look
-from pscl_hpc.study.tables import TABLE_FILE
 
 from .material import NONE, Fabricator, run, small_study
 
@@ -113,7 +114,7 @@ def test_a_run_whose_configuration_was_edited_is_not_taken_for_the_same(
     stored[0].write_text(stored[0].read_text().replace("batch_size: 2", "batch_size: 3"))
     results = run(study, Fabricator())
     assert len(results.failed) == 1
-    assert "was changed after the run began" in results.failed[0].reason
+    assert str(stored[0]) in results.failed[0].reason
 
 
 @pytest.mark.parametrize("damage", ["evaluation.json", "run.json"])
@@ -138,12 +139,7 @@ def test_a_run_of_another_archive_does_not_count_and_is_named(archive: Path, tmp
     results = run(study, Fabricator())
     assert (results.scored, len(results.missing)) == (2, 1)
     assert [item.state for item in results.failed] == ["failed"]
-    assert f"{record.parent}: was made from another archive" in results.failed[0].reason
-    # One from before archives were recorded.
-    tree = json.loads(record.read_text())
-    del tree["archive"]
-    record.write_text(json.dumps(tree))
-    assert look(study).missing == []
+    assert str(record.parent) in results.failed[0].reason
 
 
 def test_scores_of_another_archive_do_not_count_and_are_made_anew(archive: Path, tmp_path: Path) -> None:
@@ -190,14 +186,14 @@ def test_folders_of_others_are_left_alone(archive: Path, tmp_path: Path) -> None
     folder = tmp_path / "study"
     folder.mkdir()
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="is not empty and holds no study"):
+    with pytest.raises(UserError, match=re.escape(f"{folder}: is not empty")):
         run(small_study(archive, folder), Fabricator())
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
     (folder / "notes.txt").unlink()
     run(small_study(archive, folder), Fabricator())
-    with pytest.raises(UserError, match="holds the study 'small'"):
+    with pytest.raises(UserError, match="'small'"):
         run(small_study(archive, folder, name="another"), Fabricator())
-    with pytest.raises(UserError, match="is a file"):
+    with pytest.raises(UserError, match=STUDY_FILE):
         run(small_study(archive, folder / STUDY_FILE), Fabricator())
 
 
@@ -216,7 +212,7 @@ def test_two_processes_do_not_run_one_study(archive: Path, tmp_path: Path) -> No
 
     class Second(Fabricator):
         def start(self, job: Any) -> None:
-            with pytest.raises(UserError, match="another process runs this study"):
+            with pytest.raises(UserError, match=re.escape(f"{study.folder}: another process")):
                 run(study, Fabricator())
             super().start(job)
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from pscl_hpc.study.statistics import Comparison, Pair, Stratum, compare
+from pscl_hpc.results.statistics import Comparison, Pair, Stratum, compare
 
 dice = st.floats(0.0, 0.99)
 pairs = st.lists(st.tuples(dice, dice), min_size=2, max_size=8)

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pscl_hpc.config.study import study_yaml
 
 from pscl_hpc.errors import UserError
 from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.segmentation.config import FinetuneConfig
-from pscl_hpc.study.config import load_study
+from pscl_hpc.study.config import load_study, study_yaml
 from pscl_hpc.study.plan import make_plan
 
 from .material import plan_of, study_file
@@ -78,8 +77,8 @@ def test_the_file_of_an_entry_goes_under_the_keys_of_all_runs(archive: Path, tmp
 
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
-    ({"methods": []}, "methods is empty"),
-    ({"methods": [{"name": "a", "pretrain": "none"}] * 2}, "methods has 'a' twice"),
+    ({"methods": []}, "methods"),
+    ({"methods": [{"name": "a", "pretrain": "none"}] * 2}, "methods .*'a'"),
     ({"methods": [{"name": "a", "pretrain": {"method": {"name": "simclrr"}}}]}, "simclrr"),
     ({"methods": [{"name": "a", "pretrain": {"schedule": {"stepz": 3}}}]}, "stepz"),
     ({"methods": [{"name": "a", "pretrain": "none", "finetune": {"cropp": 3}}]}, "cropp"),
@@ -87,33 +86,33 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"methods": [{"name": "a/b", "pretrain": "none"}]}, "methods"),
     ({"methods": [{"name": "a"}]}, "pretrain"),
     ({"datasets": [{"name": "alloi"}]}, "alloi"),
-    ({"datasets": [{"name": "bare"}]}, "bare recommends no references"),
-    ({"datasets": [{"name": "bare", "references": {"count": 9}}]}, "cannot be drawn"),
+    ({"datasets": [{"name": "bare"}]}, "bare"),
+    ({"datasets": [{"name": "bare", "references": {"count": 9}}]}, "bare has 4 .*9"),
     ({"datasets": [{"name": "alloy", "references": ["alloy/x0"]}]}, "alloy/x0"),
     ({"datasets": [{"name": "alloy", "references": ["bare/0"]}]}, "bare/0"),
     ({"datasets": [{"name": "other", "references": ["other/0"]}]}, "other/0"),
-    ({"datasets": [{"name": "alloy", "template": "bare/0"}]}, "template bare/0 of alloy is of bare"),
-    ({"datasets": [{"name": "alloy", "template": "alloy/v0"}]}, "template alloy/v0 of alloy is in the split"),
+    ({"datasets": [{"name": "alloy", "template": "bare/0"}]}, "template bare/0"),
+    ({"datasets": [{"name": "alloy", "template": "alloy/v0"}]}, "template alloy/v0 .*'val'"),
     ({"datasets": [{"name": "alloy", "template": "alloy/t9"}]}, "alloy/t9"),
-    ({"budgets": [6]}, "5 annotated training images, not 6"),
-    ({"budgets": ["some"]}, "key 'budgets.0': 'some' is no budget; .* square-N"),
-    ({"budgets": [1, "square-0"]}, "key 'budgets.1': 'square-0' is no budget"),
-    ({"budgets": [0]}, "key 'budgets.0': 0 is no budget"),
-    ({"datasets": [{"name": "alloy", "budgets": ["al"]}]}, "key 'datasets.0.budgets.0': 'al' is no budget"),
-    ({"budgets": []}, "budgets is empty"),
-    ({"show": ["alloy/nosuch"]}, "show: .* has no annotated test image 'alloy/nosuch'"),
+    ({"budgets": [6]}, "budgets: alloy has 5 .*6"),
+    ({"budgets": ["some"]}, "budgets.0': 'some' .*square-N"),
+    ({"budgets": [1, "square-0"]}, "budgets.1': 'square-0'"),
+    ({"budgets": [0]}, "budgets.0': 0 "),
+    ({"datasets": [{"name": "alloy", "budgets": ["al"]}]}, "datasets.0.budgets.0': 'al'"),
+    ({"budgets": []}, "budgets"),
+    ({"show": ["alloy/nosuch"]}, "show: .*'alloy/nosuch'"),
     ({"show": ["alloy/x0", "alloy/v0"]}, "show: .* 'alloy/v0'; did you mean 'alloy/x0'"),
     ({"headline": ["alloy"]}, "headline"),
     ({"headline": ["alloy/val"]}, "alloy/val"),
-    ({"headline": ["alloy/test", "alloy/test"]}, "headline has 'alloy/test' twice"),
+    ({"headline": ["alloy/test", "alloy/test"]}, "headline .*'alloy/test'"),
     ({"seeds": [-1]}, "seeds"),
     ({"archive": ""}, "archive"),
-    ({"synthetic": {"images": 3}}, "one archive"),
+    ({"synthetic": {"images": 3}}, "archive"),
     ({"unknown": 1}, "unknown"),
-    ({"run": "~/study"}, "run begins with '~', which only a shell expands; write the folder in full"),
+    ({"run": "~/study"}, "run .*'~'"),
     (
         {"datasets": [{"name": "alloy", "references": {"count": 0}}]},
-        "key 'datasets.0.references.count': input should be greater than or equal to 1",
+        "datasets.0.references.count",
     ),
     ({"finetune": {"validation_split": "test"}}, "validation_split"),
 ]
@@ -122,12 +121,12 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(
     ("override", "key"),
     [
-        ("pretrain.data=foo", "pretraining: key 'data' holds 'foo'"),
-        ("pretrain.data=null", "pretraining: key 'data' holds None"),
-        ("pretrain.data=[a]", "pretraining: key 'data' holds"),
-        ("finetune.data=null", "fine-tuning: key 'data' holds None"),
-        ("pretrain.method=simclr", "key 'method' holds 'simclr', .* for example method.name=simclr"),
-        ("pretrain.method={name: pscl-simclr, reference: foo}", "key 'method.reference' holds 'foo'"),
+        ("pretrain.data=foo", "pretraining: key 'data' .*'foo'"),
+        ("pretrain.data=null", "pretraining: key 'data' .*None"),
+        ("pretrain.data=[a]", "pretraining: key 'data'"),
+        ("finetune.data=null", "fine-tuning: key 'data' .*None"),
+        ("pretrain.method=simclr", "key 'method' .*'simclr'.* for example method.name=simclr"),
+        ("pretrain.method={name: pscl-simclr, reference: foo}", "key 'method.reference' .*'foo'"),
         ("finetune.optimiser=adam", "key 'optimiser'"),
         ("pretrain.method.name=[a]", "method"),
     ],
@@ -153,5 +152,5 @@ def test_mistakes_are_one_sentence_that_names_them(
 def test_a_configuration_of_another_kind_is_no_study(tmp_path: Path) -> None:
     file = tmp_path / "pretrain.yaml"
     file.write_text("{kind: pretrain, data: {archive: a.h5}}")
-    with pytest.raises(UserError, match="pretrain configuration, not a study"):
+    with pytest.raises(UserError, match=r"pretrain\.yaml: .*pretrain configuration"):
         load_study(file)

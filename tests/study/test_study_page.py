@@ -10,10 +10,10 @@ import pytest
 
 from pscl_hpc.errors import UserError
 from pscl_hpc.report import write_report
-from pscl_hpc.report.study_figures import budget_chart, paper_figure
-from pscl_hpc.report.study_page import sentences
-from pscl_hpc.report.study_predictions import study_panels
-from pscl_hpc.report.study_results import RESULTS_FILE
+from pscl_hpc.report.predictions import study_panels
+from pscl_hpc.report.study_figures import budget_panel, paper_figure
+from pscl_hpc.report.study_text import sentences
+from pscl_hpc.results.study import RESULTS_FILE
 from pscl_hpc.study.config import StudyConfig
 
 from .material import AMOUNTS, NONE, Fabricator, run, small_study
@@ -26,7 +26,9 @@ def test_data_sets_with_budgets_of_their_own_are_on_the_page_and_in_the_figure(b
     first = {("alloy", "test", 1), ("alloy", "test_ood", 1), ("bare", "test", "square-8")}
     assert set(results.first_places) == first
     panels = study_panels(results, study.folder)
-    assert {(panel.dataset, panel.split, panel.budget) for panel in panels} == first
+    assert {(panel.name, panel.split, panel.budget) for panel in panels} == {
+        (name, split, f"budget {budget}") for name, split, budget in first
+    }
     # No budget has all headline scores.
     said = [f"Against “{name}”, over {place}" for name in ("none", "simclr") for place in
             ("alloy test, budget 1,", "bare test, budget square-8,")]  # fmt: skip
@@ -45,9 +47,9 @@ def test_data_sets_with_budgets_of_their_own_are_on_the_page_and_in_the_figure(b
 def test_budgets_are_drawn_from_the_least_to_the_most_annotation(archive: Path, tmp_path: Path) -> None:
     budgets = ["all", "square-24", 2, "square-8", 1]
     results = run(small_study(archive, tmp_path / "study", budgets=budgets, methods=[NONE]), Fabricator())
-    chart = budget_chart(results, "alloy", "test", "x")
-    assert chart is not None
-    words = re.findall(r"<text[^>]*>([^<]*)</text>", chart.svg)
+    panel = budget_panel(results, "alloy", "test")
+    assert panel is not None
+    words = re.findall(r"<text[^>]*>([^<]*)</text>", panel.chart("x").svg)
     assert words[:5] == ["square-8", "square-24", "1", "2", "all"]
 
 
@@ -60,8 +62,8 @@ def test_figures_and_page_come_from_the_results_alone(finished: Path, tmp_path: 
     assert first == second
     for word in ("pscl", "Against none", "Dice error removed", "alloy 5 (train)", "worst annotated image"):
         assert word in first
-    # Made-up runs have no predictions: that is said, and no figure is empty.
-    assert "cannot be read as a picture" in first
+    # Made-up runs have no predictions.
+    assert "no predicted masks" in first
     assert not re.search(r"(src|href)=\"(?!data:|#)", first)
 
 
@@ -74,10 +76,12 @@ def test_masks_of_another_archive_than_was_scored_are_not_shown(finished: Path, 
         folder.mkdir()
         (folder / RESULTS_FILE).write_text(json.dumps(tree | words))
     text = write_report([tmp_path / "other"]).path.read_text(encoding="utf-8")
-    said = f"The archive {tree['archive_path']} is not the one that was scored any more"
+    said = f"The archive {tree['archive_path']} is not the archive that was scored"
     # Once for each of the two splits.
     assert text.count(said) == 2
-    assert "cannot be opened from here" in write_report([tmp_path / "gone"]).path.read_text(encoding="utf-8")
+    assert f"{tmp_path / 'gone.h5'} cannot be opened" in write_report([tmp_path / "gone"]).path.read_text(
+        "utf-8"
+    )
     assert said not in write_report([finished], tmp_path / "a.html").path.read_text(encoding="utf-8")
 
 
@@ -100,5 +104,5 @@ def test_words_of_a_stranger_stay_words_and_paths_stay_inside(finished: Path, tm
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"study": 3}', "\xff"])
 def test_results_that_are_none_are_refused_in_one_sentence(tmp_path: Path, content: str) -> None:
     (tmp_path / RESULTS_FILE).write_text(content, encoding="latin-1")
-    with pytest.raises(UserError, match="is no result of a study"):
+    with pytest.raises(UserError, match=RESULTS_FILE):
         write_report([tmp_path])

@@ -1,21 +1,18 @@
-"""What a study found: every run, tables, comparisons."""
+"""The results of a study from its run folders: every run, tables, comparisons."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pscl_hpc.errors import UserError
-from pscl_hpc.methods import ReferencedMethodConfig
-from pscl_hpc.pretraining.config import PretrainConfig
-from pscl_hpc.report.study_results import (
+from pscl_hpc.results.statistics import CONFIDENCE, Stratum, compare, mean_by_unit, pair
+from pscl_hpc.results.study import (
     Compared,
     Failure,
     Line,
     Place,
-    PoolPart,
     Row,
     Sampling,
     StudyResults,
@@ -23,19 +20,16 @@ from pscl_hpc.report.study_results import (
     Worst,
 )
 from pscl_hpc.runs import RunFolder, now
-from pscl_hpc.segmentation.summary import read_evaluation, spread
+from pscl_hpc.segmentation.summary import spread
 from pscl_hpc.study.config import Budget
 from pscl_hpc.study.plan import Cell, Plan
+from pscl_hpc.study.pool import reference_of
 from pscl_hpc.study.schedule import Outcome
-from pscl_hpc.study.stage import has_scores, made_from, read_times
-from pscl_hpc.study.statistics import CONFIDENCE, Comparison, Stratum, compare
-
-Shared = tuple[str, ...]
-"""What the runs of a pair share: annotated images; or the seed, as text."""
+from pscl_hpc.study.stage import made_from, plain_scores, read_times
 
 
 def gather(plan: Plan, outcomes: dict[str, Outcome]) -> StudyResults:
-    """All that is known of a study, whether it is complete or not.
+    """The results of a study, complete or not.
 
     Args:
         plan: The study.
@@ -57,11 +51,8 @@ def gather(plan: Plan, outcomes: dict[str, Outcome]) -> StudyResults:
         headline=tuple(f"{name}/{split}" for name, split in plan.headline),
         show=study.show,
         confidence=CONFIDENCE,
+        pools={name: pool.parts for name, pool in plan.pools.items()},
         pools_without_own=tuple(name for name, pool in plan.pools.items() if pool.without_own),
-        pools={
-            name: tuple(PoolPart(dataset=part[0], split=part[1], images=part[2]) for part in pool.counts)
-            for name, pool in plan.pools.items()
-        },
         runs=len({cell.key for cell in plan.cells}),
         failed=tuple(
             Failure(
@@ -88,12 +79,14 @@ def gather(plan: Plan, outcomes: dict[str, Outcome]) -> StudyResults:
 def _rows(plan: Plan, cell: Cell) -> Iterable[Row]:
     job = plan.jobs[cell.key]
     folder = job.folder
+    evaluation = plain_scores(folder, plan.fingerprint, job.tests)
+    if evaluation is None:
+        return
     try:
-        evaluation = read_evaluation(folder)
         record = RunFolder.load(folder).record
     except UserError:
         return
-    if not made_from(plan.fingerprint, record) or not has_scores(evaluation, plan.fingerprint, job.tests):
+    if not made_from(plan.fingerprint, record.get("archive")):
         return
     attempts = record.get("attempts") or [{}]
     best = record.get("best") or {}
@@ -102,7 +95,7 @@ def _rows(plan: Plan, cell: Cell) -> Iterable[Row]:
     if trunk is not None:
         times["pretrain"] = read_times(trunk.folder).get("pretrain", 0.0)
     for split in job.tests:
-        scores = evaluation["splits"][split]
+        scores = evaluation.splits[split]
         yield Row(
             method=cell.method,
             dataset=cell.annotation.dataset,
@@ -110,11 +103,11 @@ def _rows(plan: Plan, cell: Cell) -> Iterable[Row]:
             budget=cell.annotation.budget,
             references=cell.annotation.references,
             seed=cell.seed,
-            mean_dice=scores["mean_dice"],
-            dice=scores["dice"],
-            mean_iou=scores["mean_iou"],
-            pixel_accuracy=scores["pixel_accuracy"],
-            images=scores["images"],
+            mean_dice=scores.mean_dice,
+            dice=scores.dice,
+            mean_iou=scores.mean_iou,
+            pixel_accuracy=scores.pixel_accuracy,
+            images=scores.images,
             validation_dice=best.get("mean_dice"),
             step=best.get("step", 0),
             seconds=times,
@@ -130,7 +123,6 @@ def _sampling(plan: Plan) -> Iterable[Sampling]:
     trunks = dict.fromkeys((cell.method, cell.pretraining) for cell in plan.cells if cell.pretraining)
     for method, key in trunks:
         job = plan.jobs[key]
-        assert isinstance(job.config, PretrainConfig)
         try:
             lines = RunFolder.load(job.folder).metrics()
         except UserError:
@@ -139,18 +131,18 @@ def _sampling(plan: Plan) -> Iterable[Sampling]:
         first = _purity([line for line in lines if line["step"] <= steps / 4])
         last = _purity([line for line in lines if line["step"] > steps * 3 / 4])
         if last:
-            settings = job.config.method
+            reference = reference_of(job.config)
             yield Sampling(
                 method=method,
                 folder=str(job.folder.relative_to(plan.study.folder)),
-                references=settings.reference.ids if isinstance(settings, ReferencedMethodConfig) else (),
+                references=reference.ids if reference else (),
                 first=first or (None,) * len(last),
                 last=last,
             )
 
 
 def _purity(lines: Sequence[dict[str, Any]]) -> tuple[float | None, ...]:
-    """Mean of each scale's logged purity; empty where there is none."""
+    """Mean of the logged purity of each scale; empty where none was logged."""
     found: list[float | None] = []
     for scale in itertools.count():
         key = f"scale{scale}/purity"
@@ -169,12 +161,14 @@ def _places(plan: Plan, rows: Sequence[Row]) -> list[Place]:
     """Data set, split and budget of every table, in the order of the study."""
     order = [entry.name for entry in plan.study.datasets]
     budgets = _budgets(plan)
-    found = {(row.dataset, row.split, row.budget) for row in rows}
-    return sorted(found, key=lambda place: (order.index(place[0]), place[1], budgets.index(place[2])))
+    return sorted(
+        {row.place for row in rows},
+        key=lambda place: (order.index(place[0]), place[1], budgets.index(place[2])),
+    )
 
 
 def _select(rows: Sequence[Row], place: Place, method: str) -> list[Row]:
-    return [row for row in rows if (row.dataset, row.split, row.budget) == place and row.method == method]
+    return [row for row in rows if row.place == place and row.method == method]
 
 
 def _table(plan: Plan, rows: Sequence[Row]) -> Iterable[Line]:
@@ -197,27 +191,17 @@ def _table(plan: Plan, rows: Sequence[Row]) -> Iterable[Line]:
 
 
 def _worst(rows: Sequence[Row]) -> Worst | None:
-    units = _units(rows, by_seed=False)
+    units = mean_by_unit(rows)
     if not units:
         return None
     references, value = min(units.items(), key=lambda item: (item[1], item[0]))
     return Worst(references=references, mean_dice=value)
 
 
-def _units(rows: Sequence[Row], *, by_seed: bool) -> dict[Shared, float]:
-    """Mean Dice of each unit over its runs."""
-    values: dict[Shared, list[float]] = {}
-    for row in rows:
-        if row.mean_dice is not None:
-            unit = (str(row.seed),) if by_seed else row.references
-            values.setdefault(unit, []).append(row.mean_dice)
-    return {unit: sum(found) / len(found) for unit, found in values.items()}
-
-
 def _comparisons(plan: Plan, rows: Sequence[Row]) -> Iterable[Compared]:
     names = [entry.name for entry in plan.study.methods]
     places = _places(plan, rows)
-    units = _kinds(plan)
+    units = _units(plan)
     headline: dict[str, list[str]] = {}
     for name, split in plan.headline:
         headline.setdefault(name, []).append(split)
@@ -226,25 +210,22 @@ def _comparisons(plan: Plan, rows: Sequence[Row]) -> Iterable[Compared]:
             for place in places:
                 unit = units[place[0], place[2]]
                 stratum = _stratum(rows, [place], method, baseline, unit)
-                if stratum.pairs:
-                    yield _compared(place, method, baseline, compare([stratum]), unit)
+                yield from _compared(place, method, baseline, [stratum], unit)
             for budget in dict.fromkeys(place[2] for place in places):
-                # Over part of the data sets it would be another figure than its name says.
+                # A mean over only some of the data sets would not be the mean of all headline scores.
                 if len(plan.headline) < 2 or any((name, budget) not in units for name in headline):
                     continue
                 kinds = {name: units[name, budget] for name in headline}
-                overall = [
+                strata = [
                     _stratum(rows, [(name, split, budget) for split in splits], method, baseline, kinds[name])
                     for name, splits in headline.items()
                 ]
-                if all(stratum.pairs for stratum in overall):
-                    several = set(kinds.values())
-                    unit = several.pop() if len(several) == 1 else "pairs"
-                    yield _compared(("", "", budget), method, baseline, compare(overall), unit)
+                unit = next(iter(kinds.values())) if len(set(kinds.values())) == 1 else "pairs"
+                yield from _compared(("", "", budget), method, baseline, strata, unit)
 
 
-def _kinds(plan: Plan) -> dict[tuple[str, Budget], Unit]:
-    """What the pairs of each data set and budget are, by what is planned: runs that are missing change nothing."""
+def _units(plan: Plan) -> dict[tuple[str, Budget], Unit]:
+    """The units of each data set and budget, by the plan: missing runs change nothing."""
     sets: dict[tuple[str, Budget], set[tuple[str, ...]]] = {}
     for cell in plan.cells:
         key = (cell.annotation.dataset, cell.annotation.budget)
@@ -253,36 +234,22 @@ def _kinds(plan: Plan) -> dict[tuple[str, Budget], Unit]:
 
 
 def _stratum(rows: Sequence[Row], places: Sequence[Place], method: str, baseline: str, unit: Unit) -> Stratum:
-    """Dice of method and baseline for each unit of a data set, averaged over places, from the repetitions of all."""
-    found = [[_select(rows, place, name) for place in places] for name in (method, baseline)]
-    common = set.intersection(*(_repetitions(part) for side in found for part in side))
-    by_seed = unit == "seeds"
-    first, second = (
-        _units(
-            [row for part in side for row in part if (row.references, row.seed) in common], by_seed=by_seed
+    """The pairs of one data set over some of its splits."""
+    first, second = ([_select(rows, place, name) for place in places] for name in (method, baseline))
+    return pair(first, second, by_seed=unit == "seeds")
+
+
+def _compared(
+    place: Place, method: str, baseline: str, strata: Sequence[Stratum], unit: Unit
+) -> Iterable[Compared]:
+    """The comparison over these strata; none where one of them has no pair."""
+    if all(stratum.pairs for stratum in strata):
+        yield Compared(
+            method=method,
+            baseline=baseline,
+            dataset=place[0],
+            split=place[1],
+            budget=place[2],
+            unit=unit,
+            **dict(compare(strata)),
         )
-        for side in found
-    )
-    images = [image for unit in first for image in unit]
-    return Stratum(
-        pairs=[(first[unit], second[unit]) for unit in first],
-        weight=len(places),
-        independent=by_seed or len(set(images)) == len(images),
-    )
-
-
-def _repetitions(rows: Sequence[Row]) -> set[tuple[tuple[str, ...], int]]:
-    return {(row.references, row.seed) for row in rows if row.mean_dice is not None}
-
-
-def _compared(place: Place, method: str, baseline: str, found: Comparison, unit: Unit) -> Compared:
-    values = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
-    return Compared(
-        method=method,
-        baseline=baseline,
-        dataset=place[0],
-        split=place[1],
-        budget=place[2],
-        unit=unit,
-        **values,
-    )

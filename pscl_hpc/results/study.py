@@ -1,42 +1,42 @@
-"""``results.json`` of a study: what ``pscl-hpc study`` writes, and tables and the page read."""
+"""``results.json`` of a study: written by ``pscl-hpc study``, read by its tables and its page."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from pscl_hpc.errors import UserError
+from pscl_hpc.results.statistics import Comparison, Record
 from pscl_hpc.segmentation.summary import Spread
 
 RESULTS_FILE = "results.json"
 Place = tuple[str, str, int | str]
 """Data set, split, budget."""
 Unit = Literal["images", "seeds", "pairs"]
-"""What the pairs of a comparison have in common: annotated images (or sets of them); the seed, where there is a single
-set of images; or some this and some that, which is also said of files that do not tell."""
+"""What the two runs of a pair share: annotated images (or a set of them); the seed, where there is a single set of
+images; ``pairs`` where both kinds occur."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class Estimate(_Part):
-    """A figure with its interval; none where there are too few pairs, or pairs have annotated images in common."""
-
-    value: float
-    low: float | None
-    high: float | None
-
-
-class Row(_Part):
-    """The scores of one run on one split."""
+class _Placed(Record):
+    """A result of a method in one table."""
 
     method: str
     dataset: str
     split: str
     budget: int | str
+
+    @property
+    def place(self) -> Place:
+        """The table that it belongs to."""
+        return self.dataset, self.split, self.budget
+
+
+class Row(_Placed):
+    """The scores of one run on one split."""
+
     references: tuple[str, ...]
     seed: int
     mean_dice: float | None
@@ -60,58 +60,35 @@ class Row(_Part):
     """Hash of everything that decides the run's numbers."""
 
 
-class Worst(_Part):
+class Worst(Record):
     """The annotated images with the lowest Dice, seeds averaged."""
 
     references: tuple[str, ...]
     mean_dice: float
 
 
-class Line(_Part):
+class Line(_Placed):
     """A method on one split with one budget."""
 
-    method: str
-    dataset: str
-    split: str
-    budget: int | str
     runs: int
     mean_dice: Spread | None
     dice: dict[str, Spread | None]
     pixel_accuracy: Spread | None
     worst: Worst | None
-    validation_dice: Spread | None = None
-    """Best mean Dice on the validation images: what settings may be chosen by."""
-
-    @property
-    def place(self) -> Place:
-        """Which table it is of."""
-        return self.dataset, self.split, self.budget
+    validation_dice: Spread | None
+    """Best mean Dice on the validation images, by which settings may be chosen."""
 
 
-class Compared(_Part):
-    """A method against a baseline, pair by pair."""
+class Compared(_Placed, Comparison):
+    """A method against a baseline; data set and split are empty for the average over the headline scores."""
 
-    method: str
     baseline: str
-    dataset: str
-    """Empty for the average over the headline scores."""
-    split: str
-    budget: int | str
-    gain: Estimate
-    """Of mean Dice."""
-    error_removed: Estimate | None
-    """Share of 1 - Dice; None where the baseline makes no error."""
-    units: int
-    """Pairs that the comparison rests on."""
-    unit: Unit = "pairs"
-    """What they are."""
-    wins: int
-    worst_gain: float
-    """The method's lowest Dice minus the baseline's lowest."""
+    unit: Unit
+    """What the pairs are."""
 
 
-class Sampling(_Part):
-    """How well a pretraining's sampled cells lay on their classes."""
+class Sampling(Record):
+    """How many sampled patches of a pretraining are on their classes."""
 
     method: str
     folder: str
@@ -119,12 +96,12 @@ class Sampling(_Part):
     references: tuple[str, ...]
     """Annotated images that the templates came from; empty for clusters."""
     first: tuple[float | None, ...]
-    """Mean purity of each scale, coarse to fine, over the first quarter of the steps; None where no mask tells."""
+    """Mean purity of each scale, coarse to fine, over the first quarter of the steps; None without masks."""
     last: tuple[float | None, ...]
     """The same over the last quarter."""
 
 
-class PoolPart(_Part):
+class PoolPart(Record):
     """Images of one data set and split in a pretraining."""
 
     dataset: str
@@ -132,18 +109,18 @@ class PoolPart(_Part):
     images: int
 
 
-class Failure(_Part):
-    """A job that did not end well."""
+class Failure(Record):
+    """A job that failed or was skipped."""
 
     job: str
     state: str
-    """failed, or skipped where what it needs failed."""
+    """failed, or skipped because its pretraining failed."""
     reason: str
     folder: str
 
 
-class StudyResults(_Part):
-    """All that a study found."""
+class StudyResults(Record):
+    """All results of a study."""
 
     study: str
     written: str
@@ -159,20 +136,20 @@ class StudyResults(_Part):
     show: tuple[str, ...]
     confidence: float
     pools: dict[str, tuple[PoolPart, ...]]
-    """By method: what the ``data`` of its pretrainings names."""
-    pools_without_own: tuple[str, ...] = ()
-    """Methods whose pretrainings leave their own annotated images out of that."""
+    """By method: the images named by ``data`` of its pretrainings."""
+    pools_without_own: tuple[str, ...]
+    """Methods whose pretrainings leave their own annotated images out of the pool."""
     runs: int
     """Fine-tunings of the study."""
     failed: tuple[Failure, ...]
-    """Jobs that failed in the last call."""
+    """Jobs of the last call that failed or were skipped."""
     missing: tuple[str, ...]
     """Fine-tunings without scores."""
     table: tuple[Line, ...]
     comparisons: tuple[Compared, ...]
     rows: tuple[Row, ...]
-    sampling: tuple[Sampling, ...] = ()
-    """Of the pretrainings that sample cells."""
+    sampling: tuple[Sampling, ...]
+    """Of the pretrainings that sample patches."""
 
     @property
     def scored(self) -> int:
@@ -186,12 +163,12 @@ class StudyResults(_Part):
 
     @property
     def places(self) -> tuple[Place, ...]:
-        """Which tables of scores there are."""
+        """The tables of scores."""
         return tuple(dict.fromkeys(line.place for line in self.table))
 
     @property
     def first_places(self) -> tuple[Place, ...]:
-        """Those of the first budget of each data set."""
+        """The tables of the first budget of each data set."""
         first: dict[str, int | str] = {}
         for dataset, _, budget in self.places:
             first.setdefault(dataset, budget)
@@ -199,23 +176,30 @@ class StudyResults(_Part):
 
     @property
     def baselines(self) -> tuple[str, ...]:
-        """What was compared with."""
+        """The entries that others were compared with."""
         return tuple(dict.fromkeys(found.baseline for found in self.comparisons))
+
+
+def pool_text(parts: Sequence[PoolPart], *, without_own: bool) -> str:
+    """The images of a pool in words."""
+    named = [f"{part.dataset} {part.images} ({part.split or 'no split'})" for part in parts]
+    less = ", less the annotated images of each pretraining" if without_own else ""
+    return f"{sum(part.images for part in parts)} images, {', '.join(named)}{less}"
 
 
 def read_results(path: Path) -> StudyResults:
     """Results from a study's folder or from the file itself.
 
     Raises:
-        UserError: there are none, or the file holds something else.
+        UserError: the file does not exist or is damaged.
     """
     file = path / RESULTS_FILE if path.is_dir() else path
     try:
         return StudyResults.model_validate_json(file.read_bytes())
     except OSError:
-        raise UserError(f"{file}: no results there; run 'pscl-hpc study' first") from None
+        raise UserError(f"{file}: not found; run 'pscl-hpc study' first") from None
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"])) or "the file"
         raise UserError(
-            f"{file}: is no result of a study ({where} is wrong); run 'pscl-hpc study' again"
+            f"{file}: not the results of a study ({where} is wrong); run 'pscl-hpc study' again"
         ) from None

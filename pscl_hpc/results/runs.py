@@ -1,12 +1,11 @@
-"""Run folders to plain data for a page. Missing parts become notes, damaged ones are named; nothing stops here."""
+"""Run folders as plain data. A missing part becomes a note and a damaged one is named; neither stops a report."""
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,33 +14,27 @@ import yaml
 
 from pscl_hpc.config.loading import parse_yaml
 from pscl_hpc.errors import UserError
+from pscl_hpc.methods import display_name
 from pscl_hpc.pretraining.inspection import INSPECTION_FILE
-from pscl_hpc.report.artefacts import (
-    DamagedFile,
-    Evaluation,
-    Inspection,
-    number,
-    read_evaluation,
-    read_inspection,
-)
+from pscl_hpc.results.evaluation import Evaluation, number, read_evaluation
+from pscl_hpc.results.inspection import Inspection, read_inspection
 from pscl_hpc.runs import read_metrics
 from pscl_hpc.runs.folder import CONFIG_FILE, METRICS_FILE, RECORD_FILE
 from pscl_hpc.segmentation.evaluate import EVALUATION_FILE
 
-METHOD_NAMES = {"pscl-simclr": "PSCL-SimCLR", "simclr": "SimCLR"}
 DEPTH = 4
-"""Folders below a named one that are searched for runs."""
+"""How many levels of folders are searched for runs."""
 
 
 @dataclass
 class RunData:
-    """Everything the page shows of one run."""
+    """The content of one run folder."""
 
     path: Path
     label: str
-    """Short and unique on the page."""
+    """Short and unique among the runs that are read together."""
     kind: str
-    """``"pretrain"``, ``"finetune"`` or ``""`` when neither record nor configuration tells."""
+    """``"pretrain"``, ``"finetune"`` or ``""`` when unknown."""
     status: str
     """``"done"``, ``"running"``, ``"stopped"``, ``"failed"`` or ``""``."""
     record: dict[str, Any]
@@ -54,7 +47,7 @@ class RunData:
     notes: list[str] = field(default_factory=list)
     """What is missing or unfinished, in sentences without the run's name."""
     damage: list[str] = field(default_factory=list)
-    """Files that are there and cannot be read."""
+    """Files that exist and cannot be read."""
 
     def setting(self, key: str, default: Any = "") -> Any:
         """A value of the configuration by dotted key."""
@@ -68,23 +61,21 @@ class RunData:
     def locate(self, path: str) -> Path:
         """A path of the configuration.
 
-        Relative ones start where the run was started, which its folder tells, or here where they exist here alone.
+        A relative path starts at the working directory of the run, which follows from the place of its folder, or at
+        the present one if it exists only there.
         """
         given = Path(path)
-        if given.is_absolute():
-            return given
         own = Path(str(self.setting("run")) or f"runs/{self.path.name}")
         place = self.path.resolve()
-        if own.is_absolute() or place.parts[-len(own.parts) :] != own.parts:
+        if given.is_absolute() or own.is_absolute() or place.parts[-len(own.parts) :] != own.parts:
             return given
         there = place.parents[len(own.parts) - 1] / given
         return there if there.exists() or not given.exists() else given
 
     @property
     def method(self) -> str:
-        """The pretraining method's name as people write it."""
-        name = str(self.setting("method.name", "an unnamed method"))
-        return METHOD_NAMES.get(name, name)
+        """Display name of the pretraining method."""
+        return display_name(str(self.setting("method.name", "an unknown method")))
 
     @property
     def attempts(self) -> list[dict[str, Any]]:
@@ -99,29 +90,30 @@ class RunData:
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
-    """Run folders among ``paths`` and below them, each once: pretraining first, then by name.
+    """Run folders among ``paths`` and below them, each once.
 
     Raises:
-        UserError: when a path does not exist or holds no run.
+        UserError: a path does not exist or contains no run.
     """
     found: dict[Path, Path] = {}
     for path in paths:
         if not path.is_dir():
-            raise UserError(f"{path}: no such run folder; runs lie in runs/ by default")
+            raise UserError(f"{path}: run folder not found; by default runs are in runs/")
         below = list(_walk(path, DEPTH))
         if not below:
-            raise UserError(
-                f"{path}: holds no run, no {CONFIG_FILE} or {RECORD_FILE} in it or below; name a run folder"
-            )
+            raise UserError(f"{path}: no run found (no {CONFIG_FILE} or {RECORD_FILE}); name a run folder")
         for run in below:
             found.setdefault(run.resolve(), run)
     return list(found.values())
 
 
 def collect(paths: Sequence[Path]) -> list[RunData]:
-    """Read all runs found by :func:`find_runs`."""
+    """Read all runs found by :func:`find_runs`: pretrainings first, then by name."""
     folders = find_runs(paths)
-    labels = _labels(folders)
+    labels = [folder.resolve().name for folder in folders]
+    if len(set(labels)) < len(labels):
+        top = Path(os.path.commonpath([folder.resolve() for folder in folders]))
+        labels = [str(folder.resolve().relative_to(top)) for folder in folders]
     runs = [read_run(folder, label) for folder, label in zip(folders, labels, strict=True)]
     return sorted(runs, key=lambda run: (run.kind != "pretrain", _natural(run.label)))
 
@@ -129,8 +121,9 @@ def collect(paths: Sequence[Path]) -> list[RunData]:
 def read_run(path: Path, label: str) -> RunData:
     """Read one run folder, whatever state it is in."""
     damage: list[str] = []
-    record = _read_record(path / RECORD_FILE, damage)
-    text, config = _read_config(path / CONFIG_FILE, damage)
+    _, record = _read(path / RECORD_FILE, json.loads, damage)
+    # Not load_config: a report also shows runs whose configuration is not valid in this version.
+    text, config = _read(path / CONFIG_FILE, parse_yaml, damage)
     run = RunData(
         path=path,
         label=label,
@@ -145,19 +138,16 @@ def read_run(path: Path, label: str) -> RunData:
     if not run.metrics:
         run.notes.append("Nothing was logged yet: no curves.")
     _note_status(run)
-    if run.kind == "pretrain":
-        _add_inspection(run)
-    elif run.kind == "finetune":
-        _add_evaluation(run)
-    return run
-
-
-def parse_time(text: Any) -> datetime.datetime | None:
-    """An ISO time with zone, or None."""
     try:
-        return datetime.datetime.fromisoformat(str(text)).astimezone()
-    except ValueError:
-        return None
+        if run.kind == "pretrain" and (path / INSPECTION_FILE).is_file():
+            run.inspection = read_inspection(path / INSPECTION_FILE)
+        elif run.kind == "pretrain":
+            run.notes.append(f"No {INSPECTION_FILE}: sampled patches and feature maps cannot be shown.")
+        elif run.kind == "finetune":
+            _add_evaluation(run)
+    except UserError as error:
+        run.damage.append(str(error))
+    return run
 
 
 def _walk(path: Path, depth: int) -> Iterable[Path]:
@@ -169,43 +159,24 @@ def _walk(path: Path, depth: int) -> Iterable[Path]:
                 yield from _walk(child, depth - 1)
 
 
-def _labels(folders: Sequence[Path]) -> list[str]:
-    names = [folder.resolve().name for folder in folders]
-    if len(set(names)) == len(names):
-        return names
-    top = Path(os.path.commonpath([folder.resolve() for folder in folders]))
-    return [str(folder.resolve().relative_to(top)) for folder in folders]
-
-
 def _natural(text: str) -> list[tuple[int, str]]:
+    """A sorting key by which run-10 comes after run-9."""
     return [(int(part or 0), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
-def _read_record(path: Path, damage: list[str]) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        record = None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
-        record = {}
-    if not isinstance(record, dict) or not record:
-        damage.append(f"{path}: {'is missing' if record is None else 'cannot be read as JSON'}")
-        return {}
-    return record
-
-
-def _read_config(path: Path, damage: list[str]) -> tuple[str, dict[str, Any]]:
-    # Plain YAML and not load_config: a report also shows runs of an older or newer schema.
+def _read(path: Path, parse: Callable[[str], Any], damage: list[str]) -> tuple[str, dict[str, Any]]:
+    """Text and content of a file; empty, and named in ``damage``, where it has no keys and values."""
+    text, tree = "", None
     try:
         text = path.read_text(encoding="utf-8")
-        tree = parse_yaml(text)
+        tree = parse(text)
     except FileNotFoundError:
-        damage.append(f"{path}: is missing")
+        damage.append(f"{path}: not found")
         return "", {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        tree, text = None, ""
-    if not isinstance(tree, dict):
-        damage.append(f"{path}: cannot be read as YAML")
+    except (OSError, ValueError, yaml.YAMLError):
+        pass
+    if not isinstance(tree, dict) or not tree:
+        damage.append(f"{path}: cannot be read, or has no keys and values")
         return text, {}
     return text, tree
 
@@ -222,40 +193,24 @@ def _read_metrics(path: Path, damage: list[str]) -> list[dict[str, Any]]:
 def _note_status(run: RunData) -> None:
     total = number(run.setting("schedule.steps", None))
     reached = f" at step {run.steps}" + (f" of {total:g}" if total else "") if run.metrics else ""
-    error = str(run.record.get("error") or "").strip()
     if run.status == "failed":
+        error = str(run.record.get("error") or "").strip()
         run.notes.append(f"Failed{reached}: {error or 'no reason was recorded'}")
     elif run.status == "running":
-        run.notes.append(f"Not finished: the record says that it is running{reached}.")
+        run.notes.append(f"Not finished: recorded as running{reached}.")
     elif run.status == "stopped":
-        run.notes.append(f"Stopped{reached} and not continued yet.")
+        run.notes.append(f"Stopped{reached} and not resumed yet.")
     elif run.status != "done":
         run.notes.append("It is not recorded whether this run finished.")
-
-
-def _add_inspection(run: RunData) -> None:
-    path = run.path / INSPECTION_FILE
-    if not path.is_file():
-        run.notes.append(f"No {INSPECTION_FILE}: sampled patches and feature maps cannot be shown.")
-        return
-    try:
-        run.inspection = read_inspection(path)
-    except DamagedFile as error:
-        run.damage.append(f"{path}: {error}")
 
 
 def _add_evaluation(run: RunData) -> None:
     path = run.path / EVALUATION_FILE
     if path.is_file():
-        try:
-            run.evaluation = read_evaluation(path)
-            if run.evaluation.inference:
-                run.notes.append(f"Scored with {run.evaluation.inference}.")
-        except DamagedFile as error:
-            run.damage.append(f"{path}: {error}")
-    else:
-        best = max(
-            (v for line in run.metrics if (v := number(line.get("val/mean_dice"))) is not None), default=None
-        )
-        so_far = f" Best Dice on the validation images: {best:.3f}." if best is not None else ""
-        run.notes.append(f"Not evaluated yet: 'pscl-hpc evaluate {run.path}' scores it.{so_far}")
+        run.evaluation = read_evaluation(path)
+        if run.evaluation.inference:
+            run.notes.append(f"Scored with {run.evaluation.inference}.")
+        return
+    found = [value for line in run.metrics if (value := number(line.get("val/mean_dice"))) is not None]
+    so_far = f" Best Dice on the validation images: {max(found):.3f}." if found else ""
+    run.notes.append(f"Not evaluated yet: 'pscl-hpc evaluate {run.path}' scores it.{so_far}")

@@ -1,0 +1,1 @@
+"""Scores of runs and the comparisons between them, which reports and studies share."""
