@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pscl_hpc.archive import Collection
 from pscl_hpc.archive.synthesis import synthesise
-from pscl_hpc.config import ModelConfig, PsclSimclrConfig, ViewConfig
-from pscl_hpc.methods import PsclSimclr, Views
-from pscl_hpc.models import UNet
+from pscl_hpc.config import PretrainConfig, ViewConfig, resolve_config
+from pscl_hpc.methods import PsclSimclr, Setting, Views, build_method
 from pscl_hpc.seeding import Draws
 from pscl_hpc.views import ViewGeometry, draw_geometry, warp
 from pscl_hpc.views.geometry import crop_on_grid
@@ -33,9 +33,8 @@ CLASSES = 4
 PICTURES = 16
 """Different synthetic micrographs in a batch."""
 
-MODEL = ModelConfig(
-    in_channels=3, mean=(0.49139968, 0.48215841, 0.44653091), std=(0.24703223, 0.24348513, 0.26158784)
-)
+MEAN, STD = (0.49139968, 0.48215841, 0.44653091), (0.24703223, 0.24348513, 0.26158784)
+MODEL = {"in_channels": 3, "mean": list(MEAN), "std": list(STD)}
 RELEASED = {"template_rule": "released", "matching": "dot", "exclusion": "released", "antialias": False}
 OURS = {"template_rule": "pure", "matching": "cosine", "exclusion": "strict", "antialias": True}
 
@@ -68,9 +67,16 @@ def draws(views: Views) -> Draws:
 
 
 def build_ours(options: dict[str, Any], device: torch.device | str = "cpu") -> PsclSimclr:
+    """PSCL-SimCLR with the released network and these settings of the method."""
+    method = {"name": "pscl-simclr", "reference": {"ids": ["alloy/0"]}, **options}
+    tree = {"kind": "pretrain", "run": "-", "data": {"archive": "-"}, "model": MODEL, "method": method}
+    config = resolve_config(tree, source="bench/released.py")
+    assert isinstance(config, PretrainConfig)
     torch.manual_seed(0)
-    method = PsclSimclr(UNet(MODEL), PsclSimclrConfig(**options), classes=CLASSES)
-    return method.to(device).train()
+    collection = Collection("alloy", tuple("abcd"[:CLASSES]), 0, (), ("alloy/0",))
+    built = build_method(config, Setting(collection))
+    assert isinstance(built, PsclSimclr)
+    return built.to(device).train()
 
 
 def ours_step(method: PsclSimclr, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
@@ -163,7 +169,7 @@ class ReleasedInputs(NamedTuple):
 
 
 def released_inputs(views: Views) -> ReleasedInputs:
-    mean, std = (torch.tensor(v, device=views.query.device).view(1, 3, 1, 1) for v in (MODEL.mean, MODEL.std))
+    mean, std = (torch.tensor(v, device=views.query.device).view(1, 3, 1, 1) for v in (MEAN, STD))
     labels = F.one_hot(views.labels[:1].long(), CLASSES).permute(0, 3, 1, 2).float()
     labels = 255 * warp(labels, views.geometry[:1])
     return ReleasedInputs(

@@ -159,8 +159,8 @@ def test_operator_registration(key_gradient):
     names = (
         "groups",
         "queue_groups",
-        "conditions",
-        "queue_conditions",
+        "subgroups",
+        "queue_subgroups",
         "same_weight",
         "any_weight",
         "row_weights",

@@ -16,7 +16,7 @@ if __name__ == "__main__":
 
 N, ENTRIES, D, TAU = 23, 40, 8, 0.2
 CASES = ("plain", "dense", "normalised", "nobody")
-ROWS_OF_QUEUE = ("queue_groups", "queue_conditions", "same_weight", "any_weight")
+ROWS_OF_QUEUE = ("queue_groups", "queue_subgroups", "same_weight", "any_weight")
 
 
 def share(rank: int, world: int) -> slice:

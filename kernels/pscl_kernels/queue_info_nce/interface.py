@@ -17,8 +17,8 @@ def queue_info_nce(
     *,
     groups: Tensor | None = None,
     queue_groups: Tensor | None = None,
-    conditions: Tensor | None = None,
-    queue_conditions: Tensor | None = None,
+    subgroups: Tensor | None = None,
+    queue_subgroups: Tensor | None = None,
     same_weight: Tensor | None = None,
     any_weight: Tensor | None = None,
     row_weights: Tensor | None = None,
@@ -31,7 +31,7 @@ def queue_info_nce(
 
     With z and z+ the rows of q and k divided by max(norm, 1e-8), s_i+ = z_i . z+_i and s_ij = z_i . queue_j,
 
-        y_ij = [group_i = group_j] ([condition_i = condition_j] same_weight_j + any_weight_j),    Y_i = 1 + sum_j y_ij
+        y_ij = [group_i = group_j] ([subgroup_i = subgroup_j] same_weight_j + any_weight_j),    Y_i = 1 + sum_j y_ij
         loss_i = Y_i log(exp(s_i+ / temperature) + sum_j exp(s_ij / temperature))
                  - (s_i+ + sum_j y_ij s_ij) / temperature
 
@@ -39,7 +39,7 @@ def queue_info_nce(
     normalised. The result is sum_i row_weight_i loss_i over the rows that take part, divided by their number.
 
     Without weights this is plain InfoNCE (MoCo; over dense features, DenseCL). With an image's class prototypes as
-    entries, classes as groups, production batches as conditions and weights that fall with an entry's age it is the
+    entries, classes as groups, production batches as subgroups and weights that fall with an entry's age it is the
     loss of PSCL-MoCo; without groups, its image-level loss.
 
     Arguments
@@ -49,9 +49,9 @@ def queue_info_nce(
     - groups (N,), queue_groups (Q,): integer class of each row and entry, given together or not at all. A row of a
       negative group takes no part; an entry of a negative group is an empty slot, no column at all. Their
       features and weights may hold anything. None: all rows and entries have one class.
-    - conditions (N,), queue_conditions (Q,): integer condition of each row and entry, given together. Negative:
+    - subgroups (N,), queue_subgroups (Q,): integer subgroup of each row and entry, given together. Negative:
       unknown, equal to none.
-    - same_weight (Q,): target weight >= 0 of an entry for rows of its group and condition; needs conditions.
+    - same_weight (Q,): target weight >= 0 of an entry for rows of its group and subgroup; needs subgroups.
     - any_weight (Q,): target weight >= 0 of an entry for all rows of its group.
     - row_weights: (N,) factor >= 0 on each row's loss; None is 1.
     - normalise_targets: divide each row's targets by their sum Y_i.
@@ -73,7 +73,7 @@ def queue_info_nce(
     _check_features(q, k, queue)
     entries = queue.shape[0]
     _check_pair("groups", groups, queue_groups, q.shape[0], entries)
-    _check_pair("conditions", conditions, queue_conditions, q.shape[0], entries)
+    _check_pair("subgroups", subgroups, queue_subgroups, q.shape[0], entries)
     for name, weight, length in (
         ("same_weight", same_weight, entries),
         ("any_weight", any_weight, entries),
@@ -81,8 +81,8 @@ def queue_info_nce(
     ):
         if weight is not None and weight.shape != (length,):
             raise ValueError(f"{name} must be ({length},), got {tuple(weight.shape)}")
-    if same_weight is not None and conditions is None:
-        raise ValueError("same_weight needs conditions and queue_conditions")
+    if same_weight is not None and subgroups is None:
+        raise ValueError("same_weight needs subgroups and queue_subgroups")
     _check_temperature(temperature)
     backend = resolve_backend(backend, q)
     group_name, _ = name_and_size(process_group)
@@ -98,8 +98,8 @@ def queue_info_nce(
     labels = Labels(
         integers(groups),
         integers(queue_groups),
-        integers(conditions if same_weight is not None else None),
-        integers(queue_conditions if same_weight is not None else None),
+        integers(subgroups if same_weight is not None else None),
+        integers(queue_subgroups if same_weight is not None else None),
         numbers(same_weight),
         numbers(any_weight),
     )

@@ -1,8 +1,8 @@
 """The labels of queue entries, brought into a form that never holds N x Q numbers.
 
 A row's targets are linear in the keys: sum_j y_ij s_ij = z_i . t_i with t_i = sum_j y_ij queue_j, which depends on the
-row's group and condition alone. So the entries are sorted by (group, condition), the weighted keys of each run of
-equals are added up once, and a row only needs the places of its two sums: that of its group and condition, and that of
+row's group and subgroup alone. So the entries are sorted by (group, subgroup), the weighted keys of each run of
+equals are added up once, and a row only needs the places of its two sums: that of its group and subgroup, and that of
 its group. All shapes are known beforehand: nothing depends on the number of classes, and nothing makes the host
 wait. Sorting also brings the empty slots to the end, so that nobody visits them.
 """
@@ -14,12 +14,12 @@ from torch import Tensor
 
 
 class Labels(NamedTuple):
-    """What decides the targets; see `interface.queue_info_nce`. Conditions and same_weight all or none."""
+    """What decides the targets; see `interface.queue_info_nce`. Subgroups and same_weight all or none."""
 
     groups: Tensor | None  # (N,) int64
     queue_groups: Tensor | None  # (Q,) int64
-    conditions: Tensor | None  # (N,) int64
-    queue_conditions: Tensor | None  # (Q,) int64
+    subgroups: Tensor | None  # (N,) int64
+    queue_subgroups: Tensor | None  # (Q,) int64
     same_weight: Tensor | None  # (Q,)
     any_weight: Tensor | None  # (Q,)
 
@@ -38,21 +38,21 @@ def sorted_runs(labels: Labels, rows: int, entries: int, device: torch.device, d
     """Order the entries by their labels, and find the places of the rows' targets among them; weights in `dtype`."""
     filled = torch.full((), entries, dtype=torch.int64, device=device)
     group, row_group = _ranks(labels.queue_groups, labels.groups, rows, entries, device)
-    condition, row_condition = _ranks(labels.queue_conditions, labels.conditions, rows, entries, device)
+    subgroup, row_subgroup = _ranks(labels.queue_subgroups, labels.subgroups, rows, entries, device)
     base = entries + 1
-    key = group * base + condition
+    key = group * base + subgroup
     order = None
     if labels.queue_groups is not None:
         empty = labels.queue_groups < 0
         filled = filled - empty.sum()
         # Above all others: empty slots are a run of their own, at whose sums no row looks.
         key = key.masked_fill(empty, base * base)
-    if labels.queue_groups is not None or labels.queue_conditions is not None:
+    if labels.queue_groups is not None or labels.queue_subgroups is not None:
         key, order = torch.sort(key, stable=True)
 
     weights, heads, places = [], [], []
     for weight, keys, wanted in (
-        (labels.same_weight, key, torch.where(row_condition >= 0, row_group * base + row_condition, -1)),
+        (labels.same_weight, key, torch.where(row_subgroup >= 0, row_group * base + row_subgroup, -1)),
         (labels.any_weight, key.div(base, rounding_mode="floor"), row_group),
     ):
         if weight is not None:

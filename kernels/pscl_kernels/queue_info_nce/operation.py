@@ -137,8 +137,8 @@ def _forward(
     queue: Tensor,
     groups: Tensor | None,
     queue_groups: Tensor | None,
-    conditions: Tensor | None,
-    queue_conditions: Tensor | None,
+    subgroups: Tensor | None,
+    queue_subgroups: Tensor | None,
     same_weight: Tensor | None,
     any_weight: Tensor | None,
     row_weights: Tensor | None,
@@ -151,7 +151,7 @@ def _forward(
     with computing_on(q):
         module = _module(backend)
         dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-        labels = Labels(groups, queue_groups, conditions, queue_conditions, same_weight, any_weight)
+        labels = Labels(groups, queue_groups, subgroups, queue_subgroups, same_weight, any_weight)
         columns, mass = _columns(module, q, queue, labels, dtype)
         present = _present(q, groups)
         rows = module.forward(q, k, present, temperature, columns)
@@ -174,8 +174,8 @@ def _(
     queue: Tensor,
     groups: Tensor | None,
     queue_groups: Tensor | None,
-    conditions: Tensor | None,
-    queue_conditions: Tensor | None,
+    subgroups: Tensor | None,
+    queue_subgroups: Tensor | None,
     same_weight: Tensor | None,
     any_weight: Tensor | None,
     row_weights: Tensor | None,

@@ -1,8 +1,98 @@
-"""Tables of pretraining on a CPU: its steps, ranks, checkpoints and start."""
+"""Tables of single measurements: archives, synthetic alloys, operations, training."""
 
 from __future__ import annotations
 
 from bench.tables.common import RESULTS, load, origin, table
+
+
+def archive_rate(name: str) -> str:
+    """Random windows per second by compression."""
+    content = load(name)
+    rows = []
+    for row in content["result"]["rows"]:
+        plain, masks = row.get("crops_per_second_h5py"), row.get("mask_crops_per_second")
+        rows.append(
+            [
+                row["dtype"],
+                row["compression"],
+                f"{row['crops_per_second']:,}",
+                f"{plain:,}" if plain else "-",
+                f"{row['stored_per_raw']:.2f}",
+                f"{masks:,}" if masks else "-",
+                f"{row['mask_stored_per_raw']:.2f}" if masks else "-",
+            ]
+        )
+    head = ["dtype", "compression", "crops/s", "the same by h5py", "size", "mask crops/s", "mask size"]
+    return table(head, rows) + origin(name, content)
+
+
+def synthetic(name: str) -> str:
+    """Class shares and what grey level alone can do."""
+    content = load(name)
+    rows = []
+    for family, found in content["result"]["families"].items():
+        shares = " / ".join(f"{100 * value:.1f}" for value in found["share"])
+        levels = " / ".join(f"{value:.2f}" for value in found["best_dice_by_grey_level"][1:])
+        rows.append([family, shares, levels, f"{100 * found['images_with_rare_class']:.0f}%"])
+    head = [
+        "family",
+        "share of classes 0 / 1 / 2 / 3, %",
+        "best Dice by grey level, 1 / 2 / 3",
+        "images with class 3",
+    ]
+    return table(head, rows) + origin(name, content)
+
+
+def kernels(name: str, form: str = "chunked") -> str:
+    """Time and memory of an operation on a CPU, each form beside ours."""
+    content = load(name)
+    measured = content["result"]["measured"]
+    ours = measured[form]
+    rows = [
+        [
+            label.replace("_", " "),
+            f"{1e3 * found['median_seconds']:,.0f}",
+            f"{found['peak_bytes'] / 1e6:,.1f}",
+            f"{ours['median_seconds'] / found['median_seconds']:.3f}",
+            f"{ours['peak_bytes'] / found['peak_bytes']:.4f}",
+        ]
+        for label, found in measured.items()
+    ]
+    shape = ", ".join(f"{_shown(key)} {value}" for key, value in content["result"]["shape"].items())
+    head = ["form", "median, ms of CPU time", "peak memory, MB", f"{form} / it, time", f"{form} / it, memory"]
+    return f"{shape}:\n\n" + table(head, rows) + origin(name, content)
+
+
+def _shown(key: str) -> str:
+    """An entry of a shape in words; files recorded before some were renamed have the old names."""
+    renamed = {"cells_per_image": "patches_per_image", "conditions": "subgroups"}
+    return renamed.get(key, key).replace("_", " ")
+
+
+def peers(name: str) -> str:
+    """Both losses beside what others offer, on a CPU, fastest first."""
+    content = load(name)
+    result = content["result"]
+    rows = [
+        [
+            task,
+            peer,
+            f"{1e3 * found['median_seconds']:,.0f}",
+            f"{found['peak_bytes'] / 1e6:,.1f}",
+            f"{found['time_ratio']:.3f}",
+            f"{found['memory_ratio']:.4f}",
+            found.get("differs", ""),
+        ]
+        for label, found in sorted(
+            result["measured"].items(),
+            key=lambda pair: (pair[0].partition(", ")[0], pair[1]["median_seconds"]),
+        )
+        for task, _, peer in [label.partition(", ")]
+    ]
+    shape = ", ".join(f"{key} {value}" for key, value in result["shape"].items())
+    head = ["task", "implementation", "median, ms of CPU time", "peak memory, MB", "chunked / it, time"]
+    head += ["chunked / it, memory", "what it does differently"]
+    return f"{shape}:\n\n" + table(head, rows) + origin(name, content)
 
 
 def step(name: str) -> str:
