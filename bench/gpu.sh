@@ -87,7 +87,7 @@ run() {
   fi
   echo "== $part"
   # The scripts stop in time by themselves; one that hangs is ended a little later.
-  timeout --kill-after=10 $((seconds + 20)) "$python" -m "$@" --device $device --seconds "$seconds" 2>&1 |
+  timeout --kill-after=10 $((seconds + (seconds < 20 ? seconds : 20))) "$python" -m "$@" --device $device --seconds "$seconds" 2>&1 |
     tee -a "$out/$part.log"
   code=${PIPESTATUS[0]}
   case $code in

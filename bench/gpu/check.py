@@ -21,7 +21,7 @@ def main() -> None:
     setting, _ = parse(argparse.ArgumentParser(description=__doc__))
     results = Results("correctness", setting)
     results.entries = [entry for entry in results.entries if entry["passed"]]
-    missing = [operation for operation in OPERATIONS if not results.has(operation=operation)]
+    missing = [operation for operation in OPERATIONS if not results.find(operation=operation)]
     # Side by side, as most of the time goes into compilation.
     running = {operation: start(operation, setting) for operation in missing}
     for operation, process in running.items():

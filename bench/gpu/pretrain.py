@@ -7,7 +7,6 @@ logging and the check for a finite loss are part of the step. The rate is the on
 """
 
 import argparse
-import gc
 import os
 import statistics
 import tempfile
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 
 from bench.gpu.check import require
-from bench.gpu.run import KERNELS, OUT_OF_MEMORY, ROOT, TOOLKIT, Results, Setting, parse
+from bench.gpu.run import KERNELS, ROOT, TOOLKIT, Results, Setting, parse
 from pscl_hpc.archive import Archive
 from pscl_hpc.archive.synthesis import write_synthetic_archive
 from pscl_hpc.config import PretrainConfig, load_config
@@ -58,9 +57,9 @@ def run(setting: Setting, path: Path, name: str) -> None:
     for precision in ("fp32",) if setting.dry else ("bf16", "fp32"):
         for batch in (2,) if setting.dry else (8, 16, 32, 64, 128, 256, 512):
             key = {"batch_size": batch, "precision": precision}
-            results.measure(key, partial(measured, setting, path, annotated, batch, precision))
-            gc.collect()
-            if any(e.get("failed") == OUT_OF_MEMORY and e["precision"] == precision for e in results.entries):
+            if "failed" in results.measure(
+                key, partial(measured, setting, path, annotated, batch, precision)
+            ):
                 break
     results.end()
 

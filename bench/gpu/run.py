@@ -1,6 +1,7 @@
 """One part of `bench/gpu.sh`: its device and time limit, and its result file, which a later call resumes."""
 
 import argparse
+import gc
 import hashlib
 import json
 import os
@@ -96,28 +97,29 @@ class Results:
             "sources": {path.name: fingerprint(path) for path in sources},
             **(also or {}),
         }
-        old = self.read()
+        old = read(self.name)
         kept = old["measured"] if old and old["circumstances"] == self.circumstances else []
         self.entries: list[dict[str, Any]] = [e for e in kept if keep_failures or not failures(e)]
 
-    def read(self) -> dict[str, Any] | None:
-        """The result that is in the file now."""
-        return read(self.name)
+    def find(self, **key: object) -> dict[str, Any] | None:
+        """The entry that has these values."""
+        found = (entry for entry in self.entries if all(entry.get(k) == v for k, v in key.items()))
+        return next(found, None)
 
-    def has(self, **key: object) -> bool:
-        """Whether an entry has these values."""
-        return any(all(entry.get(k) == v for k, v in key.items()) for entry in self.entries)
-
-    def measure(self, key: dict[str, Any], call: Callable[[], dict[str, Any]]) -> None:
-        """Add the entry `key` with what `call` finds, unless it exists; exits with UNFINISHED if time is up."""
-        if self.has(**key):
-            return
+    def measure(self, key: dict[str, Any], call: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The entry `key`, added with what `call` finds if there is none; exits with UNFINISHED if time is up."""
+        old = self.find(**key)
+        if old is not None:
+            return old
         if self.setting.left() <= 0:
             print(f"no time left for {key}: run this part again to resume")
             sys.exit(UNFINISHED)
-        self.add({**key, **attempt(call)})
+        entry = {**key, **attempt(call)}
+        self.add(entry)
         if not self.setting.dry:
+            gc.collect()
             torch.cuda.empty_cache()
+        return entry
 
     def add(self, entry: dict[str, Any]) -> None:
         """Append an entry, print it and write the file."""

@@ -7,7 +7,6 @@ measured.
 """
 
 import argparse
-import gc
 import os
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +17,7 @@ import torch
 
 from bench.gpu.check import require
 from bench.gpu.measure import measure
-from bench.gpu.run import KERNELS, OUT_OF_MEMORY, TOOLKIT, Results, Setting, parse
+from bench.gpu.run import KERNELS, TOOLKIT, Results, Setting, parse
 from bench.released import (
     OURS,
     RELEASED,
@@ -64,9 +63,7 @@ def run(setting: Setting) -> None:
     for form in forms:
         for batch in batches:
             key = {"form": form, "what": "step", "images": batch + 1}
-            results.measure(key, partial(measured, setting, form, size, batch, checkout))
-            gc.collect()
-            if any(e.get("failed") == OUT_OF_MEMORY and e["form"] == form for e in results.entries):
+            if "failed" in results.measure(key, partial(measured, setting, form, size, batch, checkout)):
                 break
     results.header["summary"] = summary(results.entries)
     print(results.write())
