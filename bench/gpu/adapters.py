@@ -111,16 +111,19 @@ CHUNK = 4096
 """Rows of a chunk, which is computed again in the backward pass."""
 
 
-@torch.compile
-def _chunk(rows: Tensor, z: Tensor, first: int, group: Tensor, temperature: float) -> Tensor:
-    """Sum of the losses of rows [first, first + len(rows))."""
-    row = torch.arange(first, first + rows.shape[0], device=z.device)
-    partner = (row + z.shape[0] // 2) % z.shape[0]
-    column = torch.arange(z.shape[0], device=z.device)
-    logits = (rows @ z.T).float() / temperature
-    excluded = (group[row][:, None] == group) & (column != partner[:, None])
-    log_sum = logits.masked_fill(excluded, -math.inf).logsumexp(1)
-    return (log_sum - logits.gather(1, partner[:, None]).squeeze(1)).sum()
+@lru_cache
+def _chunk(temperature: float) -> Adapter:
+    def call(rows: Tensor, z: Tensor, first: int, group: Tensor) -> Tensor:
+        """Sum of the losses of rows [first, first + len(rows))."""
+        row = torch.arange(first, first + rows.shape[0], device=z.device)
+        partner = (row + z.shape[0] // 2) % z.shape[0]
+        column = torch.arange(z.shape[0], device=z.device)
+        logits = (rows @ z.T).float() / temperature
+        excluded = (group[row][:, None] == group) & (column != partner[:, None])
+        log_sum = logits.masked_fill(excluded, -math.inf).logsumexp(1)
+        return (log_sum - logits.gather(1, partner[:, None]).squeeze(1)).sum()
+
+    return torch.compile(call)
 
 
 @peer("torch.compile, chunks", "torch", "loss", groups=True)
@@ -129,14 +132,18 @@ def compiled(q: Tensor, k: Tensor, groups: Tensor | None, temperature: float) ->
     total = z.new_zeros((), dtype=torch.float32)
     for first in range(0, len(z), CHUNK):
         rows = z[first : first + CHUNK]
-        total = total + checkpoint(_chunk, rows, z, first, group, temperature, use_reentrant=False)
+        total = total + checkpoint(_chunk(temperature), rows, z, first, group, use_reentrant=False)
     return total / len(z)
 
 
-@torch.compile
-def _queue_chunk(rows: Tensor, keys: Tensor, entries: Tensor, temperature: float) -> Tensor:
-    positive = (rows.float() * keys.float()).sum(1) / temperature
-    return with_positive(((rows @ entries.T).float() / temperature).logsumexp(1), positive) * len(rows)
+@lru_cache
+def _queue_chunk(temperature: float) -> Adapter:
+    def call(rows: Tensor, keys: Tensor, entries: Tensor) -> Tensor:
+        positive = (rows.float() * keys.float()).sum(1) / temperature
+        negatives = ((rows @ entries.T).float() / temperature).logsumexp(1)
+        return (torch.logaddexp(positive, negatives) - positive).sum()
+
+    return torch.compile(call)
 
 
 @peer("torch.compile, chunks", "torch", "queue")
@@ -144,7 +151,7 @@ def compiled_queue(q: Tensor, k: Tensor, entries: Tensor, temperature: float) ->
     z, key = unit_rows(q, k).chunk(2)
     total = z.new_zeros((), dtype=torch.float32)
     for rows, keys in zip(z.split(CHUNK), key.split(CHUNK), strict=True):
-        total = total + checkpoint(_queue_chunk, rows, keys, entries, temperature, use_reentrant=False)
+        total = total + checkpoint(_queue_chunk(temperature), rows, keys, entries, use_reentrant=False)
     return total / len(z)
 
 

@@ -22,7 +22,7 @@ Loss = Callable[..., Tensor]
 
 
 def measure(setting: Setting, call: Callable[[], object], milliseconds: int = 200) -> dict[str, Any]:
-    """Milliseconds of a call (quantiles 0.2, 0.5 and 0.8) and its peak memory in bytes beyond what was held before.
+    """Milliseconds of a call (quantiles 0.2, 0.5 and 0.8), and its peak memory in bytes beyond what was held before.
 
     On a GPU `triton.testing.do_bench` repeats the call for about `milliseconds`, with the second-level cache cleared
     before each repetition. Compilation is not included. A call that fails gives {"failed": reason}.
@@ -33,7 +33,8 @@ def measure(setting: Setting, call: Callable[[], object], milliseconds: int = 20
 def _on_cpu(call: Callable[[], object]) -> dict[str, Any]:
     begun = time.perf_counter()
     call()
-    return {**dict.fromkeys(QUANTILES, 1e3 * (time.perf_counter() - begun)), "peak_bytes": peak_bytes(call)}
+    times = dict.fromkeys(QUANTILES, 1e3 * (time.perf_counter() - begun))
+    return {**times, "peak_bytes": peak_bytes(call), "held_bytes": 0}
 
 
 def _on_gpu(call: Callable[[], object], milliseconds: int) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def _on_gpu(call: Callable[[], object], milliseconds: int) -> dict[str, Any]:
     times = [1e3 * seconds] * len(QUANTILES)
     if seconds < SLOW:
         times = do_bench(call, rep=milliseconds, quantiles=list(QUANTILES.values()))
-    return {**dict(zip(QUANTILES, times, strict=True)), "peak_bytes": peak}
+    return {**dict(zip(QUANTILES, times, strict=True)), "peak_bytes": peak, "held_bytes": held}
 
 
 def measure_loss(

@@ -7,6 +7,7 @@ logging and the check for a finite loss are part of the step. The rate is the on
 """
 
 import argparse
+import gc
 import os
 import statistics
 import tempfile
@@ -79,6 +80,7 @@ def measured(setting: Setting, archive: Path, annotated: str, batch: int, precis
         if setting.dry:
             overrides.append("model.widths=[4,8,8,16]")
         else:
+            gc.collect()  # what is left of the run before
             torch.cuda.reset_peak_memory_stats()
         config = load_config(CONFIG, overrides, kind="pretrain")
         assert isinstance(config, PretrainConfig)

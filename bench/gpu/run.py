@@ -1,7 +1,6 @@
 """One part of `bench/gpu.sh`: its device and time limit, and its result file, which a later call resumes."""
 
 import argparse
-import gc
 import hashlib
 import json
 import os
@@ -117,7 +116,6 @@ class Results:
         entry = {**key, **attempt(call)}
         self.add(entry)
         if not self.setting.dry:
-            gc.collect()
             torch.cuda.empty_cache()
         return entry
 

@@ -7,6 +7,7 @@ measured.
 """
 
 import argparse
+import gc
 import os
 from collections.abc import Callable
 from functools import partial
@@ -81,13 +82,13 @@ def measured(setting: Setting, form: str, size: int, batch: int, checkout: str |
         torch.set_float32_matmul_precision(before)
     if "median_ms" in found:
         found["images_per_second"] = (batch + 1) / found["median_ms"] * 1e3
-        if not setting.dry:
-            found["peak_bytes"] = torch.cuda.max_memory_allocated()
+        found["peak_bytes"] += found["held_bytes"]
     return found
 
 
 def build(setting: Setting, form: str, size: int, batch: int, checkout: str | None) -> Callable[[], object]:
     """The step of one form."""
+    gc.collect()  # the model of the batch before
     views = make_batch(size, batch, setting.device)
     ours = build_ours(RELEASED if form == "released" else OURS, setting.device)
     model: torch.nn.Module = ours
