@@ -225,16 +225,10 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tenso
     return found[0][0, 0], found[1].reshape(-1)[: len(q)].float()
 
 
-def _cudnn(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    call: Any = torch.ops.aten._scaled_dot_product_cudnn_attention
-    found = call(*(x[None, None].contiguous() for x in (q, k, v)), None, True, scale=scale)
-    return found[0][0, 0], found[1].reshape(-1)[: len(q)].float()
-
-
 class _AttentionQueue(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: Tensor, key: Tensor, entries: Tensor, beta: float, attend: Any) -> Tensor:
-        out, negatives = attend(z, entries, entries, beta)
+    def forward(ctx: Any, z: Tensor, key: Tensor, entries: Tensor, beta: float) -> Tensor:
+        out, negatives = _flash(z, entries, entries, beta)
         positive = beta * (z.float() * key.float()).sum(1)
         log_sum = torch.logaddexp(positive, negatives)
         ctx.save_for_backward(z, key, out, (negatives - log_sum).exp())
@@ -246,17 +240,17 @@ class _AttentionQueue(torch.autograd.Function):
         z, key, out, share = ctx.saved_tensors
         factor = (grad * ctx.beta / z.shape[0]) * share[:, None]
         dz = factor * (out.float() - key.float())
-        return dz.to(z.dtype), (-factor * z.float()).to(z.dtype), None, None, None
+        return dz.to(z.dtype), (-factor * z.float()).to(z.dtype), None, None
 
 
 class _AttentionLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: Tensor, partner: Tensor, beta: float, attend: Any) -> Tensor:
-        out, with_self = attend(z, z, z, beta)
+    def forward(ctx: Any, z: Tensor, partner: Tensor, beta: float) -> Tensor:
+        out, with_self = _flash(z, z, z, beta)
         own = torch.exp(beta * z.float().square().sum(1) - with_self)
         log_sum = with_self + torch.log1p(-own)
         ctx.save_for_backward(z, partner, out, with_self, own, log_sum)
-        ctx.beta, ctx.attend = beta, attend
+        ctx.beta = beta
         return (log_sum - beta * (z.float() * z[partner].float()).sum(1)).mean()
 
     @staticmethod
@@ -265,30 +259,26 @@ class _AttentionLoss(torch.autograd.Function):
         x = z.float()
         middle = log_sum.mean()
         relative = (middle - log_sum).exp()[:, None]  # proportional to 1 / l_j, near one
-        as_negative, _ = ctx.attend(z, z, (relative * x).to(z.dtype), ctx.beta)
+        as_negative, _ = _flash(z, z, (relative * x).to(z.dtype), ctx.beta)
         scale = (with_self - log_sum).exp()[:, None]
         dz = scale * (out.float() - own[:, None] * x)
         dz += (with_self - middle).exp()[:, None] * (as_negative.float() - own[:, None] * relative * x)
         dz -= 2 * x[partner]
-        return (dz * (grad * ctx.beta / z.shape[0])).to(z.dtype), None, None, None
+        return (dz * (grad * ctx.beta / z.shape[0])).to(z.dtype), None, None
 
 
 ASSEMBLED = "the adapter assembles the gradient from the outputs of attention"
 
-for _name, _attend, _needs_gpu in (("flash", _flash, False), ("cuDNN", _cudnn, True)):
 
-    @peer(f"SDPA {_name}, two passes", "torch", "loss", differs=ASSEMBLED, needs_gpu=_needs_gpu)
-    def attention(
-        q: Tensor, k: Tensor, groups: Tensor | None, temperature: float, attend: Any = _attend
-    ) -> Tensor:
-        return _AttentionLoss.apply(unit_rows(q, k), partners(len(q), q.device), 1 / temperature, attend)
+@peer("SDPA flash, two passes", "torch", "loss", differs=ASSEMBLED)
+def attention(q: Tensor, k: Tensor, groups: Tensor | None, temperature: float) -> Tensor:
+    return _AttentionLoss.apply(unit_rows(q, k), partners(len(q), q.device), 1 / temperature)
 
-    @peer(f"SDPA {_name}", "torch", "queue", differs=f"{ASSEMBLED}; hard labels", needs_gpu=_needs_gpu)
-    def attention_queue(
-        q: Tensor, k: Tensor, entries: Tensor, temperature: float, attend: Any = _attend
-    ) -> Tensor:
-        z, key = unit_rows(q, k).chunk(2)
-        return _AttentionQueue.apply(z, key, entries, 1 / temperature, attend)
+
+@peer("SDPA flash", "torch", "queue", differs=f"{ASSEMBLED}; hard labels")
+def attention_queue(q: Tensor, k: Tensor, entries: Tensor, temperature: float) -> Tensor:
+    z, key = unit_rows(q, k).chunk(2)
+    return _AttentionQueue.apply(z, key, entries, 1 / temperature)
 
 
 # --- other packages ---------------------------------------------------------------------------------------------------
@@ -344,15 +334,6 @@ def lightly(q: Tensor, k: Tensor, groups: Tensor | None, temperature: float) -> 
     from lightly.loss.ntx_ent_loss import NTXentLoss
 
     return NTXentLoss(temperature=temperature)(q, k)
-
-
-@peer("pytorch-metric-learning NTXentLoss", "pytorch-metric-learning", "loss", most_rows=16_384,
-      differs="pairs each positive with all negatives: memory grows with the cube of the rows")  # fmt: skip
-def metric_learning(q: Tensor, k: Tensor, groups: Tensor | None, temperature: float) -> Tensor:
-    from pytorch_metric_learning.losses import NTXentLoss
-
-    labels = torch.arange(len(q), device=q.device).repeat(2)
-    return NTXentLoss(temperature=temperature)(torch.cat([q, k]), labels)
 
 
 @peer("info-nce-pytorch", "info-nce-pytorch", "loss", differs=OWN_PRODUCT, self_pair=True)
