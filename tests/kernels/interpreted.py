@@ -155,9 +155,9 @@ def test_empty_input_and_zero_rows():
 
 def test_limits():
     wide = torch.ones(2, 129)
-    with pytest.raises(ValueError, match=r"'triton' is not available .* rows of 129"):
+    with pytest.raises(ValueError, match=r"triton.* 129"):
         patch_nt_xent(wide, wide, backend="triton")
-    with pytest.raises(ValueError, match="not available"):
+    with pytest.raises(ValueError, match="triton"):
         patch_nt_xent(wide[:, :4].double(), wide[:, :4].double(), backend="triton")
 
 

@@ -25,10 +25,10 @@ def test_environment_replaces_auto_alone(monkeypatch):
 
 def test_unknown_backend_names_the_choices(monkeypatch):
     rows = torch.ones(2, 3)
-    with pytest.raises(ValueError, match=r"'fast' does not exist: choose auto, reference or chunked"):
+    with pytest.raises(ValueError, match=r"'fast'.*auto, reference or chunked"):
         patch_nt_xent(rows, rows, backend="fast")
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, "turbo")
-    with pytest.raises(ValueError, match=rf"{ENVIRONMENT_VARIABLE} 'turbo' does not exist"):
+    with pytest.raises(ValueError, match=rf"{ENVIRONMENT_VARIABLE} 'turbo'"):
         sample_similar(rows, rows.unsqueeze(0))
 
 
@@ -54,9 +54,7 @@ def test_triton_takes_what_fits_the_shared_memory_of_the_card(dtype, card):
     if widest:
         assert resolve_backend("auto", rows(widest)) == resolve_backend("triton", rows(widest)) == "triton"
     assert resolve_backend("auto", rows(widest + 1)) == "chunked"
-    with pytest.raises(
-        ValueError, match=rf"'triton' is not available \(.* {widest} wide .*reference or chunked"
-    ):
+    with pytest.raises(ValueError, match=rf"'triton'.*\b{widest}\b.*reference or chunked"):
         resolve_backend("triton", rows(widest + 1))
 
 

@@ -229,16 +229,16 @@ def test_no_gradient_and_compiles():
 
 def test_wrong_arguments():
     patches = torch.randn(2, 5, 3)
-    with pytest.raises(ValueError, match="patches must be"):
+    with pytest.raises(ValueError, match="patches"):
         sample_similar(torch.randn(2, 3), patches[0])
-    with pytest.raises(ValueError, match="templates must be"):
+    with pytest.raises(ValueError, match="templates"):
         sample_similar(torch.randn(2, 4), patches)
-    with pytest.raises(ValueError, match="templates must be"):
+    with pytest.raises(ValueError, match="templates"):
         sample_similar(torch.randn(3, 2, 3), patches)
-    with pytest.raises(ValueError, match="one floating dtype"):
+    with pytest.raises(ValueError, match="templates and patches"):
         sample_similar(torch.randn(2, 3).half(), patches)
-    with pytest.raises(ValueError, match="valid must be"):
+    with pytest.raises(ValueError, match="valid"):
         sample_similar(torch.randn(2, 3), patches, torch.ones(2, 5))
     elsewhere = torch.ones(2, 5, dtype=torch.bool, device="meta")
-    with pytest.raises(ValueError, match=r"valid must be .* on cpu, as patches are, got .* on meta"):
+    with pytest.raises(ValueError, match=r"valid.* cpu.* meta"):
         sample_similar(torch.randn(2, 3), patches, elsewhere)

@@ -1,4 +1,4 @@
-"""InfoNCE against a queue as its definition reads: all similarities and all labels, in float64.
+"""InfoNCE against a queue by its definition: all similarities and all labels, in float64.
 
 The oracle of the tests.
 """
