@@ -14,7 +14,7 @@ from pscl_kernels.queue_info_nce import chunked
 
 from .cases import loss_and_gradients
 from .queue_cases import KINDS, by_hand, case, check_as_good_as_torch, target_matrix, truth
-from .queue_ranks import compare_queue_ranks_with_oracle
+from .ranks import compare_queue_ranks_with_oracle
 
 
 @pytest.fixture

@@ -117,9 +117,9 @@ class Tile(NamedTuple):
 def tiles(label: Tensor, rank: int, other: int) -> Iterator[Tile]:
     """Tiles that contain negatives between the rows of two ranks, given the labels (world, 2N) of all.
 
-    Each tile appears once, in the same orientation on every rank, and each block meets the others in ascending order. On
-    a CPU the labels at the edges show which tiles are empty or need no mask. On other devices reading them would make
-    the host wait, so every tile is visited and masked.
+    Each tile appears once, in the same orientation on every rank, and each block meets the others in ascending order.
+    On a CPU the labels at the edges show which tiles are empty or need no mask. On other devices reading them would
+    make the host wait, so every tile is visited and masked.
     """
     mine = _blocks(label[rank], rank)
     theirs = mine if other == rank else _blocks(label[other], other)

@@ -1,7 +1,8 @@
 """InfoNCE against a queue in tiles, for any device that torch runs on.
 
-Rows are scaled so that a tile of base-2 exponents is one matrix product. If the greatest norm of an entry shows that sums
-cannot overflow, they are plain; otherwise each row keeps a running maximum. The backward pass computes each tile again.
+Rows are scaled so that a tile of base-2 exponents is one matrix product. If the greatest norm of an entry shows that
+sums cannot overflow, they are plain; otherwise each row keeps a running maximum. The backward pass computes each tile
+again.
 """
 
 import math

@@ -57,8 +57,8 @@ def queue_info_nce(
     - row_weights: (N,) factor >= 0 on each row's loss; None is 1.
     - normalise_targets: divide each row's targets by their sum Y_i.
     - temperature: positive number, or a 0-d tensor, which may require a gradient. Usable down to 0.01.
-    - process_group: None computes on this process only. Otherwise every rank passes its own rows, of any number, and the
-      same queue, and the number of rows in the denominator is that of all ranks. Each rank gets its share: loss and
+    - process_group: None computes on this process only. Otherwise every rank passes its own rows, of any number, and
+      the same queue, and the number of rows in the denominator is that of all ranks. Each rank gets its share: loss and
       gradients, including that of the temperature, **add up** over ranks to those of one process with all rows.
       DistributedDataParallel averages gradients instead: multiply the loss by `process_group.size()` before
       `backward()`.

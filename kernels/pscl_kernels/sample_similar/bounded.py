@@ -1,8 +1,8 @@
 """Exact similarity sampling on CPUs with bfloat16 products, which are several times as fast as float32 ones.
 
-A first pass computes all similarities from bfloat16 roundings and keeps the greatest for each template and tile of `TILE`
-patches; the true one differs by at most `SLACK`. Each template then computes the similarities of the tiles with the
-greatest values in full precision, until no other tile can contain its patch. If similarities are so alike that this
+A first pass computes all similarities from bfloat16 roundings and keeps the greatest for each template and tile of
+`TILE` patches; the true one differs by at most `SLACK`. Each template then computes the similarities of the tiles with
+the greatest values in full precision, until no other tile can contain its patch. If similarities are so alike that this
 takes many steps, as for nearly equal patches, the method of `chunked` is used instead.
 """
 
@@ -93,9 +93,9 @@ def _bounds(t: Tensor, patches: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def _best(template: Tensor, patches: Tensor, free: Tensor, tile: Tensor) -> tuple[Tensor, Tensor]:
-    """Greatest exact similarity, (B,), of one template per image, (B, D), among the free patches (B, P) of tiles (B, K).
+    """Greatest exact similarity of one template per image, (B, D), among the free patches (B, P) of tiles (B, K).
 
-    Also the first patch, (B,), that has it. NaN counts as infinity.
+    Returns it, (B,), and the first patch that has it, (B,). NaN counts as infinity.
     """
     batch, places, width = patches.shape
     # Ascending, so that the first of equals has the lowest index.

@@ -1,10 +1,10 @@
 """The group-masked NT-Xent loss in fused Triton kernels.
 
-In the forward pass, `preparation` normalises, scales, casts and sorts the rows, and `forward` computes each row's sum of
-exponentials. In the backward pass, `backward` adds up the gradient of each row as query and as negative, and passes it
-through the normalisation to the row of the input. Every program computes a block of rows and visits the columns in a
-fixed order, so there are no atomic additions and results repeat to the last bit. `symmetric` is a forward pass that
-computes each pair of tiles once, also without atomics; `tiling.SYMMETRIC_FORWARD` selects it.
+In the forward pass, `preparation` normalises, scales, casts and sorts the rows, and `forward` computes the sum of
+exponentials of each row. In the backward pass, `backward` adds up the gradient of each row as query and as negative,
+and passes it through the normalisation to the row of the input. Every program computes a block of rows and visits the
+columns in a fixed order, so there are no atomic additions and results repeat to the last bit. `symmetric` is a forward
+pass that computes each pair of tiles once, also without atomics; `tiling.SYMMETRIC_FORWARD` selects it.
 """
 
 from pscl_kernels.patch_nt_xent.triton.backward import row_gradients

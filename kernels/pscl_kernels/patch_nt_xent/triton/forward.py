@@ -2,7 +2,7 @@
 """Sum of exponentials of each row: a program computes a block of rows against all columns.
 
 The columns of a shard are added up first, then the shards in their order. The sums over the rank's own shards can
-therefore be computed while the rows of other ranks are in transfer (`local_sums`), without changing a bit of the result.
+therefore be computed while the rows of other ranks are in transfer (`local_sums`), without changing the result.
 """
 
 import torch

@@ -1,9 +1,9 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, no-any-return"
 """Sum of exponentials of each row of one rank; each pair of tiles is computed once.
 
-One launch per shard of columns. A program computes a block of rows, of this shard or an earlier one. It adds up the sums
-of its rows in registers and writes the sums of the columns to a workspace (blocks, columns of the shard), which is then
-added to the columns' rows in a fixed order. There are no atomics. The workspace has at most
+One launch per shard of columns. A program computes a block of rows, of this shard or an earlier one. It adds up the
+sums of its rows in registers and writes the sums of the columns to a workspace (blocks, columns of the shard), which is
+then added to the columns' rows in a fixed order. There are no atomics. The workspace has at most
 2 SHARD_PAIRS / (rows of a block) numbers per row, for any number of rows.
 
 Inside the shard of its own rows, a block is paired with itself, for its rows only, and with the next half of the blocks

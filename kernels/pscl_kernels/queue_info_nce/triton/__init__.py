@@ -1,9 +1,9 @@
 """InfoNCE against a queue in fused Triton kernels.
 
 `runs` adds up the keys of equal labels. In the forward pass, `rows` normalises, scales and casts the rows and looks up
-their targets, and `tiles` computes the sums of exponentials. In the backward pass, `tiles` sums the keys by their softmax,
-and `rows` adds positive and targets and passes the gradient through the normalisation. There are no atomic additions, so
-results repeat to the last bit.
+their targets, and `tiles` computes the sums of exponentials. In the backward pass, `tiles` sums the keys by their
+softmax, and `rows` adds positive and targets and passes the gradient through the normalisation. There are no atomic
+additions, so results repeat to the last bit.
 """
 
 import torch

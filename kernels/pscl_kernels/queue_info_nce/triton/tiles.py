@@ -4,9 +4,9 @@
 If there are few rows, several programs share the tiles of a block of rows, and their results are combined in a fixed
 order.
 
-Whether sums of exponentials may be plain depends on the greatest norm of the queue, which is computed on the device. Each
-program compares it and selects a loop with plain sums or one with running maxima, so that the host does not wait. The
-backward pass needs no such choice: softmax is at most 1.
+Whether sums of exponentials may be plain depends on the greatest norm of the queue, which is computed on the device.
+Each program compares it and selects a loop with plain sums or one with running maxima, so that the host does not wait.
+The backward pass needs no such choice: softmax is at most 1.
 """
 
 import triton
