@@ -1,8 +1,8 @@
 # mypy: disable-error-code="import-not-found, union-attr, arg-type, operator, unused-ignore"
-"""The released PSCL-SimCLR code and ours on the same weights, images, geometry and tie-breaks, on any device.
+"""The released PSCL-SimCLR code and ours with the same weights, images, geometry and tie-breaks, on any device.
 
-The released code is a folder with github.com/neulmc/PSCL at commit 9b012a9. It wants CUDA and torchvision: on a CPU
-`.cuda()` is made a no-op, and the one torchvision transform that it uses is provided on top of torch.
+The released code is a checkout of github.com/neulmc/PSCL at commit 9b012a9. It needs CUDA and torchvision: on a CPU
+`.cuda()` is replaced by a no-op, and the only torchvision transform that it uses is implemented here.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ OURS = {"template_rule": "pure", "matching": "cosine", "exclusion": "strict", "a
 
 
 def make_batch(size: int, batch: int, device: torch.device | str = "cpu") -> Views:
-    """Synthetic micrographs, the first one annotated: `batch` + 1 in all, which come again after `PICTURES`."""
+    """`batch` + 1 synthetic micrographs, the first one annotated; they repeat after `PICTURES`."""
     count = min(batch + 1, PICTURES)
     made = [synthesise("precipitates", seed=1, index=i, size=(size, size)) for i in range(count)]
     pictures = [made[i % count] for i in range(batch + 1)]
@@ -88,7 +88,7 @@ def ours_step(method: PsclSimclr, views: Views) -> tuple[Tensor, dict[str, Tenso
 def load_released(
     checkout: Path, device: torch.device | str = "cpu"
 ) -> tuple[Any, dict[str, Callable[..., Tensor]]]:
-    """The released model module, and the two loss functions that live inside its training function."""
+    """The released model module, and the two loss functions that are defined inside its training function."""
     sys.modules["torchvision"] = vision = types.ModuleType("torchvision")
     vision.transforms = types.SimpleNamespace(  # type: ignore[attr-defined]
         Resize=Resize, InterpolationMode=types.SimpleNamespace(NEAREST="nearest", BILINEAR="bilinear")
@@ -160,7 +160,7 @@ def _copy_block(theirs: Any, own: nn.Sequential) -> None:
 
 
 class ReleasedInputs(NamedTuple):
-    """What the released loader hands to the released step: images and labels on the device, numbers on the host."""
+    """Inputs of the released step: images and labels on the device, numbers on the host."""
 
     query: Tensor
     key: Tensor
@@ -200,7 +200,7 @@ def released_step(
 
 @contextmanager
 def tie_breaks(views: Views) -> Iterator[None]:
-    """Give the released code, patch by patch, the random numbers that ours draws for the same scale."""
+    """Context in which the released code gets the random numbers that ours draws for the same patches and scale."""
     (generator,), size = draws(views).each("templates", range(1)), views.query.shape[-1]
     noises = []
     for patches in (size // 4, size // 2, size):

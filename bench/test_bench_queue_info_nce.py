@@ -27,7 +27,7 @@ SHAPE = {
 
 
 def materialised(q: Tensor, k: Tensor, queue: Tensor, labels: dict[str, Any]) -> Tensor:
-    """The loss as good plain torch: one matrix product, one matrix of labels, cross-entropy with soft targets."""
+    """The loss in plain torch: one matrix product, one matrix of labels, cross-entropy with soft targets."""
     z = torch.nn.functional.normalize(q, dim=1)
     positive = (z * torch.nn.functional.normalize(k, dim=1)).sum(1, keepdim=True)
     logits = torch.cat([positive, z @ queue.T], dim=1) / TEMPERATURE
@@ -75,7 +75,7 @@ def test_forward_and_backward(name: str, inputs: Any, forms: Forms, benchmark: A
 
     def step() -> None:
         q.grad = None
-        IMPLEMENTATIONS[name](*inputs).backward()
+        IMPLEMENTATIONS[name](*inputs).backward()  # type: ignore[no-untyped-call]
 
     forms.measure(name, benchmark, step, rounds=5, warmup_rounds=1)
 

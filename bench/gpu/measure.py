@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.forms import peak_bytes
 from bench.gpu.run import Setting, attempt
-from bench.peak_memory import peak_bytes
 
 FORWARD, BOTH = "forward", "forward and backward"
 

@@ -27,7 +27,7 @@ def archive_rate(name: str) -> str:
 
 
 def synthetic(name: str) -> str:
-    """Class shares and what grey level alone can do."""
+    """Class shares, and the best Dice by grey level only."""
     content = load(name)
     rows = []
     for family, found in content["result"]["families"].items():
@@ -44,7 +44,7 @@ def synthetic(name: str) -> str:
 
 
 def kernels(name: str, form: str = "chunked") -> str:
-    """Time and memory of an operation on a CPU, each form beside ours."""
+    """Time and memory of an operation on a CPU, ours and other forms."""
     content = load(name)
     measured = content["result"]["measured"]
     ours = measured[form]
@@ -70,7 +70,7 @@ def _shown(key: str) -> str:
 
 
 def peers(name: str) -> str:
-    """Both losses beside what others offer, on a CPU, fastest first."""
+    """Both losses and their peers on a CPU, fastest first."""
     content = load(name)
     result = content["result"]
     rows = [
@@ -96,7 +96,7 @@ def peers(name: str) -> str:
 
 
 def step(name: str) -> str:
-    """One step beside the released code."""
+    """One step, ours and the released code."""
     content = load(name)
     result = content["result"]
     rows = [
@@ -108,7 +108,7 @@ def step(name: str) -> str:
 
 
 def step_loss(name: str) -> str:
-    """What each option changes in the loss."""
+    """Effect of each option on the loss."""
     content = load(name)
     keys = ("loss", "image/loss", "scale0/loss", "scale1/loss", "scale2/loss")
     rows = [[row["what"], *(f"{row[key]:.6f}" for key in keys)] for row in content["result"]["loss"]]
@@ -116,7 +116,7 @@ def step_loss(name: str) -> str:
 
 
 def scaling(name: str) -> str:
-    """Steps of several ranks, measured and predicted."""
+    """Seconds per step on several ranks, measured and predicted."""
     content = load(name)
     rows = [
         [
@@ -159,7 +159,7 @@ def chaos(*names: str) -> str:
 
 
 def checkpoint_overhead(name: str) -> str:
-    """What checkpoints cost."""
+    """Cost of checkpoints."""
     content = load(name)
     result = content["result"]
     row = [

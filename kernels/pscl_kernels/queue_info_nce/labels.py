@@ -1,10 +1,10 @@
 """Labels of queue entries, without a matrix of N x Q numbers.
 
-A row's targets are linear in the keys: sum_j y_ij s_ij = z_i . t_i with t_i = sum_j y_ij queue_j, which depends only on
-the row's group and subgroup. The entries are therefore sorted by (group, subgroup), and the weighted keys of each run
-of equal labels are added up once. A row only needs the places of two sums: that of its group and subgroup, and that of its
-group. Shapes do not depend on the number of groups, so the host never waits for the device. Sorting also moves empty
-slots to the end, where they are not visited.
+A row's targets are linear in the keys: sum_j y_ij s_ij = z_i . t_i with t_i = sum_j y_ij queue_j, which depends only
+on the row's group and subgroup. The entries are therefore sorted by (group, subgroup), and the weighted keys of each
+run of equal labels are added up once. A row only needs the places of two sums: that of its group and subgroup, and
+that of its group. Shapes do not depend on the number of groups, so the host never waits for the device. Sorting also
+moves empty slots to the end, where they are not visited.
 """
 
 from typing import NamedTuple
