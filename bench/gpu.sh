@@ -10,7 +10,7 @@
 #   sampling     sample_similar and the loop of the released code
 #   queue        queue_info_nce
 #   peers        implementations of both losses by others
-#   step         the whole pretraining step beside the released code, over batch sizes
+#   step         the whole pretraining step, ours and the released code, over batch sizes
 #   pretrain     real pretraining over batch sizes
 #   plots        figures of the results, if matplotlib is installed
 #

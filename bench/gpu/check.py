@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def start(operation: str, setting: Setting) -> subprocess.Popen[bytes]:
-    """Begin one operation's tests, in a process of their own: an illegal access ends that process only."""
+    """Begin one operation's tests, in a separate process, so that an illegal access ends only that process."""
     # Neither this repository's pytest options nor its plugins are needed.
     command = [
         sys.executable,

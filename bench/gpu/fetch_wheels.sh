@@ -22,7 +22,7 @@ peers=(
   inf-cl==1.2.1 cut-cross-entropy==25.1.1 lightly==1.6.0 info-nce-pytorch==0.1.4 open_clip_torch==3.3.0
   pybind11==3.1.0 tqdm==4.70.1
 )
-# Published as source alone; pure Python, so that a wheel made here runs there.
+# Published as source only; pure Python, so that wheels made here also work on the other machine.
 peers_of_source=(pykeops==2.3 keopscore==2.3)
 toolkit=(
   pydantic pydantic_core annotated-types typing-inspection typing_extensions typer annotated-doc shellingham rich

@@ -58,7 +58,7 @@ def _on_gpu(call: Callable[[], object], milliseconds: int) -> dict[str, Any]:
 def measure_loss(
     setting: Setting, call: Callable[[], Tensor], inputs: tuple[Tensor, ...], *, backward: bool = True
 ) -> dict[str, Any]:
-    """`measure` of a loss alone and, with `backward`, of the loss and the gradients of `inputs`."""
+    """`measure` of a loss and, with `backward`, of the loss and the gradients of `inputs`."""
 
     def forward() -> Tensor:
         with torch.no_grad():

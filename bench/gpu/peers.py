@@ -1,4 +1,4 @@
-"""The peers (`adapters.py`) at the shapes of ours, each in a process of its own, which may crash.
+"""The peers (`adapters.py`) at the shapes of ours, each in a separate process, as it may crash.
 
 A peer that cannot run is skipped with the reason; one that is not correct on a small problem is not timed.
 """

@@ -1,4 +1,4 @@
-"""The whole pretraining step beside the released code, over batch sizes up to the largest that fits into memory.
+"""The whole pretraining step, ours and the released code, over batch sizes up to the largest that fits into memory.
 
     RELEASED=CHECKOUT python -m bench.gpu.step
 

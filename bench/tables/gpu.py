@@ -218,7 +218,7 @@ def _labels(entry: dict[str, Any]) -> list[str]:
 
 
 def _times(entry: dict[str, Any]) -> list[str]:
-    """The columns `TIMES` of a loss; the reason where it failed."""
+    """The columns `TIMES` of a loss; the reason if it failed."""
     both = entry.get(BOTH, {})
     return [_time(entry.get(FORWARD, entry)), _time(both), _memory(both), _share(both)]
 

@@ -1,4 +1,4 @@
-"""Tables and plots of GPU results: from files only, and correct where a file is missing or the run was dry."""
+"""Tables and plots of GPU results: also if a file is missing or the run was dry."""
 
 from __future__ import annotations
 

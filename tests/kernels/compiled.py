@@ -50,7 +50,7 @@ TENSORS = {
         ["q", "k", "x", "own_x", "dq", "dk", "templates", "patches"], ""
     ),  # "": the features' dtype
     "valid": "bool",
-    # Of the queue loss alone.
+    # Only of the queue loss.
     **dict.fromkeys(["filled", "head", "place"], "int64"),
     **dict.fromkeys(["weight", "masses", "mass", "target", "inverse"], "float32"),
     "keys": "",

@@ -92,7 +92,7 @@ def case(
 
 
 def target_matrix(options: dict, n: int, entries: int) -> Tensor:
-    """(n, entries) labels y_ij in float64, -1 for empty slots, one by one as the definition reads."""
+    """(n, entries) labels y_ij in float64, -1 for empty slots, one by one, by the definition."""
     y = torch.zeros(n, entries, dtype=torch.float64)
     for i in range(n):
         for j in range(entries):
@@ -147,7 +147,7 @@ def truth(q: Tensor, k: Tensor, queue: Tensor, options: dict, tau: float) -> tup
 
 
 def plain_torch(q: Tensor, k: Tensor, queue: Tensor, y: Tensor, options: dict, temperature: Tensor) -> Tensor:
-    """What one would write first: all similarities and all labels, `y`, at the precision of the features."""
+    """The straightforward form: all similarities and labels `y`, at the precision of the features."""
     n = len(q)
     present = options["groups"] >= 0 if "groups" in options else torch.ones(n, dtype=torch.bool)
     z, other = (torch.nn.functional.normalize(x, dim=1, eps=1e-8) for x in (q, k))

@@ -1,4 +1,4 @@
-"""Choice of the backend."""
+"""Selection of the backend."""
 
 import importlib.util
 import types
@@ -34,7 +34,7 @@ def test_unknown_backend_names_the_choices(monkeypatch):
 
 @pytest.fixture(params=[(233_472 - 1024, 512, 128), (101_376, 128, 128), (65_536, 64, 64), (16_384, 0, 0)])
 def card(request, monkeypatch):
-    """(widest 16-bit rows, widest float32 rows) of a GPU whose blocks may have so much shared memory."""
+    """(widest 16-bit rows, widest float32 rows) of a GPU with this much shared memory per block."""
     shared, *widths = request.param
     properties = types.SimpleNamespace(shared_memory_per_block=49_152, shared_memory_per_block_optin=shared)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -19,7 +19,7 @@ from .ranks import compare_queue_ranks_with_oracle
 
 @pytest.fixture
 def _poison():
-    """Uninitialised memory is NaN: what nobody wrote shows."""
+    """Uninitialised memory is NaN, so that its use shows in the results."""
     torch.use_deterministic_algorithms(True)
     assert torch.empty(3).isnan().all()
     yield

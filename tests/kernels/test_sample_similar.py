@@ -14,7 +14,7 @@ from pscl_kernels.sample_similar import bounded
 
 @pytest.fixture(params=["bounds", "exact"], autouse=True)
 def _first_pass(request, monkeypatch):
-    """Both ways of `chunked`: with bfloat16 bounds first, as on CPUs that multiply them fast, and without."""
+    """Both methods of `chunked`: with bfloat16 bounds, as on CPUs with fast bfloat16 products, and without."""
     monkeypatch.setattr(bounded, "is_fast", lambda: request.param == "bounds")
 
 
@@ -118,7 +118,7 @@ def test_images_do_not_influence_each_other(order, scale, seed):
 
 
 def test_bounds_hold_and_are_given_up_where_they_do_not_tell():
-    """No bound is off by more than the slack; patches that are all but equal go the exact way, and are still right."""
+    """No bound is off by more than the slack; nearly equal patches use the exact method and are correct as well."""
     generator = torch.Generator().manual_seed(0)
     patches = torch.randn(2, 1500, 48, generator=generator) * 10 ** torch.linspace(-6, 6, 1500)[:, None]
     t = torch.nn.functional.normalize(torch.randn(2, 20, 48, generator=generator), dim=2)

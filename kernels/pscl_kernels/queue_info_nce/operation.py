@@ -48,7 +48,7 @@ class Backend(Protocol):
         """Width and dtype of the columns for features like `q`."""
 
     def run_sums(self, keys: Tensor, weight: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
-        """Weighted sums of runs of `keys` (Q, width): (T, Q, width), and of the weights alone: (T, Q).
+        """Weighted sums of runs of `keys` (Q, width): (T, Q, width), and of the weights: (T, Q).
 
         weight, head (T, Q) as in `labels.Runs`. Only the results at the head of a run are read.
         """

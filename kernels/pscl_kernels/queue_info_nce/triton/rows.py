@@ -28,7 +28,7 @@ def prepared(
             q.contiguous(),
             k.contiguous(),
             present,
-            # Not read where there are no targets.
+            # Not read if there are no targets.
             positive if columns is None else columns.sums,
             present if columns is None else columns.place,
             on_device(LOG2_E / temperature.double(), q.device),
