@@ -111,10 +111,10 @@ for part in correctness loss sampling queue step pretrain; do
   fi
 done
 if part_is ceilings; then run ceilings 30 bench.gpu.ceilings; fi
-if part_is loss; then run loss 150 bench.gpu.operations patch_nt_xent; fi
+if part_is loss; then run loss 120 bench.gpu.operations patch_nt_xent; fi
 if part_is sampling; then run sampling 60 bench.gpu.operations sample_similar; fi
 if part_is queue; then run queue 60 bench.gpu.operations queue_info_nce; fi
-if part_is peers; then run peers 180 bench.gpu.peers; fi
+if part_is peers; then run peers 200 bench.gpu.peers; fi
 if part_is step; then run_if pscl_hpc.pretraining step 120 bench.gpu.step; fi
 if part_is pretrain; then run_if pscl_hpc.pretraining pretrain 120 bench.gpu.pretrain; fi
 if part_is plots; then run_if matplotlib plots 60 bench.plots "$out"; fi

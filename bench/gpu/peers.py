@@ -25,7 +25,7 @@ SMALL = 2048
 LOSS_ERROR, GRADIENT_ERROR = 0.01, 0.05
 """Largest relative errors against float64."""
 
-PER_PEER = 60.0
+PER_PEER = 40.0
 """Most seconds for one peer."""
 
 

@@ -3,7 +3,7 @@
     RELEASED=CHECKOUT python -m bench.gpu.step
 
 A step is forward, losses, backward and Adam, on views that are already on the device. Without RELEASED only ours is
-measured.
+measured. `bench/step_vs_released.py` compares the losses.
 """
 
 import argparse
@@ -29,7 +29,6 @@ from bench.released import (
     ours_step,
     released_inputs,
     released_step,
-    tie_breaks,
 )
 from pscl_hpc.config import RuntimeConfig
 from pscl_hpc.training import autocast, setup_device
@@ -58,16 +57,15 @@ def run(setting: Setting) -> None:
     if not setting.dry:
         setup_device(RuntimeConfig())
     results = Results("step", setting, {"size": size}, sources=(KERNELS, TOOLKIT))
-    if checkout:
-        forms = ("released", *forms)
-        results.measure({"form": "released", "what": "loss"}, partial(losses, setting, size, Path(checkout)))
-    for form in forms:
-        for batch in batches:
-            key = {"form": form, "what": "step", "images": batch + 1}
-            if "failed" in results.measure(key, partial(measured, setting, form, size, batch, checkout)):
-                break
-    results.header["summary"] = summary(results.entries)
-    print(results.write())
+    try:
+        for form in ("released", *forms) if checkout else forms:
+            for batch in batches:
+                key = {"form": form, "images": batch + 1}
+                if "failed" in results.measure(key, partial(measured, setting, form, size, batch, checkout)):
+                    break
+    finally:  # also if time is up
+        results.header["summary"] = summary(results.entries)
+        results.write()
     results.end(ignore=lambda entry: entry["form"] == "released")
 
 
@@ -109,17 +107,6 @@ def build(setting: Setting, form: str, size: int, batch: int, checkout: str | No
         optimiser.step()
 
     return step
-
-
-def losses(setting: Setting, size: int, checkout: Path) -> dict[str, Any]:
-    """Loss of both on the same weights, views and tie-breaks, ours with every released behaviour switched on."""
-    views = make_batch(size, BATCHES[0], setting.device)
-    module, functions = load_released(checkout, setting.device)
-    with tie_breaks(views):
-        model = build_released(module, build_ours(RELEASED, setting.device))
-        theirs, _ = released_step(model, functions, released_inputs(views))
-    ours, _ = ours_step(build_ours(RELEASED, setting.device), views)
-    return {"released": float(theirs), "ours": float(ours)}
 
 
 def summary(entries: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -198,6 +198,14 @@ def test_batches_of_a_step_grow_until_one_does_not_fit(
     summary = json.loads((tmp_path / "gpu-gpu-step.json").read_text())["result"]["summary"]
     fitting = [batch for batch in expected if batch <= most]
     assert [form["largest_images"] - 1 for form in summary.values()] == 2 * fitting[-1:]
+    (tmp_path / "gpu-gpu-step.json").unlink()
+    monkeypatch.setattr(Setting, "left", lambda _: 1.0 - len(tried) / (2 * len(expected) + 1))
+    with pytest.raises(SystemExit) as end:
+        step.run(setting)  # time is up after the first batch, whose result is kept
+    assert end.value.code == UNFINISHED
+    kept = json.loads((tmp_path / "gpu-gpu-step.json").read_text())["result"]
+    assert len(kept["measured"]) == 1
+    assert list(kept["summary"]) == (["ours"] if most >= step.BATCHES[0] else [])
 
 
 def test_summary_of_steps() -> None:
