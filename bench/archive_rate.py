@@ -1,17 +1,16 @@
 """Random 224 px crops per second from an archive of real micrographs, by compression.
 
-python bench/archive_rate.py --data FOLDER
+python bench/archive_rate.py --data FOLDER...
 
-FOLDER holds dataset folders of annotated grey 8-bit micrographs with classes in splits.json. The 16-bit and float
-images are made from them: 12 bits, of which the lower 4 are noise, as a detector gives. Rates are per second of
-processor time of one process, so that other work on the machine counts little.
+Each FOLDER is a dataset folder of annotated grey 8-bit micrographs with its classes in splits.json. The 16-bit and
+float images are made from them, with 12 bits of which the lower 4 are noise, like those of a detector. Rates are per
+second of processor time of one process, so that other load on the machine has little effect.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,8 +20,6 @@ from typing import Any
 import h5py
 import numpy as np
 import numpy.typing as npt
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.record import record
 from pscl_hpc.archive import Archive, Collection, ShardWriter
@@ -41,7 +38,7 @@ ReadCrop = Callable[[int, tuple[int, int, int, int]], Pixels]
 
 
 def load(folders: list[Path]) -> list[Micrograph]:
-    """Annotated grey micrographs of at least one crop, with masks and class lists."""
+    """Annotated grey micrographs at least as large as a crop, with masks and class lists."""
     found = plan(folders)
     loaded = []
     for item in found.items:
@@ -68,7 +65,7 @@ def as_dtype(image: Pixels, dtype: str) -> Pixels:
 
 
 def write(path: Path, micrographs: list[Micrograph], dtype: str, codec: str) -> float:
-    """Write one archive; returns MB of pixels per second of processor time."""
+    """Write one archive; MB of pixels per second of processor time."""
     collections = {
         collection.name: Collection(collection.name, collection.classes) for *_, collection in micrographs
     }
@@ -81,7 +78,7 @@ def write(path: Path, micrographs: list[Micrograph], dtype: str, codec: str) -> 
 
 
 def rate(archive: Archive, read: ReadCrop, seconds: float) -> float:
-    """Median over repeats of crops per second of processor time; the pages of the file are in memory."""
+    """Median over repeats of crops per second of processor time, with the file in the page cache."""
     rates = []
     for repeat in range(REPEATS):
         random = np.random.default_rng(repeat)
@@ -98,7 +95,7 @@ def rate(archive: Archive, read: ReadCrop, seconds: float) -> float:
 
 
 def through_h5py(archive: Archive, file: h5py.File) -> ReadCrop:
-    """The same crops of the same file by plain h5py slices, for comparison."""
+    """Reads the same crops from the same file with h5py slices, for comparison."""
     rows = archive.rows
 
     def read(index: int, window: tuple[int, int, int, int]) -> Pixels:

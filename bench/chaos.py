@@ -1,10 +1,10 @@
-"""Kills a small pretraining with SIGKILL at random moments, again and again, and compares it with one left alone.
+"""Kills a small pretraining with SIGKILL at random moments and compares it with an uninterrupted one.
 
     python -m bench.chaos [--kills 50] [--ranks 1 2] [--seed 0]
 
-For each number of ranks: one training that nobody touches, and one that is killed N times (of two ranks either one
-or both) and started again each time. Afterwards the whole state of the last checkpoints and the exported trunks must
-be the same to the last bit, and no half-written file may be left. Writes `cpu-chaos-<ranks>.json`.
+For each number of ranks: one uninterrupted training, and one that is killed N times (one or both of two ranks) and
+started again each time. The complete state of the last checkpoints and the exported trunks must then be equal to the
+last bit, and no half-written file may remain. Writes `cpu-chaos-<ranks>.json`.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def chaos(folder: Path, ranks: int, kills: int, steps: int, seed: int) -> dict[str, object]:
-    """Train once without and once with kills; what came of it."""
+    """Train once without and once with kills, and compare."""
     dice = random.Random(seed)
     archive = folder / "archive.h5"
     write_archive(archive)
@@ -66,7 +66,7 @@ def chaos(folder: Path, ranks: int, kills: int, steps: int, seed: int) -> dict[s
     while len(log) < kills:
         at_start = _newest(broken)
         processes = _start(ranks, config)
-        # From before the first line of Python is read to well into the training, and never far enough to end it.
+        # From before the start of Python to well into the training, but never so late that the training ends.
         wait = dice.uniform(0.0, 1.5 * alone_s)
         end = time.monotonic() + wait
         limit = at_start + dice.randint(1, max(1, (steps - at_start) // (kills - len(log) + 1)))

@@ -1,10 +1,10 @@
-"""What checkpoints cost a training step.
+"""The cost of checkpoints in training steps.
 
     python -m bench.checkpoint_overhead [--device cpu|cuda] [--steps 10] [--every 5] [--batch 8] [--size 128]
 
 Steps of PSCL-SimCLR with the default network are timed without checkpoints and with one every N steps, each written in
-the background as in a run. Blocks of both kinds alternate, so that other work on the machine meets both. One
-checkpoint's cost is the difference of the block times divided by the checkpoints in a block; its share at the default
+the background as in a run. Blocks of both kinds alternate, so that other load on the machine affects both. The cost of
+a checkpoint is the difference of the block times divided by the checkpoints in a block; its share at the default
 interval (`checkpoint.every_steps`) follows from it. Writes `<cpu or gpu>-checkpoint-overhead.json`.
 """
 
@@ -39,7 +39,7 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--folder", type=Path, help="where checkpoints go; a temporary folder by default")
+    parser.add_argument("--folder", type=Path, help="folder of the checkpoints; a temporary one by default")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         result = measure(Path(folder), options)

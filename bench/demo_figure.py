@@ -1,4 +1,4 @@
-"""The picture at the top of the README, from a finished `make demo`.
+"""The figure at the top of the README, from a finished `make demo`.
 
 python bench/demo_figure.py [runs/demo] [docs/images/demo.png]
 """
@@ -31,7 +31,7 @@ def main(demo: Path, out: Path) -> None:
         collection = archive.collections[reference.dataset]
         colours = class_colours(len(collection.classes), collection.background)
         tests = archive.select(datasets=[reference.dataset], splits=["test"])
-        # Pictures of different production batches, so that the figure shows how they differ.
+        # Images of different production batches, to show how they differ.
         chosen = list({record.production_batch: record for record in reversed(tests)}.values())[:ROWS]
         columns = ["micrograph", "true classes", "from scratch", "after PSCL"]
         figure, axes = plt.subplots(ROWS, 4, figsize=(10, 5.5), layout="compressed")

@@ -1,25 +1,35 @@
-"""Forms of one operation, timed one after another by pytest-benchmark and recorded together."""
+"""Implementations (forms) of one operation, timed by pytest-benchmark and recorded together."""
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
-from bench.peak_memory import peak_bytes
 from bench.record import record
 
 COMMAND = " ".join(["pytest", *sys.argv[1:]])
 
 
+def peak_bytes(call: Callable[[], object]) -> int:
+    """Greatest number of bytes that torch's CPU allocator holds during `call` beyond what it held before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    events = profiler.profiler.kineto_results.events()
+    held: int = max(itertools.accumulate((e.nbytes() for e in events if e.name() == "[memory]"), initial=0))
+    return held
+
+
 def measure(benchmark: Any, step: Callable[[], object], *, rounds: int, warmup_rounds: int) -> dict[str, Any]:
-    """Time a step and take its peak memory; empty where pytest-benchmark is switched off.
+    """Time and peak memory of a step.
 
     Returns:
-        Seconds at the quantiles .2, .5 and .8, and bytes above what was held before.
+        Seconds (quantiles 0.2, 0.5 and 0.8) and bytes beyond what was held before; {} if pytest-benchmark is disabled.
     """
     benchmark.pedantic(step, rounds=rounds, warmup_rounds=warmup_rounds)
     if not benchmark.enabled:
@@ -34,13 +44,13 @@ def measure(benchmark: Any, step: Callable[[], object], *, rounds: int, warmup_r
 
 @dataclass
 class Forms:
-    """What is measured of each form.
+    """Measurements of all forms of one operation.
 
     Args:
-        name: Of the result.
-        ours: The form that the others are compared with.
+        name: Name of the result.
+        ours: Form with which the others are compared.
         names: All forms.
-        shape: Of the inputs.
+        shape: Shape of the inputs.
     """
 
     name: str
@@ -57,7 +67,7 @@ class Forms:
             self.measured[form] = found
 
     def record(self, timer: str) -> None:
-        """Write the result, with ratios of ours to each other form, if every form was measured."""
+        """Write the result, with the ratios of ours to the other forms, if every form was measured."""
         if set(self.measured) != set(self.names):
             return
         ours = self.measured[self.ours]

@@ -1,4 +1,4 @@
-"""Reading of the results that `bench/gpu.sh` wrote: shared by the tables and the plots."""
+"""Reads the results that `bench/gpu.sh` wrote, for the tables and the plots."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from typing import Any
 
 FORWARD, BOTH = "forward", "forward and backward"
 
-OURS = ("triton, row", "triton, symmetric", "chunked")
-"""Forms of our own loss; the other names are those of peers."""
-
 PARTS = (
     "ceilings",
     "patch-nt-xent",
@@ -21,12 +18,11 @@ PARTS = (
     "step",
     "pretrain",
     "correctness",
-    "profile",
 )
 
 
 class Device:
-    """The result files of one device, by part; a part that was not measured is empty."""
+    """The result files of one device; a part that was not measured is empty."""
 
     def __init__(self, folder: Path, slug: str) -> None:
         self.slug = slug
@@ -35,20 +31,13 @@ class Device:
             path = folder / f"gpu-{slug}-{part}.json"
             if path.is_file():
                 self.contents[part] = json.loads(path.read_text(encoding="utf-8"))
-
-    @property
-    def name(self) -> str:
+        results = [self.result(part) for part in self.contents]
+        self.name: str = results[0]["circumstances"]["device"] if results else slug
         """The device as the driver calls it."""
-        for content in self.contents.values():
-            found: str = content["result"]["circumstances"]["device"]
-            return found
-        return self.slug
-
-    def __contains__(self, part: str) -> bool:
-        return part in self.contents
+        self.dry = any(result["dry"] for result in results)
 
     def result(self, part: str) -> dict[str, Any]:
-        """What was recorded of a part; {} where it was not measured."""
+        """What was recorded of a part; {} if it was not measured."""
         found: dict[str, Any] = self.contents.get(part, {}).get("result", {})
         return found
 
@@ -58,32 +47,31 @@ class Device:
             if all(entry.get(key) == value for key, value in where.items()):
                 yield entry
 
-    @property
-    def tiny(self) -> bool:
-        return any(content["result"]["tiny"] for content in self.contents.values())
+    def first(self, part: str, **where: object) -> dict[str, Any]:
+        """The first entry of a part that has these values; {} if there is none."""
+        return next(self.entries(part, **where), {})
+
+    def losses(self, **where: object) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(implementation, entry) of ours and of the correct peers for the loss."""
+        for entry in self.entries("patch-nt-xent", **where):
+            yield entry["implementation"], entry
+        for entry in self.entries("peers", task="loss", **where):
+            if FORWARD in entry:
+                yield entry["peer"], entry
 
 
-def devices(folder: Path, *, tiny: bool = False) -> list[Device]:
-    """All devices with results in a folder; those of dry runs, which measure nothing, only with `tiny`."""
+def devices(folder: Path, *, dry: bool = False) -> list[Device]:
+    """All devices with results in a folder; with `dry`, also those of dry runs, which measured nothing."""
     slugs = {
         path.name.removeprefix("gpu-").removesuffix(f"-{part}.json")
         for part in PARTS
         for path in folder.glob(f"gpu-*-{part}.json")
     }
     found = [Device(folder, slug) for slug in sorted(slugs)]
-    return [device for device in found if tiny or not device.tiny]
+    return [device for device in found if dry or not device.dry]
 
 
-def median(entry: dict[str, Any], what: str) -> float | None:
-    """Median milliseconds of an entry's forward pass, or forward and backward; None where it failed."""
+def median(entry: dict[str, Any], what: str = BOTH) -> float | None:
+    """Median milliseconds of a part of an entry; None if it was not measured."""
     found: float | None = entry.get(what, {}).get("median_ms")
     return found
-
-
-def losses(device: Device, dtype: str, **where: object) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(implementation, entry) of ours and of the peers for the loss, at these values."""
-    for entry in device.entries("patch-nt-xent", dtype=dtype, **where):
-        yield entry["implementation"], entry
-    for entry in device.entries("peers", task="loss", dtype=dtype, **where):
-        if "skipped" not in entry and "failed" not in entry:
-            yield entry["peer"], entry

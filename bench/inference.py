@@ -1,10 +1,10 @@
-"""What ways of inference do to the Dice of trained networks.
+"""Effect of test-time augmentation and adaptation on the Dice of trained networks.
 
     python -m bench.inference runs/studies/longer-cpu --archive alloys.h5 [--methods none pscl-clustered] [--jobs 2]
 
-Each fine-tuning of a finished study is scored on the validation images and on every test split of its data set: as
-`pscl-hpc evaluate` does it, with test-time augmentation (`--tta`), and adapted to each image (`--adapt`). Nothing is
-written into the study.
+Each fine-tuning of a finished study is scored on the validation images and on every test split of its dataset: as by
+`pscl-hpc evaluate`, with test-time augmentation (`--tta`), and adapted to each image (`--adapt`). The study is not
+changed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> None:
     )
     parser.add_argument("study", type=Path, help="folder of a finished study")
     parser.add_argument("--archive", type=Path, required=True)
-    parser.add_argument("--methods", nargs="*", help="entries to score; all when absent")
+    parser.add_argument("--methods", nargs="*", help="entries to score; all by default")
     parser.add_argument("--jobs", type=int, default=1, help="processes of one thread each")
     arguments = parser.parse_args()
     results = read_results(arguments.study)

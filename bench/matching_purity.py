@@ -1,10 +1,10 @@
-"""How many of the patches that templates find are of their class, before anything is learnt, by the share of texture.
+"""Share of the patches found by templates that are of their class, before training, by the share of texture.
 
     python -m bench.matching_purity ARCHIVE [--batches 12]
 
-For each data set with masks and each of its recommended images (at most --references of them): batches as
-`configs/pretrain/pscl-simclr.yaml` makes them, an untrained network, and the method's own sampler. Masks of the other
-images serve to count hits. Chance is the hit rate of patches drawn at random in the same images.
+For each dataset with masks and each of its recommended images (at most --references of them): batches as in
+`configs/pretrain/pscl-simclr.yaml`, an untrained network, and the sampler of the method. The masks of the other images
+are used to count hits. Chance is the hit rate of random patches of the same images.
 """
 
 from __future__ import annotations
@@ -104,13 +104,13 @@ def measure(
 
 
 def _mean(values: Iterable[float]) -> float | None:
-    """Mean of what is known."""
+    """Mean of the finite values; None if there is none."""
     known = [value for value in values if math.isfinite(value)]
     return fmean(known) if known else None
 
 
 def at_random(views: Views, sample: PatchSample, height: int, width: int) -> torch.Tensor:
-    """Purity that random patches of each image would have on average, (B,)."""
+    """(B,) expected purity of random patches of each image."""
     everything = torch.arange(height * width).expand(len(sample.key_patches), -1)
     found = patch_labels(views, everything, height, width)
     known = (found != 255).sum(dim=1)

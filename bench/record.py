@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parent / "results"
-"""Where results lie unless the environment variable PSCL_BENCH_RESULTS names another folder."""
+"""Folder of the results, unless the environment variable PSCL_BENCH_RESULTS names another."""
 
 PACKAGES = ("torch", "triton", "numpy", "h5py", "monai")
 
@@ -21,9 +21,9 @@ PACKAGES = ("torch", "triton", "numpy", "h5py", "monai")
 def record(name: str, result: dict[str, Any], *, command: str) -> Path:
     """Write `result` to `<results folder>/<name>.json` and return that path.
 
-    Added to it are the command that measured it, the commit (marked where tracked files differ from it; outside a
-    checkout the environment variable PSCL_BENCH_COMMIT), the date, the devices and the versions. An older file of that
-    name is replaced.
+    The file also has the command that measured it, the commit (marked "+changes" if tracked files differ from it;
+    outside a checkout, the environment variable PSCL_BENCH_COMMIT), the date, the devices and the versions. An older
+    file of that name is replaced.
     """
     folder = Path(os.environ.get("PSCL_BENCH_RESULTS", RESULTS))
     folder.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def record(name: str, result: dict[str, Any], *, command: str) -> Path:
         "commit": _commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": _device(),
-        "versions": _versions(),
+        "versions": package_versions(),
         "result": result,
     }
     partial = path.with_suffix(".json.partial")
@@ -64,9 +64,7 @@ def _device() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
     }
     if hasattr(os, "getloadavg"):
-        device["load_average"] = round(
-            os.getloadavg()[0], 2
-        )  # of one minute: other work on the machine shows
+        device["load_average"] = round(os.getloadavg()[0], 2)  # shows other work on the machine
     if torch.cuda.is_available():
         device["gpu"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return device
@@ -81,11 +79,15 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor()
 
 
-def _versions() -> dict[str, str]:
-    versions = {"python": sys.version.split()[0]}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the installed ones of `PACKAGES`."""
+    found = {package: version_of(package) for package in PACKAGES}
+    return {"python": sys.version.split()[0], **{k: v for k, v in found.items() if v != "none"}}
+
+
+def version_of(package: str) -> str:
+    """Version of a distribution; "none" if it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "none"

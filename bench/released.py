@@ -1,8 +1,8 @@
 # mypy: disable-error-code="import-not-found, union-attr, arg-type, operator, unused-ignore"
-"""The released PSCL-SimCLR code and ours on the same weights, images, geometry and tie-breaks, on any device.
+"""The released PSCL-SimCLR code and ours with the same weights, images, geometry and tie-breaks, on any device.
 
-The released code is a folder with github.com/neulmc/PSCL at commit 9b012a9. It wants CUDA and torchvision: on a CPU
-`.cuda()` is made a no-op, and the one torchvision transform that it uses is provided on top of torch.
+The released code is a checkout of github.com/neulmc/PSCL at commit 9b012a9. It needs CUDA and torchvision: on a CPU
+`.cuda()` is replaced by a no-op, and the only torchvision transform that it uses is implemented here.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pscl_hpc.archive import Collection
 from pscl_hpc.archive.synthesis import synthesise
-from pscl_hpc.config import ViewConfig
-from pscl_hpc.methods import Views
-from pscl_hpc.methods.pscl_simclr import PsclSimclr, PsclSimclrConfig
-from pscl_hpc.models.unet import UNet, UNetConfig
+from pscl_hpc.pretraining.config import PretrainConfig
+from pscl_hpc.config import ViewConfig, resolve_config
+from pscl_hpc.methods.pscl_simclr import PsclSimclr
+from pscl_hpc.methods import Setting, Views, build_method
 from pscl_hpc.seeding import Draws
 from pscl_hpc.views import ViewGeometry, draw_geometry, warp
 from pscl_hpc.views.geometry import crop_on_grid
@@ -34,15 +35,14 @@ CLASSES = 4
 PICTURES = 16
 """Different synthetic micrographs in a batch."""
 
-MODEL = UNetConfig(
-    in_channels=3, mean=(0.49139968, 0.48215841, 0.44653091), std=(0.24703223, 0.24348513, 0.26158784)
-)
+MEAN, STD = (0.49139968, 0.48215841, 0.44653091), (0.24703223, 0.24348513, 0.26158784)
+MODEL = {"in_channels": 3, "mean": list(MEAN), "std": list(STD)}
 RELEASED = {"template_rule": "released", "matching": "dot", "exclusion": "released", "antialias": False}
 OURS = {"template_rule": "pure", "matching": "cosine", "exclusion": "strict", "antialias": True}
 
 
 def make_batch(size: int, batch: int, device: torch.device | str = "cpu") -> Views:
-    """Synthetic micrographs, the first one annotated: `batch` + 1 in all, which come again after `PICTURES`."""
+    """`batch` + 1 synthetic micrographs, the first one annotated; they repeat after `PICTURES`."""
     count = min(batch + 1, PICTURES)
     made = [synthesise("precipitates", seed=1, index=i, size=(size, size)) for i in range(count)]
     pictures = [made[i % count] for i in range(batch + 1)]
@@ -69,9 +69,16 @@ def draws(views: Views) -> Draws:
 
 
 def build_ours(options: dict[str, Any], device: torch.device | str = "cpu") -> PsclSimclr:
+    """PSCL-SimCLR with the released network and these settings of the method."""
+    method = {"name": "pscl-simclr", "reference": {"ids": ["alloy/0"]}, **options}
+    tree = {"kind": "pretrain", "run": "-", "data": {"archive": "-"}, "model": MODEL, "method": method}
+    config = resolve_config(tree, source="bench/released.py")
+    assert isinstance(config, PretrainConfig)
     torch.manual_seed(0)
-    method = PsclSimclr(UNet(MODEL), PsclSimclrConfig(**options), classes=CLASSES)
-    return method.to(device).train()
+    collection = Collection("alloy", tuple("abcd"[:CLASSES]), 0, (), ("alloy/0",))
+    built = build_method(config, Setting(collection))
+    assert isinstance(built, PsclSimclr)
+    return built.to(device).train()
 
 
 def ours_step(method: PsclSimclr, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
@@ -83,7 +90,7 @@ def ours_step(method: PsclSimclr, views: Views) -> tuple[Tensor, dict[str, Tenso
 def load_released(
     checkout: Path, device: torch.device | str = "cpu"
 ) -> tuple[Any, dict[str, Callable[..., Tensor]]]:
-    """The released model module, and the two loss functions that live inside its training function."""
+    """The released model module, and the two loss functions that are defined inside its training function."""
     sys.modules["torchvision"] = vision = types.ModuleType("torchvision")
     vision.transforms = types.SimpleNamespace(  # type: ignore[attr-defined]
         Resize=Resize, InterpolationMode=types.SimpleNamespace(NEAREST="nearest", BILINEAR="bilinear")
@@ -155,7 +162,7 @@ def _copy_block(theirs: Any, own: nn.Sequential) -> None:
 
 
 class ReleasedInputs(NamedTuple):
-    """What the released loader hands to the released step: images and labels on the device, numbers on the host."""
+    """Inputs of the released step: images and labels on the device, numbers on the host."""
 
     query: Tensor
     key: Tensor
@@ -164,7 +171,7 @@ class ReleasedInputs(NamedTuple):
 
 
 def released_inputs(views: Views) -> ReleasedInputs:
-    mean, std = (torch.tensor(v, device=views.query.device).view(1, 3, 1, 1) for v in (MODEL.mean, MODEL.std))
+    mean, std = (torch.tensor(v, device=views.query.device).view(1, 3, 1, 1) for v in (MEAN, STD))
     labels = F.one_hot(views.labels[:1].long(), CLASSES).permute(0, 3, 1, 2).float()
     labels = 255 * warp(labels, views.geometry[:1])
     return ReleasedInputs(
@@ -195,7 +202,7 @@ def released_step(
 
 @contextmanager
 def tie_breaks(views: Views) -> Iterator[None]:
-    """Give the released code, patch by patch, the random numbers that ours draws for the same scale."""
+    """Context in which the released code gets the random numbers that ours draws for the same patches and scale."""
     (generator,), size = draws(views).each("templates", range(1)), views.query.shape[-1]
     noises = []
     for patches in (size // 4, size // 2, size):

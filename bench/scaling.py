@@ -1,12 +1,12 @@
-"""Pretraining on 1, 2 and 4 ranks of this machine, beside what `pscl-hpc plan` predicts for them.
+"""Pretraining on 1, 2 and 4 ranks of this machine, compared with the predictions of `pscl-hpc plan`.
 
     python bench/scaling.py [--size 96] [--images 4] [--steps 12]
 
-Each rank has one thread and is pinned to one core; more ranks than cores share them. Rates of one rank and the links
-between ranks (gloo over loopback) are measured first, in the same run. So is what processes that share memory and cores
-cost each other without any communication: as many trainings of one rank as there will be ranks, at the same time. The
-prediction is told that factor, so that what it is held to is the communication. Each number of ranks also trains
-without synchronised batch normalisation. The images per rank stay the same. The result goes to
+Each rank has one thread and is pinned to one core; if there are more ranks than cores, they share cores. The rates of
+one rank and the links between ranks (gloo over loopback) are measured first, in the same run. So is the slowdown of
+processes that share memory and cores without communicating: independent trainings of one rank, as many as there will
+be ranks, at the same time. The prediction is given this factor, so that the comparison tests its communication. Each
+number of ranks also trains without synchronised batch normalisation. The number of images per rank is fixed. Writes
 bench/results/cpu-scaling.json.
 """
 
@@ -123,9 +123,9 @@ def train(
     *,
     apart: bool = False,
 ) -> float:
-    """Median seconds of a step of a real pretraining, the first steps left out.
+    """Median seconds of a step of a real pretraining, without the first steps.
 
-    With ``apart``, of the first of as many trainings of one rank each, all at the same time.
+    With ``apart``, of the first of ``ranks`` independent trainings of one rank each that run at the same time.
     """
     run = str(folder / (f"ranks-{ranks}-apart-RANK" if apart else f"ranks-{ranks}"))
     together = 1 if apart else ranks
@@ -141,7 +141,7 @@ def train(
 
 
 def start(ranks: int, command: list[str], cores: list[int], *, apart: bool = False) -> list[str]:
-    """Run a command once per rank, each pinned to a core; what each printed. ``apart``: each alone in its world."""
+    """Run a command once per rank, each pinned to a core; their output. ``apart``: as independent processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -173,7 +173,7 @@ def start(ranks: int, command: list[str], cores: list[int], *, apart: bool = Fal
 
 
 def link(ranks: int, cores: list[int]) -> dict[str, float]:
-    """Bandwidth and latency, by the model of `Links`, of gloo between so many ranks of this machine."""
+    """Bandwidth and latency, by the model of `Links`, of gloo between ranks of this machine."""
     printed = start(ranks, [sys.executable, "-m", "bench.scaling", "--link"], cores)
     found: dict[str, float] = json.loads(printed[0].splitlines()[-1])
     return found

@@ -1,12 +1,11 @@
 # mypy: disable-error-code="no-untyped-call"
-"""One PSCL-SimCLR step on a CPU, ours beside the released code, with the same weights, images, geometry and tie-breaks.
+"""One PSCL-SimCLR step on a CPU: ours and the released code with the same weights, images, geometry and tie-breaks.
 
     python bench/step_vs_released.py CHECKOUT [--size 376] [--batch 8] [--repeats 2]
 
-CHECKOUT is a folder with github.com/neulmc/PSCL at commit 9b012a9 (see `bench/released.py`); on a GPU
-`bench/gpu/step.py` does the same. Each implementation runs in a process of its own, so that peak memory is its own; the
-two take turns inside one run. The loss is compared with every released behaviour switched on, and then with one
-switched off at a time.
+CHECKOUT is a checkout of github.com/neulmc/PSCL at commit 9b012a9 (see `bench/released.py`); `bench/gpu/step.py` does
+the same on a GPU. Each implementation runs in a separate process, to measure its peak memory; the two take turns. The
+loss is compared with every released behaviour switched on, and then with one switched off at a time.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from bench.released import (
 
 
 def measure(which: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """In a child process: warm up once, then time ``repeats`` steps."""
+    """Time ``repeats`` steps after a first one; runs in a child process."""
     torch.set_num_threads(arguments.threads)
     views = make_batch(arguments.size, arguments.batch)
     ours = build_ours(OURS if which == "ours" else RELEASED)
@@ -67,7 +66,7 @@ def measure(which: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def explain(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Loss of both with every released behaviour, then ours with one behaviour at a time as we default to."""
+    """Loss of both with every released behaviour, then of ours with our default for one behaviour at a time."""
     torch.set_num_threads(arguments.threads)
     views = make_batch(arguments.size, arguments.batch)
     module, losses = load_released(arguments.checkout)

@@ -2,7 +2,7 @@
 
     python -m bench.study runs/studies/one-shot-cpu --config one_shot-cpu.yaml --name cpu-study-one-shot
 
-The result is the study's `results.json` without paths of this machine, and what the study was.
+The result is the study's `results.json` without the paths of this machine, and its configuration.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pscl_hpc.config.loading import parse_yaml
 from pscl_hpc.errors import UserError
 from pscl_hpc.results.study import read_results
 
-# Where things lie on one machine.
 PLACES = ("archive", "run", "reuse")
+"""Keys with paths of this machine."""
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("study", type=Path, help="the study's folder")
     parser.add_argument("--name", required=True, help="name of the file in bench/results/")
     parser.add_argument("--config", required=True, help="the study's file in configs/studies/")
-    parser.add_argument("--partial", action="store_true", help="also where runs are missing")
+    parser.add_argument("--partial", action="store_true", help="also if runs are missing")
     arguments = parser.parse_args()
     try:
         results = read_results(arguments.study)

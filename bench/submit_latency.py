@@ -1,10 +1,11 @@
-"""Seconds from `submit` to the first training step on an idle test cluster of Slurm, and where they go.
+"""Seconds from `submit` to the first training step on an idle temporary Slurm, by stage.
 
     python bench/submit_latency.py [--repeats 3]
 
-Needs what `slurm/test-cluster.sh check` asks for. The model and images are tiny, so that nearly all of the time is
-that of starting: Slurm's scheduling, Python and torch on each rank, the ranks' meeting. The first line of metrics.jsonl
-is the first step's end. For comparison, the same interpreter imports torch and the pretraining once, alone.
+`slurm/test-cluster.sh check` lists the requirements. The model and images are tiny, so that nearly all of the
+time is startup: Slurm's scheduling, importing Python and torch on each rank, initialising the process group. The first
+line of metrics.jsonl marks the end of the first step. For comparison, the same interpreter imports the pretraining
+once.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ PATIENCE_S = 300
 
 
 def measure(folder: Path, nodes: int, tasks: int, repeat: int) -> dict[str, float]:
-    """One submission: seconds until it is handed over, until rank 0 has begun, until the first step is done."""
+    """One submission: seconds until it is submitted, until the job starts, and until the first step is done."""
     run = folder / f"{nodes}x{tasks}-{repeat}"
     config = resolve_config(
         {
@@ -69,7 +70,7 @@ def measure(folder: Path, nodes: int, tasks: int, repeat: int) -> dict[str, floa
     wait_for_end(done.job, 60)
     return {
         "handed_over": handed_over,
-        # Slurm's clock has whole seconds.
+        # Slurm's times are whole seconds.
         "started": max(0.0, time.mktime(time.strptime(started, "%Y-%m-%dT%H:%M:%S")) - begin),
         "first_step": step - begin,
     }

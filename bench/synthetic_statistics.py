@@ -1,9 +1,9 @@
-"""Class shares of the synthetic alloys, and how well grey level alone could segment them.
+"""Class shares of the synthetic alloys, and the best segmentation by grey level only.
 
     python bench/synthetic_statistics.py
 
-For each class: the best pooled Dice that ANY set of grey levels reaches over all images with all masks known. Levels
-are taken in the order of the class's share among their pixels, and the best number of them counts.
+For each class: the best pooled Dice of ANY set of grey levels over all images, chosen with all masks known. Levels are
+added in the order of the class's share among their pixels, and the best number of levels counts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ IMAGES, SEED, SIZE = 48, 0, (256, 256)
 
 
 def best_dice(counts: npt.NDArray[np.int64], wanted: int) -> float:
-    """From pixels by class and grey level, (classes, 256)."""
+    """Best Dice of class ``wanted`` from the pixels by class and grey level, (classes, 256)."""
     inside, every = counts[wanted], counts.sum(axis=0)
     order = np.argsort(-inside / np.maximum(every, 1), kind="stable")
     dice = 2 * np.cumsum(inside[order]) / (np.cumsum(every[order]) + inside.sum())

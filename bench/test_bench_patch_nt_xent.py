@@ -20,7 +20,7 @@ SHAPE = {"rows": ROWS, "width": WIDTH, "groups": GROUPS, "dtype": "float32", "te
 
 
 def materialised(q: Tensor, k: Tensor, groups: Tensor) -> Tensor:
-    """The loss as good plain torch: one matrix product, one mask, one logsumexp."""
+    """The loss in plain torch: one matrix product, one mask, one logsumexp."""
     n = q.shape[0]
     z = torch.nn.functional.normalize(torch.cat([q, k]), dim=1)
     group = torch.cat([groups, groups])
@@ -58,7 +58,7 @@ def test_forward_and_backward(name: str, inputs: Any, forms: Forms, benchmark: A
 
     def step() -> None:
         q.grad = k.grad = None
-        IMPLEMENTATIONS[name](q, k, groups).backward()
+        IMPLEMENTATIONS[name](q, k, groups).backward()  # type: ignore[no-untyped-call]
 
     forms.measure(name, benchmark, step, rounds=5, warmup_rounds=1)
 

@@ -1,44 +1,39 @@
-"""Both losses on a CPU against what others offer for the same tasks, where it is installed.
+"""Both losses on a CPU against installed peers; peers that need a GPU are skipped.
 
 Run by hand: `pytest bench/test_bench_peers.py --benchmark-only`, which rewrites `bench/results/cpu-peers.json`. The
-peers are those of `bench/gpu/peers`; one that is not installed is skipped, and so is one that needs a GPU.
+peers are those of `bench/gpu/adapters.py`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from bench.forms import COMMAND, measure
-from bench.gpu import oracles
-from bench.gpu.measure import reason
-from bench.gpu.peers import PEERS
-from bench.gpu.peers.base import Peer, unit_rows, version
-from bench.gpu.setting import Setting
-from bench.record import record
+from bench.gpu.adapters import PEERS, Peer, unit_rows
+from bench.gpu.peers import definition
+from bench.gpu.run import reason_of
+from bench.record import record, version_of
 from pscl_kernels import patch_nt_xent, queue_info_nce
 
 ROWS, ENTRIES, WIDTH, TEMPERATURE = 4_096, 4_096, 64, 0.1
-SETTING = Setting(torch.device("cpu"), 600.0)
 
 OURS = "chunked"
 
-NAMES = [(task, OURS) for task in ("loss", "queue")] + [
-    (peer.task, peer.name)
-    for peer in PEERS
-    if peer.task != "top1" and not peer.needs_gpu and peer.gradients_on_cpu
-]
+OPERATIONS: dict[Any, Any] = {"loss": patch_nt_xent, "queue": queue_info_nce}
 
-Step = Callable[[], Tensor]
+IMPLEMENTATIONS = [
+    Peer(OURS, "", task, lambda *given, of=operation: of(*given[:-1], temperature=given[-1], backend=OURS))
+    for task, operation in OPERATIONS.items()
+] + [peer for peer in PEERS if peer.gradient_on_cpu and not peer.needs_gpu]
 
 
 @pytest.fixture(scope="module")
 def results() -> Iterator[dict[str, dict[str, Any]]]:
     measured: dict[str, dict[str, Any]] = {}
     yield measured
-    if not {f"{task}, {OURS}" for task in ("loss", "queue")} <= set(measured):
+    if not {f"{task}, {OURS}" for task in OPERATIONS} <= set(measured):
         return
     for name, found in measured.items():
         ours = measured[f"{name.partition(',')[0]}, {OURS}"]
@@ -48,51 +43,29 @@ def results() -> Iterator[dict[str, dict[str, Any]]]:
     record("cpu-peers", {"shape": shape, "measured": measured}, command=COMMAND)
 
 
-@pytest.mark.parametrize(("task", "name"), NAMES)
-def test_forward_and_backward(
-    task: str, name: str, results: dict[str, dict[str, Any]], benchmark: Any
-) -> None:
+@pytest.mark.parametrize("peer", IMPLEMENTATIONS, ids=lambda peer: f"{peer.task}-{peer.name}")
+def test_forward_and_backward(peer: Peer, results: dict[str, dict[str, Any]], benchmark: Any) -> None:
     torch.manual_seed(0)
     q = torch.randn(ROWS // 2, WIDTH)
-    inputs = q.requires_grad_(), (0.5 * q.detach() + torch.randn_like(q)).requires_grad_()
-    entries = unit_rows(*(torch.randn(ENTRIES // 2, WIDTH) for _ in range(2)))
-    peer = next((peer for peer in PEERS if (peer.task, peer.name) == (task, name)), None)
-    loss = _loss(peer, task, inputs, entries)
+    k = (0.5 * q + torch.randn_like(q)).requires_grad_()
+    q.requires_grad_()
+    last = None if peer.task == "loss" else unit_rows(*(torch.randn(ENTRIES // 2, WIDTH) for _ in range(2)))
     try:
-        _check(peer, task, loss(), inputs, entries)
-    except RuntimeError as error:  # torch's CPU allocator has no error of its own
+        value = peer.call(q, k, last, TEMPERATURE).detach().double()
+    except ImportError as error:
+        pytest.skip(reason_of(error))
+    except RuntimeError as error:  # torch's CPU allocator has no error type of its own
         if "can't allocate memory" not in str(error):
             raise
-        pytest.skip(reason(error))
+        pytest.skip(reason_of(error))
+    inputs = (q.detach().double(), k.detach().double(), last if last is None else last.double())
+    true = definition(peer, *inputs, temperature=TEMPERATURE)
+    torch.testing.assert_close(value, true, rtol=1e-4, atol=1e-4)  # nothing is timed that is not correct
 
     def step() -> object:
-        return torch.autograd.grad(loss(), inputs if task == "loss" else inputs[0])
+        wanted = (q, k) if peer.task == "loss" else (q,)
+        return torch.autograd.grad(peer.call(q, k, last, TEMPERATURE), wanted)
 
     if found := measure(benchmark, step, rounds=3, warmup_rounds=1):
-        about = {"version": version(peer.package), "differs": peer.differs} if peer else {}
-        results[f"{task}, {name}"] = {**found, **about}
-
-
-def _loss(peer: Peer | None, task: str, inputs: tuple[Tensor, Tensor], entries: Tensor) -> Step:
-    if peer is None and task == "loss":
-        return lambda: patch_nt_xent(*inputs, temperature=TEMPERATURE, backend=OURS)
-    if peer is None:
-        return lambda: queue_info_nce(*inputs, entries, temperature=TEMPERATURE, backend=OURS)
-    try:
-        call = peer.build(SETTING, TEMPERATURE)
-    except Exception as error:  # an import of theirs may fail in any way
-        pytest.skip(reason(error))
-    last = None if task == "loss" else entries
-    return lambda: call(*inputs, last)
-
-
-def _check(
-    peer: Peer | None, task: str, value: Tensor, inputs: tuple[Tensor, Tensor], entries: Tensor
-) -> None:
-    """No figure of what is not correct."""
-    q, k = (x.detach().double() for x in inputs)
-    if task == "loss":
-        true = oracles.loss(q, k, None, TEMPERATURE, self_pair=peer is not None and peer.self_pair)
-    else:
-        true = oracles.queue(q, k, entries.double(), TEMPERATURE)
-    torch.testing.assert_close(value.detach().double(), true, rtol=1e-4, atol=1e-4)
+        about = {} if peer.name == OURS else {"version": version_of(peer.package), "differs": peer.differs}
+        results[f"{peer.task}, {peer.name}"] = {**found, **about}

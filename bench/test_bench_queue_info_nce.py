@@ -14,24 +14,24 @@ from torch import Tensor
 from bench.forms import Forms
 from pscl_kernels import queue_info_nce
 
-ROWS, ENTRIES, WIDTH, GROUPS, CONDITIONS, TEMPERATURE = 4_096, 16_384, 64, 4, 8, 0.5
+ROWS, ENTRIES, WIDTH, GROUPS, SUBGROUPS, TEMPERATURE = 4_096, 16_384, 64, 4, 8, 0.5
 SHAPE = {
     "rows": ROWS,
     "entries": ENTRIES,
     "width": WIDTH,
     "groups": GROUPS,
-    "conditions": CONDITIONS,
+    "subgroups": SUBGROUPS,
     "dtype": "float32",
     "temperature": TEMPERATURE,
 }
 
 
 def materialised(q: Tensor, k: Tensor, queue: Tensor, labels: dict[str, Any]) -> Tensor:
-    """The loss as good plain torch: one matrix product, one matrix of labels, cross-entropy with soft targets."""
+    """The loss in plain torch: one matrix product, one matrix of labels, cross-entropy with soft targets."""
     z = torch.nn.functional.normalize(q, dim=1)
     positive = (z * torch.nn.functional.normalize(k, dim=1)).sum(1, keepdim=True)
     logits = torch.cat([positive, z @ queue.T], dim=1) / TEMPERATURE
-    same = labels["conditions"][:, None] == labels["queue_conditions"][None, :]
+    same = labels["subgroups"][:, None] == labels["queue_subgroups"][None, :]
     weight = torch.where(same, labels["same_weight"] + labels["any_weight"], labels["any_weight"])
     weight.masked_fill_(labels["groups"][:, None] != labels["queue_groups"][None, :], 0.0)
     targets = torch.cat([torch.ones_like(positive), weight], dim=1)
@@ -54,8 +54,8 @@ def inputs() -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
     labels = {
         "groups": torch.arange(ROWS) // 16 % GROUPS,
         "queue_groups": torch.arange(ENTRIES) % GROUPS,
-        "conditions": torch.arange(ROWS) // 64 % CONDITIONS,
-        "queue_conditions": torch.arange(ENTRIES) // GROUPS % CONDITIONS,
+        "subgroups": torch.arange(ROWS) // 64 % SUBGROUPS,
+        "queue_subgroups": torch.arange(ENTRIES) // GROUPS % SUBGROUPS,
         "same_weight": 0.5**age,
         "any_weight": 0.2**age,
     }
@@ -75,7 +75,7 @@ def test_forward_and_backward(name: str, inputs: Any, forms: Forms, benchmark: A
 
     def step() -> None:
         q.grad = None
-        IMPLEMENTATIONS[name](*inputs).backward()
+        IMPLEMENTATIONS[name](*inputs).backward()  # type: ignore[no-untyped-call]
 
     forms.measure(name, benchmark, step, rounds=5, warmup_rounds=1)
 
@@ -83,8 +83,6 @@ def test_forward_and_backward(name: str, inputs: Any, forms: Forms, benchmark: A
 def test_same_answer(inputs: Any) -> None:
     q, k, queue, labels = inputs
     few = (q.detach()[::32], k[::32], queue[::16])
-    labels = {
-        name: value[:: 32 if name in ("groups", "conditions") else 16] for name, value in labels.items()
-    }
+    labels = {name: value[:: 32 if name in ("groups", "subgroups") else 16] for name, value in labels.items()}
     labels["queue_groups"] = torch.arange(len(few[2])) % GROUPS
     torch.testing.assert_close(chunked(*few, labels), materialised(*few, labels))

@@ -25,10 +25,10 @@ SHAPE = {
 
 
 def loop(templates: Tensor, patches: Tensor, cosine: bool = True) -> Tensor:
-    """The loop of the method's first implementation: image by image, template by template.
+    """The loop of the released code: image by image, template by template.
 
-    On cosines it answers the same question as the operation; on raw dot products it is cheaper, and another question
-    where norms differ.
+    On cosines it gives the result of the operation. On plain dot products it is cheaper, but the result differs unless
+    all norms are equal.
     """
     if cosine:
         templates = torch.nn.functional.normalize(templates, dim=1)

@@ -33,7 +33,7 @@ def separate(head: PatchHead, query: Tensor, key: Tensor, templates: Tensor) -> 
 
 
 def sampled(head: PatchHead, query: Tensor, key: Tensor, templates: Tensor) -> Tensor:
-    """As the methods do: image by image without gradient for the sampling, then the sampled patches alone."""
+    """As in the methods: sampling image by image without gradient, then only the sampled patches are projected."""
     with torch.no_grad():
         patches = torch.cat([sample_similar(templates, head(patches_of(image[None]))) for image in key])
     return loss_of(head(gather_patches(query, patches)), head(gather_patches(key, patches)))

@@ -1,40 +1,39 @@
-"""Runs the correctness suite of each operation and keeps the outcome: nothing is measured that is not correct.
+"""Runs the correctness suite of each operation and records the outcome; `require` is what other parts ask.
 
-Exit code 0 where all operations are correct, 1 where one is not; `require` is what the parts that measure ask.
+Exit code 1 if an operation is not correct.
 """
 
+import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from bench.gpu.results import Results, folder, read
-from bench.gpu.setting import Setting, parse
+from bench.gpu.run import Results, Setting, folder, parse
 
-FOLDER = Path(__file__).parent / "correctness"
+SUITE = Path(__file__).with_name("correctness.py")
 
 OPERATIONS = ("patch_nt_xent", "sample_similar", "queue_info_nce")
 
 
 def main() -> None:
-    setting = parse(__doc__)
-    results = Results("correctness", setting, {}, of_kernels=True)
-    results.entries = [e for e in results.entries if e["passed"]]
-    wanted = [o for o in OPERATIONS if setting.only in (None, o) and not results.has(operation=o)]
-    # A dry run saves the start of processes; otherwise an illegal access of one operation ends that one's suite alone.
-    for together in [wanted] if setting.tiny and wanted else [[operation] for operation in wanted]:
-        outcome = run(together, setting)
-        for operation in together:
-            results.add({"operation": operation, **outcome})
+    setting, _ = parse(argparse.ArgumentParser(description=__doc__))
+    results = Results("correctness", setting)
+    results.entries = [entry for entry in results.entries if entry["passed"]]
+    missing = [operation for operation in OPERATIONS if not results.find(operation=operation)]
+    # Side by side, as most of the time goes into compilation.
+    running = {operation: start(operation, setting) for operation in missing}
+    for operation, process in running.items():
+        results.add({"operation": operation, **outcome(operation, process, setting)})
     wrong = [entry["operation"] for entry in results.entries if not entry["passed"]]
     if wrong:
-        sys.exit(f"not correct: {', '.join(wrong)}; nothing of them will be measured")
+        sys.exit(f"not correct: {', '.join(wrong)}; see correctness-*.log. They will not be measured")
 
 
-def run(operations: Sequence[str], setting: Setting) -> dict[str, object]:
-    """Outcome of the suites of these operations, in a process of their own."""
-    # `-c /dev/null`: neither this repository's options nor its plugins are needed.
+def start(operation: str, setting: Setting) -> subprocess.Popen[bytes]:
+    """Begin one operation's tests, in a separate process, so that an illegal access ends only that process."""
+    # Neither this repository's pytest options nor its plugins are needed.
     command = [
         sys.executable,
         "-m",
@@ -47,33 +46,33 @@ def run(operations: Sequence[str], setting: Setting) -> dict[str, object]:
         "-p",
         "no:cacheprovider",
     ]
-    log = folder() / f"correctness-{'-'.join(operations)}.log"
-    environment = {**os.environ, "PSCL_BENCH_DEVICE": setting.device.type}
-    with log.open("w", encoding="utf-8") as handle:
-        try:
-            code = subprocess.run(
-                [*command, *(str(FOLDER / f"{operation}.py") for operation in operations)],
-                stdout=handle,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                timeout=max(30.0, setting.left()),
-                check=False,
-            ).returncode
-        except subprocess.TimeoutExpired:
-            code = -1
-    lines = log.read_text(encoding="utf-8").strip().splitlines()
-    return {"passed": code == 0, "summary": lines[-1] if code >= 0 and lines else "cut off"}
+    with log_of(operation).open("wb") as log:
+        return subprocess.Popen(
+            [*command, str(SUITE), "-k", operation],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PSCL_BENCH_DEVICE": setting.device.type},
+        )
+
+
+def outcome(operation: str, process: subprocess.Popen[bytes], setting: Setting) -> dict[str, Any]:
+    """Whether the tests passed, and the last line of their output."""
+    try:
+        code = process.wait(timeout=max(1.0, setting.left()))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return {"passed": False, "summary": "out of time"}
+    return {"passed": code == 0, "summary": log_of(operation).read_text().strip().rpartition("\n")[2]}
+
+
+def log_of(operation: str) -> Path:
+    return folder() / f"correctness-{operation}.log"
 
 
 def require(setting: Setting, *operations: str) -> None:
-    """End the program unless these operations were found correct in these circumstances."""
-    found = read(f"gpu-{setting.slug()}-correctness")
-    current = Results("correctness", setting, {}, of_kernels=True).circumstances
-    passed = {
-        entry["operation"]
-        for entry in (found["measured"] if found and found["circumstances"] == current else [])
-        if entry["passed"]
-    }
+    """Exit unless these operations have passed here with the kernels as they are now."""
+    passed = {entry["operation"] for entry in Results("correctness", setting).entries if entry["passed"]}
     missing = [operation for operation in operations if operation not in passed]
     if missing:
         sys.exit(f"not measured: {', '.join(missing)} has not passed the part 'correctness' in this folder")

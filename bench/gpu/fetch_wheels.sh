@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Fetches what bench/gpu.sh can use and a machine without a package registry lacks, for Python 3.12 on x86-64 Linux:
+# Downloads wheels for a machine without a package registry that runs bench/gpu.sh (Python 3.12, x86-64 Linux):
 #
 #   bash bench/gpu/fetch_wheels.sh FOLDER [peers] [toolkit]
 #
 # peers: the implementations that ours are compared with. toolkit: the dependencies of pscl_hpc, for the parts step,
-# pretrain, study and plots, in the versions of constraints.txt. Both by default. WITHOUT="scipy pillow" leaves out what
-# the machine has. Nothing comes with its dependencies, and the run fails if torch, Triton or an nvidia package appears.
+# pretrain and plots, in the versions of constraints.txt. Both by default. WITHOUT="scipy pillow" leaves out packages
+# that the machine has. Packages are downloaded without their dependencies, and the script fails if torch, Triton or an
+# nvidia package is among them.
 set -euo pipefail
 if [ $# -lt 1 ]; then
   echo "usage: bash bench/gpu/fetch_wheels.sh FOLDER [peers] [toolkit]" >&2
@@ -18,10 +19,10 @@ sets=${*:-peers toolkit}
 root=$(cd "$(dirname "$0")/../.." && pwd)
 
 peers=(
-  inf-cl==1.2.1 cut-cross-entropy==25.1.1 liger-kernel==0.8.5 lightly==1.6.0 pytorch-metric-learning==2.9.0
-  info-nce-pytorch==0.1.4 open_clip_torch==3.3.0 flash-kmeans==0.3.1 pybind11==3.1.0 tqdm==4.70.1
+  inf-cl==1.2.1 cut-cross-entropy==25.1.1 lightly==1.6.0 info-nce-pytorch==0.1.4 open_clip_torch==3.3.0
+  pybind11==3.1.0 tqdm==4.70.1
 )
-# Published as source alone; pure Python, so that a wheel made here runs there.
+# Published as source only; pure Python, so that wheels made here also work on the other machine.
 peers_of_source=(pykeops==2.3 keopscore==2.3)
 toolkit=(
   pydantic pydantic_core annotated-types typing-inspection typing_extensions typer annotated-doc shellingham rich
@@ -52,7 +53,7 @@ for set in $sets; do
       ;;
     toolkit) wheels "${toolkit[@]}" ;;
     *)
-      echo "there is no set $set" >&2
+      echo "unknown set $set" >&2
       exit 2
       ;;
   esac
@@ -60,7 +61,7 @@ done
 for wheel in "$folder"/*.whl; do
   case $(basename "$wheel") in
     nvidia* | torch-* | triton-* | pytorch_triton-* | cuda_*)
-      echo "$(basename "$wheel") must not be carried: the machine's own is measured" >&2
+      echo "$(basename "$wheel") must not be installed: the machine's own version is measured" >&2
       exit 1
       ;;
   esac

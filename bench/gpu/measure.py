@@ -1,93 +1,88 @@
 # mypy: disable-error-code="no-untyped-call"
-"""Time and memory of a call."""
+"""Time, memory and error of a call."""
 
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from bench.gpu.setting import Setting
-from bench.peak_memory import peak_bytes
+from bench.forms import peak_bytes
+from bench.gpu.run import Setting, attempt
 
-Measured = dict[str, Any]
+FORWARD, BOTH = "forward", "forward and backward"
 
-OUT_OF_MEMORY = "out of memory"
-"""The one failure that is a finding, and stands."""
+QUANTILES = {"q20_ms": 0.2, "median_ms": 0.5, "q80_ms": 0.8}
 
-FLUSH_BYTES = 256 * 2**20
-"""More than any second-level cache so far."""
+SLOW = 1.0
+"""Seconds from which on a call is timed once."""
+
+Loss = Callable[..., Tensor]
 
 
-def measure(
-    setting: Setting, call: Callable[[], object], *, seconds: float = 0.5, most: int = 100
-) -> Measured:
-    """20/50/80 quantiles of the milliseconds of a call, and its peak memory beyond what was held before.
+def measure(setting: Setting, call: Callable[[], object], milliseconds: int = 200) -> dict[str, Any]:
+    """Milliseconds of a call (quantiles 0.2, 0.5 and 0.8), and its peak memory in bytes beyond what was held before.
 
-    On a GPU each call is timed by events between which nothing else runs, and the second-level cache is flushed before
-    each. Calls are repeated for about `seconds`, after as many as it takes to warm up (compilation included).
-    A call that runs out of memory, or cannot run at all, gives {"failed": why}.
+    On a GPU `triton.testing.do_bench` repeats the call for about `milliseconds`, with the second-level cache cleared
+    before each repetition. Compilation is not included. A call that fails gives {"failed": reason}.
     """
-    return attempt(lambda: _on_cpu(call) if setting.tiny else _on_gpu(call, seconds, most))
+    return attempt(lambda: _on_cpu(call) if setting.dry else _on_gpu(call, milliseconds))
 
 
-def attempt(call: Callable[[], Measured]) -> Measured:
-    """What `call` gives, or {"failed": why}: one shape, or one peer, that fails does not end a part."""
-    try:
-        return call()
-    except torch.cuda.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        return {"failed": OUT_OF_MEMORY}
-    except Exception as error:
-        # It may be of any kind; whatever it is belongs into the result.
-        return {"failed": reason(error)}
+def _on_cpu(call: Callable[[], object]) -> dict[str, Any]:
+    begun = time.perf_counter()
+    call()
+    times = dict.fromkeys(QUANTILES, 1e3 * (time.perf_counter() - begun))
+    return {**times, "peak_bytes": peak_bytes(call), "held_bytes": 0}
 
 
-def reason(error: BaseException) -> str:
-    """First line of an error, with its type."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
+def _on_gpu(call: Callable[[], object], milliseconds: int) -> dict[str, Any]:
+    from triton.testing import do_bench
 
-
-def _on_cpu(call: Callable[[], object], repeats: int = 1) -> Measured:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(1e3 * (time.perf_counter() - start))
-    return {**_quantiles(times), "peak_bytes": peak_bytes(call), "repeats": repeats}
-
-
-def _on_gpu(call: Callable[[], object], seconds: float, most: int) -> Measured:
     call()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     held = torch.cuda.memory_allocated()
-    start, end = _events()
-    start.record()
+    begun = time.perf_counter()
     call()
-    end.record()
     torch.cuda.synchronize()
+    seconds = time.perf_counter() - begun
     peak = torch.cuda.max_memory_allocated() - held
-    repeats = max(3, min(most, int(seconds * 1e3 / max(start.elapsed_time(end), 1e-3))))
-    for _ in range(min(5, repeats // 5)):
-        call()
-    flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
-    pairs = [_events() for _ in range(repeats)]
-    for start, end in pairs:
-        flush.zero_()
-        start.record()
-        call()
-        end.record()
-    torch.cuda.synchronize()
-    times = [start.elapsed_time(end) for start, end in pairs]
-    return {**_quantiles(times), "peak_bytes": peak, "repeats": repeats}
+    times = [1e3 * seconds] * len(QUANTILES)
+    if seconds < SLOW:
+        times = do_bench(call, rep=milliseconds, quantiles=list(QUANTILES.values()))
+    return {**dict(zip(QUANTILES, times, strict=True)), "peak_bytes": peak, "held_bytes": held}
 
 
-def _quantiles(milliseconds: list[float]) -> Measured:
-    values = torch.quantile(torch.tensor(milliseconds), torch.tensor([0.2, 0.5, 0.8])).tolist()
-    return dict(zip(("q20_ms", "median_ms", "q80_ms"), values, strict=True))
+def measure_loss(
+    setting: Setting, call: Callable[[], Tensor], inputs: tuple[Tensor, ...], *, backward: bool = True
+) -> dict[str, Any]:
+    """`measure` of a loss and, with `backward`, of the loss and the gradients of `inputs`."""
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return call()
+
+    found: dict[str, Any] = {FORWARD: measure(setting, forward)}
+    if backward:
+        found[BOTH] = measure(setting, lambda: torch.autograd.grad(call(), inputs))
+    return found
 
 
-def _events() -> tuple[torch.cuda.Event, torch.cuda.Event]:
-    return torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+def errors(loss: Loss, exact: Loss, inputs: tuple[Tensor, ...], *, gradient: bool = True) -> dict[str, float]:
+    """Relative errors of a loss and of the gradient of its first input, against `exact` on float64 inputs."""
+    value, slope = _run(loss, inputs, inputs[0].dtype, gradient)
+    true, true_slope = _run(exact, inputs, torch.float64, gradient)
+    found = {"loss_error": float((value - true).abs() / true.abs())}
+    if gradient:
+        found["gradient_error"] = float((slope - true_slope).norm() / true_slope.norm())
+    return found
+
+
+def _run(loss: Loss, inputs: tuple[Tensor, ...], dtype: torch.dtype, gradient: bool) -> tuple[Tensor, Tensor]:
+    made = [x.detach().to(dtype) for x in inputs]
+    made[0].requires_grad_(gradient)
+    value = loss(*made)
+    slope = torch.autograd.grad(value, made[0])[0] if gradient else value
+    return value.detach().double(), slope.detach().double()

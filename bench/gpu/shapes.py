@@ -1,24 +1,24 @@
-"""Shapes at which ours and the peers are measured, the ones with marks first, and their inputs."""
+"""Shapes of the measurements, the most important ones first, and their inputs."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from bench.gpu.setting import Setting
-from pscl_kernels import available_backends
+from bench.gpu.run import Setting
 
 TEMPERATURE = 0.1
 
-LAID_OUT = 16
-"""Neighbouring pairs of one group in the inputs, as the patches of one class lie in a batch."""
+NEIGHBOURS = 16
+"""Consecutive pairs of one group in the inputs, as patches of one class are in a batch."""
 
 
 class LossShape(NamedTuple):
+    """Plain or grouped NT-Xent; 0 groups: each pair is its own group."""
+
     rows: int
     width: int
     groups: int
-    """Number of equal groups; 0: each pair its own."""
     dtype: torch.dtype
 
 
@@ -37,51 +37,41 @@ class SamplingShape(NamedTuple):
     dtype: torch.dtype
 
 
+def key_of(shape: Any) -> dict[str, Any]:
+    """The shape as the beginning of an entry of a result file."""
+    return {**shape._asdict(), "dtype": str(shape.dtype).removeprefix("torch.")}
+
+
 def loss_shapes(setting: Setting) -> list[LossShape]:
-    if setting.tiny:
-        return [LossShape(64, 16, groups, setting.dtypes[0]) for groups in (0, 4)]
-    first, second = setting.dtypes
-    sizes = [(65_536, w) for w in (64, 128, 256)] + [(1_048_576, 64)]
-    sizes += [(rows, w) for rows in (16_384, 262_144) for w in (64, 128, 256)]
-    sizes += [(1_048_576, 128), (1_048_576, 256)]
-    shapes = [LossShape(*size, groups, first) for size in sizes for groups in (0, 4)]
-    return shapes + [LossShape(*size, groups, second) for size in sizes[:7] for groups in (0, 4)]
+    if setting.dry:
+        return [LossShape(64, 16, groups, setting.dtype) for groups in (0, 4)]
+    widths = (64, 128, 256)
+    sizes = [(65_536, w, setting.dtype) for w in widths] + [(1_048_576, 64, setting.dtype)]
+    sizes += [(rows, w, setting.dtype) for rows in (16_384, 262_144) for w in widths]
+    sizes += [(65_536, w, torch.float16) for w in widths]
+    return [LossShape(rows, w, groups, dtype) for rows, w, dtype in sizes for groups in (0, 4)]
 
 
 def queue_shapes(setting: Setting) -> list[QueueShape]:
-    if setting.tiny:
-        return [QueueShape(24, 40, 16, setting.dtypes[0])]
-    sizes = [(65_536, 65_536), (16_384, 65_536), (4_096, 65_536)]
-    return [
-        QueueShape(*size, width, dtype)
-        for dtype in setting.dtypes
-        for size in sizes
-        for width in (64, 128, 256)
-    ]
+    if setting.dry:
+        return [QueueShape(24, 40, 16, setting.dtype)]
+    sizes = [(rows, w) for rows in (65_536, 16_384, 4_096) for w in (64, 128, 256)]
+    return [QueueShape(rows, 65_536, w, setting.dtype) for rows, w in sizes]
 
 
 def sampling_shapes(setting: Setting) -> list[SamplingShape]:
-    if setting.tiny:
-        return [SamplingShape(2, 5, 200, 16, setting.dtypes[0])]
+    if setting.dry:
+        return [SamplingShape(2, 5, 200, 16, setting.dtype)]
+    sizes = ((256, 35_344), (256, 8_836), (256, 141_376), (8, 35_344))
     return [
-        SamplingShape(batch, templates, patches, 64, dtype)
-        for dtype in setting.dtypes
-        for batch, patches in ((256, 35_344), (256, 8_836), (256, 141_376), (8, 35_344))
-        for templates in (64, 240, 480)
+        SamplingShape(batch, count, patches, 64, setting.dtype)
+        for batch, patches in sizes
+        for count in (64, 240, 480)
     ]
 
 
-def takes(setting: Setting, backend: str, width: int, dtype: torch.dtype) -> bool:
-    """Whether a backend takes such rows on this device: "triton" does not where shared memory is too small."""
-    return backend in available_backends(torch.empty(0, width, dtype=dtype, device=setting.device))
-
-
-def name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def pairs(setting: Setting, rows: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Two related views of rows / 2 pairs, each with a gradient."""
+    """Two related views (rows / 2, width), each with a gradient."""
     generator = torch.Generator(setting.device).manual_seed(rows + width)
     made = [torch.randn(rows // 2, width, device=setting.device, generator=generator) for _ in range(2)]
     q, k = made[0], 0.5 * made[0] + made[1]
@@ -89,10 +79,8 @@ def pairs(setting: Setting, rows: int, width: int, dtype: torch.dtype) -> tuple[
 
 
 def grouping(setting: Setting, rows: int, groups: int) -> Tensor | None:
-    """(rows / 2,) group of each pair; None where each pair is its own."""
-    if not groups:
-        return None
-    return torch.arange(rows // 2, device=setting.device) // LAID_OUT % groups
+    """(rows / 2,) group of each pair; None if each pair is its own group."""
+    return torch.arange(rows // 2, device=setting.device) // NEIGHBOURS % groups if groups else None
 
 
 def queued(setting: Setting, shape: QueueShape) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,10 +94,6 @@ def queued(setting: Setting, shape: QueueShape) -> tuple[Tensor, Tensor, Tensor]
 def patches_of(setting: Setting, shape: SamplingShape) -> tuple[Tensor, Tensor]:
     """Templates (T, D) and patches (B, P, D)."""
     generator = torch.Generator(setting.device).manual_seed(2)
-    patches = torch.randn(
-        shape.batch, shape.patches, shape.width, device=setting.device, dtype=shape.dtype, generator=generator
-    )
-    templates = torch.randn(
-        shape.templates, shape.width, device=setting.device, dtype=shape.dtype, generator=generator
-    )
-    return templates, patches
+    options: dict[str, Any] = {"device": setting.device, "dtype": shape.dtype, "generator": generator}
+    patches = torch.randn(shape.batch, shape.patches, shape.width, **options)
+    return torch.randn(shape.templates, shape.width, **options), patches

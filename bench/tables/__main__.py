@@ -1,20 +1,74 @@
-"""Write measured tables into the documentation.
+"""Writes the measured tables into the documentation.
 
     python -m bench.tables            fill every block
     python -m bench.tables --check    exit 1 if a block differs from its result file
 
-No figure in the documentation is typed by hand: each comes from a file in bench/results/.
+Figures in the documentation are not typed by hand: each comes from a file in bench/results/. A block begins with
+`<!-- table: NAME -->` and ends with `<!-- end table -->`; NAME is a key of TABLES.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
+from collections.abc import Callable
+from functools import partial
 
-from bench.tables.blocks import fill
-from bench.tables.common import ROOT
+from bench.tables import gpu, measurements, study
+from bench.tables.common import RESULTS, ROOT
 
 DOCUMENTS = ("README.md", "kernels/README.md", "docs/*.md", "bench/README.md", "slurm/README.md")
+
+BLOCK = re.compile(r"(<!-- table: ([a-z0-9-]+) -->\n).*?(<!-- end table -->)", re.DOTALL)
+
+TABLES: dict[str, Callable[[], str]] = {
+    "cpu-submit-latency": lambda: measurements.latency("cpu-submit-latency"),
+    "cpu-study-one-shot": lambda: study.study("cpu-study-one-shot"),
+    "cpu-study-methods": lambda: study.study("cpu-study-methods"),
+    "cpu-study-longer": lambda: study.study("cpu-study-longer", "none"),
+    "cpu-study-longer-references": lambda: study.study("cpu-study-longer-references", "none"),
+    "cpu-study-variants-validation": lambda: study.validation("cpu-study-variants"),
+    "cpu-study-rates-longer": lambda: study.validation("cpu-study-rates-longer"),
+    "cpu-inference": lambda: study.inference("cpu-inference"),
+    "cpu-study-rates": lambda: study.validation("cpu-study-rates"),
+    "cpu-study-references": lambda: study.study("cpu-study-references"),
+    "cpu-study-references-against-none": lambda: study.study("cpu-study-references", "none"),
+    "cpu-matching-purity": lambda: study.matching("cpu-matching-purity"),
+    "cpu-study-sampling": lambda: study.sampling("cpu-study-one-shot"),
+    "cpu-study-data-efficiency": lambda: study.budgets("cpu-study-data-efficiency"),
+    "cpu-study-core": lambda: study.budgets("cpu-study-core"),
+    "gpu-study-one-shot": lambda: study.study("gpu-study-one-shot"),
+    "cpu-step": lambda: measurements.step("cpu-step-vs-released"),
+    "cpu-patch-nt-xent": lambda: measurements.kernels("cpu-patch-nt-xent"),
+    "cpu-queue-info-nce": lambda: measurements.kernels("cpu-queue-info-nce"),
+    "cpu-sample-similar": lambda: measurements.kernels("cpu-sample-similar"),
+    "cpu-sampling-path": lambda: measurements.kernels("cpu-sampling-path", "sampled"),
+    "cpu-archive-rate": lambda: measurements.archive_rate("cpu-archive-rate"),
+    "cpu-chaos": lambda: measurements.chaos("cpu-chaos-1", "cpu-chaos-2"),
+    "cpu-checkpoint-overhead": lambda: measurements.checkpoint_overhead("cpu-checkpoint-overhead"),
+    "cpu-scaling": lambda: measurements.scaling("cpu-scaling"),
+    "synthetic-statistics": lambda: measurements.synthetic("synthetic-statistics"),
+    "cpu-peers": lambda: measurements.peers("cpu-peers"),
+    "cpu-step-loss": lambda: measurements.step_loss("cpu-step-vs-released"),
+    **{name: partial(gpu.device_tables, name, RESULTS) for name in gpu.GPU_TABLES},
+}
+
+
+def fill(text: str) -> str:
+    """The text with every block filled; exits if no table has a block's name."""
+
+    def replace(match: re.Match[str]) -> str:
+        name = match.group(2)
+        if name not in TABLES:
+            raise SystemExit(f"unknown table {name}; choose from {', '.join(TABLES)}")
+        try:
+            table = TABLES[name]()
+        except FileNotFoundError:
+            table = "Not measured yet."
+        return f"{match.group(1)}{table}\n{match.group(3)}"
+
+    return BLOCK.sub(replace, text)
 
 
 def main() -> None:

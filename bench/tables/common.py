@@ -1,4 +1,4 @@
-"""Reading a result file, and the Markdown that every table shares."""
+"""Result files and Markdown tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ RESULTS = ROOT / "bench" / "results"
 
 
 def load(name: str) -> dict[str, Any]:
-    """A result with its command, commit, device and date; raises FileNotFoundError where it was not measured."""
+    """A result with its command, commit, device and date; raises FileNotFoundError if it was not measured."""
     content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     return content
 
@@ -23,16 +23,16 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def short(commit: str) -> str:
-    """A commit in seven letters, with its mark where the code had been edited."""
+    """The first seven letters of a commit, marked if the code had uncommitted changes."""
     letters, mark, _ = commit.partition("+")
     return letters[:7] + ("+changes" if mark else "")
 
 
 def origin(name: str, content: dict[str, Any]) -> str:
-    """The line under a table: the file, and what made it where and when."""
+    """The line under a table: the file, the machine, the date, the commit and the command."""
     device = content["device"]
     where = ", ".join(device.get("gpu", [])) or f"{device['cpu']}, {device['cpu_count']} cores"
-    # A study collects runs of its own: what trained them is not what collected them.
+    # The commits that trained a study's runs differ from the one that collected them.
     runs = sorted({short(commit) for commit in _commits(content["result"])})
     trained = f" (runs: {', '.join(runs)})" if runs and runs != [short(content["commit"])] else ""
     return (

@@ -1,85 +1,78 @@
-"""Tables of the GPU results, one block per device: functions from a folder of results to text."""
+"""Tables of the GPU results, one block per device: functions from a device's results to text."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.gpu_results import BOTH, FORWARD, OURS, Device, devices, losses, median
+from bench.gpu_results import BOTH, FORWARD, Device, devices, median
 from bench.tables.common import short, table
 
 DTYPE = "bfloat16"
 ROWS = 65_536
 MIB, GIB = 2**20, 2**30
 
-LOSS_MARKS_MS = {(64, 0): 3.0, (128, 0): 5.5, (256, 0): 11.0, (64, 4): 2.25, (128, 4): 4.125, (256, 4): 8.25}
+TIMES = ["forward, ms", "forward + backward, ms", "memory, MiB", "share of floor"]
+
+LOSS_TARGETS_MS = {
+    (64, 0): 3.0,
+    (128, 0): 5.5,
+    (256, 0): 11.0,
+    (64, 4): 2.25,
+    (128, 4): 4.125,
+    (256, 4): 8.25,
+}
 """Forward and backward at 65,536 rows on an H100, by width and number of groups."""
 
 
 def loss(device: Device) -> str:
     """The loss at 65,536 rows, ours and the peers, fastest first."""
-    rows = []
-    for width in (64, 128, 256):
-        for groups in (0, 4):
-            found = list(losses(device, DTYPE, rows=ROWS, width=width, groups=groups))
-            for name, entry in sorted(found, key=lambda pair: median(pair[1], BOTH) or float("inf")):
-                rows.append(
-                    [
-                        str(width),
-                        str(groups or "each pair its own"),
-                        name,
-                        _time(entry.get(FORWARD, entry)),
-                        _time(entry.get(BOTH, {})),
-                        _memory(entry.get(BOTH, {})),
-                        _share(entry.get(BOTH, {})),
-                        f"{entry['loss_error']:.1e}" if "loss_error" in entry else "",
-                    ]
-                )
-    head = ["width", "groups", "implementation", "forward, ms", "forward + backward, ms", "memory, MiB"]
-    return table([*head, "share of floor", "error of loss"], rows)
+    found = device.losses(dtype=DTYPE, rows=ROWS)
+    ranked = sorted(found, key=lambda pair: (*_size(pair[1]), median(pair[1]) or float("inf")))
+    rows = [
+        [*_labels(entry), name, *_times(entry), f"{entry['loss_error']:.1e}" if "loss_error" in entry else ""]
+        for name, entry in ranked
+    ]
+    return table(["width", "groups", "implementation", *TIMES, "error of loss"], rows)
 
 
 def sizes(device: Device) -> str:
-    """Our loss over rows: time, memory, share of the floor."""
+    """The default variant of our loss over rows."""
     shipped = device.result("patch-nt-xent").get("shipped")
+    found = device.entries("patch-nt-xent", implementation=shipped)
     rows = [
-        [
-            f"{entry['rows']:,}",
-            str(entry["width"]),
-            str(entry["groups"] or "each pair its own"),
-            entry["dtype"],
-            _time(entry.get(FORWARD, entry)),
-            _time(entry.get(BOTH, {})),
-            _memory(entry.get(BOTH, {})),
-            _share(entry.get(BOTH, {})),
-        ]
-        for entry in sorted(
-            device.entries("patch-nt-xent", implementation=shipped),
-            key=lambda e: (e["dtype"], e["width"], e["groups"], e["rows"]),
-        )
+        [f"{entry['rows']:,}", *_labels(entry), entry["dtype"], *_times(entry)]
+        for entry in sorted(found, key=lambda e: (e["dtype"], *_size(e), e["rows"]))
     ]
-    head = ["rows", "width", "groups", "dtype", "forward, ms", "forward + backward, ms", "memory, MiB"]
-    return table([*head, "share of floor"], rows)
+    return table(["rows", "width", "groups", "dtype", *TIMES], rows)
+
+
+def queue(device: Device) -> str:
+    """The queue loss, ours and the peers."""
+    found = [(e["implementation"], e) for e in device.entries("queue-info-nce", dtype=DTYPE)]
+    found += [(e["peer"], e) for e in device.entries("peers", task="queue", dtype=DTYPE) if FORWARD in e]
+    found.sort(key=lambda pair: (-pair[1]["rows"], pair[1]["width"], median(pair[1]) or float("inf")))
+    rows = [
+        [f"{e['rows']:,} x {e['entries']:,}", str(e["width"]), e.get("labels", "hard"), name, *_times(e)]
+        for name, e in found
+    ]
+    return table(["queries x entries", "width", "labels", "implementation", *TIMES], rows)
 
 
 def sampling(device: Device) -> str:
     """Sampling, ours and the released loop."""
     rows = []
     for entry in device.entries("sample-similar", dtype=DTYPE, implementation="triton"):
-        shape = {key: entry[key] for key in ("batch", "templates", "patches", "dtype")}
-        loops = list(device.entries("sample-similar", implementation="released loop", **shape))
-        rates = [e["ms_per_image"] for e in [*loops[:1], entry] if "ms_per_image" in e]
+        shape = {key: entry[key] for key in ("batch", "templates", "patches")}
+        ratio = _loop_over_ours(device, **shape)
         rows.append(
             [
-                str(entry["batch"]),
-                str(entry["templates"]),
-                f"{entry['patches']:,}",
+                *(f"{value:,}" for value in shape.values()),
                 _time(entry),
                 _memory(entry),
                 _share(entry),
-                f"{rates[0] / rates[1]:,.0f}x" if len(rates) == 2 else "",
+                f"{ratio:,.0f}x" if ratio else "",
             ]
         )
     head = [
@@ -94,46 +87,28 @@ def sampling(device: Device) -> str:
     return table(head, rows)
 
 
-def queue(device: Device) -> str:
-    """The queue loss, ours and the peers."""
-    rows = []
-    both = [(e["implementation"], e) for e in device.entries("queue-info-nce", dtype=DTYPE)]
-    both += [(e["peer"], e) for e in device.entries("peers", task="queue", dtype=DTYPE) if FORWARD in e]
-    for name, entry in sorted(both, key=lambda p: (-p[1]["rows"], p[1]["width"], median(p[1], BOTH) or 1e9)):
-        rows.append(
-            [
-                f"{entry['rows']:,} x {entry['entries']:,}",
-                str(entry["width"]),
-                entry.get("labels", "hard"),
-                name,
-                _time(entry.get(FORWARD, entry)),
-                _time(entry.get(BOTH, {})),
-                _memory(entry.get(BOTH, {})),
-                _share(entry.get(BOTH, {})),
-            ]
-        )
-    head = ["queries x entries", "width", "labels", "implementation", "forward, ms", "forward + backward, ms"]
-    return table([*head, "memory, MiB", "share of floor"], rows)
-
-
 def step(device: Device) -> str:
     """A whole pretraining step."""
-    unfinished = device.result("step").get("unfinished", [])
     rows = [
         [
             form,
             f"{found['images_per_second']:,.0f}",
             f"{found['peak_bytes'] / GIB:.2f}",
-            f"{found['largest_images']:,}" + " or more" * (form in unfinished),
+            f"{found['largest_images']:,}",
             f"{found['largest_images_per_second']:,.0f}",
             f"{found['most_images_per_second']:,.0f}",
-            f"{found['speedup_small']:.1f}x / {found['speedup_best']:.1f}x"
-            if "speedup_small" in found
-            else "",
+            "{speedup_small:.1f}x / {speedup_best:.1f}x".format(**found) if "speedup_small" in found else "",
         ]
         for form, found in device.result("step").get("summary", {}).items()
     ]
-    head = ["", "images/s at 9", "GiB at 9", "largest batch", "images/s there", "fastest images/s"]
+    head = [
+        "",
+        "images/s at 9",
+        "GiB at 9",
+        "largest batch measured",
+        "images/s at largest",
+        "fastest images/s",
+    ]
     return table([*head, "faster, at 9 / at best"], rows)
 
 
@@ -151,103 +126,65 @@ def pretraining(device: Device) -> str:
     return table(["batch", "precision", "images/s", "peak memory, GiB"], rows)
 
 
-def absent(device: Device) -> str:
-    """Peers that were not measured, and why; and what the measured ones do differently."""
-    rows, seen = [], set()
-    for entry in device.entries("peers"):
-        key = (entry["peer"], entry["task"], entry.get("skipped"), entry.get("failed"))
-        if key in seen:
-            continue
-        seen.add(key)
-        where = f" at {entry['rows']:,} x {entry['width']}" if "failed" in entry and "rows" in entry else ""
-        outcome = entry.get("skipped") or entry.get("failed", "measured") + where
-        rows.append(
-            [entry["peer"], entry.get("version", ""), entry["task"], outcome, entry.get("differs", "")]
-        )
-    return table(["peer", "version", "task", "outcome", "what it does differently"], rows)
+def peers(device: Device) -> str:
+    """Outcome of each peer, and what it computes differently."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for e in device.entries("peers"):
+        outcome = e.get("skipped") or e.get("failed")
+        where = f" at {e['rows']:,} x {e['width']}" if "failed" in e else ""
+        found = f"{outcome}{where}" if outcome else "measured"
+        row = [e["peer"], e.get("version", ""), e["task"], found, e.get("differs", "")]
+        rows.setdefault((e["peer"], e["task"], outcome or ""), row)
+    return table(["peer", "version", "task", "outcome", "what it does differently"], list(rows.values()))
 
 
-def marks(device: Device) -> str:
+def targets(device: Device) -> str:
     """What was aimed at, on an H100 unless said otherwise, and what was measured."""
-    rows: list[list[str]] = []
-    shipped = device.result("patch-nt-xent").get("shipped")
-    for (width, groups), mark in LOSS_MARKS_MS.items():
+    rows = []
+    ours = {"implementation": device.result("patch-nt-xent").get("shipped"), "dtype": DTYPE}
+    for (width, groups), target in LOSS_TARGETS_MS.items():
         where = {"rows": ROWS, "width": width, "groups": groups}
-        time = median(
-            next(device.entries("patch-nt-xent", implementation=shipped, dtype=DTYPE, **where), {}), BOTH
-        )
+        time = median(device.first("patch-nt-xent", **ours, **where))
         what = f"loss, 65,536 rows, width {width}, {'four groups' if groups else 'each pair its own group'}"
-        rows.append([what, f"{mark:g} ms", _or_not(time, "{:.2f} ms"), _verdict(time, at_most=mark)])
-        rivals = [median(entry, BOTH) for name, entry in losses(device, DTYPE, **where) if name not in OURS]
-        others = [other for other in rivals if other is not None]
-        if others:
-            best = min(others)
-            rows.append(
-                [
-                    f"{what}: the fastest peer",
-                    "slower than ours",
-                    f"{best:.2f} ms",
-                    _verdict(time, at_most=best),
-                ]
-            )
-    large = next(
-        device.entries(
-            "patch-nt-xent", implementation=shipped, rows=1_048_576, width=64, groups=0, dtype=DTYPE
-        ),
-        {},
-    )
+        rows.append([what, f"{target:g} ms", *_verdict(time, "{:.2f} ms", at_most=target)])
+        rivals = [median(entry) for entry in device.entries("peers", task="loss", dtype=DTYPE, **where)]
+        if best := min((rival for rival in rivals if rival is not None), default=None):
+            _, reached = _verdict(time, "{:.2f} ms", at_most=best)
+            rows.append([f"{what}: the fastest peer", "slower than ours", f"{best:.2f} ms", reached])
+    large = device.first("patch-nt-xent", rows=1_048_576, width=64, groups=0, **ours)
     peak = large.get(BOTH, {}).get("peak_bytes")
-    rows.append(
-        ["loss, 1,048,576 rows, width 64: memory", "2 GiB", _or_not(peak and peak / GIB, "{:.2f} GiB"),
-         _verdict(peak, at_most=2 * GIB)]
-    )  # fmt: skip
-    ours = [
-        e for e in device.entries("sample-similar", implementation="triton", dtype=DTYPE)
-        if e["patches"] >= 35_344 and e["batch"] == 256 and "share_of_floor" in e
-    ]  # fmt: skip
-    share = min((e["share_of_floor"] for e in ours), default=None)
-    rows.append(
-        ["sampling, 256 images, 35,344 patches and more: share of floor", "50%", _or_not(share, "{:.0%}"),
-         _verdict(share, at_least=0.5)]
-    )  # fmt: skip
-    small = {"batch": 8, "templates": 64, "patches": 35_344}
-    pair = [
-        next(device.entries("sample-similar", implementation=name, dtype=DTYPE, **small), {}).get(
-            "ms_per_image"
-        )
-        for name in ("released loop", "triton")
-    ]
-    ratio = pair[0] / pair[1] if pair[0] and pair[1] else None
-    rows.append(
-        ["sampling, 8 images, 64 templates: released loop / ours", "100x", _or_not(ratio, "{:,.0f}x"),
-         _verdict(ratio, at_least=100)]
-    )  # fmt: skip
-    summary = device.result("step").get("summary", {})
-    speedup = max((found.get("speedup_best", 0.0) for found in summary.values()), default=0.0) or None
-    rows.append(
-        ["whole step, images per second: ours / released, best batches", "10x", _or_not(speedup, "{:.1f}x"),
-         _verdict(speedup, at_least=10)]
-    )  # fmt: skip
-    return table(["", "mark", "measured", "reached"], rows)
+    memory = _verdict(None if peak is None else peak / GIB, "{:.2f} GiB", at_most=2)
+    rows.append(["loss, 1,048,576 rows, width 64: memory", "2 GiB", *memory])
+    sampled = device.entries("sample-similar", implementation="triton", dtype=DTYPE, batch=256)
+    shares = [e["share_of_floor"] for e in sampled if e["patches"] >= 35_344 and "share_of_floor" in e]
+    share = _verdict(min(shares, default=None), "{:.0%}", at_least=0.5)
+    rows.append(["sampling, 256 images, 35,344 patches and more: share of floor", "50%", *share])
+    ratio = _verdict(_loop_over_ours(device, batch=8, templates=64, patches=35_344), "{:,.0f}x", at_least=100)
+    rows.append(["sampling, 8 images, 64 templates: released loop / ours", "100x", *ratio])
+    summary = device.result("step").get("summary", {}).values()
+    speedups = [found["speedup_best"] for found in summary if "speedup_best" in found]
+    speedup = _verdict(max(speedups, default=None), "{:.1f}x", at_least=10)
+    rows.append(["whole step, images per second: ours / released, best batches", "10x", *speedup])
+    return table(["", "target", "measured", "reached"], rows)
 
 
 GPU_TABLES: dict[str, tuple[str, Callable[[Device], str]]] = {
-    "gpu-marks": ("patch-nt-xent", marks),
+    "gpu-targets": ("patch-nt-xent", targets),
     "gpu-loss": ("patch-nt-xent", loss),
     "gpu-loss-sizes": ("patch-nt-xent", sizes),
     "gpu-sampling": ("sample-similar", sampling),
     "gpu-queue": ("queue-info-nce", queue),
-    "gpu-peers": ("peers", absent),
+    "gpu-peers": ("peers", peers),
     "gpu-step": ("step", step),
     "gpu-pretrain": ("pretrain", pretraining),
 }
-"""Each table's name, the part that it cannot do without, and how it is made."""
+"""Each table's name, the part that it needs, and the function that makes it."""
 
 
 def device_tables(name: str, folder: Path) -> str:
-    """A table for every device with results; raises FileNotFoundError where there is none."""
+    """A table for every device with results; raises FileNotFoundError if there is none."""
     part, make = GPU_TABLES[name]
-    found = [device for device in devices(folder) if part in device]
+    found = [device for device in devices(folder) if part in device.contents]
     if not found:
         raise FileNotFoundError(name)
     return "\n\n".join(f"{device.name}:\n\n{make(device)}{_origin(device, part)}" for device in found)
@@ -263,6 +200,29 @@ def _origin(device: Device, part: str) -> str:
     )
 
 
+def _loop_over_ours(device: Device, **shape: object) -> float | None:
+    """Milliseconds per image of the released loop over ours; None if one was not measured."""
+    loop, ours = (
+        device.first("sample-similar", implementation=name, dtype=DTYPE, **shape).get("ms_per_image")
+        for name in ("released loop", "triton")
+    )
+    return loop / ours if loop and ours else None
+
+
+def _size(entry: dict[str, Any]) -> tuple[int, int]:
+    return entry["width"], entry["groups"]
+
+
+def _labels(entry: dict[str, Any]) -> list[str]:
+    return [str(entry["width"]), str(entry["groups"] or "each pair its own")]
+
+
+def _times(entry: dict[str, Any]) -> list[str]:
+    """The columns `TIMES` of a loss; the reason if it failed."""
+    both = entry.get(BOTH, {})
+    return [_time(entry.get(FORWARD, entry)), _time(both), _memory(both), _share(both)]
+
+
 def _time(found: dict[str, Any]) -> str:
     return f"{found['median_ms']:,.2f}" if "median_ms" in found else str(found.get("failed", ""))
 
@@ -275,9 +235,10 @@ def _share(found: dict[str, Any]) -> str:
     return f"{found['share_of_floor']:.0%}" if "share_of_floor" in found else ""
 
 
-def _or_not(value: float | None, form: str) -> str:
-    return "not measured" if value is None else form.format(value)
-
-
-def _verdict(value: float | None, *, at_most: float = math.inf, at_least: float = -math.inf) -> str:
-    return "" if value is None else "yes" if at_least <= value <= at_most else "no"
+def _verdict(
+    value: float | None, form: str, *, at_most: float = float("inf"), at_least: float = float("-inf")
+) -> list[str]:
+    """The value as text, and whether it is within the limits."""
+    if value is None:
+        return ["not measured", ""]
+    return [form.format(value), "yes" if at_least <= value <= at_most else "no"]

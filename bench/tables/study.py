@@ -1,4 +1,4 @@
-"""Tables of studies, and of what their sampling found."""
+"""Tables of studies and of their sampling."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from bench.tables.common import load, origin, table
 
 
 def study(name: str, *baselines: str) -> str:
-    """A study: mean Dice of every method on every split with one budget, and what that removes of the Dice error.
+    """A study: mean Dice of every method on every split with one budget, and the share of the Dice error removed.
 
     Args:
         name: The result.
-        baselines: What is compared with; all baselines of the study where none is named.
+        baselines: Baselines to compare with; by default all of the study.
     """
     content = load(name)
     result = content["result"]
@@ -53,7 +53,7 @@ def study(name: str, *baselines: str) -> str:
 
 
 def validation(name: str) -> str:
-    """Best validation Dice of every entry of a study, for each annotated image: what settings are chosen by."""
+    """Best validation Dice of every entry of a study for each annotated image, by which settings are chosen."""
     content = load(name)
     rows = {(row["method"], *row["references"]): row for row in content["result"]["rows"]}
     images = list(dict.fromkeys(image for _, image in rows))
@@ -65,7 +65,7 @@ def validation(name: str) -> str:
 
 
 def inference(name: str) -> str:
-    """Mean Dice of trained networks by the way of inference, and for how many it is better than plain."""
+    """Mean Dice of trained networks by way of inference, and how many are better than plain inference."""
     content = load(name)
     rows, ways = content["result"]["rows"], list(content["result"]["ways"])
     methods = list(dict.fromkeys(row["method"] for row in rows))
@@ -90,7 +90,7 @@ def inference(name: str) -> str:
 
 
 def budgets(name: str) -> str:
-    """A study on one data set: mean Dice of every method with every amount of annotation."""
+    """A study on one dataset: mean Dice of every method with every amount of annotation."""
     content = load(name)
     result = content["result"]
     [place] = {(line["dataset"], line["split"]) for line in result["table"]}
@@ -109,7 +109,7 @@ def budgets(name: str) -> str:
 
 
 def sampling(name: str) -> str:
-    """Purity of the cells that pretrainings of a study sampled, in its first and last quarter."""
+    """Purity of the patches that a study's pretrainings sampled in their first and last quarter."""
     content = load(name)
     found = content["result"]["sampling"]
     names = ["1/4 resolution", "1/2 resolution", "full resolution"]
@@ -128,7 +128,7 @@ def sampling(name: str) -> str:
 
 
 def matching(name: str) -> str:
-    """Purity of what an untrained sampler finds, by the share of texture."""
+    """Purity of the patches that an untrained sampler finds, by the share of texture."""
     content = load(name)
     lines: dict[str, dict[float, dict[str, list[float | None]]]] = {}
     for row in content["result"]["rows"]:
@@ -155,13 +155,13 @@ def _share(value: float | None) -> str:
 
 
 def _job_seconds(rows: list[dict[str, Any]]) -> float:
-    """Seconds of all runs of a study; a trunk that several share counts once."""
+    """Seconds of all runs of a study; a shared trunk counts once."""
     trunks = {row["pretraining"]: row["seconds"].get("pretrain", 0.0) for row in rows if row["pretraining"]}
     runs = {
         row["key"]: sum(seconds for part, seconds in row["seconds"].items() if part != "pretrain")
         for row in rows
     }
-    return sum(trunks.values()) + sum(runs.values())
+    return float(sum(trunks.values()) + sum(runs.values()))
 
 
 def _runs(lines: dict[Any, dict[str, Any]]) -> str:

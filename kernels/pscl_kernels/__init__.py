@@ -1,6 +1,6 @@
-"""Operations of patch-sampled contrastive learning whose obvious form does not fit in memory.
+"""Operations of patch-sampled contrastive learning whose straightforward form does not fit into memory.
 
-Every operation exists in several backends behind one interface; see `kernels/README.md`.
+Every operation has several backends behind one interface; see `kernels/README.md`.
 """
 
 from pscl_kernels.backends import BACKENDS, ENVIRONMENT_VARIABLE, available_backends

@@ -1,4 +1,4 @@
-"""Which implementation of an operation runs."""
+"""Selection of the backend of an operation."""
 
 import contextlib
 import importlib.util
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 BACKENDS = ("reference", "chunked", "triton")
-"""Every backend, from the clearest to the fastest."""
+"""All backends, from the most readable to the fastest."""
 
 ENVIRONMENT_VARIABLE = "PSCL_KERNELS_BACKEND"
-"""Environment variable that replaces the choice of `backend="auto"`."""
+"""Environment variable that overrides `backend="auto"`."""
 
 _OF_16_BITS = {64: 43_008, 128: 99_328, 512: 164_864}
 
@@ -22,10 +22,10 @@ TRITON_SHARED_BYTES = {
     torch.float16: _OF_16_BITS,
     torch.bfloat16: _OF_16_BITS,
 }
-"""Shared memory of a block that the Triton kernels need for rows of up to so many numbers, on any chip.
+"""Shared memory per block that the Triton kernels need, by dtype and maximum width of the rows, on any chip.
 
-There are no wider ones: a block of rows lies in registers, one of float32 in three parts. `tests/kernels` holds this
-to what the compiler says.
+Wider rows are not possible, because a block of rows is kept in registers, in three parts for float32. `tests/kernels`
+compares these numbers with those of the compiler.
 """
 
 
@@ -44,7 +44,7 @@ def available_backends(features: Tensor) -> tuple[str, ...]:
 
 
 def triton_maximum_width(dtype: torch.dtype, device: torch.device) -> int:
-    """Widest rows of `dtype` that the Triton kernels take, given what shared memory a block may have on `device`."""
+    """Maximum width of rows of `dtype` for the Triton kernels, given the shared memory per block of `device`."""
     most = _shared_bytes(device)
     widths = [width for width, needed in TRITON_SHARED_BYTES.get(dtype, {}).items() if needed <= most]
     return max(widths, default=0)
@@ -53,9 +53,8 @@ def triton_maximum_width(dtype: torch.dtype, device: torch.device) -> int:
 def resolve_backend(backend: str, features: Tensor) -> str:
     """The backend to run on features (..., D) like these.
 
-    `"auto"` is the value of the environment variable `PSCL_KERNELS_BACKEND` where that is set, else "triton" on a CUDA
-    device where it is available and "chunked" elsewhere. Raises ValueError, naming the choices, for an unknown or
-    unavailable backend.
+    `"auto"` is the value of the environment variable `PSCL_KERNELS_BACKEND` if it is set, otherwise "triton" on a CUDA
+    device where it is available and "chunked" elsewhere. Raises ValueError for an unknown or unavailable backend.
     """
     choices = available_backends(features)
     source = "backend"
@@ -68,27 +67,25 @@ def resolve_backend(backend: str, features: Tensor) -> str:
         state = "is not available" if backend in BACKENDS else "does not exist"
         rows = f"{features.dtype} rows of {features.shape[-1]} on {features.device.type}"
         if backend == "triton":
-            state += (
-                f" (its rows there are {triton_maximum_width(features.dtype, features.device)} wide at most)"
-            )
+            state += f" (its maximum width there is {triton_maximum_width(features.dtype, features.device)})"
         raise ValueError(f"{source} {backend!r} {state}: choose auto, {' or '.join(choices)} for {rows}")
     return backend
 
 
 @contextlib.contextmanager
 def computing_on(tensor: Tensor) -> Iterator[None]:
-    """Within it autocast is off, and kernels are launched on the device that holds `tensor`, not on the current one."""
+    """Context without autocast in which kernels are launched on the device of `tensor`, not on the current device."""
     guard = torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call]
     with torch.autocast(tensor.device.type, enabled=False), guard:
         yield
 
 
 def _shared_bytes(device: torch.device) -> float:
-    """Shared memory that a block may have on a device; unlimited where kernels are interpreted, or only traced."""
+    """Maximum shared memory per block of a device; infinite if kernels are interpreted or only traced."""
     if device.type != "cuda" or not torch.cuda.is_available():
         return math.inf
     properties = torch.cuda.get_device_properties(device)
-    # Not there on every build of torch.
+    # Some builds of torch do not have this property.
     most: int = getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block)
     return most
 

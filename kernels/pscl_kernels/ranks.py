@@ -1,4 +1,4 @@
-"""Collectives of the operations that see rows of several ranks."""
+"""Collectives of the operations that use rows of several ranks."""
 
 from collections.abc import Callable
 
@@ -6,12 +6,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# torch 2.13 renamed it.
+# Renamed in torch 2.13.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 def name_and_size(process_group: dist.ProcessGroup | None) -> tuple[str, int]:
-    """Name and world size of `process_group`; ("", 1) for None, which stands for this process alone.
+    """Name and world size of `process_group`; ("", 1) for None, which means this process only.
 
     Operators take the name, because their arguments must be plain values or tensors.
     """
@@ -26,9 +26,9 @@ def rank_in(group_name: str) -> int:
 
 
 def start_gather(tensor: Tensor, group_name: str, world_size: int) -> Callable[[], Tensor]:
-    """Start a `gather`, which proceeds beside further computation, and return what waits for it and gives its result.
+    """Start a `gather` in the background; the returned function waits for it and returns its result.
 
-    On an accelerator it is its stream that waits, not the host.
+    On an accelerator the stream waits, not the host.
     """
     if not group_name:
         return lambda: tensor.unsqueeze(0)
@@ -36,7 +36,7 @@ def start_gather(tensor: Tensor, group_name: str, world_size: int) -> Callable[[
     received = sent.new_empty(world_size * sent.numel())
     work = _all_gather(received, sent.view(-1), group=_resolve(group_name), async_op=True)
 
-    def finish(sent: Tensor = sent) -> Tensor:  # holds on to what is sent until it is
+    def finish(sent: Tensor = sent) -> Tensor:  # keeps the tensor alive until it is sent
         work.wait()
         return received.view(world_size, *tensor.shape)
 
@@ -60,14 +60,14 @@ def total(tensor: Tensor, group_name: str) -> Tensor:
 
 
 def check_same_shape(tensor: Tensor, group_name: str, world_size: int) -> None:
-    """Raise ValueError on every rank unless the (N, D) `tensor` has one shape on all ranks.
+    """Raise ValueError on every rank unless the (N, D) `tensor` has the same shape on all ranks.
 
-    On an accelerator the comparison stays on the device, so that the host never waits: the error is then the
-    device's assertion failure, raised at its next synchronisation.
+    On an accelerator the comparison runs on the device, so that the host does not wait. The error is then a device
+    assertion, which is raised at the next synchronisation.
     """
     if not group_name:
         return
-    # Filled in by the device: a copy from the host would make it wait.
+    # `full` runs on the device; a copy from the host would make it wait.
     sizes = [torch.full((), size, dtype=torch.int64, device=tensor.device) for size in tensor.shape]
     shapes = gather(torch.stack(sizes), group_name, world_size)
     if tensor.device.type == "cpu":

@@ -13,7 +13,7 @@ from bench.forms import Forms, measure
 
 
 class Stopwatch:
-    """A benchmark fixture whose rounds took what it is told."""
+    """A benchmark fixture with given times of the rounds."""
 
     def __init__(self, seconds: list[float], *, enabled: bool = True) -> None:
         self.enabled = enabled

@@ -55,7 +55,7 @@ def truth(q: Tensor, k: Tensor, groups: Tensor | None, tau: float) -> tuple[Tens
 
 
 def plain_torch(q: Tensor, k: Tensor, groups: Tensor | None, temperature: Tensor) -> Tensor:
-    """What one would write first: the whole matrix, at the precision of the rows."""
+    """The straightforward form: the whole matrix, at the precision of the rows."""
     n = q.shape[0]
     ids = torch.arange(n, device=q.device) if groups is None else groups
     ids = torch.cat([ids, ids])

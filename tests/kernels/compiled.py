@@ -1,8 +1,8 @@
-"""Compiles the main configurations of the Triton kernels for chips that need not be there.
+"""Compiles the main configurations of the Triton kernels for several chips, without needing a GPU.
 
-Rows of bfloat16 and float32, at widths that stand for those between; labels of all kinds; sampling from images of up
-to 65,536 patches in contiguous rows. `python compiled.py` prints the table of registers, spills and shared memory;
-`--write` renews `compiled.json`, which the tests read.
+Rows of bfloat16 and float32 at representative widths; labels of all kinds; sampling from images of up to 65,536 patches
+in contiguous rows. `python compiled.py` prints the table of registers, spills and shared memory; `--write` updates
+`compiled.json`, which the tests read.
 """
 
 import argparse
@@ -50,7 +50,7 @@ TENSORS = {
         ["q", "k", "x", "own_x", "dq", "dk", "templates", "patches"], ""
     ),  # "": the features' dtype
     "valid": "bool",
-    # Of the queue loss alone.
+    # Only of the queue loss.
     **dict.fromkeys(["filled", "head", "place"], "int64"),
     **dict.fromkeys(["weight", "masses", "mass", "target", "inverse"], "float32"),
     "keys": "",
@@ -74,7 +74,7 @@ class Kernel(NamedTuple):
 
 
 def taken() -> Iterator[tuple[str, int, Kernel]]:
-    """(name in the table, capability, kernel) of all that are taken there: `backends` leaves out too wide rows."""
+    """(name in the table, capability, kernel) of all that can run there; `backends` leaves out too wide rows."""
     for kernel in shipped():
         needs = TRITON_SHARED_BYTES[getattr(torch, kernel.dtype)]
         for capability in CAPABILITIES:
@@ -126,7 +126,7 @@ def shipped() -> Iterator[Kernel]:
 
 
 def loss_kernels(width: int, bits: int) -> Iterator[tuple[Any, tiling.Config, dict[str, Any]]]:
-    """The kernels that go over pairs of rows: each with its tiling and its further constants."""
+    """The kernels that loop over pairs of rows, each with its tiling and further constants."""
     for plain in (True, False):
         for by_shard in (False, True):
             options = {"PLAIN": plain, "BY_SHARD": by_shard}
@@ -198,9 +198,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--write", action="store_true", help="renew compiled.json")
+    parser.add_argument("--write", action="store_true", help="update compiled.json")
     parser.add_argument(
-        "names", nargs="*", help="only what begins so, with sm_90 or without; compiled.json keeps the others"
+        "names", nargs="*", help="only kernels with these prefixes, with or without sm_90; others are kept"
     )
     arguments = parser.parse_args()
     wanted = tuple(arguments.names) or ""

@@ -1,4 +1,4 @@
-"""The Triton kernels of the queue loss, run by Triton's interpreter; see `interpreted.py`, whose rules hold here."""
+"""The Triton kernels of the queue loss, run by Triton's interpreter; see `interpreted.py`."""
 
 import os
 
@@ -65,7 +65,7 @@ def test_loss_over_many_tiles(kind, n, entries, tau, length):
 @pytest.mark.usefixtures("_small_tiles")
 @pytest.mark.parametrize("filled", [0, 1, 16, 31, 32, 33, 80])
 def test_any_number_of_filled_slots(filled):
-    """The end of what is filled falls before, on and behind the edges of tiles and of programs' shares."""
+    """The end of the filled part falls before, on and behind the edges of tiles and of programs' shares."""
     q, k, queue, options = case("one group", 10, 80, 8, torch.float32)
     options["queue_groups"][torch.randperm(80)[filled:]] = -1
     check_as_good_as_torch("triton", q, k, queue, options, 0.2, eps=2**-23)
@@ -73,7 +73,7 @@ def test_any_number_of_filled_slots(filled):
 
 @pytest.mark.parametrize("entries", [1, 16, 17, 300, 700])
 def test_sums_of_runs_that_span_blocks(entries, monkeypatch):
-    """Runs inside a block, of a whole one, of many and of more than the later blocks that one step takes."""
+    """Runs inside a block, of a whole block, of many blocks, and of more blocks than one step reads."""
     monkeypatch.setattr(tiling, "BLOCK", 16)
     keys, weight = torch.randn(entries, 64), torch.rand(2, entries)
     ids = torch.stack([(torch.rand(entries) ** 3 * 9).long().sort().values, torch.arange(entries) // 290])
@@ -90,7 +90,7 @@ def test_sums_of_runs_that_span_blocks(entries, monkeypatch):
 
 @pytest.mark.usefixtures("_small_tiles")
 def test_long_keys_take_the_running_maximum_and_short_ones_plain_sums():
-    """Both ways give the same sums where both are safe, and the long queue overflows the plain ones."""
+    """Both give the same sums if both are safe; the long queue would overflow plain sums."""
     q, k, queue, _ = case("plain", 12, 70, 8, torch.float32)
     # The bound is the norm of the longest key, also of one that no row is similar to.
     z = torch.nn.functional.normalize(q)
@@ -154,13 +154,13 @@ def test_empty_input_and_keys_without_gradient(kind):
 
 @pytest.mark.parametrize("key_gradient", [True, False])
 def test_operator_registration(key_gradient):
-    """What the operator says of its results before it runs, with widths that are padded."""
+    """Shapes and dtypes of the registered fake, with widths that are padded."""
     q, k, queue, options = case("dense", 12, 15, 5, torch.float32)
     names = (
         "groups",
         "queue_groups",
-        "conditions",
-        "queue_conditions",
+        "subgroups",
+        "queue_subgroups",
         "same_weight",
         "any_weight",
         "row_weights",

@@ -46,18 +46,18 @@ def case(
     def labels(low: int, high: int) -> dict:
         return {"groups": ids(n, low, high), "queue_groups": ids(entries, low, high)}
 
-    def conditions() -> dict:
-        return {"conditions": ids(n, -1, 3), "queue_conditions": ids(entries, -1, 4)}
+    def subgroups() -> dict:
+        return {"subgroups": ids(n, -1, 3), "queue_subgroups": ids(entries, -1, 4)}
 
     def weights(count: int) -> Tensor:
         return torch.rand(count, generator=g) ** 4
 
     options = {
         "plain": {},
-        "image": {**conditions(), "same_weight": weights(entries)},
+        "image": {**subgroups(), "same_weight": weights(entries)},
         "dense": {
             **labels(0, 4),
-            **conditions(),
+            **subgroups(),
             "same_weight": weights(entries),
             "any_weight": weights(entries),
             "row_weights": 2 * weights(n),
@@ -65,18 +65,18 @@ def case(
         "normalised": {**labels(-1, 5), "any_weight": weights(entries), "normalise_targets": True},
         "one group": {
             **labels(3, 4),
-            **conditions(),
+            **subgroups(),
             "same_weight": weights(entries),
             "any_weight": weights(entries),
         },
         "no match": {
             "groups": ids(n, 0, 3),
             "queue_groups": ids(entries, 5, 8),
-            **conditions(),
+            **subgroups(),
             "same_weight": weights(entries),
             "any_weight": weights(entries),
         },
-        "mostly absent": {**labels(-6, 2), **conditions(), "same_weight": weights(entries)},
+        "mostly absent": {**labels(-6, 2), **subgroups(), "same_weight": weights(entries)},
         "nobody": {
             "groups": ids(n, -3, 0),
             "queue_groups": ids(entries, 0, 3),
@@ -92,19 +92,15 @@ def case(
 
 
 def target_matrix(options: dict, n: int, entries: int) -> Tensor:
-    """(n, entries) labels y_ij in float64, -1 for empty slots, one by one as the definition reads."""
+    """(n, entries) labels y_ij in float64, -1 for empty slots, one by one, by the definition."""
     y = torch.zeros(n, entries, dtype=torch.float64)
     for i in range(n):
         for j in range(entries):
             if "groups" in options and options["queue_groups"][j] < 0:
                 y[i, j] = -1
             elif "groups" not in options or options["groups"][i] == options["queue_groups"][j]:
-                condition = options["conditions"][i] if "conditions" in options else -1
-                if (
-                    "same_weight" in options
-                    and condition >= 0
-                    and condition == options["queue_conditions"][j]
-                ):
+                subgroup = options["subgroups"][i] if "subgroups" in options else -1
+                if "same_weight" in options and subgroup >= 0 and subgroup == options["queue_subgroups"][j]:
                     y[i, j] += options["same_weight"][j]
                 if "any_weight" in options:
                     y[i, j] += options["any_weight"][j]
@@ -151,7 +147,7 @@ def truth(q: Tensor, k: Tensor, queue: Tensor, options: dict, tau: float) -> tup
 
 
 def plain_torch(q: Tensor, k: Tensor, queue: Tensor, y: Tensor, options: dict, temperature: Tensor) -> Tensor:
-    """What one would write first: all similarities and all labels, `y`, at the precision of the features."""
+    """The straightforward form: all similarities and labels `y`, at the precision of the features."""
     n = len(q)
     present = options["groups"] >= 0 if "groups" in options else torch.ones(n, dtype=torch.bool)
     z, other = (torch.nn.functional.normalize(x, dim=1, eps=1e-8) for x in (q, k))

@@ -13,14 +13,22 @@ from pscl_kernels import queue_info_nce
 if __name__ == "__main__":
     from cases import loss_and_gradients
     from queue_cases import case
+else:
+    from .cases import loss_and_gradients
+    from .queue_cases import case
 
 N, ENTRIES, D, TAU = 23, 40, 8, 0.2
 CASES = ("plain", "dense", "normalised", "nobody")
-ROWS_OF_QUEUE = ("queue_groups", "queue_conditions", "same_weight", "any_weight")
+ROWS_OF_QUEUE = ("queue_groups", "queue_subgroups", "same_weight", "any_weight")
+
+
+def inputs(kind: str, dtype: str) -> tuple:
+    """q, k, queue and the further arguments of all ranks together."""
+    return case(kind, N, ENTRIES, D, getattr(torch, dtype))
 
 
 def share(rank: int, world: int) -> slice:
-    """Rows of a rank, not the same number on all: the first has the rest, too."""
+    """Rows of a rank; the first rank has more than the others."""
     each = N // (world + 1)
     return slice(0 if rank == 0 else N - (world - rank) * each, N - (world - 1 - rank) * each)
 
@@ -31,7 +39,7 @@ def main(rank: int, world: int, folder: str, dtype: str, backends: list[str]) ->
     mine = share(rank, world)
     results = {}
     for kind in CASES:
-        q, k, queue, options = case(kind, N, ENTRIES, D, getattr(torch, dtype))
+        q, k, queue, options = inputs(kind, dtype)
         own = {
             name: value if name in ROWS_OF_QUEUE or isinstance(value, bool) else value[mine]
             for name, value in options.items()

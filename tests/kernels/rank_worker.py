@@ -1,7 +1,7 @@
-"""One rank of `test_ranks.py` and `interpreted.py`: `rank_worker.py RANK WORLD FOLDER DTYPE BACKEND...`.
+"""One rank of `test_shards.py` and `interpreted.py`: `rank_worker.py RANK WORLD FOLDER DTYPE BACKEND...`.
 
-Writes `FOLDER/RANK.pt`: per case and backend the loss and gradients of this rank, the statistics, the results where
-every rank holds whole shards, and what is said when the ranks pass different numbers of rows.
+Writes `FOLDER/RANK.pt`: per case and backend the loss and gradients of this rank, the statistics, the results if every
+rank has whole shards, and the error if the ranks pass different numbers of rows.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Starts ranks and compares what they computed with the oracle on all rows at once, and with one rank bit by bit."""
+"""Starts ranks and compares their results with the oracle on all rows at once and, bit by bit, with one rank."""
 
 import subprocess
 import sys
@@ -8,21 +8,26 @@ import torch
 
 from pscl_kernels import patch_similarity_stats
 
+from . import queue_cases, queue_rank_worker
 from .cases import grouping, rows, truth
 from .rank_worker import CASES, D, N, aligned_results
 
 
-def compare_ranks_with_oracle(
-    world: int, folder: Path, dtype: str, backends: list[str], rtol: float, atol: float
-):
-    worker = str(Path(__file__).with_name("rank_worker.py"))
-    command = [sys.executable, worker]
+def results_of(worker: str, world: int, folder: Path, dtype: str, backends: list[str]) -> list[dict]:
+    """Run a worker script once per rank and load the results."""
+    command = [sys.executable, str(Path(__file__).with_name(worker))]
     processes = [
         subprocess.Popen([*command, str(rank), str(world), str(folder), dtype, *backends])
         for rank in range(world)
     ]
     assert [process.wait(timeout=120) for process in processes] == [0] * world
-    ranks = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
+
+
+def compare_ranks_with_oracle(
+    world: int, folder: Path, dtype: str, backends: list[str], rtol: float, atol: float
+):
+    ranks = results_of("rank_worker.py", world, folder, dtype, backends)
     for kind, tau in CASES[dtype]:
         q, k = rows(world * N, D, getattr(torch, dtype))
         groups = grouping(kind, world * N)
@@ -51,4 +56,19 @@ def compare_ranks_with_oracle(
                 assert torch.equal(torch.cat([part[of_view] for part in parts]), alone[of_view])
     for rank in ranks:
         for backend in backends:
-            assert "same number of rows" in rank[backend]
+            assert "(3, 2)" in rank[backend]  # the error names the shapes
+
+
+def compare_queue_ranks_with_oracle(
+    world: int, folder: Path, dtype: str, backends: list[str], rtol: float, atol: float
+):
+    """The shares of the ranks add up to the oracle's loss and gradients."""
+    ranks = results_of("queue_rank_worker.py", world, folder, dtype, backends)
+    for kind in queue_rank_worker.CASES:
+        q, k, queue, options = queue_rank_worker.inputs(kind, dtype)
+        loss, dq, dk, dtau = queue_cases.truth(q, k, queue, options, queue_rank_worker.TAU)
+        for backend in backends:
+            parts = list(zip(*(rank[f"{kind} {backend}"] for rank in ranks), strict=True))
+            together = (sum(parts[0]), torch.cat(parts[1]), torch.cat(parts[2]), sum(parts[3]))
+            for ours, true in zip(together, (loss, dq, dk, dtau), strict=True):
+                torch.testing.assert_close(ours, true, rtol=rtol, atol=atol)

@@ -1,4 +1,4 @@
-"""Choice of the backend."""
+"""Selection of the backend."""
 
 import importlib.util
 import types
@@ -25,16 +25,16 @@ def test_environment_replaces_auto_alone(monkeypatch):
 
 def test_unknown_backend_names_the_choices(monkeypatch):
     rows = torch.ones(2, 3)
-    with pytest.raises(ValueError, match=r"'fast' does not exist: choose auto, reference or chunked"):
+    with pytest.raises(ValueError, match=r"'fast'.*auto, reference or chunked"):
         patch_nt_xent(rows, rows, backend="fast")
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, "turbo")
-    with pytest.raises(ValueError, match=rf"{ENVIRONMENT_VARIABLE} 'turbo' does not exist"):
+    with pytest.raises(ValueError, match=rf"{ENVIRONMENT_VARIABLE} 'turbo'"):
         sample_similar(rows, rows.unsqueeze(0))
 
 
 @pytest.fixture(params=[(233_472 - 1024, 512, 128), (101_376, 128, 128), (65_536, 64, 64), (16_384, 0, 0)])
 def card(request, monkeypatch):
-    """(widest 16-bit rows, widest float32 rows) of a GPU whose blocks may have so much shared memory."""
+    """(widest 16-bit rows, widest float32 rows) of a GPU with this much shared memory per block."""
     shared, *widths = request.param
     properties = types.SimpleNamespace(shared_memory_per_block=49_152, shared_memory_per_block_optin=shared)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -54,9 +54,7 @@ def test_triton_takes_what_fits_the_shared_memory_of_the_card(dtype, card):
     if widest:
         assert resolve_backend("auto", rows(widest)) == resolve_backend("triton", rows(widest)) == "triton"
     assert resolve_backend("auto", rows(widest + 1)) == "chunked"
-    with pytest.raises(
-        ValueError, match=rf"'triton' is not available \(.* {widest} wide .*reference or chunked"
-    ):
+    with pytest.raises(ValueError, match=rf"'triton'.*\b{widest}\b.*reference or chunked"):
         resolve_backend("triton", rows(widest + 1))
 
 

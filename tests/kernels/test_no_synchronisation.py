@@ -1,10 +1,9 @@
-"""Nothing on the way of an operation makes the host wait for a GPU, shown where there is none.
+"""No operation makes the host wait for a GPU, tested without one.
 
-The operations run on tensors of the meta device, to them an accelerator, which have no values: reading one (`item`,
-`tolist`, a condition) and any result whose shape depends on values (`nonzero`, boolean indexing) raises. Copies between
-devices, which would be waited for, are refused as well. Kernels and collectives are left out; where a kernel would be
-launched, the device must be that of the operation's tensors. `bench/gpu/correctness` captures the same calls in CUDA
-graphs.
+The operations run on tensors of the meta device, which they treat as an accelerator and which have no values: reading
+one (`item`, `tolist`, `if`) and any result whose shape depends on values (`nonzero`, boolean indexing) raises. Copies
+between devices, which would wait, are refused as well. Kernels and collectives are left out; where a kernel would be
+launched, the device must be that of the operation's tensors. `bench/gpu/correctness.py` runs the same calls on a GPU.
 """
 
 import contextlib

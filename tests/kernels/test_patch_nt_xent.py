@@ -277,17 +277,17 @@ def test_similarity_stats(kind, n, monkeypatch):
 
 def test_wrong_arguments():
     q, k = rows(4, 3)
-    with pytest.raises(ValueError, match="must both be"):
+    with pytest.raises(ValueError, match="q and k"):
         patch_nt_xent(q, k[:3])
-    with pytest.raises(ValueError, match="one floating dtype"):
+    with pytest.raises(ValueError, match="q and k"):
         patch_nt_xent(q, k.float())
-    with pytest.raises(ValueError, match="groups must be"):
+    with pytest.raises(ValueError, match="groups"):
         patch_nt_xent(q, k, torch.zeros(4))
-    with pytest.raises(ValueError, match="groups must be"):
+    with pytest.raises(ValueError, match="groups"):
         patch_nt_xent(q, k, torch.zeros(3, dtype=torch.int64))
-    with pytest.raises(ValueError, match="positive"):
+    with pytest.raises(ValueError, match="temperature"):
         patch_nt_xent(q, k, temperature=0.0)
-    with pytest.raises(ValueError, match="0-d"):
+    with pytest.raises(ValueError, match="temperature"):
         patch_nt_xent(q, k, temperature=torch.ones(1))
 
 

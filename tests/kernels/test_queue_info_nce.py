@@ -14,12 +14,12 @@ from pscl_kernels.queue_info_nce import chunked
 
 from .cases import loss_and_gradients
 from .queue_cases import KINDS, by_hand, case, check_as_good_as_torch, target_matrix, truth
-from .queue_ranks import compare_queue_ranks_with_oracle
+from .ranks import compare_queue_ranks_with_oracle
 
 
 @pytest.fixture
 def _poison():
-    """Uninitialised memory is NaN: what nobody wrote shows."""
+    """Uninitialised memory is NaN, so that its use shows in the results."""
     torch.use_deterministic_algorithms(True)
     assert torch.empty(3).isnan().all()
     yield
@@ -103,8 +103,8 @@ def test_labelled_case_is_cross_entropy_with_soft_targets():
     options = {
         "groups": torch.arange(n) % classes,
         "queue_groups": torch.arange(images * classes) % classes,
-        "conditions": torch.arange(n) // 8,
-        "queue_conditions": (torch.arange(images) % 4).repeat_interleave(classes),
+        "subgroups": torch.arange(n) // 8,
+        "queue_subgroups": (torch.arange(images) % 4).repeat_interleave(classes),
         "same_weight": 0.5**age,
         "any_weight": 0.2**age,
         "row_weights": torch.rand(n),
@@ -135,7 +135,7 @@ def test_order_of_rows_and_entries_does_not_matter(n, entries, seed, kind, tau):
     shuffled = {
         name: value
         if isinstance(value, bool)
-        else value[row if name in ("groups", "conditions", "row_weights") else entry]
+        else value[row if name in ("groups", "subgroups", "row_weights") else entry]
         for name, value in options.items()
     }
     other = queue_info_nce(q[row], k[row], queue[entry], **shuffled, temperature=tau)
@@ -152,13 +152,13 @@ def test_names_of_groups_do_not_matter_and_empty_slots_are_no_columns(seed, kind
     generator = torch.Generator().manual_seed(seed)
     names = torch.randperm(6001, generator=generator)
     renamed = dict(options)
-    for name in ("groups", "queue_groups", "conditions", "queue_conditions"):
+    for name in ("groups", "queue_groups", "subgroups", "queue_subgroups"):
         if name in options:
             ids = options[name]
             renamed[name] = torch.where(ids < 0, ids * 3 - 1, (names[ids.clamp_min(0)] + 1) << 40)
     torch.testing.assert_close(queue_info_nce(q, k, queue, **renamed), loss, rtol=1e-9, atol=1e-11)
     used = options["queue_groups"] >= 0
-    of_queue = ("queue_groups", "queue_conditions", "same_weight", "any_weight")
+    of_queue = ("queue_groups", "queue_subgroups", "same_weight", "any_weight")
     kept = {name: value[used] if name in of_queue else value for name, value in options.items()}
     torch.testing.assert_close(queue_info_nce(q, k, queue[used], **kept), loss, rtol=1e-9, atol=1e-11)
 
@@ -167,7 +167,7 @@ def test_names_of_groups_do_not_matter_and_empty_slots_are_no_columns(seed, kind
 def test_absent_rows_and_empty_slots_may_hold_anything(backend):
     q, k, queue, options = case("dense", 30, 40, 8)
     keep, used = torch.arange(30) % 5 != 0, torch.arange(40) % 3 != 0
-    of_queue = ("queue_groups", "queue_conditions", "same_weight", "any_weight")
+    of_queue = ("queue_groups", "queue_subgroups", "same_weight", "any_weight")
     expected = queue_info_nce(
         q[keep],
         k[keep],
@@ -284,8 +284,8 @@ def test_operator_registration(kind):
     names = (
         "groups",
         "queue_groups",
-        "conditions",
-        "queue_conditions",
+        "subgroups",
+        "queue_subgroups",
         "same_weight",
         "any_weight",
         "row_weights",
@@ -337,21 +337,21 @@ def test_keys_of_another_dtype_and_no_gradient_to_what_takes_none():
 def test_wrong_arguments():
     q, k, queue, options = case("dense", 4, 5, 3)
 
-    def fails(message, *features, **changes):
-        with pytest.raises(ValueError, match=message):
+    def fails(names, *features, **changes):
+        with pytest.raises(ValueError, match=names):
             queue_info_nce(*(features or (q, k, queue)), **{**options, **changes})
 
-    fails("must both be", q, k[:3], queue)
-    fails("one floating dtype", q, k.float(), queue)
-    fails(r"queue must be \(Q, 3\)", q, k, queue[:, :2])
-    fails("queue must be floating", q, k, queue.long())
-    fails("groups and queue_groups must be given together", queue_groups=None)
-    fails("conditions and queue_conditions must be given together", conditions=None)
-    fails("same_weight needs conditions", conditions=None, queue_conditions=None)
-    fails(r"queue_groups must be \(5,\) integers", queue_groups=torch.zeros(5))
-    fails(r"conditions must be \(4,\) integers", conditions=torch.zeros(5, dtype=torch.int64))
-    fails(r"any_weight must be \(5,\)", any_weight=torch.zeros(4))
-    fails(r"row_weights must be \(4,\)", row_weights=torch.zeros(4, 1))
-    fails("positive", temperature=0.0)
-    fails("0-d", temperature=torch.ones(1))
-    fails("does not exist", backend="fast")
+    fails("q and k", q, k[:3], queue)
+    fails("q and k", q, k.float(), queue)
+    fails("queue", q, k, queue[:, :2])
+    fails("queue", q, k, queue.long())
+    fails("groups and queue_groups", queue_groups=None)
+    fails("subgroups and queue_subgroups", subgroups=None)
+    fails("same_weight.*subgroups", subgroups=None, queue_subgroups=None)
+    fails(r"queue_groups.*\(5,\)", queue_groups=torch.zeros(5))
+    fails(r"subgroups.*\(4,\)", subgroups=torch.zeros(5, dtype=torch.int64))
+    fails("any_weight", any_weight=torch.zeros(4))
+    fails("row_weights", row_weights=torch.zeros(4, 1))
+    fails("temperature", temperature=0.0)
+    fails("temperature", temperature=torch.ones(1))
+    fails("fast", backend="fast")

@@ -1,4 +1,4 @@
-"""Shards of rows: their order, and that sums do not depend on how ranks share them."""
+"""Shards of rows: their order, sums that do not depend on the number of ranks, and several ranks against one."""
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from pscl_kernels.patch_nt_xent import chunked, operation
 from pscl_kernels.patch_nt_xent import rows as row_module
 
 from .cases import GROUPINGS, grouping, rows
+from .ranks import compare_ranks_with_oracle
 
 # torch computes what is left over from whole vectors by other code: parts of a multiple of 64 rows have no such rest.
 PAIRS, SHARDS, WIDTH = 32, 6, 5
@@ -101,3 +102,12 @@ def test_sorting(groups):
         assert torch.equal(label[place], label[place].sort().values)
         pairs = order[place] % n
         assert sorted(set(pairs.tolist())) == list(range(first // 2, min(first // 2 + PAIRS, n)))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_agree_with_one(world, tmp_path):
+    compare_ranks_with_oracle(world, tmp_path, "float64", ["reference", "chunked"], rtol=1e-10, atol=1e-12)
+
+
+def test_ranks_agree_with_one_in_float32(tmp_path):
+    compare_ranks_with_oracle(2, tmp_path, "float32", ["chunked"], rtol=2e-5, atol=1e-6)

@@ -1,6 +1,6 @@
-"""The Triton kernels where there is no GPU: by interpretation, and by compilation for chips that are not there.
+"""The Triton kernels without a GPU: in the interpreter, and compiled for several chips.
 
-What only a GPU can tell, `bench/gpu.sh` tests.
+`bench/gpu.sh` runs the tests that need a GPU.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ needs_triton = pytest.mark.skipif(
 @needs_triton
 @pytest.mark.parametrize("name", ["interpreted.py", "interpreted_queue.py"])
 def test_interpreted_kernels(name):
-    """All of the file's tests, in a process of its own: Triton decides at import whether it interprets."""
+    """All tests of the file, in a separate process: Triton decides at import whether it interprets."""
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     file = Path(__file__).with_name(name)
     command = [sys.executable, "-m", "pytest", str(file), "-q", "-p", "no:cacheprovider", "--timeout=240"]
@@ -89,7 +89,7 @@ def test_main_kernels_compile_without_spills(which, capability):
 
 @needs_triton
 def test_table_of_all_configurations_is_current_and_clean():
-    """`python compiled.py --write` measures everything, which takes minutes; here its table is held to the limits."""
+    """`python compiled.py --write` measures everything, which takes minutes; this test checks its table."""
     import triton
 
     from .compiled import GOLDEN, SHARED_LIMIT, taken

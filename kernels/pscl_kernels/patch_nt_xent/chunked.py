@@ -1,9 +1,9 @@
 """The group-masked NT-Xent loss in tiles, for any device that torch runs on.
 
 The rows are scaled so that a tile of exponentials is exp2(x_i . x_j), x = z sqrt(log2(e) / temperature). Because
-|z_i . z_j| <= 1, exponents stay in range for all but the smallest temperatures, and sums of exponentials are plain
-sums; below, each row keeps a running maximum. The backward pass computes each tile again: with row weights of one,
-row sums l_i and E_ij the exponentials,
+|z_i . z_j| <= 1, exponents stay in range except for the smallest temperatures, and sums of exponentials are plain sums;
+for smaller temperatures each row keeps a running maximum. The backward pass computes each tile again. With row weights
+of one, row sums l_i and exponentials E_ij,
 
     dx_i = sum_j W_ij x_j - 2 x_p,     W_ij = E_ij (1 / l_i + 1 / l_j),
 
@@ -74,7 +74,7 @@ def row_gradients(
     z = torch.cat([q, k]).index_select(0, saved.order).to(dx) / saved.norm.unsqueeze(1)
     z.masked_fill_(~present.unsqueeze(1), 0.0)
     radial = (z * dx).sum(1)
-    # Below the floor the divisor is constant, and no part of the gradient is radial.
+    # Below the floor the divisor is constant, so the gradient keeps its radial part.
     tangential = torch.where(saved.norm > NORM_FLOOR, radial, 0.0)
     rows = dx.sub_(z.mul_(tangential.unsqueeze(1))).mul_((coefficient / saved.norm).unsqueeze(1))
     rows.masked_fill_(~present.unsqueeze(1), 0.0)
@@ -85,7 +85,7 @@ def row_gradients(
 def _shard_sums(x: Tensor, label: Tensor, positive: Tensor, rank: int, other: int, plain: bool) -> Tensor:
     """(2, shards, 2N): each own row's sum of exponentials over the negatives in each shard of rank `other`.
 
-    The sums are relative to 2^maximum, which comes second; that is 0 throughout where `plain`.
+    The sums are relative to 2^maximum; the maxima are the second entry, and all 0 with `plain`.
     """
     rows = positive.numel()
     shards = -(-rows // shard_rows(rows))

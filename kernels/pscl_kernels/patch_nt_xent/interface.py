@@ -1,4 +1,4 @@
-"""The group-masked NT-Xent loss: definition, checks and choice of backend."""
+"""The group-masked NT-Xent loss: definition, checks and selection of the backend."""
 
 import torch
 import torch.distributed as dist
@@ -18,38 +18,38 @@ def patch_nt_xent(
     process_group: dist.ProcessGroup | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """NT-Xent over N positive pairs where rows of one group are not each other's negatives.
+    """NT-Xent over N positive pairs in which rows of one group are not negatives of each other.
 
     With z the 2N rows of `cat(q, k)` divided by max(norm, 1e-8), s = z z^T and p(i) the same row in the other view,
 
         loss_i = -s_ip / temperature + log(exp(s_ip / temperature) + sum_j exp(s_ij / temperature))
 
     where j runs over all rows, of both views, whose group differs from that of i. The result is the mean of loss_i
-    over the rows that take part (PSCL, SimCLR variant; plain NT-Xent is the case of one group per row).
+    over the rows that take part (PSCL, SimCLR variant). With a group per pair it is plain NT-Xent.
 
     Arguments
     - q, k: (N, D) features of the two views, not normalised, of one floating dtype. float16, bfloat16 and float32
       are computed in float32 (by "triton" from normalised rows of their own dtype), float64 in float64.
-    - groups: (N,) integer group of each pair; None makes every pair its own group. A negative group takes a pair
-      out altogether: it is neither query nor negative, and its features may hold anything.
+    - groups: (N,) integer group of each pair; None makes every pair its own group. A pair of a negative group takes no
+      part: it is neither query nor negative, and its features are ignored, whatever their values.
     - temperature: positive number, or a 0-d tensor, which may require a gradient. Usable down to 0.01.
-    - process_group: None computes on this process alone. Else every rank of the group passes its own N pairs (N and
-      D equal on all), the negatives come from all ranks, and every rank gets the same mean over all rows. The
-      gradient of `q` and `k` is then that of this global mean with respect to the local rows, without any reduction
-      over ranks; the sum of parameter gradients over ranks is exact. DistributedDataParallel averages them
-      instead, so multiply the loss by `process_group.size()` before `backward()`. The temperature's gradient
-      is already complete on every rank: keep it out of that averaging and of that factor. The upstream gradient
-      must be the same on every rank.
+    - process_group: None computes on this process only. Otherwise every rank of the group passes its own N pairs (N and
+      D equal on all), the negatives come from all ranks, and every rank gets the same mean over all rows. The gradient
+      of `q` and `k` is that of this global mean with respect to the local rows, without a reduction over ranks, so
+      that the sum of parameter gradients over ranks is exact. DistributedDataParallel averages them instead: multiply
+      the loss by `process_group.size()` before `backward()`. The gradient of the temperature is already complete on
+      every rank: exclude it from that average and from that factor. The upstream gradient must be the same on every
+      rank.
     - backend: "auto", "reference", "chunked" or "triton"; see `pscl_kernels.backends`.
 
-    Returns a 0-d tensor, float64 for float64 features and float32 otherwise; 0 with zero gradients where no row takes
-    part. NaN or infinity in a row that takes part makes the loss NaN. Gradients are first order only.
+    Returns a 0-d tensor, float64 for float64 features and float32 otherwise; 0 with zero gradients if no row takes
+    part. NaN or infinity in a row that takes part makes the loss NaN. Gradients are first-order only.
 
-    Raises ValueError for wrong shapes or dtypes, for a temperature number that is not positive, for an unknown
-    backend, and where ranks pass different shapes.
+    Raises ValueError for wrong shapes or dtypes, for a temperature number that is not positive, for an unknown or
+    unavailable backend, and if ranks pass different shapes.
     """
     check_rows(q, k, groups)
-    _check_temperature(temperature)
+    check_temperature(temperature)
     backend = resolve_backend(backend, q)
     group_name, world_size = name_and_size(process_group)
     groups = pair_groups(q, groups, process_group)
@@ -61,7 +61,7 @@ def patch_nt_xent(
 
 
 def pair_groups(q: Tensor, groups: Tensor | None, process_group: dist.ProcessGroup | None) -> Tensor:
-    """(N,) int64 group of each pair; where None is given, numbers that no other pair of any rank has."""
+    """(N,) int64 group of each pair; for None, a number that no other pair of any rank has."""
     if groups is not None:
         return groups.to(device=q.device, dtype=torch.int64)
     first = 0 if process_group is None else process_group.rank() * q.shape[0]
@@ -84,7 +84,8 @@ def check_rows(q: Tensor, k: Tensor, groups: Tensor | None) -> None:
         )
 
 
-def _check_temperature(temperature: float | Tensor) -> None:
+def check_temperature(temperature: float | Tensor) -> None:
+    """Raise ValueError unless the temperature is a positive number or a 0-d floating tensor."""
     if isinstance(temperature, Tensor):
         if temperature.ndim != 0 or not temperature.is_floating_point():
             raise ValueError(

@@ -1,7 +1,8 @@
-"""The loss as one differentiable operator, whatever backend computes it.
+"""The loss as one differentiable operator for all backends.
 
-A backend is a module with the functions of `Backend`. Around them lies what all share: the collectives, the mean, the
-registration with torch (so that torch.compile sees one opaque operator) and the gradient of the temperature.
+A backend is a module with the functions of `Backend`. This module has the parts that all backends share: the
+collectives, the mean, the registration with torch (so that torch.compile sees one opaque operator) and the gradient of
+the temperature.
 """
 
 import importlib
@@ -17,22 +18,22 @@ from pscl_kernels.ranks import check_same_shape, gather, rank_in, start_gather
 LOG2_E = math.log2(math.e)
 
 PLAIN_TEMPERATURE = 0.0136
-"""Lowest temperature at which 2^21 exponentials sum without overflow in float32."""
+"""Lowest temperature at which the sum of 2^21 exponentials does not overflow float32."""
 
 
 class Prepared(NamedTuple):
     """The 2N rows of one rank, sorted as `rows.Sorting` says."""
 
-    x: Tensor  # (2N, width) rows whose products are base-2 exponents; zero where a row takes no part
+    x: Tensor  # (2N, width) rows whose products are base-2 exponents; zero if the row takes no part
     positive: Tensor  # (2N,) exponent of each row's positive pair
-    norm: Tensor  # (2N,) what the rows were divided by
+    norm: Tensor  # (2N,) divisor of each row
     label: Tensor
     order: Tensor
     partner: Tensor
 
 
 class Saved(NamedTuple):
-    """What the backward pass needs; x, log_sum and label of all ranks, the rest of this one."""
+    """Tensors for the backward pass: x, log_sum and label of all ranks, the others of this rank."""
 
     x: Tensor  # (world, 2N, width)
     log_sum: Tensor  # (world, 2N) base-2 logarithm of each row's sum of exponentials
@@ -43,7 +44,7 @@ class Saved(NamedTuple):
 
 
 class Backend(Protocol):
-    """What a module must offer to compute the loss."""
+    """Functions of a module that computes the loss."""
 
     def layout(self, q: Tensor) -> tuple[int, torch.dtype]:
         """Width and dtype of the prepared rows for features like `q`."""
@@ -52,7 +53,7 @@ class Backend(Protocol):
         """Normalise, scale, cast and sort the rows of q and k, (N, D)."""
 
     def local_sums(self, x: Tensor, label: Tensor, positive: Tensor, *, plain: bool) -> Tensor:
-        """What `log_sums` can use of the rank's own columns, before those of other ranks are there.
+        """Sums over the rank's own columns for `log_sums`, computed before those of other ranks arrive.
 
         x (2N, width), label and positive (2N,) of this rank. With `plain`, sums of exponentials cannot overflow.
         """
@@ -62,8 +63,8 @@ class Backend(Protocol):
     ) -> Tensor:
         """(2N,) base-2 logarithm of each own row's sum of exponentials over its positive and all negatives.
 
-        x (world, 2N, width) and label (world, 2N) of all ranks, `positive` of this one, `local` as `local_sums` made it
-        or None. The sum goes over the shards of columns in one order, whatever `local` says.
+        x (world, 2N, width) and label (world, 2N) of all ranks, `positive` of this one, `local` the result of
+        `local_sums` or None. The sum runs over the shards of columns in the same order with and without `local`.
         """
 
     def row_gradients(
@@ -71,8 +72,8 @@ class Backend(Protocol):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of the own q and k, (N, D), and <z, dx> of each own row, (2N,).
 
-        With dx_i = sum_j W_ij x_j + (E_ip / l_i + E_ip / l_p - 2) x_p for row weights of one, which is zero for rows
-        that take no part, dx * coefficient is the gradient of the normalised row z.
+        dx_i = sum_j W_ij x_j + (E_ip / l_i + E_ip / l_p - 2) x_p for row weights of one, and zero for rows that take
+        no part; dx * coefficient is the gradient of the normalised row z.
         """
 
 
@@ -96,12 +97,12 @@ def scale_of(temperature: Tensor) -> Tensor:
 
 
 def _is_plain(temperature: Tensor) -> bool:
-    """Whether plain sums are known to be safe; the value of a tensor on an accelerator is not read."""
+    """Whether plain sums are known to be safe; the value of a tensor on an accelerator is never read."""
     return temperature.device.type == "cpu" and float(temperature) >= PLAIN_TEMPERATURE
 
 
 def _module(backend: str) -> Backend:
-    # Imported on use: this package works without Triton.
+    # Imported here, because the package also works without Triton.
     return cast(Backend, importlib.import_module(f"pscl_kernels.patch_nt_xent.{backend}"))
 
 
@@ -123,12 +124,12 @@ def _forward(
         plain = _is_plain(temperature)
         x_of_all = start_gather(own.x, group_name, world_size)
         label_of_all = start_gather(own.label, group_name, world_size)
-        # Other ranks' rows travel while the own ones are summed.
+        # Computed while the rows of other ranks are in transfer.
         local = module.local_sums(own.x, own.label, own.positive, plain=plain) if world_size > 1 else None
         x, label = x_of_all(), label_of_all()
         log_sum = module.log_sums(x, label, own.positive, rank_in(group_name), local, plain=plain)
         log_sums, positives = gather(torch.stack([log_sum, own.positive]), group_name, world_size).unbind(1)
-        # Every rank adds the same numbers in the same order, so that all get the same loss to the last bit.
+        # Every rank adds the same numbers in the same order, so the loss is the same to the last bit.
         present = label < 0
         losses = torch.where(present, (log_sums - positives) / LOG2_E, 0.0)
         loss = losses.sum() / present.sum().clamp_min(1)
@@ -182,7 +183,7 @@ def _backward(
         )
         if not with_temperature:
             return dq, dk, torch.zeros_like(temperature)
-        # The loss depends on temperature and rows through x alone, and x scales with temperature^(-1/2).
+        # The loss depends on temperature and rows only through x, which scales with temperature^(-1/2).
         total = gather(radial, group_name, kept.x.shape[0]).sum()
         return dq, dk, (total * coefficient * (-0.5 / tau)).to(temperature)
 

@@ -1,4 +1,4 @@
-"""The group-masked NT-Xent loss as its definition reads: the whole similarity matrix, in float64.
+"""The group-masked NT-Xent loss by its definition: the whole similarity matrix, in float64.
 
 The oracle of the tests. Memory grows with the square of the number of rows.
 """
@@ -35,7 +35,7 @@ def patch_nt_xent(
 
 
 def _all_ranks(tensor: Tensor, process_group: dist.ProcessGroup | None) -> Tensor:
-    """Rows of all ranks in rank order, with a gradient to the local ones alone."""
+    """Rows of all ranks in rank order, with a gradient to the local ones only."""
     if process_group is None:
         return tensor
     shapes: list[tuple[int, ...]] = [()] * process_group.size()

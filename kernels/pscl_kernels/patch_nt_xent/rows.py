@@ -1,10 +1,10 @@
-"""Rows, shards and tiles of the similarity matrix, shared by the operations that walk it piece by piece.
+"""Rows, shards and tiles of the similarity matrix, for the operations that compute it tile by tile.
 
-The 2N rows of a rank are its q rows and its k rows. They lie in shards of `SHARD_PAIRS` pairs, sorted by group within
-each shard: pairs of rows that are not negatives gather in blocks on the diagonals, so that most tiles need no mask and
-those inside one group no work. Where every rank holds whole shards, the order of all rows does not depend on how many
-ranks share them. Sums over columns are taken shard by shard, and tile by tile within each, so that neither do their
-bits.
+The 2N rows of a rank are its q rows and its k rows. They are divided into shards of `SHARD_PAIRS` pairs and sorted by
+group within each shard. Pairs of rows that are not negatives then form blocks on the diagonals, so that most tiles need
+no mask and tiles inside one group are skipped. If every rank has whole shards, the order of all rows does not depend on
+the number of ranks. Sums over columns run shard by shard, and tile by tile within each, so their bits do not depend on
+it either.
 """
 
 from collections.abc import Iterator
@@ -17,34 +17,34 @@ NORM_FLOOR = 1e-8
 """A row is divided by max(norm, NORM_FLOOR), as torch.cosine_similarity does."""
 
 SHARD_PAIRS = 4096
-"""Pairs of a shard. Larger ones are cut by fewer group edges, smaller ones divide more batch sizes; a multiple of the
-sides of all tiles, and of the vectors of elementwise operations, which treat what is left over by other code."""
+"""Pairs of a shard. Larger shards are cut by fewer group edges, smaller ones divide more batch sizes. A multiple of the
+sides of all tiles and of the vector length of elementwise operations, which handle a remainder by other code."""
 
 TILE_CPU = 1024
-"""Side of a tile on a CPU: 4 MiB of float32, which stays in the last-level cache."""
+"""Side of a tile on a CPU: 4 MiB of float32, which fits into the last-level cache."""
 
 TILE_ACCELERATOR = 4096
-"""Side of a tile elsewhere: large enough to hide the launches."""
+"""Side of a tile on other devices: large enough to hide the launches."""
 
 
 class Sorting(NamedTuple):
     """Order of the 2N rows of one rank by shard, and by group within each shard."""
 
-    label: Tensor  # (2N,) int64: ~group, which is negative, and 0 where a row takes no part; ascending in each shard
+    label: Tensor  # (2N,) int64: ~group, which is negative, or 0 if the row takes no part; ascending in each shard
     order: Tensor  # (2N,) int64: sorted row i was row order[i] of cat(q, k)
     partner: Tensor  # (2N,) int64: sorted place of the same pair in the other view
 
 
 class SortedRows(NamedTuple):
-    """The 2N rows of one rank, sorted; a row that takes no part is zero."""
+    """The 2N sorted rows of one rank; a row that takes no part is zero."""
 
     z: Tensor  # (2N, D) normalised rows in the dtype of the computation
-    norm: Tensor  # (2N,) what the rows were divided by
+    norm: Tensor  # (2N,) divisor of each row
     sorting: Sorting
 
 
 def shard_rows(rows: int) -> int:
-    """Rows of one shard, where a rank has `rows` rows: its last shard may hold fewer."""
+    """Rows per shard if a rank has `rows` rows; its last shard may have fewer."""
     return max(1, min(2 * SHARD_PAIRS, rows))
 
 
@@ -83,7 +83,7 @@ class Block(NamedTuple):
     rank: int
     shard: int  # counted within the rank
     span: slice
-    lowest: int | None  # labels of the first and the last row, where those can be read without waiting
+    lowest: int | None  # labels of the first and the last row, if they can be read without waiting
     highest: int | None
 
     def of(self, tensor: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class Block(NamedTuple):
 
 
 class Side(NamedTuple):
-    """What a tile gives to the rows of one of its blocks."""
+    """Contribution of a tile to the rows of one of its blocks."""
 
     span: slice  # the rows
     dim: int  # dimension of the tile to sum over
@@ -100,14 +100,14 @@ class Side(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """Block `rows` against block `columns`, the one of the higher rank and place."""
+    """Block `rows` against block `columns`, which has the higher rank or position."""
 
     rows: Block
     columns: Block
-    masked: bool  # some of its pairs are no negatives
+    masked: bool  # some of its pairs are not negatives
 
     def sides(self, rank: int) -> Iterator[Side]:
-        """The blocks of `rank` that the tile gives to."""
+        """The blocks of `rank` to which the tile contributes."""
         if self.rows.rank == rank:
             yield Side(self.rows.span, 1, self.columns)
         if self.columns.rank == rank and self.rows is not self.columns:
@@ -115,11 +115,11 @@ class Tile(NamedTuple):
 
 
 def tiles(label: Tensor, rank: int, other: int) -> Iterator[Tile]:
-    """Tiles that hold negatives between the rows of two ranks, given the labels (world, 2N) of all.
+    """Tiles that contain negatives between the rows of two ranks, given the labels (world, 2N) of all.
 
-    Each tile comes once, whoever computes it in the same orientation, and each block meets the others in ascending
-    order. On a CPU the labels at the edges tell which tiles are empty or need no mask; elsewhere, reading them would
-    stop the host, so that every tile is visited and masked.
+    Each tile appears once, in the same orientation on every rank, and each block meets the others in ascending order.
+    On a CPU the labels at the edges show which tiles are empty or need no mask. On other devices reading them would
+    make the host wait, so every tile is visited and masked.
     """
     mine = _blocks(label[rank], rank)
     theirs = mine if other == rank else _blocks(label[other], other)
@@ -154,7 +154,7 @@ def _side(tensor: Tensor) -> int:
 
 
 def _blocks(label: Tensor, rank: int) -> list[Block]:
-    """The rows of one rank, of labels (2N,), in blocks of a tile's side."""
+    """The rows of one rank, of labels (2N,), in blocks of the side of a tile."""
     rows, side = label.numel(), _side(label)
     shard = shard_rows(rows)
     values = label.numpy() if label.device.type == "cpu" else None
@@ -169,7 +169,7 @@ def _blocks(label: Tensor, rank: int) -> list[Block]:
 
 
 def _masked(a: Block, b: Block) -> bool | None:
-    """Whether a tile of two blocks needs a mask; None where it holds no negatives."""
+    """Whether a tile of two blocks needs a mask; None if it contains no negatives."""
     if a.lowest is None or a.highest is None or b.lowest is None or b.highest is None:
         return True
     if a.lowest == 0 or b.lowest == 0 or a.lowest == a.highest == b.lowest == b.highest:

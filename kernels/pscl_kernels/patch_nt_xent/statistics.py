@@ -1,4 +1,4 @@
-"""What the loss acts on, for logs: how similar positives and hardest negatives are."""
+"""Similarity of the positives and of the hardest negatives, for logs."""
 
 import math
 
@@ -17,9 +17,9 @@ def patch_similarity_stats(
 ) -> tuple[Tensor, Tensor]:
     """Mean cosine of the positives, and mean over rows of the cosine of the most similar negative.
 
-    Takes the rows of `patch_nt_xent`, in tiles of bounded memory. The means, two 0-d tensors that are the same on
-    every rank, run over the rows that take part, and for the negatives over those that have one; a mean over no
-    row is NaN.
+    Arguments are those of `patch_nt_xent`; memory is bounded by the size of a tile. Returns two 0-d tensors, equal on
+    every rank: the means over the rows that take part and, for the negatives, have at least one. A mean over no row is
+    NaN.
     """
     check_rows(q, k, groups)
     group_name, world_size = name_and_size(process_group)

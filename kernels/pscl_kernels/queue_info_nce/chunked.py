@@ -1,8 +1,8 @@
 """InfoNCE against a queue in tiles, for any device that torch runs on.
 
-Rows are scaled so that a tile of exponents is one matrix product, and its exponentials are base-2 ones. Where the
-greatest norm of an entry shows that they cannot overflow, sums are plain; else each row keeps a running maximum. The
-backward pass computes each tile again.
+Rows are scaled so that a tile of base-2 exponents is one matrix product. If the greatest norm of an entry shows that
+sums cannot overflow, they are plain; otherwise each row keeps a running maximum. The backward pass computes each tile
+again.
 """
 
 import math
@@ -16,10 +16,10 @@ from pscl_kernels.patch_nt_xent.rows import NORM_FLOOR
 from pscl_kernels.queue_info_nce.operation import Columns, Rows, plain_limit
 
 TILE_CPU = 1024
-"""Side of a tile on a CPU: 4 MiB of float32, which stays in the last-level cache."""
+"""Side of a tile on a CPU: 4 MiB of float32, which fits into the last-level cache."""
 
 TILE_ACCELERATOR = 4096
-"""Side of a tile elsewhere: large enough to hide the launches."""
+"""Side of a tile on other devices: large enough to hide the launches."""
 
 
 def layout(q: Tensor) -> tuple[int, torch.dtype]:
@@ -41,7 +41,7 @@ def forward(q: Tensor, k: Tensor, present: Tensor, temperature: Tensor, columns:
     keys, empty = _visible(columns)
     log_sum, positive, target = (keys.new_empty(q.shape[0]) for _ in range(3))
     memory = _workspace(q, keys)
-    # Reading the bound makes the host wait for an accelerator, where the running maximum is kept instead.
+    # Reading the bound would make the host wait for an accelerator; the running maximum is kept there instead.
     plain = keys.device.type == "cpu" and float(scale * columns.bound.clamp_min(1.0)) <= plain_limit(
         len(keys)
     )
@@ -116,14 +116,14 @@ def _through_norm(
     present: Tensor,
 ) -> Tensor:
     """Gradient of a row from that of its unit vector z, g with along = <z, g>; overwrites z."""
-    # Below the floor the divisor is constant, and no part of the gradient is radial.
+    # Below the floor the divisor is constant, so the gradient keeps its radial part.
     tangential = torch.where(norm > NORM_FLOOR, along, 0.0)
     gradient = (g - z.mul_(tangential)).mul_(coefficient / norm).div_(temperature.to(g.dtype))
     return gradient.masked_fill_(~present.unsqueeze(1), 0.0)
 
 
 def _visible(columns: Columns) -> tuple[Tensor, Tensor | None]:
-    """Keys to walk and which of them are empty, (Q,) bool, or None where that can be cheaply avoided."""
+    """Keys to visit, and which of them are empty, (Q,) bool; None if no empty ones are among them."""
     if columns.keys.device.type == "cpu":
         return columns.keys[: int(columns.filled)], None
     place = torch.arange(columns.keys.shape[0], device=columns.keys.device)

@@ -1,10 +1,11 @@
-"""InfoNCE against a queue: definition, checks and choice of backend."""
+"""InfoNCE against a queue: definition, checks and selection of the backend."""
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from pscl_kernels.backends import resolve_backend
+from pscl_kernels.patch_nt_xent.interface import check_rows, check_temperature
 from pscl_kernels.queue_info_nce import operation, reference
 from pscl_kernels.queue_info_nce.labels import Labels
 from pscl_kernels.ranks import name_and_size
@@ -17,8 +18,8 @@ def queue_info_nce(
     *,
     groups: Tensor | None = None,
     queue_groups: Tensor | None = None,
-    conditions: Tensor | None = None,
-    queue_conditions: Tensor | None = None,
+    subgroups: Tensor | None = None,
+    queue_subgroups: Tensor | None = None,
     same_weight: Tensor | None = None,
     any_weight: Tensor | None = None,
     row_weights: Tensor | None = None,
@@ -31,49 +32,50 @@ def queue_info_nce(
 
     With z and z+ the rows of q and k divided by max(norm, 1e-8), s_i+ = z_i . z+_i and s_ij = z_i . queue_j,
 
-        y_ij = [group_i = group_j] ([condition_i = condition_j] same_weight_j + any_weight_j),    Y_i = 1 + sum_j y_ij
+        y_ij = [group_i = group_j] ([subgroup_i = subgroup_j] same_weight_j + any_weight_j),    Y_i = 1 + sum_j y_ij
         loss_i = Y_i log(exp(s_i+ / temperature) + sum_j exp(s_ij / temperature))
                  - (s_i+ + sum_j y_ij s_ij) / temperature
 
     where j runs over the entries that are not empty: cross-entropy with the targets (1, y_i1, .., y_iQ), which are not
     normalised. The result is sum_i row_weight_i loss_i over the rows that take part, divided by their number.
 
-    Without weights this is plain InfoNCE (MoCo; over dense features, DenseCL). With an image's class prototypes as
-    entries, classes as groups, production batches as conditions and weights that fall with an entry's age it is the
+    Without weights this is plain InfoNCE (MoCo; over dense features, DenseCL). With class prototypes of images as
+    entries, classes as groups, production batches as subgroups and weights that decrease with an entry's age it is the
     loss of PSCL-MoCo; without groups, its image-level loss.
 
     Arguments
     - q, k: (N, D) queries and their positive keys, not normalised, of one floating dtype. float16, bfloat16 and
       float32 are computed in float32 (by "triton" from rows of their own dtype), float64 in float64.
-    - queue: (Q, D) keys, used as they are, without gradient. Norms of at most 1 are usual; longer ones are right, too.
-    - groups (N,), queue_groups (Q,): integer class of each row and entry, given together or not at all. A row of a
-      negative group takes no part; an entry of a negative group is an empty slot, no column at all. Their
-      features and weights may hold anything. None: all rows and entries have one class.
-    - conditions (N,), queue_conditions (Q,): integer condition of each row and entry, given together. Negative:
-      unknown, equal to none.
-    - same_weight (Q,): target weight >= 0 of an entry for rows of its group and condition; needs conditions.
+    - queue: (Q, D) keys, used as they are, without gradient. Norms of at most 1 are usual; larger ones also work.
+    - groups (N,), queue_groups (Q,): integer group of each row and entry, given together or not at all. A row of a
+      negative group takes no part, and an entry of a negative group is an empty slot; their features and weights are
+      ignored, whatever their values. None: all rows and entries are of one group.
+    - subgroups (N,), queue_subgroups (Q,): integer subgroup of each row and entry, given together. A negative one is
+      unknown and equals no other.
+    - same_weight (Q,): target weight >= 0 of an entry for rows of its group and subgroup; needs subgroups.
     - any_weight (Q,): target weight >= 0 of an entry for all rows of its group.
     - row_weights: (N,) factor >= 0 on each row's loss; None is 1.
     - normalise_targets: divide each row's targets by their sum Y_i.
     - temperature: positive number, or a 0-d tensor, which may require a gradient. Usable down to 0.01.
-    - process_group: None computes on this process alone. Else every rank passes its own rows, of any number, and the
-      same queue, and the number of rows in the denominator is that of all ranks. Each rank gets its share: loss and
-      gradients, that of the temperature included, **add up** over ranks to those of one process with all rows.
-      DistributedDataParallel averages gradients instead, so multiply the loss by `process_group.size()`
-      before `backward()`.
+    - process_group: None computes on this process only. Otherwise every rank passes its own rows, of any number, and
+      the same queue, and the number of rows in the denominator is that of all ranks. Each rank gets its share: loss and
+      gradients, including that of the temperature, **add up** over ranks to those of one process with all rows.
+      DistributedDataParallel averages gradients instead: multiply the loss by `process_group.size()` before
+      `backward()`.
     - backend: "auto", "reference", "chunked" or "triton"; see `pscl_kernels.backends`.
 
-    Returns a 0-d tensor, float64 for float64 features and float32 otherwise; 0 with zero gradients where no row takes
-    part. NaN or infinity in a row or entry that takes part makes the loss NaN or infinite. Gradients are first
-    order and reach q, k and the temperature.
+    Returns a 0-d tensor, float64 for float64 features and float32 otherwise; 0 with zero gradients if no row takes
+    part. NaN or infinity in a row or entry that takes part makes the loss NaN or infinite. Gradients are
+    first-order only and reach q, k and the temperature.
 
-    Raises ValueError for wrong shapes or dtypes, for arguments given by halves, for a temperature number that is
-    not positive and for an unknown backend.
+    Raises ValueError for wrong shapes or dtypes, if only one of two arguments that belong together is given, for a
+    temperature number that is not positive, and for an unknown or unavailable backend.
     """
-    _check_features(q, k, queue)
+    check_rows(q, k, None)
+    _check_queue(q, queue)
     entries = queue.shape[0]
     _check_pair("groups", groups, queue_groups, q.shape[0], entries)
-    _check_pair("conditions", conditions, queue_conditions, q.shape[0], entries)
+    _check_pair("subgroups", subgroups, queue_subgroups, q.shape[0], entries)
     for name, weight, length in (
         ("same_weight", same_weight, entries),
         ("any_weight", any_weight, entries),
@@ -81,9 +83,9 @@ def queue_info_nce(
     ):
         if weight is not None and weight.shape != (length,):
             raise ValueError(f"{name} must be ({length},), got {tuple(weight.shape)}")
-    if same_weight is not None and conditions is None:
-        raise ValueError("same_weight needs conditions and queue_conditions")
-    _check_temperature(temperature)
+    if same_weight is not None and subgroups is None:
+        raise ValueError("same_weight needs subgroups and queue_subgroups")
+    check_temperature(temperature)
     backend = resolve_backend(backend, q)
     group_name, _ = name_and_size(process_group)
     tau = temperature if isinstance(temperature, Tensor) else torch.tensor(temperature, dtype=torch.float64)
@@ -98,8 +100,8 @@ def queue_info_nce(
     labels = Labels(
         integers(groups),
         integers(queue_groups),
-        integers(conditions if same_weight is not None else None),
-        integers(queue_conditions if same_weight is not None else None),
+        integers(subgroups if same_weight is not None else None),
+        integers(queue_subgroups if same_weight is not None else None),
         numbers(same_weight),
         numbers(any_weight),
     )
@@ -114,13 +116,7 @@ def queue_info_nce(
     )
 
 
-def _check_features(q: Tensor, k: Tensor, queue: Tensor) -> None:
-    if q.ndim != 2 or q.shape != k.shape:
-        raise ValueError(f"q and k must both be (N, D), got {tuple(q.shape)} and {tuple(k.shape)}")
-    if not q.is_floating_point() or q.dtype != k.dtype or q.device != k.device:
-        raise ValueError(
-            f"q and k must share one floating dtype and device, got {q.dtype} on {q.device} and {k.dtype} on {k.device}"
-        )
+def _check_queue(q: Tensor, queue: Tensor) -> None:
     if queue.ndim != 2 or queue.shape[1] != q.shape[1]:
         raise ValueError(
             f"queue must be (Q, {q.shape[1]}) for rows {tuple(q.shape)}, got {tuple(queue.shape)}"
@@ -137,13 +133,3 @@ def _check_pair(name: str, of_rows: Tensor | None, of_queue: Tensor | None, rows
     for label, ids, length in ((name, of_rows, rows), (f"queue_{name}", of_queue, entries)):
         if ids is not None and (ids.shape != (length,) or ids.is_floating_point() or ids.dtype == torch.bool):
             raise ValueError(f"{label} must be ({length},) integers, got {tuple(ids.shape)} of {ids.dtype}")
-
-
-def _check_temperature(temperature: float | Tensor) -> None:
-    if isinstance(temperature, Tensor):
-        if temperature.ndim != 0 or not temperature.is_floating_point():
-            raise ValueError(
-                f"a temperature tensor must be 0-d floating, got {tuple(temperature.shape)} of {temperature.dtype}"
-            )
-    elif not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")

@@ -1,10 +1,10 @@
-"""The labels of queue entries, brought into a form that never holds N x Q numbers.
+"""Labels of queue entries, without a matrix of N x Q numbers.
 
-A row's targets are linear in the keys: sum_j y_ij s_ij = z_i . t_i with t_i = sum_j y_ij queue_j, which depends on the
-row's group and condition alone. So the entries are sorted by (group, condition), the weighted keys of each run of
-equals are added up once, and a row only needs the places of its two sums: that of its group and condition, and that of
-its group. All shapes are known beforehand: nothing depends on the number of classes, and nothing makes the host
-wait. Sorting also brings the empty slots to the end, so that nobody visits them.
+A row's targets are linear in the keys: sum_j y_ij s_ij = z_i . t_i with t_i = sum_j y_ij queue_j, which depends only
+on the row's group and subgroup. The entries are therefore sorted by (group, subgroup), and the weighted keys of each
+run of equal labels are added up once. A row only needs the places of two sums: that of its group and subgroup, and
+that of its group. Shapes do not depend on the number of groups, so the host never waits for the device. Sorting also
+moves empty slots to the end, where they are not visited.
 """
 
 from typing import NamedTuple
@@ -14,45 +14,45 @@ from torch import Tensor
 
 
 class Labels(NamedTuple):
-    """What decides the targets; see `interface.queue_info_nce`. Conditions and same_weight all or none."""
+    """Arguments that determine the targets, see `interface.queue_info_nce`. Subgroups are None without same_weight."""
 
     groups: Tensor | None  # (N,) int64
     queue_groups: Tensor | None  # (Q,) int64
-    conditions: Tensor | None  # (N,) int64
-    queue_conditions: Tensor | None  # (Q,) int64
+    subgroups: Tensor | None  # (N,) int64
+    queue_subgroups: Tensor | None  # (Q,) int64
     same_weight: Tensor | None  # (Q,)
     any_weight: Tensor | None  # (Q,)
 
 
 class Runs(NamedTuple):
-    """Entries in sorted order and, for each of T kinds of weight, who belongs together."""
+    """Sorted entries and, for each of T kinds of weight, the runs of entries with equal labels."""
 
     order: Tensor | None  # (Q,) int64: sorted entry j was entry order[j] of the queue; None: as given
-    filled: Tensor  # 0-d int64: number of entries that are not empty; they come first
+    filled: Tensor  # 0-d int64: number of entries that are not empty, which come first
     weight: Tensor  # (T, Q) weight of each sorted entry
     head: Tensor  # (T, Q) int64: place of the first entry of each entry's run
-    place: Tensor  # (T, N) int64: head of the run of each row's targets, -1 where there is none
+    place: Tensor  # (T, N) int64: head of the run of each row's targets, -1 if there is none
 
 
 def sorted_runs(labels: Labels, rows: int, entries: int, device: torch.device, dtype: torch.dtype) -> Runs:
-    """Order the entries by their labels, and find the places of the rows' targets among them; weights in `dtype`."""
+    """Sort the entries by label and find the places of the rows' targets; weights in `dtype`."""
     filled = torch.full((), entries, dtype=torch.int64, device=device)
     group, row_group = _ranks(labels.queue_groups, labels.groups, rows, entries, device)
-    condition, row_condition = _ranks(labels.queue_conditions, labels.conditions, rows, entries, device)
+    subgroup, row_subgroup = _ranks(labels.queue_subgroups, labels.subgroups, rows, entries, device)
     base = entries + 1
-    key = group * base + condition
+    key = group * base + subgroup
     order = None
     if labels.queue_groups is not None:
         empty = labels.queue_groups < 0
         filled = filled - empty.sum()
-        # Above all others: empty slots are a run of their own, at whose sums no row looks.
+        # Greater than all others: empty slots are a separate run whose sums are never used.
         key = key.masked_fill(empty, base * base)
-    if labels.queue_groups is not None or labels.queue_conditions is not None:
+    if labels.queue_groups is not None or labels.queue_subgroups is not None:
         key, order = torch.sort(key, stable=True)
 
     weights, heads, places = [], [], []
     for weight, keys, wanted in (
-        (labels.same_weight, key, torch.where(row_condition >= 0, row_group * base + row_condition, -1)),
+        (labels.same_weight, key, torch.where(row_subgroup >= 0, row_group * base + row_subgroup, -1)),
         (labels.any_weight, key.div(base, rounding_mode="floor"), row_group),
     ):
         if weight is not None:
@@ -68,9 +68,9 @@ def sorted_runs(labels: Labels, rows: int, entries: int, device: torch.device, d
 def _ranks(
     queue_ids: Tensor | None, row_ids: Tensor | None, rows: int, entries: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Numbers in [0, entries) that order and identify the ids of entries (Q,) and rows (N,).
+    """Ranks in [0, entries) of the ids of entries (Q,) and rows (N,): equal for equal ids, in the order of the ids.
 
-    A row whose id is negative or that of no entry has -1. No ids at all: one for all.
+    A row has -1 if its id is negative or no entry has it. Without ids, all have rank 0.
     """
     if queue_ids is None or row_ids is None:
         return tuple(torch.zeros(n, dtype=torch.int64, device=device) for n in (entries, rows))  # type: ignore[return-value]
@@ -79,7 +79,7 @@ def _ranks(
 
 
 def _find(keys: Tensor, wanted: Tensor) -> Tensor:
-    """Place of the first of the ascending `keys` equal to each wanted one, -1 where there is none."""
+    """Place of the first of the ascending `keys` equal to each wanted one, -1 if there is none."""
     if keys.numel() == 0:
         return torch.full_like(wanted, -1)
     place = torch.searchsorted(keys, wanted)

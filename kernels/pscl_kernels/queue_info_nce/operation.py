@@ -1,8 +1,8 @@
-"""InfoNCE against a queue as one differentiable operator, whatever backend computes it.
+"""InfoNCE against a queue as one differentiable operator for all backends.
 
-A backend is a module with the functions of `Backend`. Around them lies what all share: the order of the entries, the
-weights of the rows, the registration with torch (so that torch.compile sees one opaque operator) and the gradient
-of the temperature.
+A backend is a module with the functions of `Backend`. This module has the parts that all backends share: the order of
+the entries, the weights of the rows, the registration with torch (so that torch.compile sees one opaque operator) and
+the gradient of the temperature.
 
 Row i contributes c_i G_i / temperature to the gradient of z_i and -c_i <z_i, G_i> / temperature^2 to that of the
 temperature, with p_ij the softmax over positive and entries, t_i = sum_j y_ij queue_j and
@@ -24,17 +24,17 @@ from pscl_kernels.ranks import total
 
 
 class Columns(NamedTuple):
-    """The queue as the backends walk it, and the sums of weighted keys that make up the targets."""
+    """The sorted queue, and the sums of weighted keys that make up the targets."""
 
     keys: Tensor  # (Q, width) entries sorted by label, empty ones last and zero, in the backend's dtype
     filled: Tensor  # 0-d int64: number of entries that are not empty
-    bound: Tensor  # 0-d: greatest norm of an entry, which the length of the row multiplies to a bound on exponents
+    bound: Tensor  # 0-d: greatest norm of an entry; times the length of a row it bounds the exponents
     sums: Tensor  # (T, Q, width) weighted sum of the keys of the run that begins at each place
     place: Tensor  # (T, N) int64: places of each row's T sums, -1 for zero
 
 
 class Rows(NamedTuple):
-    """What the forward pass finds out about each row."""
+    """Results of the forward pass for each row."""
 
     log_sum: Tensor  # (N,) base-2 logarithm of the sum of exponentials over positive and entries
     positive: Tensor  # (N,) base-2 exponent of the positive
@@ -42,19 +42,19 @@ class Rows(NamedTuple):
 
 
 class Backend(Protocol):
-    """What a module must offer to compute the loss."""
+    """Functions of a module that computes the loss."""
 
     def layout(self, q: Tensor) -> tuple[int, torch.dtype]:
         """Width and dtype of the columns for features like `q`."""
 
     def run_sums(self, keys: Tensor, weight: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
-        """Weighted sums of runs of `keys` (Q, width): (T, Q, width), and of the weights alone: (T, Q).
+        """Weighted sums of runs of `keys` (Q, width): (T, Q, width), and of the weights: (T, Q).
 
-        weight, head (T, Q) as in `labels.Runs`. Only what stands at the head of a run is ever read.
+        weight, head (T, Q) as in `labels.Runs`. Only the results at the head of a run are read.
         """
 
     def forward(self, q: Tensor, k: Tensor, present: Tensor, temperature: Tensor, columns: Columns) -> Rows:
-        """What `Rows` says, for q, k (N, D); finite numbers for rows that are not present, (N,) bool."""
+        """`Rows` for q, k (N, D); finite numbers for rows that are not present, (N,) bool."""
 
     def backward(
         self,
@@ -93,13 +93,15 @@ def queue_info_nce(
 
 
 def plain_limit(entries: int) -> float:
-    """Greatest bound on base-2 exponents at which float32 sums over a positive and `entries` more neither overflow
-    nor lose them all to underflow; 1% is left for the rounding of norms."""
+    """Greatest bound on base-2 exponents for plain float32 sums over a positive and `entries` entries.
+
+    Such sums neither overflow nor lose all terms to underflow; 1% is left for the rounding of norms.
+    """
     return (126.0 - math.log2(entries + 1)) / 1.01
 
 
 def _module(backend: str) -> Backend:
-    # Imported on use: this package works without Triton.
+    # Imported here, because the package also works without Triton.
     return cast(Backend, importlib.import_module(f"pscl_kernels.queue_info_nce.{backend}"))
 
 
@@ -137,8 +139,8 @@ def _forward(
     queue: Tensor,
     groups: Tensor | None,
     queue_groups: Tensor | None,
-    conditions: Tensor | None,
-    queue_conditions: Tensor | None,
+    subgroups: Tensor | None,
+    queue_subgroups: Tensor | None,
     same_weight: Tensor | None,
     any_weight: Tensor | None,
     row_weights: Tensor | None,
@@ -151,11 +153,11 @@ def _forward(
     with computing_on(q):
         module = _module(backend)
         dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-        labels = Labels(groups, queue_groups, conditions, queue_conditions, same_weight, any_weight)
+        labels = Labels(groups, queue_groups, subgroups, queue_subgroups, same_weight, any_weight)
         columns, mass = _columns(module, q, queue, labels, dtype)
         present = _present(q, groups)
         rows = module.forward(q, k, present, temperature, columns)
-        # Where an entry is infinite, exponents may be -inf, which exponentials would hide.
+        # If an entry is infinite, exponents may be -inf, which exponentials would hide.
         log_sum = rows.log_sum + 0.0 * columns.bound
         coefficient = present / total(present.sum(), group_name).clamp_min(1).to(dtype)
         if normalise_targets:
@@ -174,8 +176,8 @@ def _(
     queue: Tensor,
     groups: Tensor | None,
     queue_groups: Tensor | None,
-    conditions: Tensor | None,
-    queue_conditions: Tensor | None,
+    subgroups: Tensor | None,
+    queue_subgroups: Tensor | None,
     same_weight: Tensor | None,
     any_weight: Tensor | None,
     row_weights: Tensor | None,
@@ -231,7 +233,7 @@ def _backward(
         )
         if not with_temperature:
             return dq, dk, torch.zeros_like(temperature)
-        # Nothing but the logits depends on the temperature, and those are inverse to it.
+        # The temperature only enters through the logits, which are inverse to it.
         return dq, dk, (-radial.to(temperature.device).double() / temperature.double() ** 2).to(temperature)
 
 

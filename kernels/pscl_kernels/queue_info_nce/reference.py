@@ -1,4 +1,4 @@
-"""InfoNCE against a queue as its definition reads: all similarities and all labels, in float64.
+"""InfoNCE against a queue by its definition: all similarities and all labels, in float64.
 
 The oracle of the tests.
 """
@@ -33,13 +33,9 @@ def queue_info_nce(
     logits = z @ queue[filled].double().T / tau
 
     target = torch.zeros_like(logits)
-    if (
-        labels.same_weight is not None
-        and labels.conditions is not None
-        and labels.queue_conditions is not None
-    ):
-        conditions, queue_conditions = labels.conditions[present], labels.queue_conditions[filled]
-        same = (conditions[:, None] == queue_conditions[None, :]) & (conditions >= 0)[:, None]
+    if labels.same_weight is not None and labels.subgroups is not None and labels.queue_subgroups is not None:
+        subgroups, queue_subgroups = labels.subgroups[present], labels.queue_subgroups[filled]
+        same = (subgroups[:, None] == queue_subgroups[None, :]) & (subgroups >= 0)[:, None]
         target = target + same * labels.same_weight[filled].double()
     if labels.any_weight is not None:
         target = target + labels.any_weight[filled].double()

@@ -1,9 +1,9 @@
-"""Similarity sampling on CPUs with bfloat16 products, several times as fast there as float32 ones, yet exact.
+"""Exact similarity sampling on CPUs with bfloat16 products, which are several times as fast as float32 ones.
 
-A first pass computes all similarities from bfloat16 roundings and keeps, for each template and tile of `TILE` patches,
-the greatest: the true one is not more than `SLACK` away. Each template then computes the similarities of the tiles with
-the greatest such values, in full precision, until no other tile can hold its patch. Where similarities are so alike that
-this takes many steps, as among patches that are nearly the same, it is given up for the exact pass of `chunked`.
+A first pass computes all similarities from bfloat16 roundings and keeps the greatest for each template and tile of
+`TILE` patches; the true one differs by at most `SLACK`. Each template then computes the similarities of the tiles with
+the greatest values in full precision, until no other tile can contain its patch. If similarities are so alike that this
+takes many steps, as for nearly equal patches, the method of `chunked` is used instead.
 """
 
 import functools
@@ -19,10 +19,10 @@ TILES_PER_STEP = 2
 """Tiles per image whose similarities a template computes at a time."""
 
 STEPS_PER_TEMPLATE = 4
-"""Steps, on average over the templates, after which to give up."""
+"""Maximum number of steps, on average over the templates."""
 
 CHUNK_PATCHES = 1280
-"""Patches of one image whose similarities the first pass holds at a time."""
+"""Patches of one image whose similarities the first pass computes at a time."""
 
 SLACK = 2**-7
 """Bound on the error of a similarity in [-1, 1]: three roundings to bfloat16, 2^-9 each, and those of float32 sums."""
@@ -30,7 +30,7 @@ SLACK = 2**-7
 
 @functools.cache
 def is_fast() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices by instructions of its own, and torch uses them."""
+    """Whether this CPU has instructions for bfloat16 matrix products, and torch uses them."""
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(torch.backends.mkldnn.enabled) and any(
         capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16")
@@ -38,7 +38,7 @@ def is_fast() -> bool:
 
 
 def sample_similar(t: Tensor, patches: Tensor, valid: Tensor | None) -> Tensor | None:
-    """(B, T) int64 patches of `interface.sample_similar`, or None where it would take too many steps.
+    """(B, T) int64 patches of `interface.sample_similar`, or None if it would take too many steps.
 
     t: (B, T, D) unit templates in the dtype of the computation; patches (B, P, D); valid (B, P) or None.
     """
@@ -93,9 +93,9 @@ def _bounds(t: Tensor, patches: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def _best(template: Tensor, patches: Tensor, free: Tensor, tile: Tensor) -> tuple[Tensor, Tensor]:
-    """Greatest exact similarity, (B,), of one template per image, (B, D), among the free patches (B, P) of tiles (B, K).
+    """Greatest exact similarity of one template per image, (B, D), among the free patches (B, P) of tiles (B, K).
 
-    With it the first patch, (B,), that has it. NaN counts as infinity.
+    Returns it, (B,), and the first patch that has it, (B,). NaN counts as infinity.
     """
     batch, places, width = patches.shape
     # Ascending, so that the first of equals has the lowest index.
@@ -111,7 +111,7 @@ def _best(template: Tensor, patches: Tensor, free: Tensor, tile: Tensor) -> tupl
         x = patches[image, place]
     x = x.to(template.dtype)
     inverse = _inverse_norm(x)
-    # A sum over each row by itself: equal patches have equal bits. x is a copy.
+    # Each row is summed separately, so equal patches have equal bits. x is a copy.
     similarity = x.mul_(template.unsqueeze(1)).sum(2, keepdim=True).mul_(inverse).squeeze(2)
     similarity = similarity.nan_to_num_(nan=math.inf, posinf=math.inf).masked_fill_(~usable, -math.inf)
     value, offset = similarity.max(1)

@@ -1,9 +1,9 @@
 """Similarity sampling without the matrix of similarities, for any device that torch runs on.
 
-A first pass over the patches keeps, for each template and each tile of `TILE` patches, the greatest similarity. Then each
-template, in order and for all images at once, goes to the tile with the greatest value, computes the
-similarities of that one tile again, takes the best free patch, and renews the tile's values without it. No step depends
-on a value, so that an accelerator never makes the host wait. CPUs with fast bfloat16 products do less (`bounded`).
+A first pass over the patches keeps the greatest similarity for each template and each tile of `TILE` patches. Then each
+template, in order and for all images at once, selects the tile with the greatest value, computes the similarities of
+that tile again, takes the best free patch, and updates the tile's values without it. No step depends on a value, so the
+host never waits for an accelerator. CPUs with fast bfloat16 products use less work (`bounded`).
 """
 
 import math
@@ -14,14 +14,14 @@ from torch import Tensor
 from pscl_kernels.sample_similar import bounded
 
 TILE = 128
-"""Patches per tile: the memory of the first pass against the work of the second."""
+"""Patches per tile; larger tiles save memory in the first pass and cost work in the second."""
 
 CHUNK_PATCHES = 1024
-"""Patches, over all images, whose similarities the first pass holds at a time (one tile per image at least)."""
+"""Patches of all images whose similarities the first pass computes at a time (at least one tile per image)."""
 
 ALIGNMENT = 16
-"""Templates are padded to a multiple of this. Matrix products of one such width give a patch the same bits wherever it
-lies and however many patches go along, so that both passes agree and copies of a patch tie."""
+"""Templates are padded to a multiple of this number. Matrix products of such a width give a patch the same bits at any
+position and with any number of patches, so that both passes agree and copies of a patch tie."""
 
 
 @torch.library.custom_op("pscl_kernels::sample_similar_chunked", mutates_args=())
@@ -54,7 +54,7 @@ def _(templates: Tensor, patches: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def _choose(m: int, taken: Tensor, best: Tensor, t: Tensor, patches: Tensor, valid: Tensor | None) -> None:
-    """Write the choice of template m into `taken` (B, T), and take it out of the tile values `best` (B, tiles, T)."""
+    """Write the choice of template m into `taken` (B, T), and remove it from the tile values `best` (B, tiles, T)."""
     image = torch.arange(len(patches), device=patches.device)
     tile = best[:, :, m].argmax(1)
     index = tile.mul(TILE).unsqueeze(1) + torch.arange(TILE, device=patches.device)

@@ -1,4 +1,4 @@
-"""Similarity sampling: definition, checks and choice of backend."""
+"""Similarity sampling: definition, checks and selection of the backend."""
 
 import torch
 from torch import Tensor
@@ -12,9 +12,9 @@ def sample_similar(
 ) -> Tensor:
     """For each image, the patches most similar to the templates, each patch taken at most once.
 
-    Templates choose in their order: template m takes, of the patches that no earlier template of the same image took,
-    the one of greatest cosine similarity, and of equals the one of lowest index (PSCL's sampling of unannotated
-    images, with strict exclusion in place of the released code's subtraction).
+    Templates choose in order: template m takes, among the patches that no earlier template of the same image took, the
+    one with the greatest cosine similarity, and among equals the one with the lowest index. This is PSCL's sampling of
+    unannotated images, with strict exclusion instead of the released code's subtraction.
 
     Arguments
     - templates: (T, D), the same for every image, or (B, T, D).
@@ -23,11 +23,11 @@ def sample_similar(
     - valid: (B, P) bool, the patches that may be taken; None allows all.
     - backend: "auto", "reference", "chunked" or "triton"; see `pscl_kernels.backends`.
 
-    Returns (B, T) int64 patch indices, -1 where an image has no free valid patch left. A vector's norm counts as at least
-    1e-8, so that a zero vector has similarity 0. NaN ranks above every number: a NaN patch is taken first, and a NaN
-    template takes the free patch of lowest index. No gradient flows.
+    Returns (B, T) int64 patch indices without gradient, -1 if an image has no free valid patch left. Norms are at
+    least 1e-8, so that a zero vector has similarity 0. NaN ranks above every number: a NaN patch is taken first, and a
+    NaN template takes the free patch of lowest index.
 
-    Raises ValueError for wrong shapes, dtypes or devices and for an unknown backend.
+    Raises ValueError for wrong shapes, dtypes or devices and for an unknown or unavailable backend.
     """
     _check(templates, patches, valid)
     templates, patches = templates.detach(), patches.detach()
@@ -36,7 +36,7 @@ def sample_similar(
         return reference.sample_similar(templates, patches, valid)
     taken: Tensor
     if backend == "triton":
-        # Imported on use: this package works without Triton.
+        # Imported here, because the package also works without Triton.
         from pscl_kernels.sample_similar import triton
 
         taken = triton.sample_similar(templates, patches, valid)
@@ -71,6 +71,6 @@ def _check(templates: Tensor, patches: Tensor, valid: Tensor | None) -> None:
         valid.shape != (batch, places) or valid.dtype != torch.bool or valid.device != patches.device
     ):
         raise ValueError(
-            f"valid must be ({batch}, {places}) bool on {patches.device}, as patches are, "
+            f"valid must be ({batch}, {places}) bool on the device of patches, {patches.device}, "
             f"got {tuple(valid.shape)} of {valid.dtype} on {valid.device}"
         )

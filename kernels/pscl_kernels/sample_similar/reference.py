@@ -1,4 +1,4 @@
-"""Similarity sampling as its definition reads: all similarities in float64, one template at a time.
+"""Similarity sampling by its definition: all similarities in float64, one template at a time.
 
 The oracle of the tests.
 """

@@ -1,13 +1,13 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, no-any-return"
 """Similarity sampling in two Triton kernels.
 
-`_tile_maxima` reads the patches once and keeps, for each template and tile of `TILE` patches, the greatest similarity.
-`_greedy`, one program per image, then serves the templates in order: it goes to the best tile, computes that tile's
-similarities again, takes the best free patch and renews the tile's maxima without it. Both kernels compute
-a tile by the same function, so that they agree to the last bit.
+`_tile_maxima` reads the patches once and keeps the greatest similarity for each template and tile of `TILE` patches.
+`_greedy`, one program per image, then handles the templates in order: it selects the best tile, computes its
+similarities again, takes the best free patch and updates the tile's maxima without it. Both kernels compute a tile by
+the same function, so they agree to the last bit.
 
-Similarities are dot products with the raw templates over the norm of the patch: the norm of a template changes neither
-the order of its similarities nor their ties, and products of 16-bit inputs stay exact.
+Similarities are dot products with the templates as they are, divided by the norm of the patch. The norm of a template
+changes neither the order of its similarities nor their ties, and products of 16-bit inputs stay exact.
 """
 
 import torch
@@ -21,13 +21,13 @@ TILE = 128
 """Patches per tile."""
 
 TEMPLATES = 32
-"""Templates per matrix product: fewer than a warp group takes, which all chips compute alike."""
+"""Templates per matrix product: fewer than a warp group needs, so that all chips use the same instructions."""
 
 WARPS = 8
 """Warps per program."""
 
 MAXIMUM_BLOCK = {torch.float32: 16, torch.float16: 32, torch.bfloat16: 32}
-"""Features per matrix product: what leaves enough registers."""
+"""Features per matrix product; more would need too many registers."""
 
 
 @torch.library.custom_op("pscl_kernels::sample_similar_triton", mutates_args=())
@@ -56,7 +56,7 @@ def sample_similar(templates: Tensor, patches: Tensor, valid: Tensor | None) -> 
     )
     sizes = (places, count, width, tiles, count * width if templates.ndim == 3 else 0, *patches.stride())
     with computing_on(patches):
-        # In one dimension: the others of a grid end at 65,535.
+        # One dimension, because the others of a grid are limited to 65,535.
         _tile_maxima[(batch * tiles,)](*arguments, *sizes, **common, num_warps=WARPS)
         _greedy[(batch,)](
             *arguments, taken, *sizes, **common, TILES=triton.next_power_of_2(tiles), num_warps=WARPS

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, no-any-return"
-"""The gradient: what acts on each row as query and as negative in one sum, then the way back to the inputs."""
+"""The gradient: one sum for each row as query and as negative, then the backward pass of the normalisation."""
 
 import torch
 import triton
@@ -14,7 +14,7 @@ from pscl_kernels.patch_nt_xent.triton.tiling import PLAIN_ROWS, negatives, walk
 FLOOR = tl.constexpr(NORM_FLOOR)
 
 GAIN = tl.constexpr(1024.0)
-"""Factor on the weights W of the backward pass, which lie in [0, 2]: keeps small ones normal in float16."""
+"""Factor on the weights W of the backward pass, which are in [0, 2]: keeps small ones normal in float16."""
 
 
 def row_gradients(
@@ -85,11 +85,11 @@ def _weights(exponents, own_log_sum, log_sum, PLAIN: tl.constexpr):
 
 @triton.jit
 def _reciprocal(log_sum, PLAIN: tl.constexpr):
-    """What `_weights` takes for a row."""
+    """The factor of a row for `_weights`."""
     return tl.math.exp2(-log_sum) * GAIN if PLAIN else log_sum
 
 
-@triton.jit(do_not_specialize=["shards"])  # one code for any number of ranks and shards
+@triton.jit(do_not_specialize=["shards"])  # compiled once for any number of ranks and shards
 def _weighted_negatives(
     own_x, x, own_label, label, low, high, present, own_log_sum, log_sum, out, rows, side, shards,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PLAIN: tl.constexpr,
@@ -148,7 +148,7 @@ def _finish(
 ):  # fmt: skip
     """Gradient of the inputs' rows, and <z, dx> of each, for one block of own rows.
 
-    Adds the positive's pull, and passes the gradient through the normalisation to the row's own place in q or k.
+    Adds the gradient from the positive, and passes the sum through the normalisation to the row's place in q or k.
     """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
@@ -178,7 +178,7 @@ def _finish(
     z /= length[:, None]
     along = tl.sum(z * dx, 1)
     tl.store(radial + row, along, mask=inside)
-    # At the floor the divisor is constant, and no part of the gradient is radial.
+    # At the floor the divisor is constant, so the gradient keeps its radial part.
     tangential = tl.where(length > FLOOR, along, 0.0)
     gradient = (dx - z * tangential[:, None]) * (tl.load(coefficient) / length)[:, None]
     gradient = tl.where(present[:, None], gradient, 0.0)

@@ -1,8 +1,8 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, no-any-return"
-"""Sum of exponentials of each row: a program owns a block of rows and walks all columns.
+"""Sum of exponentials of each row: a program computes a block of rows against all columns.
 
-The columns of a shard are added up first, then the shards in their order: the sums over the own shards can be taken
-while the rows of other ranks are still on their way (`local_sums`), without a change to any bit of the result.
+The columns of a shard are added up first, then the shards in their order. The sums over the rank's own shards can
+therefore be computed while the rows of other ranks are in transfer (`local_sums`), without changing the result.
 """
 
 import torch
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from pscl_kernels.patch_nt_xent.rows import shard_rows
 from pscl_kernels.patch_nt_xent.triton import symmetric, tiling
-from pscl_kernels.patch_nt_xent.triton.tiling import negatives, walk
+from pscl_kernels.patch_nt_xent.triton.tiling import add_exponentials, negatives, walk
 
 
 def local_sums(x: Tensor, label: Tensor, positive: Tensor, *, plain: bool) -> Tensor:
-    """(2, shards, 2N): each own row's sum over each own shard relative to 2^maximum and, where not `plain`, that."""
+    """(2, shards, 2N): each own row's sum over each own shard, relative to 2^maximum, and the maxima unless `plain`."""
     rows = len(x)
     shards = triton.cdiv(rows, shard_rows(rows))
     sums = positive.new_empty((2, shards, rows))
@@ -73,19 +73,7 @@ def _launch(
     )
 
 
-@triton.jit
-def _add_exponentials(total, top, exponents, PLAIN: tl.constexpr):
-    """Add a tile's exponentials to the row sums `total`, which are relative to 2^top unless PLAIN."""
-    if PLAIN:
-        total += tl.sum(tl.math.exp2(exponents), 1)
-    else:
-        new = tl.maximum(top, tl.max(exponents, 1))
-        total = total * tl.math.exp2(top - new) + tl.sum(tl.math.exp2(exponents - new[:, None]), 1)
-        top = new
-    return total, top
-
-
-# One code for any number of ranks and shards.
+# Compiled once for any number of ranks and shards.
 @triton.jit(do_not_specialize=["shards", "own_shard", "known_shards"])
 def _log_sums(
     own_x, x, own_label, label, low, high, present, positive, known, out, rows, side, shards, own_shard,
@@ -95,8 +83,8 @@ def _log_sums(
 ):  # fmt: skip
     """Base-2 logarithm of the sum of exponentials over positive and negatives, for one block of own rows.
 
-    BY_SHARD: instead, the negatives' sum over each shard, and its maximum, (2, shards, rows). Where `known` holds what
-    that gave for `known_shards` shards from `own_shard` on, these are not computed again.
+    BY_SHARD: instead, the negatives' sum over each shard, and its maximum, (2, shards, rows). `known` has these results
+    for `known_shards` shards from `own_shard` on, which are not computed again.
     """
     first_row = tl.program_id(0).to(tl.int64) * ROWS
     row = first_row + tl.arange(0, ROWS)
@@ -137,7 +125,7 @@ def _log_sums(
                 tile = (dense_first + i).to(tl.int64) * COLUMNS
                 b = tl.load(x + (block + tile) * WIDTH + offset)
                 exponents = tl.dot(a, tl.trans(b), input_precision=PRECISION)
-                part, part_top = _add_exponentials(part, part_top, exponents, PLAIN)
+                part, part_top = add_exponentials(part, part_top, exponents, PLAIN)
             for i in range(masked):
                 tile = masked_first + i + tl.where(i < before_gap, 0, gap)
                 column = tile * COLUMNS + tl.arange(0, COLUMNS)
@@ -145,7 +133,7 @@ def _log_sums(
                 b = tl.load(x + (block + tile.to(tl.int64) * COLUMNS) * WIDTH + offset, mask=there, other=0.0)
                 exponents = tl.dot(a, tl.trans(b), input_precision=PRECISION)
                 exponents = tl.where(negatives(own, label + block, column, count), exponents, float("-inf"))
-                part, part_top = _add_exponentials(part, part_top, exponents, PLAIN)
+                part, part_top = add_exponentials(part, part_top, exponents, PLAIN)
         if BY_SHARD:
             tl.store(out + place, part, mask=inside)
             if not PLAIN:

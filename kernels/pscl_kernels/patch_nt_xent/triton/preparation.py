@@ -8,14 +8,9 @@ from torch import Tensor
 
 from pscl_kernels.patch_nt_xent.operation import Prepared, scale_of
 from pscl_kernels.patch_nt_xent.rows import NORM_FLOOR, sort_by_group
-from pscl_kernels.patch_nt_xent.triton.tiling import PLAIN_ROWS
+from pscl_kernels.patch_nt_xent.triton.tiling import PLAIN_ROWS, layout, on_device
 
 FLOOR = tl.constexpr(NORM_FLOOR)
-
-
-def layout(q: Tensor) -> tuple[int, torch.dtype]:
-    """See `operation.Backend`, as for `prepare`."""
-    return max(16, triton.next_power_of_2(q.shape[1])), q.dtype
 
 
 def prepare(q: Tensor, k: Tensor, groups: Tensor, temperature: Tensor) -> Prepared:
@@ -30,7 +25,7 @@ def prepare(q: Tensor, k: Tensor, groups: Tensor, temperature: Tensor) -> Prepar
             k.contiguous(),
             sorting.label,
             sorting.order,
-            _on(scale_of(temperature), q.device),
+            on_device(scale_of(temperature), q.device),
             x,
             positive,
             norm,
@@ -40,13 +35,6 @@ def prepare(q: Tensor, k: Tensor, groups: Tensor, temperature: Tensor) -> Prepar
             ROWS=PLAIN_ROWS,
         )
     return Prepared(x, positive, norm, *sorting)
-
-
-def _on(scalar: Tensor, device: torch.device) -> Tensor:
-    """0-d float32 copy on `device`; a host value is filled in, which never waits and may be captured in a graph."""
-    if scalar.device == device:
-        return scalar.float()
-    return torch.full((), float(scalar), dtype=torch.float32, device=device)
 
 
 @triton.jit

@@ -1,13 +1,13 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, no-any-return"
-"""Sum of exponentials of each row of one rank, each pair of tiles computed once.
+"""Sum of exponentials of each row of one rank; each pair of tiles is computed once.
 
-One launch per shard of columns. A program owns a block of rows, of this shard or an earlier one; what a tile gives to
-its rows is added up in registers, what it gives to its columns goes to a workspace (blocks, columns of the shard) that
-a plain sum in fixed order then adds to the columns' rows. No atomics; the workspace holds 2 SHARD_PAIRS / rows of a
-block numbers per row at most, whatever the number of rows.
+One launch per shard of columns. A program computes a block of rows, of this shard or an earlier one. It adds up the
+sums of its rows in registers and writes the sums of the columns to a workspace (blocks, columns of the shard), which is
+then added to the columns' rows in a fixed order. There are no atomics. The workspace has at most
+2 SHARD_PAIRS / (rows of a block) numbers per row, for any number of rows.
 
-Inside the shard of its own rows, a block meets itself, for its rows alone, and the next half of the blocks in a ring,
-so that all programs have equal work:
+Inside the shard of its own rows, a block is paired with itself, for its rows only, and with the next half of the blocks
+in a ring, so that all programs have equal work:
 
       rows \\ columns  0  1  2  3  4
                   0   s  x  x
@@ -63,7 +63,7 @@ def log_sums(x: Tensor, label: Tensor, positive: Tensor, config: tiling.Config) 
 
 @triton.jit
 def _clip(first, number, begin, end):
-    """The part of `number` tiles from `first` on that lies in [begin, end): first and number."""
+    """The part of `number` tiles from `first` on that is in [begin, end): first and number."""
     last = tl.minimum(first + number, end)
     first = tl.maximum(first, begin)
     return first, tl.maximum(last - first, 0)
@@ -71,7 +71,7 @@ def _clip(first, number, begin, end):
 
 @triton.jit
 def _add(total, exponents, out, kept):
-    """Add a tile's exponentials to the row sums, and store the column sums where `kept`."""
+    """Add a tile's exponentials to the row sums, and store the column sums if `kept`."""
     e = tl.math.exp2(exponents)
     tl.store(out, tl.sum(e, 0), mask=kept)
     return total + tl.sum(e, 1)
@@ -82,7 +82,7 @@ def _pair_sums(
     x, label, low, high, present, sums, workspace, rows, begin, end, side,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One block of rows against the columns [begin, end) of one shard: adds to its rows' sums, writes columns' sums."""
+    """One block of rows against the columns [begin, end) of one shard: adds to row sums, writes column sums."""
     program = tl.program_id(0)
     first_row = program.to(tl.int64) * ROWS
     row = first_row + tl.arange(0, ROWS)
@@ -104,7 +104,7 @@ def _pair_sums(
     for cleared in range(tiles):
         place = cleared * COLUMNS + every
         tl.store(out + place, tl.zeros((COLUMNS,), tl.float32), mask=place < end - begin)
-    # Columns that are skipped stay zero; others are written over by other threads.
+    # Skipped columns stay zero; other threads overwrite the rest.
     tl.debug_barrier()
 
     count = tl.load(present)
@@ -115,12 +115,12 @@ def _pair_sums(
     following = (blocks - 1) // 2 + tl.where((blocks % 2 == 0) & (position < blocks // 2), 1, 0)
     block = x + begin.to(tl.int64) * WIDTH
     offset = every[:, None] * WIDTH + width[None, :]
-    # A block whose rows do not all take part masks every tile.
+    # If not all rows of the block take part, every tile is masked.
     whole = highest < 0
     low_column = tl.where(whole, tl.load(low + program), 0)
     high_column = tl.where(whole, tl.load(high + program), count)
     for step in range(6):
-        # Itself, the next blocks, those of them that come again at the start; each in two halves.
+        # The block itself, the next blocks, and those after the wrap-around; each in two halves.
         span = step // 2
         from_tile = tl.where(span == 0, position, tl.where(span == 1, position + 1, 0)) * per_block
         to_tile = tl.where(span == 0, position + 1, position + 1 + following - tl.where(span == 1, 0, blocks))

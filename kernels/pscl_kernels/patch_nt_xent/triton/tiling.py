@@ -1,16 +1,16 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, no-any-return"
-"""Shapes of the kernels' work, and which tiles of columns a block of rows visits.
+"""Tile sizes of the kernels, and the tiles of columns that a block of rows visits.
 
-Because rows and columns are sorted by group, the columns of a shard that a block of rows must not see as negatives are
-one run [low, high), and those that take no part come last, from `present` on. Column tiles inside the run are skipped
-where the block has a single group; tiles that the run or `present` cuts are masked; all others need no mask. A block
-visits its tiles from left to right in two halves, each dense tiles and then masked ones:
+Because rows and columns are sorted by group, the columns of a shard that are not negatives of a block of rows are one
+run [low, high), and columns that take no part come last, from `present` on. Column tiles inside the run are skipped if
+the block has a single group; tiles cut by the run or by `present` are masked; the others need no mask. A block visits
+its tiles from left to right in two halves, each with dense tiles and then masked ones:
 
       0        left    inner      outer   right         last    end      tiles
       |  dense  |masked|  skipped  |masked|    dense     |masked|
       '------- half 0 ---------------------''------ half 1 -----'
 
-What a row adds up, and in which order, is then the same whatever rows share its block.
+The terms of a row's sum and their order therefore do not depend on the other rows of its block.
 """
 
 from typing import NamedTuple
@@ -21,21 +21,21 @@ import triton.language as tl
 from torch import Tensor
 
 PLAIN_ROWS = 8
-"""Rows per program of the kernels that go over the rows alone."""
+"""Rows per program of the kernels that loop over rows only."""
 
 SYMMETRIC_FORWARD = False
 """Whether the forward pass of one rank computes each pair of tiles once (`symmetric`) instead of twice (`forward`)."""
 
 
 class Config(NamedTuple):
-    """Shape of one kernel's work."""
+    """Tile size and launch options of one kernel."""
 
     rows: int  # rows of a program
     columns: int  # columns of a tile
     warps: int
     stages: int
     registers: int | None = (
-        None  # most per thread; without, the assembler may spill some to fit in another program
+        None  # maximum per thread; if None, the assembler may spill to fit another program
     )
 
 
@@ -49,9 +49,9 @@ def forward_config(width: int, bits: int) -> Config:
 
 
 def symmetric_config(width: int, bits: int) -> Config | None:
-    """Tiling of `symmetric._pair_sums`, as above, or None where no tiling fits the registers.
+    """Tiling of `symmetric._pair_sums`, as above, or None if no tiling fits the registers.
 
-    Whole tiles fit into a block of rows.
+    The number of rows is a multiple of the number of columns.
     """
     if bits == 32:
         return Config(64, 32, 4, 2, 255) if width <= 64 else None
@@ -73,13 +73,25 @@ def backward_config(width: int, bits: int) -> Config:
     return Config(64, 64, 8, 2) if width <= 256 else Config(32, 64, 8, 2)
 
 
+def layout(q: Tensor) -> tuple[int, torch.dtype]:
+    """See `operation.Backend`: widths are powers of two."""
+    return max(16, triton.next_power_of_2(q.shape[1])), q.dtype
+
+
+def on_device(scalar: Tensor, device: torch.device) -> Tensor:
+    """0-d float32 copy on `device`; a value of the host is filled in, which does not wait and works in CUDA graphs."""
+    if scalar.device == device:
+        return scalar.float()
+    return torch.full((), float(scalar), dtype=torch.float32, device=device)
+
+
 def precision(dtype: torch.dtype) -> str:
-    """How a matrix product takes float32 factors: as three TF32 products, close to float32."""
+    """Precision of matrix products: for float32, three TF32 products, which are close to float32."""
     return "tf32x3" if dtype == torch.float32 else "tf32"
 
 
 class Runs(NamedTuple):
-    """Per shard of columns and block of own rows: the columns, counted within it, that hold the block's groups."""
+    """For each shard of columns and block of own rows: the columns, counted within the shard, of the block's groups."""
 
     low: Tensor  # (shards, blocks) int32
     high: Tensor  # (shards, blocks) int32
@@ -90,7 +102,7 @@ def runs(label: Tensor, own_label: Tensor, rows_per_block: int, rows_per_shard: 
     """`Runs` of columns labelled (world, 2N) against rows labelled (2N,)."""
     rows = len(own_label)
     missing = -rows % rows_per_shard
-    # A label above all pads the last shard of each rank.
+    # The last shard of each rank is padded with a label greater than all others.
     shards = torch.nn.functional.pad(label, (0, missing), value=1).view(-1, rows_per_shard)
     blocks = triton.cdiv(rows, rows_per_block)
     last = torch.arange(1, blocks + 1, device=label.device).mul_(rows_per_block).sub_(1).clamp_max_(rows - 1)
@@ -106,8 +118,8 @@ def runs(label: Tensor, own_label: Tensor, rows_per_block: int, rows_per_shard: 
 def walk(half, low, high, present, single, alive, COLUMNS: tl.constexpr):
     """One half of the tiles of COLUMNS columns that a block of rows visits in a shard.
 
-    single: the block has one group; alive: any of its rows takes part. Returns (first, number) of the dense tiles and
-    (first, number before the gap, gap, number in all) of the masked ones.
+    single: the block has one group. alive: at least one of its rows takes part. Returns (first, number) of the dense
+    tiles and (first, number before the gap, gap, number in all) of the masked ones.
     """
     left = low // COLUMNS
     right = tl.maximum(tl.cdiv(high, COLUMNS), left)
@@ -130,3 +142,15 @@ def negatives(own_label, label, column, present):
     """(rows, columns) bool: which pairs of a tile are negatives, for rows that take part."""
     other = tl.load(label + column, mask=column < present, other=0)
     return (own_label[:, None] != other[None, :]) & (other < 0)[None, :]
+
+
+@triton.jit
+def add_exponentials(total, top, exponents, PLAIN: tl.constexpr):
+    """Add a tile's exponentials to the row sums `total`, which are relative to 2^top unless PLAIN."""
+    if PLAIN:
+        total += tl.sum(tl.math.exp2(exponents), 1)
+    else:
+        new = tl.maximum(top, tl.max(exponents, 1))
+        total = total * tl.math.exp2(top - new) + tl.sum(tl.math.exp2(exponents - new[:, None]), 1)
+        top = new
+    return total, top

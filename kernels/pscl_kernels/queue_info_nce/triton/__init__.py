@@ -1,18 +1,19 @@
 """InfoNCE against a queue in fused Triton kernels.
 
-`runs` adds up the keys that are targets together. Forward, `rows` normalises, scales and casts the rows and finds their
-targets, and `tiles` gives each its sum of exponentials. Backward, `tiles` sums the keys by their softmax and `rows`
-adds positive and targets and goes through the normalisation. Nothing is accumulated by atomics: results do not vary.
+`runs` adds up the keys of equal labels. In the forward pass, `rows` normalises, scales and casts the rows and looks up
+their targets, and `tiles` computes the sums of exponentials. In the backward pass, `tiles` sums the keys by their
+softmax, and `rows` adds positive and targets and passes the gradient through the normalisation. There are no atomic
+additions, so results repeat to the last bit.
 """
 
 import torch
 from torch import Tensor
 
+from pscl_kernels.patch_nt_xent.triton.tiling import layout
 from pscl_kernels.queue_info_nce.operation import Columns, Rows
 from pscl_kernels.queue_info_nce.triton.rows import finish, prepared
 from pscl_kernels.queue_info_nce.triton.runs import run_sums
 from pscl_kernels.queue_info_nce.triton.tiles import log_sums, weighted_keys
-from pscl_kernels.queue_info_nce.triton.tiling import layout
 
 __all__ = ["backward", "forward", "layout", "run_sums"]
 

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, no-any-return"
-"""What happens to each row alone: normalisation and targets before the tiles are walked, gradients after."""
+"""Kernels that treat each row separately: normalisation and targets before the tiles, gradients after them."""
 
 import torch
 import triton
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pscl_kernels.patch_nt_xent.operation import LOG2_E
 from pscl_kernels.patch_nt_xent.rows import NORM_FLOOR
+from pscl_kernels.patch_nt_xent.triton.tiling import layout, on_device
 from pscl_kernels.queue_info_nce.operation import Columns
 from pscl_kernels.queue_info_nce.triton import tiling
 
@@ -19,7 +20,7 @@ def prepared(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rows (N, width) whose products with the keys are base-2 exponents, exponents of positives and of targets (N,)."""
     n, d = q.shape
-    width, dtype = tiling.layout(q)
+    width, dtype = layout(q)
     x = torch.empty((n, width), dtype=dtype, device=q.device)
     positive, target = (torch.empty(n, dtype=torch.float32, device=q.device) for _ in range(2))
     if n:
@@ -27,10 +28,10 @@ def prepared(
             q.contiguous(),
             k.contiguous(),
             present,
-            # Not read where there are no targets.
+            # Not read if there are no targets.
             positive if columns is None else columns.sums,
             present if columns is None else columns.place,
-            tiling.on_device(LOG2_E / temperature.double(), q.device),
+            on_device(LOG2_E / temperature.double(), q.device),
             x,
             positive,
             target,
@@ -73,7 +74,7 @@ def finish(
         log_sum,
         mass,
         coefficient,
-        tiling.on_device(1.0 / temperature.double(), q.device),
+        on_device(1.0 / temperature.double(), q.device),
         dq,
         dk,
         radial,

@@ -1,9 +1,8 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, no-any-return"
-"""Weighted keys of equally labelled entries, added up.
+"""Sums of the weighted keys of entries with equal labels: inside blocks of the sorted queue, then across blocks.
 
-Inside blocks of the sorted queue first, then along runs that span blocks. Doing this inside the tiles of similarities
-instead would cost every pair two comparisons, two selections and a multiply-add, about as much as its exponential; this
-costs O(Q D).
+Doing this inside the tiles of similarities would cost every pair two comparisons, two selections and a multiply-add,
+about as much as its exponential; these kernels cost O(Q D).
 """
 
 import torch
@@ -54,9 +53,9 @@ def _run_pieces(
 def _run_totals(
     keys, weight, head, sums, masses, entries, WIDTH: tl.constexpr, PART: tl.constexpr, ENTRIES: tl.constexpr
 ):  # fmt: skip
-    """Add to the head of the run that begins in one block and goes on behind it the pieces of the later blocks.
+    """If a run begins in this block and continues behind it, add the pieces of the later blocks to its head.
 
-    Of what other programs write, the heads of their runs, it reads nothing.
+    It does not read what other programs write, which are the heads of their runs.
     """
     kind = tl.program_id(2).to(tl.int64) * entries
     sums += kind * WIDTH
@@ -66,19 +65,19 @@ def _run_totals(
     column = tl.program_id(1) * PART + tl.arange(0, PART)
     run = tl.load(head + tl.minimum(first + ENTRIES, entries) - 1)
     entry = first + (1 + tl.arange(0, 16)) * ENTRIES
-    goes_on = (run >= first) & (first + ENTRIES < entries)
-    if goes_on:
-        goes_on = tl.load(head + first + ENTRIES) == run
-    if goes_on:
+    continues = (run >= first) & (first + ENTRIES < entries)
+    if continues:
+        continues = tl.load(head + first + ENTRIES) == run
+    if continues:
         total = tl.load(sums + run * WIDTH + column)
         mass = tl.load(masses + run)
-        while goes_on:
+        while continues:
             own = tl.load(head + entry, mask=entry < entries, other=-1) == run
             place = entry[:, None] * WIDTH + column[None, :]
             total += tl.sum(tl.load(sums + place, mask=own[:, None], other=0.0), 0)
             mass += tl.sum(tl.load(masses + entry, mask=own, other=0.0), 0)
             entry += 16 * ENTRIES
-            goes_on = tl.sum(own.to(tl.int32), 0) == 16
+            continues = tl.sum(own.to(tl.int32), 0) == 16
         tl.store(sums + run * WIDTH + column, total)
         if tl.program_id(1) == 0:
             tl.store(masses + run, mass)

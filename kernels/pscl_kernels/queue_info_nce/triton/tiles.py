@@ -1,12 +1,12 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, no-any-return"
 """The two passes over tiles of similarities.
 
-Where rows are few, the tiles of a block of rows are split among programs, whose results are put together in a fixed
+If there are few rows, several programs share the tiles of a block of rows, and their results are combined in a fixed
 order.
 
-Whether sums of exponentials may be plain depends on the norms of a queue that the host has not seen. The greatest is
-found on the device and each program asks for it: one comparison chooses between a loop of plain sums and one of
-running maxima, and the host neither waits nor trusts. The backward pass needs no choice: softmax is at most 1.
+Whether sums of exponentials may be plain depends on the greatest norm of the queue, which is computed on the device.
+Each program compares it and selects a loop with plain sums or one with running maxima, so that the host does not wait.
+The backward pass needs no such choice: softmax is at most 1.
 """
 
 import triton
@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pscl_kernels.patch_nt_xent.operation import LOG2_E
-from pscl_kernels.patch_nt_xent.triton.tiling import precision
+from pscl_kernels.patch_nt_xent.triton.tiling import add_exponentials, on_device, precision
 from pscl_kernels.queue_info_nce.operation import Columns, plain_limit
 from pscl_kernels.queue_info_nce.triton import tiling
 
@@ -29,7 +29,7 @@ def log_sums(x: Tensor, positive: Tensor, temperature: Tensor, columns: Columns)
     config = tiling.forward_config(width, x.element_size() * 8)
     parts = tiling.splits(n, entries, config)
     out = positive.new_empty((parts, n))
-    scale = tiling.on_device(LOG2_E / temperature.double(), x.device)
+    scale = on_device(LOG2_E / temperature.double(), x.device)
     _log_sums[(triton.cdiv(n, config.rows), parts)](
         x,
         columns.keys,
@@ -76,24 +76,12 @@ def weighted_keys(x: Tensor, log_sum: Tensor, columns: Columns) -> Tensor:
 
 @triton.jit
 def _span(filled, COLUMNS: tl.constexpr):
-    """This program's tiles [first, last), of which those from `whole` on, at most one, are cut by the queue's end."""
+    """This program's tiles [first, last); the end of the queue cuts those from `whole` on, which is at most one."""
     tiles = tl.cdiv(filled, COLUMNS)
     each = tl.cdiv(tiles, tl.num_programs(1))
     first = tl.minimum(tl.program_id(1) * each, tiles)
     last = tl.minimum(first + each, tiles)
     return first, last, tl.maximum(tl.minimum(filled // COLUMNS, last), first)
-
-
-@triton.jit
-def _add_exponentials(total, top, exponents, PLAIN: tl.constexpr):
-    """Add a tile's exponentials to the row sums `total`, which are relative to 2^top unless PLAIN."""
-    if PLAIN:
-        total += tl.sum(tl.math.exp2(exponents), 1)
-    else:
-        new = tl.maximum(top, tl.max(exponents, 1))
-        total = total * tl.math.exp2(top - new) + tl.sum(tl.math.exp2(exponents - new[:, None]), 1)
-        top = new
-    return total, top
 
 
 @triton.jit
@@ -109,13 +97,13 @@ def _sum_of_exponentials(
         b = tl.load(keys + offset)
         keys += COLUMNS * WIDTH
         exponents = tl.dot(a, tl.trans(b), input_precision=PRECISION)
-        total, top = _add_exponentials(total, top, exponents, PLAIN)
+        total, top = add_exponentials(total, top, exponents, PLAIN)
     for tile in range(whole, last):
         there = tile * COLUMNS + within < filled
         b = tl.load(keys + offset, mask=there[:, None], other=0.0)
         exponents = tl.dot(a, tl.trans(b), input_precision=PRECISION)
         exponents = tl.where(there[None, :], exponents, float("-inf"))
-        total, top = _add_exponentials(total, top, exponents, PLAIN)
+        total, top = add_exponentials(total, top, exponents, PLAIN)
     return tl.math.log2(total) if PLAIN else tl.math.log2(total) + top
 
 
@@ -126,7 +114,7 @@ def _log_sums(
 ):  # fmt: skip
     """Base-2 logarithm of the sum of exponentials of one block of rows over its share of the tiles.
 
-    The positive belongs to the first share.
+    The first share also includes the positive.
     """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows

@@ -1,25 +1,21 @@
-"""Shapes of the kernels' work."""
-
-import torch
-import triton
-from torch import Tensor
+"""Tile sizes of the kernels."""
 
 from pscl_kernels.patch_nt_xent.triton.tiling import Config
 
 BLOCK = 64
-"""Entries that one program adds up in `runs`."""
+"""Entries per program in `runs`."""
 
 PART = 32
-"""Numbers of each entry that one program adds up in `runs`."""
+"""Numbers of each entry per program in `runs`."""
 
 ROWS = 4
-"""Rows per program of the kernels that go over the rows alone."""
+"""Rows per program of the kernels that loop over rows only."""
 
 PROGRAMS = 264
-"""Programs to split the work into where there are fewer blocks of rows: two for each multiprocessor of an H100."""
+"""Number of programs if there are fewer blocks of rows: two for each multiprocessor of an H100."""
 
 SPLIT_TILES = 4
-"""Tiles a program should have at least."""
+"""Minimum number of tiles per program."""
 
 
 def forward_config(width: int, bits: int) -> Config:
@@ -46,15 +42,3 @@ def splits(rows: int, entries: int, config: Config) -> int:
     """Number of programs that share the tiles of one block of rows."""
     blocks, tiles = -(-rows // config.rows), -(-entries // config.columns)
     return max(1, min(PROGRAMS // blocks, -(-tiles // SPLIT_TILES)))
-
-
-def layout(q: Tensor) -> tuple[int, torch.dtype]:
-    """See `operation.Backend`."""
-    return max(16, triton.next_power_of_2(q.shape[1])), q.dtype
-
-
-def on_device(scalar: Tensor, device: torch.device) -> Tensor:
-    """0-d float32 copy on `device`; a host value is filled in, which never waits and may be captured in a graph."""
-    if scalar.device == device:
-        return scalar.float()
-    return torch.full((), float(scalar), dtype=torch.float32, device=device)
