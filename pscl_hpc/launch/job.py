@@ -28,7 +28,7 @@ from pscl_hpc.launch.stopping import CANCELLED, NOTICE, listen, slurm_ends_it
 from pscl_hpc.launch.world import World
 from pscl_hpc.runs import RunFolder, write_text
 from pscl_hpc.runs.lock import is_locked
-from pscl_hpc.training.interruption import StopRequested, clear_stop
+from pscl_hpc.training.stopping import StopRequested, clear_stop
 
 STAGES = {
     "pretrain": "pscl_hpc.pretraining:pretrain",

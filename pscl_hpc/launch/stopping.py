@@ -1,6 +1,6 @@
 """Signals that ask a job to stop, and what happens once it has.
 
-A handler only notes why (:mod:`pscl_hpc.training.interruption`); the stage stops at a step boundary, all ranks at the
+A handler only notes why (:mod:`pscl_hpc.training.stopping`); the stage stops at a step boundary, all ranks at the
 same one, with its state saved.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pscl_hpc.errors import EXIT_STOPPED
-from pscl_hpc.training.interruption import request_stop, stop_reason
+from pscl_hpc.training.stopping import request_stop, stop_reason
 
 CANCELLED = "cancelled"
 NOTICE = "preempted or near the time limit"

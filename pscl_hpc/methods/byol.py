@@ -10,9 +10,9 @@ from pscl_hpc.config import ByolConfig, PretrainConfig
 from pscl_hpc.methods.base import Method, MethodOutput, Setting, Views
 from pscl_hpc.methods.momentum import MomentumEncoder, momentum_at
 from pscl_hpc.methods.precision import at_least_float32
-from pscl_hpc.methods.ranks import mean_over_ranks
 from pscl_hpc.models import UNet
 from pscl_hpc.seeding import Draws
+from pscl_hpc.training.reduce import mean_over_ranks
 
 
 class Byol(Method):

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from pscl_hpc.config import CoreConfig, PretrainConfig
 from pscl_hpc.methods.base import Method, MethodOutput, Setting, Views
 from pscl_hpc.methods.corruption import Corrupted, corrupt
-from pscl_hpc.methods.ranks import mean_over_ranks, sum_over_ranks
 from pscl_hpc.models import GlobalHead, UNet
 from pscl_hpc.seeding import Draws
+from pscl_hpc.training.reduce import mean_over_ranks, sum_over_ranks
 from pscl_kernels import patch_nt_xent
 
 

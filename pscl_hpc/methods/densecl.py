@@ -13,9 +13,9 @@ from pscl_hpc.methods.momentum import MomentumEncoder, momentum_at
 from pscl_hpc.methods.patches import gather_patches, patches_of
 from pscl_hpc.methods.precision import at_least_float32
 from pscl_hpc.methods.queue import KeyQueue, images_per_step
-from pscl_hpc.methods.ranks import whole_loss
 from pscl_hpc.models import GlobalHead, UNet
 from pscl_hpc.seeding import Draws
+from pscl_hpc.training.reduce import whole_loss
 from pscl_kernels import queue_info_nce
 
 

@@ -24,11 +24,11 @@ from pscl_hpc.methods.clustering import (
 from pscl_hpc.methods.patches import gather_patches, patch_labels, patches_of
 from pscl_hpc.methods.pscl import Pscl
 from pscl_hpc.methods.pscl_simclr import in_batch_loss
-from pscl_hpc.methods.ranks import sum_over_ranks
 from pscl_hpc.methods.sampling import choose_pure
 from pscl_hpc.methods.texture import texture
 from pscl_hpc.models import Features, UNet
 from pscl_hpc.seeding import Draws
+from pscl_hpc.training.reduce import sum_over_ranks
 from pscl_hpc.views import paired_patches
 
 _WINDOWS = (5, 15)

@@ -19,9 +19,9 @@ from pscl_hpc.methods.patches import gather_patches
 from pscl_hpc.methods.precision import at_least_float32, without_autocast
 from pscl_hpc.methods.pscl import AnnotatedPscl
 from pscl_hpc.methods.queue import KeyQueue, images_per_step
-from pscl_hpc.methods.ranks import sum_over_ranks, whole_loss
 from pscl_hpc.models import Features, UNet
 from pscl_hpc.seeding import Draws
+from pscl_hpc.training.reduce import sum_over_ranks, whole_loss
 from pscl_hpc.views import partner_patches
 from pscl_kernels import queue_info_nce
 

@@ -1,4 +1,4 @@
-"""Checkpoints written while the training goes on."""
+"""Checkpoints written by a background thread."""
 
 from __future__ import annotations
 
@@ -18,28 +18,33 @@ class BackgroundWriter:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self.saved = -1
-        """Step of the last state that was handed over."""
+        """Step of the last checkpoint to resume from that was handed over."""
         self.seconds: float | None = None
         """How long the last checkpoint took to write; None before the first."""
 
-    def save(self, step: int, state: dict[str, Any], *, best: bool = False) -> None:
-        """Take a copy of ``state`` and begin to write it, as ``best.pt`` too where asked.
+    def save(self, step: int, state: dict[str, Any], *, newest: bool = True, best: bool = False) -> None:
+        """Copy ``state`` and begin to write it, after waiting for the previous checkpoint.
 
-        Waits for the checkpoint before this one.
+        Args:
+            step: Step of the state.
+            state: Tensors and plain values.
+            newest: Write the checkpoint of this step, to resume from.
+            best: Write ``best.pt``.
 
         Raises:
-            JobError: when that one could not be written.
+            JobError: the previous checkpoint could not be written.
         """
         self.flush()
         copy = _copy(state)
-        self._pending = self._thread.submit(self._write, step, copy, best)
-        self.saved = step
+        self._pending = self._thread.submit(self._write, step, copy, newest, best)
+        if newest:
+            self.saved = step
 
     def flush(self) -> None:
-        """Wait until what was handed over is on the disk.
+        """Wait until the last checkpoint is on the disk.
 
         Raises:
-            JobError: when it could not be written.
+            JobError: it could not be written.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
@@ -49,18 +54,19 @@ class BackgroundWriter:
         """Wait for the thread; errors are not raised, see :meth:`flush`."""
         self._thread.shutdown()
 
-    def _write(self, step: int, state: dict[str, Any], best: bool) -> None:
+    def _write(self, step: int, state: dict[str, Any], newest: bool, best: bool) -> None:
         began = time.monotonic()
         data = serialise(step, state)
-        # The best first: the state in the other says that it is there.
+        # The best first: the other one records that it exists.
         if best:
             self.store.write_best(step, data)
-        self.store.write(step, data)
+        if newest:
+            self.store.write(step, data)
         self.seconds = time.monotonic() - began
 
 
 def _copy(value: Any) -> Any:
-    """The value with all tensors copied to the CPU: training goes on changing them."""
+    """The value with all tensors copied to the CPU, for the training changes them meanwhile."""
     from torch import Tensor
 
     if isinstance(value, Tensor):

@@ -182,7 +182,7 @@ class RunFolder:
         )
         self.update(attempts=self.attempts)
 
-    def goes_on_from(self, step: int) -> None:
+    def record_first_step(self, step: int) -> None:
         """Record the step after which this attempt begins."""
         if self._attempt is not None:
             self.attempts[-1]["first_step"] = step

@@ -8,17 +8,19 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from monai.losses.dice import DiceLoss
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pscl_hpc.archive import IGNORE_INDEX
 from pscl_hpc.segmentation.classes import ClassList
+from pscl_hpc.training.reduce import mean_over_ranks, sum_over_ranks, whole_loss
 
 LARGEST_BALANCED = 10.0
 """Upper bound of a balanced class weight."""
 _SMOOTH = 1e-4
-"""Added to both sides of the Dice ratio, so that a class absent in both is perfect and not rewarded beyond."""
+"""Added to numerator and denominator of the Dice ratio, so that a class that is neither present nor predicted has a
+ratio of 1."""
 
 
 class LossTerms(NamedTuple):
@@ -32,14 +34,15 @@ class LossTerms(NamedTuple):
 class SegmentationLoss(nn.Module):
     """``ce_weight * CE + dice_weight * Dice`` over the classes that are not ignored.
 
-    CE is the class-weighted cross entropy summed over the annotated pixels and divided by their NUMBER, as the
-    released code does, not by the sum of their weights: a window's loss then does not depend on what else is in the
-    batch, and a window without a rare class weighs less.
+    CE is the class-weighted cross entropy summed over the annotated pixels and divided by their NUMBER, as in the
+    released code, not by the sum of their weights: the loss of a window then does not depend on the other windows, and
+    a window without a rare class weighs less.
 
-    Dice is 1 - soft Dice of each foreground class, pooled over the pixels of the batch, averaged over the classes
-    that the batch's annotation shows. An absent class has no Dice term; the cross entropy already punishes seeing it.
+    Dice is 1 - soft Dice of each foreground class, pooled over the pixels of the batch and averaged over the classes
+    present in its annotation. An absent class has no Dice term; the cross entropy already penalises predicting it.
 
-    The logits of ignored classes are left out of the softmax. Without any annotated pixel both terms are 0.
+    The softmax excludes ignored classes. Without any annotated pixel both terms are 0. The batch is that of all ranks:
+    every rank has its loss, and a backward pass gives this rank's share of the gradient.
     """
 
     def __init__(
@@ -67,23 +70,36 @@ class SegmentationLoss(nn.Module):
         self.register_buffer("foreground", table[list(classes.foreground)], persistent=False)
         weights = torch.tensor([float(class_weights[index]) for index in kept])
         self.register_buffer("weights", weights, persistent=False)
-        self.dice = DiceLoss(batch=True, reduction="none", smooth_nr=_SMOOTH, smooth_dr=_SMOOTH)
 
-    def forward(self, logits: Tensor, targets: Tensor) -> LossTerms:
-        """Logits (B, classes, h, w) and targets (B, h, w) of class indices, 255 where not annotated."""
+    def forward(
+        self, logits: Tensor, targets: Tensor, process_group: dist.ProcessGroup | None = None
+    ) -> LossTerms:
+        """Loss of the batch of all ranks.
+
+        Args:
+            logits: (B, classes, h, w) of this rank.
+            targets: (B, h, w) class indices of this rank, 255 where not annotated.
+            process_group: The ranks; None for one process.
+        """
         logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
         logits = logits.index_select(1, self.kept)
         places = self.table[targets.long()]
         valid = places != IGNORE_INDEX
         weights = self.weights.to(logits)
         summed = F.cross_entropy(logits, places, weights, ignore_index=IGNORE_INDEX, reduction="sum")
-        cross_entropy = summed / valid.sum().clamp_min(1)
+        cross_entropy = mean_over_ranks(summed, valid.sum(), process_group)
 
         one_hot = F.one_hot(places.where(valid, 0), len(self.kept)).permute(0, 3, 1, 2).to(logits)
         one_hot = (one_hot * valid.unsqueeze(1)).index_select(1, self.foreground)
         probability = (logits.softmax(dim=1) * valid.unsqueeze(1)).index_select(1, self.foreground)
-        each = self.dice(probability, one_hot).flatten()
-        occurs = (one_hot.sum(dim=(0, 2, 3)) > 0).to(each)
+        pixels = (0, 2, 3)
+        overlap = whole_loss((probability * one_hot).sum(dim=pixels), process_group)
+        predicted = whole_loss(probability.sum(dim=pixels), process_group)
+        present = sum_over_ranks(one_hot.sum(dim=pixels), process_group)
+        # 2 |A and B| / (|A| + |B|), in the order of operations of MONAI's DiceLoss.
+        mean_size = overlap + (predicted - overlap) * 0.5 + (present - overlap) * 0.5
+        each = 1 - (2 * overlap + _SMOOTH) / (2 * mean_size + _SMOOTH)
+        occurs = (present > 0).to(each)
         dice = (each * occurs).sum() / occurs.sum().clamp_min(1)
         return LossTerms(self.ce_weight * cross_entropy + self.dice_weight * dice, cross_entropy, dice)
 

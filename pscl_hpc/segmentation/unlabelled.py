@@ -1,4 +1,4 @@
-"""The images that semi-supervised fine-tuning learns from without their masks, and the windows cut from them."""
+"""The unlabelled images of semi-supervised fine-tuning, and random windows of them."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from pscl_hpc.archive import IGNORE_INDEX, Archive, ImageRecord
 from pscl_hpc.archive.windows import draw_window, read_window
 from pscl_hpc.config import FinetuneConfig, SemiSupervisedConfig
 from pscl_hpc.errors import UserError
-from pscl_hpc.seeding import numpy_generator
-from pscl_hpc.segmentation.data import Placing, WindowDataset, Windows
+from pscl_hpc.seeding import Slots, numpy_generator
+from pscl_hpc.segmentation.data import Placing, WindowDataset, Windows, rank_slots
 
 
 def select_unlabelled(
     config: FinetuneConfig, settings: SemiSupervisedConfig, archive: Archive, home: str
 ) -> tuple[ImageRecord, ...]:
-    """The images to learn from without masks; those of ``home``, the references' collection, by default.
+    """The images to train on without masks; by default those of ``home``, the collection of the references.
 
-    The references are among them: where they are not annotated they are images like any other.
+    The references are included: their pixels that are not annotated are unlabelled, too.
 
     Raises:
-        UserError: a split that scores the result is named, or one that is not in the archive, or there is no image.
+        UserError: a split for scoring or one that is not in the archive is named, or no image is selected.
     """
     key = "data.splits" if settings.splits is None else "semi_supervised.splits"
     splits = config.data.splits if settings.splits is None else settings.splits
     for split in splits:
         if split.startswith(("val", "test")) or (split and split == config.validation_split):
             raise UserError(
-                f"{key}: '{split}' scores the result, and semi-supervised fine-tuning would learn from its images; "
+                f"{key}: '{split}' is for scoring, but semi-supervised fine-tuning would train on its images; "
                 "name training splits in semi_supervised.splits"
             )
     archive.check_names(splits=splits, key=key)
@@ -45,42 +45,58 @@ def select_unlabelled(
     if not found:
         raise UserError(
             f"semi_supervised: {archive.path} has no image of the datasets {list(datasets)} in the splits "
-            f"{list(splits)}; name others in semi_supervised.datasets or semi_supervised.splits"
+            f"{list(splits)}; set semi_supervised.datasets or semi_supervised.splits"
         )
     return found
 
 
 class MixedWindows(Dataset[Windows]):
-    """Batches by step: the annotated windows, then windows of the other images, in whose targets nothing is annotated.
+    """Batches by step: the annotated windows, then ``count`` unlabelled ones, whose targets are 255 everywhere.
 
-    Each window is a pure function of (seed, step, place in its part of the batch). No mask of an unlabelled image
-    leaves this class.
+    Each window is a function of (seed, step, slot in its part of the batch). Masks of unlabelled images are not used.
+
+    Raises:
+        UserError: ``count`` cannot be divided equally among the ranks of ``annotated``.
     """
 
     def __init__(self, annotated: WindowDataset, unlabelled: Sequence[ImageRecord], count: int) -> None:
         self.annotated = annotated
         self.unlabelled = tuple(unlabelled)
         self.count = count
+        self._own = rank_slots(count, "semi_supervised.batch_size", annotated.rank, annotated.ranks)
+        first = annotated.slots
+        places = (*first.places, *(first.total + slot for slot in self._own))
+        self.slots = Slots(places, first.total + count)
 
     def __len__(self) -> int:
         return len(self.annotated)
 
     def __getitem__(self, step: int) -> Windows:
         first = self.annotated[step]
-        cut = [self._window(step, slot) for slot in range(self.count)]
+        cut = [self._window(step, slot) for slot in self._own]
         images = torch.from_numpy(np.stack([image for image, _ in cut]))
-        nothing = torch.full((self.count, *images.shape[2:]), IGNORE_INDEX, dtype=first.targets.dtype)
+        unknown = torch.full((len(cut), *images.shape[2:]), IGNORE_INDEX, dtype=first.targets.dtype)
         return Windows(
             torch.cat((first.images, images)),
-            torch.cat((first.targets, nothing)),
+            torch.cat((first.targets, unknown)),
             [*first.ids, *(name for _, name in cut)],
+            self.slots,
         )
 
+    def image_ids(self, step: int) -> list[str]:
+        """The images of the batch of all ranks."""
+        return [
+            *self.annotated.image_ids(step),
+            *(self._draw(step, slot)[0].id for slot in range(self.count)),
+        ]
+
+    def _draw(self, step: int, slot: int) -> tuple[ImageRecord, np.random.Generator]:
+        rng = numpy_generator(self.annotated.config.seed, "unlabelled window", step, slot)
+        return self.unlabelled[int(rng.integers(len(self.unlabelled)))], rng
+
     def _window(self, step: int, slot: int) -> tuple[npt.NDArray[np.float32], str]:
-        config = self.annotated.config
-        rng = numpy_generator(config.seed, "unlabelled window", step, slot)
-        record = self.unlabelled[int(rng.integers(len(self.unlabelled)))]
-        placing = Placing.draw(config, rng)
+        record, rng = self._draw(step, slot)
+        placing = Placing.draw(self.annotated.config, rng)
         window = draw_window(record, placing.size, rng)
         image, _ = read_window(
             self.annotated.archive, record, window, placing.size, channels=self.annotated.channels

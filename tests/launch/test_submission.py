@@ -151,13 +151,13 @@ def test_a_pause_between_attempts_is_neither_time_left_nor_a_long_step(
     monkeypatch.setattr("pscl_hpc.runs.metrics.time.time", lambda: next(clock))
     config = make_config(run="runs/a", steps=100)
     with RunFolder.start(config, torch.device("cpu")) as folder:
-        folder.goes_on_from(0)
+        folder.record_first_step(0)
         for step in range(1, 11):
             folder.metrics_log().write(step, {"loss": 1.0})
         assert run_status(folder.path).eta_s == pytest.approx(90 * 10.0)
     folder.update(status="stopped")
     with RunFolder.start(config, torch.device("cpu")) as folder:
-        folder.goes_on_from(10)
+        folder.record_first_step(10)
         folder.metrics_log().write(11, {"loss": 1.0})
         assert run_status(folder.path).eta_s is None
         for step in (12, 13):

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from pscl_hpc.pretraining.task import config_warnings
 
 from pscl_hpc.archive import Archive, Collection, ShardWriter
 from pscl_hpc.errors import UserError
 from pscl_hpc.pretraining import PretrainData, pretrain
-from pscl_hpc.pretraining.notices import notices
 from tests.helpers import CLASSES, micrograph, small_config
 
 
@@ -106,6 +106,6 @@ def test_learning_from_scored_images_is_told(
     ],
 )
 def test_what_is_hardly_meant_is_told(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
-    found = notices(small_config(tmp_path / "a.h5", tmp_path / "run", **changes), ["train"] * 5)
+    found = config_warnings(small_config(tmp_path / "a.h5", tmp_path / "run", **changes), ["train"] * 5)
     assert len(found) == bool(said)
     assert all(said in sentence for sentence in found)
