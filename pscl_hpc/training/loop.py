@@ -153,28 +153,32 @@ class Loop:
         numbers = range(position.step * count, steps * count)
         batches = read_ahead(self.task.dataset, numbers, workers=config.runtime.workers, pin=on_gpu)
         poll = _GPU_POLL_STEPS if on_gpu and ranks.world > 1 else 1
-        show = progress and ranks.first
-        with Progress(config.kind, steps, position.step, unit="step", show=show) as bar:
-            since, images = time.perf_counter(), 0
-            for step in range(position.step + 1, steps + 1):
-                last = step == steps
-                measure = step == 1 or step % config.log.every_steps == 0 or last
-                ranks.beat(step - 1, "reading images")
-                micro_batches = [next(batches) for _ in range(count)]
-                ranks.beat(step - 1, "computing")
-                values = self.step(micro_batches, measure=measure)
-                images += ranks.world * sum(len(batch.ids) for batch in micro_batches)
-                bar.advance(f"loss {values['loss']:.4f}")
-                if measure:
-                    values = ranks.mean(values)
-                    if log is not None:
-                        self._log(log, values, images / max(1e-9, time.perf_counter() - since))
-                    since, images = time.perf_counter(), 0
-                pause = time.perf_counter()
-                self._save_when_due(self._validate(log, last=last), last=last)
-                since += time.perf_counter() - pause
-                if step % poll == 0 and not last:
-                    self._stop_if_requested()
+        bar = Progress(config.kind, steps, position.step, unit="step", show=progress and ranks.first)
+        since, images = time.perf_counter(), 0
+        try:
+            with bar:
+                for step in range(position.step + 1, steps + 1):
+                    last = step == steps
+                    measure = step == 1 or step % config.log.every_steps == 0 or last
+                    ranks.beat(step - 1, "reading images")
+                    micro_batches = [next(batches) for _ in range(count)]
+                    ranks.beat(step - 1, "computing")
+                    values = self.step(micro_batches, measure=measure)
+                    images += ranks.world * sum(len(batch.ids) for batch in micro_batches)
+                    bar.advance(f"loss {values['loss']:.4f}")
+                    if measure:
+                        values = ranks.mean(values)
+                        if log is not None:
+                            self._log(log, values, images / max(1e-9, time.perf_counter() - since))
+                        since, images = time.perf_counter(), 0
+                    pause = time.perf_counter()
+                    self._save_when_due(self._validate(log, last=last), last=last)
+                    since += time.perf_counter() - pause
+                    if step % poll == 0 and not last:
+                        self._stop_if_requested()
+        finally:
+            # Ends the reading processes here: an exception would keep them until the interpreter exits.
+            del batches
 
     def step(self, micro_batches: list[Any], *, measure: bool) -> dict[str, float]:
         """One update from the gradient of the mean loss of the micro-batches.

@@ -1,4 +1,4 @@
-"""Two decoders that teach each other: the loss against an oracle, the data, the run."""
+"""Cross-consistency of two decoders: the loss against an oracle, the data, the run."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_cross_consistency_equals_the_oracle(threshold: float) -> None:
     assert (confident == 0) == (threshold == 1.0)
 
 
-def test_nothing_flows_through_a_pseudo_label() -> None:
+def test_a_pseudo_label_has_no_gradient() -> None:
     first, second = (logits(seed, 2, 3, 4, 5).requires_grad_() for seed in (0, 1))
     cross_consistency(first, second, 0.6).loss.backward()
     # With the labels held fixed the gradient is that of an ordinary cross entropy.
@@ -132,7 +132,7 @@ def test_both_decoders_see_their_own_perturbation(archive_file: Path, tmp_path: 
         build_net(config, 4), select_data(config, archive), config, config.semi_supervised
     )
     images = dataset(config, archive)[0].images
-    first, second = objective.perturbed(images, 4), objective.perturbed(images, 4, "second jitter")
+    first, second = objective.perturbed(images, 4), objective.perturbed(images, 4, purpose="second jitter")
     assert not torch.equal(first, second)
     assert torch.equal(first, objective.perturbed(images, 4))
     assert not torch.equal(first, objective.perturbed(images, 5))
@@ -159,24 +159,24 @@ def test_unlabelled_windows_come_without_their_masks(archive_file: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("changes", "data", "message"),
+    ("changes", "data", "named"),
     [
-        ({"splits": ["train", "val"]}, {}, "semi_supervised.splits: 'val' scores the result"),
-        ({"splits": ["test_ood"]}, {}, "'test_ood' scores the result"),
-        ({}, {"splits": ["train", "test"]}, "data.splits: 'test' scores the result"),
-        ({"splits": [""]}, {}, "has no image of the datasets ['alloy'] in the splits ['']"),
-        ({"splits": ["train", "pol"]}, {}, "is in the splits ['pol']; choose one of: test,"),
-        ({"splits": ["trian", "train"]}, {}, "is in the splits ['trian']; did you mean 'train'?"),
-        ({"splits": ["trian"]}, {}, "semi_supervised.splits: no image of "),
-        ({"datasets": ["aloy"]}, {}, "did you mean 'alloy'"),
+        ({"splits": ["train", "val"]}, {}, ("semi_supervised.splits", "'val'")),
+        ({"splits": ["test_ood"]}, {}, ("semi_supervised.splits", "'test_ood'")),
+        ({}, {"splits": ["train", "test"]}, ("data.splits", "'test'")),
+        ({"splits": [""]}, {}, ("'alloy'", "['']", "semi_supervised.splits")),
+        ({"splits": ["train", "pol"]}, {}, ("semi_supervised.splits", "'pol'")),
+        ({"splits": ["trian", "train"]}, {}, ("'trian'", "'train'")),
+        ({"splits": ["trian"]}, {}, ("semi_supervised.splits", "'trian'")),
+        ({"datasets": ["aloy"]}, {}, ("'alloy'",)),
     ],
 )
 def test_images_that_score_the_result_are_refused(
-    archive_file: Path, tmp_path: Path, changes: dict[str, Any], data: dict[str, Any], message: str
+    archive_file: Path, tmp_path: Path, changes: dict[str, Any], data: dict[str, Any], named: tuple[str, ...]
 ) -> None:
     with pytest.raises(UserError) as caught:
         finetune(semi(archive_file, tmp_path / "run", changes, data={"archive": str(archive_file), **data}))
-    assert message in str(caught.value)
+    assert all(word in str(caught.value) for word in named)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
 
@@ -185,7 +185,7 @@ def test_a_validation_split_of_another_name_is_refused_too(archive_file: Path, t
     config = semi(archive_file, tmp_path / "run", validation_split="held")
     assert config.semi_supervised is not None
     chosen = config.semi_supervised.model_copy(update={"splits": ("train", "held")})
-    with pytest.raises(UserError, match="'held' scores the result"):
+    with pytest.raises(UserError, match="'held'"):
         select_unlabelled(config, chosen, Archive(archive_file), "alloy")
 
 
@@ -238,7 +238,7 @@ def test_every_weight_is_trained_once(archive_file: Path, tmp_path: Path) -> Non
 
 
 def test_a_loss_that_is_not_finite_names_its_parts(archive_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(JobError, match=r"step 2 \(ce .*consistency/loss .*images: alloy/"):
+    with pytest.raises(JobError, match=r"step 2 .*ce=.*consistency/loss=.* alloy/"):
         finetune(semi(archive_file, tmp_path / "run", optimiser={"lr": 1e30}))
 
 
