@@ -59,10 +59,7 @@ class CrossConsistency(Objective):
         group = self.process_group
         own, other = self.loss(logits, targets, group), self.loss(others, targets, group)
         agreement = cross_consistency(
-            logits.index_select(1, self.loss.kept).float(),
-            others.index_select(1, self.loss.kept).float(),
-            self.settings.threshold,
-            group,
+            self.loss.select(logits), self.loss.select(others), self.settings.threshold, group
         )
         weight = consistency_weight(self.settings, step, self.config.schedule.steps)
         return StepLoss(

@@ -81,8 +81,7 @@ class SegmentationLoss(nn.Module):
             targets: (B, h, w) class indices of this rank, 255 where not annotated.
             process_group: The ranks; None for one process.
         """
-        logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-        logits = logits.index_select(1, self.kept)
+        logits = self.select(logits)
         places = self.table[targets.long()]
         valid = places != IGNORE_INDEX
         weights = self.weights.to(logits)
@@ -96,12 +95,19 @@ class SegmentationLoss(nn.Module):
         overlap = whole_loss((probability * one_hot).sum(dim=pixels), process_group)
         predicted = whole_loss(probability.sum(dim=pixels), process_group)
         present = sum_over_ranks(one_hot.sum(dim=pixels), process_group)
-        # 2 |A and B| / (|A| + |B|), in the order of operations of MONAI's DiceLoss.
-        mean_size = overlap + (predicted - overlap) * 0.5 + (present - overlap) * 0.5
-        each = 1 - (2 * overlap + _SMOOTH) / (2 * mean_size + _SMOOTH)
+        # The order of operations is that of MONAI's DiceLoss, also in the backward pass.
+        false_positive, false_negative = predicted - overlap, present - overlap
+        false_positive, false_negative = false_positive * 0.5, false_negative * 0.5
+        numerator = 2 * overlap + _SMOOTH
+        each = 1 - numerator / (2 * (overlap + false_positive + false_negative) + _SMOOTH)
         occurs = (present > 0).to(each)
         dice = (each * occurs).sum() / occurs.sum().clamp_min(1)
         return LossTerms(self.ce_weight * cross_entropy + self.dice_weight * dice, cross_entropy, dice)
+
+    def select(self, logits: Tensor) -> Tensor:
+        """The logits of the classes that are not ignored, in single precision or wider."""
+        logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+        return logits.index_select(1, self.kept)
 
 
 def class_weights(

@@ -35,11 +35,13 @@ def semi(archive: Path, run: Path, changes: dict[str, Any] | None = None, **othe
     return settings(archive, run, semi_supervised={"batch_size": 3, "ramp": 0.0, **(changes or {})}, **others)
 
 
-def dataset(config: FinetuneConfig, archive: Archive) -> MixedWindows:
+def dataset(config: FinetuneConfig, archive: Archive, rank: int = 0, ranks: int = 1) -> MixedWindows:
     data = select_data(config, archive)
     assert config.semi_supervised is not None
     records = select_unlabelled(config, config.semi_supervised, archive, data.collection.name)
-    annotated = WindowDataset(archive, data.references, data.classes, config, channels=1)
+    annotated = WindowDataset(
+        archive, data.references, data.classes, config, channels=1, rank=rank, ranks=ranks
+    )
     return MixedWindows(annotated, records, config.semi_supervised.batch_size)
 
 
