@@ -26,8 +26,7 @@ from pscl_hpc.models import load_trunk
 from pscl_hpc.pretraining.data import PretrainData
 from pscl_hpc.runs import RunFolder, commit, now
 from pscl_hpc.runs.lock import lock_holder
-from pscl_hpc.segmentation.data import rank_slots, select_data
-from pscl_hpc.segmentation.unlabelled import select_unlabelled
+from pscl_hpc.segmentation.data import rank_slots, select_data, select_unlabelled
 
 
 @dataclass(frozen=True)

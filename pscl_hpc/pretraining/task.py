@@ -55,12 +55,10 @@ class PretrainTask(Task[Batch]):
         self.module.process_group = ranks.group
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """See :class:`Task`."""
         rate = scaled_lr(self.config.optimiser, self.config.batch_size)
         return parameter_groups(self.module, rate, self.config.optimiser.weight_decay)
 
     def loss(self, module: nn.Module, batch: Batch, number: int, *, measure: bool) -> StepLoss:
-        """See :class:`Task`."""
         device = self.ranks.device
         views = make_views(batch, self.config, number, device)
         draws = Draws(self.config.seed, number, batch.slots.places, device)
@@ -71,19 +69,15 @@ class PretrainTask(Task[Batch]):
         )
 
     def after_step(self, progress: float) -> None:
-        """See :class:`Task`."""
         self.module.after_step(progress)
 
     def image_ids(self, number: int) -> Sequence[str]:
-        """See :class:`Task`."""
         return self.dataset.ids(number)
 
     def state(self) -> dict[str, Any]:
-        """See :class:`Task`."""
         return {"method": self.module.state_dict()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """See :class:`Task`."""
         self.module.load_state_dict(state["method"])
 
     def export(self, folder: RunFolder, best_step: int, best_score: float | None) -> None:
@@ -94,7 +88,6 @@ class PretrainTask(Task[Batch]):
         inspect_run(self.module, data, folder.path, self.ranks.device)
 
     def warnings(self) -> list[str]:
-        """See :class:`Task`."""
         return config_warnings(self.config, [record.split for record in self.dataset.records])
 
 

@@ -37,35 +37,30 @@ class CheckpointStore:
         self.keep = keep
         self.guard = guard or (lambda: None)
 
-    def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Write ``step-<eight digits>.pt``; delete checkpoints of later steps, and the oldest beyond ``keep``.
+    def save(self, step: int, state: dict[str, Any], *, newest: bool = True, best: bool = False) -> Path:
+        """Write a state.
 
-        Later steps are damaged ones that :meth:`latest` skipped; the run writes them again.
+        Args:
+            step: Step of the state.
+            state: Tensors and plain values.
+            newest: Write ``step-<eight digits>.pt``, to resume from, and delete checkpoints of later steps and the
+                oldest beyond ``keep``. Later steps are damaged ones that :meth:`latest` skipped; the run writes them
+                again.
+            best: Write ``best.pt``.
 
         Raises:
             JobError: it cannot be written; the previous checkpoint is kept.
         """
-        return self.write(step, serialise(step, state))
-
-    def save_best(self, step: int, state: dict[str, Any]) -> Path:
-        """Write ``best.pt``."""
-        return self.write_best(step, serialise(step, state))
-
-    def write(self, step: int, data: memoryview) -> Path:
-        """:meth:`save` of a serialised state."""
-        path = self._path(step)
-        self._write(step, path, data)
-        steps = self.steps()
-        upto = [found for found in steps if found <= step]
-        for found in steps:
-            if found not in upto[-self.keep :]:
+        data, path = serialise(step, state), self._path(step)
+        # The best first: the other one records that it exists.
+        if best:
+            self._write(step, self.folder / BEST, data)
+        if newest:
+            self._write(step, path, data)
+            steps = self.steps()
+            kept = [found for found in steps if found <= step][-self.keep :]
+            for found in set(steps) - set(kept):
                 self._remove(self._path(found))
-        return path
-
-    def write_best(self, step: int, data: memoryview) -> Path:
-        """:meth:`save_best` of a serialised state."""
-        path = self.folder / BEST
-        self._write(step, path, data)
         return path
 
     def steps(self) -> list[int]:
@@ -175,18 +170,13 @@ class BackgroundWriter:
     def save(self, step: int, state: dict[str, Any], *, newest: bool = True, best: bool = False) -> None:
         """Copy ``state`` and begin to write it, after waiting for the previous checkpoint.
 
-        Args:
-            step: Step of the state.
-            state: Tensors and plain values.
-            newest: Write the checkpoint of this step, to resume from.
-            best: Write ``best.pt``.
+        Args: see :meth:`CheckpointStore.save`.
 
         Raises:
             JobError: the previous checkpoint could not be written.
         """
         self.flush()
-        copy = _copy(state)
-        self._pending = self._thread.submit(self._write, step, copy, newest, best)
+        self._pending = self._thread.submit(self._write, step, _copy(state), newest, best)
         if newest:
             self.saved = step
 
@@ -206,12 +196,7 @@ class BackgroundWriter:
 
     def _write(self, step: int, state: dict[str, Any], newest: bool, best: bool) -> None:
         began = time.monotonic()
-        data = serialise(step, state)
-        # The best first: the other one records that it exists.
-        if best:
-            self.store.write_best(step, data)
-        if newest:
-            self.store.write(step, data)
+        self.store.save(step, state, newest=newest, best=best)
         self.seconds = time.monotonic() - began
 
 

@@ -17,8 +17,7 @@ from pscl_hpc.archive import IGNORE_INDEX
 from pscl_hpc.config import FinetuneConfig, SemiSupervisedConfig
 from pscl_hpc.models import BilinearDecoder, SegmentationNet
 from pscl_hpc.seeding import Slots, derive_seed
-from pscl_hpc.segmentation.losses import SegmentationLoss
-from pscl_hpc.segmentation.objective import Objective
+from pscl_hpc.segmentation.losses import Objective, SegmentationLoss
 from pscl_hpc.training import StepLoss, autocast
 from pscl_hpc.training.reduce import whole_loss
 

@@ -1,4 +1,4 @@
-"""The annotated images of a fine-tuning, and random windows of them."""
+"""The annotated and unlabelled images of a fine-tuning, and random windows of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from pscl_hpc.archive import IGNORE_INDEX, Archive, Collection, ImageRecord, Window
 from pscl_hpc.archive.windows import covering_square, draw_window, read_window, restrict
-from pscl_hpc.config import FinetuneConfig
+from pscl_hpc.config import FinetuneConfig, SemiSupervisedConfig
 from pscl_hpc.errors import UserError
 from pscl_hpc.seeding import Slots, numpy_generator
 from pscl_hpc.segmentation.classes import ClassList
@@ -67,6 +67,39 @@ def select_data(config: FinetuneConfig, archive: Archive) -> FinetuneData:
         pixels += found
     validation = _select_validation(config, archive, collection, classes)
     return FinetuneData(collection, classes, references, validation, pixels)
+
+
+def select_unlabelled(
+    config: FinetuneConfig, settings: SemiSupervisedConfig, archive: Archive, home: str
+) -> tuple[ImageRecord, ...]:
+    """The images to train on without masks; by default those of ``home``, the collection of the references.
+
+    The references are included: their pixels that are not annotated are unlabelled, too.
+
+    Raises:
+        UserError: a split for scoring or one that is not in the archive is named, or no image is selected.
+    """
+    key = "data.splits" if settings.splits is None else "semi_supervised.splits"
+    splits = config.data.splits if settings.splits is None else settings.splits
+    for split in splits:
+        if split.startswith(("val", "test")) or (split and split == config.validation_split):
+            raise UserError(
+                f"{key}: '{split}' is for scoring, but semi-supervised fine-tuning would train on its images; "
+                "name training splits in semi_supervised.splits"
+            )
+    archive.check_names(splits=splits, key=key)
+    datasets = (home,) if settings.datasets is None else settings.datasets
+    found = tuple(
+        record
+        for record in archive.select(datasets=datasets, splits=splits)
+        if not (record.specimen and record.specimen in config.data.exclude_specimens)
+    )
+    if not found:
+        raise UserError(
+            f"semi_supervised: {archive.path} has no image of the datasets {list(datasets)} in the splits "
+            f"{list(splits)}; set semi_supervised.datasets or semi_supervised.splits"
+        )
+    return found
 
 
 def class_list(collection: Collection, archive: Archive) -> ClassList:
@@ -205,10 +238,11 @@ def rank_slots(count: int, key: str, rank: int, ranks: int) -> tuple[int, ...]:
 
 
 class WindowDataset(Dataset[Windows]):
-    """Batches by step: random windows of the references, each a function of (seed, step, slot in the batch).
+    """Batches by step: random windows of the references, then, in semi-supervised training, of unlabelled images.
 
-    An image smaller than the window is mirrored at its far edges, with its mask. When only a square of a reference is
-    annotated, windows contain it or, when they are smaller, lie inside it.
+    Each window is a function of (seed, step, slot in its part of the batch). An image smaller than the window is
+    mirrored at its far edges, with its mask. When only a square of a reference is annotated, windows contain it or,
+    when they are smaller, are inside it. Unlabelled windows have targets of 255; masks of their images are not used.
 
     Args:
         archive: Open archive.
@@ -216,6 +250,7 @@ class WindowDataset(Dataset[Windows]):
         classes: Of their collection.
         config: The run.
         channels: Of the windows.
+        unlabelled: Images of the unlabelled windows; needed when ``config.semi_supervised`` is set.
         rank: The rank whose share of each batch is read.
         ranks: Number of ranks among which each batch is divided.
 
@@ -231,16 +266,25 @@ class WindowDataset(Dataset[Windows]):
         config: FinetuneConfig,
         *,
         channels: int,
+        unlabelled: Sequence[ImageRecord] = (),
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
         self.archive = archive
         self.references = tuple(references)
+        self.unlabelled = tuple(unlabelled)
         self.classes = classes
         self.config = config
         self.channels = channels
-        self.rank, self.ranks = rank, ranks
-        self.slots = Slots(rank_slots(config.batch_size, "batch_size", rank, ranks), config.batch_size)
+        annotated, mixed = (
+            config.batch_size,
+            config.semi_supervised.batch_size if config.semi_supervised else 0,
+        )
+        places = [
+            *rank_slots(annotated, "batch_size", rank, ranks),
+            *(annotated + slot for slot in rank_slots(mixed, "semi_supervised.batch_size", rank, ranks)),
+        ]
+        self.slots = Slots(tuple(places), annotated + mixed)
         self.regions = {
             record.id: annotated_region(archive, record, classes, config) for record in self.references
         }
@@ -259,20 +303,24 @@ class WindowDataset(Dataset[Windows]):
         return [self._draw(step, slot)[0].id for slot in range(self.slots.total)]
 
     def _draw(self, step: int, slot: int) -> tuple[ImageRecord, np.random.Generator]:
-        """The image of a slot, and the generator of all that follows."""
-        rng = numpy_generator(self.config.seed, "window", step, slot)
-        return self.references[int(rng.integers(len(self.references)))], rng
+        """The image in a slot, and the generator for all further draws."""
+        purpose, images, first = "window", self.references, 0
+        if slot >= self.config.batch_size:
+            purpose, images, first = "unlabelled window", self.unlabelled, self.config.batch_size
+        rng = numpy_generator(self.config.seed, purpose, step, slot - first)
+        return images[int(rng.integers(len(images)))], rng
 
     def _window(self, step: int, slot: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], str]:
         record, rng = self._draw(step, slot)
         placing = Placing.draw(self.config, rng)
-        for _ in range(_TRIES):
-            region = self.regions[record.id]
+        annotated = slot < self.config.batch_size
+        region = self.regions[record.id] if annotated else None
+        for _ in range(_TRIES if annotated else 1):
             window = draw_window(record, placing.size, rng, region)
             image, mask = read_window(
                 self.archive, record, window, placing.size, channels=self.channels, region=region
             )
-            target = self.classes.without_ignored(mask)
+            target = self.classes.without_ignored(mask) if annotated else np.full_like(mask, IGNORE_INDEX)
             if (target != IGNORE_INDEX).any():
                 break
         return placing.apply(image), placing.apply(target), record.id

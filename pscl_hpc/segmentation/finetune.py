@@ -15,14 +15,12 @@ from pscl_hpc.models import MODEL_FILE, ModelCard, SegmentationNet, UNet, load_t
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.seeding import derive_seed
 from pscl_hpc.segmentation.cross_consistency import CrossConsistency
-from pscl_hpc.segmentation.data import FinetuneData, WindowDataset, Windows, select_data
+from pscl_hpc.segmentation.data import FinetuneData, WindowDataset, Windows, select_data, select_unlabelled
 from pscl_hpc.segmentation.inference import Predictor
-from pscl_hpc.segmentation.losses import SegmentationLoss, class_weights
+from pscl_hpc.segmentation.losses import Objective, SegmentationLoss, Supervised, class_weights
 from pscl_hpc.segmentation.metrics import ConfusionMatrix, Scores
-from pscl_hpc.segmentation.objective import Objective, Supervised
 from pscl_hpc.segmentation.packing import ENTRY, packing_record
-from pscl_hpc.segmentation.unlabelled import MixedWindows, select_unlabelled
-from pscl_hpc.training import Ranks, StepLoss, Task, Validation, parameter_groups, scaled_lr, train
+from pscl_hpc.training import Ranks, StepLoss, Task, parameter_groups, scaled_lr, train
 from pscl_hpc.training.reduce import sum_over_ranks
 
 
@@ -54,56 +52,46 @@ class FinetuneTask(Task[Windows]):
             select_unlabelled(config, settings, archive, home) if settings else ()
         )
         self.net = build_net(config, self.data.classes.count)
-        self.dataset: WindowDataset | MixedWindows = WindowDataset(
+        self.dataset: WindowDataset = WindowDataset(
             archive,
             self.data.references,
             self.data.classes,
             config,
             channels=self.net.trunk.config.in_channels,
+            unlabelled=self.unlabelled,
             rank=ranks.rank,
             ranks=ranks.world,
         )
-        if settings:
-            self.dataset = MixedWindows(self.dataset, self.unlabelled, settings.batch_size)
         self.module: Objective = build_objective(self.net, self.data, config, settings).to(ranks.device)
         self.module.process_group = ranks.group
         self.predictor = Predictor(self.net, self.data.classes, ranks.device, runtime=config.runtime)
         self.validate_every = config.validate_every if self.data.validation else 0
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """See :class:`Task`."""
         return optimiser_groups(self.net, self.config, self.module.extra)
 
     def loss(self, module: nn.Module, batch: Windows, number: int, *, measure: bool) -> StepLoss:
-        """See :class:`Task`."""
         images = batch.images.to(self.ranks.device, non_blocking=True)
         targets = batch.targets.to(self.ranks.device, non_blocking=True)
         found: StepLoss = module(number, images, targets, batch.slots)
         return found
 
-    def validate(self, step: int) -> Validation:
-        """Scores of the validation images, which the ranks share out."""
+    def validate(self, step: int) -> tuple[float | None, dict[str, Any]]:
         scores = score_images(self.predictor, self.archive, self.data.validation, self.ranks, step)
-        return Validation(
-            scores.mean_dice,
-            {
-                "val/mean_dice": scores.mean_dice,
-                **{f"val/dice/{name}": value for name, value in scores.dice.items()},
-                "val/mean_iou": scores.mean_iou,
-                "val/pixel_accuracy": scores.pixel_accuracy,
-            },
-        )
+        return scores.mean_dice, {
+            "val/mean_dice": scores.mean_dice,
+            **{f"val/dice/{name}": value for name, value in scores.dice.items()},
+            "val/mean_iou": scores.mean_iou,
+            "val/pixel_accuracy": scores.pixel_accuracy,
+        }
 
     def image_ids(self, number: int) -> Sequence[str]:
-        """See :class:`Task`."""
         return self.dataset.image_ids(number)
 
     def state(self) -> dict[str, Any]:
-        """See :class:`Task`."""
         return {"model": self.net.state_dict(), "extra": self.module.extra.state_dict()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """See :class:`Task`."""
         self.net.load_state_dict(state["model"])
         self.module.extra.load_state_dict(state["extra"])
 
@@ -166,7 +154,7 @@ def score_images(
 ) -> Scores:
     """Predict annotated images and score them together; each rank predicts its share of them."""
     matrix = ConfusionMatrix(predictor.classes)
-    # All ranks report equally often, the last ones perhaps without an image: who reports less seems to hang.
+    # All ranks send equally many heartbeats, even those that have no image left: a rank with fewer seems to hang.
     for first in range(0, len(images), ranks.world):
         ranks.beat(step, "validating")
         for record in images[first + ranks.rank : first + ranks.rank + 1]:

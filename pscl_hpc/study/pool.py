@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pscl_hpc.archive import Archive, ImageRecord
 from pscl_hpc.config import FinetuneConfig, PretrainConfig, ReferencedMethod
 from pscl_hpc.errors import UserError
-from pscl_hpc.segmentation.unlabelled import select_unlabelled
+from pscl_hpc.segmentation.data import select_unlabelled
 
 HELD_OUT = ("test", "val")
 """Splits whose names begin so choose checkpoints or score; nothing is ever learnt from them."""

@@ -20,7 +20,7 @@ from pscl_hpc.training.stopping import (
     stop_on_signals,
     stop_reason,
 )
-from pscl_hpc.training.task import StepLoss, Task, Validation
+from pscl_hpc.training.task import StepLoss, Task
 
 __all__ = [
     "Loop",
@@ -29,7 +29,6 @@ __all__ = [
     "StepLoss",
     "StopRequested",
     "Task",
-    "Validation",
     "autocast",
     "build_optimiser",
     "checkpoint_blocks",

@@ -98,7 +98,7 @@ class Loop:
         self.optimiser = build_optimiser(task.parameter_groups(), self.config.optimiser)
         self.position = Position()
         # Rank 0 alone looks for the checkpoint: on a shared file system other ranks may see an older state.
-        found = ranks.broadcast(folder.checkpoints.latest() if ranks.first else None)
+        found = ranks.from_first(folder.checkpoints.latest)
         if found is not None:
             self._load_state(deserialise(found))
         runtime = self.config.runtime
@@ -244,10 +244,10 @@ class Loop:
         if not every or (step % every and not last):
             return None
         self.ranks.beat(step, "validating")
-        found = self.task.validate(step)
+        score, values = self.task.validate(step)
         if log is not None:
-            log.write(step, found.values)
-        return found.score
+            log.write(step, values)
+        return score
 
     def _save_when_due(self, score: float | None, *, last: bool) -> None:
         position, every = self.position, self.config.checkpoint

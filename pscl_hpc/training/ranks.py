@@ -104,7 +104,6 @@ class Ranks:
         self.group: dist.ProcessGroup | None = None
         """Process group for tensors on the CPU and on the device. None for one process."""
         self.heartbeat: Heartbeat | None = None
-        self._store: Store | None = None
         self._ended = False
 
     @classmethod
@@ -134,7 +133,7 @@ class Ranks:
                 raise JobError(self.heartbeat.verdict)
 
     def from_first(self, make: Callable[[], Any]) -> Any:
-        """A JSON value computed by rank 0, on every rank. When rank 0 fails, the others exit without a message."""
+        """A value computed by rank 0, on every rank. When rank 0 fails, the others exit without a message."""
         if self.group is None:
             return make()
         error: UserError | JobError | None = None
@@ -144,61 +143,41 @@ class Ranks:
                 answer = {"value": make()}
             except (UserError, JobError) as problem:
                 error, answer = problem, {"code": exit_code(problem)}
-        answer = json.loads(self.broadcast(json.dumps(answer).encode()) or b"")
-        if "value" in answer:
-            return answer["value"]
+        answers = [answer]
+        dist.broadcast_object_list(answers, 0, group=self.group)
+        if "value" in answers[0]:
+            return answers[0]["value"]
         self._ended = True
         if error is not None:
             raise error
-        raise SystemExit(answer["code"])
-
-    def broadcast(self, data: bytes | None) -> bytes | None:
-        """Rank 0's bytes, or None, on every rank; ``data`` of the others is ignored."""
-        if self.group is None:
-            return data
-        size = torch.tensor([-1 if data is None else len(data)])
-        dist.broadcast(size, 0, group=self.group)
-        if int(size) <= 0:
-            return None if int(size) < 0 else b""
-        buffer = torch.empty(int(size), dtype=torch.uint8)
-        if self.first and data is not None:
-            buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        dist.broadcast(buffer, 0, group=self.group)
-        return buffer.numpy().tobytes()
+        raise SystemExit(answers[0]["code"])
 
     def agree_to_stop(self, reason: str | None) -> str | None:
         """A rank's reason to stop, the same on every rank; all ranks call it at the same step."""
         if self.group is None:
             return reason
-        assert self._store is not None
-        if reason is not None:
-            self._store.set("stop", reason)
-        asked = torch.tensor([int(reason is not None)])
-        dist.all_reduce(asked, dist.ReduceOp.MAX, group=self.group)
-        return self._store.get("stop").decode() if int(asked) else None
+        requests = torch.tensor([int(reason is not None)])
+        dist.all_reduce(requests, group=self.group)
+        return next(filter(None, self._gather(reason))) if int(requests) else None
 
     def mean(self, values: dict[str, float]) -> dict[str, float]:
         """Mean of each value over the ranks that have it; NaN counts as not having it."""
         if self.group is None:
             return values
-        parts = [json.loads(data) for data in self._gather(json.dumps(values).encode())]
+        gathered = self._gather(values)
         means: dict[str, float] = {}
-        for key in dict.fromkeys(key for part in parts for key in part):
-            found = [part[key] for part in parts if not math.isnan(part.get(key, math.nan))]
+        for key in dict.fromkeys(key for each in gathered for key in each):
+            found = [each[key] for each in gathered if not math.isnan(each.get(key, math.nan))]
             # The mean of equal values is exactly that value.
             same = len(set(found)) == 1
             means[key] = math.nan if not found else found[0] if same else sum(found) / len(found)
         return means
 
-    def _gather(self, data: bytes) -> list[bytes]:
-        """Every rank's bytes, in rank order."""
-        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
-        dist.all_gather(sizes, torch.tensor([len(data)]), group=self.group)
-        longest = max(int(size) for size in sizes)
-        own = torch.frombuffer(bytearray(data.ljust(longest)), dtype=torch.uint8)
-        parts = [torch.empty_like(own) for _ in sizes]
-        dist.all_gather(parts, own, group=self.group)
-        return [part.numpy().tobytes()[: int(size)] for part, size in zip(parts, sizes, strict=True)]
+    def _gather(self, value: Any) -> list[Any]:
+        """Every rank's value, in rank order."""
+        values = [None] * self.world
+        dist.all_gather_object(values, value, group=self.group)
+        return values
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -265,7 +244,6 @@ def join_ranks(runtime: RuntimeConfig) -> Iterator[Ranks]:
     if shared:
         raise UserError(f"{shared}; start one rank per GPU")
     ranks = Ranks(place, device, nodes)
-    ranks._store = store
     ranks.heartbeat = Heartbeat(
         _connect_again(store), place.rank, nodes, runtime.collective_timeout_s, runtime.init_timeout_s
     )

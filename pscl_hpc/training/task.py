@@ -26,15 +26,6 @@ class StepLoss(NamedTuple):
     terms: dict[str, Tensor]
 
 
-class Validation(NamedTuple):
-    """Result of a validation."""
-
-    score: float | None
-    """Decides which weights are kept: the higher, the better. None when it is not defined."""
-    values: Mapping[str, Any]
-    """For the log."""
-
-
 class Task(ABC, Generic[BatchT]):
     """Base of all tasks. The constructor checks all input and writes nothing.
 
@@ -103,8 +94,13 @@ class Task(ABC, Generic[BatchT]):
         """Called after each optimiser step; ``progress`` rises from 0 to 1 over the run."""
         return
 
-    def validate(self, step: int) -> Validation:
-        """Score the weights after ``step``; called by all ranks."""
+    def validate(self, step: int) -> tuple[float | None, dict[str, Any]]:
+        """Score the weights after ``step``; called by all ranks.
+
+        Returns:
+            The score that decides which weights are kept, higher is better, None when it is not defined; and values
+            for the log.
+        """
         raise NotImplementedError
 
     def warnings(self) -> Sequence[str]:

@@ -40,7 +40,7 @@ def _orphan(config: PretrainConfig, environment: dict[str, str], pipe: Connectio
             lambda: log.write(2, {"loss": 2.0}),
             lambda: log.rewind(0),
             lambda: folder.checkpoints.save(2, {"x": torch.ones(1)}),
-            lambda: folder.checkpoints.save_best(2, {"x": torch.ones(1)}),
+            lambda: folder.checkpoints.save(2, {"x": torch.ones(1)}, newest=False, best=True),
             lambda: folder.update(status="nonsense"),
             folder.check_owner,
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import io
 import json
 import multiprocessing
 import pickle
@@ -22,7 +21,6 @@ from pscl_hpc.config import PretrainConfig, load_config
 from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.runs import CheckpointStore, MetricsLog, RunFolder, read_metrics, write_text
 from pscl_hpc.runs.attempts import Attempt
-from pscl_hpc.runs.checkpoint import serialise
 from pscl_hpc.runs.lock import LOCK_FILE
 from tests.helpers import small_config
 
@@ -214,7 +212,7 @@ def test_checkpoints_keep_the_newest(tmp_path: Path) -> None:
     assert store.load_latest() is None
     for step in (10, 20, 30):
         store.save(step, {"weight": torch.full((3,), float(step))})
-    store.save_best(20, {"weight": torch.zeros(1)})
+    store.save(20, {"weight": torch.zeros(1)}, newest=False, best=True)
     assert store.steps() == [20, 30]
     latest, best = store.load_latest(), store.load_best()
     assert latest is not None
@@ -305,10 +303,8 @@ def test_code_in_a_checkpoint_is_never_run(
     tmp_path: Path, load: Callable[[CheckpointStore], dict[str, Any] | None]
 ) -> None:
     store, sprung = CheckpointStore(tmp_path / "c"), tmp_path / "sprung"
-    data = serialise(1, {"x": Trap(sprung)})
-    store.write(1, data)
-    store.write_best(1, data)
-    torch.load(io.BytesIO(data), weights_only=False)
+    file = store.save(1, {"x": Trap(sprung)}, best=True)
+    torch.load(file, weights_only=False)
     assert sprung.exists(), "the trap works"
     sprung.unlink()
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):

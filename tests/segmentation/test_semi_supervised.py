@@ -23,9 +23,8 @@ from pscl_hpc.segmentation.cross_consistency import (
     cross_consistency,
     pseudo_labels,
 )
-from pscl_hpc.segmentation.data import WindowDataset, select_data
+from pscl_hpc.segmentation.data import WindowDataset, select_data, select_unlabelled
 from pscl_hpc.segmentation.finetune import build_net, build_objective, optimiser_groups
-from pscl_hpc.segmentation.unlabelled import MixedWindows, select_unlabelled
 
 from .helpers import SCRATCH, settings
 from .test_finetune import metrics
@@ -35,14 +34,20 @@ def semi(archive: Path, run: Path, changes: dict[str, Any] | None = None, **othe
     return settings(archive, run, semi_supervised={"batch_size": 3, "ramp": 0.0, **(changes or {})}, **others)
 
 
-def dataset(config: FinetuneConfig, archive: Archive, rank: int = 0, ranks: int = 1) -> MixedWindows:
+def dataset(config: FinetuneConfig, archive: Archive, rank: int = 0, ranks: int = 1) -> WindowDataset:
     data = select_data(config, archive)
     assert config.semi_supervised is not None
     records = select_unlabelled(config, config.semi_supervised, archive, data.collection.name)
-    annotated = WindowDataset(
-        archive, data.references, data.classes, config, channels=1, rank=rank, ranks=ranks
+    return WindowDataset(
+        archive,
+        data.references,
+        data.classes,
+        config,
+        channels=1,
+        unlabelled=records,
+        rank=rank,
+        ranks=ranks,
     )
-    return MixedWindows(annotated, records, config.semi_supervised.batch_size)
 
 
 def logits(seed: int, *shape: int, scale: float = 4.0) -> torch.Tensor:
@@ -144,9 +149,8 @@ def test_unlabelled_windows_come_without_their_masks(archive_file: Path, tmp_pat
     archive = Archive(archive_file)
     config = semi(archive_file, tmp_path / "run", {"batch_size": 6})
     mixed = dataset(config, archive)
-    plain = WindowDataset(
-        archive, select_data(config, archive).references, mixed.annotated.classes, config, channels=1
-    )
+    supervised = config.model_copy(update={"semi_supervised": None})
+    plain = WindowDataset(archive, mixed.references, mixed.classes, supervised, channels=1)
     ids = set()
     for step in range(6):
         batch, again = mixed[step], dataset(config, archive)[step]
