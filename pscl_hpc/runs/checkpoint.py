@@ -44,14 +44,14 @@ class CheckpointStore:
             step: Step of the state.
             state: Tensors and plain values.
             newest: Write ``step-<eight digits>.pt``, to resume from, and delete checkpoints of later steps and the
-                oldest beyond ``keep``. Later steps are damaged ones that :meth:`latest` skipped; the run writes them
+                oldest beyond ``keep``. Later steps are damaged ones that :meth:`load_latest` skipped; the run writes them
                 again.
             best: Write ``best.pt``.
 
         Raises:
             JobError: it cannot be written; the previous checkpoint is kept.
         """
-        data, path = serialise(step, state), self._path(step)
+        data, path = _serialise(step, state), self._path(step)
         # The best first: the other one records that it exists.
         if best:
             self._write(step, self.folder / BEST, data)
@@ -70,8 +70,8 @@ class CheckpointStore:
         matches = (_NAME.match(path.name) for path in self.folder.iterdir())
         return sorted(int(match.group(1)) for match in matches if match)
 
-    def latest(self) -> bytes | None:
-        """File content of the newest intact checkpoint; None when there is no checkpoint.
+    def load_latest(self) -> dict[str, Any] | None:
+        """The newest intact checkpoint; None when there is no checkpoint.
 
         Damaged ones are skipped with a warning on standard error.
 
@@ -88,18 +88,13 @@ class CheckpointStore:
                 continue
             for problem in damaged:
                 print(f"warning: {problem}; using the checkpoint before it", file=sys.stderr, flush=True)
-            return data
+            return _deserialise(data)
         if damaged:
             raise UserError(
                 f"{damaged[0]}, and no other checkpoint is intact; restore one from a copy, or delete the folder "
                 f"{self.folder} to start from the beginning"
             )
         return None
-
-    def load_latest(self) -> dict[str, Any] | None:
-        """The newest intact checkpoint, or None; see :meth:`latest`."""
-        data = self.latest()
-        return None if data is None else deserialise(data)
 
     def load_best(self) -> dict[str, Any] | None:
         """``best.pt``, or None when there is none.
@@ -112,7 +107,7 @@ class CheckpointStore:
         if not path.is_file():
             return None
         try:
-            return deserialise(self._read(path))
+            return _deserialise(self._read(path))
         except UserError as error:
             raise UserError(f"{error}; restore it from a copy, or start a new run with run=...") from None
 
@@ -200,7 +195,7 @@ class BackgroundWriter:
         self.seconds = time.monotonic() - began
 
 
-def serialise(step: int, state: dict[str, Any]) -> memoryview:
+def _serialise(step: int, state: dict[str, Any]) -> memoryview:
     """A state as the content of a checkpoint file."""
     buffer = io.BytesIO()
     import torch
@@ -209,7 +204,7 @@ def serialise(step: int, state: dict[str, Any]) -> memoryview:
     return buffer.getbuffer()
 
 
-def deserialise(data: bytes) -> dict[str, Any]:
+def _deserialise(data: bytes) -> dict[str, Any]:
     """The state in a checkpoint file's content, on the CPU."""
     import torch
 

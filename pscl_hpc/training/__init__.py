@@ -1,11 +1,9 @@
 """Training: the loop and its tasks, ranks, device, precision, optimiser, learning rate, stopping."""
 
-from pscl_hpc.training.batchnorm import synchronise_batchnorm
 from pscl_hpc.training.device import autocast, setup_device
 from pscl_hpc.training.loop import Loop, train
 from pscl_hpc.training.optimiser import (
     build_optimiser,
-    gradient_norm,
     lr_factor,
     parameter_groups,
     scaled_lr,
@@ -33,7 +31,6 @@ __all__ = [
     "build_optimiser",
     "checkpoint_blocks",
     "clear_stop",
-    "gradient_norm",
     "join_ranks",
     "lr_factor",
     "parameter_groups",
@@ -44,6 +41,5 @@ __all__ = [
     "setup_device",
     "stop_on_signals",
     "stop_reason",
-    "synchronise_batchnorm",
     "train",
 ]

@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch.distributed import Store  # type: ignore[attr-defined]
@@ -57,8 +57,6 @@ class Heartbeat:
     def __init__(
         self, store: Store, rank: int, nodes: Sequence[str], timeout_s: float, first_timeout_s: float
     ) -> None:
-        self.on_verdict: Callable[[str], None] = lambda text: None
-        """Called before the process is ended by a thread of the heartbeat."""
         self.verdict = ""
         """Why the training cannot continue; empty while it can."""
         self._store = store
@@ -149,7 +147,6 @@ class Heartbeat:
                 self._decide(self._findings())
             elif not self._stop.wait(_GRACE_S):
                 print(f"error: {self.verdict}", file=sys.stderr, flush=True)
-                self.on_verdict(self.verdict)
                 os._exit(EXIT_FAILED)
 
     def _findings(self) -> str:

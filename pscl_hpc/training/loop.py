@@ -17,7 +17,7 @@ from pscl_hpc.archive import Archive
 from pscl_hpc.config import Config
 from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.progress import Progress
-from pscl_hpc.runs import BackgroundWriter, MetricsLog, RunFolder, deserialise
+from pscl_hpc.runs import BackgroundWriter, MetricsLog, RunFolder
 from pscl_hpc.training.batchnorm import synchronise_batchnorm
 from pscl_hpc.training.device import peak_memory_mb
 from pscl_hpc.training.loader import read_ahead
@@ -98,9 +98,11 @@ class Loop:
         self.optimiser = build_optimiser(task.parameter_groups(), self.config.optimiser)
         self.position = Position()
         # Rank 0 alone looks for the checkpoint: on a shared file system other ranks may see an older state.
-        found = ranks.from_first(folder.checkpoints.latest)
-        if found is not None:
-            self._load_state(deserialise(found))
+        state = ranks.from_first(folder.checkpoints.load_latest)
+        if state is not None:
+            task.load_state(state)
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.position = Position(**{field.name: state[field.name] for field in fields(Position)})
         runtime = self.config.runtime
         if runtime.activation_checkpointing:
             checkpoint_blocks(task.module)
@@ -226,11 +228,6 @@ class Loop:
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
         return {**self.task.state(), "optimiser": self.optimiser.state_dict(), **asdict(self.position)}
-
-    def _load_state(self, state: dict[str, Any]) -> None:
-        self.task.load_state(state)
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.position = Position(**{field.name: state[field.name] for field in fields(Position)})
 
     def _gradients(self, *, reduce: bool) -> AbstractContextManager[None]:
         """Around a forward and backward pass: the last one of a step sums the gradients of all over the ranks."""

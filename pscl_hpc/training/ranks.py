@@ -244,8 +244,10 @@ def join_ranks(runtime: RuntimeConfig) -> Iterator[Ranks]:
     if shared:
         raise UserError(f"{shared}; start one rank per GPU")
     ranks = Ranks(place, device, nodes)
+    # With a second connection: one that waits for an answer blocks all threads that share it.
+    connection = store.clone()  # type: ignore[attr-defined]
     ranks.heartbeat = Heartbeat(
-        _connect_again(store), place.rank, nodes, runtime.collective_timeout_s, runtime.init_timeout_s
+        connection, place.rank, nodes, runtime.collective_timeout_s, runtime.init_timeout_s
     )
     try:
         ranks.group = _make_group(store, place, device, runtime)
@@ -283,12 +285,6 @@ def _open_store(place: Place, device: torch.device, runtime: RuntimeConfig) -> S
         gpu = str(torch.cuda.get_device_properties(device).uuid)
     store.set(f"here/{place.rank}", json.dumps([place.node, gpu]))
     return store
-
-
-def _connect_again(store: Store) -> Store:
-    """A second connection: a connection that waits for an answer blocks all threads that share it."""
-    twin: Store = store.clone()  # type: ignore[attr-defined]
-    return twin
 
 
 def _list_nodes(store: Store, place: Place) -> tuple[tuple[str, ...], str]:
