@@ -203,18 +203,19 @@ class Ranks:
             self._end(error, self.heartbeat)
 
     def _end(self, error: BaseException, heartbeat: Heartbeat) -> NoReturn:
-        told = heartbeat.verdict if isinstance(error, JobError) else ""
+        verdict = heartbeat.verdict if isinstance(error, JobError) else ""
         if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
-            told = heartbeat.explain()
-        if told:
+            # A failed collective operation, perhaps because another rank ended.
+            verdict = heartbeat.explain()
+        if verdict:
             # Rank 0 reports it, unless it is the lost one.
-            if not self.first and not told.startswith(f"{NO_HEARTBEAT} rank 0 "):
+            if not self.first and not verdict.startswith(f"{NO_HEARTBEAT} rank 0 "):
                 raise SystemExit(EXIT_FAILED) from error
-            raise JobError(told) from error
-        plain = isinstance(error, UserError | JobError)
+            raise JobError(verdict) from error
+        expected = isinstance(error, UserError | JobError)
         lines = str(error).strip().splitlines() or ["no message"]
-        said = heartbeat.fail(lines[0] if plain else f"{type(error).__name__}: {lines[0]}")
-        if not self.first and not said:
+        only_here = heartbeat.fail(lines[0] if expected else f"{type(error).__name__}: {lines[0]}")
+        if not self.first and not only_here:
             raise SystemExit(exit_code(error)) from error
         raise error
 
