@@ -186,7 +186,7 @@ def test_what_a_study_chooses_itself_can_be_learnt_from(
             {"datasets": [{"name": "alloy", "references": {"count": 3}}]},
             "2 .* so 3 references cannot be drawn",
         ),
-        ({"datasets": [{"name": "alloy", "references": ["alloy/t1"]}]}, "no pixel of alloy/t1 is annotated"),
+        ({"datasets": [{"name": "alloy", "references": ["alloy/t1"]}]}, "alloy/t1 has no pixel"),
     ],
 )
 def test_images_without_anything_to_learn_do_not_count_and_are_refused_by_name(
