@@ -118,7 +118,7 @@ def assert_identical(a: Any, b: Any) -> None:
 
 def test_a_frozen_rank_is_named_in_bounded_time(archive: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    runtime = {"threads": 1, "collective_timeout_s": 5}
+    runtime = {"threads": 1, "collective_timeout_s": 10}
     ranks = start_ranks(
         2, command(archive, run, runtime=runtime, schedule={"steps": 100_000}, method={"name": "simclr"})
     )
