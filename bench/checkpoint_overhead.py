@@ -21,10 +21,10 @@ from bench.chaos import write_archive
 from bench.record import record
 from pscl_hpc.archive import Archive
 from pscl_hpc.config import CheckpointConfig, resolve_config
-from pscl_hpc.pretraining import PretrainData, Trainer
+from pscl_hpc.pretraining import PretrainTask
 from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.runs import BackgroundWriter, CheckpointStore, RunFolder
-from pscl_hpc.training import Ranks, setup_device
+from pscl_hpc.training import Loop, Ranks, setup_device
 
 
 def main() -> None:
@@ -70,23 +70,22 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, object]:
     assert isinstance(config, PretrainConfig)
     device = setup_device(config.runtime)
     with Archive(folder / "archive.h5") as archive:
-        data = PretrainData(archive, config)
-        trainer = Trainer(
-            config, data, RunFolder.follow(folder / "run", config, done=False), Ranks.alone(device)
-        )
+        ranks = Ranks.alone(device)
+        task = PretrainTask(config, archive, ranks)
+        loop = Loop(task, RunFolder.follow(folder / "run", config, done=False), ranks)
         store = CheckpointStore(folder / "checkpoints")
         writer = BackgroundWriter(store)
-        parts = [data[0]]
+        batches = [task.dataset[0]]
         handed: list[float] = []
 
         def block(*, saving: bool) -> float:
             _wait(device)
             began = time.perf_counter()
             for step in range(1, options.steps + 1):
-                trainer.step(parts, measure=False)
+                loop.step(batches, measure=False)
                 if saving and step % options.every == 0:
                     before = time.perf_counter()
-                    writer.save(trainer.at.step, trainer.state())
+                    writer.save(loop.position.step, loop.state())
                     handed.append(time.perf_counter() - before)
             _wait(device)
             return time.perf_counter() - began

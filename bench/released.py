@@ -22,10 +22,10 @@ from torch.nn import functional as F
 
 from pscl_hpc.archive import Collection
 from pscl_hpc.archive.synthesis import synthesise
-from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.config import ViewConfig, resolve_config
-from pscl_hpc.methods.pscl_simclr import PsclSimclr
 from pscl_hpc.methods import Setting, Views, build_method
+from pscl_hpc.methods.pscl_simclr import PsclSimclr
+from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.seeding import Draws
 from pscl_hpc.views import ViewGeometry, draw_geometry, warp
 from pscl_hpc.views.geometry import crop_on_grid

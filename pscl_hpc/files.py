@@ -1,4 +1,4 @@
-"""Writing files so that a crash leaves the old or the new one, never a torn one."""
+"""Writing files so that a crash leaves the old or the new file, never a partial one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from pscl_hpc.errors import JobError
 
 @contextmanager
 def writing(path: Path, what: str = "it") -> Iterator[None]:
-    """Around writing ``path``, or ``what`` of it: a full disk is one sentence.
+    """Around writing ``path``: turns an OSError, for example of a full disk, into a one-line error.
+
+    Args:
+        path: For the message.
+        what: What is written, for the message.
 
     Raises:
         JobError: for an OSError.
@@ -24,8 +28,8 @@ def writing(path: Path, what: str = "it") -> Iterator[None]:
         yield
     except OSError as error:
         raise JobError(
-            f"{path}: {what} could not be written ({error.strerror or error}); make room there and start the run "
-            "again with the same command"
+            f"{path}: {what} could not be written ({error.strerror or error}); free disk space there and run the same "
+            "command again"
         ) from error
 
 
@@ -59,7 +63,7 @@ def move_file(source: Path, target: Path) -> None:
 
 
 def create_text(path: Path, text: str) -> bool:
-    """Make ``path`` with a UTF-8 text, whole or not at all; False, and nothing is changed, where it exists."""
+    """Create ``path`` with a UTF-8 text, atomically. False, and no change, when it exists."""
     temporary = _beside(path)
     try:
         _write_text(temporary, text)
@@ -70,15 +74,15 @@ def create_text(path: Path, text: str) -> bool:
         except FileExistsError:
             return False
         except OSError:
-            # A file system without hard links; a crash can leave a torn file here.
-            return _create_at_once(path, text)
+            # A file system without hard links; a crash here can leave a partial file.
+            return _create_directly(path, text)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
     return True
 
 
-def _create_at_once(path: Path, text: str) -> bool:
+def _create_directly(path: Path, text: str) -> bool:
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
@@ -93,7 +97,7 @@ def _create_at_once(path: Path, text: str) -> bool:
 
 
 def _beside(path: Path) -> Path:
-    """A temporary file that no other process, on this or another machine, uses."""
+    """A temporary file that no other process on this or another machine uses."""
     return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
 
 

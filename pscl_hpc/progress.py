@@ -1,4 +1,4 @@
-"""Progress bars with rate and time left; silent where the output is no terminal."""
+"""Progress bars with rate and time left; not shown when standard error is not a terminal."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Progress:
         self._bar.stop()
 
     def advance(self, note: str = "") -> None:
-        """One unit done; ``note`` is shown at the end of the line."""
+        """Count one unit as done; ``note`` is shown at the end of the line."""
         speed = self._bar.tasks[0].speed
         rate = (
             ""

@@ -1,7 +1,7 @@
 """Random numbers as pure functions of (seed, purpose, step, ...): nothing to save, nothing to restore.
 
-Every draw of a run comes from a generator keyed by what it is for, so a run that was killed and resumed, or
-whose readers are spread over other processes, draws the same numbers.
+Every draw of a run comes from a generator keyed by its purpose, so a resumed run, or one with any number of reading
+processes, draws the same numbers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 
 def derive_seed(seed: int, *key: int | str) -> int:
-    """A 63-bit seed from a run's seed and a key; texts count by their CRC-32."""
+    """A 63-bit seed from a run's seed and a key; strings enter by their CRC-32."""
     words = [zlib.crc32(part.encode()) if isinstance(part, str) else part for part in key]
     state = np.random.SeedSequence([seed, *words]).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))
@@ -33,10 +33,10 @@ def torch_generator(seed: int, *key: int | str, device: torch.device | str = "cp
 
 @dataclass(frozen=True)
 class Slots:
-    """Places of some images in the batch of all ranks.
+    """Slots of some images in the batch of all ranks.
 
-    Draws for a batch are made for all of its ``total`` places, of which a rank takes its own: it then gets the same
-    numbers however many ranks there are.
+    Random numbers are drawn for all ``total`` slots of a batch, of which a rank takes its own, so that the numbers do
+    not depend on how many ranks there are.
     """
 
     places: tuple[int, ...]
@@ -44,7 +44,7 @@ class Slots:
 
     @classmethod
     def all(cls, total: int) -> Slots:
-        """Every place of a batch."""
+        """Every slot of a batch."""
         return cls(tuple(range(total)), total)
 
 
@@ -52,14 +52,14 @@ class Slots:
 class Draws:
     """The random numbers of one forward pass, the same for any number of ranks.
 
-    They are keyed by the image's place in the batch of all ranks.
+    They are keyed by the image's slot in the batch of all ranks.
     """
 
     seed: int
     number: int
     """Number of the pass."""
     slots: tuple[int, ...]
-    """Place of each image of this rank in the batch of all ranks."""
+    """Slot of each image of this rank in the batch of all ranks."""
     device: torch.device | str = "cpu"
 
     def each(self, purpose: str, images: Iterable[int]) -> list[torch.Generator]:

@@ -21,9 +21,9 @@ from bench.gpu.check import require
 from bench.gpu.run import KERNELS, ROOT, TOOLKIT, Results, Setting, parse
 from pscl_hpc.archive import Archive
 from pscl_hpc.archive.synthesis import write_synthetic_archive
-from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.config import load_config
 from pscl_hpc.pretraining import pretrain
+from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.runs import read_metrics
 
 CONFIG = ROOT / "configs" / "pretrain" / "pscl-simclr.yaml"

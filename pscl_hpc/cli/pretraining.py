@@ -22,14 +22,14 @@ def pretrain_command(
     config: Annotated[Path, typer.Option("--config", help="Configuration file; see configs/pretrain/.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Values that replace those of the file."),
+        typer.Argument(metavar="KEY=VALUE", help="Values that override those of the file."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
 ) -> None:
-    """Pretrain a U-Net on unlabelled micrographs.
+    """Pretrain a network on unlabelled micrographs.
 
-    Prints the run folder. Ctrl-C stops after the step, with the state saved; a second one stops at once. A run that
-    was interrupted goes on when the same command names its folder with run=...
+    Prints the run folder. Ctrl-C saves the state and stops after the current step; a second Ctrl-C stops at once. To
+    resume an interrupted run, give the same command with its folder as run=...
 
     **Examples**
 

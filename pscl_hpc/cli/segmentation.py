@@ -58,11 +58,14 @@ def finetune_command(
     from pscl_hpc.config import load_config
     from pscl_hpc.segmentation import finetune
     from pscl_hpc.segmentation.config import FinetuneConfig
+    from pscl_hpc.training import read_place
 
     loaded = load_config(config, overrides or (), kind="finetune")
     assert isinstance(loaded, FinetuneConfig)
     with stop_after_step():
         folder = finetune(loaded, progress=not as_json)
+    if not read_place().first:
+        return
     if as_json:
         _print_json({"run": str(folder.path), "best": folder.record.get("best")})
     else:

@@ -19,5 +19,5 @@ def stop_after_step() -> Iterator[None]:
             yield
     except StopRequested as stop:
         if read_place().first:
-            print(f"stopped: {stop.reason}; {stop.mend}", file=sys.stderr)
+            print(f"stopped: {stop.reason}; {stop.hint}", file=sys.stderr)
         raise SystemExit(EXIT_STOPPED) from None

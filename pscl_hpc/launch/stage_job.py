@@ -3,7 +3,7 @@
 A job that is restarted after a node failure starts from the pickle with which it was submitted. So the callable only
 holds the run folder and what was requested; the step to resume from is found in the folder.
 
-Signals only set a flag (:mod:`pscl_hpc.training.interruption`). The ranks agree on it at a step boundary, save and stop.
+Signals only set a flag (:mod:`pscl_hpc.training.stopping`). The ranks agree on it at a step boundary, save and stop.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pscl_hpc.launch.schedulers import run_slurm
 from pscl_hpc.launch.task import Task
 from pscl_hpc.runs import RunFolder, write_text
 from pscl_hpc.runs.lock import is_locked
-from pscl_hpc.training.interruption import StopRequested, clear_stop, request_stop, stop_reason
+from pscl_hpc.training.stopping import StopRequested, clear_stop, request_stop, stop_reason
 
 STAGES = {
     "pretrain": "pscl_hpc.pretraining:pretrain",

@@ -27,8 +27,7 @@ from pscl_hpc.pretraining.data import PretrainData
 from pscl_hpc.runs import RunFolder, commit, now
 from pscl_hpc.runs.lock import lock_holder
 from pscl_hpc.segmentation.config import FinetuneConfig
-from pscl_hpc.segmentation.data import select_data
-from pscl_hpc.segmentation.unlabelled import select_unlabelled
+from pscl_hpc.segmentation.data import rank_slots, select_data, select_unlabelled
 
 
 @dataclass(frozen=True)
@@ -184,22 +183,20 @@ def _send(executor: Any, folders: Sequence[RunFolder], stage_jobs: Sequence[Stag
 
 def _check_input(config: RunConfig, profile: Profile) -> None:
     """The stage's own checks, made before the job waits in the queue."""
-    if config.kind == "finetune" and profile.nodes * profile.tasks > 1:
-        raise UserError(
-            f"{profile.nodes} x {profile.tasks} ranks: fine-tuning on one image runs on one rank; ask for one node and "
-            "--gpus-per-node 1 or --tasks-per-node 1"
-        )
     if not Path(config.data.archive).exists():
         raise UserError(f"{config.data.archive}: archive not found; check data.archive, or build it first")
     _check_percent(Path(config.run))
+    ranks = profile.nodes * profile.tasks
     with Archive(config.data.archive) as archive:
         if isinstance(config, PretrainConfig):
-            PretrainData(archive, config, rank=0, ranks=profile.nodes * profile.tasks)
+            PretrainData(archive, config, rank=0, ranks=ranks)
             return
         assert isinstance(config, FinetuneConfig)
         home = select_data(config, archive).collection.name
+        rank_slots(config.batch_size, "batch_size", 0, ranks)
         if config.semi_supervised is not None:
             select_unlabelled(config, config.semi_supervised, archive, home)
+            rank_slots(config.semi_supervised.batch_size, "semi_supervised.batch_size", 0, ranks)
         if config.pretrained:
             load_trunk(config.pretrained)
 

@@ -139,7 +139,7 @@ class Method(nn.Module, ABC):
 
     - A method that contrasts images with each other passes ``process_group`` to the operations of ``pscl_kernels``;
       they obey the rule.
-    - A loss that is a sum or mean over the rank's own images or patches goes through ``pscl_hpc.methods.ranks``, once.
+    - A loss that is a sum or mean over the rank's own images or patches goes through ``pscl_hpc.training.reduce``, once.
 
     State besides parameters (queues, momentum encoders, centres) must be equal on all ranks after each step: it is
     computed from gathered or averaged values only, and rank 0 saves it in the checkpoint. All ranks call the same

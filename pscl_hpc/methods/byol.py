@@ -12,9 +12,9 @@ from pscl_hpc.config import Count
 from pscl_hpc.methods.base import METHODS, Method, MethodConfig, MethodOutput, Setting, Views
 from pscl_hpc.methods.common.momentum import MomentumConfig, MomentumEncoder, momentum_at
 from pscl_hpc.methods.common.precision import at_least_float32
-from pscl_hpc.methods.ranks import mean_over_ranks
 from pscl_hpc.models import Trunk
 from pscl_hpc.seeding import Draws
+from pscl_hpc.training.reduce import mean_over_ranks
 
 
 class ByolConfig(MethodConfig):

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from pscl_hpc.config import Count, Fraction, Positive
 from pscl_hpc.methods.base import METHODS, Method, MethodConfig, MethodOutput, Setting, Views
 from pscl_hpc.methods.common.corruption import Corrupted, CorruptionConfig, corrupt
-from pscl_hpc.methods.ranks import mean_over_ranks, sum_over_ranks
 from pscl_hpc.models import GlobalHead, Trunk
 from pscl_hpc.seeding import Draws
+from pscl_hpc.training.reduce import mean_over_ranks, sum_over_ranks
 from pscl_kernels import patch_nt_xent
 
 

@@ -13,9 +13,9 @@ from pscl_hpc.methods.base import METHODS, Method, MethodConfig, MethodOutput, S
 from pscl_hpc.methods.common.momentum import MomentumConfig, MomentumEncoder, momentum_at
 from pscl_hpc.methods.common.precision import at_least_float32
 from pscl_hpc.methods.common.queue import KeyQueue
-from pscl_hpc.methods.ranks import whole_loss
 from pscl_hpc.models import GlobalHead, Trunk
 from pscl_hpc.seeding import Draws
+from pscl_hpc.training.reduce import whole_loss
 from pscl_kernels import queue_info_nce
 
 

@@ -28,9 +28,9 @@ from pscl_hpc.methods.common.sampling import choose_pure
 from pscl_hpc.methods.common.settings import PatchConfig
 from pscl_hpc.methods.common.texture import texture
 from pscl_hpc.methods.pscl_simclr import in_batch_loss
-from pscl_hpc.methods.ranks import sum_over_ranks
 from pscl_hpc.models import Features, Trunk
 from pscl_hpc.seeding import Draws
+from pscl_hpc.training.reduce import sum_over_ranks
 from pscl_hpc.views import paired_patches
 
 _WINDOWS = (5, 15)

@@ -20,9 +20,9 @@ from pscl_hpc.methods.common.precision import at_least_float32, without_autocast
 from pscl_hpc.methods.common.pscl import AnnotatedPscl
 from pscl_hpc.methods.common.queue import KeyQueue
 from pscl_hpc.methods.common.settings import AnnotatedPatchConfig
-from pscl_hpc.methods.ranks import sum_over_ranks, whole_loss
 from pscl_hpc.models import Features, Trunk
 from pscl_hpc.seeding import Draws
+from pscl_hpc.training.reduce import sum_over_ranks, whole_loss
 from pscl_hpc.views import partner_patches
 from pscl_kernels import queue_info_nce
 

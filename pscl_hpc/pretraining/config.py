@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from pscl_hpc.config import CheckpointConfig, Count, LogConfig, RunConfig, RuntimeConfig, ViewConfig
-from pscl_hpc.methods import AnyMethod, METHODS, ReferencedMethodConfig
-from pscl_hpc.models import AnyTrunk, TRUNKS
+from pscl_hpc.methods import METHODS, AnyMethod, ReferencedMethodConfig
+from pscl_hpc.models import TRUNKS, AnyTrunk
 
 
 class PretrainRuntimeConfig(RuntimeConfig):

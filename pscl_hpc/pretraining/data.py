@@ -1,20 +1,19 @@
-"""Batches of pretraining: which images, which windows, which references, as pure functions of seed and step.
+"""Batches of pretraining: images, windows and references as functions of seed and step.
 
-The batch of all ranks has places (slots): R references, then the images. Image ``g`` and reference ``g`` are rank
-``g % ranks``'s. What an image gets is drawn for its place, never for its rank, so any number of ranks computes the same
-batch; and as reference ``r`` gives the templates of every R-th image, each image's reference is on its own rank.
+The batch of all ranks has slots: R references first, then the images. Reference ``g`` and image ``g`` belong to rank
+``g % ranks``. Random numbers are keyed by the slot, not by the rank, so any number of ranks computes the same batch.
+Reference ``r`` gives the templates of every R-th image, so each image is on the rank of its reference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from pscl_hpc.archive import Archive, ImageRecord, Window, epoch_order
 from pscl_hpc.archive.windows import covering_square, draw_window, read_window, restrict
@@ -22,7 +21,6 @@ from pscl_hpc.errors import UserError
 from pscl_hpc.methods import ReferenceConfig, ReferencedMethodConfig, Setting, Views
 from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.seeding import Slots, numpy_generator, torch_generator
-from pscl_hpc.training import reader_options
 from pscl_hpc.views import draw_geometry, jitter, warp
 
 _REFERENCE_WINDOWS = 16
@@ -38,15 +36,25 @@ class Batch:
     labels: Tensor
     """(B, h, w) uint8, 255 where unknown."""
     comparable: Tensor
-    """bool (B,): the image is of the references' collection."""
+    """bool (B,): the image belongs to the collection of the references."""
     references: int
     """Number of references at the front."""
     production_batches: Tensor
     """int64 (B,): production batch, as in ``Views``."""
     slots: Slots
-    """Place of each image in the batch of all ranks."""
+    """Slot of each image in the batch of all ranks."""
     ids: tuple[str, ...]
     """Archive ids, (B,)."""
+
+    def pin_memory(self) -> Batch:
+        """The batch in pinned memory; called by torch's ``DataLoader``."""
+        return replace(
+            self,
+            images=self.images.pin_memory(),
+            labels=self.labels.pin_memory(),
+            comparable=self.comparable.pin_memory(),
+            production_batches=self.production_batches.pin_memory(),
+        )
 
 
 class PretrainData(Dataset[Batch]):
@@ -55,12 +63,12 @@ class PretrainData(Dataset[Batch]):
     Args:
         archive: Open archive.
         config: Run configuration.
-        rank: Whose part of each batch is read.
-        ranks: Over how many the batches are spread.
+        rank: The rank whose share of each batch is read.
+        ranks: Number of ranks among which each batch is divided.
 
     Raises:
-        UserError: when no image is selected, or a reference is unknown, has no mask, or belongs to a split that
-            must not be learnt from, a split or an excluded specimen is unknown, or a batch cannot be spread evenly.
+        UserError: no image is selected; a reference is unknown, has no mask, or belongs to a split that must not be
+            trained on; a split or an excluded specimen is unknown; a batch cannot be divided equally.
     """
 
     def __init__(self, archive: Archive, config: PretrainConfig, rank: int = 0, ranks: int = 1) -> None:
@@ -81,7 +89,7 @@ class PretrainData(Dataset[Batch]):
 
     @property
     def setting(self) -> Setting:
-        """What the method is told about the images."""
+        """Facts about the images for the method."""
         home = self.archive.collections[self.references[0].dataset] if self.references else None
         config = self.config
         return Setting(home, self.production_batches, config.images_per_step, config.runtime.kernels)
@@ -118,20 +126,14 @@ class PretrainData(Dataset[Batch]):
         """Archive ids of the whole batch of all ranks."""
         return tuple(self._record(number, slot).id for slot in range(self.slots.total))
 
-    def batches(self, first: int) -> Iterator[Batch]:
-        """Batches from number ``first`` on, read ahead by ``runtime.workers`` processes."""
-        options = reader_options(self.config.runtime.workers)
-        loader = DataLoader(self, batch_size=None, sampler=range(first, len(self)), **options)
-        return iter(loader)
-
     def _production_batch(self, record: ImageRecord) -> int:
         return self.production_batches.index(record.production_batch) if record.production_batch else -1
 
     def _position(self, count: int) -> int:
         """Index of the ``count``-th image of the endless stream of shuffled epochs.
 
-        An epoch leaves out its last images where they fill no whole pass, so that a pass has no image twice, unless
-        there are fewer images than places.
+        An epoch omits its last images when they do not fill a whole pass, so that no pass has an image twice, unless
+        there are fewer images than slots.
         """
         total = len(self.records)
         usable = (
@@ -158,25 +160,25 @@ class PretrainData(Dataset[Batch]):
         if not found:
             splits = sorted({record.split for record in self.archive.records})
             raise UserError(
-                f"{self.archive.path}: no image besides the references is in the splits {list(data.splits)} of the "
-                f"chosen datasets; the archive has the splits {splits}, set data.splits"
+                f"{self.archive.path}: the splits {list(data.splits)} of the chosen datasets hold no image besides the "
+                f"references; the archive has the splits {splits}, set data.splits"
             )
         return found
 
     def _record(self, number: int, slot: int) -> ImageRecord:
-        """The image at a place of the batch of all ranks."""
+        """The image in a slot of the batch of all ranks."""
         if slot >= self._per_batch:
             return self.records[self._position(number * self.config.images_per_pass + slot - self._per_batch)]
         places = numpy_generator(self.config.seed, "references", number).permutation(len(self.references))
         return self.references[int(places[slot % len(places)])]
 
     def _wanted(self, record: ImageRecord) -> list[int]:
-        """Classes of an image's collection that are learnt."""
+        """Classes of an image's collection that are not ignored."""
         collection = self.archive.collections[record.dataset]
         return [c for c in range(len(collection.classes)) if c not in collection.ignore_classes]
 
     def _annotated_region(self, record: ImageRecord) -> Window | None:
-        """The part of a reference whose annotation is used; None: all of it."""
+        """The region of a reference whose annotation is used; None: all of it."""
         side = _reference_config(self.config).square
         return (
             covering_square(self.archive.read_mask(record.index), self._wanted(record), side)
@@ -197,7 +199,7 @@ class PretrainData(Dataset[Batch]):
             if region is not None:
                 mask = restrict(mask, window, region)
             counts.append(np.bincount(mask.ravel(), minlength=256))
-        # Most classes first; among equals the one whose rarest class is largest.
+        # The window with the most classes; among equals the one with most of its rarest class.
         scores = [
             (int((n[wanted] > 0).sum()), int(np.sort(n[wanted][n[wanted] > 0])[:1].sum())) for n in counts
         ]
@@ -224,12 +226,12 @@ def make_views(batch: Batch, config: PretrainConfig, number: int, device: torch.
 
 
 def _check_even(config: PretrainConfig, ranks: int) -> None:
-    """Every rank must have the same part of a batch."""
+    """UserError when the ranks cannot have equal shares of a batch."""
     parts = ranks * config.accumulate
     if config.batch_size % parts:
         better = max(parts, round(config.batch_size / parts) * parts)
         raise UserError(
-            f"batch_size ({config.batch_size}) cannot be spread over {ranks} ranks x accumulate={config.accumulate}; "
+            f"batch_size ({config.batch_size}) cannot be divided among {ranks} ranks x accumulate={config.accumulate}; "
             f"set batch_size={better}, or another multiple of {parts}"
         )
     own, smallest = config.batch_size // parts, config.method.smallest_per_rank
@@ -242,7 +244,7 @@ def _check_even(config: PretrainConfig, ranks: int) -> None:
     if isinstance(config.method, ReferencedMethodConfig) and config.method.reference.per_batch % ranks:
         better = -(-config.method.reference.per_batch // ranks) * ranks
         raise UserError(
-            f"method.reference.per_batch ({config.method.reference.per_batch}) cannot be spread over {ranks} ranks; "
+            f"method.reference.per_batch ({config.method.reference.per_batch}) cannot be divided among {ranks} ranks; "
             f"set method.reference.per_batch={better}"
         )
 
@@ -264,17 +266,17 @@ def _find_references(archive: Archive, config: PretrainConfig) -> list[ImageReco
             )
         if record.split not in ("", "train"):
             raise UserError(
-                f"method.reference.ids: {record.id} is in the split '{record.split}', which scores the result; "
+                f"method.reference.ids: {record.id} is in the split '{record.split}', which is for scoring only; "
                 "name an annotated training image"
             )
         if record.specimen and record.specimen in config.data.exclude_specimens:
             raise UserError(
-                f"method.reference.ids: {record.id} is of the specimen {record.specimen}, which data.exclude_specimens "
-                "leaves out; drop one of the two"
+                f"method.reference.ids: {record.id} shows the specimen {record.specimen}, which data.exclude_specimens "
+                "excludes; remove one of the two"
             )
         if record.dataset != found[0].dataset:
             raise UserError(
-                f"method.reference.ids: {found[0].id} and {record.id} are of different datasets, whose classes differ; "
-                "name references of one dataset"
+                f"method.reference.ids: {found[0].id} and {record.id} belong to different datasets, whose classes "
+                "differ; name references of one dataset"
             )
     return found

@@ -1,11 +1,11 @@
-"""What the report shows of a pretrained trunk: sampled patches over micrographs, feature maps, pictures of the method.
+"""Pictures of a pretrained trunk for the report: sampled patches, feature maps, pictures of the method.
 
 Written to ``inspection.npz``. Shape legend: n images, T templates, H_s W_s patches of scale s.
 
 ``images`` (n, h, w) uint8, view k in grey; ``references`` of them come first. ``labels`` (n, h, w) uint8, masks in
 view k, 255 unknown. ``ids`` (n,), ``classes`` (C,). Per scale s: ``patches{s}`` (n, T, 2) row and column, -1 for none;
 ``grid{s}`` (2,); ``class{s}`` (T,); ``purity{s}`` (n,), NaN unknown; ``pca{s}`` (n, H_s, W_s, 3) uint8.
-``picture-{name}`` (n, h, w) uint8: what :meth:`Method.pictures` gives, in grey, in view q.
+``picture-{name}`` (n, h, w) uint8: from :meth:`Method.pictures`, in grey, in view q.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def inspect_run(method: Method, data: PretrainData, folder: Path, device: torch.
     """Sample a few images with the trained method and write ``inspection.npz``.
 
     Raises:
-        JobError: when it cannot be written.
+        JobError: it cannot be written.
     """
     batch = _first_images(data)
     views = make_views(batch, data.config, 0, device)
-    # Training mode: the maps then come from batch statistics, as in the steps that chose patches.
+    # In training mode maps come from batch statistics, as in the training steps.
     method.train()
     state = {key: value.clone() for key, value in method.state_dict().items()}
     key = method.trunk(views.key)
@@ -78,7 +78,7 @@ def inspect_run(method: Method, data: PretrainData, folder: Path, device: torch.
 
 
 def _first_images(data: PretrainData) -> Batch:
-    """References and a few images, those of the references' collection first."""
+    """The references and a few images, those of the references' collection first."""
     batch = data[0]
     home = batch.comparable.clone()
     home[: batch.references] = True
@@ -98,7 +98,7 @@ def _first_images(data: PretrainData) -> Batch:
 
 
 def _warp_labels(views: Views) -> npt.NDArray[np.uint8]:
-    """Masks in view k: the class that a one-hot warp gives the largest share."""
+    """Masks in view k: the class with the largest share after warping the one-hot masks."""
     labels = views.labels.long()
     classes = int(torch.where(labels == IGNORE_INDEX, 0, labels).max()) + 1
     shares = F.one_hot(torch.where(labels == IGNORE_INDEX, classes, labels), classes + 1)
@@ -120,7 +120,7 @@ def _colour_map(features: Tensor) -> npt.NDArray[np.uint8]:
     patches = patches - patches.mean(dim=0)
     _, vectors = torch.linalg.eigh(patches.T @ patches)
     axes = vectors[:, -3:].flip(1)
-    # An axis has no sign of its own: its largest entry is made positive.
+    # The sign of an axis is arbitrary: its largest entry is made positive.
     axes = axes * axes.gather(0, axes.abs().argmax(dim=0, keepdim=True)).sign()
     colours = patches @ axes
     if colours.shape[1] < 3:

@@ -1,11 +1,10 @@
 """Run folders: configuration, record, metrics, checkpoints, provenance.
 
-Looking into one needs no torch, which takes seconds to import; it is imported where tensors are read or written.
+Reading a run folder needs no torch, which takes seconds to import: it is imported only to read or write tensors.
 """
 
-from pscl_hpc.files import replace_file, sync_folder, write_json, write_text, writing
-from pscl_hpc.runs.background import BackgroundWriter
-from pscl_hpc.runs.checkpoint import CheckpointStore, deserialise
+from pscl_hpc.files import replace_file, write_json, write_text, writing
+from pscl_hpc.runs.checkpoint import BackgroundWriter, CheckpointStore
 from pscl_hpc.runs.folder import RunFolder
 from pscl_hpc.runs.metrics import MetricsLog, read_metrics
 from pscl_hpc.runs.provenance import commit, describe_device, node_name, now, versions
@@ -17,12 +16,10 @@ __all__ = [
     "RunFolder",
     "commit",
     "describe_device",
-    "deserialise",
     "node_name",
     "now",
     "read_metrics",
     "replace_file",
-    "sync_folder",
     "versions",
     "write_json",
     "write_text",

@@ -1,8 +1,8 @@
-"""Attempts at a run, numbered, so that only the newest one writes.
+"""Numbered attempts at a run, of which only the newest may write.
 
-A lock says who writes on this machine. It says nothing of a node that lost the network and whose tasks run on while
-the scheduler starts the run again elsewhere. So every attempt takes the next number by creating ``attempts/<number>``,
-which the file system gives to one of them only, and looks before each write whether a later one has begun.
+A lock excludes other processes on the same machine, but not those on a node that lost the network and that the
+scheduler replaced. So every attempt takes the next number by creating ``attempts/<number>``, which succeeds for one
+process only, and checks before each write whether a later attempt exists.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pscl_hpc.files import create_text, write_text, writing
 
 FOLDER = "attempts"
 _NEWEST = "newest"
-"""Repeats the highest number: network file systems look at a file again when it is opened, not so at a folder."""
+"""Repeats the highest number: network file systems may cache a folder's list, but not the content of an opened file."""
 
 
 class Attempt:
-    """This process's right to write into a run folder."""
+    """The attempt of this process."""
 
     def __init__(self, run: Path, number: int) -> None:
         self.run = run
@@ -30,10 +30,10 @@ class Attempt:
 
     @classmethod
     def begin(cls, run: Path, about: dict[str, Any]) -> Attempt:
-        """Take the next number. ``about`` says who, for the one whom it replaces.
+        """Take the next number. ``about`` describes this process for the attempt that it replaces.
 
         Raises:
-            JobError: when it cannot be written.
+            JobError: it cannot be written.
         """
         folder = run / FOLDER
         with writing(folder, "an attempt"):
@@ -46,26 +46,26 @@ class Attempt:
         return cls(run, number)
 
     def check(self) -> None:
-        """Whether this is still the newest attempt; to be asked before every write.
+        """Check that this is the newest attempt; to be called before every write.
 
         Raises:
-            JobError: when another has taken over.
+            JobError: another attempt has taken over.
         """
         newest = _newest(self.run / FOLDER)
         if newest > self.number:
             raise JobError(
                 f"{self.run}: attempt {newest} ({describe(self.run, newest)}) has taken over this run; attempt "
-                f"{self.number}, which is this process, ends and writes no more"
+                f"{self.number} (this process) ends without further writes"
             )
 
 
 def newest_attempt(run: Path) -> int:
-    """Number of the newest attempt; 0 where there is none."""
+    """Number of the newest attempt; 0 when there is none."""
     return _newest(run / FOLDER)
 
 
 def read_about(run: Path, number: int) -> dict[str, Any]:
-    """What an attempt said of itself; empty when it cannot be read."""
+    """Description of an attempt; empty when it cannot be read."""
     try:
         about = json.loads((run / FOLDER / str(number)).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -74,7 +74,7 @@ def read_about(run: Path, number: int) -> dict[str, Any]:
 
 
 def describe(run: Path, number: int) -> str:
-    """An attempt in words."""
+    """Process, node and job of an attempt, for messages."""
     about = read_about(run, number)
     job = f", Slurm job {about['slurm_job']}" if about.get("slurm_job") else ""
     return f"process {about.get('pid', '?')} on {about.get('node', '?')}{job}"

@@ -1,6 +1,6 @@
-"""Checkpoints: whole state, written atomically with a checksum and read back, the newest few kept.
+"""Checkpoints: the whole state, written atomically with a checksum and verified; the newest few are kept.
 
-A checkpoint is read with ``weights_only=True``: it can hold tensors and plain values, never code.
+Checkpoints are loaded with ``weights_only=True``: they hold tensors and plain values, never code.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,9 @@ class CheckpointStore:
     """The ``checkpoints`` folder of a run.
 
     Args:
-        folder: The folder; made when needed.
-        keep: The newest that stay.
-        guard: Called before each write; raises when this process may not write any more.
+        folder: The folder; created when needed.
+        keep: How many of the newest are kept.
+        guard: Called before each write; raises when this process must not write any more.
     """
 
     def __init__(self, folder: Path, *, keep: int = 2, guard: Callable[[], None] | None = None) -> None:
@@ -35,35 +37,30 @@ class CheckpointStore:
         self.keep = keep
         self.guard = guard or (lambda: None)
 
-    def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Write ``step-`` with eight digits and ``.pt``; drop those of later steps, and the oldest beyond ``keep``.
+    def save(self, step: int, state: dict[str, Any], *, newest: bool = True, best: bool = False) -> Path:
+        """Write a state.
 
-        Later steps are damaged ones that :meth:`latest` passed over; the run makes them again.
+        Args:
+            step: Step of the state.
+            state: Tensors and plain values.
+            newest: Write ``step-<eight digits>.pt``, to resume from, and delete checkpoints of later steps and the
+                oldest beyond ``keep``. Later steps are damaged ones that :meth:`load_latest` skipped; the run writes them
+                again.
+            best: Write ``best.pt``.
 
         Raises:
-            JobError: when it cannot be written whole; the one before it stays.
+            JobError: it cannot be written; the previous checkpoint is kept.
         """
-        return self.write(step, serialise(step, state))
-
-    def save_best(self, step: int, state: dict[str, Any]) -> Path:
-        """Write ``best.pt``."""
-        return self.write_best(step, serialise(step, state))
-
-    def write(self, step: int, data: memoryview) -> Path:
-        """:meth:`save` of a serialised state."""
-        path = self._path(step)
-        self._write(step, path, data)
-        steps = self.steps()
-        upto = [found for found in steps if found <= step]
-        for found in steps:
-            if found not in upto[-self.keep :]:
+        data, path = _serialise(step, state), self._path(step)
+        # The best first: the other one records that it exists.
+        if best:
+            self._write(step, self.folder / BEST, data)
+        if newest:
+            self._write(step, path, data)
+            steps = self.steps()
+            kept = [found for found in steps if found <= step][-self.keep :]
+            for found in set(steps) - set(kept):
                 self._remove(self._path(found))
-        return path
-
-    def write_best(self, step: int, data: memoryview) -> Path:
-        """:meth:`save_best` of a serialised state."""
-        path = self.folder / BEST
-        self._write(step, path, data)
         return path
 
     def steps(self) -> list[int]:
@@ -73,14 +70,14 @@ class CheckpointStore:
         matches = (_NAME.match(path.name) for path in self.folder.iterdir())
         return sorted(int(match.group(1)) for match in matches if match)
 
-    def latest(self) -> bytes | None:
-        """The newest whole checkpoint's file content, or None where there is no checkpoint.
+    def load_latest(self) -> dict[str, Any] | None:
+        """The newest intact checkpoint; None when there is no checkpoint.
 
-        A damaged one is passed over, and named on standard error.
+        Damaged ones are skipped with a warning on standard error.
 
         Raises:
-            UserError: when all are damaged.
-            JobError: when one cannot be read, which says nothing about what it holds.
+            UserError: all are damaged.
+            JobError: one cannot be read, so that it is unknown whether it is damaged.
         """
         damaged = []
         for step in reversed(self.steps()):
@@ -90,34 +87,29 @@ class CheckpointStore:
                 damaged.append(str(error))
                 continue
             for problem in damaged:
-                print(f"warning: {problem}; the checkpoint before it is used", file=sys.stderr, flush=True)
-            return data
+                print(f"warning: {problem}; using the checkpoint before it", file=sys.stderr, flush=True)
+            return _deserialise(data)
         if damaged:
             raise UserError(
-                f"{damaged[0]}, and no other checkpoint is whole; restore one from a copy, or delete the folder "
-                f"{self.folder} to begin anew"
+                f"{damaged[0]}, and no other checkpoint is intact; restore one from a copy, or delete the folder "
+                f"{self.folder} to start from the beginning"
             )
         return None
 
-    def load_latest(self) -> dict[str, Any] | None:
-        """The newest whole checkpoint, or None; see :meth:`latest`."""
-        data = self.latest()
-        return None if data is None else deserialise(data)
-
     def load_best(self) -> dict[str, Any] | None:
-        """``best.pt``, or None where there is none.
+        """``best.pt``, or None when there is none.
 
         Raises:
-            UserError: when it is damaged.
-            JobError: when it cannot be read.
+            UserError: it is damaged.
+            JobError: it cannot be read.
         """
         path = self.folder / BEST
         if not path.is_file():
             return None
         try:
-            return deserialise(self._read(path))
+            return _deserialise(self._read(path))
         except UserError as error:
-            raise UserError(f"{error}; restore it from a copy, or begin anew with run=...") from None
+            raise UserError(f"{error}; restore it from a copy, or start a new run with run=...") from None
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}.pt"
@@ -127,15 +119,15 @@ class CheckpointStore:
         digest = hashlib.sha256(data).hexdigest()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # The checksum goes first: a checkpoint without one cannot be told from a torn one.
+            # The checksum first: without it a checkpoint counts as damaged.
             write_text(_checksum_path(path), digest + "\n")
-            replace_file(path, lambda temporary: _write_whole(temporary, data, digest))
+            replace_file(path, lambda temporary: _write_verified(temporary, data, digest))
         except OSError as error:
-            whole = [kept for kept in self.steps() if kept != step]
-            left = f"that of step {whole[-1]} is whole" if whole else "there is none before it"
+            kept = [other for other in self.steps() if other != step]
+            last = f"the last one is of step {kept[-1]}" if kept else "there is no earlier one"
             raise JobError(
-                f"{path}: the checkpoint of step {step} could not be written ({error.strerror or error}); {left}: "
-                "make room there and start the run again with the same command"
+                f"{path}: the checkpoint of step {step} could not be written ({error.strerror or error}), {last}; "
+                "free disk space there and resume with the same command"
             ) from error
 
     def _read(self, path: Path) -> bytes:
@@ -143,14 +135,14 @@ class CheckpointStore:
         try:
             data, wanted = path.read_bytes(), checksum.read_bytes().strip()
         except FileNotFoundError as error:
-            raise UserError(f"{path}: is damaged, {Path(error.filename).name} is missing") from None
+            raise UserError(f"{path}: damaged, {Path(error.filename).name} is missing") from None
         except OSError as error:
             raise JobError(
-                f"{error.filename or path}: cannot be read ({error.strerror or error}); mend that and start the run "
-                "again with the same command"
+                f"{error.filename or path}: cannot be read ({error.strerror or error}); fix this and resume with the "
+                "same command"
             ) from error
         if wanted != hashlib.sha256(data).hexdigest().encode():
-            raise UserError(f"{path}: is damaged, it does not match its checksum")
+            raise UserError(f"{path}: damaged, it does not match its checksum")
         return data
 
     def _remove(self, path: Path) -> None:
@@ -158,7 +150,52 @@ class CheckpointStore:
         _checksum_path(path).unlink(missing_ok=True)
 
 
-def serialise(step: int, state: dict[str, Any]) -> memoryview:
+class BackgroundWriter:
+    """Copies a state at once and writes it from another thread, one at a time."""
+
+    def __init__(self, store: CheckpointStore) -> None:
+        self.store = store
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        self.saved = -1
+        """Step of the last checkpoint to resume from that was handed over."""
+        self.seconds: float | None = None
+        """How long the last checkpoint took to write; None before the first."""
+
+    def save(self, step: int, state: dict[str, Any], *, newest: bool = True, best: bool = False) -> None:
+        """Copy ``state`` and begin to write it, after waiting for the previous checkpoint.
+
+        Args: see :meth:`CheckpointStore.save`.
+
+        Raises:
+            JobError: the previous checkpoint could not be written.
+        """
+        self.flush()
+        self._pending = self._thread.submit(self._write, step, _copy(state), newest, best)
+        if newest:
+            self.saved = step
+
+    def flush(self) -> None:
+        """Wait until the last checkpoint is on the disk.
+
+        Raises:
+            JobError: it could not be written.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """Wait for the thread; errors are not raised, see :meth:`flush`."""
+        self._thread.shutdown()
+
+    def _write(self, step: int, state: dict[str, Any], newest: bool, best: bool) -> None:
+        began = time.monotonic()
+        self.store.save(step, state, newest=newest, best=best)
+        self.seconds = time.monotonic() - began
+
+
+def _serialise(step: int, state: dict[str, Any]) -> memoryview:
     """A state as the content of a checkpoint file."""
     buffer = io.BytesIO()
     import torch
@@ -167,7 +204,7 @@ def serialise(step: int, state: dict[str, Any]) -> memoryview:
     return buffer.getbuffer()
 
 
-def deserialise(data: bytes) -> dict[str, Any]:
+def _deserialise(data: bytes) -> dict[str, Any]:
     """The state in a checkpoint file's content, on the CPU."""
     import torch
 
@@ -179,8 +216,8 @@ def _checksum_path(path: Path) -> Path:
     return path.with_suffix(".sha256")
 
 
-def _write_whole(path: Path, data: memoryview, digest: str) -> None:
-    """Write, sync, and read back from the device where the system can be told to forget its copy."""
+def _write_verified(path: Path, data: memoryview, digest: str) -> None:
+    """Write, sync, and compare with the checksum; read from the device if the system can drop its cached copy."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()
@@ -189,4 +226,17 @@ def _write_whole(path: Path, data: memoryview, digest: str) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-            raise OSError("it does not read back as it was written")
+            raise OSError("reading it back gives other content")
+
+
+def _copy(value: Any) -> Any:
+    """The value with all tensors copied to the CPU, for the training changes them meanwhile."""
+    from torch import Tensor
+
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: _copy(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copy(part) for part in value)
+    return value

@@ -1,6 +1,6 @@
-"""A run folder: made once, continued by the same configuration, never overwritten.
+"""A run folder: created once, resumed by the same configuration, never overwritten.
 
-Who works in it holds its lock and its newest attempt (see ``attempts``); with several ranks that is rank 0 alone.
+The process that works in it holds its lock and its newest attempt (see ``attempts``); with several ranks this is rank 0.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _FREE = (
     "runtime.collective_timeout_s",
     "checkpoint.every_minutes",
 )
-"""What may change between attempts: the folder's own name, the machine's resources, what changes no number."""
+"""Keys that may change between attempts, because they do not affect results."""
 
 
 class RunFolder:
@@ -56,22 +56,22 @@ class RunFolder:
 
     @classmethod
     def start(cls, config: RunConfig, device: torch.device, nodes: Sequence[str] = ()) -> RunFolder:
-        """Make the folder of a new run, or continue an unfinished one with the same configuration.
+        """Create the folder of a new run, or open that of an unfinished one with the same configuration.
 
         Args:
-            config: Of the run.
+            config: The run.
             device: For the record.
-            nodes: Node of each rank, where there are several.
+            nodes: Node of each rank, when there are several.
 
         Raises:
-            UserError: when the folder holds another run, another configuration, is being written now, or cannot be.
-            JobError: when the disk is full.
+            UserError: the folder holds other files or another configuration, is in use, or cannot be written.
+            JobError: the disk is full.
         """
         folder = cls.reserve(config)
         with _usable(folder.path):
             folder._lock = take_lock(folder.path)
         try:
-            # Again under the lock: another process may have made the folder at the same moment.
+            # Again under the lock: another process may have created the folder at the same time.
             _check_same(folder.path, config)
             folder._open_record(device, nodes)
             if folder.done:
@@ -83,10 +83,10 @@ class RunFolder:
 
     @classmethod
     def reserve(cls, config: RunConfig) -> RunFolder:
-        """The folder of a new run, holding its configuration, or that of the same run begun before. Nothing runs yet.
+        """Create the folder of a new run with its configuration, or find that of the same run; does not start the run.
 
         Raises:
-            UserError: when the folder holds other things or another configuration, or cannot be made.
+            UserError: the folder holds other files or another configuration, or cannot be created.
         """
         with _usable(Path(config.run or "runs")):
             path = Path(config.run) if config.run else _fresh_path(config.name)
@@ -95,14 +95,14 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             names = os.listdir(path)
             if CONFIG_FILE not in names and not all(name.startswith(f".{CONFIG_FILE}.") for name in names):
-                raise UserError(f"{path}: is not empty and holds no run; choose another folder with run=...")
+                raise UserError(f"{path}: not empty and not a run folder; choose another folder with run=...")
             if CONFIG_FILE in names or not create_text(path / CONFIG_FILE, to_yaml(config)):
                 _check_same(path, config)
         return cls(path, config, _read_record(path) if (path / RECORD_FILE).exists() else {})
 
     @classmethod
     def follow(cls, path: str | Path, config: RunConfig, *, done: bool) -> RunFolder:
-        """The folder in which another rank works: this process writes nothing there, and need not even see it."""
+        """The folder in which rank 0 works, for the other ranks: they never write there and may not even see it."""
         return cls(Path(path), config, {"status": "done"} if done else {})
 
     @classmethod
@@ -110,14 +110,14 @@ class RunFolder:
         """Open an existing run for reading."""
         path = Path(path)
         if not path.is_dir():
-            raise UserError(f"{path}: no such run folder; runs lie in runs/ by default")
+            raise UserError(f"{path}: run folder not found; by default run folders are in runs/")
         if not (path / CONFIG_FILE).is_file() or not (path / RECORD_FILE).is_file():
-            raise UserError(f"{path}: is no run folder, it has no {CONFIG_FILE} and {RECORD_FILE}")
+            raise UserError(f"{path}: not a run folder, {CONFIG_FILE} or {RECORD_FILE} is missing")
         return cls(path, load_config(path / CONFIG_FILE), _read_record(path))
 
     @property
     def done(self) -> bool:
-        """Whether the run ended well."""
+        """Whether the run is finished."""
         return bool(self.record.get("status") == "done")
 
     @property
@@ -129,15 +129,15 @@ class RunFolder:
 
     @property
     def attempts(self) -> list[dict[str, Any]]:
-        """Each process's work on the run, the newest last."""
+        """The processes that have worked on the run, the newest last."""
         found: list[dict[str, Any]] = self.record.get("attempts", [])
         return found
 
     def check_owner(self) -> None:
-        """Whether this process may still write here.
+        """Check that this process may still write here.
 
         Raises:
-            JobError: when a later attempt has taken over.
+            JobError: a later attempt has taken over.
         """
         if self._attempt is not None:
             self._attempt.check()
@@ -160,7 +160,7 @@ class RunFolder:
         """Change entries of run.json.
 
         Raises:
-            JobError: when a later attempt has taken over, or it cannot be written.
+            JobError: a later attempt has taken over, or it cannot be written.
         """
         self.check_owner()
         self.record.update(values)
@@ -168,28 +168,28 @@ class RunFolder:
             write_json(self.path / RECORD_FILE, self.record)
 
     def keep_last_end(self, known: str = "") -> None:
-        """Note in the newest attempt how it ended; what comes next would hide it.
+        """Record in the newest attempt how it ended, before the next attempt overwrites the status.
 
         Args:
-            known: How, where the record does not say it.
+            known: How it ended, used when the record has no error.
         """
         if not self.attempts or self.done or "ended" in self.attempts[-1]:
             return
         self.attempts[-1]["ended"] = (
             str(self.record.get("error") or "")
             or known
-            or "without a word: a node failed, or the run was killed or requeued"
+            or "unknown: the node failed, or the run was killed or requeued"
         )
         self.update(attempts=self.attempts)
 
-    def goes_on_from(self, step: int) -> None:
+    def record_first_step(self, step: int) -> None:
         """Record the step after which this attempt begins."""
         if self._attempt is not None:
             self.attempts[-1]["first_step"] = step
             self.update(attempts=self.attempts)
 
     def stop(self, reason: str) -> None:
-        """The exception that ends the work is a stop on request, for this reason."""
+        """Announce that the exception about to end the work is a requested stop, for this reason."""
         self._stopped = reason
 
     def __enter__(self) -> RunFolder:
@@ -198,14 +198,14 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Record how the work ended: done, failed with its reason, or stopped (to be continued)."""
+        """Record how the work ended: done, failed with its reason, or stopped (can be resumed)."""
         try:
             if self._attempt is None:
                 return
             if error is None:
                 self.update(status="done", finished=now(), error="")
                 return
-            # What ended the work is worth more than that it cannot be recorded.
+            # The error that ended the work matters more than a failure to record it.
             with contextlib.suppress(JobError):
                 if self._stopped is not None or isinstance(error, KeyboardInterrupt | SystemExit):
                     self.update(status="stopped", error=self._stopped or type(error).__name__)
@@ -216,7 +216,7 @@ class RunFolder:
             self._release()
 
     def _open_record(self, device: torch.device, nodes: Sequence[str]) -> None:
-        # Read again under the lock: another process may have finished the run meanwhile.
+        # Read again under the lock: another process may have finished the run in the meantime.
         self.record = _read_record(self.path) if (self.path / RECORD_FILE).exists() else {}
         if self.done:
             return
@@ -246,12 +246,12 @@ class RunFolder:
 
 @contextlib.contextmanager
 def _usable(path: Path) -> Iterator[None]:
-    """Around making a run folder: one that cannot be made is wrong input."""
+    """Around creating a run folder: turns an OSError into a UserError."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"{path}: the run folder cannot be made or written there ({error.strerror or error}); choose another with "
+            f"{path}: the run folder cannot be created or written ({error.strerror or error}); choose another with "
             "run=..."
         ) from None
 
@@ -261,7 +261,7 @@ def _name(error: BaseException) -> str:
 
 
 def _fresh_path(name: str) -> Path:
-    """A new, empty folder below ``runs``; made here, so that no other process gets the same."""
+    """A new, empty folder below ``runs``; created here, so that no other process gets the same one."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     Path("runs").mkdir(exist_ok=True)
     for count in itertools.count(1):
@@ -273,7 +273,7 @@ def _fresh_path(name: str) -> Path:
 
 
 def _check_same(path: Path, config: RunConfig) -> None:
-    # Read as a configuration, so that keys that are newer than the run have their defaults.
+    # Loaded as a configuration, so that keys missing in the file have their defaults.
     old = _flat(load_config(path / CONFIG_FILE).model_dump(mode="json"))
     new = _flat(config.model_dump(mode="json"))
     changed = [
@@ -283,7 +283,7 @@ def _check_same(path: Path, config: RunConfig) -> None:
         key = changed[0]
         raise UserError(
             f"{path}: holds a run with another configuration ({key} is {old.get(key)!r} there, "
-            f"{new.get(key)!r} now); choose another folder with run=..."
+            f"{new.get(key)!r} here); choose another folder with run=..."
         )
 
 
@@ -293,7 +293,7 @@ def _read_record(path: Path) -> dict[str, Any]:
     except (OSError, json.JSONDecodeError):
         raise UserError(f"{path / RECORD_FILE}: cannot be read as JSON; restore it from a copy") from None
     if not isinstance(record, dict):
-        raise UserError(f"{path / RECORD_FILE}: does not hold a run's record; restore it from a copy")
+        raise UserError(f"{path / RECORD_FILE}: not the record of a run; restore it from a copy")
     return record
 
 

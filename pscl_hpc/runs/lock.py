@@ -1,4 +1,4 @@
-"""The lock of a run folder: one process at a time works there, as far as this machine can tell."""
+"""The lock of a run folder, which excludes other processes on this machine."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _PATIENCE_S = 1.0
 
 
 def take_lock(run: Path) -> IO[str]:
-    """Take the lock of a run folder. It is held until what is given back is closed, or the process ends.
+    """Take the lock of a run folder. It is held until the returned file is closed or the process ends.
 
     Raises:
-        UserError: when another process works there.
-        OSError: when the file cannot be written.
+        UserError: another process works there.
+        OSError: the file cannot be written.
     """
     handle = (run / LOCK_FILE).open("a+")
     try:
@@ -32,10 +32,10 @@ def take_lock(run: Path) -> IO[str]:
         if not _orphaned(read_about(run, newest_attempt(run))):
             handle.close()
             raise UserError(
-                f"{run}: is being written by {owner}; wait for it or choose another folder"
+                f"{run}: in use by {owner}; wait for it or choose another folder with run=..."
             ) from None
     except OSError:
-        pass  # A file system without locks: `pscl-hpc doctor` says so.
+        pass  # A file system without locks, which `pscl-hpc doctor` reports.
     handle.truncate(0)
     handle.write(f"process {os.getpid()}\n")
     handle.flush()
@@ -55,7 +55,7 @@ def is_locked(run: Path) -> bool:
 
 
 def lock_holder(run: Path) -> str:
-    """The process that holds the lock of a run folder, in words; empty when nobody does."""
+    """The process that holds the lock of a run folder, for messages; empty when none does."""
     return describe(run, newest_attempt(run)) if is_locked(run) else ""
 
 
@@ -63,8 +63,8 @@ def _lock(handle: IO[str]) -> None:
     """Take the lock of a file.
 
     Raises:
-        BlockingIOError: when another process has it, for longer than a look at it takes (``jobs status``).
-        OSError: on a file system without locks.
+        BlockingIOError: another process holds it, and longer than ``jobs status`` needs to look at it.
+        OSError: the file system has no locks.
     """
     end = time.monotonic() + _PATIENCE_S
     while True:
@@ -77,9 +77,9 @@ def _lock(handle: IO[str]) -> None:
 
 
 def _orphaned(about: dict[str, Any]) -> bool:
-    """Whether a lock is held by a task that Slurm no longer counts: of this very job before its requeue, or of another
-    job on a node that may have lost the network. In the same start of a job, or on this node under another job, an
-    attempt is alive."""
+    """Whether the lock may belong to a task that Slurm has replaced: of this job before its requeue, or of another job
+    on another node, which may have lost the network. An attempt in the same start of this job, or of another job on
+    this node, is alive."""
     job, node = os.environ.get("SLURM_JOB_ID", ""), node_name()
     if not job or not about.get("slurm_job"):
         return False

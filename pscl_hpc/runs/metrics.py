@@ -13,7 +13,7 @@ from pscl_hpc.files import write_text, writing
 
 
 class MetricsLog:
-    """Appends lines; on resume, forgets what lies after the step that the run goes on from."""
+    """Appends lines; a resumed run drops those after its first step."""
 
     def __init__(
         self, path: Path, *, tensorboard: Path | None = None, guard: Callable[[], None] | None = None
@@ -27,10 +27,10 @@ class MetricsLog:
             self._writer = SummaryWriter(str(tensorboard))
 
     def rewind(self, step: int) -> None:
-        """Drop lines after ``step`` and a torn last line.
+        """Drop lines after ``step``, and an incomplete last line.
 
         Raises:
-            JobError: when it cannot be written.
+            JobError: it cannot be written.
         """
         self._guard()
         if self.path.exists():
@@ -39,10 +39,10 @@ class MetricsLog:
                 write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Append one line. Numbers that are not finite become null: JSON has no NaN.
+        """Append one line. Numbers that are not finite become null, for JSON has no NaN.
 
         Raises:
-            JobError: when it cannot be written.
+            JobError: it cannot be written.
         """
         self._guard()
         line = {"step": step, "time": round(time.time(), 3)}
@@ -64,7 +64,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a metrics file; none when it does not exist."""
+    """All complete lines of a metrics file; none when it does not exist."""
     lines: list[dict[str, Any]] = []
     if not path.exists():
         return lines

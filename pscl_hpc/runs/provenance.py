@@ -1,4 +1,4 @@
-"""What made a run: commit, versions, device, command. Saved with every run."""
+"""Provenance of a run: commit, versions, device, command."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def now() -> str:
 
 
 def describe_device(device: torch.device) -> str:
-    """A device in words."""
+    """Name of a device, for records."""
     import torch
 
     if device.type == "cuda":
@@ -35,7 +35,7 @@ def describe_device(device: torch.device) -> str:
 
 
 def cpu_name() -> str:
-    """The processor's name as the system gives it."""
+    """Name of the processor."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -46,12 +46,12 @@ def cpu_name() -> str:
 
 
 def node_name() -> str:
-    """This machine's name: that of its scheduler (``PSCL_NODE``), else its host name."""
+    """Name of this machine: ``PSCL_NODE``, set from the scheduler, else its host name."""
     return os.environ.get("PSCL_NODE") or socket.gethostname()
 
 
 def commit() -> str:
-    """The commit of the code that runs, with ``+changes`` when it was edited; empty outside a checkout."""
+    """Commit of the running code, with ``+changes`` when files differ from it; empty outside a checkout."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return ""
@@ -63,7 +63,7 @@ def commit() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide numbers."""
+    """Versions of Python and of the packages that affect results."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -74,12 +74,12 @@ def versions() -> dict[str, str]:
 
 
 def slurm_restart() -> str:
-    """How often Slurm started this process's job before; "0" outside of Slurm too."""
+    """How often Slurm restarted the job of this process; "0" without Slurm."""
     return os.environ.get("SLURM_RESTART_COUNT") or "0"
 
 
 def describe_attempt() -> dict[str, Any]:
-    """One process's work on a run."""
+    """Description of this process for the list of attempts."""
     return {
         "started": now(),
         "host": socket.gethostname(),

@@ -7,7 +7,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pscl_hpc.config import Count, Fraction, JitterConfig, NonNegative, OptimiserConfig, RunConfig, ScheduleConfig, Size, Strict
+from pscl_hpc.config import (
+    Count,
+    Fraction,
+    JitterConfig,
+    NonNegative,
+    OptimiserConfig,
+    RunConfig,
+    ScheduleConfig,
+    Size,
+    Strict,
+)
 from pscl_hpc.models import AnyTrunk, TrunkConfig
 
 

@@ -1,6 +1,6 @@
 """Semi-supervised fine-tuning with two decoders that teach each other (IDEAL, arXiv 2210.15075, figure 2b).
 
-Shape legend: B windows, K classes that are learnt, h w pixels.
+Shape legend: B windows, K classes that are not ignored, h w pixels.
 """
 
 from __future__ import annotations
@@ -9,24 +9,25 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pscl_hpc.archive import IGNORE_INDEX
 from pscl_hpc.models import BilinearDecoder, SegmentationNet
-from pscl_hpc.seeding import derive_seed
+from pscl_hpc.seeding import Slots, derive_seed
 from pscl_hpc.segmentation.config import FinetuneConfig, SemiSupervisedConfig
-from pscl_hpc.segmentation.losses import SegmentationLoss
-from pscl_hpc.segmentation.objective import Objective, StepLoss
-from pscl_hpc.training import autocast
+from pscl_hpc.segmentation.losses import Objective, SegmentationLoss
+from pscl_hpc.training import StepLoss, autocast
+from pscl_hpc.training.reduce import whole_loss
 
 
 class CrossConsistency(Objective):
     """One encoder, two decoders, two perturbations of the same windows.
 
-    The trunk's decoder sees one perturbation, a decoder with bilinear upsampling the other. Both learn from the
-    annotated pixels; on all pixels, annotated or not, the confident predictions of each are the targets of the other.
-    No gradient flows through a target. The second decoder is dropped after training.
+    The trunk's decoder gets one perturbation, a decoder with bilinear upsampling the other. Both are trained on the
+    annotated pixels; on all pixels, annotated or not, the confident predictions of each are targets of the other.
+    Targets have no gradient. The second decoder is not part of the model.
     """
 
     def __init__(
@@ -47,17 +48,17 @@ class CrossConsistency(Objective):
         """See :class:`Objective`."""
         return nn.ModuleDict({"second": self.second})
 
-    def forward(self, step: int, images: Tensor, targets: Tensor) -> StepLoss:
-        """Supervised losses of both decoders plus the risen weight times their cross-consistency."""
-        first, second = self.perturbed(images, step), self.perturbed(images, step, "second jitter")
+    def forward(self, step: int, images: Tensor, targets: Tensor, slots: Slots | None = None) -> StepLoss:
+        """Supervised losses of both decoders plus the weighted cross-consistency."""
+        first = self.perturbed(images, step, slots)
+        second = self.perturbed(images, step, slots, "second jitter")
         with autocast(images.device, self.config.runtime):
             logits = self.net(first)
             others = self.second(self.net.trunk.encode(second))
-        own, other = self.loss(logits, targets), self.loss(others, targets)
+        group = self.process_group
+        own, other = self.loss(logits, targets, group), self.loss(others, targets, group)
         agreement = cross_consistency(
-            logits.index_select(1, self.loss.kept).float(),
-            others.index_select(1, self.loss.kept).float(),
-            self.settings.threshold,
+            self.loss.select(logits), self.loss.select(others), self.settings.threshold, group
         )
         weight = consistency_weight(self.settings, step, self.config.schedule.steps)
         return StepLoss(
@@ -78,19 +79,22 @@ class Agreement(NamedTuple):
 
     loss: Tensor
     confident: Tensor
-    """Share of pixels that have a pseudo label, mean of both directions."""
+    """Share of this rank's pixels that have a pseudo label, mean of both directions."""
 
 
-def cross_consistency(first: Tensor, second: Tensor, threshold: float) -> Agreement:
-    """``CE(first, y(second)) + CE(second, y(first))`` with y the confident predictions, through which nothing flows.
+def cross_consistency(
+    first: Tensor, second: Tensor, threshold: float, process_group: dist.ProcessGroup | None = None
+) -> Agreement:
+    """``CE(first, y(second)) + CE(second, y(first))`` with y the confident predictions, which have no gradient.
 
     Each cross entropy is summed over the pixels that have a label and divided by the number of ALL pixels (FixMatch,
     equation 4), so that few confident pixels weigh little.
 
     Args:
         first: Logits (B, K, h, w) of one decoder.
-        second: Of the other, for the same pixels.
-        threshold: Least probability of the most probable class to be a label.
+        second: Logits of the other one for the same pixels.
+        threshold: Minimum probability of the most probable class for a label.
+        process_group: The ranks, which have equally many pixels; None for one process.
     """
     labels = pseudo_labels(first, threshold), pseudo_labels(second, threshold)
     pixels = labels[0].numel()
@@ -98,8 +102,10 @@ def cross_consistency(first: Tensor, second: Tensor, threshold: float) -> Agreem
         F.cross_entropy(logits, taught, ignore_index=IGNORE_INDEX, reduction="sum")
         for logits, taught in ((first, labels[1]), (second, labels[0]))
     )
+    ranks = 1 if process_group is None else dist.get_world_size(process_group)
     confident = sum((label != IGNORE_INDEX).sum() for label in labels)
-    return Agreement(torch.as_tensor(total) / pixels, torch.as_tensor(confident) / (2 * pixels))
+    loss = whole_loss(torch.as_tensor(total) / (pixels * ranks), process_group)
+    return Agreement(loss, torch.as_tensor(confident) / (2 * pixels))
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The annotated images of a fine-tuning run, and the random windows cut from them."""
+"""The annotated and unlabelled images of a fine-tuning, and random windows of them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch.utils.data import Dataset
 from pscl_hpc.archive import IGNORE_INDEX, Archive, Collection, ImageRecord, Window
 from pscl_hpc.archive.windows import covering_square, draw_window, read_window, restrict
 from pscl_hpc.errors import UserError
-from pscl_hpc.seeding import numpy_generator
+from pscl_hpc.seeding import Slots, numpy_generator
 from pscl_hpc.segmentation.classes import ClassList
-from pscl_hpc.segmentation.config import FinetuneConfig
+from pscl_hpc.segmentation.config import FinetuneConfig, SemiSupervisedConfig
 
 Pixel = TypeVar("Pixel", bound=np.generic)
 
@@ -27,7 +27,7 @@ _TRIES = 16
 
 @dataclass(frozen=True)
 class FinetuneData:
-    """What a fine-tuning run reads."""
+    """Images and classes of a fine-tuning."""
 
     collection: Collection
     classes: ClassList
@@ -41,9 +41,9 @@ def select_data(config: FinetuneConfig, archive: Archive) -> FinetuneData:
     """Find and check references and validation images.
 
     Raises:
-        UserError: a reference, split or excluded specimen is unknown; a reference has no annotated pixel, is from a
-            split that may not be trained on or from another collection than the first; there is nothing to validate on;
-            class weights do not fit the classes.
+        UserError: a reference, split or excluded specimen is unknown; a reference has no annotated pixel, is in a split
+            that must not be trained on or in another collection than the first; there are no validation images; the
+            number of class weights is wrong.
     """
     archive.check_names(splits=config.data.splits, specimens=config.data.exclude_specimens)
     references = tuple(archive.find(name) for name in config.references)
@@ -62,15 +62,48 @@ def select_data(config: FinetuneConfig, archive: Archive) -> FinetuneData:
         found = count_classes(archive, record, classes, annotated_region(archive, record, classes, config))
         if not found.sum():
             raise UserError(
-                f"references: no pixel of {record.id} is annotated with a class that is learnt; choose another"
+                f"references: {record.id} has no pixel annotated with a class that is not ignored; choose another image"
             )
         pixels += found
     validation = _select_validation(config, archive, collection, classes)
     return FinetuneData(collection, classes, references, validation, pixels)
 
 
+def select_unlabelled(
+    config: FinetuneConfig, settings: SemiSupervisedConfig, archive: Archive, home: str
+) -> tuple[ImageRecord, ...]:
+    """The images to train on without masks; by default those of ``home``, the collection of the references.
+
+    The references are included: their pixels that are not annotated are unlabelled, too.
+
+    Raises:
+        UserError: a split for scoring or one that is not in the archive is named, or no image is selected.
+    """
+    key = "data.splits" if settings.splits is None else "semi_supervised.splits"
+    splits = config.data.splits if settings.splits is None else settings.splits
+    for split in splits:
+        if split.startswith(("val", "test")) or (split and split == config.validation_split):
+            raise UserError(
+                f"{key}: '{split}' is for scoring, but semi-supervised fine-tuning would train on its images; "
+                "name training splits in semi_supervised.splits"
+            )
+    archive.check_names(splits=splits, key=key)
+    datasets = (home,) if settings.datasets is None else settings.datasets
+    found = tuple(
+        record
+        for record in archive.select(datasets=datasets, splits=splits)
+        if not (record.specimen and record.specimen in config.data.exclude_specimens)
+    )
+    if not found:
+        raise UserError(
+            f"semi_supervised: {archive.path} has no image of the datasets {list(datasets)} in the splits "
+            f"{list(splits)}; set semi_supervised.datasets or semi_supervised.splits"
+        )
+    return found
+
+
 def class_list(collection: Collection, archive: Archive) -> ClassList:
-    """The classes of a collection; UserError when fewer than two can be learnt."""
+    """The classes of a collection; UserError when fewer than two are not ignored."""
     try:
         return ClassList.of(collection)
     except ValueError as error:
@@ -83,7 +116,7 @@ def class_list(collection: Collection, archive: Archive) -> ClassList:
 def annotated_region(
     archive: Archive, record: ImageRecord, classes: ClassList, config: FinetuneConfig
 ) -> Window | None:
-    """The part of a reference whose annotation is used; None: all of it."""
+    """The region of a reference whose annotation is used; None: all of it."""
     if not config.square:
         return None
     return covering_square(archive.read_mask(record.index), classes.kept, config.square)
@@ -104,24 +137,24 @@ def _check_reference(
 ) -> None:
     if record.dataset != collection.name:
         raise UserError(
-            f"references: {record.id} is not from {collection.name} like the first one; "
-            "all references must be of one collection"
+            f"references: {record.id} is not in the collection {collection.name} of the first one; "
+            "name references of one collection"
         )
     if config.data.datasets is not None and record.dataset not in config.data.datasets:
-        raise UserError(f"references: {record.id} is not from data.datasets; add {record.dataset} to it")
+        raise UserError(f"references: {record.id} is not in data.datasets; add {record.dataset} there")
     held_out = record.split.startswith("test") or (record.split and record.split == config.validation_split)
     if held_out or record.split not in config.data.splits:
         usable = [found.id for found in archive.select(splits=config.data.splits, has_mask=True)]
         advised = [name for name in collection.references if name in usable]
         example = f", for example {advised[0]}" if advised else ""
         raise UserError(
-            f"references: {record.id} is from the split '{record.split}', which is not for training; "
+            f"references: {record.id} is in the split '{record.split}', which is not for training; "
             f"choose an image of the splits {list(config.data.splits)}{example}"
         )
     if record.specimen and record.specimen in config.data.exclude_specimens:
         raise UserError(
-            f"references: {record.id} is of the specimen {record.specimen}, which data.exclude_specimens "
-            "leaves out; drop one of the two"
+            f"references: {record.id} shows the specimen {record.specimen}, which data.exclude_specimens "
+            "excludes; remove one of the two"
         )
     if not record.has_mask:
         raise UserError(f"references: {record.id} has no mask in {archive.path}; choose an annotated image")
@@ -162,18 +195,20 @@ class Windows(NamedTuple):
     targets: Tensor
     """(B, h, w) uint8 class indices; 255 where not annotated or ignored."""
     ids: list[str]
-    """The image that each window was cut from."""
+    """The image of each window."""
+    slots: Slots
+    """Slot of each window in the batch of all ranks."""
 
 
 class Placing(NamedTuple):
-    """How a window is turned before it is trained on."""
+    """Flip and rotation of a window."""
 
     flip: bool
-    """Rows are reversed first."""
+    """Reverse the rows first."""
     turns: int
     """Quarter turns counter-clockwise after that."""
     size: tuple[int, int]
-    """(h, w) to cut, so that the turned window has the configured size."""
+    """(h, w) before the rotation, so that the rotated window has the configured size."""
 
     @classmethod
     def draw(cls, config: FinetuneConfig, rng: np.random.Generator) -> Placing:
@@ -183,16 +218,44 @@ class Placing(NamedTuple):
         return cls(flip, turns, config.crop if turns % 2 == 0 else config.crop[::-1])
 
     def apply(self, window: npt.NDArray[Pixel]) -> npt.NDArray[Pixel]:
-        """The window (..., h, w), turned, in memory of its own."""
+        """A flipped and rotated copy of the window (..., h, w)."""
         turned = np.rot90(window[..., ::-1, :] if self.flip else window, self.turns, axes=(-2, -1))
         return np.ascontiguousarray(turned)
 
 
-class WindowDataset(Dataset[Windows]):
-    """Batches by step: random windows of the references, each a pure function of (seed, step, place in the batch).
+def rank_slots(count: int, key: str, rank: int, ranks: int) -> tuple[int, ...]:
+    """The slots of a batch of ``count`` windows that belong to a rank: every ``ranks``-th one.
 
-    An image smaller than the window is mirrored at its far edges, mask included. Where only a square of a reference is
-    annotated, windows hold it or, smaller ones, lie in it.
+    Raises:
+        UserError: the ranks cannot have equal shares; it names ``key``, the setting of ``count``.
+    """
+    if count % ranks:
+        raise UserError(
+            f"{key} ({count}) cannot be divided among {ranks} ranks; set {key}={-(-count // ranks) * ranks}, or "
+            f"another multiple of {ranks}"
+        )
+    return tuple(range(rank, count, ranks))
+
+
+class WindowDataset(Dataset[Windows]):
+    """Batches by step: random windows of the references, then, in semi-supervised training, of unlabelled images.
+
+    Each window is a function of (seed, step, slot in its part of the batch). An image smaller than the window is
+    mirrored at its far edges, with its mask. When only a square of a reference is annotated, windows contain it or,
+    when they are smaller, are inside it. Unlabelled windows have targets of 255; masks of their images are not used.
+
+    Args:
+        archive: Open archive.
+        references: Annotated images.
+        classes: Of their collection.
+        config: The run.
+        channels: Of the windows.
+        unlabelled: Images of the unlabelled windows; needed when ``config.semi_supervised`` is set.
+        rank: The rank whose share of each batch is read.
+        ranks: Number of ranks among which each batch is divided.
+
+    Raises:
+        UserError: the batch cannot be divided equally.
     """
 
     def __init__(
@@ -203,12 +266,25 @@ class WindowDataset(Dataset[Windows]):
         config: FinetuneConfig,
         *,
         channels: int,
+        unlabelled: Sequence[ImageRecord] = (),
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         self.archive = archive
         self.references = tuple(references)
+        self.unlabelled = tuple(unlabelled)
         self.classes = classes
         self.config = config
         self.channels = channels
+        annotated, mixed = (
+            config.batch_size,
+            config.semi_supervised.batch_size if config.semi_supervised else 0,
+        )
+        places = [
+            *rank_slots(annotated, "batch_size", rank, ranks),
+            *(annotated + slot for slot in rank_slots(mixed, "semi_supervised.batch_size", rank, ranks)),
+        ]
+        self.slots = Slots(tuple(places), annotated + mixed)
         self.regions = {
             record.id: annotated_region(archive, record, classes, config) for record in self.references
         }
@@ -217,22 +293,34 @@ class WindowDataset(Dataset[Windows]):
         return self.config.schedule.steps
 
     def __getitem__(self, step: int) -> Windows:
-        cut = [self._window(step, slot) for slot in range(self.config.batch_size)]
+        cut = [self._window(step, slot) for slot in self.slots.places]
         images = torch.from_numpy(np.stack([image for image, _, _ in cut]))
         targets = torch.from_numpy(np.stack([target for _, target, _ in cut]))
-        return Windows(images, targets, [name for _, _, name in cut])
+        return Windows(images, targets, [name for _, _, name in cut], self.slots)
+
+    def image_ids(self, step: int) -> list[str]:
+        """The images of the batch of all ranks."""
+        return [self._draw(step, slot)[0].id for slot in range(self.slots.total)]
+
+    def _draw(self, step: int, slot: int) -> tuple[ImageRecord, np.random.Generator]:
+        """The image in a slot, and the generator for all further draws."""
+        purpose, images, first = "window", self.references, 0
+        if slot >= self.config.batch_size:
+            purpose, images, first = "unlabelled window", self.unlabelled, self.config.batch_size
+        rng = numpy_generator(self.config.seed, purpose, step, slot - first)
+        return images[int(rng.integers(len(images)))], rng
 
     def _window(self, step: int, slot: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], str]:
-        rng = numpy_generator(self.config.seed, "window", step, slot)
-        record = self.references[int(rng.integers(len(self.references)))]
+        record, rng = self._draw(step, slot)
         placing = Placing.draw(self.config, rng)
-        for _ in range(_TRIES):
-            region = self.regions[record.id]
+        annotated = slot < self.config.batch_size
+        region = self.regions[record.id] if annotated else None
+        for _ in range(_TRIES if annotated else 1):
             window = draw_window(record, placing.size, rng, region)
             image, mask = read_window(
                 self.archive, record, window, placing.size, channels=self.channels, region=region
             )
-            target = self.classes.without_ignored(mask)
+            target = self.classes.without_ignored(mask) if annotated else np.full_like(mask, IGNORE_INDEX)
             if (target != IGNORE_INDEX).any():
                 break
         return placing.apply(image), placing.apply(target), record.id

@@ -19,11 +19,9 @@ KEY = "ingest_options"
 _FIELDS = ("percentiles", "luma", "crop_bottom")
 
 
-def record_ingest_options(
-    folder: RunFolder, annotated: Iterable[ImageRecord], unlabelled: Iterable[ImageRecord]
-) -> None:
-    """Write the distinct options of the training images to run.json; null for images whose options are unknown."""
-    folder.update(**{KEY: {"annotated": _trees(annotated), "unlabelled": _trees(unlabelled)}})
+def options_record(annotated: Iterable[ImageRecord], unlabelled: Iterable[ImageRecord]) -> dict[str, Any]:
+    """Entry for run.json: the distinct options of the training images, null for images whose options are unknown."""
+    return {KEY: {"annotated": _trees(annotated), "unlabelled": _trees(unlabelled)}}
 
 
 @dataclass

@@ -12,7 +12,7 @@ from pscl_hpc.methods import ReferenceConfig, ReferencedMethodConfig
 from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.results.study import PoolPart
 from pscl_hpc.segmentation.config import FinetuneConfig
-from pscl_hpc.segmentation.unlabelled import select_unlabelled
+from pscl_hpc.segmentation.data import select_unlabelled
 
 HELD_OUT = ("test", "val")
 """Splits with these prefixes score models or choose checkpoints; nothing is ever learnt from them."""

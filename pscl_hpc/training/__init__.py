@@ -1,43 +1,45 @@
-"""What both training stages share: device, ranks, precision, optimiser, schedule, stopping."""
+"""Training: the loop and its tasks, ranks, device, precision, optimiser, learning rate, stopping."""
 
 from pscl_hpc.models.recompute import checkpoint_blocks
-from pscl_hpc.training.batchnorm import synchronise_batchnorm
 from pscl_hpc.training.device import autocast, setup_device
-from pscl_hpc.training.interruption import (
+from pscl_hpc.training.loop import Loop, train
+from pscl_hpc.training.optimiser import (
+    build_optimiser,
+    lr_factor,
+    parameter_groups,
+    scaled_lr,
+    set_lr,
+)
+from pscl_hpc.training.ranks import Place, Ranks, join_ranks, read_place
+from pscl_hpc.training.stopping import (
     StopRequested,
     clear_stop,
-    how_to_go_on,
     request_stop,
     stop_on_signals,
     stop_reason,
 )
-from pscl_hpc.training.optimiser import build_optimiser, gradient_norm, parameter_groups, scaled_lr
-from pscl_hpc.training.parallel import data_parallel
-from pscl_hpc.training.ranks import Place, Ranks, join_ranks, read_place
-from pscl_hpc.training.readers import reader_options
-from pscl_hpc.training.schedule import lr_factor, set_lr
+from pscl_hpc.training.task import StepLoss, Task
 
 __all__ = [
+    "Loop",
     "Place",
     "Ranks",
+    "StepLoss",
     "StopRequested",
+    "Task",
     "autocast",
     "build_optimiser",
     "checkpoint_blocks",
     "clear_stop",
-    "data_parallel",
-    "gradient_norm",
-    "how_to_go_on",
     "join_ranks",
     "lr_factor",
     "parameter_groups",
     "read_place",
-    "reader_options",
     "request_stop",
     "scaled_lr",
     "set_lr",
     "setup_device",
     "stop_on_signals",
     "stop_reason",
-    "synchronise_batchnorm",
+    "train",
 ]

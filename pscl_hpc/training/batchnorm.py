@@ -20,7 +20,7 @@ class RankBatchNorm(nn.modules.batchnorm._BatchNorm):
     group: dist.ProcessGroup
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise (B, C, ...); in training by the statistics of all ranks, which become the running ones."""
+        """Normalise (B, C, ...), in training by the statistics of all ranks, which update the running ones."""
         return self._over_ranks(input, self.group) if self.training else super().forward(input)
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -43,17 +43,17 @@ class RankBatchNorm(nn.modules.batchnorm._BatchNorm):
         return normalised.to(input.dtype)
 
     def _count_batch(self) -> float:
-        """Count one more batch; the share that it has in the running statistics."""
+        """Count the batch; returns its weight in the running statistics."""
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         return 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
 
 
 class _Normalise(torch.autograd.Function):
-    """(x - mean) / sqrt(variance + eps) * weight + bias, whose gradient also runs through the statistics of all ranks.
+    """(x - mean) / sqrt(variance + eps) * weight + bias, with the gradient through the statistics of all ranks.
 
-    Both directions are torch's fused passes for given statistics. What the statistics add to the gradient is linear in
-    x, with one slope and one offset per channel.
+    Both directions use torch's fused passes for given statistics. The gradient through the statistics is linear in x,
+    with one slope and one offset per channel.
     """
 
     @staticmethod
@@ -92,8 +92,8 @@ class _Normalise(torch.autograd.Function):
 def _statistics(x: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor, float]:
     """Mean and biased variance over all ranks, (C,), and the number of values per channel.
 
-    Means and deviations are gathered, not sums of squares: those cancel where the mean is large. Every rank combines
-    them in the same order, so that all have the same to the last bit.
+    Means and variances are gathered, not sums of squares, which cancel when the mean is large. Every rank combines
+    them in the same order, so that all have bit-identical results.
     """
     other = [d for d in range(x.ndim) if d != 1]
     wide = x if x.dtype == torch.float64 else x.float()
@@ -110,11 +110,11 @@ def _statistics(x: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor, fl
 def synchronise_batchnorm(module: nn.Module, group: dist.ProcessGroup) -> Callable[[], None]:
     """Replace every batch normalisation inside ``module`` by one over the ranks of ``group``.
 
-    On GPUs it is torch's, which has no CPU version; on the CPU :class:`RankBatchNorm`. All ranks must give equally
-    many values to it.
+    On GPUs it is torch's ``SyncBatchNorm``, which has no CPU version; on the CPU :class:`RankBatchNorm`. All ranks must
+    have equally many values.
 
     Returns:
-        A function that puts the old ones back; they share parameters and statistics with the new ones.
+        A function that restores the old modules, which share parameters and statistics with the new ones.
     """
     twins: dict[nn.Module, nn.Module] = {}
     places: list[tuple[nn.Module, str, nn.Module]] = []

@@ -1,7 +1,8 @@
-"""Device, threads, determinism and precision of a run."""
+"""Device, threads, precision and memory of a run."""
 
 from __future__ import annotations
 
+import resource
 from contextlib import AbstractContextManager
 
 import torch
@@ -11,14 +12,14 @@ from pscl_hpc.errors import UserError
 
 
 def setup_device(runtime: RuntimeConfig, local_rank: int = 0) -> torch.device:
-    """Choose the device and set what decides numbers on it.
+    """Choose the device and set the options that decide numbers on it.
 
     Args:
         runtime: Settings.
         local_rank: Number of this process on its node; it takes the GPU of that number, or the only one it sees.
 
     Raises:
-        UserError: when a GPU is asked for and there is none.
+        UserError: a GPU is requested and there is none.
     """
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
@@ -44,3 +45,10 @@ def setup_device(runtime: RuntimeConfig, local_rank: int = 0) -> torch.device:
 def autocast(device: torch.device, runtime: RuntimeConfig) -> AbstractContextManager[object]:
     """The network's precision: bfloat16 autocast, or a context that does nothing."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=runtime.precision == "bf16")
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak memory in MB: of the GPU's allocator, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,9 +1,9 @@
-"""Signs of life of all ranks, so that a rank that died or hangs is named instead of waited for.
+"""Heartbeats of all ranks, so that the others name a rank that died or hangs instead of waiting for it.
 
-Every rank writes, from a thread of its own, a counter and where its training stands into the ranks' common store.
-Rank 0 reads them all and posts a verdict when one stands still; the others watch rank 0 and the verdict. Ages are
-measured on the reader's own clock. A process that a verdict finds inside a collective, where Python cannot reach it, is
-ended.
+A thread of every rank writes a counter and the progress of its training into the common store of the ranks. Rank 0
+reads all of them and posts a verdict when one stops; the others watch rank 0 and the verdict. Ages are measured on the
+reader's clock. After a verdict a process that is blocked in a collective operation, where Python cannot interrupt it,
+is ended.
 """
 
 from __future__ import annotations
@@ -12,55 +12,53 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch.distributed import Store  # type: ignore[attr-defined]
 
 from pscl_hpc.errors import EXIT_FAILED
 
-SILENCE = "no sign of life from"
-"""How a verdict on a rank begins that could not say anything itself."""
+NO_HEARTBEAT = "no heartbeat from"
+"""Beginning of the verdict on a rank that did not report an error itself."""
 _INTERVAL_S = 1.0
 _FIRST_BEATS = 2
-"""Beats of a first step: reading and computing."""
+"""Number of beats in the first step: reading and computing."""
 _GRACE_S = 10.0
-"""How long the training has to end by itself after a verdict."""
+"""How long the training may take to end by itself after a verdict."""
 
 
 @dataclass
 class _Rank:
-    """What is known of a rank."""
+    """State of a rank."""
 
     pulse: int = 0
     tick: int = 0
     step: int = 0
     doing: str = "starting"
     seen: float = 0.0
-    """When its pulse was last seen to change."""
+    """When its pulse last changed."""
 
     def text(self) -> str:
         return f"{self.pulse} {self.tick} {self.step} {self.doing}"
 
 
 class Heartbeat:
-    """Start it when all ranks have met; call :meth:`beat` wherever the training gets on, the same way on all ranks.
+    """Start it when all ranks have joined; call :meth:`beat` at the same points of the training on all ranks.
 
     Args:
-        store: The ranks' common store; used by the threads alone.
+        store: The common store of the ranks; used by the threads only.
         rank: This rank.
-        nodes: Name of each rank's node.
-        timeout_s: How long a rank may show neither life nor progress.
-        first_timeout_s: How long they may take for the first step, in which kernels are chosen and compiled.
+        nodes: Node of each rank.
+        timeout_s: How long a rank may go without heartbeat or progress.
+        first_timeout_s: How long the first step may take, in which kernels are chosen and compiled.
     """
 
     def __init__(
         self, store: Store, rank: int, nodes: Sequence[str], timeout_s: float, first_timeout_s: float
     ) -> None:
-        self.on_verdict: Callable[[str], None] = lambda text: None
-        """Called before the process is ended from outside of the training."""
         self.verdict = ""
-        """Why the ranks cannot go on; empty while they can."""
+        """Why the training cannot continue; empty while it can."""
         self._store = store
         self._rank = rank
         self._nodes = nodes
@@ -76,7 +74,7 @@ class Heartbeat:
         self._lock = threading.Lock()
 
     def start(self) -> None:
-        """Post the first sign of life and begin to watch."""
+        """Post the first heartbeat and begin to watch."""
         self._store.set(self._key(self._rank), self._own.text())
         self._contact = self._moved = time.monotonic()
         for peer in self._peers:
@@ -85,16 +83,16 @@ class Heartbeat:
             threading.Thread(target=work, name=f"heartbeat{work.__name__}", daemon=True).start()
 
     def beat(self, step: int, doing: str) -> None:
-        """The training got on: it is at ``step`` and ``doing`` this now. Costs nothing."""
+        """Progress of the training: it is at ``step`` and now ``doing`` this. Takes no time."""
         own = self._own
         own.tick, own.step, own.doing = own.tick + 1, step, doing
 
     def stop(self) -> None:
-        """The training left the watched part."""
+        """End the threads."""
         self._stop.set()
 
     def fail(self, reason: str) -> bool:
-        """Tell the others why this rank ends. False when one said the same before."""
+        """Tell the others why this rank ends. False when one reported the same reason before."""
         text = f"{self._name(self._rank)} failed at step {self._own.step}: {reason}"
         try:
             first = self._store.compare_set("failed", "", text).decode()
@@ -105,7 +103,7 @@ class Heartbeat:
         return first == text or not first.endswith(f": {reason}")
 
     def explain(self) -> str:
-        """Who is to blame for an operation that failed here; empty when all others are well. Takes seconds."""
+        """Which rank made an operation fail here; empty when all others are well. Takes seconds."""
         self._alarm = True
         end = time.monotonic() + 10 * self._interval
         while not self.verdict and time.monotonic() < end:
@@ -115,7 +113,7 @@ class Heartbeat:
         return self.verdict
 
     def _exchange(self) -> None:
-        """Write and read signs of life. It may block for ever in a store that died: :meth:`_judge` sees that."""
+        """Write and read heartbeats. May block forever when the store died, which :meth:`_judge` notices."""
         while not self._stop.is_set():
             self._own.pulse += 1
             try:
@@ -149,17 +147,18 @@ class Heartbeat:
                 self._decide(self._findings())
             elif not self._stop.wait(_GRACE_S):
                 print(f"error: {self.verdict}", file=sys.stderr, flush=True)
-                self.on_verdict(self.verdict)
                 os._exit(EXIT_FAILED)
 
     def _findings(self) -> str:
         now = time.monotonic()
-        # Once an operation has failed, silence of a few beats is enough.
+        # Once an operation has failed, a few missing heartbeats are enough.
         short = 4 * self._interval
         limit = short if self._alarm else self._timeout
         if self._lost or now - self._contact > limit:
             if self._rank == 0:
-                return "the store of the ranks no longer answers: the process that started them died"
+                return (
+                    "the common store of the ranks does not answer: the process that started the ranks died"
+                )
             return self._gone([0])
         watched = range(len(self._peers)) if self._rank == 0 else (0,)
         silent = [rank for rank in watched if rank != self._rank and now - self._peers[rank].seen > limit]
@@ -173,13 +172,15 @@ class Heartbeat:
 
     def _gone(self, ranks: Sequence[int]) -> str:
         who = "; ".join(f"{self._name(rank)} (its last step: {self._peers[rank].step})" for rank in ranks)
-        return f"{SILENCE} {who}: it died, was stopped, or lost the network; see its log"
+        return f"{NO_HEARTBEAT} {who}: it died, was stopped, or lost the network; see its log"
 
     def _hung(self, patience: float) -> str:
         behind = min(peer.tick for peer in self._peers)
         slow = [rank for rank, peer in enumerate(self._peers) if peer.tick == behind]
         if len(slow) == len(self._peers):
-            return f"no rank got on for {patience:g} s after step {self._peers[0].step}; see their logs"
+            return (
+                f"no rank made progress for {patience:g} s after step {self._peers[0].step}; see their logs"
+            )
         who = "; ".join(f"{self._name(r)} ({self._peers[r].doing}, step {self._peers[r].step})" for r in slow)
         return f"the ranks have waited {patience:g} s for {who}; see its log"
 

@@ -1,7 +1,7 @@
-"""The processes that train together, as torchrun describes them in the environment.
+"""The processes that train together, described by torchrun's environment variables.
 
 RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT; PSCL_NODE may name the node. Without them,
-or with a world of 1, nothing is distributed.
+or with a world size of 1, the process trains alone.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from pscl_hpc.config import RuntimeConfig
 from pscl_hpc.errors import EXIT_FAILED, EXIT_INPUT, JobError, UserError
 from pscl_hpc.runs import node_name
 from pscl_hpc.training.device import setup_device
-from pscl_hpc.training.heartbeat import SILENCE, Heartbeat
-from pscl_hpc.training.interruption import StopRequested
+from pscl_hpc.training.heartbeat import NO_HEARTBEAT, Heartbeat
+from pscl_hpc.training.stopping import StopRequested
 
 _NCCL_SLACK_S = 60.0
-"""NCCL's own time-out kills the process without a word; the heartbeat's verdict comes this much earlier."""
+"""How much earlier the heartbeat names a lost rank than NCCL's own time-out kills the process without a message."""
 _store: Store | None = None
 _sessions = 0
 
 
 @dataclass(frozen=True)
 class Place:
-    """One process's place among the ranks."""
+    """Position of a process among the ranks."""
 
     rank: int = 0
     world: int = 1
@@ -47,15 +47,15 @@ class Place:
 
     @property
     def first(self) -> bool:
-        """Whether this is rank 0, which alone writes and reports."""
+        """Whether this is rank 0, the only one that writes and reports."""
         return self.rank == 0
 
 
 def read_place(environment: Mapping[str, str] = os.environ) -> Place:
-    """The place that the environment gives this process.
+    """The position of this process according to the environment.
 
     Raises:
-        UserError: when variables are missing or contradict each other.
+        UserError: variables are missing or contradict each other.
     """
     node = environment.get("PSCL_NODE") or node_name()
     if environment.get("WORLD_SIZE", "1") == "1":
@@ -80,7 +80,9 @@ def read_place(environment: Mapping[str, str] = os.environ) -> Place:
         node,
     )
     if not place.address:
-        raise UserError(f"{node}: WORLD_SIZE is {place.world}, but MASTER_ADDR is empty; name rank 0's node")
+        raise UserError(
+            f"{node}: WORLD_SIZE is {place.world}, but MASTER_ADDR is empty; set it to the node of rank 0"
+        )
     if place.rank >= place.world or place.local_rank >= place.local_world:
         raise UserError(
             f"{node}: RANK {place.rank} of {place.world} or LOCAL_RANK {place.local_rank} of {place.local_world} "
@@ -90,7 +92,7 @@ def read_place(environment: Mapping[str, str] = os.environ) -> Place:
 
 
 class Ranks:
-    """What the ranks do together. With one process everything is immediate."""
+    """Collective operations of the ranks. For a process alone they return at once."""
 
     def __init__(self, place: Place, device: torch.device, nodes: tuple[str, ...] = ()) -> None:
         self.place = place
@@ -100,9 +102,8 @@ class Ranks:
         self.nodes = nodes or (place.node,)
         """Name of each rank's node."""
         self.group: dist.ProcessGroup | None = None
-        """For training; takes tensors of the CPU and of the device. None for one process."""
+        """Process group for tensors on the CPU and on the device. None for one process."""
         self.heartbeat: Heartbeat | None = None
-        self._store: Store | None = None
         self._ended = False
 
     @classmethod
@@ -112,19 +113,19 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is rank 0, which alone writes and reports."""
+        """Whether this is rank 0, the only one that writes and reports."""
         return self.rank == 0
 
     def say(self, text: str) -> None:
-        """A line on standard error, with the rank's name where there are several."""
+        """Print a line on standard error, with the rank's name when there are several."""
         name = f"[rank {self.rank} on {self.place.node}] " if self.world > 1 else ""
         print(name + text, file=sys.stderr, flush=True)
 
     def beat(self, step: int, doing: str) -> None:
-        """Show the others how far this rank is; the same calls on all ranks.
+        """Report progress to the other ranks; all ranks make the same calls.
 
         Raises:
-            JobError: when the others cannot go on.
+            JobError: another rank was lost or failed.
         """
         if self.heartbeat is not None:
             self.heartbeat.beat(step, doing)
@@ -132,7 +133,7 @@ class Ranks:
                 raise JobError(self.heartbeat.verdict)
 
     def from_first(self, make: Callable[[], Any]) -> Any:
-        """A plain (JSON) value that rank 0 makes, on every rank. When rank 0 fails, the others end without a word."""
+        """A value computed by rank 0, on every rank. When rank 0 fails, the others exit without a message."""
         if self.group is None:
             return make()
         error: UserError | JobError | None = None
@@ -142,61 +143,41 @@ class Ranks:
                 answer = {"value": make()}
             except (UserError, JobError) as problem:
                 error, answer = problem, {"code": exit_code(problem)}
-        answer = json.loads(self.broadcast(json.dumps(answer).encode()) or b"")
-        if "value" in answer:
-            return answer["value"]
+        answers = [answer]
+        dist.broadcast_object_list(answers, 0, group=self.group)
+        if "value" in answers[0]:
+            return answers[0]["value"]
         self._ended = True
         if error is not None:
             raise error
-        raise SystemExit(answer["code"])
-
-    def broadcast(self, data: bytes | None) -> bytes | None:
-        """Rank 0's bytes, or None, on every rank; ``data`` of the others is ignored."""
-        if self.group is None:
-            return data
-        size = torch.tensor([-1 if data is None else len(data)])
-        dist.broadcast(size, 0, group=self.group)
-        if int(size) <= 0:
-            return None if int(size) < 0 else b""
-        buffer = torch.empty(int(size), dtype=torch.uint8)
-        if self.first and data is not None:
-            buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        dist.broadcast(buffer, 0, group=self.group)
-        return buffer.numpy().tobytes()
+        raise SystemExit(answers[0]["code"])
 
     def agree_to_stop(self, reason: str | None) -> str | None:
-        """A reason to stop that any rank has, the same on every rank; to be called by all at the same step."""
+        """A rank's reason to stop, the same on every rank; all ranks call it at the same step."""
         if self.group is None:
             return reason
-        assert self._store is not None
-        if reason is not None:
-            self._store.set("stop", reason)
-        asked = torch.tensor([int(reason is not None)])
-        dist.all_reduce(asked, dist.ReduceOp.MAX, group=self.group)
-        return self._store.get("stop").decode() if int(asked) else None
+        requests = torch.tensor([int(reason is not None)])
+        dist.all_reduce(requests, group=self.group)
+        return next(filter(None, self._gather(reason))) if int(requests) else None
 
     def mean(self, values: dict[str, float]) -> dict[str, float]:
-        """Mean of each value over the ranks that have it; NaN is the same as not having it."""
+        """Mean of each value over the ranks that have it; NaN counts as not having it."""
         if self.group is None:
             return values
-        parts = [json.loads(data) for data in self._gather(json.dumps(values).encode())]
+        gathered = self._gather(values)
         means: dict[str, float] = {}
-        for key in dict.fromkeys(key for part in parts for key in part):
-            found = [part[key] for part in parts if not math.isnan(part.get(key, math.nan))]
-            # Where all ranks say the same, their mean is exactly that.
+        for key in dict.fromkeys(key for each in gathered for key in each):
+            found = [each[key] for each in gathered if not math.isnan(each.get(key, math.nan))]
+            # The mean of equal values is exactly that value.
             same = len(set(found)) == 1
             means[key] = math.nan if not found else found[0] if same else sum(found) / len(found)
         return means
 
-    def _gather(self, data: bytes) -> list[bytes]:
-        """Every rank's bytes, in rank order."""
-        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
-        dist.all_gather(sizes, torch.tensor([len(data)]), group=self.group)
-        longest = max(int(size) for size in sizes)
-        own = torch.frombuffer(bytearray(data.ljust(longest)), dtype=torch.uint8)
-        parts = [torch.empty_like(own) for _ in sizes]
-        dist.all_gather(parts, own, group=self.group)
-        return [part.numpy().tobytes()[: int(size)] for part, size in zip(parts, sizes, strict=True)]
+    def _gather(self, value: Any) -> list[Any]:
+        """Every rank's value, in rank order."""
+        values = [None] * self.world
+        dist.all_gather_object(values, value, group=self.group)
+        return values
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -205,11 +186,11 @@ class Ranks:
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
-        """Around work that all ranks do: an error here is told to the others, one of theirs is named here.
+        """Around work of all ranks: reports an error of this rank to the others, and names the rank of another error.
 
         Raises:
-            JobError: naming the rank that died, hangs or failed.
-            SystemExit: on ranks whose error another rank reports; its code is that of the error.
+            JobError: a rank died, hangs or failed; the message names it.
+            SystemExit: another rank reports the error; the code is that of the error.
         """
         try:
             yield
@@ -222,29 +203,30 @@ class Ranks:
             self._end(error, self.heartbeat)
 
     def _end(self, error: BaseException, heartbeat: Heartbeat) -> NoReturn:
-        told = heartbeat.verdict if isinstance(error, JobError) else ""
+        verdict = heartbeat.verdict if isinstance(error, JobError) else ""
         if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
-            told = heartbeat.explain()
-        if told:
-            # Rank 0 says it, unless it cannot.
-            if not self.first and not told.startswith(f"{SILENCE} rank 0 "):
+            # A failed collective operation, perhaps because another rank ended.
+            verdict = heartbeat.explain()
+        if verdict:
+            # Rank 0 reports it, unless it is the lost one.
+            if not self.first and not verdict.startswith(f"{NO_HEARTBEAT} rank 0 "):
                 raise SystemExit(EXIT_FAILED) from error
-            raise JobError(told) from error
-        plain = isinstance(error, UserError | JobError)
+            raise JobError(verdict) from error
+        expected = isinstance(error, UserError | JobError)
         lines = str(error).strip().splitlines() or ["no message"]
-        said = heartbeat.fail(lines[0] if plain else f"{type(error).__name__}: {lines[0]}")
-        if not self.first and not said:
+        only_here = heartbeat.fail(lines[0] if expected else f"{type(error).__name__}: {lines[0]}")
+        if not self.first and not only_here:
             raise SystemExit(exit_code(error)) from error
         raise error
 
 
 @contextlib.contextmanager
 def join_ranks(runtime: RuntimeConfig) -> Iterator[Ranks]:
-    """Meet the other ranks that the environment speaks of, and part from them at the end.
+    """Join the other ranks that the environment describes, and leave them at the end.
 
     Raises:
-        UserError: when the environment or the device is not what was asked for.
-        JobError: when not all ranks come; then nothing is trained.
+        UserError: the environment is inconsistent, or the requested device is not available.
+        JobError: not all ranks joined in time; nothing is trained.
     """
     place = read_place()
     device = setup_device(runtime, place.local_rank)
@@ -252,20 +234,21 @@ def join_ranks(runtime: RuntimeConfig) -> Iterator[Ranks]:
         yield Ranks(place, device)
         return
     try:
-        store = _meet(place, device, runtime)
-        nodes, doubled = _roll_call(store, place)
+        store = _open_store(place, device, runtime)
+        nodes, shared = _list_nodes(store, place)
     except (RuntimeError, ValueError, OSError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise JobError(
             f"rank {place.rank} on {place.node}: could not join the {place.world} ranks at {place.address}:"
             f"{place.port} ({lines[0]}); nothing was trained, see the logs of the other ranks"
         ) from error
-    if doubled:
-        raise UserError(f"{doubled}; start one rank per GPU")
+    if shared:
+        raise UserError(f"{shared}; start one rank per GPU")
     ranks = Ranks(place, device, nodes)
-    ranks._store = store
+    # With a second connection: one that waits for an answer blocks all threads that share it.
+    connection = store.clone()  # type: ignore[attr-defined]
     ranks.heartbeat = Heartbeat(
-        _connect_again(store), place.rank, nodes, runtime.collective_timeout_s, runtime.init_timeout_s
+        connection, place.rank, nodes, runtime.collective_timeout_s, runtime.init_timeout_s
     )
     try:
         ranks.group = _make_group(store, place, device, runtime)
@@ -280,18 +263,18 @@ def join_ranks(runtime: RuntimeConfig) -> Iterator[Ranks]:
             dist.destroy_process_group()
 
 
-def _meet(place: Place, device: torch.device, runtime: RuntimeConfig) -> Store:
-    """The ranks' common store, in which this rank has said who it is."""
+def _open_store(place: Place, device: torch.device, runtime: RuntimeConfig) -> Store:
+    """The common store of the ranks, with an entry of this rank."""
     global _store, _sessions
     patience = timedelta(seconds=runtime.init_timeout_s)
-    # torchrun keeps the store itself, where it outlives the ranks.
-    kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    # torchrun may host the store itself; it then outlives the ranks.
+    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if _store is None:
         _store = TCPStore(
             place.address,
             place.port,
             place.world,
-            is_master=place.rank == 0 and not kept,
+            is_master=place.rank == 0 and not hosted,
             timeout=patience,
             wait_for_workers=False,
         )
@@ -305,21 +288,15 @@ def _meet(place: Place, device: torch.device, runtime: RuntimeConfig) -> Store:
     return store
 
 
-def _connect_again(store: Store) -> Store:
-    """A second connection: one that waits for an answer blocks all threads that share it."""
-    twin: Store = store.clone()  # type: ignore[attr-defined]
-    return twin
-
-
-def _roll_call(store: Store, place: Place) -> tuple[tuple[str, ...], str]:
-    """Each rank's node, and a complaint about ranks that share a GPU; waits for all ranks."""
+def _list_nodes(store: Store, place: Place) -> tuple[tuple[str, ...], str]:
+    """The node of each rank, and which ranks share a GPU, if any; waits for all ranks."""
     keys = [f"here/{rank}" for rank in range(place.world)]
     try:
         store.wait(keys)
     except RuntimeError:
         absent = [rank for rank, key in enumerate(keys) if not store.check([key])]
         shown = ", ".join(map(str, absent[:8])) + (" and others" if len(absent) > 8 else "")
-        raise TimeoutError(f"rank {shown} did not come") from None
+        raise TimeoutError(f"rank {shown} did not join") from None
     nodes: list[str] = []
     users: dict[str, int] = {}
     for rank, text in enumerate(store.multi_get(keys)):
@@ -333,7 +310,7 @@ def _roll_call(store: Store, place: Place) -> tuple[tuple[str, ...], str]:
 def _make_group(
     store: Store, place: Place, device: torch.device, runtime: RuntimeConfig
 ) -> dist.ProcessGroup:
-    """A group that is patient while it forms and impatient in training."""
+    """The process group, with a longer time-out while it forms than in training."""
     backend, limit = "gloo", runtime.collective_timeout_s
     if device.type == "cuda":
         backend, limit = "cpu:gloo,cuda:nccl", limit + _NCCL_SLACK_S
@@ -350,7 +327,7 @@ def _make_group(
         dist.all_reduce(probe, group=group)
     except RuntimeError as error:
         raise JobError(
-            f"rank {place.rank} on {place.node}: the ranks cannot talk to each other over {backend} "
+            f"rank {place.rank} on {place.node}: the ranks cannot communicate over {backend} "
             f"({str(error).strip().splitlines()[0]}); nothing was trained"
         ) from error
     if not math.isclose(float(probe), place.world):

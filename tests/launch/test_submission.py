@@ -36,25 +36,25 @@ def _tune(reference: str, **keys: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("keys", "profile", "cluster", "named"),
     [
-        ({"data": {"archive": "b.h5"}}, Profile(), "local", "b.h5: "),
-        ({"data": {"archive": "a.h5", "datasets": ["allox"]}}, Profile(), "local", "'allox'"),
-        ({"data": {"archive": "a.h5", "splits": ["all"]}}, Profile(), "local", "['all']"),
-        ({"batch_size": 9}, Profile(tasks_per_node=2), "local", "batch_size=8"),
-        (_pscl("alloy/0"), Profile(tasks_per_node=2), "local", "method.reference.per_batch=2"),
-        (_pscl("alloy/9"), Profile(), "local", "'alloy/9'"),
-        (_pscl("other/0"), Profile(), "local", "other/0"),
-        (_tune("alloy/9"), Profile(), "local", "'alloy/9'"),
-        (_tune("alloy/0", validation_split="vall"), Profile(), "local", "'vall'"),
-        (_tune("alloy/0", semi_supervised={"splits": ["val"]}), Profile(), "local", "val"),
+        ({"data": {"archive": "b.h5"}}, Profile(), "local", "b.h5: no such archive"),
+        ({"data": {"archive": "a.h5", "datasets": ["allox"]}}, Profile(), "local", "did you mean 'alloy'"),
+        ({"data": {"archive": "a.h5", "splits": ["all"]}}, Profile(), "local", "is in the splits ['all']"),
+        ({"batch_size": 9}, Profile(tasks_per_node=2), "local", "set batch_size=8, or another multiple of 2"),
+        (_pscl("alloy/0"), Profile(tasks_per_node=2), "local", "set method.reference.per_batch=2"),
+        (_pscl("alloy/9"), Profile(), "local", "has no image 'alloy/9'"),
+        (_pscl("other/0"), Profile(), "local", "method.reference.ids: other/0 has no mask in a.h5"),
+        (_tune("alloy/9"), Profile(), "local", "has no image 'alloy/9'"),
+        (_tune("alloy/0", validation_split="vall"), Profile(), "local", "validation_split 'vall' of alloy"),
+        (_tune("alloy/0", semi_supervised={"splits": ["val"]}), Profile(), "local", "semi_supervised.splits"),
         (_tune("alloy/0", pretrained="nope"), Profile(), "local", "nope"),
-        (_tune("alloy/0"), Profile(tasks_per_node=2), "local", "1 x 2 ranks"),
-        ({"run": "a.h5"}, Profile(), "local", "a.h5: "),
-        ({"run": "."}, Profile(), "local", ".: "),
-        ({"run": "runs/50%"}, Profile(), "local", "50%"),
-        ({}, Profile(partition="gpu"), "local", "partition "),
-        ({}, Profile(setup=("module load x",)), "local", "setup "),
-        ({}, Profile(mem="1M"), "local", "mem "),
-        ({}, Profile(sbatch={"exclusive": True}), "local", "sbatch "),
+        (_tune("alloy/0", batch_size=3), Profile(tasks_per_node=2), "local", "batch_size=4"),
+        ({"run": "a.h5"}, Profile(), "local", "a.h5: is a file"),
+        ({"run": "."}, Profile(), "local", "not a run folder"),
+        ({"run": "runs/50%"}, Profile(), "local", "must not contain '%'"),
+        ({}, Profile(partition="gpu"), "local", "partition is for Slurm"),
+        ({}, Profile(setup=("module load x",)), "local", "setup is for Slurm"),
+        ({}, Profile(mem="1M"), "local", "mem is for Slurm"),
+        ({}, Profile(sbatch={"exclusive": True}), "local", "sbatch is for Slurm"),
         ({}, Profile(gpus_per_node=99), "local", "--gpus-per-node 99"),
         ({}, Profile(nodes=2), "local", "--nodes 2"),
         ({}, Profile(), "slurm", "sbatch"),
@@ -88,7 +88,7 @@ def test_a_finished_or_different_run_is_not_touched(make_config: MakeConfig) -> 
     with RunFolder.start(make_config(run="runs/b"), torch.device("cpu")) as folder:
         folder.update(status="failed")
     RunFolder.load("runs/b").update(status="failed")
-    with pytest.raises(UserError, match=r"schedule\.steps is 20 there, 21 now"):
+    with pytest.raises(UserError, match=r"schedule\.steps"):
         submit(make_config(run="runs/b", steps=21), cluster="local")
     assert Path("runs/a/run.json").read_bytes() == before
     assert not list(Path("runs").rglob("jobs"))
@@ -151,13 +151,13 @@ def test_a_pause_between_attempts_counts_as_neither_time_left_nor_a_step(
     monkeypatch.setattr("pscl_hpc.runs.metrics.time.time", lambda: next(clock))
     config = make_config(run="runs/a", steps=100)
     with RunFolder.start(config, torch.device("cpu")) as folder:
-        folder.goes_on_from(0)
+        folder.record_first_step(0)
         for step in range(1, 11):
             folder.metrics_log().write(step, {"loss": 1.0})
         assert run_status(folder.path).eta_s == pytest.approx(90 * 10.0)
     folder.update(status="stopped")
     with RunFolder.start(config, torch.device("cpu")) as folder:
-        folder.goes_on_from(10)
+        folder.record_first_step(10)
         folder.metrics_log().write(11, {"loss": 1.0})
         assert run_status(folder.path).eta_s is None
         for step in (12, 13):
@@ -200,7 +200,7 @@ def test_a_damaged_folder_does_not_hide_the_others(
 @pytest.mark.usefixtures("place")
 def test_a_missing_run_folder_is_named(tmp_path: Path) -> None:
     for ask in (run_status, cancel, requeue, log_path):
-        with pytest.raises(UserError, match="absent"):
+        with pytest.raises(UserError, match="run folder"):
             ask(tmp_path / "absent")
     with pytest.raises(UserError, match="absent"):
         find_runs(tmp_path / "absent")
@@ -272,7 +272,7 @@ def test_the_batch_script_has_the_requested_resources_even_without_slurm(
     assert "wckey" not in script
     assert "--kill-on-bad-exit=1" in script
     assert script.index("SRUN_CPUS_PER_TASK") < script.index("srun ") < script.index("tasks=$!")
-    with pytest.raises(UserError, match="12 ranks"):
+    with pytest.raises(UserError, match="batch_size=12"):
         show_script(make_config(), cluster="slurm", profile=profile)
     with pytest.raises(UserError, match="--cluster slurm"):
         show_script(make_config(), cluster="local", profile=profile)

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from pscl_hpc.cli.main import main
 from pscl_hpc.config import Positive, load_config, to_yaml
 from pscl_hpc.methods import METHODS, Method, MethodConfig, MethodOutput, Setting, Views, display_name
-from pscl_hpc.methods.ranks import mean_over_ranks
 from pscl_hpc.models import TRUNK_FILE, Trunk
 from pscl_hpc.pretraining import pretrain
 from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.seeding import Draws
 from pscl_hpc.training import StopRequested, clear_stop, request_stop
+from pscl_hpc.training.reduce import mean_over_ranks
 from tests.helpers import small_archive, small_config
 
 

@@ -11,7 +11,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from pscl_hpc.errors import UserError
-from pscl_hpc.models import GlobalHead, ModelCard, PatchHead, SegmentationNet, load_segmentation, load_trunk, read_card, save_segmentation, save_trunk
+from pscl_hpc.models import (
+    GlobalHead,
+    ModelCard,
+    PatchHead,
+    SegmentationNet,
+    load_segmentation,
+    load_trunk,
+    read_card,
+    save_segmentation,
+    save_trunk,
+)
 from pscl_hpc.models.unet import UNet, UNetConfig
 
 SMALL = UNetConfig(widths=(4, 8, 8))

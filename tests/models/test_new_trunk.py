@@ -14,7 +14,16 @@ from torch.nn import functional as F
 from pscl_hpc.cli.main import main
 from pscl_hpc.config import Count, resolve_config
 from pscl_hpc.methods import METHODS
-from pscl_hpc.models import Features, MapShape, TRUNKS, Trunk, TrunkConfig, TrunkMaps, load_segmentation, load_trunk
+from pscl_hpc.models import (
+    TRUNKS,
+    Features,
+    MapShape,
+    Trunk,
+    TrunkConfig,
+    TrunkMaps,
+    load_segmentation,
+    load_trunk,
+)
 from pscl_hpc.pretraining import pretrain
 from pscl_hpc.segmentation import evaluate, finetune
 from pscl_hpc.segmentation.config import FinetuneConfig

@@ -20,10 +20,7 @@ CASES: dict[str, dict[str, Any]] = {
         "views": {"size": [32, 32], "jitter": {"gamma": 0.3, "noise": 0.1, "blur": 1.0}},
     },
     "accumulation": {"method": _PSCL, "batch_size": 8, "accumulate": 2},
-    "lars": {
-        "method": _PSCL,
-        "optimiser": {"name": "lars", "lr": 0.1, "weight_decay": 0.1, "clip_norm": 0.5},
-    },
+    "clipping": {"method": _PSCL, "optimiser": {"name": "adamw", "weight_decay": 0.1, "clip_norm": 0.5}},
     "recomputed activations": {
         "method": _PSCL | {"texture": 0.5},
         "runtime": {"threads": 1, "activation_checkpointing": True},

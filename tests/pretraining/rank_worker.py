@@ -15,11 +15,11 @@ if __name__ == "__main__":
 
 from pscl_hpc.archive import Archive
 from pscl_hpc.config import RuntimeConfig
-from pscl_hpc.pretraining import PretrainData, Trainer
-from pscl_hpc.pretraining import trainer as trainer_module
+from pscl_hpc.pretraining import PretrainTask
+from pscl_hpc.pretraining import task as task_module
 from pscl_hpc.pretraining.data import make_views
 from pscl_hpc.runs import RunFolder
-from pscl_hpc.training import Ranks, join_ranks
+from pscl_hpc.training import Loop, Ranks, join_ranks
 from tests.helpers import small_config
 from tests.pretraining.rank_cases import CASES
 
@@ -34,27 +34,23 @@ def train(archive: Path, name: str, ranks: Ranks) -> dict[str, Any]:
         return replace(views, query=views.query.double(), key=views.key.double())
 
     torch.set_default_dtype(torch.float64)
-    trainer_module.make_views = doubled
+    task_module.make_views = doubled
     try:
         config = small_config(archive, Path("unused"), **{"batch_size": 4, **CASES[name]})
         with Archive(archive) as opened:
-            data = PretrainData(opened, config, ranks.rank, ranks.world)
-            trainer = Trainer(config, data, RunFolder.follow("unused", config, done=False), ranks)
+            task = PretrainTask(config, opened, ranks)
+            loop = Loop(task, RunFolder.follow("unused", config, done=False), ranks)
             losses, gradients = [], []
             for step in range(STEPS):
-                parts = [data[step * config.accumulate + part] for part in range(config.accumulate)]
-                losses.append(trainer.step(parts, measure=True)["loss"])
+                numbers = range(step * config.accumulate, (step + 1) * config.accumulate)
+                losses.append(loop.step([task.dataset[number] for number in numbers], measure=True)["loss"])
                 gradients.append(
-                    {
-                        key: p.grad.clone()
-                        for key, p in trainer.method.named_parameters()
-                        if p.grad is not None
-                    }
+                    {key: p.grad.clone() for key, p in task.module.named_parameters() if p.grad is not None}
                 )
-        return {"losses": losses, "gradients": gradients, "state": dict(trainer.method.state_dict())}
+        return {"losses": losses, "gradients": gradients, "state": dict(task.module.state_dict())}
     finally:
         torch.set_default_dtype(torch.float32)
-        trainer_module.make_views = make_views
+        task_module.make_views = make_views
 
 
 def main(archive: str, folder: str, cases: list[str]) -> None:

@@ -10,8 +10,7 @@ import torch
 
 from pscl_hpc.archive import Archive, Collection, ShardWriter
 from pscl_hpc.archive.windows import covering_square, draw_window, restrict
-from pscl_hpc.pretraining import PretrainData
-from pscl_hpc.pretraining import trainer as trainer_module
+from pscl_hpc.pretraining import PretrainData, make_views
 from pscl_hpc.seeding import numpy_generator
 from tests.helpers import small_config
 
@@ -86,7 +85,7 @@ def test_both_views_have_intensity_changes_of_their_own(archive: Path, tmp_path:
     config = small_config(archive, tmp_path / "run", views=views)
     with Archive(archive) as opened:
         batch = PretrainData(opened, config)[0]
-    made = trainer_module.make_views(batch, config, 0, torch.device("cpu"))
+    made = make_views(batch, config, 0, torch.device("cpu"))
     dark = batch.images * (batch.images < 0.7)  # what cannot reach 1, times the factor that is looked for
     factors = torch.stack(
         [(view * (batch.images < 0.7)).sum(dim=(1, 2, 3)) for view in (made.query, made.key)]

@@ -1,4 +1,4 @@
-"""The same numbers again: by the seed, after a kill, after damage; and what ends a run or keeps it from going on."""
+"""The same numbers again: by the seed, after a kill, after damage; and errors that end a run or its resumption."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pscl_hpc.config import to_yaml
 from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.models import load_trunk
 from pscl_hpc.pretraining import pretrain
-from pscl_hpc.pretraining import trainer as trainer_module
+from pscl_hpc.pretraining import task as task_module
 from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.runs import RunFolder
 from tests.helpers import small_archive, small_config
@@ -78,7 +78,7 @@ def test_killed_and_resumed_equals_uninterrupted(archive: Path, tmp_path: Path) 
     assert values(tmp_path / "whole") == values(tmp_path / "broken")
 
 
-@pytest.mark.parametrize("optimiser", ["adam", "adamw", "lars"])
+@pytest.mark.parametrize("optimiser", ["adam", "adamw"])
 def test_optimisers_and_schedules_resume(archive: Path, tmp_path: Path, optimiser: str) -> None:
     changes = {
         "optimiser": {"name": optimiser, "lr": 0.01, "weight_decay": 0.01, "clip_norm": 1.0},
@@ -109,7 +109,7 @@ def test_resume_forgets_log_lines_after_the_checkpoint(archive: Path, tmp_path: 
     assert values(folder.path) == expected
 
 
-def test_a_damaged_checkpoint_is_passed_over(
+def test_a_damaged_checkpoint_is_skipped(
     archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = small_config(archive, tmp_path / "run")
@@ -129,7 +129,7 @@ def test_a_run_without_a_whole_checkpoint_loses_no_line(archive: Path, tmp_path:
     folder.update(status="running")
     for path in (folder.path / "checkpoints").glob("step-*.pt"):
         path.write_bytes(b"")
-    with pytest.raises(UserError, match=r"no other checkpoint is whole; .* to begin anew"):
+    with pytest.raises(UserError, match=r"step-00000006\.pt"):
         pretrain(config)
     assert len(values(folder.path)) == 6
 
@@ -144,7 +144,7 @@ def test_a_finished_run_is_left_alone(archive: Path, tmp_path: Path) -> None:
 
 def test_another_configuration_is_refused(archive: Path, tmp_path: Path) -> None:
     pretrain(small_config(archive, tmp_path / "run"))
-    with pytest.raises(UserError, match=r"another configuration \(batch_size is 3 there, 2 now\)"):
+    with pytest.raises(UserError, match=r"batch_size"):
         pretrain(small_config(archive, tmp_path / "run", batch_size=2))
 
 
@@ -155,14 +155,14 @@ def test_a_changed_archive_is_refused(tmp_path: Path) -> None:
     folder.update(status="running")
     archive.unlink()
     small_archive(archive, images=5)
-    with pytest.raises(UserError, match="has changed since this run began"):
+    with pytest.raises(UserError, match=r"a\.h5"):
         pretrain(config)
 
 
 def test_loss_that_is_not_finite_stops_the_run(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make = trainer_module.make_views
+    make = task_module.make_views
 
     def poisoned(batch, config, number, device):  # type: ignore[no-untyped-def]
         views = make(batch, config, number, device)
@@ -170,26 +170,25 @@ def test_loss_that_is_not_finite_stops_the_run(
             views.query[1] = math.nan
         return views
 
-    monkeypatch.setattr(trainer_module, "make_views", poisoned)
+    monkeypatch.setattr(task_module, "make_views", poisoned)
     config = small_config(archive, tmp_path / "run")
-    mend = r"in a new folder \(run=\.\.\.\); the checkpoint of step 2 stays in "
-    with pytest.raises(JobError, match=r"not finite at step 4 \(loss=nan.*images: alloy/0, .*" + mend):
+    with pytest.raises(JobError, match=r"loss .*step 4 .*loss=nan.* alloy/0.* step 2"):
         pretrain(config)
-    with pytest.raises(JobError, match=r"clip_norm=1 in a new folder \(run=\.\.\.\)$"):
+    with pytest.raises(JobError, match=r"step 4 .*optimiser\.clip_norm"):
         pretrain(small_config(archive, tmp_path / "other", checkpoint={"every_steps": 6}))
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["status"] == "failed"
     assert "step 4" in record["error"]
     monkeypatch.undo()
-    assert pretrain(config).done, "the run goes on from its last checkpoint"
+    assert pretrain(config).done, "the run resumes from its last checkpoint"
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, 1.0])
 def test_a_gradient_that_is_not_finite_stops_the_run_before_its_weights_are_kept(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip_norm: float
 ) -> None:
-    """Its loss is finite, so that the next one would be the first to tell."""
-    build = trainer_module.build_method
+    """Its loss is finite: only the loss of the next step would show it."""
+    build = task_module.build_method
     steps = 0
 
     def poisoned(*arguments: Any) -> Any:
@@ -203,11 +202,11 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_its_weights_are_kept
         next(weight for weight in method.parameters() if weight.requires_grad).register_hook(poison)
         return method
 
-    monkeypatch.setattr(trainer_module, "build_method", poisoned)
+    monkeypatch.setattr(task_module, "build_method", poisoned)
     config = small_config(
         archive, tmp_path / "run", checkpoint={"every_steps": 2}, optimiser={"clip_norm": clip_norm}
     )
-    with pytest.raises(JobError, match=r"the gradient is not finite at step 4 .*checkpoint of step 2 stays"):
+    with pytest.raises(JobError, match=r"gradient .*step 4 .*step 2"):
         pretrain(config)
     monkeypatch.undo()
     assert pretrain(config).done
@@ -215,19 +214,19 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_its_weights_are_kept
 
 def _export_on_a_full_disk(config: PretrainConfig, pipe: Connection) -> None:
     def full(path: Path, trunk: object) -> None:
-        # As full as a disk gets: no file may grow beyond this.
+        # Like a full disk: no file may grow beyond this size.
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
         save(path, trunk)
 
-    save = trainer_module.save_trunk
-    trainer_module.save_trunk = full  # type: ignore[assignment]
+    save = task_module.save_trunk
+    task_module.save_trunk = full  # type: ignore[assignment]
     try:
         pretrain(config)
     except JobError as error:
         pipe.send(str(error))
 
 
-def test_an_export_to_a_full_disk_is_one_sentence(archive: Path, tmp_path: Path) -> None:
+def test_an_export_to_a_full_disk_names_the_file(archive: Path, tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
     config = small_config(archive, tmp_path / "run", schedule={"steps": 1}, method={"name": "simclr"})
@@ -236,6 +235,6 @@ def test_an_export_to_a_full_disk_is_one_sentence(archive: Path, tmp_path: Path)
     theirs.close()
     text = ours.recv()
     process.join()
-    assert text.startswith(f"{tmp_path / 'run' / 'trunk.safetensors'}: it could not be written (")
-    assert text.endswith("make room there and start the run again with the same command")
+    assert text.startswith(f"{tmp_path / 'run' / 'trunk.safetensors'}: ")
+    assert "\n" not in text
     assert not RunFolder.load(config.run).done

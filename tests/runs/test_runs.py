@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import io
 import json
 import multiprocessing
 import pickle
@@ -23,7 +22,6 @@ from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.runs import CheckpointStore, MetricsLog, RunFolder, read_metrics, write_text
 from pscl_hpc.runs.attempts import Attempt
-from pscl_hpc.runs.checkpoint import serialise
 from pscl_hpc.runs.lock import LOCK_FILE
 from tests.helpers import small_config
 
@@ -60,11 +58,11 @@ def test_new_folders_get_names_of_their_own(tmp_path: Path, monkeypatch: pytest.
 def test_foreign_content_is_never_touched(config: PretrainConfig, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="is not empty and holds no run"):
+    with pytest.raises(UserError, match=r"run: .*run="):
         RunFolder.start(config, CPU)
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.txt"]
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="is a file"):
+    with pytest.raises(UserError, match=r"file: "):
         RunFolder.start(config.model_copy(update={"run": str(tmp_path / "file")}), CPU)
 
 
@@ -81,7 +79,7 @@ def test_two_processes_cannot_write_one_run(config: PretrainConfig) -> None:
     process.start()
     try:
         assert ready.wait(60)
-        with pytest.raises(UserError, match=rf"is being written by process {process.pid}"):
+        with pytest.raises(UserError, match=rf"process {process.pid}\b"):
             RunFolder.start(config, CPU)
     finally:
         leave.set()
@@ -138,18 +136,18 @@ def test_a_folder_that_cannot_be_made_is_wrong_input(
     config: PretrainConfig, tmp_path: Path, run: str
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot be made or written there \(.*\); choose another"):
+    with pytest.raises(UserError, match=rf"{run}.*run="):
         RunFolder.start(config.model_copy(update={"run": str(tmp_path / run)}), CPU)
 
 
 def test_runs_may_be_a_file(config: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("runs").write_text("")
-    with pytest.raises(UserError, match=r"^runs: the run folder cannot be made"):
+    with pytest.raises(UserError, match=r"^runs: "):
         RunFolder.start(config.model_copy(update={"run": ""}), CPU)
 
 
-def test_why_a_run_was_continued_is_kept(config: PretrainConfig) -> None:
+def test_how_an_attempt_ended_is_recorded(config: PretrainConfig) -> None:
     with pytest.raises(JobError), RunFolder.start(config, CPU):
         raise JobError("the loss is not finite at step 3")
     lost = RunFolder.start(config, CPU)
@@ -158,15 +156,15 @@ def test_why_a_run_was_continued_is_kept(config: PretrainConfig) -> None:
         pass
     ends = [attempt.get("ended") for attempt in RunFolder.load(config.run).attempts]
     assert ends[0] == "the loss is not finite at step 3"
-    assert ends[1].startswith("without a word: ")
+    assert ends[1].startswith("unknown")
     assert ends[2] is None
 
 
 def _full(config: PretrainConfig, pipe: Connection) -> None:
-    """What a run says on a disk that is full from the start of a kind of write on."""
+    """Sends the errors of a run on a disk that becomes full."""
     said = []
     folder = RunFolder.start(config, CPU)
-    # As full as a disk gets: no file may grow beyond this.
+    # Like a full disk: no file may grow beyond this size.
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
     for write in (
         lambda: folder.update(text="x" * 500),
@@ -180,7 +178,7 @@ def _full(config: PretrainConfig, pipe: Connection) -> None:
     pipe.send(said)
 
 
-def test_a_full_disk_is_one_sentence_with_the_file(config: PretrainConfig) -> None:
+def test_a_full_disk_is_a_short_error_with_the_file(config: PretrainConfig) -> None:
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
     process = context.Process(target=_full, args=(config, theirs))
@@ -189,7 +187,8 @@ def test_a_full_disk_is_one_sentence_with_the_file(config: PretrainConfig) -> No
     process.join()
     for text, name in ((update, "run.json"), (attempt, "attempts"), (done, "run.json")):
         assert f"{Path(config.run) / name}: " in text
-        assert "could not be written (File too large); make room there" in text
+        assert "File too large" in text
+        assert "\n" not in text
     assert not RunFolder.load(config.run).done
 
 
@@ -202,10 +201,10 @@ def test_a_damaged_record_is_named(config: PretrainConfig, content: str) -> None
         RunFolder.load(config.run)
 
 
-def test_loading_what_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such run folder"):
+def test_loading_a_folder_that_is_not_a_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="none: "):
         RunFolder.load(tmp_path / "none")
-    with pytest.raises(UserError, match="is no run folder"):
+    with pytest.raises(UserError, match=r"config\.yaml"):
         RunFolder.load(tmp_path)
 
 
@@ -214,7 +213,7 @@ def test_checkpoints_keep_the_newest(tmp_path: Path) -> None:
     assert store.load_latest() is None
     for step in (10, 20, 30):
         store.save(step, {"weight": torch.full((3,), float(step))})
-    store.save_best(20, {"weight": torch.zeros(1)})
+    store.save(20, {"weight": torch.zeros(1)}, newest=False, best=True)
     assert store.steps() == [20, 30]
     latest, best = store.load_latest(), store.load_best()
     assert latest is not None
@@ -239,13 +238,13 @@ def test_a_torn_checkpoint_falls_back(tmp_path: Path, capsys: pytest.CaptureFixt
     latest = store.load_latest()
     assert latest is not None
     assert latest["step"] == 1
-    assert capsys.readouterr().err == (
-        f"warning: {newest}: is damaged, it does not match its checksum; the checkpoint before it is used\n"
-    )
+    error = capsys.readouterr().err
+    assert error.startswith(f"warning: {newest}: ")
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("keep", [1, 2])
-def test_what_follows_damaged_checkpoints_replaces_them(tmp_path: Path, keep: int) -> None:
+def test_new_checkpoints_replace_damaged_ones(tmp_path: Path, keep: int) -> None:
     store = CheckpointStore(tmp_path / "c", keep=3)
     for step in (400, 550, 560):
         store.save(step, {"x": torch.ones(2)})
@@ -264,7 +263,7 @@ def test_what_follows_damaged_checkpoints_replaces_them(tmp_path: Path, keep: in
 
 
 @pytest.mark.parametrize("how", ["torn", "without checksum"])
-def test_where_no_checkpoint_is_whole_nothing_begins_anew(tmp_path: Path, how: str) -> None:
+def test_without_an_intact_checkpoint_the_run_does_not_start_again(tmp_path: Path, how: str) -> None:
     store = CheckpointStore(tmp_path / "c")
     for step in (1, 2):
         path = store.save(step, {"x": torch.ones(2)})
@@ -274,7 +273,7 @@ def test_where_no_checkpoint_is_whole_nothing_begins_anew(tmp_path: Path, how: s
             path.with_suffix(".sha256").unlink()
     with pytest.raises(
         UserError,
-        match=r"step-00000002\.pt: is damaged, .*, and no other .* delete the folder .* to begin anew",
+        match=rf"step-00000002\.pt: .* {store.folder} ",
     ):
         store.load_latest()
     assert store.steps() == [1, 2]
@@ -286,7 +285,7 @@ def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(tmp_path: Path) 
     newest = store.save(2, {"x": torch.ones(2)})
     newest.unlink()
     newest.mkdir()  # reading it is an OSError, for root too
-    with pytest.raises(JobError, match=r"step-00000002\.pt: cannot be read \(Is a directory\); mend that"):
+    with pytest.raises(JobError, match=r"step-00000002\.pt: .*Is a directory"):
         store.load_latest()
 
 
@@ -305,10 +304,8 @@ def test_code_in_a_checkpoint_is_never_run(
     tmp_path: Path, load: Callable[[CheckpointStore], dict[str, Any] | None]
 ) -> None:
     store, sprung = CheckpointStore(tmp_path / "c"), tmp_path / "sprung"
-    data = serialise(1, {"x": Trap(sprung)})
-    store.write(1, data)
-    store.write_best(1, data)
-    torch.load(io.BytesIO(data), weights_only=False)
+    file = store.save(1, {"x": Trap(sprung)}, best=True)
+    torch.load(file, weights_only=False)
     assert sprung.exists(), "the trap works"
     sprung.unlink()
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):

@@ -87,7 +87,7 @@ def test_wrong_input_ends_with_one_line_and_exit_code_2(
         "val0": [*finetune, "references=[alloy/val0]"],
         "--split": ["evaluate", str(trained.path), "--split", "nowhere"],
         "--adapt": ["evaluate", str(trained.path), "--adapt", "1.5"],
-        "nowhere": ["evaluate", str(tmp_path / "nowhere")],
+        "run folder": ["evaluate", str(tmp_path / "nowhere")],
         "missing.png": [
             "predict",
             str(trained.path),

@@ -180,7 +180,7 @@ def test_wrong_archives_splits_and_runs_are_refused(run: Path, tmp_path: Path) -
     (run / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"model\.safetensors"):
         evaluate(run)
-    with pytest.raises(UserError, match="nowhere"):
+    with pytest.raises(UserError, match="run folder"):
         evaluate(tmp_path / "nowhere")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import subprocess
@@ -23,14 +22,13 @@ from pscl_hpc.models.unet import UNet, UNetConfig
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.segmentation import finetune
 from pscl_hpc.segmentation.config import FinetuneConfig
-from pscl_hpc.segmentation.data import WindowDataset, select_data
-from pscl_hpc.segmentation.finetune import build_net, build_objective, optimiser_groups
+from pscl_hpc.segmentation.finetune import build_net, optimiser_groups
 from pscl_hpc.segmentation.metrics import Scores
 from pscl_hpc.training import StopRequested, clear_stop, request_stop
 
 from .helpers import CLASSES, SCRATCH, settings, write_archive
 
-VOLATILE = ("time", "images_per_second")
+VOLATILE = ("time", "images_per_second", "memory_mb", "checkpoint_seconds")
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
@@ -98,7 +96,7 @@ def start_process(config: FinetuneConfig, folder: Path) -> subprocess.Popen[byte
     return subprocess.Popen([sys.executable, "-c", code, str(folder / "config.yaml")])
 
 
-def test_a_killed_run_goes_on_to_the_same_weights(archive_file: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_to_the_same_weights(archive_file: Path, tmp_path: Path) -> None:
     changes = {
         "schedule": {"steps": 120, "decay": "cosine"},
         "validate_every": 7,
@@ -177,7 +175,7 @@ def test_from_scratch_everything_learns_at_the_whole_rate(archive_file: Path, tm
 
 def test_a_loss_that_is_not_finite_names_step_and_images(archive_file: Path, tmp_path: Path) -> None:
     config = settings(archive_file, tmp_path / "run", optimiser={"lr": 1e30})
-    with pytest.raises(JobError, match=r"not finite at step 2 \(.*alloy/train0.*optimiser.lr"):
+    with pytest.raises(JobError, match=r"step 2 .*alloy/train0.*optimiser\.lr"):
         finetune(config)
     record = RunFolder.load(tmp_path / "run").record
     assert record["status"] == "failed"
@@ -194,7 +192,7 @@ def test_a_gradient_that_is_not_finite_keeps_no_weights(
 
     monkeypatch.setattr(sys.modules[build_net.__module__], "build_net", poisoned)
     config = settings(archive_file, tmp_path / "run", checkpoint={"every_steps": 1})
-    with pytest.raises(JobError, match=r"the gradient is not finite at step 1 \(.*alloy/train0"):
+    with pytest.raises(JobError, match=r"gradient .*step 1 .*alloy/train0"):
         finetune(config)
     assert not RunFolder.load(tmp_path / "run").checkpoints.steps()
 
@@ -215,17 +213,17 @@ def test_wrong_input_leaves_no_folder(archive_file: Path, tmp_path: Path) -> Non
 def test_a_trunk_deeper_than_the_window_is_named(archive_file: Path, tmp_path: Path) -> None:
     trunk = tmp_path / "deep.safetensors"
     save_trunk(trunk, UNet(UNetConfig(widths=(4,) * 7)))
-    with pytest.raises(UserError, match=r"pretrained: .*deep.safetensors: crop is \[32, 32\] .* at least 64"):
+    with pytest.raises(UserError, match=r"pretrained: .*deep\.safetensors.*crop .*64"):
         finetune(settings(archive_file, tmp_path / "run", pretrained=str(trunk)))
     assert not (tmp_path / "run").exists()
 
 
 def test_a_collection_without_classes_is_refused(archive_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="unnamed/a has no mask"):
+    with pytest.raises(UserError, match="unnamed/a"):
         finetune(settings(archive_file, tmp_path / "run", references=["unnamed/a"]))
 
 
-def test_a_run_does_not_go_on_with_another_archive(tmp_path: Path) -> None:
+def test_a_run_is_not_resumed_with_another_archive(tmp_path: Path) -> None:
     path = write_archive(tmp_path / "a.h5")
     config = settings(path, tmp_path / "run", optimiser={"lr": 1e30})
     with pytest.raises(JobError):
@@ -234,7 +232,7 @@ def test_a_run_does_not_go_on_with_another_archive(tmp_path: Path) -> None:
     assert record["archive"] == Archive(path).fingerprint
     record["archive"] = "0" * 64
     (tmp_path / "run/run.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match="has changed since the run"):
+    with pytest.raises(UserError, match=r"a\.h5"):
         finetune(config)
 
 
@@ -247,25 +245,7 @@ def test_clipping_and_bfloat16_learn(archive_file: Path, tmp_path: Path, changes
     assert losses[-1] < losses[0]
 
 
-def test_a_gradient_above_the_norm_is_scaled_down_to_it(archive_file: Path, tmp_path: Path) -> None:
-    changes = {"optimiser": {"name": "lars", "lr": 0.5, "clip_norm": 0.01}, "validation_split": ""}
-    config = settings(archive_file, tmp_path / "run", schedule={"steps": 1}, **changes)
-    with Archive(archive_file) as archive:
-        data = select_data(config, archive)
-        net = build_net(config, data.classes.count)
-        windows = WindowDataset(archive, data.references, data.classes, config, channels=1)[0]
-    build_objective(net, data, config, None).train()(0, windows.images, windows.targets).total.backward()
-    gradients = [parameter.grad.double() for parameter in net.parameters()]
-    norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
-    assert norm > 0.1
-    trained, _ = load_segmentation(finetune(config).path)
-    for before, gradient, after in zip(net.parameters(), gradients, trained.parameters(), strict=True):
-        if before.ndim == 1:  # of these lars takes the plain step
-            expected = -0.5 * gradient * 0.01 / norm
-            torch.testing.assert_close(after.double() - before.double(), expected, rtol=1e-3, atol=1e-6)
-
-
-def test_a_stop_on_request_saves_and_goes_on_with_the_same_numbers(
+def test_a_stop_on_request_saves_and_resumes_with_the_same_numbers(
     archive_file: Path, tmp_path: Path
 ) -> None:
     schedule = {"steps": 6}
@@ -278,7 +258,7 @@ def test_a_stop_on_request_saves_and_goes_on_with_the_same_numbers(
                 finetune(config)
         finally:
             clear_stop()
-        assert f"saved after step {step}" in stop.value.mend
+        assert f"step {step};" in stop.value.hint
         record = RunFolder.load(config.run).record
         assert (record["status"], record["error"]) == ("stopped", "preempted")
     finetune(config)
@@ -287,12 +267,16 @@ def test_a_stop_on_request_saves_and_goes_on_with_the_same_numbers(
     assert models[0] == models[1]
 
 
-def test_several_ranks_are_refused(
-    archive_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
-    for key, value in {**place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
-        monkeypatch.setenv(key, value)
-    with pytest.raises(UserError, match="runs in one process"):
-        finetune(settings(archive_file, tmp_path / "run"))
-    assert not (tmp_path / "run").exists()
+def test_recomputed_activations_and_checkpoints_by_the_clock(archive_file: Path, tmp_path: Path) -> None:
+    """The keys mean the same as in pretraining."""
+    finetune(settings(archive_file, tmp_path / "plain"))
+    changes = {
+        "runtime": {"device": "cpu", "threads": 1, "activation_checkpointing": True},
+        "checkpoint": {"every_steps": 6, "every_minutes": 1e-9, "keep": 10},
+    }
+    folder = finetune(settings(archive_file, tmp_path / "recomputed", **changes))
+    assert folder.checkpoints.steps() == [1, 2, 3, 4, 5, 6]
+    assert metrics(tmp_path / "plain") == metrics(folder.path)
+    models = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("plain", "recomputed")]
+    assert models[0] == models[1]
+    assert {"gradient_norm", "memory_mb", "checkpoint_seconds"} <= folder.metrics()[-2].keys()

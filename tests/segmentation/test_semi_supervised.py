@@ -1,4 +1,4 @@
-"""Two decoders that teach each other: the loss against an oracle, the data, the run."""
+"""Cross-consistency of two decoders: the loss against an oracle, the data, the run."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ from pscl_hpc.segmentation.cross_consistency import (
     cross_consistency,
     pseudo_labels,
 )
-from pscl_hpc.segmentation.data import WindowDataset, select_data
+from pscl_hpc.segmentation.data import WindowDataset, select_data, select_unlabelled
 from pscl_hpc.segmentation.finetune import build_net, build_objective, optimiser_groups
-from pscl_hpc.segmentation.unlabelled import MixedWindows, select_unlabelled
 
 from .helpers import SCRATCH, settings
 from .test_finetune import metrics
@@ -35,12 +34,20 @@ def semi(archive: Path, run: Path, changes: dict[str, Any] | None = None, **othe
     return settings(archive, run, semi_supervised={"batch_size": 3, "ramp": 0.0, **(changes or {})}, **others)
 
 
-def dataset(config: FinetuneConfig, archive: Archive) -> MixedWindows:
+def dataset(config: FinetuneConfig, archive: Archive, rank: int = 0, ranks: int = 1) -> WindowDataset:
     data = select_data(config, archive)
     assert config.semi_supervised is not None
     records = select_unlabelled(config, config.semi_supervised, archive, data.collection.name)
-    annotated = WindowDataset(archive, data.references, data.classes, config, channels=1)
-    return MixedWindows(annotated, records, config.semi_supervised.batch_size)
+    return WindowDataset(
+        archive,
+        data.references,
+        data.classes,
+        config,
+        channels=1,
+        unlabelled=records,
+        rank=rank,
+        ranks=ranks,
+    )
 
 
 def logits(seed: int, *shape: int, scale: float = 4.0) -> torch.Tensor:
@@ -66,7 +73,7 @@ def test_cross_consistency_equals_the_oracle(threshold: float) -> None:
     assert (confident == 0) == (threshold == 1.0)
 
 
-def test_nothing_flows_through_a_pseudo_label() -> None:
+def test_a_pseudo_label_has_no_gradient() -> None:
     first, second = (logits(seed, 2, 3, 4, 5).requires_grad_() for seed in (0, 1))
     cross_consistency(first, second, 0.6).loss.backward()
     # With the labels held fixed the gradient is that of an ordinary cross entropy.
@@ -132,7 +139,7 @@ def test_both_decoders_see_their_own_perturbation(archive_file: Path, tmp_path: 
         build_net(config, 4), select_data(config, archive), config, config.semi_supervised
     )
     images = dataset(config, archive)[0].images
-    first, second = objective.perturbed(images, 4), objective.perturbed(images, 4, "second jitter")
+    first, second = objective.perturbed(images, 4), objective.perturbed(images, 4, purpose="second jitter")
     assert not torch.equal(first, second)
     assert torch.equal(first, objective.perturbed(images, 4))
     assert not torch.equal(first, objective.perturbed(images, 5))
@@ -142,9 +149,8 @@ def test_unlabelled_windows_come_without_their_masks(archive_file: Path, tmp_pat
     archive = Archive(archive_file)
     config = semi(archive_file, tmp_path / "run", {"batch_size": 6})
     mixed = dataset(config, archive)
-    plain = WindowDataset(
-        archive, select_data(config, archive).references, mixed.annotated.classes, config, channels=1
-    )
+    supervised = config.model_copy(update={"semi_supervised": None})
+    plain = WindowDataset(archive, mixed.references, mixed.classes, supervised, channels=1)
     ids = set()
     for step in range(6):
         batch, again = mixed[step], dataset(config, archive)[step]
@@ -159,24 +165,24 @@ def test_unlabelled_windows_come_without_their_masks(archive_file: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("changes", "data", "message"),
+    ("changes", "data", "named"),
     [
-        ({"splits": ["train", "val"]}, {}, "semi_supervised.splits: 'val' scores the result"),
-        ({"splits": ["test_ood"]}, {}, "'test_ood' scores the result"),
-        ({}, {"splits": ["train", "test"]}, "data.splits: 'test' scores the result"),
-        ({"splits": [""]}, {}, "has no image of the datasets ['alloy'] in the splits ['']"),
-        ({"splits": ["train", "pol"]}, {}, "is in the splits ['pol']; choose one of: test,"),
-        ({"splits": ["trian", "train"]}, {}, "is in the splits ['trian']; did you mean 'train'?"),
-        ({"splits": ["trian"]}, {}, "semi_supervised.splits: no image of "),
-        ({"datasets": ["aloy"]}, {}, "did you mean 'alloy'"),
+        ({"splits": ["train", "val"]}, {}, ("semi_supervised.splits", "'val'")),
+        ({"splits": ["test_ood"]}, {}, ("semi_supervised.splits", "'test_ood'")),
+        ({}, {"splits": ["train", "test"]}, ("data.splits", "'test'")),
+        ({"splits": [""]}, {}, ("'alloy'", "['']", "semi_supervised.splits")),
+        ({"splits": ["train", "pol"]}, {}, ("semi_supervised.splits", "'pol'")),
+        ({"splits": ["trian", "train"]}, {}, ("'trian'", "'train'")),
+        ({"splits": ["trian"]}, {}, ("semi_supervised.splits", "'trian'")),
+        ({"datasets": ["aloy"]}, {}, ("'alloy'",)),
     ],
 )
 def test_images_that_score_the_result_are_refused(
-    archive_file: Path, tmp_path: Path, changes: dict[str, Any], data: dict[str, Any], message: str
+    archive_file: Path, tmp_path: Path, changes: dict[str, Any], data: dict[str, Any], named: tuple[str, ...]
 ) -> None:
     with pytest.raises(UserError) as caught:
         finetune(semi(archive_file, tmp_path / "run", changes, data={"archive": str(archive_file), **data}))
-    assert message in str(caught.value)
+    assert all(word in str(caught.value) for word in named)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
 
@@ -185,7 +191,7 @@ def test_a_validation_split_of_another_name_is_refused_too(archive_file: Path, t
     config = semi(archive_file, tmp_path / "run", validation_split="held")
     assert config.semi_supervised is not None
     chosen = config.semi_supervised.model_copy(update={"splits": ("train", "held")})
-    with pytest.raises(UserError, match="'held' scores the result"):
+    with pytest.raises(UserError, match="'held'"):
         select_unlabelled(config, chosen, Archive(archive_file), "alloy")
 
 
@@ -238,7 +244,7 @@ def test_every_weight_is_trained_once(archive_file: Path, tmp_path: Path) -> Non
 
 
 def test_a_loss_that_is_not_finite_names_its_parts(archive_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(JobError, match=r"step 2 \(ce .*consistency/loss .*images: alloy/"):
+    with pytest.raises(JobError, match=r"step 2 .*ce=.*consistency/loss=.* alloy/"):
         finetune(semi(archive_file, tmp_path / "run", optimiser={"lr": 1e30}))
 
 

@@ -13,31 +13,30 @@ from typing import Any
 
 from pscl_hpc.pretraining import pretrain as real
 from pscl_hpc.pretraining.config import PretrainConfig
-from pscl_hpc.pretraining.trainer import Trainer
-from pscl_hpc.training import stop_reason
+from pscl_hpc.training import Loop, stop_reason
 
 
 def pretrain(config: PretrainConfig) -> None:
     gate = Path(config.run) / "gate"
-    step = Trainer.step
+    step = Loop.step
 
-    def gated(self: Trainer, *arguments: Any, **options: Any) -> dict[str, float]:
-        while stop_reason() is None and gate.exists() and self.at.step >= int(gate.read_text()):
+    def gated(self: Loop, *arguments: Any, **options: Any) -> dict[str, float]:
+        while stop_reason() is None and gate.exists() and self.position.step >= int(gate.read_text()):
             time.sleep(0.05)
         return step(self, *arguments, **options)
 
-    Trainer.step = gated  # type: ignore[method-assign]
+    Loop.step = gated  # type: ignore[method-assign]
     real(config)
 
 
 def die(config: PretrainConfig) -> None:
-    """Kill the process at step 3."""
-    step = Trainer.step
+    """End the process without a word at step 3."""
+    step = Loop.step
 
-    def deadly(self: Trainer, *arguments: Any, **options: Any) -> dict[str, float]:
-        if self.at.step == 3:
+    def deadly(self: Loop, *arguments: Any, **options: Any) -> dict[str, float]:
+        if self.position.step == 3:
             os.kill(os.getpid(), signal.SIGKILL)
         return step(self, *arguments, **options)
 
-    Trainer.step = deadly  # type: ignore[method-assign]
+    Loop.step = deadly  # type: ignore[method-assign]
     real(config)

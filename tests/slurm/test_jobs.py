@@ -103,14 +103,16 @@ def test_the_script_of_a_dry_run_is_the_one_submitted(place: Path) -> None:
     assert cancel(done.run).state == "stopped"
 
 
-def test_fine_tuning_runs_on_one_rank(place: Path) -> None:
+def test_fine_tuning_on_ranks_that_cannot_divide_its_batch_is_refused(place: Path) -> None:
     tree = {
         "kind": "finetune",
         "run": "runs/a",
         "data": {"archive": "a.h5"},
         "references": ["alloy/0"],
+        "validation_split": "",
+        "batch_size": 3,
     }
-    with pytest.raises(UserError, match="2 x 1 ranks"):
+    with pytest.raises(UserError, match="batch_size=4"):
         submit(resolve_config(tree, source="test"), cluster="slurm", profile=Profile(nodes=2, time="10"))
     assert not (place / "runs").exists()
 

@@ -187,7 +187,7 @@ def test_what_a_study_chooses_itself_can_be_learnt_from(
             {"datasets": [{"name": "alloy", "references": {"count": 3}}]},
             "alloy has 2 .*3",
         ),
-        ({"datasets": [{"name": "alloy", "references": ["alloy/t1"]}]}, "alloy/t1"),
+        ({"datasets": [{"name": "alloy", "references": ["alloy/t1"]}]}, "alloy/t1 has no pixel"),
     ],
 )
 def test_images_without_anything_to_learn_do_not_count_and_are_refused_by_name(

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pscl_hpc.methods.ranks import sum_over_ranks
+from pscl_hpc.training.reduce import sum_over_ranks
 
 _ROUNDS = 5
 """Assignments after each split of the first clustering."""

@@ -1,16 +1,14 @@
-"""Asking a training to stop. A signal cannot interrupt a collective, so its handler only sets a flag.
+"""Requests to stop. A signal cannot interrupt a collective operation, so its handler only sets a flag.
 
-The trainers look at the flag between two steps, agree over the ranks, save, and raise :class:`StopRequested`.
+The training loop looks at the flag between two steps, agrees over the ranks, saves, and raises :class:`StopRequested`.
 """
 
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 
 from pscl_hpc.errors import EXIT_STOPPED
@@ -19,33 +17,28 @@ _reason: str | None = None
 
 
 class StopRequested(Exception):
-    """The training stopped where it was asked to, with its state saved.
+    """The training stopped on request, with its state saved.
 
     Args:
         reason: Why, in a few words.
-        mend: How to go on, a sentence's second half.
+        hint: How to resume, as the second half of a sentence.
     """
 
-    def __init__(self, reason: str, mend: str = "the same command goes on from here") -> None:
+    def __init__(self, reason: str, hint: str = "run the same command to resume") -> None:
         super().__init__(reason)
         self.reason = reason
-        self.mend = mend
-
-
-def how_to_go_on(run: Path, step: int) -> str:
-    """What a stopped run's user is told."""
-    return f"saved after step {step}, goes on when the same command is given with run={shlex.quote(str(run))}"
+        self.hint = hint
 
 
 def request_stop(reason: str) -> None:
-    """Ask for a stop at the next step boundary. Safe in a signal handler; the first reason stays."""
+    """Ask for a stop after the current step. Safe in a signal handler; the first reason is kept."""
     global _reason
     if _reason is None:
         _reason = reason
 
 
 def stop_reason() -> str | None:
-    """Why a stop was asked for; None when nobody did."""
+    """Why a stop was requested; None when none was."""
     return _reason
 
 
@@ -57,11 +50,11 @@ def clear_stop() -> None:
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """Let SIGINT and SIGTERM ask for a stop; a second SIGINT ends the process at once. For the main thread."""
+    """Let SIGINT and SIGTERM request a stop; a second SIGINT ends the process at once. For the main thread."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         if stop_reason() is not None and number == signal.SIGINT:
-            # Not an exception: it could surface inside a collective, whose peers would wait.
+            # No exception: it could be raised inside a collective operation, for which the other ranks would wait.
             os._exit(EXIT_STOPPED)
         request_stop("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
 
