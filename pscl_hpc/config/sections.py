@@ -41,8 +41,12 @@ class JitterConfig(Strict):
     """The image is raised to exp(U(-g, g)); 0 as released."""
     noise: NonNegative = 0.0
     """Standard deviation, at most, of added white noise; 0 as released."""
+    noise_share: Fraction = 1.0
+    """Share of the changed images that get noise."""
     blur: NonNegative = 0.0
     """Standard deviation, at most, in pixels of a Gaussian blur; 0 as released."""
+    blur_share: Fraction = 1.0
+    """Share of the changed images that are blurred."""
     probability: Fraction = 0.8
     """Probability that an image is changed."""
 

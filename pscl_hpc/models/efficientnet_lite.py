@@ -83,6 +83,11 @@ class EfficientNetLiteConfig(TrunkConfig):
     """Channels of the decoder maps at strides 16, 8, 4, 2 and 1; multiples of 8."""
 
     @property
+    def pretrained(self) -> bool:
+        """See :class:`TrunkConfig`."""
+        return self.init == "imagenet"
+
+    @property
     def maps(self) -> TrunkMaps:
         """See :class:`TrunkConfig`."""
         channels = [stage.channels for stage in stages(self.name)]

@@ -63,6 +63,11 @@ class TrunkConfig(NamedConfig):
         """Channels and strides of all maps."""
         raise NotImplementedError(type(self).__name__)
 
+    @property
+    def pretrained(self) -> bool:
+        """Whether :meth:`Trunk.load_initial_weights` loads an encoder that was trained before."""
+        return False
+
     def check_window(self, key: str, size: tuple[int, int], images: int) -> None:
         """Raise ValueError where the trunk does not fit the windows that it is trained on.
 

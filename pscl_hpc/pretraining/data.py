@@ -110,7 +110,17 @@ class PretrainData(Dataset[Batch]):
                 window = self._reference_window(record, random)
             else:
                 window = draw_window(record, size, random)
-            pairs.append(read_window(self.archive, record, window, size, channels=channels, region=region))
+            pairs.append(
+                read_window(
+                    self.archive,
+                    record,
+                    window,
+                    size,
+                    channels=channels,
+                    standardise=self.config.model.standardise,
+                    region=region,
+                )
+            )
         home = self.references[0].dataset if self.references else ""
         return Batch(
             images=torch.from_numpy(np.stack([image for image, _ in pairs])),

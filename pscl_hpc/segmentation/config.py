@@ -9,16 +9,17 @@ from pydantic import Field, field_validator, model_validator
 
 from pscl_hpc.config import (
     Count,
-    Fraction,
     JitterConfig,
     NonNegative,
     OptimiserConfig,
+    Positive,
     RunConfig,
     ScheduleConfig,
     Size,
     Strict,
 )
 from pscl_hpc.models import AnyTrunk, TrunkConfig
+from pscl_hpc.segmentation.semi_supervised import AnySemiSupervised
 
 
 class FinetuneLossConfig(Strict):
@@ -40,24 +41,6 @@ class FinetuneLossConfig(Strict):
         return self
 
 
-class SemiSupervisedConfig(Strict):
-    """Cross-consistency of two decoders on annotated and unlabelled images (IDEAL, figure 2b)."""
-
-    name: Literal["ideal"] = "ideal"
-    datasets: tuple[str, ...] | None = None
-    """Collections of the unlabelled images; that of the references when absent."""
-    splits: tuple[str, ...] | None = None
-    """Their splits; ``data.splits`` when absent. Validation and test splits are refused."""
-    batch_size: Count = 4
-    """Unlabelled windows per step, on top of the annotated ones."""
-    weight: NonNegative = 1.0
-    """Weight of the consistency once it has risen."""
-    ramp: Fraction = 0.4
-    """Share of the steps over which the weight rises; 0: whole from the start."""
-    threshold: Fraction = 0.8
-    """A pixel whose most probable class is at least so probable to one decoder teaches the other."""
-
-
 class FinetuneConfig(RunConfig):
     """Fine-tuning of trunk and segmentation head on the annotated images."""
 
@@ -76,17 +59,25 @@ class FinetuneConfig(RunConfig):
     batch_size: Count = 4
     """Windows per step."""
     jitter: JitterConfig = JitterConfig(brightness=0.08, contrast=0.08, saturation=0.08, hue=0.02)
+    """Random intensity changes of the windows."""
     flip: bool = True
     """Windows are flipped at random."""
     rotate: bool = True
     """Windows are rotated by a random multiple of 90 degrees."""
+    any_angle: bool = False
+    """Windows are rotated by a random angle of any size, which resamples them."""
+    scale: tuple[Positive, Positive] = (1.0, 1.0)
+    """Smallest and largest magnification of windows, drawn log-uniformly; a reduced image is blurred first."""
     loss: FinetuneLossConfig = FinetuneLossConfig()
-    semi_supervised: SemiSupervisedConfig | None = None
-    """Also learn from unlabelled images; absent: from the annotated ones alone."""
+    semi_supervised: AnySemiSupervised | None = None
+    """Also train on unlabelled images; absent: on the annotated ones alone."""
     schedule: ScheduleConfig = ScheduleConfig(steps=300)
     optimiser: OptimiserConfig = OptimiserConfig(lr=1e-3)
     encoder_lr_scale: NonNegative = 0.1
-    """A pretrained encoder learns at this share of ``optimiser.lr``; one from scratch at the whole of it."""
+    """Learning rate of a pretrained encoder as a share of ``optimiser.lr``; an encoder from scratch has all of it."""
+    average: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Decay of the moving average of the weights, which is validated and exported; 0: the weights themselves. In the
+    first steps the decay is smaller, (step + 1) / (step + 10)."""
     validation_split: str = "val"
     """The split that chooses the checkpoint; the test split never does."""
     validate_every: Count = 50
@@ -109,6 +100,13 @@ class FinetuneConfig(RunConfig):
 
     @model_validator(mode="after")
     def _fits(self) -> FinetuneConfig:
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale is {list(self.scale)}: the smallest magnification comes first")
+        if self.semi_supervised is not None and self.semi_supervised.needs_average and not self.average:
+            raise ValueError(
+                f"semi_supervised.name is {self.semi_supervised.name}, whose teacher is the average of the weights; set "
+                "average=0.99"
+            )
         if self.model is not None:
             self.check_trunk(self.model)
         return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,13 +13,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pscl_hpc.archive import IGNORE_INDEX, Archive, Collection, ImageRecord, Window
-from pscl_hpc.archive.windows import covering_square, draw_window, read_window, restrict
+from pscl_hpc.archive.windows import covering_square, restrict
 from pscl_hpc.errors import UserError
+from pscl_hpc.models import TrunkConfig
 from pscl_hpc.seeding import Slots, numpy_generator
 from pscl_hpc.segmentation.classes import ClassList
-from pscl_hpc.segmentation.config import FinetuneConfig, SemiSupervisedConfig
-
-Pixel = TypeVar("Pixel", bound=np.generic)
+from pscl_hpc.segmentation.config import FinetuneConfig
+from pscl_hpc.segmentation.placement import Placement, cut_window
+from pscl_hpc.segmentation.semi_supervised import SemiSupervisedConfig
 
 _TRIES = 16
 """Windows drawn until one shows an annotated pixel."""
@@ -200,29 +201,6 @@ class Windows(NamedTuple):
     """Slot of each window in the batch of all ranks."""
 
 
-class Placing(NamedTuple):
-    """Flip and rotation of a window."""
-
-    flip: bool
-    """Reverse the rows first."""
-    turns: int
-    """Quarter turns counter-clockwise after that."""
-    size: tuple[int, int]
-    """(h, w) before the rotation, so that the rotated window has the configured size."""
-
-    @classmethod
-    def draw(cls, config: FinetuneConfig, rng: np.random.Generator) -> Placing:
-        """A random one."""
-        flip = bool(rng.integers(2)) and config.flip
-        turns = int(rng.integers(4)) if config.rotate else 0
-        return cls(flip, turns, config.crop if turns % 2 == 0 else config.crop[::-1])
-
-    def apply(self, window: npt.NDArray[Pixel]) -> npt.NDArray[Pixel]:
-        """A flipped and rotated copy of the window (..., h, w)."""
-        turned = np.rot90(window[..., ::-1, :] if self.flip else window, self.turns, axes=(-2, -1))
-        return np.ascontiguousarray(turned)
-
-
 def rank_slots(count: int, key: str, rank: int, ranks: int) -> tuple[int, ...]:
     """The slots of a batch of ``count`` windows that belong to a rank: every ``ranks``-th one.
 
@@ -240,8 +218,8 @@ def rank_slots(count: int, key: str, rank: int, ranks: int) -> tuple[int, ...]:
 class WindowDataset(Dataset[Windows]):
     """Batches by step: random windows of the references, then, in semi-supervised training, of unlabelled images.
 
-    Each window is a function of (seed, step, slot in its part of the batch). An image smaller than the window is
-    mirrored at its far edges, with its mask. When only a square of a reference is annotated, windows contain it or,
+    Each window is a function of (seed, step, slot in its part of the batch), see :mod:`~pscl_hpc.segmentation.placement`.
+    When only a square of a reference is annotated, windows contain it or,
     when they are smaller, are inside it. Unlabelled windows have targets of 255; masks of their images are not used.
 
     Args:
@@ -249,7 +227,7 @@ class WindowDataset(Dataset[Windows]):
         references: Annotated images.
         classes: Of their collection.
         config: The run.
-        channels: Of the windows.
+        trunk: Decides channels and standardisation of the windows.
         unlabelled: Images of the unlabelled windows; needed when ``config.semi_supervised`` is set.
         rank: The rank whose share of each batch is read.
         ranks: Number of ranks among which each batch is divided.
@@ -265,7 +243,7 @@ class WindowDataset(Dataset[Windows]):
         classes: ClassList,
         config: FinetuneConfig,
         *,
-        channels: int,
+        trunk: TrunkConfig,
         unlabelled: Sequence[ImageRecord] = (),
         rank: int = 0,
         ranks: int = 1,
@@ -275,7 +253,7 @@ class WindowDataset(Dataset[Windows]):
         self.unlabelled = tuple(unlabelled)
         self.classes = classes
         self.config = config
-        self.channels = channels
+        self.trunk = trunk
         annotated, mixed = (
             config.batch_size,
             config.semi_supervised.batch_size if config.semi_supervised else 0,
@@ -312,15 +290,14 @@ class WindowDataset(Dataset[Windows]):
 
     def _window(self, step: int, slot: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], str]:
         record, rng = self._draw(step, slot)
-        placing = Placing.draw(self.config, rng)
+        placement = Placement.draw(self.config, rng)
         annotated = slot < self.config.batch_size
         region = self.regions[record.id] if annotated else None
         for _ in range(_TRIES if annotated else 1):
-            window = draw_window(record, placing.size, rng, region)
-            image, mask = read_window(
-                self.archive, record, window, placing.size, channels=self.channels, region=region
+            image, mask = cut_window(
+                self.archive, record, placement, self.config.crop, self.trunk, rng, region
             )
             target = self.classes.without_ignored(mask) if annotated else np.full_like(mask, IGNORE_INDEX)
             if (target != IGNORE_INDEX).any():
                 break
-        return placing.apply(image), placing.apply(target), record.id
+        return image, target, record.id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,13 +14,13 @@ from pscl_hpc.errors import UserError
 from pscl_hpc.models import MODEL_FILE, ModelCard, SegmentationNet, build_trunk, load_trunk, save_segmentation
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.seeding import derive_seed
-from pscl_hpc.segmentation.config import FinetuneConfig, SemiSupervisedConfig
-from pscl_hpc.segmentation.cross_consistency import CrossConsistency
+from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.segmentation.data import FinetuneData, WindowDataset, Windows, select_data, select_unlabelled
 from pscl_hpc.segmentation.inference import Predictor
 from pscl_hpc.segmentation.ingest_options import options_record
 from pscl_hpc.segmentation.losses import Objective, SegmentationLoss, Supervised, class_weights
 from pscl_hpc.segmentation.metrics import ConfusionMatrix, Scores
+from pscl_hpc.segmentation.semi_supervised import SEMI_SUPERVISED
 from pscl_hpc.training import Ranks, StepLoss, Task, parameter_groups, scaled_lr, train
 from pscl_hpc.training.reduce import sum_over_ranks
 
@@ -57,14 +58,19 @@ class FinetuneTask(Task[Windows]):
             self.data.references,
             self.data.classes,
             config,
-            channels=self.net.trunk.in_channels,
+            trunk=self.net.trunk.config,
             unlabelled=self.unlabelled,
             rank=ranks.rank,
             ranks=ranks.world,
         )
-        self.module: Objective = build_objective(self.net, self.data, config, settings).to(ranks.device)
+        self.average = copy.deepcopy(self.net).requires_grad_(False) if config.average else None
+        if self.average is not None:
+            self.average.to(ranks.device).eval()
+        self.module: Objective = build_objective(self.net, self.data, config, self.average).to(ranks.device)
         self.module.process_group = ranks.group
-        self.predictor = Predictor(self.net, self.data.classes, ranks.device, runtime=config.runtime)
+        self.predictor = Predictor(
+            self.average or self.net, self.data.classes, ranks.device, runtime=config.runtime
+        )
         self.validate_every = config.validate_every if self.data.validation else 0
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -89,11 +95,28 @@ class FinetuneTask(Task[Windows]):
         return self.dataset.image_ids(number)
 
     def state(self) -> dict[str, Any]:
-        return {"model": self.net.state_dict(), "extra": self.module.extra.state_dict()}
+        state = {"model": self.net.state_dict(), "extra": self.module.extra.state_dict()}
+        return state if self.average is None else {**state, "average": self.average.state_dict()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self.net.load_state_dict(state["model"])
         self.module.extra.load_state_dict(state["extra"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+
+    @torch.no_grad()
+    def after_step(self, progress: float) -> None:
+        """Let the average of the weights follow; running statistics are averaged, too."""
+        if self.average is None:
+            return
+        step = round(progress * self.config.schedule.steps)
+        share = 1 - min(self.config.average, step / (step + 9))
+        old, new = self.average.state_dict(), self.net.state_dict()
+        for key, value in old.items():
+            if value.is_floating_point():
+                value.lerp_(new[key], share)
+            else:
+                value.copy_(new[key])
 
     def record(self) -> dict[str, Any]:
         """The ingest options of the training images."""
@@ -105,7 +128,7 @@ class FinetuneTask(Task[Windows]):
         card = ModelCard(
             self.net.trunk.config, collection.classes, collection.background, collection.ignore_classes
         )
-        save_segmentation(folder.path / MODEL_FILE, self.net, card)
+        save_segmentation(folder.path / MODEL_FILE, self.average or self.net, card)
         folder.update(best={"step": best_step, "mean_dice": best_score})
 
 
@@ -127,22 +150,25 @@ def build_net(config: FinetuneConfig, classes: int) -> SegmentationNet:
 
 
 def build_objective(
-    net: SegmentationNet, data: FinetuneData, config: FinetuneConfig, settings: SemiSupervisedConfig | None
+    net: SegmentationNet, data: FinetuneData, config: FinetuneConfig, average: SegmentationNet | None = None
 ) -> Objective:
-    """The supervised loss, or the semi-supervised one of ``settings``."""
+    """The supervised loss, or the configured semi-supervised one."""
     loss = SegmentationLoss(
         data.classes,
         class_weights(config.loss.class_weights, data.pixels),
         ce_weight=config.loss.ce_weight,
         dice_weight=config.loss.dice_weight,
     )
-    return CrossConsistency(net, loss, config, settings) if settings else Supervised(net, loss, config)
+    if config.semi_supervised is None:
+        return Supervised(net, loss, config, average)
+    return SEMI_SUPERVISED.implementation(config.semi_supervised)(net, loss, config, average)
 
 
 def optimiser_groups(net: SegmentationNet, config: FinetuneConfig, *extra: nn.Module) -> list[dict[str, Any]]:
     """Decoder, classifier and ``extra`` at ``optimiser.lr``; a pretrained encoder at its share of it."""
     rate, decay = scaled_lr(config.optimiser, config.batch_size), config.optimiser.weight_decay
-    scale = config.encoder_lr_scale if config.pretrained else 1.0
+    pretrained = bool(config.pretrained) or net.trunk.config.pretrained
+    scale = config.encoder_lr_scale if pretrained else 1.0
     return [
         *parameter_groups(nn.ModuleList([net.trunk.decoder, net.classifier, *extra]), rate, decay),
         *parameter_groups(net.trunk.encoder, rate * scale, decay, name="encoder"),

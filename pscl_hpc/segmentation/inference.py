@@ -79,6 +79,7 @@ class Predictor:
         self.tta = tta
         self.adapt = adapt
         self.channels = net.trunk.in_channels
+        self.standardise = net.trunk.config.standardise
         self._smallest = net.trunk.maps.bottleneck.stride
         self._kept = torch.tensor(classes.kept, device=device)
 
@@ -105,7 +106,7 @@ class Predictor:
         record = archive.records[index]
 
         def read(window: Window) -> npt.NDArray[np.float32]:
-            return archive.read_unit(index, window, channels=self.channels)
+            return archive.read_unit(index, window, channels=self.channels, standardise=self.standardise)
 
         return self(read, record.height, record.width)
 

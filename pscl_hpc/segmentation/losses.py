@@ -65,6 +65,7 @@ class SegmentationLoss(nn.Module):
         super().__init__()
         if len(class_weights) != classes.count:
             raise ValueError(f"{classes.count} classes need as many weights, got {len(class_weights)}")
+        self.classes = classes
         self.ce_weight = ce_weight
         self.dice_weight = dice_weight
         kept = list(classes.kept)
@@ -150,16 +151,30 @@ class Objective(nn.Module, ABC):
         net: The network that is trained, validated and written.
         loss: Loss on annotated pixels.
         config: The run.
+        average: The moving average of the network's weights, where the run has one.
     """
 
     process_group: dist.ProcessGroup | None = None
     """The ranks that train together; None for one process."""
 
-    def __init__(self, net: SegmentationNet, loss: SegmentationLoss, config: FinetuneConfig) -> None:
+    def __init__(
+        self,
+        net: SegmentationNet,
+        loss: SegmentationLoss,
+        config: FinetuneConfig,
+        average: SegmentationNet | None = None,
+    ) -> None:
         super().__init__()
         self.net = net
         self.loss = loss
         self.config = config
+        # In a tuple, so that it is not a part of the module that is trained.
+        self._average = (average,)
+
+    @property
+    def average(self) -> SegmentationNet | None:
+        """The moving average of the network's weights."""
+        return self._average[0]
 
     @property
     def extra(self) -> nn.ModuleDict:

@@ -55,13 +55,20 @@ def jitter(
     if config.gamma:
         changed = changed.clamp_min(1e-6) ** torch.exp(config.gamma * (2 * gamma - 1))
     if config.blur:
-        changed = _blur(changed, (config.blur * blur).view(batch), config.blur)
+        changed = _blur(changed, (config.blur * _of_share(blur, config.blur_share)).view(batch), config.blur)
     if config.noise:
         # From a copy, so that noise does not change later draws from the generator.
         own = torch.Generator().set_state(generator.get_state())
         seeds = torch.randint(0, 2**62, (slots.total,), generator=own)[places]
-        changed = changed + config.noise * noise * _white_noise(images, seeds.tolist())
+        changed = changed + config.noise * _of_share(noise, config.noise_share) * _white_noise(
+            images, seeds.tolist()
+        )
     return torch.where(chosen < config.probability, changed.clamp(0, 1), images)
+
+
+def _of_share(draw: Tensor, share: float) -> Tensor:
+    """U(0, 1) for a ``share`` of the draws, 0 for the others, from draws of U(0, 1)."""
+    return ((draw - (1 - share)) / share).clamp_min(0) if share else torch.zeros_like(draw)
 
 
 def _white_noise(images: Tensor, seeds: list[int]) -> Tensor:

@@ -80,7 +80,7 @@ def test_wrong_input_ends_with_one_line_and_exit_code_2(
     archive_file: Path, trained: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = f"run={tmp_path / 'run'}"
-    finetune = ["finetune", "--config", str(CONFIGS / "default.yaml"), f"data.archive={archive_file}", run]
+    finetune = ["finetune", "--config", str(CONFIGS / "unet.yaml"), f"data.archive={archive_file}", run]
     cases = {
         "alloy/train0": [*finetune, "references=[alloy/trian0]"],
         "references": [*finetune, "refernces=[alloy/train0]"],

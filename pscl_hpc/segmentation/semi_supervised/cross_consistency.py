@@ -6,7 +6,7 @@ Shape legend: B windows, K classes that are not ignored, h w pixels.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -14,14 +14,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pscl_hpc.archive import IGNORE_INDEX
+from pscl_hpc.config import Fraction
 from pscl_hpc.models import BilinearDecoder, SegmentationNet
 from pscl_hpc.seeding import Slots, derive_seed
-from pscl_hpc.segmentation.config import FinetuneConfig, SemiSupervisedConfig
+from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.segmentation.losses import Objective, SegmentationLoss
+from pscl_hpc.segmentation.semi_supervised.base import SEMI_SUPERVISED, SemiSupervisedConfig
 from pscl_hpc.training import StepLoss, autocast
 from pscl_hpc.training.reduce import whole_loss
 
 
+class CrossConsistencyConfig(SemiSupervisedConfig):
+    """Cross-consistency of two decoders on annotated and unlabelled images (IDEAL, figure 2b)."""
+
+    name: Literal["ideal"] = "ideal"
+    display_name: ClassVar[str] = "IDEAL"
+    ramp: Fraction = 0.4
+    """Share of the steps over which the weight rises; 0: full weight from the start."""
+    threshold: Fraction = 0.8
+    """Minimum probability of a decoder's most probable class for it to teach the other decoder."""
+
+
+@SEMI_SUPERVISED.register(CrossConsistencyConfig)
 class CrossConsistency(Objective):
     """One encoder, two decoders, two perturbations of the same windows.
 
@@ -35,10 +49,11 @@ class CrossConsistency(Objective):
         net: SegmentationNet,
         loss: SegmentationLoss,
         config: FinetuneConfig,
-        settings: SemiSupervisedConfig,
+        average: SegmentationNet | None = None,
     ) -> None:
-        super().__init__(net, loss, config)
-        self.settings = settings
+        super().__init__(net, loss, config, average)
+        assert isinstance(config.semi_supervised, CrossConsistencyConfig)
+        self.settings = config.semi_supervised
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(config.seed, "second decoder"))
             self.second = BilinearDecoder(net.trunk.maps, net.classifier.out_channels)
@@ -115,7 +130,7 @@ def pseudo_labels(logits: Tensor, threshold: float) -> Tensor:
     return torch.where(probability >= threshold, label, IGNORE_INDEX)
 
 
-def consistency_weight(settings: SemiSupervisedConfig, step: int, steps: int) -> float:
+def consistency_weight(settings: CrossConsistencyConfig, step: int, steps: int) -> float:
     """Weight at a step (from 0): ``weight * exp(-5 (1 - t)^2)``, t from 0 to 1 over the ramp (Laine and Aila 2017)."""
     length = settings.ramp * steps
     t = min(1.0, step / length) if length else 1.0
