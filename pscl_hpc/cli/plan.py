@@ -34,7 +34,8 @@ def plan(
         Path, typer.Option(help="File of rates, measured on one device of the same model.")
     ] = Path("rates.json"),
     measure: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Measure the rates of this device, write them to FILE and exit.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Measure the rates of this device, write them to FILE and exit."),
     ] = None,
     images: Annotated[
         str | None, typer.Option(help="Numbers of images to measure with; 2,4,8 by default.")
@@ -48,7 +49,9 @@ def plan(
     intra: Annotated[
         float, typer.Option(min=0.001, help="Bandwidth of one GPU to the others of its node, GB/s.")
     ] = 300.0,
-    inter: Annotated[float, typer.Option(min=0.001, help="Bandwidth of one node to the others, GB/s.")] = 50.0,
+    inter: Annotated[
+        float, typer.Option(min=0.001, help="Bandwidth of one node to the others, GB/s.")
+    ] = 50.0,
     intra_us: Annotated[
         float, typer.Option(min=0.0, max=1e9, help="Latency of a hop inside a node, microseconds.")
     ] = 10.0,
@@ -140,7 +143,9 @@ def _measure(config: PretrainConfig, path: Path, images: str | None, as_json: bo
             f"--images is '{images}'; give two or more different numbers above 1, for example 2,4,8"
         )
     if not os.access(path.parent, os.W_OK | os.X_OK) or path.is_dir():
-        raise UserError(f"--measure {path}: cannot be written; name a file in a folder that exists and is writable")
+        raise UserError(
+            f"--measure {path}: cannot be written; name a file in a folder that exists and is writable"
+        )
     if path.exists():
         try:
             load_rates(path)

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pscl_hpc.methods.common.momentum import MomentumConfig, MomentumEncoder, momentum_at
-from pscl_hpc.methods.common.queue import KeyQueue
+from pscl_hpc.methods.common.momentum import KeyQueue, MomentumConfig, MomentumEncoder, momentum_at
 
 
 def network() -> nn.Sequential:

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from pscl_hpc.methods.base import Views
-from pscl_hpc.methods.common.patches import PatchSampler
-from pscl_hpc.methods.common.texture import PATCH_WINDOWS, texture, texture_patches
+from pscl_hpc.methods.common.patches import PATCH_WINDOWS, texture, texture_patches
+from pscl_hpc.methods.common.sampling import PatchSampler
 from pscl_hpc.methods.pscl_simclr import PsclSimclrConfig
 from pscl_hpc.models import Features
 from pscl_hpc.seeding import Draws
