@@ -141,35 +141,37 @@ def test_what_a_model_is_can_be_read_without_its_weights(tmp_path: Path) -> None
     assert read_card(tmp_path / "alone.safetensors") == ModelCard(net.trunk.config)
 
 
-def test_files_that_are_no_models(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such model"):
+def test_files_without_a_model_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.safetensors"):
         load_trunk(tmp_path / "none.safetensors")
-    with pytest.raises(UserError, match="is the run finished"):
+    with pytest.raises(UserError, match=r"trunk\.safetensors or model\.safetensors"):
         load_trunk(tmp_path)
     (tmp_path / "text.safetensors").write_text("hello")
-    with pytest.raises(UserError, match="not a readable safetensors file"):
+    with pytest.raises(UserError, match=r"text\.safetensors"):
         load_trunk(tmp_path / "text.safetensors")
     save_file({"x": torch.ones(1)}, tmp_path / "foreign.safetensors")
-    with pytest.raises(UserError, match="was not written by pscl-hpc"):
+    with pytest.raises(UserError, match=r"foreign\.safetensors.*header"):
         load_trunk(tmp_path / "foreign.safetensors")
     save_trunk(tmp_path / "trunk.safetensors", UNet(SMALL))
-    with pytest.raises(UserError, match="without a classifier"):
+    with pytest.raises(UserError, match=r"trunk\.safetensors.*classifier"):
         load_segmentation(tmp_path / "trunk.safetensors")
 
 
 @pytest.mark.parametrize(
-    ("header", "message"),
+    "header",
     [
-        ("3", "was not written by pscl-hpc"),
-        ('["model"]', "was not written by pscl-hpc"),
-        ('{"model": {"widths": [4]}}', "does not fit this version"),
-        ('{"model": {}, "classes": 3}', "does not fit this version"),
-        ('{"model": {}, "background": "matrix"}', "does not fit this version"),
-        ('{"model": {}, "ignore_classes": [null]}', "does not fit this version"),
+        "3",
+        '["model"]',
+        '{"model": {"widths": [4]}}',
+        '{"model": {"name": "none"}}',
+        '{"model": {"name": "unet", "widths": [4]}}',
+        '{"model": {"name": "unet"}, "classes": 3}',
+        '{"model": {"name": "unet"}, "background": "matrix"}',
+        '{"model": {"name": "unet"}, "ignore_classes": [null]}',
     ],
 )
-def test_headers_that_describe_no_model_are_refused(tmp_path: Path, header: str, message: str) -> None:
+def test_headers_without_a_model_description_are_refused(tmp_path: Path, header: str) -> None:
     file = tmp_path / "odd.safetensors"
     save_file({"x": torch.ones(1)}, file, metadata={"pscl_hpc": header})
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=r"odd\.safetensors"):
         read_card(file)
