@@ -1,4 +1,4 @@
-"""Trunk, heads, and weights on disk."""
+"""U-Net trunk, heads and weights files."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_any_size(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("size", [(16, 24), (21, 15)])
 def test_trunk_is_the_published_network(size: tuple[int, int]) -> None:
-    """Written out with functions: pooled down, turned up to 2H - 1, filled up at the end, joined to the skip."""
+    """Reference with functions: pooling, transposed convolution to 2H - 1, padding, concatenation with the skip."""
     trunk = UNet(UNetConfig(widths=(4, 8, 12), mean=(0.4,), std=(0.5,)))
     with torch.no_grad():
         for weight in trunk.parameters():
@@ -80,7 +80,7 @@ def test_trunk_is_the_published_network(size: tuple[int, int]) -> None:
         )
         assert up.shape[2:] == (2 * x.shape[2] - 1, 2 * x.shape[3] - 1)
         full = torch.zeros(*up.shape[:2], *skip.shape[2:])
-        # One row or column is missing at the end where the skip is even, one at either side where it is odd.
+        # One row or column is missing at the end if the skip is even, and one on each side if it is odd.
         first = [(have - got) // 2 for have, got in zip(skip.shape[2:], up.shape[2:], strict=True)]
         full[:, :, first[0] : first[0] + up.shape[2], first[1] : first[1] + up.shape[3]] = up
         x = block(f"{name}.block", torch.cat((skip, full), dim=1), second_over_batch=False)
@@ -132,7 +132,7 @@ def test_weights_round_trip(tmp_path: Path) -> None:
     assert torch.equal(load_trunk(tmp_path).eval()(image).bottleneck, net.trunk(image).bottleneck)
 
 
-def test_what_a_model_is_can_be_read_without_its_weights(tmp_path: Path) -> None:
+def test_the_card_can_be_read_without_the_weights(tmp_path: Path) -> None:
     net = SegmentationNet(UNet(UNetConfig(widths=(4, 8))), 2)
     card = ModelCard(net.trunk.config, ("matrix", "phase"), 1)
     save_segmentation(tmp_path / "model.safetensors", net, card)
