@@ -193,7 +193,7 @@ def measure_link() -> None:
             dist.all_reduce(message)
             taken.append(time.perf_counter() - begin)
         seconds[size] = statistics.median(taken[4:])
-    # all_reduce(n) = 2 ((W - 1) / W n / bandwidth + (W - 1) latency), see pscl_hpc/planning/links.py
+    # all_reduce(n) = 2 ((W - 1) / W n / bandwidth + (W - 1) latency), see pscl_hpc/planning/predict.py
     latency = seconds[4] / 2 / (ranks - 1)
     bandwidth = 2 * (ranks - 1) / ranks * LARGE / max(seconds[LARGE] - seconds[4], 1e-9)
     if dist.get_rank() == 0:

@@ -28,40 +28,43 @@ def plan(
     config: Annotated[Path, typer.Option("--config", help="Pretraining configuration.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Values that replace those of the file."),
+        typer.Argument(metavar="KEY=VALUE", help="Keys of the configuration to override."),
     ] = None,
     rates: Annotated[
-        Path, typer.Option(help="Rates measured on one device of the kind to be planned for.")
+        Path, typer.Option(help="File of rates, measured on one device of the same model.")
     ] = Path("rates.json"),
     measure: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Measure this device's rates into FILE, and end.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Measure the rates of this device, write them to FILE and exit."),
     ] = None,
     images: Annotated[
-        str | None, typer.Option(help="Images at which to measure, for example 2,4,8 (the default).")
+        str | None, typer.Option(help="Numbers of images to measure with; 2,4,8 by default.")
     ] = None,
     nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 1,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs (or CPU ranks) per node.")] = 8,
     batch: Annotated[
         int | None,
-        typer.Option(min=1, help="Unlabelled images per step over all GPUs; batch_size by default."),
+        typer.Option(min=1, help="Unlabelled images per step, all GPUs together; batch_size by default."),
     ] = None,
     intra: Annotated[
-        float, typer.Option(min=0.001, help="GB/s of one GPU to the others of its node.")
+        float, typer.Option(min=0.001, help="Bandwidth of one GPU to the others of its node, GB/s.")
     ] = 300.0,
-    inter: Annotated[float, typer.Option(min=0.001, help="GB/s of one node to the others.")] = 50.0,
+    inter: Annotated[
+        float, typer.Option(min=0.001, help="Bandwidth of one node to the others, GB/s.")
+    ] = 50.0,
     intra_us: Annotated[
-        float, typer.Option(min=0.0, max=1e9, help="Latency of a hop inside a node, in us.")
+        float, typer.Option(min=0.0, max=1e9, help="Latency of a hop inside a node, microseconds.")
     ] = 10.0,
     inter_us: Annotated[
-        float, typer.Option(min=0.0, max=1e9, help="Latency of a hop between nodes, in us.")
+        float, typer.Option(min=0.0, max=1e9, help="Latency of a hop between nodes, microseconds.")
     ] = 25.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON value instead of text.")] = False,
 ) -> None:
-    """Predict step time, memory and scaling of a pretraining on more GPUs than there are at hand.
+    """Predict step time, memory and scaling of a pretraining on more GPUs than are available.
 
-    Rates are measured once on one device of the kind in question; bandwidths and latencies of the cluster are what you
-    state. The first line is what was asked for, the table keeps its images per GPU and changes the number of GPUs.
-    docs/scaling.md says what the model holds and how far it was checked.
+    Measure the rates once on one device of the same model (--measure), and state bandwidths and latencies of the
+    cluster. The first line answers the question; the table varies the number of GPUs at the same number of images per
+    GPU. docs/scaling.md describes the model and how far it was validated.
 
     Examples:
 
@@ -73,7 +76,7 @@ def plan(
     from pscl_hpc.pretraining.config import PretrainConfig
 
     if images is not None and measure is None:
-        raise UserError("--images is for measuring; leave it out, or add --measure FILE")
+        raise UserError("--images needs --measure FILE; leave --images out or add --measure")
     loaded = load_config(config, overrides or (), kind="pretrain")
     assert isinstance(loaded, PretrainConfig)
     if measure is not None:
@@ -85,15 +88,15 @@ def plan(
     ranks = nodes * gpus
     if other := difference(found, loaded) or _other_references(found, loaded, ranks):
         raise UserError(
-            f"{rates}: was measured with {other} as asked for now; measure again with the same keys: "
+            f"{rates}: was measured with {other}; measure again with the same keys: "
             f"'pscl-hpc plan --config {config} --measure FILE'"
         )
     total = batch or loaded.batch_size
     parts = ranks * loaded.accumulate
     if total % parts:
         passes = f" in {loaded.accumulate} passes" if loaded.accumulate > 1 else ""
-        raise UserError(f"--batch {total} cannot be shared by {ranks} GPUs{passes}; use a multiple, for example "
-                        f"{-(-total // parts) * parts}")  # fmt: skip
+        raise UserError(f"--batch {total} cannot be divided equally among {ranks} GPUs{passes}; use a multiple of "
+                        f"{parts}, for example {-(-total // parts) * parts}")  # fmt: skip
     links = Links(gpus, intra * GB, inter * GB, intra_us * 1e-6, inter_us * 1e-6)
     each = total / ranks
     asked, *sweep = (
@@ -121,7 +124,7 @@ def plan(
 
 
 def _other_references(rates: Rates, config: PretrainConfig, ranks: int) -> str:
-    """References on one device, where neither each GPU has so many nor all together their share; in words."""
+    """The number of references in words, where it fits the rates neither per GPU nor for all GPUs; else empty."""
     from pscl_hpc.methods import ReferencedMethodConfig
 
     here = config.method.reference.per_batch if isinstance(config.method, ReferencedMethodConfig) else 0
@@ -137,16 +140,18 @@ def _measure(config: PretrainConfig, path: Path, images: str | None, as_json: bo
     numbers = {int(part) for part in parts if part.strip().isdecimal()}
     if not all(part.strip().isdecimal() for part in parts) or len(numbers) < 2 or min(numbers) < 2:
         raise UserError(
-            f"--images '{images}': write two or more different numbers above 1, for example 2,4,8"
+            f"--images is '{images}'; give two or more different numbers above 1, for example 2,4,8"
         )
     if not os.access(path.parent, os.W_OK | os.X_OK) or path.is_dir():
-        raise UserError(f"--measure {path}: cannot be written there; name a file in a folder of yours")
+        raise UserError(
+            f"--measure {path}: cannot be written; name a file in a folder that exists and is writable"
+        )
     if path.exists():
         try:
             load_rates(path)
         except UserError:
             raise UserError(
-                f"--measure {path}: exists and holds no measured rates; name a new file, or one to measure again"
+                f"--measure {path}: exists and is not a file of measured rates; name another file"
             ) from None
     rates = measure_rates(config, sorted(numbers))
     save_rates(path, rates)

@@ -1,4 +1,4 @@
-"""Pretraining methods: one module each, which registers its settings and class (docs/methods.md)."""
+"""Pretraining methods. Each is one module that registers its settings and its class (docs/methods.md)."""
 
 from pscl_hpc.methods.base import (
     METHODS,

@@ -1,4 +1,4 @@
-"""What a pretraining method is: loss terms from two views. It knows nothing of loops, files or schedules."""
+"""The interface of a pretraining method: a loss from two views, independent of loops, files and schedules."""
 
 from __future__ import annotations
 
@@ -22,95 +22,97 @@ class MethodConfig(NamedConfig):
     """Base of the ``method`` section."""
 
     smallest_batch: ClassVar[int] = 2
-    """Fewest unlabelled images of one forward pass: a single image has no negatives."""
+    """Minimum number of unlabelled images in a forward pass. A single image has no negatives."""
     smallest_per_rank: ClassVar[int] = 1
-    """Fewest images of one rank's forward pass where each rank has its own batch statistics."""
+    """Minimum number of images in a forward pass of one rank with its own batch statistics."""
 
     def check(self, maps: TrunkMaps) -> None:
-        """Raise ValueError where the section does not fit a trunk with these maps."""
+        """Raise ValueError if the section does not fit a trunk with these maps."""
 
     def paired_stride(self, maps: TrunkMaps) -> int:
-        """Stride in pixels of the coarsest map whose patches are paired by their position in the views; 0: none is."""
+        """Stride in pixels of the coarsest map whose patches are paired by geometry; 0 if none is."""
         return 0
 
 
 class ReferenceConfig(Strict):
-    """The annotated images whose patches serve as class templates."""
+    """The annotated images that give class templates."""
 
     ids: tuple[str, ...] = ()
-    """Image ids in the archive, ``dataset/stem``. Each step uses ``per_batch`` of them, drawn at random."""
+    """Ids of annotated images in the archive, ``dataset/stem``. Each step uses ``per_batch`` of them, drawn at random."""
     per_batch: Count = 1
     """Reference images in each forward pass. Templates come from all of them."""
     square: Annotated[int, Field(ge=0)] = 0
-    """Side in pixels of the one square of each reference whose annotation is used, as in fine-tuning; 0: all of it."""
+    """Use only the annotation in one square of each reference, as in fine-tuning: its side in pixels; 0: all of it."""
     in_pool: bool = False
-    """References are also drawn as unlabelled images, as released: then one image can be twice in a batch and its own
+    """Also draw references as unlabelled images, as released. An image can then be in a batch twice and be its own
     image-level negative."""
     crop: Literal["random", "covering"] = "covering"
-    """covering: of 16 random windows the one that shows the most classes; random: the first window."""
+    """covering: the one of 16 random windows with the most classes; random: the first window."""
 
 
 class ReferencedMethodConfig(MethodConfig):
     """A method that takes class templates from annotated images."""
 
     reference: ReferenceConfig = ReferenceConfig()
-    """Where templates come from."""
+    """The annotated images and how they are used."""
     smallest_batch: ClassVar[int] = 1
 
     def check(self, maps: TrunkMaps) -> None:
-        """Raise ValueError where no annotated image is named."""
+        """Raise ValueError if no annotated image is named."""
         if not self.reference.ids:
-            raise ValueError(f"method.reference.ids names no annotated image; {self.name} needs at least one")
+            raise ValueError(
+                f"method.reference.ids is empty; {self.name} needs the id of at least one annotated image"
+            )
 
 
 @dataclass(frozen=True)
 class Views:
-    """A batch as a method sees it: the annotated references first, then the unlabelled images.
+    """A batch: the annotated references first, then the unlabelled images.
 
-    Shape legend: R references, B images in all, C channels, h w pixels.
+    Shape legend: R references, B images including references, C channels, h w pixels.
     """
 
     query: Tensor
-    """View q, (B, C, h, w) in 0..1: the image's own geometry."""
+    """View q, (B, C, h, w) in 0..1: the geometry of the image."""
     key: Tensor
-    """View k, (B, C, h, w) in 0..1: made by ``geometry``."""
+    """View k, (B, C, h, w) in 0..1: view q transformed by ``geometry``."""
     geometry: ViewGeometry
     references: int
-    """R; the others have no annotation as far as the method is concerned."""
+    """R. The method uses the annotation of these images only."""
     labels: Tensor
-    """Masks in the image's own geometry, (B, h, w) uint8, 255 where unknown. Of the references they are the
-    annotation; of the other images they serve to measure, never to learn."""
+    """Masks in the geometry of view q, (B, h, w) uint8, 255 where unknown. Masks of other images than the references are
+    for logged measurements, never for the loss."""
     comparable: Tensor
-    """Whether an image's classes mean what the references' classes mean, bool (B,)."""
+    """Whether an image has the same classes as the references, bool (B,)."""
     production_batches: Tensor
-    """Production batch of each image, int64 (B,): an index into ``Setting.production_batches``; -1 where unknown."""
+    """Production batch of each image, int64 (B,): an index into ``Setting.production_batches``; -1 if unknown."""
 
 
 @dataclass(frozen=True)
 class PatchSample:
-    """The patches of one scale that enter the patch loss. T templates, B images."""
+    """The patches of one scale in the patch loss. T templates, B images."""
 
     key_patches: Tensor
-    """Row-major patches of view k, int64 (B, T); -1 where a template found none."""
+    """Row-major indices of patches of view k, int64 (B, T); -1 where a template found none."""
     classes: Tensor
     """Class of each template, int64 (T,)."""
     shares: Tensor
-    """Share of that class in the template's patch of the image's reference, (B, T); 0 where there is no template."""
+    """Share of this class in the template's patch of the reference, (B, T); 0 where there is no template."""
 
     @property
     def valid(self) -> Tensor:
-        """Whether there is a patch, bool (B, T)."""
+        """Whether the patch exists, bool (B, T)."""
         return self.key_patches >= 0
 
     @property
     def groups(self) -> Tensor:
-        """Class of each row of the loss, int64 (B, T); -1 takes no part."""
+        """Class of each row of the loss, int64 (B, T); -1 for rows to ignore."""
         return torch.where(self.valid, self.classes, -1)
 
 
 @dataclass
 class MethodOutput:
-    """Loss to descend, and named scalars to log."""
+    """Loss to minimise, and named scalars to log."""
 
     loss: Tensor
     terms: dict[str, Tensor] = field(default_factory=dict)
@@ -118,44 +120,44 @@ class MethodOutput:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a method knows about its run besides its own configuration."""
+    """Information about the run that is not in the configuration of the method."""
 
     annotated: Collection | None = None
-    """The collection of the references; None for methods without references."""
+    """Collection of the references; None for methods without references."""
     production_batches: tuple[str, ...] = ()
     """Names of the images' production batches."""
     images_per_step: int = 1
-    """Images of one optimiser step over all ranks, references included."""
+    """Images of one optimiser step over all ranks, including references."""
     backend: str = "auto"
-    """Backend of the contrastive operations."""
+    """Backend of the operations in ``pscl_kernels``."""
 
 
 class Method(nn.Module, ABC):
     """Base of all methods. ``trunk`` is the result of pretraining; everything else is dropped afterwards.
 
-    With several ranks each one sees its own images. One rule holds for every method: **the loss is that of the whole
-    batch of all ranks, equal on every rank, and its backward pass gives the part of the whole loss's gradient that runs
-    through what this rank computed, so that the SUM over ranks is the gradient.** The training loop sums.
+    With several ranks, each rank has its own images, and every method obeys one rule: **the loss is the loss of the whole
+    batch of all ranks, equal on every rank. Its backward pass gives the part of the gradient that flows through the
+    tensors of this rank, so that the SUM over ranks is the gradient of the whole loss.** The training loop sums.
 
-    - A method that contrasts images with each other passes ``process_group`` to the operations of ``pscl_kernels``;
-      they obey the rule.
-    - A loss that is a sum or mean over the rank's own images or patches goes through ``pscl_hpc.training.reduce``, once.
+    - A method that contrasts images with each other passes ``process_group`` to the operations of ``pscl_kernels``,
+      which obey the rule.
+    - A sum or mean over the images or patches of a rank goes through ``pscl_hpc.training.reduce``, once.
 
-    State besides parameters (queues, momentum encoders, centres) must be equal on all ranks after each step: it is
-    computed from gathered or averaged values only, and rank 0 saves it in the checkpoint. All ranks call the same
-    collectives in the same order, whatever their images show.
+    State besides parameters (queues, momentum encoders, centres) must be equal on all ranks after each step: compute it
+    from gathered or reduced values only. Rank 0 saves it in the checkpoint. All ranks must call the same collectives in
+    the same order, whatever their images show.
 
     Args:
-        trunk: What is trained.
+        trunk: The network to train.
         config: Settings of the method.
-        setting: What the method knows about its run.
+        setting: Information about the run.
     """
 
     config: MethodConfig
     process_group: dist.ProcessGroup | None = None
-    """The ranks that train together; None for one process. Set before the first step."""
+    """The ranks of the run; None for one process. Set before the first step."""
     class_names: tuple[str, ...] = ()
-    """Names of the classes of sampled patches where they are the method's own, not those of an annotation."""
+    """Names of the classes of sampled patches if the method defines them, instead of an annotation."""
 
     def __init__(self, trunk: Trunk, config: MethodConfig, setting: Setting) -> None:
         super().__init__()
@@ -169,30 +171,30 @@ class Method(nn.Module, ABC):
 
         Args:
             views: The batch.
-            draws: Every random choice of the method comes from it.
-            measure: Also compute the terms that only serve the log.
+            draws: Source of all random numbers of the method.
+            measure: Also compute the terms that are only logged.
         """
 
     def after_step(self, progress: float) -> None:
-        """Called after each optimiser step, for moving averages; ``progress`` goes from 0 to 1 over the run."""
+        """Called after each optimiser step, to update moving averages. ``progress`` goes from 0 to 1 over the run."""
 
     def key_features(self, views: Views) -> Features:
-        """The maps of view k that patches are compared by; those of the trunk, unless the method has another encoder."""
+        """The maps of view k for comparing patches: those of the trunk, unless the method has a key encoder."""
         features: Features = self.trunk(views.key)
         return features
 
     def sample_patches(self, views: Views, key: Features, draws: Draws) -> tuple[PatchSample, ...]:
-        """The patches that the method would contrast, per scale; none for methods without sampling.
+        """The sampled patches of each scale; empty for methods without sampling.
 
         Args:
             views: The batch.
-            key: What :meth:`key_features` gives.
-            draws: Where templates are drawn from.
+            key: Output of :meth:`key_features`.
+            draws: Source of random numbers.
         """
         return ()
 
     def pictures(self, views: Views, draws: Draws) -> dict[str, Tensor]:
-        """What else a person can see of the method, by name: (B, C, h, w) in 0..1 each, in the geometry of view q."""
+        """Other pictures for the report, by name: (B, C, h, w) in 0..1 each, in the geometry of view q."""
         return {}
 
 
@@ -208,5 +210,5 @@ def build_method(config: MethodConfig, trunk: Trunk, setting: Setting) -> Method
 
 
 def display_name(name: str) -> str:
-    """How people write the name of a method; names that are not registered stay as they are."""
+    """The name of a method for display. A name that is not registered is returned unchanged."""
     return METHODS.config(name).display_name if name in METHODS.names else name

@@ -1,4 +1,4 @@
-"""BYOL (Grill et al. 2020) on the pooled bottleneck: a momentum target is predicted, there are no negatives."""
+"""BYOL (Grill et al., NeurIPS 2020, arXiv 2006.07733) on the pooled bottleneck, without negatives."""
 
 from __future__ import annotations
 
@@ -10,30 +10,34 @@ from torch.nn import functional as F
 
 from pscl_hpc.config import Count
 from pscl_hpc.methods.base import METHODS, Method, MethodConfig, MethodOutput, Setting, Views
-from pscl_hpc.methods.common.momentum import MomentumConfig, MomentumEncoder, momentum_at
-from pscl_hpc.methods.common.precision import at_least_float32
+from pscl_hpc.methods.common.momentum import (
+    MomentumConfig,
+    MomentumEncoder,
+    at_least_float32,
+    momentum_at,
+)
 from pscl_hpc.models import Trunk
 from pscl_hpc.seeding import Draws
 from pscl_hpc.training.reduce import mean_over_ranks
 
 
 class ByolConfig(MethodConfig):
-    """BYOL on the pooled bottleneck (Grill et al. 2020)."""
+    """BYOL on the pooled bottleneck: each view predicts the other, without negatives (Grill et al., NeurIPS 2020)."""
 
     name: Literal["byol"] = "byol"
     display_name: ClassVar[str] = "BYOL"
     projection: Count = 128
-    """Width of projections and predictions; 256 in the paper, for a trunk eight times as wide."""
+    """Width of projections and predictions. The paper has 256, with a trunk eight times as wide."""
     hidden: Count = 512
-    """Hidden width of projector and predictor; 4096 in the paper."""
+    """Hidden width of projector and predictor. The paper has 4096."""
     momentum: MomentumConfig = MomentumConfig(schedule="cosine")
-    """How the target network follows."""
+    """Update of the target network."""
     smallest_per_rank: ClassVar[int] = 2
 
 
 @METHODS.register(ByolConfig)
 class Byol(Method):
-    """Each view predicts the other view's momentum projection. The encoder is trained."""
+    """Each view predicts the momentum projection of the other view. The decoder is not trained."""
 
     config: ByolConfig
 

@@ -1,7 +1,6 @@
-"""CoRe: contrast of whole images and restoration of corrupted ones, through one U-Net.
+"""CoRe (Wu et al., IEEE TIM 2023, doi 10.1109/TIM.2023.3291776): image-level contrast and image restoration.
 
-Wu et al., IEEE TIM 2023, doi 10.1109/TIM.2023.3291776. Only the abstract is public; see docs/methods.md for what
-is from there and what is not. Shape legend as in ``base``.
+Only the abstract is public; docs/methods.md states which parts are from it. Shape legend as in ``base``.
 """
 
 from __future__ import annotations
@@ -23,21 +22,21 @@ from pscl_kernels import patch_nt_xent
 
 
 class CoreConfig(MethodConfig):
-    """CoRe: contrast of whole images and restoration of corrupted ones (IEEE TIM 2023, doi 10.1109/TIM.2023.3291776).
+    """CoRe: contrast of whole images and restoration of corrupted ones (Wu et al., IEEE TIM 2023).
 
-    Only the abstract is public. That both are combined, and that the corpus should resemble the target (``data``), is
-    from there; everything else is this project's choice.
+    Only the abstract is public. It says that both losses are combined and that the corpus (``data``) should resemble the
+    target; everything else is this project's choice.
     """
 
     name: Literal["core"] = "core"
     display_name: ClassVar[str] = "CoRe"
     corruption: CorruptionConfig = CorruptionConfig()
-    """What the first view has to be restored from."""
+    """Corruption of view q."""
     restoration: Fraction = 0.5
-    """Share of the restoration; the contrast has the rest. 0: contrast alone; 1: restoration alone."""
+    """Share of the restoration loss; the contrast has the rest. 0: contrast alone; 1: restoration alone."""
     balance: Literal["gradient", "loss"] = "gradient"
-    """What is shared. gradient: the norms that both losses' gradients have at the bottleneck, through weights that
-    follow the measured norms; loss: the weights themselves."""
+    """Meaning of ``restoration``. gradient: the weights are adapted so that the gradient norms of both losses at the
+    bottleneck have this ratio; loss: the weights of the losses have this ratio."""
     temperature: Positive = 0.5
     """Temperature of NT-Xent."""
     projection: Count = 64
@@ -50,7 +49,7 @@ class CoreConfig(MethodConfig):
 class Core(Method):
     """Contrast of the corrupted view q with view k, and restoration of view q by the decoder.
 
-    Restoration is a 1x1 convolution of the finest decoder map.
+    The restoration is a 1x1 convolution of the finest decoder map.
     """
 
     config: CoreConfig
@@ -92,22 +91,22 @@ class Core(Method):
         return MethodOutput(weights[0] * contrast + weights[1] * restoration, terms)
 
     def after_step(self, progress: float) -> None:
-        """Let the weights follow the gradients of the step."""
+        """Update the weights from the gradients of the step."""
         self.balance.update(self.process_group)
 
     def corrupt(self, views: Views, draws: Draws) -> Corrupted:
-        """View q as the network gets it."""
+        """View q as the input of the network."""
         generators = draws.each("corruption", range(len(views.query)))
         return corrupt(views.query, self.config.corruption, generators)
 
     def pictures(self, views: Views, draws: Draws) -> dict[str, Tensor]:
-        """View q, what is left of it, and what the network makes of that."""
+        """View q before and after corruption, and the restored image."""
         corrupted, restored = self.restore(views, draws)
         return {"original": views.query, "corrupted": corrupted.images, "restored by the network": restored}
 
     @torch.no_grad()
     def restore(self, views: Views, draws: Draws) -> tuple[Corrupted, Tensor]:
-        """The corrupted view q, and what the network makes of it, (B, C, h, w) in 0..1."""
+        """The corrupted view q and its restoration, (B, C, h, w) in 0..1."""
         corrupted = self.corrupt(views, draws)
         restored = self.restoration_head(self.trunk(corrupted.images).scales[-1])
         return corrupted, self.trunk.denormalise(restored).clamp(0, 1)
@@ -119,31 +118,31 @@ def restoration_loss(
     """Mean absolute error over the corrupted pixels of the batch; 0 where there are none.
 
     Args:
-        restored: (B, C, h, w), in units of the target.
+        restored: (B, C, h, w), in the units of the target.
         target: (B, C, h, w).
         mask: Corrupted pixels, bool (B, 1, h, w).
-        process_group: Ranks whose images make the batch.
+        process_group: Ranks that share the batch.
     """
     error = torch.where(mask, restored - target, 0.0).abs().sum()
     return mean_over_ranks(error, mask.sum() * restored.shape[1], process_group)
 
 
 class GradientBalance(nn.Module):
-    """Weights of two losses by which their gradients at a shared map have norms in a wanted ratio.
+    """Weights of two losses such that the norms of their gradients at a shared map have a given ratio.
 
-    The norms are those of the backward pass that takes place anyway, so that a step's weights follow from the steps
-    before it: with g1 and g2 the moving root mean squares of the norms that the *unweighted* losses' gradients have,
-    the weights are in the ratio ``(1 - share) / g1 : share / g2`` and add up to 1. What is remembered is in a buffer.
+    The norms are measured in the regular backward pass, so the weights of a step depend on earlier steps only. With g1
+    and g2 the moving root mean squares of the gradient norms of the *unweighted* losses, the weights have the ratio
+    ``(1 - share) / g1 : share / g2`` and add up to 1. The moving averages are a buffer and part of a checkpoint.
 
     Args:
-        share: The second loss's share of the norms; the first has the rest.
-        measured: False: the weights are ``1 - share`` and ``share``.
+        share: Share of the second loss; the first has the rest.
+        measured: Whether to adapt the weights; if not, they are ``1 - share`` and ``share``.
     """
 
     norms: Tensor
-    """Moving means of the squared norms, (2,); 0 before the first measurement."""
+    """Moving averages of the squared norms, (2,); 0 before the first measurement."""
     _MEMORY = 0.95
-    """Share of the old value in the moving means; the first measurement is taken as it is."""
+    """Share of the old value in the moving averages. The first measurement is used as it is."""
 
     def __init__(self, share: float, *, measured: bool) -> None:
         super().__init__()
@@ -160,7 +159,7 @@ class GradientBalance(nn.Module):
         return wanted / wanted.sum()
 
     def split(self, shared: Tensor) -> tuple[Tensor, Tensor]:
-        """The map for the first and for the second loss; the gradients that come back through them are measured."""
+        """Copies of the map for the first and the second loss, with hooks that measure their gradients."""
         branches = shared.clone(), shared.clone()
         if self.training and self.measured and shared.requires_grad:
             for place, branch in enumerate(branches):
@@ -169,13 +168,13 @@ class GradientBalance(nn.Module):
 
     @torch.no_grad()
     def update(self, process_group: dist.ProcessGroup | None = None) -> None:
-        """Take in the gradients since the last call, of all parts of the step and all ranks."""
+        """Update from all gradients since the last call, of all accumulated passes and ranks."""
         if not self._seen:
             return
         squares = sum_over_ranks(torch.stack(self._seen).sum(dim=0), process_group)
         self._seen.clear()
         new = squares / self.weights().square()
-        # A loss without gradient, as of a batch without corrupted pixels, says nothing of the ratio.
+        # A loss without gradient (a batch without corrupted pixels) gives no ratio.
         usable = (new > 0).all() & new.isfinite().all()
         mixed = torch.where((self.norms > 0).all(), self._MEMORY * self.norms + (1 - self._MEMORY) * new, new)
         self.norms.copy_(torch.where(usable, mixed, self.norms))

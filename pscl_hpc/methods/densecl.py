@@ -1,4 +1,4 @@
-"""DenseCL (Wang et al., CVPR 2021) on the bottleneck: MoCo of images, and of patches that are most alike."""
+"""DenseCL (Wang et al., CVPR 2021, arXiv 2011.09157) on the bottleneck."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from torch.nn import functional as F
 from pscl_hpc.config import Count, Fraction, Positive
 from pscl_hpc.methods.base import METHODS, Method, MethodConfig, MethodOutput, Setting, Views
 from pscl_hpc.methods.common.correspondence import most_similar_patches
-from pscl_hpc.methods.common.momentum import MomentumConfig, MomentumEncoder, momentum_at
+from pscl_hpc.methods.common.momentum import (
+    KeyQueue,
+    MomentumConfig,
+    MomentumEncoder,
+    at_least_float32,
+    momentum_at,
+)
 from pscl_hpc.methods.common.patches import gather_patches, patches_of
-from pscl_hpc.methods.common.precision import at_least_float32
-from pscl_hpc.methods.common.queue import KeyQueue
 from pscl_hpc.models import GlobalHead, Trunk
 from pscl_hpc.seeding import Draws
 from pscl_hpc.training.reduce import whole_loss
@@ -22,22 +26,22 @@ from pscl_kernels import queue_info_nce
 
 
 class DenseClConfig(MethodConfig):
-    """DenseCL on the bottleneck (Wang et al., CVPR 2021)."""
+    """DenseCL on the bottleneck: MoCo of images and of the most similar patches (Wang et al., CVPR 2021)."""
 
     name: Literal["densecl"] = "densecl"
     display_name: ClassVar[str] = "DenseCL"
     temperature: Positive = 0.2
     """Temperature of both losses."""
     dense_weight: Fraction = 0.5
-    """Weight of the patch loss; the image loss has the rest."""
+    """Weight of the patch loss; the image loss has ``1 - dense_weight``."""
     projection: Count = 64
     """Width of the contrasted vectors."""
     hidden: Count = 128
     """Hidden width of both heads, at most the width of the bottleneck."""
     momentum: MomentumConfig = MomentumConfig()
-    """How the key encoder follows; 0.999 in the paper."""
+    """Update of the key encoder. The paper has 0.999."""
     queue_steps: Count = 16
-    """Each queue holds one key for every image of so many steps."""
+    """Length of both queues in steps; one key per image."""
     smallest_batch: ClassVar[int] = 1
 
 
@@ -45,8 +49,7 @@ class DenseClConfig(MethodConfig):
 class DenseCl(Method):
     """Contrast of whole images and of all patches of the bottleneck.
 
-    The bottleneck is the last map of the encoder, as the last map of the ResNet is in the paper. The decoder is not
-    trained.
+    The bottleneck replaces the last map of the paper's ResNet. The decoder is not trained.
     """
 
     config: DenseClConfig
@@ -69,9 +72,9 @@ class DenseCl(Method):
     def forward(self, views: Views, draws: Draws, measure: bool = False) -> MethodOutput:
         """``(1 - w) * image loss + w * patch loss`` with w = ``dense_weight`` (equation 3).
 
-        The positive of a patch of view q is the projected patch of view k whose feature is most alike; the negatives are
-        the pooled projections of images of earlier steps (sections 3.2 and 3.3). 0, without gradient, at the first
-        step.
+        The positive of a patch of view q is the projection of the patch of view k with the most similar feature. The
+        negatives are the pooled projections of images of earlier steps (sections 3.2 and 3.3). The loss is 0, without
+        gradient, in the first step.
         """
         features = self.trunk.encode(views.query)[-1]
         key_features, k, key_patches = self._keys(views.key)

@@ -1,7 +1,7 @@
-"""IDEAL: dense contrast of the encoder's patches, with positives by correspondence.
+"""IDEAL (Basak et al., ICASSP 2023, arXiv 2210.15075): dense contrast of the encoder's patches.
 
-Basak et al., ICASSP 2023, arXiv 2210.15075. What is from the paper and what is inferred: docs/methods.md. Shape legend
-as in ``correspondence``; D width of a projection.
+docs/methods.md states which parts are from the paper and which are inferred. Shape legend as in ``correspondence``; D
+width of a projection.
 """
 
 from __future__ import annotations
@@ -23,39 +23,39 @@ from pscl_kernels import patch_nt_xent, patch_similarity_stats
 
 
 class IdealConfig(MethodConfig):
-    """IDEAL: dense projections of the encoder, positives by correspondence (ICASSP 2023, arXiv 2210.15075)."""
+    """IDEAL: dense contrast of bottleneck patches, positives by correspondence (Basak et al., ICASSP 2023)."""
 
     name: Literal["ideal"] = "ideal"
     display_name: ClassVar[str] = "IDEAL"
     correspondence: Literal["geometric", "feature"] = "geometric"
-    """Which patch of view k is a patch's positive. geometric: the one that shows the same material; feature: the one
-    whose encoder features are most alike."""
+    """Choice of the positive in view k. geometric: the patch that shows the same material; feature: the patch with the
+    most similar encoder features."""
     patches_per_image: Annotated[int, Field(ge=0)] = 256
-    """Patches of each image that are contrasted, drawn at random in each step; 0 takes all. All pairs of patches of
-    different images are compared, so the work grows with the square."""
+    """Patches of each image that are contrasted, drawn at random in each step; 0: all. All pairs of patches of different
+    images are compared, so the cost grows with the square of this number."""
     momentum: MomentumConfig = MomentumConfig(start=0.99)
-    """The branch of view k is the momentum encoder that has no gradient."""
+    """Update of the momentum encoder, which encodes view k without gradient."""
     temperature: Positive = 0.2
     """Temperature of the contrast."""
     global_weight: NonNegative = 0.0
-    """Weight of an image-level NT-Xent, which is added to the dense loss; 0 as drawn in the paper."""
+    """Weight of an image-level NT-Xent that is added to the dense loss; 0 as in the paper's figure."""
     projection: Count = 128
     """Width of the contrasted vectors."""
     hidden: Count = 128
     """Hidden width of the heads, at most the width of the bottleneck."""
 
     def paired_stride(self, maps: TrunkMaps) -> int:
-        """That of the bottleneck, where patches are paired by geometry."""
+        """The stride of the bottleneck if patches are paired by geometry, else 0."""
         return maps.bottleneck.stride if self.correspondence == "geometric" else 0
 
 
 @METHODS.register(IdealConfig)
 class Ideal(Method):
-    """Patches of the bottleneck of view q against their partners in the momentum encoder's view k.
+    """Contrast of bottleneck patches of view q with their partners in view k, which the momentum encoder encodes.
 
-    The head is made of 1x1 convolutions. It acts on each patch alone, so that only contrasted patches are projected. A
-    patch's negatives are the patches of *other images*, of both views and all ranks: patches of its own image may show the
-    same phase and are left out. The decoder is not trained.
+    The head consists of 1x1 convolutions, so only the contrasted patches are projected. The negatives of a patch are the
+    patches of *other images*, of both views and all ranks: patches of the same image may show the same phase and are
+    neither positives nor negatives. The decoder is not trained.
     """
 
     config: IdealConfig
@@ -80,7 +80,7 @@ class Ideal(Method):
         matches = self._draw(match_patches(self.config.correspondence, views.geometry, query, key), draws)
         q = self.patch_head(gather_patches(query, matches.query)).flatten(0, 1)
         k = self.momentum_patch_head(gather_patches(key, matches.key)).flatten(0, 1)
-        # An image's place in the batch of all ranks is a number that no image of another rank has.
+        # The slot in the batch of all ranks is unique across ranks.
         images = torch.tensor(draws.slots[: len(query)], device=query.device).unsqueeze(1)
         groups = torch.where(matches.valid, images, -1).flatten()
         loss = self._contrast(q, k, groups)
@@ -95,7 +95,7 @@ class Ideal(Method):
         return MethodOutput(loss, terms)
 
     def after_step(self, progress: float) -> None:
-        """Let the momentum encoders follow."""
+        """See :class:`Method`."""
         momentum = momentum_at(self.config.momentum, progress)
         self.momentum_trunk.follow(self.trunk, momentum)
         self.momentum_patch_head.follow(self.patch_head, momentum)
@@ -103,7 +103,7 @@ class Ideal(Method):
             self.momentum_global_head.follow(self.global_head, momentum)
 
     def _draw(self, matches: Matches, draws: Draws) -> Matches:
-        """The pairs of each image that are contrasted, those that exist first; as many for every image."""
+        """Random pairs of each image, valid pairs first; the same number for every image."""
         count = self.config.patches_per_image
         if not 0 < count < matches.valid.shape[1]:
             return matches

@@ -1,4 +1,4 @@
-"""MoCo v2 (He et al. 2020, Chen et al. 2020) on the pooled bottleneck: momentum keys, negatives from a queue."""
+"""MoCo v2 (He et al., CVPR 2020; Chen et al., arXiv 2003.04297) on the pooled bottleneck."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from torch.nn import functional as F
 
 from pscl_hpc.config import Count, Positive
 from pscl_hpc.methods.base import METHODS, Method, MethodConfig, MethodOutput, Setting, Views
-from pscl_hpc.methods.common.momentum import MomentumConfig, MomentumEncoder, momentum_at
-from pscl_hpc.methods.common.precision import at_least_float32
-from pscl_hpc.methods.common.queue import KeyQueue
+from pscl_hpc.methods.common.momentum import (
+    KeyQueue,
+    MomentumConfig,
+    MomentumEncoder,
+    at_least_float32,
+    momentum_at,
+)
 from pscl_hpc.models import GlobalHead, Trunk
 from pscl_hpc.seeding import Draws
 from pscl_hpc.training.reduce import whole_loss
@@ -20,7 +24,7 @@ from pscl_kernels import queue_info_nce
 
 
 class MocoConfig(MethodConfig):
-    """MoCo v2 on the pooled bottleneck (He et al. 2020, Chen et al. 2020)."""
+    """MoCo v2 on the pooled bottleneck: momentum keys and a queue of negatives (He et al., CVPR 2020)."""
 
     name: Literal["moco"] = "moco"
     display_name: ClassVar[str] = "MoCo"
@@ -31,19 +35,19 @@ class MocoConfig(MethodConfig):
     hidden: Count = 128
     """Hidden width of the head, at most the width of the bottleneck."""
     momentum: MomentumConfig = MomentumConfig()
-    """How the key encoder follows. The paper's 0.999 is for runs of a hundred thousand steps and more."""
+    """Update of the key encoder. The paper's 0.999 is for runs of 100,000 steps and more."""
     queue_steps: Count = 16
-    """The queue holds the images of so many steps. An archive smaller than the queue stands in it several times over,
-    and every image is then its own negative."""
+    """Length of the queue in steps. If the queue is longer than the archive, every image meets its own old keys as
+    negatives."""
     smallest_batch: ClassVar[int] = 1
 
 
 @METHODS.register(MocoConfig)
 class Moco(Method):
-    """Image-level contrast with the keys of earlier steps.
+    """Image-level contrast with the keys of earlier steps. The decoder is not trained.
 
-    The original's shuffled batch normalisation is not needed: statistics are those of the whole batch and do not reveal
-    which images a key was computed with.
+    The shuffled batch normalisation of the paper is not needed: statistics are computed over the whole batch and do not
+    reveal which images a key was computed with.
     """
 
     config: MocoConfig
@@ -60,7 +64,7 @@ class Moco(Method):
     def forward(self, views: Views, draws: Draws, measure: bool = False) -> MethodOutput:
         """InfoNCE of each image of view q with its momentum key of view k against the queue.
 
-        0, without gradient, at the first step, whose queue is empty.
+        The loss is 0, without gradient, in the first step, when the queue is empty.
         """
         q = self.global_head(self.trunk.encode(views.query)[-1])
         k = self._keys(views.key)

@@ -1,6 +1,6 @@
-"""PSCL without annotation: clusters of patches stand for classes. This project's own; see docs/methods.md.
+"""PSCL without annotation: clusters of pixels replace the classes. A method of this project (docs/methods.md).
 
-Shape legend: B images, K clusters, h w pixels, H W patches of a map, P = H * W, n pixels that clusters are found by.
+Shape legend: B images, K clusters, h w pixels, H W patches of a map, P = H * W, n pixels that are clustered.
 """
 
 from __future__ import annotations
@@ -15,18 +15,12 @@ from torch.nn import functional as F
 from pscl_hpc.archive import IGNORE_INDEX
 from pscl_hpc.config import Count, NonNegative
 from pscl_hpc.methods.base import METHODS, MethodOutput, PatchSample, Setting, Views
-from pscl_hpc.methods.common.clustering import (
-    Clusters,
-    Moments,
-    MovingMoments,
-    clearest,
-    nearest,
-)
-from pscl_hpc.methods.common.patches import gather_patches, patch_labels, patches_of
+from pscl_hpc.methods.common.clustering import Clusters, Moments, MovingMoments, clearest, nearest
+from pscl_hpc.methods.common.momentum import at_least_float32
+from pscl_hpc.methods.common.patches import gather_patches, patch_labels, patches_of, texture
 from pscl_hpc.methods.common.pscl import Pscl
+from pscl_hpc.methods.common.pscl_config import PatchConfig
 from pscl_hpc.methods.common.sampling import choose_pure
-from pscl_hpc.methods.common.settings import PatchConfig
-from pscl_hpc.methods.common.texture import texture
 from pscl_hpc.methods.pscl_simclr import in_batch_loss
 from pscl_hpc.models import Features, Trunk
 from pscl_hpc.seeding import Draws
@@ -34,45 +28,44 @@ from pscl_hpc.training.reduce import sum_over_ranks
 from pscl_hpc.views import paired_patches
 
 _WINDOWS = (5, 15)
-"""Squares that the texture of a pixel is described by, in pixels."""
+"""Sides of the squares for the texture descriptors of a pixel, in pixels."""
 _DESCRIPTORS = 2 * len(_WINDOWS)
 _PLACES = 16
-"""Places per side of a window, for the means by place."""
+"""Grid cells per side of a window, for the mean projection by position."""
 
 
 class PsclClusteredConfig(PatchConfig):
-    """PSCL with in-batch negatives and without annotation: clusters of patches stand for classes."""
+    """PSCL without annotation: clusters of pixels replace the classes, negatives from the batch."""
 
     name: Literal["pscl-clustered"] = "pscl-clustered"
     display_name: ClassVar[str] = "PSCL-clustered"
     clusters: Annotated[int, Field(ge=2)] = 6
-    """Number of clusters; about as many as there are phases that look different."""
+    """Number of clusters; about the number of phases that look different."""
     projection_weight: NonNegative = 0.25
-    """Pixels are clustered by fixed descriptors of grey level and roughness and by their projections. This is the
-    weight of the projections at the end of the run, to which it rises from 0; projections have length 1, descriptors
-    about the same. 0: by descriptors alone."""
+    """Weight of the projections in the clustering, next to fixed descriptors of grey level and roughness. It rises from 0
+    to this value over the run. Projections have length 1, descriptors a similar scale. 0: descriptors alone."""
     confident: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
-    """Share of each cluster's pixels in an image that count as its own: those whose nearest centre is most clearly the
-    nearest. The others are of unknown class."""
+    """Share of each cluster's pixels in an image that are used: those with the largest margin between the nearest and the
+    second centre. The class of the others is unknown."""
     patches_per_image: Count = 1024
-    """Random pixels of each image by which the clusters are found and followed."""
+    """Random pixels of each image that update the clusters in each step."""
     memory: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.95
     """Share of the old value in the moving averages of the clusters, per step."""
 
 
 @METHODS.register(PsclClusteredConfig)
 class PsclClustered(Pscl):
-    """PSCL-SimCLR whose annotation is a clustering of the pixels of view k.
+    """PSCL-SimCLR with a clustering of the pixels of view k in place of the annotation.
 
-    A pixel takes the cluster of the nearest centre, or none if its choice is among the less clear ones of its image. A
-    patch of a coarser scale is of a cluster when nearly all of its pixels are. From each image the same number of patches
-    of each cluster is drawn; a cluster that an image does not show gives none.
+    A pixel belongs to the cluster with the nearest centre, or to none if its margin is small. A patch of a coarser scale
+    belongs to a cluster if nearly all of its pixels do. The same number of patches is drawn from each cluster and image;
+    a cluster that is absent from an image gives none.
 
-    Pixels are compared by fixed texture descriptors and by their projections of the finest scale. At the start the
-    descriptors decide alone: what an untrained network projects means little, and a clustering by projections alone
-    would be taught by itself and drift. The projections' part of the centres is followed from the start, as the mean
-    over the members, and its weight rises over the run. From a projection the moving mean of its place in the window is
-    subtracted: zero padding marks the rim of a window, and clusters would otherwise tell rim from middle.
+    Pixels are compared by fixed texture descriptors and by their projections at the finest scale. At the start only the
+    descriptors count: the projections of an untrained network carry little information, and clusters of projections
+    alone would be trained by their own assignments and drift. Centres contain the mean projection from the start; its
+    weight rises over the run. The moving mean of the projections at the same position in the window is subtracted from
+    each projection: zero padding is visible near the border, and clusters would otherwise separate border and centre.
     """
 
     config: PsclClusteredConfig
@@ -87,7 +80,7 @@ class PsclClustered(Pscl):
         self._staged: list[tuple[Moments, Moments]] = []
 
     def forward(self, views: Views, draws: Draws, measure: bool = False) -> MethodOutput:
-        """See :func:`in_batch_loss`; the clusters' moments are kept until :meth:`after_step`."""
+        """See :func:`in_batch_loss`. The moments of the batch are kept for :meth:`after_step`."""
         query, key = self.trunk(views.query), self.trunk(views.key)
         self._watch(views, key, draws)
         output = in_batch_loss(self, views, query, key, self.sample_patches(views, key, draws), measure)
@@ -98,7 +91,7 @@ class PsclClustered(Pscl):
 
     @torch.no_grad()
     def sample_patches(self, views: Views, key: Features, draws: Draws) -> tuple[PatchSample, ...]:
-        """Patches of each cluster in each image, at random among those that surely belong to it."""
+        """Random patches of each cluster in each image, among those that belong to it with a large margin."""
         if not self.clusters.known:
             self._watch(views, key, draws)
         labels = self._pixel_labels(views, key)
@@ -118,7 +111,7 @@ class PsclClustered(Pscl):
         return tuple(samples)
 
     def after_step(self, progress: float) -> None:
-        """Let the clusters follow the step's images."""
+        """Update the clusters from the images of the step."""
         self.progress.fill_(progress)
         if not self._staged:
             return
@@ -131,7 +124,7 @@ class PsclClustered(Pscl):
     def sampling_terms(
         self, scale: int, views: Views, sample: PatchSample, height: int, width: int
     ) -> dict[str, Tensor]:
-        """Patches per image and cluster, and how far clusters and annotated classes agree, where there are masks."""
+        """Patches per image, and the agreement of clusters with annotated classes where masks exist."""
         return {
             f"scale{scale}/templates": sample.valid.sum() / len(sample.valid),
             f"scale{scale}/purity": majority_purity(views, sample, height, width).nanmean(),
@@ -139,14 +132,14 @@ class PsclClustered(Pscl):
 
     @property
     def _scale(self) -> Tensor:
-        """Factor on each axis, whose square is its weight in a squared distance: (D,)."""
+        """Factor on each axis, (D,): the square root of its weight in squared distances."""
         scale = torch.ones_like(self.clusters.first[0])
         scale[_DESCRIPTORS:] = (self.config.projection_weight * self.progress).sqrt()
         return scale
 
     @torch.no_grad()
     def _watch(self, views: Views, key: Features, draws: Draws) -> None:
-        """Start the clusters where there are none yet, and keep the moments of some pixels of the batch."""
+        """Initialise the clusters if needed, and keep the moments of random pixels of the batch."""
         pixels = torch.stack(
             [
                 torch.randint(
@@ -176,26 +169,25 @@ class PsclClustered(Pscl):
             )
 
     def _pixel_labels(self, views: Views, key: Features) -> Tensor:
-        """Cluster of each pixel of view k, int64 (B, h, w); -1 where it is not clear enough."""
+        """Cluster of each pixel of view k, int64 (B, h, w); -1 where the margin is small."""
         found, means = [], self._place_means(key)
-        # One image at a time: the projections of all patches never exist at once.
+        # One image at a time, to bound the memory for projections.
         for described, patches in zip(_texture(views.key), patches_of(key.scales[-1]), strict=True):
             vectors = self._vectors(described, self._project(patches), means)
             label, margin = nearest(vectors, self.clusters.moments, self._scale)
             found.append(torch.where(clearest(label, margin, self.config.confident), label, -1))
         labels = torch.stack(found).view(-1, *views.key.shape[2:])
-        # An image of one grey level lies at one point, which may be near a centre by chance.
+        # All pixels of an image of one grey level have the same vector, which may be near a centre by chance.
         spread = views.key.float().mean(dim=1).std(dim=(1, 2), correction=0)
         return torch.where(spread.view(-1, 1, 1) > 1e-6, labels, -1)
 
     def _project(self, patches: Tensor) -> Tensor:
-        """Patches of the finest map (..., C) as directions (..., D)."""
+        """Patches of the finest map (..., C) to projections (..., D) of length 1."""
         head: nn.Module = self.patch_heads[-1]
-        projected = head(patches)
-        return F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=-1)
+        return F.normalize(at_least_float32(head(patches)), dim=-1)
 
     def _vectors(self, described: Tensor, projected: Tensor, means: Tensor) -> Tensor:
-        """What pixels are compared by, (..., 4 + D): descriptors, and directions from the mean of their place."""
+        """Vectors for clustering, (..., 4 + D): descriptors, and projections relative to the mean of their position."""
         return torch.cat((described, F.normalize(projected - means.to(projected), dim=-1)), dim=-1)
 
     def _place_means(self, key: Features) -> Tensor:
@@ -215,10 +207,10 @@ def _texture(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def majority_purity(views: Views, sample: PatchSample, height: int, width: int) -> Tensor:
-    """Share of each image's sampled patches that show the class which is most frequent in their cluster, (B,).
+    """Share of each image's sampled patches that show the most frequent class of their cluster, (B,).
 
-    Patches whose mask is unknown do not count; NaN where none is known. Masks serve to measure, never to learn. A cluster
-    of one patch is always pure: the figure is the more telling the more patches there are.
+    Patches with unknown mask do not count; NaN where no mask is known. A cluster of one patch is always pure, so the
+    value means more with more patches. For the log only.
     """
     found = patch_labels(views, sample.key_patches.clamp_min(0), height, width)
     known = sample.valid & (found != IGNORE_INDEX)

@@ -1,4 +1,4 @@
-"""PSCL-MoCo: momentum keys, queues of images and of class prototypes per scale, targets by production batch and age.
+"""PSCL-MoCo: momentum keys, queues of images and of class prototypes at every scale.
 
 Sci. Rep. 2025, doi 10.1038/s41598-025-32855-5; docs/methods.md. Shape legend: B images, C classes, T templates (k per
 class), D width of a projection, Q entries of a queue.
@@ -14,12 +14,16 @@ from torch.nn import functional as F
 
 from pscl_hpc.config import Count, Fraction
 from pscl_hpc.methods.base import METHODS, MethodOutput, PatchSample, Setting, Views
-from pscl_hpc.methods.common.momentum import MomentumConfig, MomentumEncoder, momentum_at
+from pscl_hpc.methods.common.momentum import (
+    KeyQueue,
+    MomentumConfig,
+    MomentumEncoder,
+    at_least_float32,
+    momentum_at,
+)
 from pscl_hpc.methods.common.patches import gather_patches
-from pscl_hpc.methods.common.precision import at_least_float32, without_autocast
 from pscl_hpc.methods.common.pscl import AnnotatedPscl
-from pscl_hpc.methods.common.queue import KeyQueue
-from pscl_hpc.methods.common.settings import AnnotatedPatchConfig
+from pscl_hpc.methods.common.pscl_config import AnnotatedPatchConfig
 from pscl_hpc.models import Features, Trunk
 from pscl_hpc.seeding import Draws
 from pscl_hpc.training.reduce import sum_over_ranks, whole_loss
@@ -27,38 +31,39 @@ from pscl_hpc.views import partner_patches
 from pscl_kernels import queue_info_nce
 
 RELEASED_BATCH = 9
-"""Images of a step, the reference among them, for which the decays were chosen."""
+"""Images per step, including the reference, for which the decays were chosen."""
 
 
 class PsclMocoConfig(AnnotatedPatchConfig):
-    """PSCL with a momentum encoder of keys and queues of images and class prototypes (docs/methods.md, PSCL-MoCo)."""
+    """PSCL with momentum keys, and queues of images and class prototypes as negatives (Sci. Rep. 2025)."""
 
     name: Literal["pscl-moco"] = "pscl-moco"
     display_name: ClassVar[str] = "PSCL-MoCo"
     templates_per_class: Count = 30
     """Template patches per class at the coarsest scale."""
     momentum: MomentumConfig = MomentumConfig()
-    """How the key encoder follows."""
+    """Update of the key encoder."""
     queue_steps: Count = 56
-    """The queues hold the images of so many steps: 504 at the released batch of 8 images and a reference."""
+    """Length of the queues in steps; 504 images with the released batch of 8 images and a reference."""
     image_production_batch_decay: Fraction = 0.2
     """Target of a queued image of the same production batch, to the power of its age in steps."""
     patch_production_batch_decay: Fraction = 0.5
     """Target of a queued prototype of the same class and production batch, to the power of its age in steps."""
     patch_class_decay: Fraction = 0.2
-    """Target of a queued prototype of the same class, to the power of its age in steps; added to the former."""
+    """Target of a queued prototype of the same class, to the power of its age in steps. It is added to the target of
+    ``patch_production_batch_decay``."""
     scale_targets: bool = True
-    """Targets of the queue are multiplied by 9 / (images per step), so that their sum is the same for every batch: 9 is
-    the released one, with the reference. false: as released, where the sum grows with the batch, and with it the share
-    of targets that are not the patch's own."""
+    """Multiply the targets of the queue by 9 / (images per step), so that their sum does not depend on the batch size (9
+    images, including the reference, in the release). false: as released; the sum, and with it the weight of targets
+    other than the patch's own partner, grows with the batch."""
     normalise_targets: bool = True
-    """Targets of a patch or image are divided by their sum. false: as released, where those with many relatives in the
-    queue weigh more."""
+    """Divide the targets of a patch or image by their sum. false: as released; those with many related entries in the
+    queue have more weight."""
     normalise_prototypes: bool = True
-    """Prototypes have length 1, as all keys. false: as released, the plain mean."""
+    """Scale prototypes to length 1, like all keys. false: the plain mean, as released."""
     queue_references: bool = False
-    """Also keep the image keys of references, as released: each then meets its own old keys as negatives at every
-    step. Their class prototypes are always kept."""
+    """Also queue the image keys of references, as released: each reference then meets its own old keys as negatives in
+    every step. Class prototypes of references are always queued."""
 
 
 @METHODS.register(PsclMocoConfig)
@@ -82,8 +87,8 @@ class PsclMoco(AnnotatedPscl):
     def forward(self, views: Views, draws: Draws, measure: bool = False) -> MethodOutput:
         """``(1 - r) * image loss + r * patch loss`` with r = ``patch_weight``.
 
-        The patch loss is the mean over the patches of all scales, each weighted by its scale and by how pure its template
-        is. Both are 0, without gradient, at the first step, whose queues are empty.
+        The patch loss is the mean over the patches of all scales, weighted by scale and by the purity of the template.
+        Both losses are 0, without gradient, in the first step, when the queues are empty.
         """
         query, key = self.trunk(views.query), self.key_features(views)
         parts, counts, terms = [self._image_part(views, query, key)], [], {}
@@ -113,7 +118,7 @@ class PsclMoco(AnnotatedPscl):
 
     @torch.no_grad()
     def key_features(self, views: Views) -> Features:
-        """See :class:`Method`: those of the key encoder."""
+        """See :class:`Method`: the maps of the key encoder."""
         features: Features = self.momentum_trunk(views.key)
         return features
 
@@ -131,7 +136,7 @@ class PsclMoco(AnnotatedPscl):
             cast(KeyQueue, queue).advance(self.process_group)
 
     def _image_part(self, views: Views, query: Features, key: Features) -> Tensor:
-        """This rank's part of the image loss; stages the image keys."""
+        """This rank's part of the image loss. Stages the image keys."""
         q, k = self.global_head(query.bottleneck), self.momentum_global_head(key.bottleneck)
         queue = self.image_queue.rows()
         same = self.target_scale * self.config.image_production_batch_decay ** queue.ages.float()
@@ -156,7 +161,7 @@ class PsclMoco(AnnotatedPscl):
         return part
 
     def _patch_part(self, scale: int, views: Views, sample: PatchSample, q: Tensor, k: Tensor) -> Tensor:
-        """This rank's part of the loss of one scale, q and k (B, T, D); stages the class prototypes."""
+        """This rank's part of the loss of one scale, q and k (B, T, D). Stages the class prototypes."""
         stored = cast(KeyQueue, self.prototype_queues[scale])
         queue = stored.rows()
         ages = queue.ages.float()
@@ -172,7 +177,7 @@ class PsclMoco(AnnotatedPscl):
             queue_subgroups=queue.production_batches,
             same_weight=self.target_scale * self.config.patch_production_batch_decay**ages,
             any_weight=self.target_scale * self.config.patch_class_decay**ages,
-            # Weights of a class are 1 in the mean, so that a class counts by its patches.
+            # The mean weight in a class is 1, so that a class counts by its number of patches.
             row_weights=(weights * present.sum(dim=2, keepdim=True)).flatten(),
             normalise_targets=self.config.normalise_targets,
             temperature=self.config.temperature,
@@ -180,7 +185,7 @@ class PsclMoco(AnnotatedPscl):
             backend=self.backend,
         )
         unit = F.normalize(at_least_float32(k), dim=2).view(*weights.shape, -1)
-        with without_autocast(unit.device):
+        with torch.autocast(unit.device.type, enabled=False):
             prototypes = torch.einsum("bck,bckd->bcd", weights.to(unit), unit)
         if self.config.normalise_prototypes:
             prototypes = F.normalize(prototypes, dim=2)
@@ -194,6 +199,6 @@ def class_weights(sample: PatchSample, classes: int) -> Tensor:
 
     They sum to 1 over the patches of a class that exist, and are 0 where there is none.
     """
-    # A little for all, so that a class of foreign patches alone (template_rule: released) has weights, too.
+    # The small constant gives weights to a class without a matching patch, too (template_rule: released).
     shares = torch.where(sample.valid, sample.shares + 1e-6, 0.0).view(len(sample.valid), classes, -1)
     return shares / shares.sum(dim=2, keepdim=True).clamp_min(1e-12)

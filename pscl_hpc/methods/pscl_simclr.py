@@ -1,4 +1,4 @@
-"""PSCL-SimCLR: image contrast on the bottleneck, patch contrast of sampled patches at every decoder scale.
+"""PSCL-SimCLR: contrast of images on the bottleneck, and of sampled patches at every decoder scale.
 
 Sci. Rep. 2025, doi 10.1038/s41598-025-32855-5; docs/methods.md.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 from pscl_hpc.methods.base import METHODS, MethodOutput, PatchSample, Views
 from pscl_hpc.methods.common.patches import gather_patches
 from pscl_hpc.methods.common.pscl import AnnotatedPscl, Pscl
-from pscl_hpc.methods.common.settings import AnnotatedPatchConfig
+from pscl_hpc.methods.common.pscl_config import AnnotatedPatchConfig
 from pscl_hpc.models import Features
 from pscl_hpc.seeding import Draws
 from pscl_hpc.views import partner_patches
@@ -21,7 +21,7 @@ from pscl_kernels import patch_nt_xent, patch_similarity_stats
 
 
 class PsclSimclrConfig(AnnotatedPatchConfig):
-    """PSCL with in-batch negatives (Sci. Rep. 2025, doi 10.1038/s41598-025-32855-5)."""
+    """PSCL: patch-sampled contrast at every decoder scale, negatives from the batch (Sci. Rep. 2025)."""
 
     name: Literal["pscl-simclr"] = "pscl-simclr"
     display_name: ClassVar[str] = "PSCL-SimCLR"
@@ -55,7 +55,7 @@ def in_batch_loss(
         query: Maps of view q.
         key: Maps of view k.
         samples: Patches of each scale, coarse to fine.
-        measure: Also compute the terms that only serve the log.
+        measure: Also compute the terms that are only logged.
     """
     image_loss = _contrast(
         method, method.global_head(query.bottleneck), method.global_head(key.bottleneck), None

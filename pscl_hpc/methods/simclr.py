@@ -1,4 +1,4 @@
-"""SimCLR (Chen et al. 2020): NT-Xent of the pooled bottleneck, on the same trunk and views as every other method."""
+"""SimCLR (Chen et al., ICML 2020, arXiv 2002.05709): NT-Xent of the pooled bottleneck."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pscl_kernels import patch_nt_xent
 
 
 class SimclrConfig(MethodConfig):
-    """SimCLR on the pooled bottleneck: the image loss of PSCL alone (Chen et al. 2020)."""
+    """SimCLR on the pooled bottleneck: the image loss of PSCL alone (Chen et al., ICML 2020)."""
 
     name: Literal["simclr"] = "simclr"
     display_name: ClassVar[str] = "SimCLR"
@@ -26,7 +26,7 @@ class SimclrConfig(MethodConfig):
 
 @METHODS.register(SimclrConfig)
 class Simclr(Method):
-    """Image-level contrast alone."""
+    """Image-level contrast alone. The decoder is not trained."""
 
     config: SimclrConfig
 
@@ -37,7 +37,7 @@ class Simclr(Method):
         )
 
     def forward(self, views: Views, draws: Draws, measure: bool = False) -> MethodOutput:
-        """NT-Xent over the batch; each image's positive is its other view."""
+        """NT-Xent over the batch. The positive of an image is its other view."""
         q = self.global_head(self.trunk.encode(views.query)[-1])
         k = self.global_head(self.trunk.encode(views.key)[-1])
         loss = patch_nt_xent(

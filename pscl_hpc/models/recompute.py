@@ -1,4 +1,4 @@
-"""Activation checkpointing: a block keeps its input only and is computed again in the backward pass."""
+"""Activation checkpointing: a block keeps only its input, and is computed again in the backward pass."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pscl_hpc.models.trunk import Trunk
 
 
 def checkpoint_blocks(module: nn.Module) -> None:
-    """Make every block of every trunk inside ``module`` drop its activations. No number and no state key changes."""
+    """Checkpoint the blocks of every trunk in ``module`` (``Trunk.recomputed``). Results and state keys do not change."""
     trunks = [part for part in module.modules() if isinstance(part, Trunk)]
     for block in [block for trunk in trunks for block in trunk.modules() if type(block) in trunk.recomputed]:
-        # The class is replaced, not the forward method: a copy of the block then calls its own layers.
+        # Replace the class and not the bound forward method, which would still be that of the original in a copy.
         block.__class__ = type(f"Recomputed{type(block).__name__}", (_Recomputed, type(block)), {})
 
 
 class _Recomputed(nn.Module):
-    """Mix-in of a block of one input and one output."""
+    """Mix-in for a block with one input and one output."""
 
     def forward(self, input: Tensor) -> Any:
         return checkpoint(
@@ -38,7 +38,7 @@ class _Recomputed(nn.Module):
 
 @contextmanager
 def _keep_statistics(block: nn.Module) -> Iterator[None]:
-    """The second pass over a batch must not update the running statistics a second time."""
+    """Prevent the second pass over a batch from updating the running statistics again."""
     norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     buffers = [norm._buffers for norm in norms]
     for norm in norms:

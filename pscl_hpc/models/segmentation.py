@@ -1,4 +1,4 @@
-"""The segmentation model: a trunk and a linear classifier of pixels."""
+"""The segmentation model, and a second decoder for semi-supervised training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pscl_hpc.models.unet import Block, ChannelNorm
 
 
 class SegmentationNet(nn.Module):
-    """Trunk and a linear classifier of each pixel of the finest decoder map: logits (B, classes, h, w)."""
+    """A trunk and a linear classifier of each pixel of the finest decoder map: logits (B, classes, h, w)."""
 
     def __init__(self, trunk: Trunk, classes: int) -> None:
         super().__init__()
@@ -25,11 +25,11 @@ class SegmentationNet(nn.Module):
 
 
 class BilinearDecoder(nn.Module):
-    """A second decoder for a trunk's encoder: the output of ``Trunk.encode`` to logits (B, classes, h, w).
+    """A second decoder for the encoder of a trunk: the output of ``Trunk.encode`` to logits (B, classes, h, w).
 
-    Per scale: bilinear upsampling to the skip's size, 1x1 convolution to its width, concatenation, block. It differs
-    from the trunk's decoder in structure, so that the two disagree in different places (IDEAL, arXiv 2210.15075); it is
-    dropped after training.
+    At each scale: bilinear upsampling to the size of the skip, 1x1 convolution to its width, concatenation, block. The
+    structure differs from the decoder of the trunk, so that the two make different errors (IDEAL, arXiv 2210.15075). It
+    is dropped after training.
     """
 
     def __init__(self, maps: TrunkMaps, classes: int) -> None:
@@ -43,7 +43,7 @@ class BilinearDecoder(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         x = maps[-1]
         for reduce, block, skip in zip(self.reduce, self.blocks, maps[-2::-1], strict=True):
-            # The 1x1 convolution commutes with the upsampling and is cheaper before it.
+            # The 1x1 convolution commutes with upsampling, and is cheaper before it.
             x = F.interpolate(reduce(x), size=skip.shape[2:], mode="bilinear", align_corners=False)
             x = block(torch.cat((skip, x), dim=1))
         return self.classifier(x)  # type: ignore[no-any-return]

@@ -1,7 +1,7 @@
-"""What a trunk is: an encoder and a decoder that give feature maps at several strides.
+"""The interface of a trunk: an encoder and a decoder with feature maps at several strides.
 
-Losses, heads, planning, checks and weights files know this contract and no trunk by name. A trunk is one module of
-this package: settings and network, registered in :data:`TRUNKS`.
+Losses, heads, planning, checks and weights files use this interface only. A trunk is one module of this package with
+its settings and its network, registered in :data:`TRUNKS`.
 
 Shape legend: B images, C channels, h w pixels, S decoder maps ("scales"; scale 0 is the coarsest, scale S - 1 has full
 resolution).
@@ -28,7 +28,7 @@ class Features(NamedTuple):
 
 
 class MapShape(NamedTuple):
-    """Channels of a feature map, and image pixels per map pixel along each axis."""
+    """Channels of a feature map, and its stride: image pixels per map pixel along each axis."""
 
     channels: int
     stride: int
@@ -36,7 +36,7 @@ class MapShape(NamedTuple):
 
 @dataclass(frozen=True)
 class TrunkMaps:
-    """The maps of a trunk, known from its settings alone."""
+    """The maps of a trunk, which follow from its settings."""
 
     encoder: tuple[MapShape, ...]
     """Full resolution first; the last is the bottleneck."""
@@ -50,13 +50,13 @@ class TrunkMaps:
 
 
 class TrunkConfig(NamedConfig):
-    """Base of the ``model`` section. A weights file stores it, and the trunk is rebuilt from it."""
+    """Base of the ``model`` section. It is stored in weights files to rebuild the trunk."""
 
     in_channels: Literal[1, 3] = 1
-    """1: grey. 3: colour, or grey replicated."""
+    """1: grey; 3: colour, or grey repeated."""
     standardise: bool = False
-    """Shift and scale each image to a mean of 0.5 and a standard deviation of 1/6, by the statistics of the WHOLE image
-    also for its windows, and clip to 0..1. Micrographs then look alike whatever their exposure."""
+    """Standardise each image to mean 0.5 and standard deviation 1/6, clipped to 0..1, to remove differences in exposure.
+    Windows use the statistics of the WHOLE image."""
 
     @property
     def maps(self) -> TrunkMaps:
@@ -69,7 +69,7 @@ class TrunkConfig(NamedConfig):
         return False
 
     def check_window(self, key: str, size: tuple[int, int], images: int) -> None:
-        """Raise ValueError where the trunk does not fit the windows that it is trained on.
+        """Raise ValueError if the trunk does not fit its training windows.
 
         Args:
             key: Configuration key of the window size, for the message.
@@ -80,29 +80,29 @@ class TrunkConfig(NamedConfig):
         height, width = (side // stride for side in size)
         if not height * width:
             raise ValueError(
-                f"{key} is {list(size)}, but the bottleneck of this trunk has a stride of {stride} (model), so windows "
-                f"need at least {stride} pixels a side; increase {key}"
+                f"{key} is {list(size)}, but the bottleneck of this trunk (model) has a stride of {stride}; "
+                f"increase {key} to at least {stride} pixels per side"
             )
         if images * height * width == 1:
             raise ValueError(
-                f"{key} is {list(size)} with one window per step, which leaves a single value of each bottleneck "
-                f"feature (stride {stride}): there are no batch statistics; increase {key} or set batch_size=2"
+                f"{key} is {list(size)} with one window per step, so each bottleneck feature (stride {stride}) has a "
+                f"single value and batch statistics do not exist; increase {key} or set batch_size=2"
             )
 
 
 class Trunk(nn.Module, ABC):
     """Images (B, C, h, w) in 0..1 to :class:`Features`.
 
-    Intensities are normalised inside, so that the weights carry all that prediction needs. Any h and w of at least the
-    bottleneck's stride work. All parameters are in ``encoder`` or ``decoder``.
+    Intensities are normalised inside, so that a weights file is all that prediction needs. h and w may be any numbers
+    not smaller than the stride of the bottleneck. All parameters are in ``encoder`` or ``decoder``.
     """
 
     config: TrunkConfig
     encoder: nn.Module
-    """Trained at ``encoder_lr_scale`` in fine-tuning when it is pretrained."""
+    """Fine-tuned with ``encoder_lr_scale`` if it is pretrained."""
     decoder: nn.Module
     recomputed: ClassVar[tuple[type[nn.Module], ...]] = ()
-    """Modules of one input and one output that activation checkpointing may compute again in the backward pass."""
+    """Modules with one input and one output that activation checkpointing may compute again in the backward pass."""
 
     @property
     def maps(self) -> TrunkMaps:
@@ -115,12 +115,11 @@ class Trunk(nn.Module, ABC):
         return self.config.in_channels
 
     def load_initial_weights(self) -> None:
-        """Load the weights that a new run starts from, such as those of ImageNet. A trunk that is restored from a file
-        does not call it."""
+        """Load the weights of a new run, for example from ImageNet. Not called for a trunk from a weights file."""
 
     @abstractmethod
     def normalise(self, images: Tensor) -> Tensor:
-        """Intensities as the first layer gets them, from images in 0..1, (B, C, h, w)."""
+        """Images in 0..1 to the input of the first layer, (B, C, h, w)."""
 
     @abstractmethod
     def denormalise(self, values: Tensor) -> Tensor:
@@ -128,11 +127,11 @@ class Trunk(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Maps of the encoder, full resolution first; the last is the bottleneck."""
+        """Maps of the encoder, full resolution first; the last is the bottleneck. Input: images in 0..1."""
 
     @abstractmethod
     def decode(self, maps: Sequence[Tensor]) -> Features:
-        """The decoder applied to the output of :meth:`encode`."""
+        """Apply the decoder to the output of :meth:`encode`."""
 
     def forward(self, images: Tensor) -> Features:
         """Encoder and decoder."""
@@ -146,7 +145,7 @@ AnyTrunk = Annotated[SerializeAsAny[TrunkConfig], WrapValidator(TRUNKS.choose)]
 
 
 def build_trunk(config: TrunkConfig, *, initial: bool = True) -> Trunk:
-    """A trunk for a new run or, without ``initial``, one whose weights are to be loaded."""
+    """A trunk for a new run; without ``initial``, a trunk whose weights will be loaded from a file."""
     trunk = TRUNKS.implementation(config)(config)
     if initial:
         trunk.load_initial_weights()

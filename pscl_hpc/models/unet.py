@@ -18,24 +18,26 @@ from pscl_hpc.models.trunk import TRUNKS, Features, MapShape, Trunk, TrunkConfig
 
 
 class UNetConfig(TrunkConfig):
-    """The U-Net of the paper."""
+    """The U-Net of the PSCL paper."""
 
     name: Literal["unet"] = "unet"
     display_name: ClassVar[str] = "U-Net"
     widths: tuple[Count, ...] = (32, 64, 128, 256)
-    """Feature channels from full resolution to the bottleneck; each level halves the resolution."""
+    """Channels from full resolution to the bottleneck; each level halves the resolution."""
     mean: tuple[float, ...] = (0.5,)
-    """Subtracted from the input in 0..1; one value, or one per channel."""
+    """Mean of the input (0..1), which is subtracted; one value, or one per channel."""
     std: tuple[Positive, ...] = (0.25,)
-    """The input is divided by it; one value, or one per channel."""
+    """Standard deviation of the input, by which it is divided; one value, or one per channel."""
 
     @model_validator(mode="after")
     def _consistent(self) -> UNetConfig:
         if len(self.widths) < 2:
-            raise ValueError("widths needs at least two entries, one scale and the bottleneck")
+            raise ValueError("widths needs at least two values, for one scale and the bottleneck")
         for key, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, self.in_channels):
-                raise ValueError(f"{key} needs 1 or {self.in_channels} values, it has {len(values)}")
+                raise ValueError(
+                    f"{key} has {len(values)} values, but needs 1 or in_channels ({self.in_channels})"
+                )
         return self
 
     @property
@@ -46,7 +48,7 @@ class UNetConfig(TrunkConfig):
 
 
 class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of each pixel. The permutation costs nothing in channels-last memory."""
+    """LayerNorm over the channels of each pixel. In channels-last memory the permutations need no copy."""
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -67,7 +69,7 @@ class Block(nn.Sequential):
 
 
 class UpBlock(nn.Module):
-    """Transposed convolution (2H - 1), zero padding to the skip's size, concatenation, block."""
+    """Transposed convolution (2H - 1), zero padding to the size of the skip, concatenation, block."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()

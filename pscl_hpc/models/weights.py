@@ -1,4 +1,4 @@
-"""Weights on disk: safetensors with the model's configuration in the header. Nothing is unpickled."""
+"""Weights files: safetensors with the configuration of the model in the header. Nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ MODEL_FILE = "model.safetensors"
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a model file says of itself besides its weights."""
+    """Contents of a weights file besides the weights."""
 
     model: TrunkConfig
-    """The trunk can be rebuilt from it."""
+    """Settings of the trunk, from which it is rebuilt."""
     classes: tuple[str, ...] = ()
     """Class names in index order; empty for a trunk."""
     background: int = 0
@@ -33,17 +33,17 @@ class ModelCard:
 
 
 def save_trunk(path: Path, trunk: Trunk) -> None:
-    """Write a trunk; JobError when it cannot be written."""
+    """Write a trunk. JobError if the file cannot be written."""
     _save(path, trunk, ModelCard(trunk.config))
 
 
 def save_segmentation(path: Path, net: SegmentationNet, card: ModelCard) -> None:
-    """Write trunk and classifier with the class list; JobError when they cannot be written."""
+    """Write trunk, classifier and class names. JobError if the file cannot be written."""
     _save(path, net, card)
 
 
 def load_trunk(path: str | Path) -> Trunk:
-    """A trunk from a run folder or a file: a pretraining trunk, or the trunk inside a segmentation model."""
+    """Load a trunk, or the trunk of a segmentation model, from a run folder or a file. UserError if that fails."""
     file = _resolve(Path(path), (TRUNK_FILE, MODEL_FILE))
     card, tensors = _load(file)
     trunk = build_trunk(card.model, initial=False)
@@ -56,18 +56,20 @@ def load_trunk(path: str | Path) -> Trunk:
 
 
 def load_segmentation(path: str | Path) -> tuple[SegmentationNet, ModelCard]:
-    """A segmentation model from a fine-tuning run folder or a file."""
+    """Load a segmentation model from the run folder of a fine-tuning or a file. UserError if that fails."""
     file = _resolve(Path(path), (MODEL_FILE,))
     card, tensors = _load(file)
     if not card.classes:
-        raise UserError(f"{file}: holds a trunk without a classifier; fine-tune it first")
+        raise UserError(
+            f"{file}: contains a trunk without a classifier; fine-tune it first with 'pscl-hpc finetune'"
+        )
     net = SegmentationNet(build_trunk(card.model, initial=False), len(card.classes))
     _fill(net, tensors, file)
     return net, card
 
 
 def read_card(path: str | Path) -> ModelCard:
-    """What a trunk or a segmentation model, a run folder or a file, says of itself; no weights are read."""
+    """The card of a trunk or segmentation model, from a run folder or a file, without reading the weights."""
     file = _resolve(Path(path), (TRUNK_FILE, MODEL_FILE))
     return _load(file, weights=False)[0]
 
@@ -97,9 +99,11 @@ def _resolve(path: Path, names: tuple[str, ...]) -> Path:
         for name in names:
             if (path / name).is_file():
                 return path / name
-        raise UserError(f"{path}: has no {' or '.join(names)}; is the run finished?")
+        raise UserError(
+            f"{path}: contains no {' or '.join(names)}; wait until the run has finished, or name another run"
+        )
     if not path.is_file():
-        raise UserError(f"{path}: no such model; name a run folder or a .safetensors file")
+        raise UserError(f"{path}: not found; name a run folder or a .safetensors file")
     return path
 
 
@@ -110,9 +114,11 @@ def _load(path: Path, *, weights: bool = True) -> tuple[ModelCard, dict[str, Ten
             names = file.keys() if weights else ()
             tensors = {key: file.get_tensor(key) for key in names}
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error}); is it whole?") from None
+        raise UserError(
+            f"{path}: cannot be read as a safetensors file ({error}); copy or write it again"
+        ) from None
     if not isinstance(header, dict) or "model" not in header:
-        raise UserError(f"{path}: was not written by pscl-hpc: its header has no model description")
+        raise UserError(f"{path}: has no model description in its header; use a file written by pscl-hpc")
     try:
         card = ModelCard(
             TRUNKS.config(header["model"]["name"]).model_validate(header["model"]),
@@ -121,7 +127,9 @@ def _load(path: Path, *, weights: bool = True) -> tuple[ModelCard, dict[str, Ten
             tuple(int(number) for number in header.get("ignore_classes", ())),
         )
     except (TypeError, ValueError, KeyError):
-        raise UserError(f"{path}: its model description does not fit this version of pscl-hpc") from None
+        raise UserError(
+            f"{path}: the model description does not fit this version of pscl-hpc; train again"
+        ) from None
     return card, tensors
 
 
@@ -130,5 +138,5 @@ def _fill(module: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
         module.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
         raise UserError(
-            f"{file}: weights do not fit the model it describes ({str(error).splitlines()[-1].strip()})"
+            f"{file}: the weights do not fit the model description ({str(error).splitlines()[-1].strip()}); train again"
         ) from None

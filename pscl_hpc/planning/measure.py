@@ -1,12 +1,11 @@
-"""Rates of one device, measured on synthetic micrographs: no archive is needed."""
+"""Measuring the rates of one device on synthetic micrographs. No archive is needed."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +18,7 @@ from pscl_hpc.archive.synthesis.generate import MIN_SIZE
 from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.methods import Method, Setting, Views, build_method
 from pscl_hpc.models import build_trunk
-from pscl_hpc.planning.network import measured_keys
-from pscl_hpc.planning.rates import Contrast, Rates
+from pscl_hpc.planning.rates import Contrast, Rates, measured_keys
 from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.runs import commit, describe_device, now, versions
 from pscl_hpc.seeding import Draws, torch_generator
@@ -37,22 +35,21 @@ from pscl_kernels import patch_nt_xent
 _REPEATS = 3
 _CLASSES = 3
 _LOSS_ROWS = {"cpu": (2048, 4096), "cuda": (16384, 65536)}
-"""Rows at which the loss alone is timed."""
+"""Numbers of rows for which the loss alone is timed."""
 
 
-@dataclass
-class _Pass:
-    """What one number of images cost."""
+class _Pass(NamedTuple):
+    """Measurements for one number of images."""
 
     images: int
-    seconds: list[float] = field(default_factory=list)
-    peak_bytes: int = 0
-    contrasts: list[tuple[int, int, torch.dtype]] = field(default_factory=list)
+    seconds: list[float]
+    peak_bytes: int
+    contrasts: list[tuple[int, int, torch.dtype]]
     """Pairs, width and dtype of each call of the gathered loss."""
 
 
 class _Contrasts(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes the shapes that the gathered loss is called with."""
+    """Records the shapes of the calls of the gathered loss."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -65,22 +62,22 @@ class _Contrasts(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def measure_rates(config: PretrainConfig, batches: Sequence[int]) -> Rates:
-    """Time steps of a configuration on this device: one forward pass each, with so many unlabelled images.
+    """Time steps of a configuration on this device, with one forward pass each.
 
     Args:
         config: Run configuration; its archive and references are not opened.
-        batches: At least two numbers of images, ascending.
+        batches: At least two numbers of unlabelled images, ascending.
 
     Raises:
-        UserError: when the views are smaller than synthetic micrographs can be.
-        JobError: when the times make no sense, because other work disturbed them.
+        UserError: the views are smaller than the smallest synthetic micrograph.
+        JobError: the times do not grow with the number of images, because other work disturbed them.
     """
     if len(batches) < 2 or list(batches) != sorted(set(batches)):
-        raise ValueError(f"needs two or more ascending numbers of images, got {list(batches)}")
+        raise ValueError(f"two or more ascending numbers of images are needed, got {list(batches)}")
     if min(config.views.size) < MIN_SIZE:
         raise UserError(
             f"views.size is {list(config.views.size)}, but rates are measured on synthetic micrographs of at least "
-            f"{MIN_SIZE} pixels a side; set views.size=[{MIN_SIZE},{MIN_SIZE}] or larger"
+            f"{MIN_SIZE} x {MIN_SIZE} pixels; set views.size=[{MIN_SIZE},{MIN_SIZE}] or larger"
         )
     device = setup_device(config.runtime)
     torch.manual_seed(0)
@@ -95,7 +92,6 @@ def measure_rates(config: PretrainConfig, batches: Sequence[int]) -> Rates:
     kinds = {(width, dtype) for _, width, dtype in passes[0].contrasts}
     per_square = {kind: _seconds_per_square(*kind, device, config.runtime.kernels) for kind in kinds}
     contrasts = [_contrast(each, passes, per_square) for each in range(len(passes[0].contrasts))]
-    symmetric = device.type == "cpu"
     images = np.array(batches, dtype=float)
     rest = [
         min(p.seconds) - sum(c.seconds_per_square * c.rows(p.images) ** 2 for c in contrasts) for p in passes
@@ -103,8 +99,8 @@ def measure_rates(config: PretrainConfig, batches: Sequence[int]) -> Rates:
     step_fixed, step_per_image = _line(images, rest)
     if step_per_image <= 0:
         raise JobError(
-            f"steps of {', '.join(map(str, batches))} images did not take longer the more images they had; measure on "
-            "an idle device, or with numbers of images that lie further apart (--images)"
+            f"the time of a step did not grow with the number of images ({', '.join(map(str, batches))}); measure on "
+            "an idle device, or with numbers of images further apart (--images)"
         )
     memory_fixed, memory_per_image = _line(images, [float(p.peak_bytes) for p in passes])
     trained = [p for p in method.parameters() if p.requires_grad]
@@ -117,7 +113,7 @@ def measure_rates(config: PretrainConfig, batches: Sequence[int]) -> Rates:
         memory_fixed=memory_fixed,
         memory_per_image=memory_per_image,
         contrasts=tuple(contrasts),
-        symmetric=symmetric,
+        symmetric=device.type == "cpu",
         gradient_bytes=sum(p.numel() * p.element_size() for p in trained),
         normalisations=sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in method.trunk.modules()),
         passes=2,
@@ -145,13 +141,10 @@ def _measure(method: Method, config: PretrainConfig, images: int, device: torch.
         loss.backward()
         optimiser.step()
 
-    found = _Pass(images)
     with _Contrasts() as mode:
         step()  # also the warm-up
-    found.contrasts = mode.found
-    found.seconds = [_timed(step, device) for _ in range(_REPEATS)]
-    found.peak_bytes = _peak(step, device)
-    return found
+    seconds = [_timed(step, device) for _ in range(_REPEATS)]
+    return _Pass(images, seconds, _peak(step, device), mode.found)
 
 
 def _views(config: PretrainConfig, images: int, device: torch.device) -> Views:
@@ -178,7 +171,7 @@ def _views(config: PretrainConfig, images: int, device: torch.device) -> Views:
 
 
 def _contrast(index: int, passes: list[_Pass], per_square: dict[tuple[int, torch.dtype], float]) -> Contrast:
-    """One call of the loss, its rows as a line over images."""
+    """One call of the loss, with a linear fit of its rows over the number of images."""
     pairs = [float(each.contrasts[index][0]) for each in passes]
     _, width, dtype = passes[0].contrasts[index]
     fixed, per_image = _line(np.array([each.images for each in passes], dtype=float), pairs)
@@ -187,7 +180,7 @@ def _contrast(index: int, passes: list[_Pass], per_square: dict[tuple[int, torch
 
 
 def _seconds_per_square(width: int, dtype: torch.dtype, device: torch.device, backend: str) -> float:
-    """Forward and backward of the loss over M rows of classes of one size, divided by M squared, where M is large."""
+    """Time of the loss over M rows of equally frequent classes, forward and backward, divided by M squared; M large."""
     rates = []
     for rows in _LOSS_ROWS[device.type]:
         q, k = (torch.randn(rows // 2, width, device=device, dtype=dtype).requires_grad_() for _ in range(2))
@@ -202,7 +195,7 @@ def _seconds_per_square(width: int, dtype: torch.dtype, device: torch.device, ba
 
 
 def _line(x: np.ndarray[Any, Any], y: Sequence[float]) -> tuple[float, float]:
-    """Least-squares intercept, not below zero, and slope."""
+    """Least-squares intercept, at least 0, and slope."""
     slope, intercept = np.polyfit(x, np.array(y), 1)
     if intercept < 0:
         return 0.0, float((x @ np.array(y)) / (x @ x))
@@ -220,12 +213,12 @@ def _timed(call: Callable[[], None], device: torch.device) -> float:
 
 
 def _peak(call: Callable[[], None], device: torch.device) -> int:
-    """Most bytes held during ``call``, those before it included: by torch on a GPU, else by the process."""
+    """Peak memory in bytes during ``call``, with what was allocated before: of torch on a GPU, else of the process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         call()
         return int(torch.cuda.max_memory_allocated(device))
-    # The kernel forgets the peak so far (Linux, proc(5)).
+    # Resets the peak (Linux, proc(5)).
     Path("/proc/self/clear_refs").write_text("5")
     call()
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -1,16 +1,57 @@
-"""Step time, memory and communication on many devices (docs/scaling.md derives every line)."""
+"""Step time, memory and communication on many devices. docs/scaling.md derives every line and states the limits."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from pscl_hpc.planning.links import Links
 from pscl_hpc.planning.rates import Rates
 
-LOSS_GATHERS = 4
+_LOSS_GATHERS = 4
 """Gathers in one call of the contrastive loss: shapes, rows, groups, sums."""
-ROW_EXTRA_BYTES = 16
-"""Group and logarithm of its sum, kept with each gathered row."""
+_ROW_EXTRA_BYTES = 16
+"""Group and logarithm of the sum, which are kept with each gathered row."""
+
+
+@dataclass(frozen=True)
+class Links:
+    """Connections between devices. Bandwidths in bytes per second, latencies in seconds."""
+
+    per_node: int = 8
+    """Devices in one node."""
+    intra_bandwidth: float = 300e9
+    """Between devices of a node, per device."""
+    inter_bandwidth: float = 50e9
+    """Between nodes, per node: all of its network cards together."""
+    intra_latency: float = 10e-6
+    """One hop inside a node, software included."""
+    inter_latency: float = 25e-6
+    """One hop between nodes, software included."""
+
+    def nodes(self, ranks: int) -> int:
+        """Number of nodes for a number of ranks."""
+        return -(-ranks // self.per_node)
+
+    def all_gather(self, size: float, ranks: int) -> float:
+        """Seconds until every rank has all ``size`` bytes, of which each contributes an equal share."""
+        if ranks == 1:
+            return 0.0
+        bandwidth = self.intra_bandwidth
+        if self.nodes(ranks) > 1:
+            bandwidth = min(bandwidth, self.inter_bandwidth)
+        return (ranks - 1) / ranks * size / bandwidth + self.latency(ranks)
+
+    def all_reduce(self, size: float, ranks: int) -> float:
+        """Seconds until every rank has the sum of ``size`` bytes: a reduce-scatter and an all-gather."""
+        return 2 * self.all_gather(size, ranks)
+
+    def latency(self, ranks: int) -> float:
+        """Seconds for a gather of almost no data: a ring inside the node, a tree between nodes."""
+        if ranks == 1:
+            return 0.0
+        inside = (min(ranks, self.per_node) - 1) * self.intra_latency
+        nodes = self.nodes(ranks)
+        return inside + (math.ceil(math.log2(nodes)) * self.inter_latency if nodes > 1 else 0.0)
 
 
 @dataclass(frozen=True)
@@ -26,14 +67,14 @@ class Prediction:
     loss: float
     """Contrastive losses over the rows of all ranks."""
     gather: float
-    """Rows of the losses to all ranks."""
+    """Gathering the rows of the losses."""
     reduce: float
-    """Gradients."""
+    """Summing the gradients."""
     normalise: float
     """Synchronised batch normalisation."""
     memory: float
     efficiency: float
-    """Images per second per device, over those of one device with as many images of its own."""
+    """Images per second per device, relative to one device alone with the same number of images per device."""
 
     @property
     def step(self) -> float:
@@ -58,16 +99,16 @@ def predict(
 ) -> Prediction:
     """One step with ``images`` unlabelled images on each of ``ranks`` devices.
 
-    Nothing is taken to overlap, so that times are upper bounds as far as communication goes.
+    Communication is assumed not to overlap with computation, so that its times are upper bounds.
 
     Args:
-        rates: Measured on one device.
-        links: Between the devices.
+        rates: Rates of one device.
+        links: Connections between the devices.
         ranks: Devices, W.
-        images: Unlabelled images per device, b; W * b of them in the batch.
+        images: Unlabelled images per device, b. The batch has W * b.
         accumulate: Forward passes of a step, each over an equal part of the images.
         synchronised: Whether batch normalisation is over all ranks.
-        crowding: How many ranks share one device's cores (1 on GPUs).
+        crowding: Number of ranks that share the cores of one device (1 on GPUs).
     """
     part = images / accumulate
 
@@ -80,15 +121,15 @@ def predict(
         }
 
     alone, found = seconds(1, 1.0), seconds(ranks, crowding)
-    # While a pass that is not the first runs, the gradients of those before lie beside it.
+    # After the first pass the accumulated gradients stay in memory.
     kept = rates.gradient_bytes if accumulate > 1 else 0
-    step = sum(found.values())
+    gathered = sum(c.rows(part) * (c.width * c.item_bytes + _ROW_EXTRA_BYTES) for c in rates.contrasts)
     return Prediction(
         ranks=ranks,
         nodes=links.nodes(ranks),
         images=images,
-        memory=_memory(rates, ranks, part) + kept,
-        efficiency=sum(alone.values()) / step,
+        memory=rates.memory_fixed + rates.memory_per_image * part + (ranks - 1) * gathered + kept,
+        efficiency=sum(alone.values()) / sum(found.values()),
         **found,
     )
 
@@ -96,16 +137,16 @@ def predict(
 def _pass(
     rates: Rates, links: Links, ranks: int, images: float, crowding: float, *, synchronised: bool
 ) -> dict[str, float]:
-    """One forward pass, its way back and an optimiser step, without the sum of gradients."""
+    """One forward and backward pass and an optimiser step, without the sum of gradients."""
     loss = gather = 0.0
     for contrast in rates.contrasts:
         own = contrast.rows(images)
         others = own * (ranks - 1)
         loss += contrast.seconds_per_square * own * (own + others * (2 if rates.symmetric else 1))
-        row = contrast.width * contrast.item_bytes + ROW_EXTRA_BYTES
+        row = contrast.width * contrast.item_bytes + _ROW_EXTRA_BYTES
         if ranks > 1:
-            gather += links.all_gather(ranks * own * row, ranks) + (LOSS_GATHERS - 1) * links.latency(ranks)
-    # Sums forward and sums of gradients backward, each an all-reduce that is all latency.
+            gather += links.all_gather(ranks * own * row, ranks) + (_LOSS_GATHERS - 1) * links.latency(ranks)
+    # Statistics in the forward pass and their gradients in the backward pass: all-reduces of latency only.
     sums = 2 * rates.normalisations * rates.passes if synchronised else 0
     return {
         "compute": crowding * (rates.step_fixed + rates.step_per_image * images),
@@ -113,12 +154,3 @@ def _pass(
         "gather": gather,
         "normalise": sums * 2 * links.latency(ranks),
     }
-
-
-def _memory(rates: Rates, ranks: int, images: float) -> float:
-    """What one device measured, and the rows of the others."""
-    rows = sum(
-        contrast.rows(images) * (contrast.width * contrast.item_bytes + ROW_EXTRA_BYTES)
-        for contrast in rates.contrasts
-    )
-    return rates.memory_fixed + rates.memory_per_image * images + (ranks - 1) * rows

@@ -1,4 +1,4 @@
-"""What was measured on one device, as a JSON file."""
+"""The rates measured on one device, the configuration keys that they depend on, and their JSON file."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict, TypeAdapter
 
 from pscl_hpc.errors import UserError
+from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.runs import write_json
 
-_AS_WRITTEN = ConfigDict(extra="forbid", allow_inf_nan=False)
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+_WITHOUT_EFFECT = ("method.reference.", "views.jitter.")
+"""Sections that change no measured number. The number of references is compared separately."""
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """One call of the gathered contrastive loss in a step: ``rows_fixed + rows_per_image * b`` pairs of ``width``."""
+    """One call of the gathered contrastive loss in a step."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _AS_WRITTEN
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     pairs_fixed: float
     pairs_per_image: float
@@ -28,33 +31,33 @@ class Contrast:
     item_bytes: int
     """Bytes of one number of a gathered row."""
     seconds_per_square: float
-    """Forward and backward: seconds for M rows of one device, divided by M squared."""
+    """Forward and backward pass: seconds for the M rows of one device, divided by M squared."""
 
     def rows(self, images: float) -> float:
-        """Rows of both views, M, for so many unlabelled images."""
+        """Rows of both views, M, for a number of unlabelled images."""
         return 2 * (self.pairs_fixed + self.pairs_per_image * images)
 
 
 @dataclass(frozen=True)
 class Rates:
-    """One device's rates for one configuration. Sizes in bytes, times in seconds."""
+    """Rates of one device for one configuration. Sizes in bytes, times in seconds."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _AS_WRITTEN
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     device: str
     keys: dict[str, Any]
-    """The configuration that was measured, as far as it decides these numbers: dotted keys and values."""
+    """See :func:`measured_keys`."""
     references: int
     """References in a forward pass of one device."""
     step_fixed: float
-    """Part of a step of one forward pass that does not depend on the images."""
+    """Part of a step with one forward pass that does not depend on the number of images."""
     step_per_image: float
-    """Time per unlabelled image, all but the contrastive losses of :attr:`contrasts`."""
+    """Time per unlabelled image, without the contrastive losses of :attr:`contrasts`."""
     memory_fixed: float
     memory_per_image: float
     contrasts: tuple[Contrast, ...]
     symmetric: bool
-    """Whether the loss uses symmetry within a device's own rows: rows of others then cost twice."""
+    """Whether the loss uses the symmetry within a device's own rows. Rows of other devices then cost twice as much."""
     gradient_bytes: int
     normalisations: int
     """Batch normalisations in one pass of the network, each with collectives of a few numbers."""
@@ -64,25 +67,50 @@ class Rates:
     """Raw times and memory by number of images, date, versions, commit."""
 
 
+def measured_keys(config: PretrainConfig) -> dict[str, Any]:
+    """The configuration keys that decide the rates, dotted, with their values as in JSON."""
+    tree = config.model_dump(mode="json")
+    runtime = {key: tree["runtime"][key] for key in ("precision", "activation_checkpointing", "kernels")}
+    sections = {key: tree[key] for key in ("method", "model", "views")}
+    flat = _flat({**sections, "runtime": runtime, "optimiser": {"name": tree["optimiser"]["name"]}})
+    return {key: value for key, value in flat.items() if not key.startswith(_WITHOUT_EFFECT)}
+
+
+def difference(rates: Rates, config: PretrainConfig) -> str:
+    """The first key whose value differs between the rates and the configuration, in words; empty if none does."""
+    wanted, found = measured_keys(config), rates.keys
+    for key in (*wanted, *found):
+        if wanted.get(key) != found.get(key):
+            return f"{key} {found.get(key)}, not {wanted.get(key)}"
+    return ""
+
+
 def save_rates(path: Path, rates: Rates) -> None:
     """Write the file."""
     write_json(path, dataclasses.asdict(rates))
 
 
 def load_rates(path: Path) -> Rates:
-    """Read what :func:`save_rates` wrote.
+    """Read a file that :func:`save_rates` wrote.
 
     Raises:
-        UserError: when there is no such file or it holds something else.
+        UserError: the file does not exist or is not a file of rates.
     """
     try:
         return TypeAdapter(Rates).validate_python(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise UserError(
-            f"{path}: no such file; measure it on the device with 'pscl-hpc plan --config FILE --measure {path}'"
+            f"{path}: not found; measure the rates on the device with 'pscl-hpc plan --config FILE --measure {path}'"
         ) from None
     except (OSError, ValueError):
         raise UserError(
-            f"{path}: holds no measured rates; measure them into a new file with "
+            f"{path}: is not a file of measured rates; measure them into a new file with "
             "'pscl-hpc plan --config FILE --measure NEW'"
         ) from None
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -1,4 +1,4 @@
-"""Wrong input: one clear sentence on stderr, exit code 2, no traceback, and nothing is lost or left behind."""
+"""Invalid input: one error line that names the key or file, exit code 2, no traceback, and no files changed or left."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.helpers import micrograph, small_archive
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an archive and two valid configurations, read only."""
+    """A folder with an archive, two valid configurations and several invalid inputs. Tests do not change it."""
     folder = tmp_path_factory.mktemp("input")
     small_archive(folder / "small.h5")
     pretrain = {
@@ -38,7 +38,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "pretrain.yaml").write_text(yaml.safe_dump(pretrain))
     (folder / "finetune.yaml").write_text(yaml.safe_dump(finetune))
     (folder / "torn.h5").write_bytes((folder / "small.h5").read_bytes()[:2000])
-    (folder / "text.h5").write_text("this is no HDF5")
+    (folder / "text.h5").write_text("not HDF5")
     images = folder / "images"
     images.mkdir()
     Image.fromarray(micrograph(0, (40, 40))[0]).save(images / "a.png")
@@ -55,73 +55,74 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 PRETRAIN = ["pretrain", "--config", "{in}/pretrain.yaml", "run={out}/run"]
 FINETUNE = ["finetune", "--config", "{in}/finetune.yaml", "run={out}/run"]
 
+# Arguments, and what the error has to name.
 CASES = {
-    "no such config": (["pretrain", "--config", "{in}/none.yaml"], "no such configuration file"),
-    "config is a folder": (["pretrain", "--config", "{in}"], "is a folder"),
-    "kind is a list": ([*PRETRAIN, "kind=[a]"], "kind is '['a']'"),
-    "run below a file": ([*PRETRAIN[:-1], "run={in}/text.h5/x"], "the run folder"),
-    "run where nothing can be made": ([*PRETRAIN[:-1], "run=/proc/x"], "the run folder"),
-    "run in a home that no shell expanded": ([*PRETRAIN[:-1], "run=~/x"], "write the folder in full"),
-    "widths that heads do not divide": (
+    "missing configuration": (["pretrain", "--config", "{in}/none.yaml"], "{in}/none.yaml"),
+    "configuration is a folder": (["pretrain", "--config", "{in}"], "{in}"),
+    "kind is a list": ([*PRETRAIN, "kind=[a]"], "kind"),
+    "run below a file": ([*PRETRAIN[:-1], "run={in}/text.h5/x"], "{in}/text.h5/x"),
+    "run where no folder can be made": ([*PRETRAIN[:-1], "run=/proc/x"], "/proc/x"),
+    "run with a tilde that no shell expanded": ([*PRETRAIN[:-1], "run=~/x"], "'run'"),
+    "widths that are not multiples of the head groups": (
         [*PRETRAIN, "model.widths=[6,10]"],
-        "model.widths has 6, which is no multiple of method.head_groups (4)",
+        "method.head_groups",
     ),
-    "hidden width that heads do not divide": (
+    "hidden width that is not a multiple of the head groups": (
         [*PRETRAIN, "model.widths=[8,8]", "method.hidden=6"],
-        "method.hidden has 6",
+        "method.hidden",
     ),
     "kernels without their device": (
         [*PRETRAIN, "runtime.kernels=triton", "runtime.device=cpu"],
-        "runtime.kernels is 'triton'",
+        "runtime.kernels",
     ),
     "unknown split among known ones": (
         [*PRETRAIN, "data.splits=[train,vla]"],
-        "data.splits: no image of {in}/small.h5 is in the splits ['vla']; did you mean 'val'?",
+        "'val'",
     ),
     "unknown specimen": (
         [*PRETRAIN, "data.exclude_specimens=[s1]"],
-        "data.exclude_specimens: {in}/small.h5 has no specimen 's1'",
+        "data.exclude_specimens",
     ),
-    "unknown split in fine-tuning": ([*FINETUNE, "data.splits=[train,vla]"], "did you mean 'val'?"),
+    "unknown split in fine-tuning": ([*FINETUNE, "data.splits=[train,vla]"], "'val'"),
     "config of the other kind": (
         ["finetune", "--config", "{in}/pretrain.yaml"],
-        "this is a pretrain configuration",
+        "{in}/pretrain.yaml",
     ),
-    "misspelt key": ([*PRETRAIN, "schedule.stpes=3"], "did you mean 'steps'?"),
+    "misspelt key": ([*PRETRAIN, "schedule.stpes=3"], "'steps'"),
     "value of the wrong type": ([*PRETRAIN, "batch_size=lots"], "batch_size"),
     "value out of range": ([*PRETRAIN, "method.temperature=0"], "method.temperature"),
-    "unknown method": ([*PRETRAIN, "method.name=simklr"], "did you mean 'simclr'?"),
-    "no override": ([*PRETRAIN, "batch_size"], "write key=value"),
-    "no such archive": ([*PRETRAIN, "data.archive={in}/gone.h5"], "gone.h5"),
-    "archive is no HDF5": ([*PRETRAIN, "data.archive={in}/text.h5"], "text.h5"),
-    "archive is torn": ([*PRETRAIN, "data.archive={in}/torn.h5"], "torn.h5"),
-    "unknown data set": ([*PRETRAIN, "data.datasets=[aloy]"], "did you mean 'alloy'?"),
+    "unknown method": ([*PRETRAIN, "method.name=simklr"], "'simclr'"),
+    "override without a value": ([*PRETRAIN, "batch_size"], "key=value"),
+    "missing archive": ([*PRETRAIN, "data.archive={in}/gone.h5"], "gone.h5"),
+    "archive is not HDF5": ([*PRETRAIN, "data.archive={in}/text.h5"], "text.h5"),
+    "archive is truncated": ([*PRETRAIN, "data.archive={in}/torn.h5"], "torn.h5"),
+    "unknown collection": ([*PRETRAIN, "data.datasets=[aloy]"], "'alloy'"),
     "empty split": ([*PRETRAIN, "data.splits=[nothing]"], "data.splits"),
     "unknown reference": ([*PRETRAIN, "method.reference.ids=[alloy/00]"], "alloy/00"),
-    "reference without a mask": ([*PRETRAIN, "method.reference.ids=[other/0]"], "has no mask"),
-    "reference that scores": ([*PRETRAIN, "method.reference.ids=[alloy/5]"], "split 'val'"),
-    "run folder with other things": ([*PRETRAIN[:-1], "run={in}/no_run"], "no_run: "),
-    "fine-tuning reference unknown": ([*FINETUNE, "references=[alloy/77]"], "alloy/77"),
-    "fine-tuning reference without a mask": ([*FINETUNE, "references=[other/0]"], "mask"),
-    "fine-tuning on validation": ([*FINETUNE, "references=[alloy/5]"], "val"),
-    "no such trunk": ([*FINETUNE, "pretrained={in}/gone"], "gone"),
-    "trunk folder without a trunk": ([*FINETUNE, "pretrained={in}/no_run"], "is the run finished?"),
+    "reference without a mask": ([*PRETRAIN, "method.reference.ids=[other/0]"], "other/0"),
+    "reference in the validation split": ([*PRETRAIN, "method.reference.ids=[alloy/5]"], "alloy/5"),
+    "run folder with other files": ([*PRETRAIN[:-1], "run={in}/no_run"], "{in}/no_run"),
+    "unknown fine-tuning reference": ([*FINETUNE, "references=[alloy/77]"], "alloy/77"),
+    "fine-tuning reference without a mask": ([*FINETUNE, "references=[other/0]"], "other/0"),
+    "fine-tuning on validation": ([*FINETUNE, "references=[alloy/5]"], "alloy/5"),
+    "missing trunk": ([*FINETUNE, "pretrained={in}/gone"], "{in}/gone"),
+    "trunk folder without a trunk": ([*FINETUNE, "pretrained={in}/no_run"], "{in}/no_run"),
     "no validation images": ([*FINETUNE, "validation_split=vla"], "vla"),
     "class weights of the wrong number": ([*FINETUNE, "loss.class_weights=[1,2]"], "class_weights"),
-    "network deeper than the window": ([*FINETUNE, "model.widths=[4,4,4,4,4,4,4]"], "enlarge crop"),
+    "network deeper than the window": ([*FINETUNE, "model.widths=[4,4,4,4,4,4,4]"], "crop"),
     "pretraining deeper than the window": (
         [*PRETRAIN, "views.size=[16,16]", "model.widths=[4,4,4,4,4,4]"],
-        "32",
+        "views.size",
     ),
-    "evaluate what is no run": (["evaluate", "{in}/no_run"], "not a run folder"),
-    "evaluate what is not there": (["evaluate", "{in}/gone"], "run folder"),
+    "evaluate a folder without a run": (["evaluate", "{in}/no_run"], "{in}/no_run"),
+    "evaluate a missing folder": (["evaluate", "{in}/gone"], "{in}/gone"),
     "predict without a run": (["predict", "{in}/no_run", "{in}/images/a.png"], "no_run"),
-    "report of nothing": (["report", "{in}/gone"], "gone"),
-    "pack a missing folder": (["archive", "build", "{in}/gone", "--out", "{out}/a.h5"], "gone"),
-    "pack an empty folder": (["archive", "build", "{in}/empty", "--out", "{out}/a.h5"], "empty"),
-    "pack only broken images": (["archive", "build", "{in}/broken", "--out", "{out}/a.h5"], "x.png"),
-    "look into no archive": (["archive", "info", "{in}/text.h5"], "text.h5"),
-    "synthesise onto a file": (
+    "report of a missing folder": (["report", "{in}/gone"], "gone"),
+    "build from a missing folder": (["archive", "build", "{in}/gone", "--out", "{out}/a.h5"], "gone"),
+    "build from an empty folder": (["archive", "build", "{in}/empty", "--out", "{out}/a.h5"], "empty"),
+    "build from broken images only": (["archive", "build", "{in}/broken", "--out", "{out}/a.h5"], "x.png"),
+    "info of a file that is not an archive": (["archive", "info", "{in}/text.h5"], "text.h5"),
+    "synthesise onto an existing file": (
         ["archive", "synth", "--out", "{in}/small.h5", "--images", "9", "--seed", "0"],
         "small.h5",
     ),
@@ -131,7 +132,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_one_sentence_and_exit_code_2(
+def test_one_error_line_and_exit_code_2(
     case: str,
     shared: Path,
     tmp_path: Path,
@@ -144,11 +145,11 @@ def test_one_sentence_and_exit_code_2(
     code = main([word.replace("{in}", str(shared)).replace("{out}", str(tmp_path)) for word in words])
     printed = capfd.readouterr()
     assert code == 2, printed.err
-    assert expected.replace("{in}", str(shared)) in printed.err
     assert "Traceback" not in printed.err
-    sentence = [line for line in printed.err.splitlines() if line.startswith("error: ")]
-    assert len(sentence) == 1, printed.err
-    assert _snapshot(shared) == before, "nothing of the user's changes"
+    errors = [line for line in printed.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, printed.err
+    assert expected.replace("{in}", str(shared)) in errors[0]
+    assert _snapshot(shared) == before, "files of the user were changed"
     left = [
         path
         for path in tmp_path.rglob("*")
@@ -157,11 +158,7 @@ def test_one_sentence_and_exit_code_2(
     assert not left
 
 
-def test_there_are_at_least_twenty_kinds() -> None:
-    assert len(CASES) >= 20
-
-
-def test_unreadable_images_are_named_and_the_rest_is_packed(
+def test_images_that_cannot_be_read_are_named_and_the_others_archived(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     source = tmp_path / "steel"

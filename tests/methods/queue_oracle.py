@@ -1,4 +1,4 @@
-"""Oracles of the methods with momentum encoders and queues, in double precision and loops."""
+"""Oracles for methods with momentum encoders and queues: plain loops in double precision."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def draws_of_step(step: int) -> Draws:
 
 
 class Average:
-    """Moving average of a module's parameters, in double precision."""
+    """Moving average of the parameters of a module, in double precision."""
 
     def __init__(self, *modules: nn.Module) -> None:
         self.modules = modules

@@ -35,7 +35,7 @@ def test_loss_is_close(module) -> None:  # type: ignore[no-untyped-def]
 
 
 def annotated(size: int) -> Views:
-    """One reference of two vertical halves, and an unlabelled image."""
+    """A reference with two classes, left and right, and an unlabelled image."""
     views = make_views(2, 1, (size, size))
     views.labels[0] = torch.arange(size).ge(size // 2).to(torch.uint8).expand(size, size)
     return views
@@ -58,7 +58,7 @@ def test_templates_come_from_all_over_a_reference(rule: str) -> None:
         assert float(rows.max()) > 0.8
 
 
-def test_what_is_sampled_does_not_depend_on_autocast() -> None:
+def test_sampling_does_not_depend_on_autocast() -> None:
     views, method = annotated(64), make_method()
     key = method.key_features(views)
     exact = method.sample_patches(views, key, draws(0))

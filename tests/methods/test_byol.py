@@ -45,7 +45,7 @@ def test_steps_equal_the_simulation() -> None:
         average.assert_equals(method.momentum_trunk, method.momentum_projector)
 
 
-def test_target_stands_still_at_the_end_of_a_cosine() -> None:
+def test_target_is_constant_at_the_end_of_a_cosine() -> None:
     method = make_method()
     before = [weight.clone() for weight in method.momentum_trunk.parameters()]
     with torch.no_grad():
@@ -58,7 +58,7 @@ def test_target_stands_still_at_the_end_of_a_cosine() -> None:
     assert all(not torch.equal(a, b) for a, b in zip(before, method.momentum_trunk.parameters(), strict=True))
 
 
-def test_learning_lowers_the_loss() -> None:
+def test_training_lowers_the_loss() -> None:
     method = make_method()
     optimiser = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], lr=3e-3)
     losses = []

@@ -1,4 +1,4 @@
-"""Clusters: recovered where features are separable, and harmless where they are not."""
+"""Clustering of separable features and of degenerate ones, and the loss against an oracle."""
 
 from __future__ import annotations
 
@@ -63,13 +63,15 @@ def test_moments_equal_loops() -> None:
 
 
 @pytest.mark.parametrize("vectors", [torch.ones(7, 3), torch.zeros(7, 3), torch.tensor([[1.0, 2.0, 3.0]])])
-def test_constant_features_and_fewer_patches_than_clusters_bear_it(vectors: Tensor) -> None:
+def test_constant_features_and_fewer_vectors_than_clusters(vectors: Tensor) -> None:
     clusters = Clusters(4, 3, 0.5)
     clusters.start(vectors, torch.ones(3))
     for _ in range(3):
         label, margin = nearest(vectors, clusters.moments, torch.ones(3))
         assert bool(margin.isfinite().all())
-        assert not bool(clearest(label, margin, 1.0).any()), "what cannot be told apart is of no cluster"
+        assert not bool(clearest(label, margin, 1.0).any()), (
+            "equal vectors are confident members of no cluster"
+        )
         clusters.follow(Moments.of(vectors, label, 4))
         clusters.revive(torch.ones(3))
         assert bool(clusters.moments.centres.isfinite().all())
@@ -85,7 +87,7 @@ def test_more_clusters_than_distinct_vectors_give_each_its_own() -> None:
     assert torch.equal(label, label[:3].repeat(6))
 
 
-def test_ties_go_to_the_first_and_are_not_clear() -> None:
+def test_ties_go_to_the_first_and_have_no_margin() -> None:
     clusters = members([1.0, 0.0], [-1.0, 0.0], [1.0, 0.0])
     label, margin = nearest(torch.tensor([[0.0, 3.0], [2.0, 0.0], [-1.0, 0.0]]), clusters, torch.ones(2))
     assert label.tolist() == [0, 0, 1]
@@ -93,7 +95,7 @@ def test_ties_go_to_the_first_and_are_not_clear() -> None:
     assert clearest(label, margin, 1.0).tolist() == [False, False, True]
 
 
-def test_empty_clusters_take_nothing_and_scaled_axes_count_less() -> None:
+def test_empty_clusters_get_no_members_and_scaled_axes_count_less() -> None:
     clusters = members([4.0, 0.0], [0.0, 3.0], [9.0, 9.0])
     empty = Moments(torch.tensor([1.0, 1.0, 0.0]), *clusters[1:])
     vectors = torch.tensor([[9.0, 9.0], [3.0, 3.0]])
@@ -106,19 +108,19 @@ def test_empty_clusters_take_nothing_and_scaled_axes_count_less() -> None:
 
 
 def members(*centres: list[float]) -> Moments:
-    """Clusters of one member each."""
+    """Clusters with one member each."""
     vectors = torch.tensor(centres)
     return Moments.of(vectors, torch.arange(len(vectors)), len(vectors))
 
 
-def test_the_clearest_share_of_each_cluster_is_taken() -> None:
+def test_the_largest_margins_of_each_cluster_are_taken() -> None:
     random = torch.Generator().manual_seed(0)
     margin = torch.randperm(100, generator=random) / 100 + 0.001
     labels = torch.randint(0, 3, (100,), generator=random)
     labels[5] = 4
     for share in (0.25, 0.5, 1.0):
         taken = clearest(labels, margin, share)
-        assert bool(taken[5]), "a single member is the clearest"
+        assert bool(taken[5]), "a single member has the largest margin"
         for cluster in range(3):
             own = labels == cluster
             assert int(taken[own].sum()) == math.ceil(share * int(own.sum()))
@@ -126,7 +128,7 @@ def test_the_clearest_share_of_each_cluster_is_taken() -> None:
                 assert float(margin[own & taken].min()) > float(margin[own & ~taken].max())
 
 
-def test_following_is_a_moving_average_and_revives_what_is_lost() -> None:
+def test_moving_averages_and_replacement_of_lost_clusters() -> None:
     clusters = Clusters(2, 1, 0.75)
     clusters.follow(Moments.of(torch.tensor([[0.0], [4.0]]), torch.tensor([0, 1]), 2))
     clusters.follow(Moments.of(torch.tensor([[8.0], [4.0]]), torch.tensor([0, 1]), 2))
@@ -137,7 +139,7 @@ def test_following_is_a_moving_average_and_revives_what_is_lost() -> None:
         clusters.follow(lost)
         clusters.revive(torch.ones(1))
         shares.append(float(clusters.share[1]))
-    assert 0.005 <= shares[-2] < 0.01, "left alone as long as it has a hundredth of an equal share"
+    assert 0.005 <= shares[-2] < 0.01, "unchanged above a hundredth of an equal share"
     assert shares[-1] == pytest.approx(0.5, abs=0.01)
     low, high = clusters.moments.centres.flatten().tolist()
     assert low == pytest.approx(0.0, abs=0.2)
@@ -216,7 +218,7 @@ def test_phases_of_different_level_are_found_without_any_mask() -> None:
     assert purity["scale1/purity"] > 0.9
 
 
-def test_masks_never_reach_the_loss() -> None:
+def test_masks_do_not_affect_the_loss() -> None:
     first, second = make_views(4, 0), make_views(4, 0)
     second.labels.random_(0, 3)
     a, b = make_method(), make_method()
@@ -251,7 +253,7 @@ def test_the_weight_of_projections_rises() -> None:
 
 
 class Handed(torch.nn.Module):
-    """A head whose direction is an angle that the map holds."""
+    """A head that projects to a direction: the map contains its angle."""
 
     def forward(self, patches: Tensor) -> Tensor:
         angle = patches[..., :1]
@@ -261,7 +263,7 @@ class Handed(torch.nn.Module):
 
 
 def labels_of_angles(angles: Tensor) -> Tensor:
-    """Clusters of images of noise whose projections are these angles, (4, h, w)."""
+    """Clusters of noise images with these angles as projections, (4, h, w)."""
     views, method = (
         make_views(4, 0),
         make_method(projection_weight=100.0, clusters=2, memory=0.0, confident=1.0),
@@ -277,27 +279,27 @@ def labels_of_angles(angles: Tensor) -> Tensor:
     return method._pixel_labels(views, key)
 
 
-def test_projections_part_what_texture_cannot() -> None:
+def test_projections_separate_clusters_with_equal_texture() -> None:
     angles = torch.zeros(4, 32, 40)
     angles[:2, :, 20:] = 3.0
     angles[2:, :, :20] = 3.0
     labels = labels_of_angles(angles)
     found = [labels[angles == value] for value in (0.0, 3.0)]
-    # Near the edge between both the means by place are blurred.
+    # The means by position are blurred near the boundary.
     assert [float((part == part.mode().values).float().mean()) > 0.9 for part in found] == [True, True]
     assert int(found[0].mode().values) != int(found[1].mode().values)
 
 
-def test_a_place_in_the_window_makes_no_cluster() -> None:
+def test_border_and_centre_of_the_window_are_not_clusters() -> None:
     angles = torch.full((4, 32, 40), 3.0)
     angles[:, 4:-4, 5:-5] = 0.0
     labels = labels_of_angles(angles)
     rim = labels[angles == 3.0].float().mean(), labels[angles == 0.0].float().mean()
-    assert abs(float(rim[0] - rim[1])) < 0.35, "rim and middle have both clusters"
+    assert abs(float(rim[0] - rim[1])) < 0.35, "border and centre have both clusters"
 
 
 @pytest.mark.parametrize("side", ["left", "top"])
-def test_one_side_of_the_window_makes_no_cluster(side: str) -> None:
+def test_a_side_of_the_window_is_not_a_cluster(side: str) -> None:
     angles = torch.zeros(4, 32, 40)
     if side == "left":
         angles[:, :, :10] = 3.0
@@ -308,7 +310,7 @@ def test_one_side_of_the_window_makes_no_cluster(side: str) -> None:
     assert abs(float(parts[0] - parts[1])) < 0.35, "both sides have both clusters"
 
 
-def test_a_step_gives_a_cluster_that_lost_its_members_new_ones() -> None:
+def test_a_step_replaces_a_cluster_without_members() -> None:
     views, method = make_views(4, 0), make_method()
     step(method, views, 0, 0.1)
     moments = method.clusters.moments

@@ -1,4 +1,4 @@
-"""Corruption, restoration on corrupted pixels alone, and the balance of gradients."""
+"""Corruption, the restoration loss on corrupted pixels only, and the balance of gradients."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def generators(*slots: int) -> list[torch.Generator]:
 
 
 @pytest.mark.parametrize("share", [0.1, 0.4, 0.9])
-def test_the_wanted_share_of_pixels_is_corrupted(share: float) -> None:
+def test_the_configured_share_of_pixels_is_corrupted(share: float) -> None:
     config = CorruptionConfig(share=share, block=(8, 24), cutout=0.0)
     mask = corrupt(images(200), config, generators(*range(200))).mask
     # About 12 blocks an image: the standard error of the mean over 200 images is about 0.01.
     assert float(mask.float().mean()) == pytest.approx(share, abs=0.04)
-    assert float(mask.float().mean(dim=(1, 2, 3)).std()) > 0.03, "each image has its own draw"
+    assert float(mask.float().mean(dim=(1, 2, 3)).std()) > 0.03, "each image is drawn separately"
 
 
-def test_blocks_are_as_large_as_told() -> None:
+def test_blocks_have_the_configured_size() -> None:
     config = CorruptionConfig(share=0.5, block=(16, 16), cutout=0.0)
     mask = corrupt(images(1, 160, 160), config, generators(0)).mask[0, 0]
     edges = (mask[1:] != mask[:-1]).any(dim=1).nonzero().flatten()
@@ -63,8 +63,8 @@ def test_sides_and_offsets_of_blocks_are_drawn_for_each_image() -> None:
     assert len(set(firsts)) > 10
 
 
-def test_kinds_of_corruption_have_the_relative_frequencies_that_are_told() -> None:
-    # A picture that is 1 on the left and 0 on the right: what is blank is 0.5, what is noise 0 or 1 or between.
+def test_kinds_of_corruption_have_the_configured_frequencies() -> None:
+    # The image is 1 on the left and 0 on the right: blank blocks are 0.5, noise stays between 0 and 1.
     clean = torch.zeros(60, 1, 64, 64)
     clean[..., :32] = 1
     config = CorruptionConfig(blank=3.0, shuffle=0.0, noise=9.0, block=(8, 8), cutout=0.0)
@@ -82,7 +82,7 @@ def test_kinds_of_corruption_have_the_relative_frequencies_that_are_told() -> No
     st.integers(2, 9),
     st.integers(0, 5),
 )
-def test_pixels_outside_the_mask_stay_as_they_are(
+def test_pixels_outside_the_mask_are_unchanged(
     height: int, width: int, channels: int, block: int, window: int, slot: int
 ) -> None:
     config = CorruptionConfig(block=(block, block), shuffle_window=window)
@@ -96,7 +96,7 @@ def test_pixels_outside_the_mask_stay_as_they_are(
     assert bool(((corrupted.images >= 0) & (corrupted.images <= 1)).all())
 
 
-def test_an_image_is_corrupted_by_its_slot_and_not_by_its_neighbours() -> None:
+def test_corruption_depends_on_the_slot_and_not_on_other_images() -> None:
     clean, config = images(4), CorruptionConfig(block=(8, 16))
     together = corrupt(clean, config, generators(0, 1, 2, 3))
     apart = [corrupt(clean[i : i + 1], config, generators(i)) for i in range(4)]
@@ -105,7 +105,7 @@ def test_an_image_is_corrupted_by_its_slot_and_not_by_its_neighbours() -> None:
     assert not torch.equal(together.mask[0], together.mask[1])
 
 
-def test_each_corruption_does_what_it_says() -> None:
+def test_effect_of_each_corruption() -> None:
     clean = images(1, 64, 64)
     for kind in ("blank", "shuffle", "noise"):
         config = CorruptionConfig(**{**QUIET, kind: 1.0}, share=0.999, block=(64, 64), shuffle_window=8)
@@ -126,7 +126,7 @@ def test_each_corruption_does_what_it_says() -> None:
             assert 0.1 < float(change.std()) <= 0.25
 
 
-def test_cutout_is_a_rectangle_of_the_wanted_size() -> None:
+def test_cutout_is_a_rectangle_of_the_configured_size() -> None:
     config = CorruptionConfig(share=1e-9, cutout=1.0, cutout_side=(0.25, 0.5))
     masks = corrupt(images(30, 40, 80), config, generators(*range(30))).mask[:, 0]
     for mask in masks:
@@ -137,10 +137,10 @@ def test_cutout_is_a_rectangle_of_the_wanted_size() -> None:
     assert len({int(mask.sum()) for mask in masks}) > 10
 
 
-def test_wrong_settings_say_what_is_wrong() -> None:
-    with pytest.raises(ValidationError, match="the smallest comes first"):
+def test_errors_of_settings_name_the_keys() -> None:
+    with pytest.raises(ValidationError, match=r"block is \[9, 8\]"):
         CorruptionConfig(block=(9, 8))
-    with pytest.raises(ValidationError, match="all 0"):
+    with pytest.raises(ValidationError, match="blank, shuffle and noise"):
         CorruptionConfig(**QUIET)
 
 
@@ -177,7 +177,7 @@ def test_loss_equals_the_oracle() -> None:
     assert float(output.terms["restoration/corrupted"]) == pytest.approx(count / (4 * 32 * 40), rel=1e-5)
 
 
-def test_restoration_is_asked_for_on_corrupted_pixels_alone() -> None:
+def test_restoration_loss_is_over_corrupted_pixels_only() -> None:
     random = torch.Generator().manual_seed(0)
     restored = torch.randn((2, 3, 5, 6), generator=random, requires_grad=True)
     mask = torch.rand((2, 1, 5, 6), generator=random) < 0.3
@@ -202,7 +202,7 @@ def test_every_parameter_learns() -> None:
         assert bool(parameter.grad.abs().sum() > 0), name
 
 
-def test_weights_make_the_gradient_norms_as_wanted() -> None:
+def test_weights_give_the_configured_ratio_of_gradient_norms() -> None:
     views, method = make_views(4, 0), make_method(restoration=0.8)
     assert torch.allclose(method.balance.weights(), torch.tensor((0.2, 0.8), dtype=torch.float64)), (
         "nothing is known at first"
@@ -230,7 +230,7 @@ def test_weights_make_the_gradient_norms_as_wanted() -> None:
         assert float(weights[1]) * norms[1] / (float(weights[0]) * norms[0]) == pytest.approx(4.0, rel=1e-3)
 
 
-def test_balance_remembers_through_its_state_and_ignores_what_says_nothing() -> None:
+def test_balance_is_restored_from_its_state_and_ignores_zero_gradients() -> None:
     balance = GradientBalance(0.5, measured=True)
     shared = torch.ones(3, requires_grad=True)
 
@@ -249,7 +249,7 @@ def test_balance_remembers_through_its_state_and_ignores_what_says_nothing() -> 
     assert torch.equal(other.weights(), balance.weights())
     balance.eval()
     step(5.0, 1.0)
-    assert torch.equal(other.weights(), balance.weights()), "evaluation leaves no trace"
+    assert torch.equal(other.weights(), balance.weights()), "evaluation does not change the state"
     balance.train()
     for _ in range(200):
         step(5.0, 1.0)

@@ -68,7 +68,7 @@ def test_steps_equal_the_simulation(weight: float) -> None:
             )
 
 
-def test_learning_lowers_both_losses() -> None:
+def test_training_lowers_both_losses() -> None:
     method = make_method(queue_steps=4)
     optimiser = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], lr=3e-3)
     losses = []

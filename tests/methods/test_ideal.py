@@ -28,7 +28,7 @@ def make_method(**changes: object) -> Ideal:
 
 
 def oracle(method: Ideal, views: Views, tau: float) -> float:
-    """-log of the positive's share against all patches of other images, over both views, patch by patch."""
+    """InfoNCE of each patch against all patches of other images, in both views, in loops."""
     query = method.trunk.encode(views.query)[-1].detach()
     key = method.momentum_trunk.module.encode(views.key)[-1].detach()
     matches = match_patches(method.config.correspondence, views.geometry, query, key)
@@ -76,7 +76,7 @@ def test_image_level_term_is_added_with_its_weight() -> None:
     assert float(output.loss.detach()) == pytest.approx(dense + 0.5 * image, rel=1e-5)
 
 
-def test_gradient_reaches_the_fast_encoder_and_nothing_else() -> None:
+def test_only_the_trained_encoder_has_a_gradient() -> None:
     views, method = make_views(3, 0), make_method(global_weight=0.5, patches_per_image=9)
     method(views, draws(0)).loss.backward()
     for name, parameter in method.named_parameters():
@@ -85,7 +85,7 @@ def test_gradient_reaches_the_fast_encoder_and_nothing_else() -> None:
         assert not learns or bool(parameter.grad.abs().sum() > 0), name
 
 
-def test_the_slow_branch_follows() -> None:
+def test_the_momentum_encoder_is_updated() -> None:
     method = make_method(momentum={"start": 0.75})
     fast = next(method.trunk.parameters()).detach().clone()
     slow = next(method.momentum_trunk.parameters()).detach().clone()

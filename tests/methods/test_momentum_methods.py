@@ -1,4 +1,4 @@
-"""What holds for every method with the momentum encoder: where gradients go, and what a checkpoint must hold."""
+"""All methods with a momentum encoder: gradients, checkpoints, accumulation."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_gradient_only_where_it_should_be(name: str) -> None:
     method, optimiser = build(name)
     losses = steps(method, optimiser, 0, 3)
     assert all(loss == loss for loss in losses)
-    assert losses[0] == 0.0 or name == "byol", "nothing in the queue, nothing to tell apart"
+    assert losses[0] == 0.0 or name == "byol", "the queue is empty"
     for key, weight in method.named_parameters():
         slow = key.startswith("momentum_")
         idle = key.startswith("trunk.decoder") and name != "pscl-moco"
@@ -64,7 +64,7 @@ def test_gradient_only_where_it_should_be(name: str) -> None:
         else:
             assert weight.grad is not None, key
             assert bool(weight.grad.isfinite().all()), key
-            # The bias before a batch normalisation has no influence.
+            # A bias before batch normalisation has no effect.
             assert weight.ndim < 2 or bool(weight.grad.abs().sum() > 0), key
 
 
@@ -83,7 +83,7 @@ def test_state_restores_to_the_last_bit(name: str) -> None:
 
 
 @names
-def test_parts_of_a_step_meet_the_same_queue(name: str) -> None:
+def test_accumulated_passes_use_the_same_queue(name: str) -> None:
     method, optimiser = build(name)
     steps(method, optimiser, 0, 2)
     references = 1 if name == "pscl-moco" else 0
@@ -106,7 +106,7 @@ def test_an_image_alone(name: str) -> None:
 
 
 @names
-def test_pretraining_goes_on_from_a_checkpoint(name: str, tmp_path: Path) -> None:
+def test_pretraining_resumes_from_a_checkpoint(name: str, tmp_path: Path) -> None:
     archive = small_archive(tmp_path / "small.h5")
     method = {"name": name, **SECTIONS[name]}
     config = small_config(archive, tmp_path / "run", batch_size=2, schedule={"steps": 4}, method=method)

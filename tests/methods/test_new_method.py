@@ -1,4 +1,4 @@
-"""A new method is one class and its configuration: this one is in the test, and nothing in pscl_hpc names it."""
+"""A new method is one module with a class and its settings. This one is defined here, without a change in pscl_hpc."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from tests.helpers import small_archive, small_config
 
 
 class InvarianceConfig(MethodConfig):
-    """Equal pooled features of both views, with a floor under their variance."""
+    """Equal pooled features of both views, with a minimum variance."""
 
     name: Literal["invariance"] = "invariance"
     display_name: ClassVar[str] = "Invariance"
     floor: Positive = 1.0
-    """Standard deviation that features should have over the batch."""
+    """Minimum standard deviation of the features over the batch."""
 
 
 class Invariance(Method):
@@ -83,13 +83,13 @@ def test_it_trains_and_resumes_with_the_same_numbers(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.usefixtures("registered")
-def test_help_configuration_and_report_know_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_configuration_and_report_show_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pretrain", "--help"]) == 0
     assert "invariance" in capsys.readouterr().out
     assert main(["config", "pretrain", "--method", "invariance"]) == 0
     shown = capsys.readouterr().out
     assert "floor: 1.0" in shown
-    assert "Standard deviation that features should have" in shown
+    assert "Minimum standard deviation of the features" in shown
     assert display_name("invariance") == "Invariance"
     file = tmp_path / "c.yaml"
     file.write_text(to_yaml(small_config(tmp_path / "a.h5", tmp_path / "run", method={"name": "invariance"})))
@@ -100,6 +100,6 @@ def test_help_configuration_and_report_know_it(tmp_path: Path, capsys: pytest.Ca
     assert "'floor'" in capsys.readouterr().err
 
 
-def test_without_registration_it_does_not_exist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_registration_it_is_unknown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "pretrain", "--method", "invariance"]) == 2
     assert "--method" in capsys.readouterr().err

@@ -61,7 +61,7 @@ def targets(
 
 
 def share_of_class(views: Views, sample: PatchSample, height: int, width: int) -> Callable[[int, int], float]:
-    """Share of a template's class in its patch, by image and template: r gives those of every R-th other image."""
+    """Share of a template's class in its patch, by image and template; image i uses reference i mod R."""
     own = views.geometry[: views.references]
     one_hot = F.one_hot(views.labels[: views.references].long(), CLASSES).permute(0, 3, 1, 2)
     shares = class_shares(warp(one_hot.double(), own), own, height, width, antialias=True)
@@ -76,7 +76,7 @@ def share_of_class(views: Views, sample: PatchSample, height: int, width: int) -
 
 @pytest.mark.parametrize("changes", [{}, RELEASED], ids=["ours", "released"])
 def test_steps_equal_the_simulation(changes: dict[str, object]) -> None:
-    """Two references, one for each other image, whose patches are of many shares of their class."""
+    """Two references, each for one other image, with patches of many different purities."""
     method = make_method(
         images_per_step=4, **changes, purity=0.55, momentum={"start": 0.9}, scale_weights=(1.0, 0.5, 2.0)
     )
@@ -197,7 +197,7 @@ def assert_queue(queue: torch.nn.Module, stored: deque[list[Entry]]) -> None:
 
 
 def own_share(batch: int, *, scale_targets: bool) -> float:
-    """1 / Y of the image loss, seen from outside: with keys of zeros the loss is Y log(e^p + Q) - p, p the positive."""
+    """1 / Y of the image loss, from its value: with zero keys the loss is Y log(e^p + Q) - p, p the positive."""
     method = make_method(images_per_step=batch + 1, scale_targets=scale_targets, normalise_targets=False)
     queue, views = (
         method.image_queue,
@@ -234,7 +234,7 @@ def run(method: PsclMoco, **changes: object) -> list[float]:
 
 
 def test_unknown_production_batches_match_nothing() -> None:
-    """With no relatives by production batch, decays of that kind change nothing."""
+    """Without images of the same production batch, its decays have no effect."""
     unknown = torch.full((3,), -1)
     first, second = (
         run(
@@ -266,17 +266,17 @@ def test_absent_ignored_and_unknown_classes() -> None:
     run(nothing, labels=torch.full_like(labels, 255))
     for queue in nothing.prototype_queues:
         assert set(queue.groups.flatten().tolist()) == {-1}
-    assert bool((nothing.image_queue.groups == 0).any()), "images are contrasted all the same"
+    assert bool((nothing.image_queue.groups == 0).any()), "images are still contrasted"
 
 
-def test_references_stay_out_of_the_image_queue_but_not_of_the_prototypes() -> None:
+def test_references_are_in_the_prototype_queues_but_not_in_the_image_queue() -> None:
     method = make_method()
     run(method)
     assert method.image_queue.groups.flatten().tolist() == [-1, 0, 0] * 2
     assert bool((method.prototype_queues[0].groups[0] >= 0).any())
 
 
-def test_labels_of_unlabelled_images_never_reach_the_loss() -> None:
+def test_labels_of_unlabelled_images_do_not_affect_the_loss() -> None:
     labels = views_of_step(0, 3, 1).labels.clone()
     other = labels.clone()
     other[1:] = torch.randint(0, 3, other[1:].shape, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""The whole loss against an oracle that loops over images, scales, classes and rows."""
+"""The loss against an oracle with loops over images, scales, classes and rows."""
 
 from __future__ import annotations
 
@@ -110,11 +110,11 @@ def test_references_alone_and_absent_classes() -> None:
     views.labels.zero_()
     output = method(views, draws(0), True)
     assert bool(output.loss.isfinite())
-    assert float(output.terms["scale0/templates"]) == 2, "one class is left, with two templates"
+    assert float(output.terms["scale0/templates"]) == 2, "two templates of the one remaining class"
     views.labels.fill_(255)
     output = method(views, draws(0), True)
     assert bool(output.loss.isfinite())
-    assert float(output.terms["scale0/loss"]) == 0, "no annotation, no patch loss"
+    assert float(output.terms["scale0/loss"]) == 0, "without annotation there is no patch loss"
 
 
 @pytest.mark.parametrize("rule", ["pure", "released"])
@@ -125,13 +125,13 @@ def test_ignored_classes_and_references_without_annotation_give_no_templates(rul
     views = make_views(4, 2)
     views.labels[1] = 255
     for sample in method.sample_patches(views, trunk(views.key), draws(0)):
-        # Reference 0 gives the templates of the images 0 and 2, reference 1 those of 1 and 3.
+        # Images 0 and 2 use reference 0, images 1 and 3 reference 1.
         assert not bool(sample.valid[:, sample.classes == 2].any())
         assert bool(sample.valid[[0, 2]][:, sample.classes == 0].any())
         assert not bool(sample.valid[[1, 3]].any())
 
 
-def test_every_image_is_searched_for_the_templates_of_its_reference() -> None:
+def test_every_image_uses_the_templates_of_its_reference() -> None:
     views, method = make_views(6, 2), make_method(templates_per_class=3)
     key = method.trunk(views.key)
     for scale, sample in enumerate(method.sample_patches(views, key, draws(0))):
@@ -146,7 +146,7 @@ def test_every_image_is_searched_for_the_templates_of_its_reference() -> None:
                 assert (patch < 0) == (template < 0)
                 if patch >= 0:
                     similarity = vectors[image] @ vectors[image % 2, template]
-                    assert bool(free[patch]), "a patch without partner, or one that is taken"
+                    assert bool(free[patch]), "the patch has no partner or was taken before"
                     assert float(similarity[patch]) >= float(similarity[free].max()) - 1e-5
                     free[patch] = False
 
@@ -163,7 +163,7 @@ def test_purity_of_references_is_one_and_unknown_is_nan() -> None:
 
 
 def label_shown(views: Views, image: int, y: float, x: float) -> int:
-    """Mask at a place (share of height and width) of view k, by a table of pixels that is flipped, turned and cut."""
+    """Mask at a position (share of height and width) of view k, by flipping, rotating and cropping the pixels."""
     flip, turns, *crop = (getattr(views.geometry, f.name)[image].item() for f in fields(views.geometry))
     mask = views.labels[image].flip(0) if flip else views.labels[image]
     mask = torch.rot90(mask, turns)
@@ -202,7 +202,7 @@ def test_purity_counts_the_known_patches_by_hand() -> None:
             assert purity[image] == pytest.approx(hits / len(known))
 
 
-def test_labels_of_unlabelled_images_never_reach_the_loss() -> None:
+def test_labels_of_unlabelled_images_do_not_affect_the_loss() -> None:
     method = make_method()
     first, second = make_views(4, 1), make_views(4, 1)
     second.labels[1:] = torch.randint(0, 3, second.labels[1:].shape, dtype=torch.uint8)

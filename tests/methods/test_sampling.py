@@ -1,4 +1,4 @@
-"""Templates and matches against the rules of the method, written out one by one."""
+"""Templates and matches against loops that implement the rules."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_the_highest_purity_takes_no_mixed_patch() -> None:
 
 
 def test_released_rule_overflows_into_other_patches() -> None:
-    """The behaviour that the default rule mends: a rare class takes patches that are not its own."""
+    """The behaviour that the default rule fixes: a rare class takes patches of other classes."""
     shares = torch.zeros(1, 2, 10)
     shares[0, 0, 2:] = 1.0
     shares[0, 1, :2] = 1.0
@@ -88,10 +88,10 @@ def test_released_rule_overflows_into_other_patches() -> None:
 @given(
     classes=st.integers(1, 4), count=st.integers(1, 5), patches=st.integers(5, 30), seed=st.integers(0, 999)
 )
-def test_released_templates_are_those_of_the_rule(classes: int, count: int, patches: int, seed: int) -> None:
-    """Labels of 0 to 255 plus U(0, 0.1); the largest label is taken off the patches of earlier classes."""
+def test_released_templates_follow_the_rule(classes: int, count: int, patches: int, seed: int) -> None:
+    """Labels of 0 to 255 plus U(0, 0.1); the largest label is subtracted from patches of earlier classes."""
     random = torch.Generator().manual_seed(seed)
-    # Coarse steps, so that noise decides between equals and never between unequals.
+    # Coarse steps, so that the noise only decides between equal labels.
     shares = torch.randint(0, 5, (2, classes, patches), generator=random).float() / 4
     paired = torch.rand(2, patches, generator=random) < 0.8
     chosen = choose_templates(shares, paired, count, config(template_rule="released"), generators(2)).view(
@@ -117,7 +117,9 @@ def test_released_templates_are_those_of_the_rule(classes: int, count: int, patc
 
 @settings(deadline=None, max_examples=30)
 @given(count=st.integers(1, 8), patches=st.integers(1, 20), seed=st.integers(0, 999))
-def test_released_matching_takes_the_largest_off_a_taken_patch(count: int, patches: int, seed: int) -> None:
+def test_released_matching_subtracts_the_largest_from_a_taken_patch(
+    count: int, patches: int, seed: int
+) -> None:
     random = torch.Generator().manual_seed(seed)
     t, c = torch.randn(1, count, 3, generator=random), torch.randn(1, patches, 3, generator=random)
     paired = torch.rand(1, patches, generator=random) < 0.8

@@ -1,4 +1,4 @@
-"""Fixed descriptors of texture, and patches matched by them."""
+"""Texture descriptors, and patches that are matched by them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from pscl_hpc.methods.base import Views
-from pscl_hpc.methods.common.patches import PatchSampler
-from pscl_hpc.methods.common.texture import PATCH_WINDOWS, texture, texture_patches
+from pscl_hpc.methods.common.patches import PATCH_WINDOWS, texture, texture_patches
+from pscl_hpc.methods.common.sampling import PatchSampler
 from pscl_hpc.methods.pscl_simclr import PsclSimclrConfig
 from pscl_hpc.models import Features
 from pscl_hpc.seeding import Draws
 from pscl_hpc.views import ViewGeometry
 
 
-def test_texture_knows_level_and_roughness_but_not_exposure() -> None:
+def test_texture_depends_on_level_and_roughness_but_not_on_exposure() -> None:
     random = torch.Generator().manual_seed(0)
     image = torch.full((1, 1, 40, 60), 0.3)
     image[..., 20:40] = 0.6
@@ -39,7 +39,7 @@ def test_texture_knows_level_and_roughness_but_not_exposure() -> None:
     window=st.sampled_from([1, 3, 7, 31]),
     seed=st.integers(0, 99),
 )
-def test_texture_is_that_of_a_loop_over_pixels(height: int, width: int, window: int, seed: int) -> None:
+def test_texture_equals_a_loop_over_pixels(height: int, width: int, window: int, seed: int) -> None:
     image = torch.rand((1, 2, height, width), generator=torch.Generator().manual_seed(seed))
     grey = image.double().mean(dim=1)[0]
     spread = grey.std(correction=0)
@@ -53,7 +53,7 @@ def test_texture_is_that_of_a_loop_over_pixels(height: int, width: int, window: 
     torch.testing.assert_close(texture(image, (window,))[0].double(), wanted, atol=2e-3, rtol=1e-3)
 
 
-def test_patches_are_directions_and_an_even_image_has_none() -> None:
+def test_patch_vectors_have_length_1_or_0_in_a_uniform_image() -> None:
     random = torch.Generator().manual_seed(1)
     images = torch.rand((2, 1, 24, 40), generator=random)
     images[1] = 0.5
@@ -64,20 +64,20 @@ def test_patches_are_directions_and_an_even_image_has_none() -> None:
 
 
 class _Zero(nn.Module):
-    """A projection that says the same of every patch: what an untrained network knows."""
+    """A head with the same projection for every patch, like an untrained network."""
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         return torch.ones((*patches.shape[:-1], 4))
 
 
 def _same(count: int) -> ViewGeometry:
-    """View k is view q."""
+    """Geometry of a view k that equals view q."""
     zero, one = torch.zeros(count, dtype=torch.float64), torch.ones(count, dtype=torch.float64)
     return ViewGeometry(zero.bool(), zero.long(), zero, zero, one, one)
 
 
 def _phases() -> Views:
-    """A rough bright phase on the left of the first image and on the right of the second, at other exposure."""
+    """A rough bright phase on the left of the first image, and on the right of the second, with another exposure."""
     random = torch.Generator().manual_seed(2)
     images = torch.full((2, 1, 64, 64), 0.3)
     rough = 0.5 + 0.4 * torch.rand((64, 32), generator=random)
@@ -99,7 +99,7 @@ def _phases() -> Views:
 
 
 def _hits(share: float) -> float:
-    """Share of the second image's sampled patches that lie in the phase of their template."""
+    """Share of the second image's sampled patches that are in the phase of their template."""
     views = _phases()
     sampler = PatchSampler(PsclSimclrConfig(texture=share, templates_per_class=20), classes=2)
     maps = Features(torch.zeros(2, 3, 4, 4), (torch.zeros(2, 3, 32, 32),))
@@ -111,7 +111,7 @@ def _hits(share: float) -> float:
 def test_texture_finds_phases_that_projections_do_not() -> None:
     assert _hits(0.5) > 0.9
     assert _hits(1.0) > 0.9
-    # Without it the patches are the first free ones, whatever the class.
+    # Without texture the first free patches are taken, whatever their class.
     assert _hits(0.0) < 0.8
 
 
@@ -130,6 +130,6 @@ def test_half_texture_is_the_mean_of_both_cosines() -> None:
     assert int(sample.key_patches[1, 0]) == int(torch.as_tensor(similarity).argmax())
 
 
-def test_texture_is_refused_where_lengths_count() -> None:
-    with pytest.raises(ValueError, match="texture needs matching: cosine"):
+def test_texture_is_refused_with_dot_products() -> None:
+    with pytest.raises(ValueError, match=r"texture.*matching"):
         PsclSimclrConfig(texture=0.5, matching="dot")

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite against the original implementation, and what a trunk promises, at odd sizes too."""
+"""EfficientNet-Lite against the original implementation, and the interface of a trunk, also for odd sizes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_grey_trunk_equals_the_colour_trunk_on_repeated_channels() -> None:
 
 @pytest.mark.parametrize("name", ["efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"])
 @pytest.mark.parametrize("size", [(32, 32), (63, 97), (40, 33)])
-def test_maps_have_the_promised_channels_and_strides(name: str, size: tuple[int, int]) -> None:
+def test_maps_have_the_stated_channels_and_strides(name: str, size: tuple[int, int]) -> None:
     trunk = EfficientNetLite(EfficientNetLiteConfig.model_validate({"name": name, "init": "random"})).eval()
     with torch.no_grad():
         maps = trunk.encode(torch.rand(1, 1, *size))
@@ -62,7 +62,7 @@ def test_maps_have_the_promised_channels_and_strides(name: str, size: tuple[int,
     assert all(bool(scale.isfinite().all()) for scale in features.scales)
 
 
-def test_all_parameters_are_of_the_encoder_or_the_decoder_and_learn() -> None:
+def test_all_parameters_are_in_encoder_or_decoder_and_have_gradients() -> None:
     trunk = make(init="random")
     parts = [*trunk.encoder.parameters(), *trunk.decoder.parameters()]
     assert {id(p) for p in parts} == {id(p) for p in trunk.parameters()}

@@ -1,4 +1,4 @@
-"""A new trunk is one class and its configuration: this one is in the test, and nothing in pscl_hpc names it."""
+"""A new trunk is one module with a class and its settings. This one is defined here, without a change in pscl_hpc."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.helpers import small_archive, small_config
 
 
 class PyramidConfig(TrunkConfig):
-    """A trunk whose strides are 1, 4 and 8: not every level halves the resolution."""
+    """A trunk with strides 1, 4 and 8: the levels do not all halve the resolution."""
 
     name: Literal["pyramid"] = "pyramid"
     display_name: ClassVar[str] = "Pyramid"
@@ -111,7 +111,7 @@ def test_every_method_pretrains_it(archive: Path, tmp_path: Path, method: str) -
 
 
 @pytest.mark.parametrize("semi_supervised", [None, {"name": "ideal", "batch_size": 2}])
-def test_fine_tuning_validates_writes_and_evaluates_it(
+def test_fine_tuning_and_evaluation_accept_it(
     archive: Path, tmp_path: Path, semi_supervised: dict[str, object] | None
 ) -> None:
     tree = {
@@ -132,6 +132,6 @@ def test_fine_tuning_validates_writes_and_evaluates_it(
     evaluate(run.path, splits=["val"])
 
 
-def test_the_command_line_knows_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_shows_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "finetune", "--model", "pyramid"]) == 0
     assert "width: 4" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Predictions against hand computation, and what must hold whatever the numbers."""
+"""Predictions against hand computation, and properties that hold for all numbers; the command ``plan``."""
 
 from __future__ import annotations
 
@@ -73,16 +73,16 @@ def test_two_nodes_by_hand() -> None:
     assert found.images_per_second == pytest.approx(32 / found.step)
 
 
-def test_each_part_of_a_batch_is_a_pass_of_its_own() -> None:
+def test_each_part_of_an_accumulated_batch_is_one_pass() -> None:
     whole, parts = predict(rates(), LINKS, 8, 2), predict(rates(), LINKS, 8, 6, accumulate=3)
     for name in ("compute", "loss", "gather", "normalise"):
         assert getattr(parts, name) == pytest.approx(3 * getattr(whole, name))
     assert parts.reduce == whole.reduce, "the gradients of all parts are summed at once"
-    assert parts.memory == whole.memory + 400, "beside the gradients of the parts before"
+    assert parts.memory == whole.memory + 400, "the accumulated gradients stay in memory"
     assert parts.images == 6
 
 
-def test_batch_statistics_of_its_own_cost_no_messages() -> None:
+def test_batch_statistics_per_rank_cost_no_messages() -> None:
     apart = predict(rates(), LINKS, 8, 4, synchronised=False)
     assert apart.normalise == 0
     assert apart.step == pytest.approx(predict(rates(), LINKS, 8, 4).step - 2 * 3 * 2 * 2 * 1.3)
@@ -113,7 +113,7 @@ def tiny(**changes: object) -> PretrainConfig:
 
 
 def clock(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None:
-    """Let what is timed take these seconds, three times each, and everything after it none."""
+    """Fake clock: these seconds, three times each, then zero."""
     times = iter([each for each in seconds for _ in range(3)])
 
     def timed(call: Callable[[], None], device: torch.device) -> float:
@@ -123,9 +123,9 @@ def clock(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None:
     monkeypatch.setattr(measure, "_timed", timed)
 
 
-def test_times_that_make_no_sense_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_that_do_not_grow_with_images_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     clock(monkeypatch, 2.0, 1.0)
-    with pytest.raises(JobError, match="measure on an idle device"):
+    with pytest.raises(JobError, match="--images"):
         measure_rates(tiny(), [2, 4])
 
 
@@ -143,7 +143,7 @@ def test_rates_are_measured_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert load_rates(tmp_path / "rates.json") == found
 
 
-def test_activations_are_computed_again_where_the_training_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_activation_checkpointing_is_part_of_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     plain = Block.forward
     monkeypatch.setattr(Block, "forward", lambda block, x: calls.append(block) or plain(block, x))
@@ -157,19 +157,17 @@ def test_activations_are_computed_again_where_the_training_does(monkeypatch: pyt
 
 
 def test_views_too_small_to_be_measured_are_refused() -> None:
-    with pytest.raises(
-        UserError, match=r"^views\.size is \[16, 32\], but .* set views\.size=\[32,32\] or larger$"
-    ):
+    with pytest.raises(UserError, match=r"views\.size=\[32,32\]"):
         measure_rates(tiny(views={"size": [16, 32]}), [2, 4])
 
 
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"contrasts": [], "size": [1, 2]}', '{"contrasts": [{"a": 1}]}']
 )
-def test_a_file_of_something_else_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_file_without_rates_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "rates.json"
     path.write_text(text)
-    with pytest.raises(UserError, match=r"rates\.json: holds no measured rates"):
+    with pytest.raises(UserError, match=r"rates\.json"):
         load_rates(path)
 
 
@@ -181,7 +179,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     )
     arguments = ["plan", "--config", str(config), "--rates", str(file)]
     assert main(arguments) == 2
-    assert "no such file; measure it on the device" in capsys.readouterr().err
+    assert f"{file}" in capsys.readouterr().err
     loaded = load_config(config)
     assert isinstance(loaded, PretrainConfig)
     save_rates(file, rates(keys=measured_keys(loaded)))
@@ -191,9 +189,11 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert answer["asked"]["images"] == 8
     assert [line["ranks"] for line in answer["sweep"]] == [2**i for i in range(11)]
     assert main([*arguments, "--batch", "65"]) == 2
-    assert "for example 72" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "--batch 65" in shown
+    assert "72" in shown
     assert main([*arguments, "views.size=[32,32]"]) == 2
-    assert "was measured with views.size" in capsys.readouterr().err
+    assert "views.size [64, 64], not [32, 32]" in capsys.readouterr().err
     assert main([*arguments, "--batch", "64"]) == 0
     assert "1024" in capsys.readouterr().out
 
@@ -208,7 +208,7 @@ def planned(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("key", "sentence"),
+    ("key", "named"),
     [
         ("model.widths=[4,8,16]", "model.widths [4, 8, 8], not [4, 8, 16]"),
         ("method.templates_per_class=2", "method.templates_per_class"),
@@ -218,14 +218,16 @@ def planned(tmp_path: Path) -> list[str]:
         ("method.reference.per_batch=4", "1 references on one GPU, not 0.5 or 4"),
     ],
 )
-def test_rates_of_another_network_are_refused(
-    planned: list[str], capsys: pytest.CaptureFixture[str], key: str, sentence: str
+def test_rates_of_another_configuration_are_refused(
+    planned: list[str], capsys: pytest.CaptureFixture[str], key: str, named: str
 ) -> None:
     assert main([*planned, key]) == 2
-    assert f"was measured with {sentence}" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "rates.json" in shown
+    assert named in shown
 
 
-def test_what_changes_no_rate_is_accepted_and_what_changes_the_step_is_counted(
+def test_keys_without_effect_on_rates_are_accepted_and_the_others_counted(
     planned: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     def ask(*keys: str) -> dict[str, float]:
@@ -238,25 +240,27 @@ def test_what_changes_no_rate_is_accepted_and_what_changes_the_step_is_counted(
     assert ask("runtime.sync_batchnorm=false")["normalise"] == 0 < plain["normalise"]
     assert ask("accumulate=2")["normalise"] == 2 * plain["normalise"]
     assert main([*planned, "accumulate=2", "--batch", "8"]) == 2
-    assert "shared by 8 GPUs in 2 passes; use a multiple, for example 16" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "--batch 8 " in shown
+    assert "16" in shown
 
 
-def test_nothing_is_measured_that_cannot_be_kept(
+def test_nothing_is_measured_that_cannot_be_written(
     planned: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pscl_hpc.planning.measure_rates", lambda *_: pytest.fail("measured"))
     for file in (tmp_path / "gone" / "rates.json", tmp_path):
         assert main([*planned, "--measure", str(file)]) == 2
-        assert "cannot be written there" in capsys.readouterr().err
+        assert f"--measure {file}" in capsys.readouterr().err
     for numbers in ("2, 2", "1,2", "2", "a,b"):
         assert main([*planned, "--measure", str(tmp_path / "r.json"), "--images", numbers]) == 2
-        assert "two or more different numbers above 1" in capsys.readouterr().err
+        assert f"--images is '{numbers}'" in capsys.readouterr().err
     assert main([*planned, "--images", "2,4"]) == 2
-    assert "add --measure FILE" in capsys.readouterr().err
+    assert "--measure" in capsys.readouterr().err
     mine = tmp_path / "c.yaml"
     before = mine.read_bytes()
     assert main([*planned, "--measure", str(mine)]) == 2
-    assert "c.yaml: exists and holds no measured rates" in capsys.readouterr().err
+    assert f"--measure {mine}" in capsys.readouterr().err
     assert mine.read_bytes() == before
 
 
@@ -265,16 +269,16 @@ def test_nothing_is_measured_that_cannot_be_kept(
     [{"step_fixed": None}, {"gradient_bytes": float("nan")}, {"normalisations": [1]}, {"references": "x"},
      {"contrasts": [{"width": 3}]}, {"contrasts": 3}, {"keys": 3}, {"more": 1}],
 )  # fmt: skip
-def test_a_file_with_other_values_holds_no_rates(tmp_path: Path, change: dict[str, object]) -> None:
+def test_a_file_of_rates_with_an_invalid_value_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
     file = tmp_path / "rates.json"
     save_rates(file, rates())
     assert load_rates(file) == rates()
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
-    with pytest.raises(UserError, match="holds no measured rates"):
+    with pytest.raises(UserError, match=r"rates\.json"):
         load_rates(file)
 
 
-def test_endless_latencies_are_refused(planned: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_infinite_latencies_are_refused(planned: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*planned, "--json", "--inter-us", "inf"]) == 2
     assert "--inter-us" in capsys.readouterr().err
 

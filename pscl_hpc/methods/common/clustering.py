@@ -1,4 +1,4 @@
-"""Clusters of patches that follow the features they are made of: k-means with moving averages, the same on every rank.
+"""Clustering with moving averages: k-means over the steps of a run, equal on every rank.
 
 Shape legend: N vectors, D width, K clusters.
 """
@@ -15,14 +15,14 @@ from torch.nn import functional as F
 from pscl_hpc.training.reduce import sum_over_ranks
 
 _ROUNDS = 5
-"""Assignments after each split of the first clustering."""
+"""k-means iterations after each split of the initial clustering."""
 
 
 class Moments(NamedTuple):
-    """What is known of the members of each cluster, as parts of all members: they add up over images and ranks."""
+    """Sums over the members of each cluster. They can be added over images and ranks."""
 
     share: Tensor
-    """Number of members, (K,)."""
+    """Number of members, or their share of all members, (K,)."""
     first: Tensor
     """Sum of the members, (K, D)."""
     second: Tensor
@@ -30,14 +30,14 @@ class Moments(NamedTuple):
 
     @classmethod
     def of(cls, vectors: Tensor, labels: Tensor, clusters: int) -> Moments:
-        """Of vectors (N, D) with labels (N,), in double precision; a negative label takes no part."""
+        """Moments of vectors (N, D) with labels (N,), in double precision. Negative labels are ignored."""
         vectors = torch.where(labels.unsqueeze(1) >= 0, vectors, 0.0).double()
         member = F.one_hot(labels.clamp_min(-1) + 1, clusters + 1)[:, 1:].double()
         return cls(member.sum(dim=0), member.T @ vectors, member.T @ vectors.square())
 
     @property
     def centres(self) -> Tensor:
-        """Mean of the members, (K, D); 0 for an empty cluster, which :func:`nearest` never gives."""
+        """Mean of the members, (K, D); 0 for an empty cluster, which :func:`nearest` never returns."""
         return self.first / self._count
 
     @property
@@ -50,9 +50,9 @@ class Moments(NamedTuple):
         return torch.where(self.share > 0, self.share, 1.0).unsqueeze(1)
 
     def split(self, empty: int, scale: Tensor) -> Moments:
-        """The cluster with the largest scatter as two, the second in the place of the one numbered ``empty``.
+        """Split the cluster with the largest scatter in two. The second half replaces cluster ``empty``.
 
-        They lie one standard deviation to either side along the axis of the largest variance, axes being scaled.
+        The new centres are one standard deviation to either side, along the axis of the largest scaled variance.
         """
         scatter = (self.variance * scale.square()).sum(dim=1) * self.share
         scatter[self.share <= 0] = -1
@@ -96,12 +96,12 @@ class MovingMoments(nn.Module):
 
     @property
     def moments(self) -> Moments:
-        """Moving averages; shares add up to 1, or are all 0 before the first step."""
+        """The moving averages. Shares add up to 1, or are all 0 before the first step."""
         return Moments(self.share, self.first, self.second)
 
     @torch.no_grad()
     def follow(self, batch: Moments) -> None:
-        """Let the moments of a batch, of all ranks, enter; the first are taken as they are."""
+        """Update with the moments of a batch, summed over ranks. The first batch is used as it is."""
         keep = self.memory if bool(self.share.sum() > 0) else 0.0
         total = batch.share.sum().clamp_min(1)
         self.set(
@@ -111,20 +111,20 @@ class MovingMoments(nn.Module):
         )
 
     def set(self, moments: Moments) -> None:
-        """Take moments over, with shares that add up to 1."""
+        """Replace the moments, scaled so that shares add up to 1."""
         total = moments.share.sum().clamp_min(torch.finfo(torch.float64).tiny)
         for buffer, value in zip(self.moments, moments, strict=True):
             buffer.copy_(value / total)
 
 
 class Clusters(MovingMoments):
-    """K clusters of vectors of width D, found from the first batch and then following.
+    """K clusters of vectors of width D, initialised from the first batch and updated in each step.
 
-    Moments of a batch, summed over ranks, enter moving averages. A cluster that loses its members is given half of the
-    cluster with the largest scatter. The first clustering splits in the same way from one cluster to K (Linde, Buzo and
-    Gray 1980). Nothing is random, and nothing depends on how vectors are spread over ranks but the rounding of sums in
-    double precision. Moments are of the vectors as they are; distances are between vectors times a ``scale`` (D,),
-    which may change from step to step.
+    Moments of a batch, summed over ranks, update the moving averages. A cluster that loses its members is replaced by
+    half of the cluster with the largest scatter. The initial clustering uses the same split from one cluster to K
+    (Linde, Buzo and Gray 1980). Nothing is random, and the distribution of vectors over ranks matters only for the
+    rounding of sums in double precision. Moments are those of the unscaled vectors; distances are between vectors times
+    a ``scale`` (D,), which may change from step to step.
 
     Args:
         clusters: K, at least 1.
@@ -134,12 +134,12 @@ class Clusters(MovingMoments):
 
     @property
     def known(self) -> bool:
-        """Whether there has been a first clustering."""
+        """Whether the clusters are initialised."""
         return bool(self.share.sum() > 0)
 
     @torch.no_grad()
     def start(self, vectors: Tensor, scale: Tensor, process_group: dist.ProcessGroup | None = None) -> None:
-        """The first clustering, of this rank's vectors (N, D) and those of all others."""
+        """The initial clustering of the vectors (N, D) of all ranks."""
         count = len(self.share)
         everything = torch.zeros(len(vectors), dtype=torch.int64, device=vectors.device)
         moments = _over_ranks(Moments.of(vectors, everything, count), process_group)
@@ -152,7 +152,7 @@ class Clusters(MovingMoments):
 
     @torch.no_grad()
     def revive(self, scale: Tensor) -> None:
-        """Give each cluster below a hundredth of an equal share half of the one with the largest scatter."""
+        """Replace clusters with less than a hundredth of an equal share by half of the one with the largest scatter."""
         moments = self.moments
         for place in (moments.share < 0.01 / len(moments.share)).nonzero().flatten().tolist():
             moments = moments.split(place, scale)
@@ -161,7 +161,7 @@ class Clusters(MovingMoments):
 
 @torch.no_grad()
 def nearest(vectors: Tensor, clusters: Moments, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """The cluster of nearest centre for each vector, of equals the first, and how clearly it is the nearest.
+    """The nearest cluster of each vector (the first of equals), and its margin over the second.
 
     Args:
         vectors: (N, D).
@@ -169,8 +169,8 @@ def nearest(vectors: Tensor, clusters: Moments, scale: Tensor) -> tuple[Tensor, 
         scale: Factor on each axis, (D,).
 
     Returns:
-        int64 (N,), and (N,) in 0..1: with distances d1 and d2 to the nearest and the second, (d2 - d1) / (d2 + d1); 0
-        where both are zero or there is no second.
+        Cluster, int64 (N,), and margin (N,) in 0..1: (d2 - d1) / (d2 + d1) with the distances d1 to the nearest and d2
+        to the second; 0 where both are zero or there is no second.
     """
     a, b = vectors.float() * scale.float(), clusters.centres.float() * scale.float()
     distance = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
@@ -185,12 +185,12 @@ def nearest(vectors: Tensor, clusters: Moments, scale: Tensor) -> tuple[Tensor, 
 
 @torch.no_grad()
 def clearest(labels: Tensor, margin: Tensor, share: float) -> Tensor:
-    """Which vectors are among the clearest ``share`` of their cluster, at least one: bool (N,).
+    """Whether a vector is among the ``share`` of its cluster with the largest margins, bool (N,).
 
     Args:
         labels: Cluster of each vector, (N,).
-        margin: How clear that is, (N,); of equals the first are taken. 0 is no choice and never taken.
-        share: Of the vectors of each cluster.
+        margin: Margin of each vector, (N,). Of equals the first are taken; vectors with margin 0 are never taken.
+        share: Share of the vectors of each cluster, rounded up.
     """
     order = margin.argsort(descending=True, stable=True)
     order = order[labels[order].argsort(stable=True)]

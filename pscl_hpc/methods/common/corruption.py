@@ -1,7 +1,7 @@
-"""Corruptions of textures that a network is to undo. Each image has its own draws.
+"""Corruption of images that a network has to restore.
 
-A corruption is confined to blocks, and the blocks are known: where nothing was changed there is nothing to restore, and
-the skip connections of a U-Net would hand the answer through.
+Corruptions are limited to known blocks, so that the loss can be: the skip connections of a U-Net would copy unchanged
+pixels to the output.
 
 Shape legend: B images, C channels, h w pixels.
 """
@@ -20,68 +20,67 @@ from pscl_hpc.config import Count, Fraction, NonNegative, Positive, Strict
 
 
 class CorruptionConfig(Strict):
-    """What is done to an image that is to be restored. Every image has its own draw of everything."""
+    """Corruption of the images to restore. Everything is drawn for each image separately."""
 
     block: tuple[Count, Count] = (24, 64)
-    """Smallest and largest side, in pixels, of the square blocks that an image is divided into. Blocks should be
-    larger than the particles, or what they hide can be read off their rim."""
+    """Smallest and largest side in pixels of the square blocks of an image. Blocks should be larger than the particles:
+    small hidden parts can be guessed from their border."""
     share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.4
-    """Probability of each block to be corrupted."""
+    """Probability that a block is corrupted."""
     blank: NonNegative = 0.6
-    """Relative frequency of blocks that are filled with the image's mean level."""
+    """Relative frequency of blocks that are filled with the mean grey level of the image."""
     shuffle: NonNegative = 0.2
-    """Relative frequency of blocks whose pixels change places within small windows."""
+    """Relative frequency of blocks whose pixels are permuted within small windows."""
     noise: NonNegative = 0.2
     """Relative frequency of blocks with added white noise."""
     shuffle_window: Annotated[int, Field(ge=2)] = 8
     """Side of the windows of ``shuffle``, in pixels."""
     noise_std: Positive = 0.25
-    """Standard deviation of ``noise``, in grey levels of 0..1."""
+    """Standard deviation of ``noise``; grey levels are 0..1."""
     cutout: Fraction = 0.5
-    """Probability that one rectangle is filled with the mean level besides."""
+    """Probability that additionally one rectangle is filled with the mean grey level."""
     cutout_side: tuple[Fraction, Fraction] = (0.25, 0.5)
-    """Smallest and largest side of that rectangle, as a share of the image's side."""
+    """Smallest and largest side of this rectangle, as a share of the side of the image."""
 
     @model_validator(mode="after")
     def _consistent(self) -> CorruptionConfig:
         for key, (low, high) in (("block", self.block), ("cutout_side", self.cutout_side)):
             if low > high:
-                raise ValueError(f"{key} is [{low}, {high}]: the smallest comes first")
+                raise ValueError(
+                    f"{key} is [{low}, {high}]; the first value must not be larger than the second"
+                )
         if self.blank + self.shuffle + self.noise == 0:
-            raise ValueError("blank, shuffle and noise are all 0: blocks would stay as they are")
+            raise ValueError("blank, shuffle and noise are all 0; at least one must be positive")
         return self
 
 
 class Corrupted(NamedTuple):
-    """Images to be restored."""
+    """Corrupted images."""
 
     images: Tensor
     """(B, C, h, w) in 0..1."""
     mask: Tensor
-    """Pixels that belong to a corrupted block, bool (B, 1, h, w)."""
+    """Pixels of corrupted blocks, bool (B, 1, h, w)."""
 
 
 @torch.no_grad()
 def corrupt(images: Tensor, config: CorruptionConfig, generators: list[torch.Generator]) -> Corrupted:
-    """Corrupt each image with the numbers of its own generator.
+    """Corrupt each image with the random numbers of its own generator.
 
-    An image is divided into square blocks of one random side at a random offset. Each block is blanked, shuffled or
-    given noise with probability ``config.share``, in the frequencies of ``config``; a blank rectangle may come on top.
+    An image is divided into square blocks of one random side at a random offset. With probability ``config.share`` a
+    block is blanked, shuffled or given noise, with the relative frequencies of ``config``. A blank rectangle may be added.
 
     Args:
         images: (B, C, h, w) in 0..1.
-        config: Ranges.
-        generators: One for each image, on the device of the images.
-
-    Returns:
-        New images, and what is corrupted in them.
+        config: Probabilities and ranges.
+        generators: One per image, on the device of the images.
     """
     drawn = [_one(image, config, generator) for image, generator in zip(images, generators, strict=True)]
     return Corrupted(torch.stack([item.images for item in drawn]), torch.stack([item.mask for item in drawn]))
 
 
 def _one(image: Tensor, config: CorruptionConfig, generator: torch.Generator) -> Corrupted:
-    """One image (C, h, w). What is drawn, and in which order, does not depend on the outcome of earlier draws."""
+    """Corrupt one image (C, h, w). Number and order of draws do not depend on the values drawn before."""
     height, width = image.shape[1:]
     scalars = torch.rand(8, generator=generator, device=image.device, dtype=torch.float64).tolist()
     side = _between(config.block, scalars[0])
@@ -107,7 +106,7 @@ def _operations(
     generator: torch.Generator,
     device: torch.device,
 ) -> Tensor:
-    """What is done to each pixel, int64 (h, w): 0 nothing, 1 blank, 2 shuffle, 3 noise."""
+    """Operation for each pixel, int64 (h, w): 0 none, 1 blank, 2 shuffle, 3 noise."""
     rows, cols = math.ceil(height / side) + 1, math.ceil(width / side) + 1
     draw = torch.rand((2, rows, cols), generator=generator, device=device, dtype=torch.float64)
     parts = torch.tensor((config.blank, config.shuffle, config.noise), device=device, dtype=torch.float64)
@@ -120,7 +119,7 @@ def _operations(
 
 
 def _shuffle(image: Tensor, window: int, generator: torch.Generator) -> Tensor:
-    """Pixels change places within each window of a fixed grid; what does not fill a window is completed by its edge."""
+    """Permute the pixels within each window of a fixed grid. Partial windows are padded with their edge."""
     height, width = image.shape[1:]
     rows, cols = -(-height // window), -(-width // window)
     padded = F.pad(image[None], (0, cols * window - width, 0, rows * window - height), mode="replicate")[0]

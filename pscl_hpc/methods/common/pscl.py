@@ -1,4 +1,4 @@
-"""What the variants of patch-sampled contrastive learning share: heads and the sampling of patches."""
+"""Base classes of the PSCL variants: heads and the sampling of patches."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from abc import abstractmethod
 from torch import Tensor, nn
 
 from pscl_hpc.methods.base import Method, PatchSample, Setting, Views
-from pscl_hpc.methods.common.patches import PatchSampler, patch_purity
-from pscl_hpc.methods.common.settings import AnnotatedPatchConfig, PatchConfig
+from pscl_hpc.methods.common.patches import patch_purity
+from pscl_hpc.methods.common.pscl_config import AnnotatedPatchConfig, PatchConfig
+from pscl_hpc.methods.common.sampling import PatchSampler
 from pscl_hpc.models import Features, GlobalHead, PatchHead, Trunk
 from pscl_hpc.seeding import Draws
 
@@ -33,7 +34,7 @@ class Pscl(Method):
     def sampling_terms(
         self, scale: int, views: Views, sample: PatchSample, height: int, width: int
     ) -> dict[str, Tensor]:
-        """What the log tells of the patches of one scale, a grid of ``height`` x ``width``."""
+        """Logged terms for the patches of one scale, a grid of ``height`` x ``width``."""
 
 
 class AnnotatedPscl(Pscl):
@@ -50,9 +51,7 @@ class AnnotatedPscl(Pscl):
         if setting.annotated is None:
             raise ValueError(f"{config.name} needs the collection of its references")
         self.classes = len(setting.annotated.classes)
-        # Annotation of these classes is not to be trusted: they give no templates.
-        ignored = setting.annotated.ignore_classes
-        self.sampler = PatchSampler(config, classes=self.classes, ignored=ignored)
+        self.sampler = PatchSampler(config, classes=self.classes, ignored=setting.annotated.ignore_classes)
 
     def sample_patches(self, views: Views, key: Features, draws: Draws) -> tuple[PatchSample, ...]:
         """See :class:`PatchSampler`."""
@@ -61,7 +60,7 @@ class AnnotatedPscl(Pscl):
     def sampling_terms(
         self, scale: int, views: Views, sample: PatchSample, height: int, width: int
     ) -> dict[str, Tensor]:
-        """Templates per reference, and purity of the other images."""
+        """Templates per reference, and purity of the patches of the other images."""
         return {
             f"scale{scale}/templates": sample.valid[: views.references].sum() / views.references,
             f"scale{scale}/purity": patch_purity(views, sample, height, width)[views.references :].nanmean(),

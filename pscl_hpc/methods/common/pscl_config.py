@@ -1,4 +1,4 @@
-"""Settings that the variants of patch-sampled contrastive learning share."""
+"""Settings of the PSCL variants."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from pscl_hpc.models import TrunkMaps
 
 
 class PatchConfig(MethodConfig):
-    """What all variants have: number of patches, heads, weights of the losses (docs/methods.md, PSCL-SimCLR)."""
+    """Settings of all variants: number of patches, heads, weights of the losses (docs/methods.md, PSCL-SimCLR)."""
 
     templates_per_class: Count = 4
     """Template patches per class at the coarsest scale."""
     template_growth: Count = 2
     """Each finer scale has this many times more template patches."""
     purity: Annotated[float, Field(gt=0.5, le=1.0)] = 0.95
-    """A patch can be a template of a class when at least this share of it has that class. Classes with fewer such
-    patches have fewer templates, absent classes none."""
+    """Minimum share of a class in its template patches. A class with fewer such patches has fewer templates, an absent
+    class none."""
     temperature: Positive = 0.5
     """Temperature of both contrastive losses."""
     patch_weight: Fraction = 0.7
-    """Weight of the patch loss; the image loss has the rest."""
+    """Weight of the patch loss; the image loss has ``1 - patch_weight``."""
     scale_weights: tuple[NonNegative, ...] = ()
-    """Weight of each scale's loss from coarse to fine, before their mean is taken; all 1 when empty."""
+    """Weights of the scales in the patch loss, coarse to fine, before their mean is taken; empty: all 1."""
     projection: Count = 64
     """Width of the contrasted vectors."""
     hidden: Count = 128
@@ -43,10 +43,10 @@ class PatchConfig(MethodConfig):
         return self
 
     def check(self, maps: TrunkMaps) -> None:
-        """Raise ValueError where weights or heads do not fit the trunk's decoder."""
+        """Raise ValueError if weights or heads do not fit the decoder of the trunk."""
         super().check(maps)
         if self.scale_weights and len(self.scale_weights) != len(maps.scales):
-            raise ValueError(f"method.scale_weights needs {len(maps.scales)} values, one per scale")
+            raise ValueError(f"method.scale_weights needs {len(maps.scales)} values, one per decoder scale")
         for channels, _ in maps.scales:
             for key, value in (
                 ("a decoder map of model", channels),
@@ -64,27 +64,25 @@ class PatchConfig(MethodConfig):
 
 
 class AnnotatedPatchConfig(PatchConfig, ReferencedMethodConfig):
-    """What the variants with a reference have: choice of templates, matching (docs/methods.md, PSCL-SimCLR)."""
+    """Settings of the variants with references: choice of templates, matching (docs/methods.md, PSCL-SimCLR)."""
 
     template_rule: Literal["pure", "released"] = "pure"
-    """pure: random patches of sufficient ``purity``. released: the highest label values with exclusion by subtraction,
-    overflowing into mixed and arbitrary patches of a rare class, as the released code does; ``purity`` is not used."""
+    """pure: random patches with at least ``purity``. released: as in the released code, the highest label values with
+    exclusion by subtraction; a rare class also takes mixed and arbitrary patches, and ``purity`` is not used."""
     matching: Literal["cosine", "dot"] = "cosine"
-    """Similarity by which patches are matched to templates. dot: as released, not normalised."""
+    """Similarity of patches and templates. dot: not normalised, as released."""
     exclusion: Literal["strict", "released"] = "strict"
-    """strict: a patch is taken once. released: the largest similarity is subtracted from a taken patch, which lets it be
-    taken again where similarities are negative."""
+    """strict: a patch is taken at most once. released: the largest similarity is subtracted from a taken patch, so that
+    it can be taken again where similarities are negative."""
     texture: Fraction = 0.0
-    """Share of fixed texture descriptors in the similarity that patches are matched by: ``texture`` times the cosine of
-    the descriptors plus ``1 - texture`` times that of the projections. 0: projections alone, as in the paper; they say
-    next to nothing while the network is young. Needs ``matching: cosine``."""
+    """Share of fixed texture descriptors in the similarity of patches and templates: ``texture`` times the cosine of the
+    descriptors plus ``1 - texture`` times the cosine of the projections. 0: projections alone, as in the paper; early in
+    training they carry little information. Needs ``matching: cosine``."""
     antialias: bool = True
-    """Labels are averaged over the whole patch. false: bilinear samples, as torchvision before 0.17."""
+    """Average labels over the whole patch. false: bilinear samples, as in torchvision before 0.17."""
 
     @model_validator(mode="after")
     def _texture_has_no_length(self) -> Self:
         if self.texture and self.matching == "dot":
-            raise ValueError(
-                "texture needs matching: cosine, because descriptors and projections are directions"
-            )
+            raise ValueError("texture needs matching: cosine; set matching=cosine or texture=0")
         return self
