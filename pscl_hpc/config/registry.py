@@ -94,7 +94,10 @@ class Registry(Generic[S, P]):
             return check(value)
         name = value.get("name", self.default)
         if not isinstance(name, str) or name not in self._all():
-            raise PydanticCustomError(UNKNOWN_NAME, "unknown name", {"given": name, "names": self.names})
+            context = {"given": str(name), "choices": ", ".join(self.names), "names": self.names}
+            raise PydanticCustomError(
+                UNKNOWN_NAME, "unknown name '{given}'; choose one of: {choices}", context
+            )
         return self.config(name).model_validate(value)
 
     def _all(self) -> dict[str, tuple[type[S], type[P]]]:

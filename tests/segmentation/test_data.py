@@ -10,6 +10,7 @@ import pytest
 
 from pscl_hpc.archive import Archive, ShardWriter
 from pscl_hpc.errors import UserError
+from pscl_hpc.models.unet import UNetConfig
 from pscl_hpc.segmentation import ClassList
 from pscl_hpc.segmentation.data import WindowDataset, select_data
 
@@ -24,7 +25,7 @@ def archive(archive_file: Path) -> Archive:
 def windows(archive: Archive, **changes: Any) -> WindowDataset:
     config = settings(archive.path, Path("unused"), **changes)
     data = select_data(config, archive)
-    return WindowDataset(archive, data.references, data.classes, config, channels=1)
+    return WindowDataset(archive, data.references, data.classes, config, trunk=UNetConfig())
 
 
 def test_references_validation_and_pixel_counts(archive: Archive) -> None:

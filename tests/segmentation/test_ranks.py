@@ -12,6 +12,7 @@ import torch
 from pscl_hpc.archive import Archive
 from pscl_hpc.config import to_yaml
 from pscl_hpc.errors import UserError
+from pscl_hpc.models.unet import UNetConfig
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.segmentation.data import WindowDataset, select_data
 from pscl_hpc.training import Ranks
@@ -100,6 +101,6 @@ def test_a_batch_that_cannot_be_divided_is_refused(archive_file: Path) -> None:
     config = settings(archive_file, Path("unused"), batch_size=3)
     data = select_data(config, archive)
     with pytest.raises(UserError, match=r"^batch_size .*batch_size=4"):
-        WindowDataset(archive, data.references, data.classes, config, channels=1, rank=1, ranks=2)
+        WindowDataset(archive, data.references, data.classes, config, trunk=UNetConfig(), rank=1, ranks=2)
     with pytest.raises(UserError, match=r"^semi_supervised\.batch_size .*semi_supervised\.batch_size=4"):
         dataset(semi(archive_file, Path("unused"), {"batch_size": 3}), archive, 0, 2)

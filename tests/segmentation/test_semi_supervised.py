@@ -15,16 +15,18 @@ from torch.nn import functional as F
 from pscl_hpc.archive import Archive
 from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.models import load_segmentation
+from pscl_hpc.models.unet import UNetConfig
 from pscl_hpc.segmentation import finetune
-from pscl_hpc.segmentation.config import FinetuneConfig, SemiSupervisedConfig
-from pscl_hpc.segmentation.cross_consistency import (
+from pscl_hpc.segmentation.config import FinetuneConfig
+from pscl_hpc.segmentation.data import WindowDataset, select_data, select_unlabelled
+from pscl_hpc.segmentation.finetune import build_net, build_objective, optimiser_groups
+from pscl_hpc.segmentation.semi_supervised.cross_consistency import (
     CrossConsistency,
+    CrossConsistencyConfig,
     consistency_weight,
     cross_consistency,
     pseudo_labels,
 )
-from pscl_hpc.segmentation.data import WindowDataset, select_data, select_unlabelled
-from pscl_hpc.segmentation.finetune import build_net, build_objective, optimiser_groups
 
 from .helpers import SCRATCH, settings
 from .test_finetune import metrics
@@ -43,7 +45,7 @@ def dataset(config: FinetuneConfig, archive: Archive, rank: int = 0, ranks: int 
         data.references,
         data.classes,
         config,
-        channels=1,
+        trunk=UNetConfig(),
         unlabelled=records,
         rank=rank,
         ranks=ranks,
@@ -86,19 +88,19 @@ def test_a_pseudo_label_has_no_gradient() -> None:
 
 
 def test_weight_rises_to_its_value_and_stays() -> None:
-    config = SemiSupervisedConfig(weight=2.0, ramp=0.5)
+    config = CrossConsistencyConfig(weight=2.0, ramp=0.5)
     weights = [consistency_weight(config, step, 20) for step in range(20)]
     assert weights[0] == pytest.approx(2 * math.exp(-5))
     assert weights == sorted(weights)
     assert weights[10:] == [2.0] * 10
-    assert consistency_weight(SemiSupervisedConfig(ramp=0.0), 0, 20) == 1.0
+    assert consistency_weight(CrossConsistencyConfig(ramp=0.0), 0, 20) == 1.0
 
 
 def make_objective(archive_file: Path, tmp_path: Path, **changes: Any) -> tuple[CrossConsistency, Any]:
     config = semi(archive_file, tmp_path / "run", changes, jitter={"probability": 0.0})
     archive = Archive(archive_file)
     data = select_data(config, archive)
-    objective = build_objective(build_net(config, 4), data, config, config.semi_supervised)
+    objective = build_objective(build_net(config, 4), data, config)
     assert isinstance(objective, CrossConsistency)
     return objective.train(), dataset(config, archive)[0]
 
@@ -150,7 +152,7 @@ def test_unlabelled_windows_come_without_their_masks(archive_file: Path, tmp_pat
     config = semi(archive_file, tmp_path / "run", {"batch_size": 6})
     mixed = dataset(config, archive)
     supervised = config.model_copy(update={"semi_supervised": None})
-    plain = WindowDataset(archive, mixed.references, mixed.classes, supervised, channels=1)
+    plain = WindowDataset(archive, mixed.references, mixed.classes, supervised, trunk=UNetConfig())
     ids = set()
     for step in range(6):
         batch, again = mixed[step], dataset(config, archive)[step]
