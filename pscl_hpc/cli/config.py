@@ -10,6 +10,7 @@ import typer
 config_app = typer.Typer(no_args_is_help=True, help="Print every key of a configuration, or check a file.")
 
 Method = Annotated[str, typer.Option("--method", help="Show the keys of this pretraining method.")]
+SemiSupervised = Annotated[str, typer.Option(help="Show the keys of this semi-supervised training.")]
 Model = Annotated[str, typer.Option("--model", help="Show the keys of this trunk.")]
 
 
@@ -27,14 +28,14 @@ def pretrain(method: Method = "", model: Model = "") -> None:
 
 
 @config_app.command("finetune")
-def finetune(model: Model = "") -> None:
+def finetune(model: Model = "", semi_supervised: SemiSupervised = "") -> None:
     """Every key of fine-tuning with its meaning, type and default, as YAML.
 
     **Examples**
 
     `pscl-hpc config finetune > my.yaml`
     """
-    _describe("finetune", {"model": model})
+    _describe("finetune", {"model": model, "semi_supervised": semi_supervised})
 
 
 @config_app.command("study")
@@ -83,8 +84,12 @@ def _describe(kind: str, chosen: dict[str, str]) -> None:
     from pscl_hpc.errors import UserError, did_you_mean
     from pscl_hpc.methods import METHODS
     from pscl_hpc.models import TRUNKS
+    from pscl_hpc.segmentation.semi_supervised import SEMI_SUPERVISED
 
-    for key, names in (("method", METHODS.names), ("model", TRUNKS.names)):
+    alternatives = {"method": METHODS, "model": TRUNKS, "semi_supervised": SEMI_SUPERVISED}
+    for key, names in ((key, registry.names) for key, registry in alternatives.items()):
         if chosen.get(key) and chosen[key] not in names:
-            raise UserError(f"--{key} {chosen[key]}: not found{did_you_mean(chosen[key], names)}")
+            raise UserError(
+                f"--{key.replace('_', '-')} {chosen[key]}: not found{did_you_mean(chosen[key], names)}"
+            )
     typer.echo(describe(schema_of(kind), {key: name for key, name in chosen.items() if name}), nl=False)

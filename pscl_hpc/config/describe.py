@@ -47,9 +47,11 @@ def _section(schema: type[BaseModel], chosen: Mapping[str, str], indent: str) ->
             yield from _comment(field.description, note, indent)
             yield f"{indent}{key}:" if field.is_required() else f"{indent}{key}: {_value(field)}"
             continue
-        optional = registry is None and field.default is None
+        optional = field.default is None and not field.is_required() and key not in chosen
         summary = (section.__doc__ or "").strip().partition("\n\n")[0].replace("\n    ", " ")
-        note = kind if registry is not None else "section, off by default" if optional else "section"
+        note = kind if registry is not None else "section"
+        if optional:
+            note += "; absent by default"
         yield from _comment(field.description or summary, note, indent)
         yield f"{indent}{key}:" + (" null" if optional else "")
         inner = list(_section(_with_defaults(section, field), chosen, indent + "  "))
