@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -79,14 +79,18 @@ def check(
 
 
 def _describe(kind: str, chosen: dict[str, str]) -> None:
-    from pscl_hpc.config import schema_of
+    from pscl_hpc.config import Registry, schema_of
     from pscl_hpc.config.describe import describe
     from pscl_hpc.errors import UserError, did_you_mean
     from pscl_hpc.methods import METHODS
     from pscl_hpc.models import TRUNKS
     from pscl_hpc.segmentation.semi_supervised import SEMI_SUPERVISED
 
-    alternatives = {"method": METHODS, "model": TRUNKS, "semi_supervised": SEMI_SUPERVISED}
+    alternatives: dict[str, Registry[Any, Any]] = {
+        "method": METHODS,
+        "model": TRUNKS,
+        "semi_supervised": SEMI_SUPERVISED,
+    }
     for key, names in ((key, registry.names) for key, registry in alternatives.items()):
         if chosen.get(key) and chosen[key] not in names:
             raise UserError(

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, create_model
 from pydantic.fields import FieldInfo
 
 from pscl_hpc.config.loading import models_in, registry_of
@@ -37,7 +37,8 @@ def _section(schema: type[BaseModel], chosen: Mapping[str, str], indent: str) ->
     for key, field in schema.model_fields.items():
         registry = registry_of(field)
         if registry is not None:
-            section: type[BaseModel] | None = registry.config(chosen.get(key, registry.default))
+            name = chosen.get(key, registry.default)
+            section: type[BaseModel] | None = _named(registry.config(name), name)
             kind = f"one of {', '.join(registry.names)}"
         else:
             section = next(iter(models_in(field.annotation)), None)
@@ -58,6 +59,14 @@ def _section(schema: type[BaseModel], chosen: Mapping[str, str], indent: str) ->
         yield from (f"{indent}# {line.removeprefix(indent)}" for line in inner) if optional else inner
 
 
+def _named(section: type[BaseModel], name: str) -> type[BaseModel]:
+    """The section with ``name`` as the default of its name, which several alternatives may share a class for."""
+    field = section.model_fields["name"]
+    namespace: dict[str, Any] = {"__base__": section, "name": (field.annotation, _replaced(field, name))}
+    created: type[BaseModel] = create_model(section.__name__, __doc__=section.__doc__, **namespace)
+    return created
+
+
 def _with_defaults(section: type[BaseModel], field: FieldInfo) -> type[BaseModel]:
     """The section with the defaults that it has at this key, where they differ from those of its class."""
     given = field.default
@@ -70,8 +79,6 @@ def _with_defaults(section: type[BaseModel], field: FieldInfo) -> type[BaseModel
         if key in changed
     }
     namespace: dict[str, Any] = {"__base__": section, **fields}
-    from pydantic import create_model
-
     created: type[BaseModel] = create_model(section.__name__, **namespace)
     return created
 
