@@ -161,7 +161,8 @@ def build_objective(
     )
     if config.semi_supervised is None:
         return Supervised(net, loss, config, average)
-    return SEMI_SUPERVISED.implementation(config.semi_supervised)(net, loss, config, average)
+    made: Objective = SEMI_SUPERVISED.implementation(config.semi_supervised)(net, loss, config, average)
+    return made
 
 
 def optimiser_groups(net: SegmentationNet, config: FinetuneConfig, *extra: nn.Module) -> list[dict[str, Any]]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import SerializeAsAny, WrapValidator
 
 from pscl_hpc.config import Count, NamedConfig, NonNegative, Registry
-
-if TYPE_CHECKING:
-    from pscl_hpc.segmentation.losses import Objective
 
 
 class SemiSupervisedConfig(NamedConfig):
@@ -27,7 +24,7 @@ class SemiSupervisedConfig(NamedConfig):
     """Weight of the loss on unlabelled pixels after its rise."""
 
 
-SEMI_SUPERVISED: Registry[SemiSupervisedConfig, Objective] = Registry(
+SEMI_SUPERVISED: Registry[SemiSupervisedConfig, Any] = Registry(
     "pscl_hpc.segmentation.semi_supervised", default="ideal"
 )
 
