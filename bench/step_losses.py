@@ -1,49 +1,79 @@
 """Losses of the first ten steps of every pretraining and fine-tuning, to compare two versions of the code.
 
-    python bench/step_losses.py record OUT.json [--work FOLDER]
-    python bench/step_losses.py compare BEFORE.json AFTER.json
+    python bench/step_losses.py measure OUT.json --work FOLDER
+    python bench/step_losses.py compare BEFORE.json AFTER.json [--before COMMIT]
 
-Runs the console command only, so that the same script measures versions whose modules differ. The archive is synthetic
-and made once in FOLDER: give the same FOLDER to both versions.
+Only the console command is used, so that the same script measures versions whose modules differ. The archive is
+synthetic and made once in FOLDER: give the same FOLDER to both versions. `compare` prints what differs. With `--before`,
+the commit of the first file, it also counts the lines of both versions and writes `results/step-losses.json`.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import subprocess
 import sys
+import tarfile
 import tempfile
 from pathlib import Path
+from typing import Any
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from bench.record import record  # noqa: E402
+
+CONFIGS = ROOT / "configs"
 REFERENCE = "synthetic_particles/particles_000000"
 REFERENCED = ("pscl-simclr", "pscl-guided", "pscl-moco", "pscl-simclr-paper")
 METHODS = (*REFERENCED, "pscl-clustered", "simclr", "moco", "byol", "densecl", "core", "ideal")
 STEPS = 10
+CLOCKED = ("images_per_second", "memory_mb", "checkpoint_seconds", "time")
+"""Values that differ from run to run."""
+AREAS = ("pscl_hpc", "kernels", "bench", "bench/gpu", "tests")
+"""Folders whose Python lines are counted."""
+
+Runs = dict[str, list[dict[str, float]]]
 
 
 def main() -> None:
-    """Entry point."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    record = commands.add_parser("record")
-    record.add_argument("out", type=Path)
-    record.add_argument("--work", type=Path)
-    compare = commands.add_parser("compare")
-    compare.add_argument("before", type=Path)
-    compare.add_argument("after", type=Path)
+    measure_command = commands.add_parser("measure")
+    measure_command.add_argument("out", type=Path)
+    measure_command.add_argument("--work", type=Path, required=True)
+    compare_command = commands.add_parser("compare")
+    compare_command.add_argument("before", type=Path)
+    compare_command.add_argument("after", type=Path)
+    compare_command.add_argument("--before", dest="commit")
     options = parser.parse_args()
-    if options.command == "compare":
-        sys.exit(differences(options.before, options.after))
-    with tempfile.TemporaryDirectory() as folder:
-        options.out.write_text(json.dumps(measure(options.work or Path(folder)), indent=1) + "\n")
+    if options.command == "measure":
+        options.out.write_text(json.dumps(measure(options.work), indent=1) + "\n")
+        return
+    old, new = (json.loads(path.read_text()) for path in (options.before, options.after))
+    found = {name: difference(lines, new.get(name, [])) for name, lines in old.items()}
+    for name, what in found.items():
+        print(f"{name:28} {what or 'equal'}")
+    if options.commit:
+        lines = {area: [count(options.commit, area), count("HEAD", area)] for area in AREAS}
+        result = {
+            "before": options.commit,
+            "steps": STEPS,
+            "differences": found,
+            "values compared": sum(len(line) for rows in old.values() for line in rows),
+            "python lines, before and after": lines,
+        }
+        command = f"python bench/step_losses.py compare BEFORE.json AFTER.json --before {options.commit}"
+        print(record("step-losses", result, command=command))
+    sys.exit(any(found.values()))
 
 
-def measure(work: Path) -> dict[str, list[dict[str, float]]]:
-    """Metrics of each run, step by step."""
+def measure(work: Path) -> Runs:
+    """Logged values of each run, step by step."""
     work.mkdir(parents=True, exist_ok=True)
     archive = work / "alloys.h5"
     if not archive.exists():
@@ -57,18 +87,26 @@ def measure(work: Path) -> dict[str, list[dict[str, float]]]:
             f"schedule.steps={STEPS}",
         ]
         for method in METHODS:
-            changes = ["views.size=[96,96]", "batch_size=6", "runtime.workers=0", "schedule.warmup_steps=2"]
+            changes = [
+                "views.size=[96,96]",
+                "batch_size=6",
+                "runtime.workers=0",
+                "schedule.warmup_steps=2",
+            ]
             if method in REFERENCED:
                 changes.append(f"method.reference.ids=[{REFERENCE}]")
             config = CONFIGS / "pretrain" / f"{method}.yaml"
             found[method] = train("pretrain", config, Path(runs) / method, *common, *changes)
         small = ["crop=[96,96]", "validate_every=5", f"references=[{REFERENCE}]"]
-        for name, config, changes in (
-            ("finetune", "default", ["batch_size=4"]),
-            ("finetune-pretrained", "default", ["batch_size=4", f"pretrained={Path(runs) / 'pscl-simclr'}"]),
+        # The U-Net recipe was the default of earlier versions.
+        names = [name for name in ("unet", "default") if (CONFIGS / "finetune" / f"{name}.yaml").exists()]
+        pretrained = f"pretrained={Path(runs) / 'pscl-simclr'}"
+        for name, config_name, changes in (
+            ("finetune", names[0], ["batch_size=4"]),
+            ("finetune-pretrained", names[0], ["batch_size=4", pretrained]),
             ("finetune-semi-supervised", "ideal", ["batch_size=3", "semi_supervised.batch_size=3"]),
         ):
-            file = CONFIGS / "finetune" / f"{config}.yaml"
+            file = CONFIGS / "finetune" / f"{config_name}.yaml"
             found[name] = train("finetune", file, Path(runs) / name, *common, *small, *changes)
     return found
 
@@ -77,32 +115,39 @@ def train(kind: str, config: Path, folder: Path, *changes: str) -> list[dict[str
     """The logged values of one run that do not depend on the clock."""
     run(kind, "--config", config, f"run={folder}", *changes)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    clocked = ("images_per_second", "memory_mb", "checkpoint_seconds", "time")
-    return [{key: value for key, value in line.items() if key not in clocked} for line in lines]
+    return [{key: value for key, value in line.items() if key not in CLOCKED} for line in lines]
 
 
 def run(*arguments: object) -> None:
     """One call of the console command."""
-    subprocess.run(
-        [sys.executable, "-m", "pscl_hpc.cli", *map(str, arguments)], check=True, stdout=subprocess.DEVNULL
-    )
+    command = [sys.executable, "-m", "pscl_hpc.cli", *map(str, arguments)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
-def differences(before: Path, after: Path) -> int:
-    """Print what differs in values that both versions log; the number of runs that differ."""
-    old, new = (json.loads(path.read_text()) for path in (before, after))
-    differing = 0
-    for name, lines in old.items():
-        wrong = []
-        for number, line in enumerate(lines):
-            other = new.get(name, [])[number : number + 1]
-            for key, value in line.items():
-                if not other or (key in other[0] and other[0][key] != value):
-                    wrong.append(f"line {number} {key}: {value} {other[0].get(key) if other else 'absent'}")
-        shared = {key for line in lines for key in line} & {key for line in new.get(name, []) for key in line}
-        print(f"{name:28} {'equal' if not wrong else wrong[:3]} ({', '.join(sorted(shared))})")
-        differing += bool(wrong)
-    return differing
+def difference(before: list[dict[str, float]], after: list[dict[str, float]]) -> str:
+    """The first value of ``before`` that ``after`` does not have, in words; values may have been added, not renamed."""
+    if len(before) != len(after):
+        return f"{len(after)} lines instead of {len(before)}"
+    for number, (old, new) in enumerate(zip(before, after, strict=True)):
+        for key, value in old.items():
+            if new.get(renamed(key, new)) != value:
+                return f"line {number}, {key}: {new.get(key)} instead of {value}"
+    return ""
+
+
+def renamed(key: str, line: dict[str, float]) -> str:
+    """The name of a value in another version: patches were called cells."""
+    return key if key in line else key.replace("cells/", "patches/")
+
+
+def count(commit: str, area: str) -> int:
+    """Lines of Python in a folder at a commit."""
+    archive: Any = subprocess.run(
+        ["git", "archive", commit, area], cwd=ROOT, capture_output=True, check=True
+    ).stdout
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        files = [tar.extractfile(member) for member in tar.getmembers() if member.name.endswith(".py")]
+        return sum(len(file.read().splitlines()) for file in files if file is not None)
 
 
 if __name__ == "__main__":
