@@ -39,6 +39,8 @@ class JitterConfig(Strict):
     """Hue is turned by U(-h, h) of a full turn; nothing happens to a grey image."""
     gamma: NonNegative = 0.0
     """The image is raised to exp(U(-g, g)); 0 as released."""
+    shading: NonNegative = 0.0
+    """Difference in brightness, at most, between opposite edges: a linear ramp in a random direction is added."""
     noise: NonNegative = 0.0
     """Standard deviation, at most, of added white noise; 0 as released."""
     noise_share: Fraction = 1.0

@@ -21,7 +21,7 @@ _LUMA = (0.299, 0.587, 0.114)
 def jitter(
     images: Tensor, config: JitterConfig, generator: torch.Generator, slots: Slots | None = None
 ) -> Tensor:
-    """Change brightness, contrast, saturation, hue, gamma, blur and noise, in this order, and clamp to 0..1.
+    """Change brightness, contrast, saturation, hue, gamma, shading, blur and noise, in this order, and clamp to 0..1.
 
     Each image is changed with probability ``config.probability``. The same random numbers are drawn for every
     configuration, so that disabling one change does not affect the others.
@@ -54,6 +54,11 @@ def jitter(
             changed = _turn_hue(changed, config.hue * (2 * hue - 1))
     if config.gamma:
         changed = changed.clamp_min(1e-6) ** torch.exp(config.gamma * (2 * gamma - 1))
+    if config.shading:
+        # From a copy, so that shading does not change later draws from the generator.
+        own = torch.Generator().set_state(generator.get_state())
+        ramps = torch.rand((2, slots.total, 1, 1, 1), generator=own)[:, places].to(images)
+        changed = changed + config.shading * (2 * ramps[0] - 1) * _ramp(images, 2 * math.pi * ramps[1])
     if config.blur:
         changed = _blur(changed, (config.blur * _of_share(blur, config.blur_share)).view(batch), config.blur)
     if config.noise:
@@ -64,6 +69,15 @@ def jitter(
             images, seeds.tolist()
         )
     return torch.where(chosen < config.probability, changed.clamp(0, 1), images)
+
+
+def _ramp(images: Tensor, angle: Tensor) -> Tensor:
+    """A linear ramp per image from -1/2 to 1/2 along ``angle``, (B, 1, h, w), between the farthest points."""
+    height, width = images.shape[2:]
+    rows = torch.linspace(-1, 1, height, device=images.device, dtype=images.dtype).view(1, 1, -1, 1)
+    cols = torch.linspace(-1, 1, width, device=images.device, dtype=images.dtype).view(1, 1, 1, -1)
+    sin, cos = torch.sin(angle), torch.cos(angle)
+    return (rows * sin + cols * cos) / (2 * (sin.abs() + cos.abs()))
 
 
 def _of_share(draw: Tensor, share: float) -> Tensor:
