@@ -60,8 +60,8 @@ def measure(work: Path) -> dict[str, list[dict[str, float]]]:
             changes = ["views.size=[96,96]", "batch_size=6", "runtime.workers=0", "schedule.warmup_steps=2"]
             if method in REFERENCED:
                 changes.append(f"method.reference.ids=[{REFERENCE}]")
-            config = CONFIGS / "pretrain" / f"{method}.yaml"
-            found[method] = train("pretrain", config, Path(runs) / method, *common, *changes)
+            file = CONFIGS / "pretrain" / f"{method}.yaml"
+            found[method] = train("pretrain", file, Path(runs) / method, *common, *changes)
         small = ["crop=[96,96]", "validate_every=5", f"references=[{REFERENCE}]"]
         for name, config, changes in (
             ("finetune", "default", ["batch_size=4"]),

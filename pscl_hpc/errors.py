@@ -1,7 +1,7 @@
 """Errors that reach a user, and the exit codes of the console command.
 
-Everything a user can cause is raised as :class:`UserError` with ONE sentence that names the file, key or
-rank at fault and how to mend it. The console command prints that sentence alone and exits with 2.
+Everything that a user can cause is a :class:`UserError` of one sentence, which names the file, key or rank and the fix.
+The console command prints this sentence alone and exits with 2.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from collections.abc import Iterable
 EXIT_DONE = 0
 """All of the work was done."""
 EXIT_SKIPPED = 1
-"""Done, but some items were skipped; each was named."""
+"""Done, but some items were skipped; each one was named."""
 EXIT_INPUT = 2
 """Wrong input or configuration; nothing was changed."""
 EXIT_FAILED = 3
 """The job itself failed."""
 EXIT_STOPPED = 130
-"""Stopped on request, Ctrl-C above all, as shells report it; a run can go on."""
+"""Stopped on request, for example by Ctrl-C, as shells report it; a run can be resumed."""
 EXIT_TERMINATED = 143
 """Ended by SIGTERM, as shells report it."""
 
 
 class UserError(Exception):
-    """Wrong input or configuration. The message is one sentence: what is wrong, where, and the mend."""
+    """Wrong input or configuration. The message is one sentence: what is wrong, where, and the fix."""
 
 
 class JobError(Exception):
