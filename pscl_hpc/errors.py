@@ -1,7 +1,7 @@
 """Errors that reach a user, and the exit codes of the console command.
 
-Everything that a user can cause is a :class:`UserError` of one sentence, which names the file, key or rank and the fix.
-The console command prints this sentence alone and exits with 2.
+Everything that a user can cause is raised as :class:`UserError`: one sentence that names the file, key or rank and
+the fix. The console command prints only this sentence and exits with 2.
 """
 
 from __future__ import annotations
@@ -10,33 +10,33 @@ import difflib
 from collections.abc import Iterable
 
 EXIT_DONE = 0
-"""All of the work was done."""
+"""Success."""
 EXIT_SKIPPED = 1
-"""Done, but some items were skipped; each one was named."""
+"""Finished, but some items were skipped; each was reported."""
 EXIT_INPUT = 2
-"""Wrong input or configuration; nothing was changed."""
+"""Invalid input or configuration; nothing was changed."""
 EXIT_FAILED = 3
 """The job itself failed."""
 EXIT_STOPPED = 130
-"""Stopped on request, for example by Ctrl-C, as shells report it; a run can be resumed."""
+"""Stopped on request, for example by Ctrl-C, as shells report it; the run can be resumed."""
 EXIT_TERMINATED = 143
-"""Ended by SIGTERM, as shells report it."""
+"""Terminated by SIGTERM, as shells report it."""
 
 
 class UserError(Exception):
-    """Wrong input or configuration. The message is one sentence: what is wrong, where, and the fix."""
+    """Invalid input or configuration. The message is one sentence: where, what is wrong, and the fix."""
 
 
 class JobError(Exception):
-    """The job itself failed after its input was accepted, for example a loss that became NaN."""
+    """The job failed although its input was valid, for example because the loss became NaN."""
 
 
 MOST_OPTIONS = 8
-"""Options that :func:`did_you_mean` lists: an archive has thousands of ids."""
+"""Limit for the list of :func:`did_you_mean`: an archive has thousands of ids."""
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` for the nearest option, else the first few options."""
+    """``"; did you mean 'x'?"`` with the nearest option, or a list of the first few options."""
     choices = list(options)
     near = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
     if near:

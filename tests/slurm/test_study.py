@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from pscl_hpc.launch.registry import job_records
+from pscl_hpc.launch.records import job_records
 
 from pscl_hpc.cli.main import main
 from pscl_hpc.errors import EXIT_DONE
