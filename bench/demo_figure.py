@@ -18,6 +18,7 @@ from matplotlib.patches import Patch
 
 from pscl_hpc.archive import Archive
 from pscl_hpc.runs import RunFolder
+from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.segmentation.palette import class_colours, hex_colour
 from pscl_hpc.segmentation.pictures import picture_name, read_labels
 
@@ -25,9 +26,10 @@ ROWS = 2
 
 
 def main(demo: Path, out: Path) -> None:
-    finetune = RunFolder.load(demo / "finetune")
-    with Archive(finetune.config.data.archive) as archive:
-        reference = archive.find(finetune.config.references[0])  # type: ignore[union-attr]
+    config = RunFolder.load(demo / "finetune").config
+    assert isinstance(config, FinetuneConfig)
+    with Archive(config.data.archive) as archive:
+        reference = archive.find(config.references[0])
         collection = archive.collections[reference.dataset]
         colours = class_colours(len(collection.classes), collection.background)
         tests = archive.select(datasets=[reference.dataset], splits=["test"])

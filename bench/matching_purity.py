@@ -24,6 +24,7 @@ from pscl_hpc.config import load_config
 from pscl_hpc.methods import PatchSample, Views, build_method, patch_purity
 from pscl_hpc.methods.common.patches import patch_labels
 from pscl_hpc.methods.pscl_simclr import PsclSimclr
+from pscl_hpc.models import build_trunk
 from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.pretraining.data import PretrainData, make_views
 from pscl_hpc.seeding import Draws, derive_seed
@@ -73,7 +74,7 @@ def measure(
     assert isinstance(config, PretrainConfig)
     data = PretrainData(archive, config)
     torch.manual_seed(derive_seed(config.seed, "weights"))
-    method = build_method(config, data.setting).train()
+    method = build_method(config.method, build_trunk(config.model), data.setting).train()
     assert isinstance(method, PsclSimclr)
     device = torch.device("cpu")
     found: dict[tuple[float, int], list[tuple[float, float]]] = {}

@@ -25,6 +25,8 @@ from pscl_hpc.archive.synthesis import synthesise
 from pscl_hpc.config import ViewConfig, resolve_config
 from pscl_hpc.methods import Setting, Views, build_method
 from pscl_hpc.methods.pscl_simclr import PsclSimclr
+from pscl_hpc.models import build_trunk
+from pscl_hpc.models.unet import UNet
 from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.seeding import Draws
 from pscl_hpc.views import ViewGeometry, draw_geometry, warp
@@ -76,7 +78,7 @@ def build_ours(options: dict[str, Any], device: torch.device | str = "cpu") -> P
     assert isinstance(config, PretrainConfig)
     torch.manual_seed(0)
     collection = Collection("alloy", tuple("abcd"[:CLASSES]), 0, (), ("alloy/0",))
-    built = build_method(config, Setting(collection))
+    built = build_method(config.method, build_trunk(config.model), Setting(collection))
     assert isinstance(built, PsclSimclr)
     return built.to(device).train()
 
@@ -138,11 +140,12 @@ def build_released(released: Any, ours: PsclSimclr) -> Any:
         released.UNet, queue_size=504, top_k=4, sample_ratio=2, channel=[32, 64, 128, 256], selfmode="simclr",
         IncNorm=["BN", "BN"], DownNorm=["BN", "BN"], UpNorm=["BN", "LN"], HeadNrom=["LN", ""], multihead=4,
     )  # fmt: skip
-    encoder, head = model.encoder_q.encode, model.encoder_q.decode
+    encoder, head, trunk = model.encoder_q.encode, model.encoder_q.decode, ours.trunk
+    assert isinstance(trunk, UNet)
     blocks = [encoder.inc, encoder.down1.conv, encoder.down2.conv, encoder.down3.conv]
-    for theirs, own in zip(blocks, ours.trunk.encoder, strict=True):
+    for theirs, own in zip(blocks, trunk.encoder, strict=True):
         _copy_block(theirs, own)
-    for theirs, own in zip((encoder.up1, encoder.up2, encoder.up3), ours.trunk.decoder, strict=True):
+    for theirs, own in zip((encoder.up1, encoder.up2, encoder.up3), trunk.decoder, strict=True):
         theirs.up.load_state_dict(own.up.state_dict())
         _copy_block(theirs.conv, own.block)
     for index, layer in ((0, 0), (2, 2)):

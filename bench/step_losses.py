@@ -95,8 +95,8 @@ def measure(work: Path) -> Runs:
             ]
             if method in REFERENCED:
                 changes.append(f"method.reference.ids=[{REFERENCE}]")
-            config = CONFIGS / "pretrain" / f"{method}.yaml"
-            found[method] = train("pretrain", config, Path(runs) / method, *common, *changes)
+            file = CONFIGS / "pretrain" / f"{method}.yaml"
+            found[method] = train("pretrain", file, Path(runs) / method, *common, *changes)
         small = ["crop=[96,96]", "validate_every=5", f"references=[{REFERENCE}]"]
         # The U-Net recipe was the default of earlier versions.
         names = [name for name in ("unet", "default") if (CONFIGS / "finetune" / f"{name}.yaml").exists()]

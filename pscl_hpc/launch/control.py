@@ -15,7 +15,6 @@ from pscl_hpc.launch.schedulers import SCHEDULERS, Watch, known_phase, wait_for_
 from pscl_hpc.launch.status import RunStatus, run_status
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.runs.lock import is_locked
-from pscl_hpc.segmentation.config import FinetuneConfig
 
 _FIRST_LINE = re.compile(r"^rank \d+ of \d+ on (\S+): job ", re.MULTILINE)
 
@@ -139,7 +138,9 @@ def requeue(run: Path) -> RunStatus:
 
 
 def _submit_again(run: Path, job: JobRecord) -> None:
-    from pscl_hpc.launch.submission import submit  # imports torch, which looking at jobs does not need
+    # These import torch, which takes seconds and is not needed to look at jobs.
+    from pscl_hpc.launch.submission import submit
+    from pscl_hpc.segmentation.config import FinetuneConfig
 
     config = RunFolder.load(run).config
     paths = [config.data.archive, *([config.pretrained] if isinstance(config, FinetuneConfig) else [])]

@@ -72,10 +72,10 @@ def run_status(run: Path) -> RunStatus:
     newest: dict[str, Any] = attempts[-1] if attempts else {}
     return RunStatus(
         run=str(run),
-        kind=folder.config.kind,
+        kind=folder.setting("kind", str),
         state=state,
         step=int(last.get("step", 0)),
-        total=folder.config.schedule.steps,
+        total=folder.setting("schedule.steps", int),
         loss=last.get("loss"),
         images_per_second=last.get("images_per_second"),
         eta_s=_time_left(folder) if state == "running" else None,
@@ -160,7 +160,7 @@ def _time_left(folder: RunFolder) -> float | None:
         return None
     steps = int(lines[-1]["step"]) - int(lines[0]["step"])
     seconds = float(lines[-1]["time"]) - float(lines[0]["time"])
-    left = folder.config.schedule.steps - int(lines[-1]["step"])
+    left = folder.setting("schedule.steps", int) - int(lines[-1]["step"])
     return left * seconds / steps if steps > 0 else None
 
 

@@ -21,13 +21,13 @@ from pscl_hpc.launch.profiles import Profile
 from pscl_hpc.launch.records import JOBS, JobRecord, latest_job, save_job
 from pscl_hpc.launch.schedulers import known_phase, process_start
 from pscl_hpc.launch.stage_job import STAGES, StageJob, keep_last_end, source_hash
-from pscl_hpc.models import load_trunk
 from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.pretraining.data import PretrainData
 from pscl_hpc.runs import RunFolder, commit, now
 from pscl_hpc.runs.lock import lock_holder
 from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.segmentation.data import rank_slots, select_data, select_unlabelled
+from pscl_hpc.segmentation.finetune import build_net
 
 
 @dataclass(frozen=True)
@@ -192,13 +192,13 @@ def _check_input(config: RunConfig, profile: Profile) -> None:
             PretrainData(archive, config, rank=0, ranks=ranks)
             return
         assert isinstance(config, FinetuneConfig)
-        home = select_data(config, archive).collection.name
+        data = select_data(config, archive)
         rank_slots(config.batch_size, "batch_size", 0, ranks)
         if config.semi_supervised is not None:
-            select_unlabelled(config, config.semi_supervised, archive, home)
+            select_unlabelled(config, config.semi_supervised, archive, data.collection.name)
             rank_slots(config.semi_supervised.batch_size, "semi_supervised.batch_size", 0, ranks)
         if config.pretrained:
-            load_trunk(config.pretrained)
+            build_net(config, data.classes.count)
 
 
 def _check_percent(folder: Path) -> None:

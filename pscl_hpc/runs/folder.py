@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-from pscl_hpc.config import RunConfig, load_config, to_yaml
+from pscl_hpc.config import RunConfig, load_config, read_tree, to_yaml
 from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.files import create_text, remove_leftovers, write_json, writing
 from pscl_hpc.runs.attempts import Attempt
@@ -26,6 +27,8 @@ from pscl_hpc.runs.provenance import describe_attempt, describe_device, now
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
 
 CONFIG_FILE = "config.yaml"
 RECORD_FILE = "run.json"
@@ -46,10 +49,10 @@ _FREE = (
 class RunFolder:
     """Paths and record of one run. Use :meth:`start` to work in it and :meth:`load` to read it."""
 
-    def __init__(self, path: Path, config: RunConfig, record: dict[str, Any]) -> None:
+    def __init__(self, path: Path, config: RunConfig | None, record: dict[str, Any]) -> None:
         self.path = path
-        self.config = config
         self.record = record
+        self._given = config
         self._lock: IO[str] | None = None
         self._attempt: Attempt | None = None
         self._stopped: str | None = None
@@ -113,7 +116,32 @@ class RunFolder:
             raise UserError(f"{path}: run folder not found; by default run folders are in runs/")
         if not (path / CONFIG_FILE).is_file() or not (path / RECORD_FILE).is_file():
             raise UserError(f"{path}: not a run folder, {CONFIG_FILE} or {RECORD_FILE} is missing")
-        return cls(path, load_config(path / CONFIG_FILE), _read_record(path))
+        return cls(path, None, _read_record(path))
+
+    @functools.cached_property
+    def config(self) -> RunConfig:
+        """The configuration. The first use in a folder that was loaded imports its schema and torch, in seconds."""
+        return self._given or load_config(self.path / CONFIG_FILE)
+
+    def setting(self, key: str, kind: type[T]) -> T:
+        """One value of the configuration, such as ``schedule.steps``, without the import of its schema.
+
+        Raises:
+            UserError: the configuration cannot be read, or has no such key or one of another type.
+        """
+        value: Any = self._tree
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if not isinstance(value, kind):
+            raise UserError(
+                f"{self.path / CONFIG_FILE}: key '{key}' is missing or not of type {kind.__name__}; restore the file "
+                "from a copy"
+            )
+        return value
+
+    @functools.cached_property
+    def _tree(self) -> dict[str, Any]:
+        return self._given.model_dump() if self._given else read_tree(self.path / CONFIG_FILE)
 
     @property
     def done(self) -> bool:
@@ -123,9 +151,8 @@ class RunFolder:
     @property
     def checkpoints(self) -> CheckpointStore:
         """The run's checkpoints."""
-        return CheckpointStore(
-            self.path / CHECKPOINTS, keep=self.config.checkpoint.keep, guard=self.check_owner
-        )
+        keep = self.setting("checkpoint.keep", int)
+        return CheckpointStore(self.path / CHECKPOINTS, keep=keep, guard=self.check_owner)
 
     @property
     def attempts(self) -> list[dict[str, Any]]:

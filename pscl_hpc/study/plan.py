@@ -156,7 +156,7 @@ class _Planner:
         tree = {**(entry.pretrain or {}), "kind": "pretrain", "seed": seed}
         template = ""
         method = _section(tree, "method", source)
-        name = str(method.get("name", PretrainConfig.model_fields["method"].default.name))
+        name = str(method.get("name", METHODS.default))
         if _takes_references(name):
             ids, square = self._templates(dataset, annotation)
             template = f" {ids[0].partition('/')[2]}" + (f"+{len(ids) - 1}" if len(ids) > 1 else "")

@@ -149,11 +149,11 @@ def test_a_job_that_ignores_signals_is_killed(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(control, "STOP_GRACE_S", -4.0)  # one second
-    done = submit(make_config("deaf", steps=100_000), cluster="local")
+    done = submit(make_config("ignores-stop", steps=100_000), cluster="local")
     wait_for_step(done.run, 6)
     found = cancel(done.run)
     assert (found.state, found.detail) == ("stopped", "cancelled")
-    with RunFolder.start(make_config("deaf", steps=100_000, run=str(done.run)), torch.device("cpu")):
+    with RunFolder.start(make_config("ignores-stop", steps=100_000, run=str(done.run)), torch.device("cpu")):
         pass  # the killed task no longer holds the lock
 
 
@@ -196,9 +196,9 @@ def test_an_attached_job_saves_and_stops_when_its_submitter_closes_the_pipe(make
 def test_a_reused_process_id_is_not_mistaken_for_the_job(make_config: MakeConfig) -> None:
     done = submit(make_config(), cluster="local")
     assert finish(done).state == "done"
-    stranger = dataclasses.replace(done.job, job=str(os.getpid()))
-    assert SCHEDULERS["local"].state(stranger).phase == "ended"
-    SCHEDULERS["local"].kill(stranger)  # would end this test
+    other = dataclasses.replace(done.job, job=str(os.getpid()))
+    assert SCHEDULERS["local"].state(other).phase == "ended"
+    SCHEDULERS["local"].kill(other)  # would end this test
 
 
 def test_cpus_and_gpus_reach_the_job(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,8 @@ from pscl_hpc.launch.executors import default_cluster
 from pscl_hpc.launch.profiles import Profile
 from pscl_hpc.launch.status import find_runs, run_status, signal_delay_warning
 from pscl_hpc.launch.submission import show_script, submit
+from pscl_hpc.models import save_trunk
+from pscl_hpc.models.unet import UNet, UNetConfig
 from pscl_hpc.runs import RunFolder
 
 from .conftest import MakeConfig, write_job
@@ -36,7 +38,7 @@ def _tune(reference: str, **keys: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("keys", "profile", "cluster", "named"),
     [
-        ({"data": {"archive": "b.h5"}}, Profile(), "local", "b.h5: no such archive"),
+        ({"data": {"archive": "b.h5"}}, Profile(), "local", "b.h5: "),
         ({"data": {"archive": "a.h5", "datasets": ["allox"]}}, Profile(), "local", "did you mean 'alloy'"),
         ({"data": {"archive": "a.h5", "splits": ["all"]}}, Profile(), "local", "is in the splits ['all']"),
         ({"batch_size": 9}, Profile(tasks_per_node=2), "local", "set batch_size=8, or another multiple of 2"),
@@ -75,6 +77,15 @@ def test_bad_submissions_are_refused_and_leave_nothing(
         submit(make_config(**keys), cluster=cluster, profile=profile)
     assert named in str(caught.value)
     assert sorted(Path.cwd().rglob("*")) == before
+
+
+@pytest.mark.usefixtures("place")
+def test_a_trunk_that_is_not_the_configured_one_is_refused(make_config: MakeConfig) -> None:
+    save_trunk(Path("trunk.safetensors"), UNet(UNetConfig(widths=(4, 8))))
+    keys = _tune("alloy/0", pretrained="trunk.safetensors", model={"widths": [4, 8, 16]})
+    with pytest.raises(UserError, match=r"trunk\.safetensors.*model\.widths"):
+        submit(make_config(**keys), cluster="local")
+    assert not Path("runs").exists()
 
 
 @pytest.mark.usefixtures("place")
@@ -297,9 +308,16 @@ def test_a_short_signal_delay_is_warned_about(
     assert "signal_delay_s to 130" in warning
 
 
-def test_job_commands_do_not_import_torch() -> None:
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("command", [["list"], ["status", "runs/a"], ["logs", "runs/a"]])
+def test_job_commands_do_not_import_torch(make_config: MakeConfig, command: list[str]) -> None:
+    """Its import takes seconds."""
+    with RunFolder.start(make_config(run="runs/a"), torch.device("cpu")) as folder:
+        folder.checkpoints.save(1, {})
+    write_job(folder.path, cluster="local")
     script = (
-        "import sys; from pscl_hpc.cli import launch; from pscl_hpc.launch import control, profiles, status; "
+        "import sys; from pscl_hpc.cli.main import main; code = main(sys.argv[1:]); "
+        "sys.exit(code or 'torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", script + "sys.exit('torch' in sys.modules)"], timeout=60)
+    done = subprocess.run([sys.executable, "-c", script, "jobs", *command], timeout=60)
     assert done.returncode == 0

@@ -49,7 +49,7 @@ def train(config: PretrainConfig) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             if config.name == "preempted" and step == 15 and not first:
                 os.kill(os.getpid(), signal.SIGUSR2)
-            if stop_reason() and config.name != "deaf":
+            if stop_reason() and config.name != "ignores-stop":
                 folder.checkpoints.save(step, {"sum": torch.tensor(float(step))})
                 folder.stop(str(stop_reason()))
                 raise StopRequested(str(stop_reason()))

@@ -1,4 +1,5 @@
-"""What :mod:`tests.pretraining.test_ranks` trains by one and by two ranks: one entry per method and way of training.
+"""What :mod:`tests.pretraining.test_ranks` trains by one and by two ranks: every registered method with small settings,
+and the other ways of training.
 
 Values replace keys of :func:`tests.helpers.small_config`. A method that needs references takes two, one for each rank.
 """
@@ -7,37 +8,45 @@ from __future__ import annotations
 
 from typing import Any
 
-_REFERENCE = {"ids": ["alloy/0", "alloy/1"], "per_batch": 2}
-_PSCL = {"name": "pscl-simclr", "reference": _REFERENCE, "templates_per_class": 2}
-_CORE = {"name": "core", "corruption": {"block": [6, 12]}}
-_CLUSTERED = {"name": "pscl-clustered", "clusters": 3, "templates_per_class": 2, "patches_per_image": 100}
+from pscl_hpc.methods import METHODS
 
-CASES: dict[str, dict[str, Any]] = {
-    "simclr": {"method": {"name": "simclr"}},
-    "pscl-simclr": {"method": _PSCL},
+_SMALL = {
+    "clusters": 3,
+    "corruption": {"block": [6, 12]},
+    "hidden": 12,
+    "patches_per_image": 100,
+    "projection": 8,
+    "queue_steps": 2,
+    "reference": {"ids": ["alloy/0", "alloy/1"], "per_batch": 2},
+    "templates_per_class": 2,
+}
+"""Values for those keys of ``method`` that a method has."""
+_ACCUMULATION = {"batch_size": 8, "accumulate": 2}
+
+
+def _method(name: str, **changes: Any) -> dict[str, Any]:
+    keys = METHODS.config(name).model_fields
+    return {"name": name, **{key: value for key, value in _SMALL.items() if key in keys}, **changes}
+
+
+CASES: dict[str, dict[str, Any]] = {name: {"method": _method(name)} for name in METHODS.names} | {
     "every intensity change": {
-        "method": {"name": "simclr"},
+        "method": _method("simclr"),
         "views": {"size": [32, 32], "jitter": {"gamma": 0.3, "noise": 0.1, "blur": 1.0}},
     },
-    "accumulation": {"method": _PSCL, "batch_size": 8, "accumulate": 2},
-    "clipping": {"method": _PSCL, "optimiser": {"name": "adamw", "weight_decay": 0.1, "clip_norm": 0.5}},
+    "accumulation": {"method": _method("pscl-simclr"), **_ACCUMULATION},
+    "clipping": {
+        "method": _method("pscl-simclr"),
+        "optimiser": {"name": "adamw", "weight_decay": 0.1, "clip_norm": 0.5},
+    },
     "recomputed activations": {
-        "method": _PSCL | {"texture": 0.5},
+        "method": _method("pscl-simclr", texture=0.5),
         "runtime": {"threads": 1, "activation_checkpointing": True},
     },
-    "moco": {"method": {"name": "moco", "queue_steps": 2}},
-    "byol": {"method": {"name": "byol", "hidden": 12, "projection": 8}},
-    "densecl": {"method": {"name": "densecl", "queue_steps": 2}},
-    "pscl-moco": {"method": _PSCL | {"name": "pscl-moco", "queue_steps": 2, "texture": 0.5}},
-    "pscl-moco, accumulation": {
-        "method": _PSCL | {"name": "pscl-moco", "queue_steps": 1},
-        "batch_size": 8,
-        "accumulate": 2,
-    },
-    "core": {"method": _CORE},
-    "core, accumulation": {"method": _CORE, "batch_size": 8, "accumulate": 2},
-    "ideal": {"method": {"name": "ideal", "patches_per_image": 8, "projection": 8, "global_weight": 0.5}},
-    "ideal, feature": {"method": {"name": "ideal", "correspondence": "feature", "projection": 8}},
-    "pscl-clustered": {"method": _CLUSTERED},
-    "pscl-clustered, accumulation": {"method": _CLUSTERED, "batch_size": 8, "accumulate": 2},
+    "pscl-moco, texture": {"method": _method("pscl-moco", texture=0.5)},
+    "pscl-moco, accumulation": {"method": _method("pscl-moco", queue_steps=1), **_ACCUMULATION},
+    "core, accumulation": {"method": _method("core"), **_ACCUMULATION},
+    "ideal, few patches": {"method": _method("ideal", patches_per_image=8, global_weight=0.5)},
+    "ideal, feature": {"method": _method("ideal", correspondence="feature")},
+    "pscl-clustered, accumulation": {"method": _method("pscl-clustered"), **_ACCUMULATION},
 }

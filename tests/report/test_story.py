@@ -70,10 +70,10 @@ def test_pairs_share_their_reference_and_seed(runs: Path, tmp_path: Path, alloy:
 
     make_finetuning(tmp_path / "a", alloy, reference=0)
     make_finetuning(tmp_path / "b", alloy, reference=1, pretrained="elsewhere/trunk.safetensors")
-    (strangers,) = table_of(tmp_path).comparisons
-    assert strangers.pairs == ()
-    assert strangers.gain is None
-    assert "cannot be compared" in comparison_sentence("alloy", strangers, 5)
+    (unpaired,) = table_of(tmp_path).comparisons
+    assert unpaired.pairs == ()
+    assert unpaired.gain is None
+    assert "cannot be compared" in comparison_sentence("alloy", unpaired, 5)
 
 
 def test_two_pretrainings_of_one_method_are_told_apart(tmp_path: Path, alloy: Alloy) -> None:

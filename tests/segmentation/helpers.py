@@ -25,7 +25,7 @@ THREE = ClassList(("matrix", "phase", "void"))
 
 
 def reader(image: npt.NDArray[np.float32]) -> ReadWindow:
-    """Windows of an image (channels, h, w), all of which have to lie inside it."""
+    """Windows of an image (channels, h, w), all of which must be inside it."""
 
     def read(window: Window) -> npt.NDArray[np.float32]:
         top, left, height, width = window
@@ -69,13 +69,14 @@ def write_archive(path: Path) -> Path:
 
 
 def settings(archive: Path, run: Path, **changes: Any) -> FinetuneConfig:
-    """A configuration of a second or two; ``changes`` replace whole sections or single keys."""
+    """A configuration of a second or two; ``changes`` replace whole sections or single keys. A pretrained trunk has its
+    own description."""
     tree: dict[str, Any] = {
         "kind": "finetune",
         "run": str(run),
         "data": {"archive": str(archive)},
         "references": ["alloy/train0"],
-        "model": {"widths": [4, 8]},
+        **({} if changes.get("pretrained") else {"model": {"widths": [4, 8]}}),
         "crop": [32, 32],
         "batch_size": 2,
         "schedule": {"steps": 6},

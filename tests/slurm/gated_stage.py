@@ -30,7 +30,7 @@ def pretrain(config: PretrainConfig) -> None:
 
 
 def die(config: PretrainConfig) -> None:
-    """End the process without a word at step 3."""
+    """Kill the process at step 3."""
     step = Loop.step
 
     def deadly(self: Loop, *arguments: Any, **options: Any) -> dict[str, float]:

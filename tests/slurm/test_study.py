@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from pscl_hpc.launch.registry import job_records
 
 from pscl_hpc.cli.main import main
 from pscl_hpc.errors import EXIT_DONE
+from pscl_hpc.launch.records import job_records
 from pscl_hpc.results.study import read_results
 from tests.study.material import study_file, write_archive
 

@@ -104,7 +104,7 @@ def stamps(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
 
 
-def test_a_killed_study_goes_on_where_it_was(
+def test_a_killed_study_resumes_where_it_was(
     archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The study is killed while it pretrains; its job stops by itself; the same command finishes everything, once."""

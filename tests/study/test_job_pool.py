@@ -10,12 +10,12 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
-from pscl_hpc.report.study_results import StudyResults
 
 from pscl_hpc.config import RunConfig
 from pscl_hpc.errors import UserError
 from pscl_hpc.launch.profiles import Profile
 from pscl_hpc.launch.schedulers import JobState
+from pscl_hpc.results.study import StudyResults
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.study import job_pool
 from pscl_hpc.study.config import StudyConfig

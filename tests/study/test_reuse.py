@@ -94,7 +94,7 @@ def test_a_run_of_another_archive_is_not_taken(archive: Path, tmp_path: Path, fi
     assert not {trunk.parent, scores.parent} & set(found)
 
 
-def test_what_has_begun_here_goes_on_here(archive: Path, tmp_path: Path, first: Path) -> None:
+def test_runs_that_began_here_are_resumed_here(archive: Path, tmp_path: Path, first: Path) -> None:
     study = small_study(archive, tmp_path / "second", reuse=[str(first)])
     job = look(study).missing[0]
     job.folder.mkdir(parents=True)

@@ -68,15 +68,13 @@ def test_a_failure_is_named_and_stays_alone_and_is_tried_again(archive: Path, tm
     }
     assert (results.scored, len(results.missing)) == (7, 2)
     assert "it was about" in (study.folder / TABLE_FILE).read_text(encoding="utf-8")
-    mended = Fabricator()
-    results = run(study, mended)
-    assert sorted(mended.started) == sorted(reasons)
+    second = Fabricator()
+    results = run(study, second)
+    assert sorted(second.started) == sorted(reasons)
     assert (results.scored, results.failed) == (9, ())
 
 
-def test_an_unfinished_run_goes_on_with_the_configuration_it_began_with(
-    archive: Path, tmp_path: Path
-) -> None:
+def test_an_unfinished_run_is_resumed_with_its_first_configuration(archive: Path, tmp_path: Path) -> None:
     class Watching(Fabricator):
         def start(self, job: Any) -> None:
             self.every = {*getattr(self, "every", set()), job.config.log.every_steps}
@@ -90,7 +88,7 @@ def test_an_unfinished_run_goes_on_with_the_configuration_it_began_with(
     assert second.every == {10}
 
 
-def test_an_unfinished_run_goes_on_after_its_archive_and_its_study_were_moved(
+def test_an_unfinished_run_is_resumed_after_its_archive_and_study_were_moved(
     archive: Path, tmp_path: Path
 ) -> None:
     shutil.copy(archive, tmp_path / "a.h5")

@@ -12,6 +12,7 @@ from pscl_hpc.archive import IGNORE_INDEX, Archive, Collection, ShardWriter
 from pscl_hpc.archive.windows import covering_square
 from pscl_hpc.config import resolve_config
 from pscl_hpc.errors import UserError
+from pscl_hpc.models.unet import UNetConfig
 from pscl_hpc.pretraining import PretrainData
 from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.segmentation.config import FinetuneConfig
@@ -70,7 +71,7 @@ def test_fine_tuning_sees_the_square_and_nothing_else(marked: Path, side: int, c
             mask[top : top + height, left : left + width]
         )
         assert data.pixels.tolist() == [int((expected == index).sum()) for index in range(4)]
-        windows = WindowDataset(archive, data.references, data.classes, config, channels=1)
+        windows = WindowDataset(archive, data.references, data.classes, config, trunk=UNetConfig())
         seen = np.zeros(SIZE, bool)
         for step in range(6):
             batch = windows[step]
