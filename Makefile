@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt .ci/install
 	@.ci/install $(VENV)
 	@touch $@
 
-# Every line is an ordinary command: the same ones work on your images. A demo that was interrupted goes on.
+# Every line is an ordinary command that works on your images too. An interrupted demo resumes.
 demo: $(STAMP) runs/demo/alloys.h5
 	$(BIN)/pscl-hpc pretrain --config configs/demo/pretrain.yaml
 	$(BIN)/pscl-hpc finetune --config configs/demo/from-scratch.yaml

@@ -35,7 +35,7 @@ def main(demo: Path, out: Path) -> None:
         tests = archive.select(datasets=[reference.dataset], splits=["test"])
         # Images of different production batches, to show how they differ.
         chosen = list({record.production_batch: record for record in reversed(tests)}.values())[:ROWS]
-        columns = ["micrograph", "true classes", "from scratch", "after PSCL"]
+        columns = ["micrograph", "true classes", "U-Net from scratch", "default recipe"]
         figure, axes = plt.subplots(ROWS, 4, figsize=(10, 5.5), layout="compressed")
         for row, record in enumerate(chosen):
             image = archive.read_unit(record.index)[0]

@@ -4,8 +4,9 @@
     python bench/step_losses.py compare BEFORE.json AFTER.json [--before COMMIT]
 
 Only the console command is used, so that the same script measures versions whose modules differ. The archive is
-synthetic and made once in FOLDER: give the same FOLDER to both versions. `compare` prints what differs. With `--before`,
-the commit of the first file, it also counts the lines of both versions and writes `results/step-losses.json`.
+synthetic and made once in FOLDER: give the same FOLDER to both versions. `compare` prints what differs. With
+`--before`, the commit of the first file, it also counts the lines of both versions and writes
+`results/step-losses.json`.
 """
 
 from __future__ import annotations

@@ -138,9 +138,9 @@ def predict_command(
 ) -> None:
     """Segment images of any size: writes a PNG of class indices and a colour overlay for each.
 
-    A folder stands for the images in it and in its subfolders. Other files in it are listed as skipped. Large images are
-    processed in overlapping tiles to limit memory. Files with other content are never overwritten. Prints the output
-    folder.
+    A folder stands for the images in it and in its subfolders. Other files in it are listed as skipped. Large images
+    are processed in overlapping tiles to limit memory. Files with other content are never overwritten. Prints the
+    output folder.
 
     Files are scaled, converted to grey and cropped as 'archive build' did for the annotated images of the run. The
     output has the size of the file: cropped rows have the class index 255 (not annotated) and no colour.

@@ -83,8 +83,8 @@ class _DuplicateKey(yaml.MarkedYAMLError):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 without duplicate keys, dates and base-60 numbers: 2026-11-21 may name a run, and 4:00:00 is a Slurm time
-    limit, not 14400."""
+    """YAML 1.1 without duplicate keys, dates and base-60 numbers: 2026-11-21 may name a run, and 4:00:00 is a Slurm
+    time limit, not 14400."""
 
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
         tag = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]

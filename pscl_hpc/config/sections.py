@@ -113,8 +113,8 @@ class RuntimeConfig(Strict):
     init_timeout_s: Positive = 1800.0
     """How long the ranks wait for each other at the start, in seconds."""
     collective_timeout_s: Positive = 300.0
-    """Seconds without a heartbeat or progress from a rank after which the job ends and names it. Must be longer than the
-    longest step, checkpoint and export."""
+    """Seconds without a heartbeat or progress from a rank after which the job ends and names it. Must be longer than
+    the longest step, checkpoint and export."""
 
 
 class CheckpointConfig(Strict):

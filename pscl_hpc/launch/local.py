@@ -1,8 +1,8 @@
 """Jobs on this machine, on submitit's local executor: they outlive the shell or end with it, and stop gracefully.
 
 Run as ``python -m pscl_hpc.launch.local FOLDER``, this module is the controller process that watches the tasks of one
-job; its process id is the job id. SIGINT asks it to stop. With the argument ``attached`` it also stops when its standard
-input is closed.
+job; its process id is the job id. SIGINT asks it to stop. With the argument ``attached`` it also stops when its
+standard input is closed.
 """
 
 from __future__ import annotations

@@ -38,7 +38,8 @@ class ReferenceConfig(Strict):
     """The annotated images that give class templates."""
 
     ids: tuple[str, ...] = ()
-    """Ids of annotated images in the archive, ``dataset/stem``. Each step uses ``per_batch`` of them, drawn at random."""
+    """Ids of annotated images in the archive, ``dataset/stem``. Each step uses ``per_batch`` of them, drawn at
+    random."""
     per_batch: Count = 1
     """Reference images in each forward pass. Templates come from all of them."""
     square: Annotated[int, Field(ge=0)] = 0
@@ -80,8 +81,8 @@ class Views:
     references: int
     """R. The method uses the annotation of these images only."""
     labels: Tensor
-    """Masks in the geometry of view q, (B, h, w) uint8, 255 where unknown. Masks of other images than the references are
-    for logged measurements, never for the loss."""
+    """Masks in the geometry of view q, (B, h, w) uint8, 255 where unknown. Masks of other images than the references
+    are for logged measurements, never for the loss."""
     comparable: Tensor
     """Whether an image has the same classes as the references, bool (B,)."""
     production_batches: Tensor
@@ -135,9 +136,9 @@ class Setting:
 class Method(nn.Module, ABC):
     """Base of all methods. ``trunk`` is the result of pretraining; everything else is dropped afterwards.
 
-    With several ranks, each rank has its own images, and every method obeys one rule: **the loss is the loss of the whole
-    batch of all ranks, equal on every rank. Its backward pass gives the part of the gradient that flows through the
-    tensors of this rank, so that the SUM over ranks is the gradient of the whole loss.** The training loop sums.
+    With several ranks, each rank has its own images, and every method obeys one rule: **the loss is the loss of the
+    whole batch of all ranks, equal on every rank. Its backward pass gives the part of the gradient that flows through
+    the tensors of this rank, so that the SUM over ranks is the gradient of the whole loss.** The training loop sums.
 
     - A method that contrasts images with each other passes ``process_group`` to the operations of ``pscl_kernels``,
       which obey the rule.

@@ -24,8 +24,8 @@ from pscl_kernels import patch_nt_xent
 class CoreConfig(MethodConfig):
     """CoRe: contrast of whole images and restoration of corrupted ones (Wu et al., IEEE TIM 2023).
 
-    Only the abstract is public. It says that both losses are combined and that the corpus (``data``) should resemble the
-    target; everything else is this project's choice.
+    Only the abstract is public. It says that both losses are combined and that the corpus (``data``) should resemble
+    the target; everything else is this project's choice.
     """
 
     name: Literal["core"] = "core"

@@ -31,8 +31,8 @@ class IdealConfig(MethodConfig):
     """Choice of the positive in view k. geometric: the patch that shows the same material; feature: the patch with the
     most similar encoder features."""
     patches_per_image: Annotated[int, Field(ge=0)] = 256
-    """Patches of each image that are contrasted, drawn at random in each step; 0: all. All pairs of patches of different
-    images are compared, so the cost grows with the square of this number."""
+    """Patches of each image that are contrasted, drawn at random in each step; 0: all. All pairs of patches of
+    different images are compared, so the cost grows with the square of this number."""
     momentum: MomentumConfig = MomentumConfig(start=0.99)
     """Update of the momentum encoder, which encodes view k without gradient."""
     temperature: Positive = 0.2
@@ -53,9 +53,9 @@ class IdealConfig(MethodConfig):
 class Ideal(Method):
     """Contrast of bottleneck patches of view q with their partners in view k, which the momentum encoder encodes.
 
-    The head consists of 1x1 convolutions, so only the contrasted patches are projected. The negatives of a patch are the
-    patches of *other images*, of both views and all ranks: patches of the same image may show the same phase and are
-    neither positives nor negatives. The decoder is not trained.
+    The head consists of 1x1 convolutions, so only the contrasted patches are projected. The negatives of a patch are
+    the patches of *other images*, of both views and all ranks: patches of the same image may show the same phase and
+    are neither positives nor negatives. The decoder is not trained.
     """
 
     config: IdealConfig

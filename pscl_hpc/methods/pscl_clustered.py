@@ -42,11 +42,11 @@ class PsclClusteredConfig(PatchConfig):
     clusters: Annotated[int, Field(ge=2)] = 6
     """Number of clusters; about the number of phases that look different."""
     projection_weight: NonNegative = 0.25
-    """Weight of the projections in the clustering, next to fixed descriptors of grey level and roughness. It rises from 0
-    to this value over the run. Projections have length 1, descriptors a similar scale. 0: descriptors alone."""
+    """Weight of the projections in the clustering, next to fixed descriptors of grey level and roughness. It rises from
+    0 to this value over the run. Projections have length 1, descriptors a similar scale. 0: descriptors alone."""
     confident: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
-    """Share of each cluster's pixels in an image that are used: those with the largest margin between the nearest and the
-    second centre. The class of the others is unknown."""
+    """Share of each cluster's pixels in an image that are used: those with the largest margin between the nearest and
+    the second centre. The class of the others is unknown."""
     patches_per_image: Count = 1024
     """Random pixels of each image that update the clusters in each step."""
     memory: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.95
@@ -57,9 +57,9 @@ class PsclClusteredConfig(PatchConfig):
 class PsclClustered(Pscl):
     """PSCL-SimCLR with a clustering of the pixels of view k in place of the annotation.
 
-    A pixel belongs to the cluster with the nearest centre, or to none if its margin is small. A patch of a coarser scale
-    belongs to a cluster if nearly all of its pixels do. The same number of patches is drawn from each cluster and image;
-    a cluster that is absent from an image gives none.
+    A pixel belongs to the cluster with the nearest centre, or to none if its margin is small. A patch of a coarser
+    scale belongs to a cluster if nearly all of its pixels do. The same number of patches is drawn from each cluster and
+    image; a cluster that is absent from an image gives none.
 
     Pixels are compared by fixed texture descriptors and by their projections at the finest scale. At the start only the
     descriptors count: the projections of an untrained network carry little information, and clusters of projections

@@ -53,8 +53,8 @@ class PsclMocoConfig(AnnotatedPatchConfig):
     """Target of a queued prototype of the same class, to the power of its age in steps. It is added to the target of
     ``patch_production_batch_decay``."""
     scale_targets: bool = True
-    """Multiply the targets of the queue by 9 / (images per step), so that their sum does not depend on the batch size (9
-    images, including the reference, in the release). false: as released; the sum, and with it the weight of targets
+    """Multiply the targets of the queue by 9 / (images per step), so that their sum does not depend on the batch size
+    (9 images, including the reference, in the release). false: as released; the sum, and with it the weight of targets
     other than the patch's own partner, grows with the batch."""
     normalise_targets: bool = True
     """Divide the targets of a patch or image by their sum. false: as released; those with many related entries in the

@@ -13,7 +13,8 @@ from pscl_hpc.models.trunk import Trunk
 
 
 def checkpoint_blocks(module: nn.Module) -> None:
-    """Checkpoint the blocks of every trunk in ``module`` (``Trunk.recomputed``). Results and state keys do not change."""
+    """Checkpoint the blocks of every trunk in ``module`` (``Trunk.recomputed``). Results and state keys do not
+    change."""
     trunks = [part for part in module.modules() if isinstance(part, Trunk)]
     for block in [block for trunk in trunks for block in trunk.modules() if type(block) in trunk.recomputed]:
         # Replace the class and not the bound forward method, which would still be that of the original in a copy.

@@ -55,8 +55,8 @@ class TrunkConfig(NamedConfig):
     in_channels: Literal[1, 3] = 1
     """1: grey; 3: colour, or grey repeated."""
     standardise: bool = False
-    """Standardise each image to mean 0.5 and standard deviation 1/6, clipped to 0..1, to remove differences in exposure.
-    Windows use the statistics of the WHOLE image."""
+    """Standardise each image to mean 0.5 and standard deviation 1/6, clipped to 0..1, to remove differences in
+    exposure. Windows use the statistics of the WHOLE image."""
 
     @property
     def maps(self) -> TrunkMaps:

@@ -44,8 +44,8 @@ class CheckpointStore:
             step: Step of the state.
             state: Tensors and plain values.
             newest: Write ``step-<eight digits>.pt``, to resume from, and delete checkpoints of later steps and the
-                oldest beyond ``keep``. Later steps are damaged ones that :meth:`load_latest` skipped; the run writes them
-                again.
+                oldest beyond ``keep``. Later steps are damaged ones that :meth:`load_latest` skipped; the run writes
+                them again.
             best: Write ``best.pt``.
 
         Raises:

@@ -1,6 +1,7 @@
 """A run folder: created once, resumed by the same configuration, never overwritten.
 
-The process that works in it holds its lock and its newest attempt (see ``attempts``); with several ranks this is rank 0.
+The process that works in it holds its lock and its newest attempt (see ``attempts``); with several ranks this is rank
+0.
 """
 
 from __future__ import annotations

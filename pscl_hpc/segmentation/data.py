@@ -218,8 +218,8 @@ def rank_slots(count: int, key: str, rank: int, ranks: int) -> tuple[int, ...]:
 class WindowDataset(Dataset[Windows]):
     """Batches by step: random windows of the references, then, in semi-supervised training, of unlabelled images.
 
-    Each window is a function of (seed, step, slot in its part of the batch), see :mod:`~pscl_hpc.segmentation.placement`.
-    When only a square of a reference is annotated, windows contain it or,
+    Each window is a function of (seed, step, slot in its part of the batch), see
+    :mod:`~pscl_hpc.segmentation.placement`. When only a square of a reference is annotated, windows contain it or,
     when they are smaller, are inside it. Unlabelled windows have targets of 255; masks of their images are not used.
 
     Args:

@@ -22,7 +22,8 @@ _TINT = 0.4
 _BAND = 1024
 """Rows of an overlay that are computed at once."""
 _LONGEST = 150
-"""Bytes of a file stem. A page number, ``.overlay.png`` and the ending of a temporary file must fit into 255 as well."""
+"""Bytes of a file stem. A page number, ``.overlay.png`` and the ending of a temporary file must fit into 255 as
+well."""
 
 
 def overlay(

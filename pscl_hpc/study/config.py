@@ -1,8 +1,8 @@
 """The configuration of a study: methods x data sets x annotation budgets x references x seeds.
 
 A study file contains the grid and the keys that its runs have in common. It may name pretraining and fine-tuning
-configurations (``pretrain: FILE`` or ``extends: FILE``), relative to itself. They are read with it: a loaded study needs
-no other file.
+configurations (``pretrain: FILE`` or ``extends: FILE``), relative to itself. They are read with it: a loaded study
+needs no other file.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class MethodEntry(Strict):
     pretrain: Tree | None
     """Keys of a pretraining configuration, a file, or ``none``: supervised training from random weights."""
     finetune: Tree = Field(default_factory=dict)
-    """Keys of the fine-tuning that are different for this entry. In a loaded study both also have the keys of all runs."""
+    """Keys of the fine-tuning that are different for this entry. In a loaded study both also have the keys of all
+    runs."""
 
     @field_validator("pretrain", mode="before")
     @classmethod

@@ -33,10 +33,10 @@ class Annotation:
 class Draws:
     """The repetitions of one data set.
 
-    Repetition r of budget k trains on the first k images of order r. An order begins with reference r. If references are
-    listed, the others of the list follow in turn; drawn ones do not. Then come the other annotated training images in a
-    random order of this repetition, first those that show a new class, as an annotator would choose. Repetitions with
-    the same images are one. Images whose mask shows no learnt class are not drawn or added; if one is listed,
+    Repetition r of budget k trains on the first k images of order r. An order begins with reference r. If references
+    are listed, the others of the list follow in turn; drawn ones do not. Then come the other annotated training images
+    in a random order of this repetition, first those that show a new class, as an annotator would choose. Repetitions
+    with the same images are one. Images whose mask shows no learnt class are not drawn or added; if one is listed,
     fine-tuning refuses it.
 
     Raises:

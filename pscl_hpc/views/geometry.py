@@ -1,8 +1,8 @@
 """Geometry of the second view in closed form, for a whole batch at once (docs/methods.md, PSCL-SimCLR).
 
-View q has the geometry of the image. View k is flipped vertically, rotated counter-clockwise by ``turns`` times 90 degrees,
-cropped, and resized to the size of view q. Patches are mapped between views by arithmetic on a few integers per image,
-without index tables or loops over images.
+View q has the geometry of the image. View k is flipped vertically, rotated counter-clockwise by ``turns`` times 90
+degrees, cropped, and resized to the size of view q. Patches are mapped between views by arithmetic on a few integers
+per image, without index tables or loops over images.
 
 Shapes: B images, C channels or classes, h w pixels, H W patches of a feature map, T sampled patches.
 """
@@ -82,7 +82,8 @@ def crop_on_grid(geometry: ViewGeometry, height: int, width: int) -> Crop:
 
 
 def to_source(geometry: ViewGeometry, y: Tensor, x: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Map coordinates in the rotated, uncropped frame to coordinates in the image, both (B, ...), integer or fractional.
+    """Map coordinates in the rotated, uncropped frame to coordinates in the image, both (B, ...), integer or
+    fractional.
 
     Coordinates are of centres and begin at 0, so the formula is the same for pixels and patches.
     """
@@ -134,8 +135,8 @@ def warp(images: Tensor, geometry: ViewGeometry) -> Tensor:
 def paired_patches(geometry: ViewGeometry, height: int, width: int) -> Tensor:
     """Which patches of view k have a partner in view q: bool (B, H * W), row-major.
 
-    The crop has fewer patches in view q than in view k. A nearest-neighbour resize assigns patch row ``i * H // rows`` of
-    view k to row ``i`` of the crop; the other rows of view k have no partner.
+    The crop has fewer patches in view q than in view k. A nearest-neighbour resize assigns patch row ``i * H // rows``
+    of view k to row ``i`` of the crop; the other rows of view k have no partner.
     """
     crop = crop_on_grid(geometry, height, width)
     rows = torch.arange(height, device=crop.rows.device)
@@ -148,8 +149,8 @@ def paired_patches(geometry: ViewGeometry, height: int, width: int) -> Tensor:
 def partner_patches(geometry: ViewGeometry, patches: Tensor, height: int, width: int) -> Tensor:
     """Map patches of view k, int64 (B, T) row-major, to their partners in view q, int64 (B, T).
 
-    Exact where :func:`paired_patches` is true. In square views whose side is a multiple of the stride of the feature map,
-    the centres of a pair are less than one patch apart along each axis (tested); in other square views at most two
+    Exact where :func:`paired_patches` is true. In square views whose side is a multiple of the stride of the feature
+    map, the centres of a pair are less than one patch apart along each axis (tested); in other square views at most two
     patches, in views that are not square more, depending on the aspect ratio.
     """
     crop = crop_on_grid(geometry, height, width)
@@ -169,8 +170,8 @@ def class_shares(
         geometry: Of the same images.
         height: H of the feature map.
         width: W of the feature map.
-        antialias: True averages over the patch and its surroundings with a triangular filter; False uses the two nearest
-            pixels per axis, as the released code does (docs/methods.md), so that mixed patches may appear pure.
+        antialias: True averages over the patch and its surroundings with a triangular filter; False uses the two
+            nearest pixels per axis, as the released code does (docs/methods.md), so that mixed patches may appear pure.
 
     Returns:
         (B, C, H, W); a patch without a partner in view q has the share of the nearest patch with one.
@@ -188,7 +189,8 @@ def class_shares(
 
 
 def _kept(patches: Tensor, kept: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Row (or column) of the crop for each patch along an axis, and whether it exists: inverse of ``i * size // kept``."""
+    """Row (or column) of the crop for each patch along an axis, and whether it exists: inverse of ``i * size //
+    kept``."""
     kept = kept.view(-1, *(1,) * (patches.ndim - 1))
     i = torch.div(patches * kept + size - 1, size, rounding_mode="floor")
     return torch.minimum(i, kept - 1), (i < kept) & (

@@ -1,7 +1,7 @@
 """Random intensity changes of a batch, different for each image.
 
-Kornia's ColorJitter does not support one channel, and torchvision has no CPU build for every version of torch. Images are
-(B, C, h, w) in 0..1 with C = 1 or 3.
+Kornia's ColorJitter does not support one channel, and torchvision has no CPU build for every version of torch. Images
+are (B, C, h, w) in 0..1 with C = 1 or 3.
 """
 
 from __future__ import annotations

@@ -50,7 +50,8 @@ def test_geometric_pairs_show_the_same_material() -> None:
     assert matches.query.shape == matches.key.shape == matches.valid.shape == (20, height * width)
     share = float(matches.valid.float().mean())
     assert 0.6 < share < 1.0, "some patches of view k repeat others"
-    # Centres of the pair in the image, in patches. The grid is turned with the image, so that rows and columns stay true.
+    # Centres of the pair in the image, in patches. The grid is turned with the image, so that rows and columns stay
+    # true.
     y, x = (matches.key // width).double(), (matches.key % width).double()
     source_y, source_x = view_to_source(geometry, y, x, height, width)
     far_y = (source_y - matches.query // width).abs()[matches.valid]

@@ -55,7 +55,8 @@ def test_partners_equal_index_tables(g: ViewGeometry, height: int, width: int) -
     rows, cols = table_q.shape
     i = torch.arange(rows) * height // rows
     j = torch.arange(cols) * width // cols
-    # A turned wide grid can have more rows than the grid has: then several rows map to one patch, and the last one counts.
+    # A turned wide grid can have more rows than the grid has: then several rows map to one patch, and the last one
+    # counts.
     expected = {int(i[a]) * width + int(j[b]): set() for a in range(rows) for b in range(cols)}  # type: ignore[var-annotated]
     for a in range(rows):
         for b in range(cols):

@@ -60,10 +60,11 @@ def match_patches(rule: Correspondence, geometry: ViewGeometry, query: Tensor, k
 
 @torch.no_grad()
 def most_similar_patches(query: Tensor, key: Tensor) -> Tensor:
-    """For each patch of view q the patch of view k with the largest cosine similarity, int64 (B, P); the first of equals.
+    """For each patch of view q the patch of view k with the largest cosine similarity, int64 (B, P); the first of
+    equals.
 
-    This is the correspondence of DenseCL (CVPR 2021, section 3.3). It compares features of the backbone, not projections.
-    A zero vector has similarity 0.
+    This is the correspondence of DenseCL (CVPR 2021, section 3.3). It compares features of the backbone, not
+    projections. A zero vector has similarity 0.
 
     Args:
         query: (B, C, H, W).

@@ -68,7 +68,8 @@ def corrupt(images: Tensor, config: CorruptionConfig, generators: list[torch.Gen
     """Corrupt each image with the random numbers of its own generator.
 
     An image is divided into square blocks of one random side at a random offset. With probability ``config.share`` a
-    block is blanked, shuffled or given noise, with the relative frequencies of ``config``. A blank rectangle may be added.
+    block is blanked, shuffled or given noise, with the relative frequencies of ``config``. A blank rectangle may be
+    added.
 
     Args:
         images: (B, C, h, w) in 0..1.

@@ -75,9 +75,9 @@ class AnnotatedPatchConfig(PatchConfig, ReferencedMethodConfig):
     """strict: a patch is taken at most once. released: the largest similarity is subtracted from a taken patch, so that
     it can be taken again where similarities are negative."""
     texture: Fraction = 0.0
-    """Share of fixed texture descriptors in the similarity of patches and templates: ``texture`` times the cosine of the
-    descriptors plus ``1 - texture`` times the cosine of the projections. 0: projections alone, as in the paper; early in
-    training they carry little information. Needs ``matching: cosine``."""
+    """Share of fixed texture descriptors in the similarity of patches and templates: ``texture`` times the cosine of
+    the descriptors plus ``1 - texture`` times the cosine of the projections. 0: projections alone, as in the paper;
+    early in training they carry little information. Needs ``matching: cosine``."""
     antialias: bool = True
     """Average labels over the whole patch. false: bilinear samples, as in torchvision before 0.17."""
 

@@ -114,7 +114,8 @@ class PatchSampler:
         return PatchSample(torch.cat((chosen, *found)), classes, torch.cat((purity, purity[giver])))
 
     def _taught(self, labels: Tensor, templates: int) -> Tensor:
-        """Whether a template can exist, bool (R, templates): its class is not ignored and the reference is annotated."""
+        """Whether a template can exist, bool (R, templates): its class is not ignored and the reference is
+        annotated."""
         counts = torch.ones(self.classes, dtype=torch.bool, device=labels.device)
         counts[list(self.ignored)] = False
         shown = labels.flatten(1).any(dim=1, keepdim=True)
@@ -283,6 +284,7 @@ def _released_greedy(templates: Tensor, patches: Tensor, paired: Tensor) -> Tens
 
 
 def _of_class(shares: Tensor, chosen: Tensor) -> Tensor:
-    """Share of each template's class in its patch from ``shares`` (R, C, P): (R, C * k); 0 where there is no template."""
+    """Share of each template's class in its patch from ``shares`` (R, C, P): (R, C * k); 0 where there is no
+    template."""
     patches = chosen.view(*shares.shape[:2], -1)
     return torch.where(patches >= 0, shares.gather(2, patches.clamp_min(0)), 0.0).flatten(1)
