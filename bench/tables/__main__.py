@@ -39,6 +39,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "cpu-study-data-efficiency": lambda: study.budgets("cpu-study-data-efficiency"),
     "cpu-study-core": lambda: study.budgets("cpu-study-core"),
     "gpu-study-one-shot": lambda: study.study("gpu-study-one-shot"),
+    "cpu-study-one-image": lambda: study.against_earlier(
+        "cpu-study-one-image",
+        "imagenet-self-training",
+        "cpu-study-references",
+        {"none": "U-Net from scratch, earlier recipe", "pscl-clustered": "U-Net, best earlier pretraining"},
+    ),
     "cpu-step": lambda: measurements.step("cpu-step-vs-released"),
     "cpu-patch-nt-xent": lambda: measurements.kernels("cpu-patch-nt-xent"),
     "cpu-queue-info-nce": lambda: measurements.kernels("cpu-queue-info-nce"),

@@ -180,3 +180,41 @@ def _removed(line: dict[str, Any] | None) -> str:
 
 def _spread(mean: float, std: float | None) -> str:
     return f"{mean:.3f}" if std is None else f"{mean:.3f} ± {std:.3f}"
+
+
+def against_earlier(name: str, method: str, earlier: str, others: dict[str, str]) -> str:
+    """A method beside methods of another study on the same data sets: mean Dice over the annotated images of both.
+
+    Args:
+        name: The result with ``method``.
+        method: One of its methods, with one annotated image.
+        earlier: Another result on the same images.
+        others: Methods of the other result, and how the table calls them.
+    """
+    new, old = load(name), load(earlier)
+    found = {
+        (row["dataset"], row["split"], *row["references"]): row
+        for row in new["result"]["rows"]
+        if row["method"] == method and row["budget"] == 1
+    }
+    before = {
+        (row["method"], row["dataset"], row["split"], *row["references"]): row["mean_dice"]
+        for row in old["result"]["rows"]
+        if row["budget"] == 1
+    }
+    places = list(dict.fromkeys(key[:2] for key in found))
+    rows = []
+    for place in sorted(places):
+        keys = [key for key in found if key[:2] == place]
+        cells = [[before[other, *key] for key in keys] for other in others]
+        cells.append([found[key]["mean_dice"] for key in keys])
+        rows.append(
+            [" ".join(place), str(len(keys)), *(f"{fmean(cell):.3f} ({min(cell):.3f})" for cell in cells)]
+        )
+    seconds = [row["seconds"]["finetune"] for row in found.values()]
+    said = (
+        "Mean foreground Dice on test images over annotated images that are each used alone (worst annotated image). A "
+        f"training of the default recipe took {min(seconds) / 60:.0f} to {max(seconds) / 60:.0f} minutes on one core."
+    )
+    head = ["test images", "annotated images", *others.values(), "default recipe"]
+    return f"{said}\n\n" + table(head, rows) + origin(name, new) + "\n" + origin(earlier, old)
