@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pscl_hpc.report.curves import scale_name
-from pscl_hpc.results.statistics import Estimate
+from pscl_hpc.results.statistics import Estimate, Spread
 from pscl_hpc.results.study import Compared, Place, StudyResults, Unit, Worst, pool_text
-from pscl_hpc.segmentation.summary import Spread
 
 TABLE_FILE = "table.md"
 _TEMPLATES = {

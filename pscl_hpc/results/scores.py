@@ -15,9 +15,8 @@ from pathlib import Path
 from pscl_hpc.results.evaluation import Evaluation, SplitScores
 from pscl_hpc.results.runs import RunData
 from pscl_hpc.results.settings import SCRATCH, Settings, comparable, differences, settings_of, starts
-from pscl_hpc.results.statistics import Estimate, Pair, compare, pair
+from pscl_hpc.results.statistics import Estimate, Pair, Spread, compare, pair, spread
 from pscl_hpc.segmentation.evaluate import PRIMARY_SPLIT
-from pscl_hpc.segmentation.summary import Spread, spread
 
 
 @dataclass(frozen=True)

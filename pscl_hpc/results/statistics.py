@@ -20,7 +20,8 @@ annotated images in common are not independent, and their variance is too small:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,6 +36,27 @@ Pair = tuple[float, float]
 Numbers = npt.NDArray[np.float64]
 UnitKey = tuple[str, ...]
 """What the runs of a pair share: annotated images; or the seed, as text."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A score over runs."""
+
+    mean: float
+    std: float | None
+    """Sample standard deviation (divided by n - 1); None for a single run."""
+    worst: float
+    count: int
+    """Number of runs that have the score."""
+
+
+def spread(values: Iterable[float | None]) -> Spread | None:
+    """Mean, sample standard deviation and minimum of the values that are not None; None when there is none."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    std = statistics.stdev(known) if len(known) > 1 else None
+    return Spread(statistics.fmean(known), std, min(known), len(known))
 
 
 class Record(BaseModel):

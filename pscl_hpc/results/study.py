@@ -9,8 +9,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from pscl_hpc.errors import UserError
-from pscl_hpc.results.statistics import Comparison, Record
-from pscl_hpc.segmentation.summary import Spread
+from pscl_hpc.results.statistics import Comparison, Record, Spread
 
 RESULTS_FILE = "results.json"
 Place = tuple[str, str, int | str]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pscl_hpc.errors import UserError
-from pscl_hpc.results.statistics import CONFIDENCE, Stratum, compare, mean_by_unit, pair
+from pscl_hpc.results.statistics import CONFIDENCE, Stratum, compare, mean_by_unit, pair, spread
 from pscl_hpc.results.study import (
     Compared,
     Failure,
@@ -20,7 +20,6 @@ from pscl_hpc.results.study import (
     Worst,
 )
 from pscl_hpc.runs import RunFolder, now
-from pscl_hpc.segmentation.summary import spread
 from pscl_hpc.study.config import Budget
 from pscl_hpc.study.plan import Cell, Plan
 from pscl_hpc.study.pool import reference_of

@@ -16,7 +16,6 @@ from pscl_hpc.errors import UserError
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.segmentation import ClassList, ConfusionMatrix, evaluate, finetune, predict
 from pscl_hpc.segmentation.pictures import read_labels
-from pscl_hpc.segmentation.summary import read_evaluation, spread
 
 from .helpers import ALLOY, micrograph, settings, write_archive
 
@@ -191,28 +190,3 @@ def test_an_archive_that_was_moved_must_be_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.h5.*--archive"):
         evaluate(tmp_path / "run")
     assert evaluate(tmp_path / "run", archive=tmp_path / "moved.h5")["images"] == 2
-
-
-def test_spread_over_runs() -> None:
-    values = [0.5, 0.7, None, 0.9]
-    found = spread(values)
-    assert found is not None
-    assert found.mean == pytest.approx(0.7)
-    assert found.std == pytest.approx(np.std([0.5, 0.7, 0.9], ddof=1))
-    assert (found.worst, found.count) == (0.5, 3)
-
-
-def test_spread_of_few_values() -> None:
-    one = spread([0.4, None])
-    assert one is not None
-    assert (one.mean, one.std, one.worst, one.count) == (0.4, None, 0.4, 1)
-    assert spread([None, None]) is None
-
-
-def test_a_missing_or_damaged_evaluation_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=str(tmp_path)):
-        read_evaluation(tmp_path)
-    for text in ("{", "[]", '{"collection": "alloy"}'):
-        (tmp_path / "evaluation.json").write_text(text)
-        with pytest.raises(UserError, match=r"evaluation\.json"):
-            read_evaluation(tmp_path)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from pscl_hpc.results.statistics import Comparison, Pair, Stratum, compare
+from pscl_hpc.results.statistics import Comparison, Pair, Stratum, compare, spread
 
 dice = st.floats(0.0, 0.99)
 pairs = st.lists(st.tuples(dice, dice), min_size=2, max_size=8)
@@ -144,3 +144,19 @@ def test_single_units_have_no_interval_and_no_error_has_no_share() -> None:
 def test_nothing_to_compare_is_a_mistake_of_the_programmer(strata: list[list[tuple[float, float]]]) -> None:
     with pytest.raises(ValueError, match="at least one pair"):
         equal(strata)
+
+
+def test_spread_over_runs() -> None:
+    values = [0.5, 0.7, None, 0.9]
+    found = spread(values)
+    assert found is not None
+    assert found.mean == pytest.approx(0.7)
+    assert found.std == pytest.approx(np.std([0.5, 0.7, 0.9], ddof=1))
+    assert (found.worst, found.count) == (0.5, 3)
+
+
+def test_spread_of_few_values() -> None:
+    one = spread([0.4, None])
+    assert one is not None
+    assert (one.mean, one.std, one.worst, one.count) == (0.4, None, 0.4, 1)
+    assert spread([None, None]) is None
