@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,6 +48,8 @@ class BuildResult:
     """Image id -> rows cut by automatic cropping."""
     with_other_options: tuple[str, ...]
     """Unchanged images that these options would have packed differently."""
+    warnings: tuple[str, ...] = ()
+    """Sentences on images whose intensity range was not what it usually is."""
 
 
 def build(
@@ -131,7 +134,8 @@ def _build(
         publish(out, parts.folder, content, listed, options.compression, shard_bytes, progress)
     parts.remove()
     with_other_options = tuple(name for name in unchanged if _has_other_options(existing[name], options))
-    return BuildResult(out, len(picks), len(unchanged), tuple(skipped), cropped, with_other_options)
+    warnings = tuple(f"{name}: {remark}" for name, remark in packer.remarks.items())
+    return BuildResult(out, len(picks), len(unchanged), tuple(skipped), cropped, with_other_options, warnings)
 
 
 class _Packer:
@@ -143,6 +147,7 @@ class _Packer:
         self._options = options
         self._writer: ShardWriter | None = None
         self._bytes = 0
+        self.remarks: dict[str, str] = {}
 
     def __enter__(self) -> None:
         pass
@@ -171,6 +176,7 @@ class _Packer:
         except BaseException:
             writer.truncate(mark)
             raise
+        self.remarks |= writer.remarks
         self._bytes += sum(stored_bytes(row) for row in writer.rows[mark:])
         if self._bytes >= PART_BYTES:
             self._close()
@@ -186,7 +192,8 @@ class _Packer:
             if pages > 1:
                 raise Unreadable(f"it has {pages} pages but one mask; save each page as a file")
             collection = self._collections[item.dataset]
-            mask = read_mask(item.mask, collection, page.height + prepared.cut, page.width, page.height)
+            full_height, values = page.height + prepared.cut, dict(item.mask_values) or None
+            mask = read_mask(item.mask, collection, full_height, page.width, page.height, values)
         writer.add_strips(
             page.strips(),
             shape=(page.height, page.width, page.channels),
@@ -236,9 +243,12 @@ def _hashes(item: Item) -> tuple[str, str]:
     except OSError as error:
         raise Unreadable(f"cannot be opened ({error.strerror})") from error
     try:
-        return own, sha256_of(item.mask) if item.mask else ""
+        mask = sha256_of(item.mask) if item.mask else ""
     except OSError as error:
         raise Unreadable(f"its mask {item.mask} cannot be opened ({error.strerror})") from error
+    if mask and item.mask_values:  # other values make another mask of the same file
+        mask = hashlib.sha256(f"{mask} {sorted(item.mask_values)}".encode()).hexdigest()
+    return own, mask
 
 
 def _matches(row: Row, item: Item, hashes: tuple[str, str]) -> bool:
