@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from pscl_hpc.archive.codecs import AUTO
-from pscl_hpc.archive.format import MANIFEST, Collection, Row, parse_pool, unite
+from pscl_hpc.archive.format import IGNORE_INDEX, MANIFEST, Collection, Row, mask_values, parse_pool, unite
 from pscl_hpc.archive.ingest.errors import Unreadable
 from pscl_hpc.archive.ingest.images import open_pages
+from pscl_hpc.archive.ingest.items import Item, Skipped
 from pscl_hpc.archive.ingest.masks import read_mask
 from pscl_hpc.archive.ingest.page import Page
 from pscl_hpc.archive.ingest.prepare import prepare
-from pscl_hpc.archive.ingest.sources import Item, Plan, Skipped
+from pscl_hpc.archive.ingest.sources import Plan
 from pscl_hpc.archive.manifest import sha256_of
 from pscl_hpc.archive.options import AUTO_CROP, IngestOptions, differing, options_from_json
 from pscl_hpc.archive.parts import Parts, Pick, open_parts, publish, stored_bytes
@@ -134,8 +135,26 @@ def _build(
         publish(out, parts.folder, content, listed, options.compression, shard_bytes, progress)
     parts.remove()
     with_other_options = tuple(name for name in unchanged if _has_other_options(existing[name], options))
-    warnings = tuple(f"{name}: {remark}" for name, remark in packer.remarks.items())
-    return BuildResult(out, len(picks), len(unchanged), tuple(skipped), cropped, with_other_options, warnings)
+    warnings = [f"{name}: {remark}" for name, remark in packer.remarks.items()]
+    if old is None and not packed:
+        warnings += _counted_from_one(packer.seen, collections)
+    return BuildResult(
+        out, len(picks), len(unchanged), tuple(skipped), cropped, with_other_options, tuple(warnings)
+    )
+
+
+def _counted_from_one(seen: dict[str, set[int]], collections: dict[str, Collection]) -> list[str]:
+    """Warnings about collections of which no mask has the value 0."""
+    found = []
+    for name, values in seen.items():
+        classes = collections[name].classes
+        if 0 not in values and values != {IGNORE_INDEX}:
+            pairs = ",".join(f"{index}={label}" for index, label in enumerate(classes, 1))
+            found.append(
+                f"{name}: no mask has the value 0 ({classes[0]}); if the masks count the classes from 1, build a new file "
+                f"with --mask-values {pairs}"
+            )
+    return found
 
 
 class _Packer:
@@ -148,6 +167,8 @@ class _Packer:
         self._writer: ShardWriter | None = None
         self._bytes = 0
         self.remarks: dict[str, str] = {}
+        self.seen: dict[str, set[int]] = {}
+        """Collection -> values of its masks."""
 
     def __enter__(self) -> None:
         pass
@@ -194,6 +215,7 @@ class _Packer:
             collection = self._collections[item.dataset]
             full_height, values = page.height + prepared.cut, dict(item.mask_values) or None
             mask = read_mask(item.mask, collection, full_height, page.width, page.height, values)
+            self.seen.setdefault(item.dataset, set()).update(mask_values(mask))
         writer.add_strips(
             page.strips(),
             shape=(page.height, page.width, page.channels),

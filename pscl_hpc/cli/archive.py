@@ -103,8 +103,8 @@ def build_command(
         sources or [],
         metadata=metadata,
         classes=names,
-        mask_values=_mask_values(mask_values),
-        pair=_pair(sources, images, masks),
+        mask_values=ingest.values_of_masks(mask_values),
+        pair=ingest.image_and_mask_folder(sources, images, masks),
     )
     for note in found.notes:
         print(note, file=sys.stderr)
@@ -319,25 +319,6 @@ def compare_command(
         typer.echo(f"{found.distances[row, col]:.3f}  {found.names[row]} - {found.names[col]}")
     named = (f"{name} {value}" for name, value in zip(found.names, halves, strict=True) if value is not None)
     typer.echo(f"halves of one collection: {', '.join(named)}")
-
-
-def _pair(sources: list[Path] | None, images: Path | None, masks: Path | None) -> tuple[Path, Path] | None:
-    """``--images`` and ``--masks``."""
-    if (images is None) != (masks is None):
-        raise UserError("--images and --masks belong together; give both folders")
-    if images is None or masks is None:
-        if not sources:
-            raise UserError("no source is given; name image files or folders, or --images DIR --masks DIR")
-        return None
-    return images, masks
-
-
-def _mask_values(text: str) -> dict[int, str]:
-    """``--mask-values``: value -> class name."""
-    from pscl_hpc.archive.ingest.masks import parse_mask_values
-
-    pairs = [part.partition("=") for part in text.split(",")] if text else []
-    return parse_mask_values([(value, name) for value, _, name in pairs], "--mask-values")
 
 
 def _target(out: str, shard_size: str) -> tuple[Path, int | None]:

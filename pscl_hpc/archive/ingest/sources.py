@@ -15,52 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from pscl_hpc.archive.format import Collection
-from pscl_hpc.archive.ingest.errors import Unreadable
 from pscl_hpc.archive.ingest.folders import Unread, readable
-from pscl_hpc.archive.ingest.images import IMAGE_SUFFIXES, open_pages
-from pscl_hpc.archive.ingest.layout import Layout, find_layouts, is_mask_name, layout_of, looks_like_mask
-from pscl_hpc.archive.ingest.masks import check_equal, check_palettes, class_indices, classes_of_values
+from pscl_hpc.archive.ingest.images import IMAGE_SUFFIXES
+from pscl_hpc.archive.ingest.items import Item, Skipped, unique_items
+from pscl_hpc.archive.ingest.layout import Layout, find_layouts, layout_of
+from pscl_hpc.archive.ingest.masks import check_palettes, class_indices, classes_of_values
 from pscl_hpc.archive.ingest.metadata_csv import NUMBERS, TEXTS, MetadataFile
 from pscl_hpc.archive.ingest.splits import SPLITS_FILE, Splits, check_classes, find_listed, nfc, read_splits
 from pscl_hpc.errors import UserError
-
-
-@dataclass(frozen=True)
-class Item:
-    """One image file to pack."""
-
-    path: Path
-    source: str
-    """``path`` relative to the parent of the folder that the user gave."""
-    dataset: str
-    stem: str
-    mask: Path | None = None
-    split: str = ""
-    specimen: str = ""
-    production_batch: str = ""
-    alloy: str = ""
-    magnification: float | None = None
-    um_per_pixel: float | None = None
-    same_named: tuple[Path, ...] = ()
-    """All masks with its name if there are several; ``mask`` is the last of them."""
-    listed: bool = False
-    """Whether ``splits.json`` or the CSV file lists this file."""
-    mask_names: tuple[tuple[int, str], ...] = ()
-    """Value in the mask -> class name; empty if the values are the class indices."""
-    mask_values: tuple[tuple[int, int], ...] = ()
-    """Value in the mask -> class index."""
-
-    @property
-    def id(self) -> str:
-        return f"{self.dataset}/{self.stem}"
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A file, or a folder of images, that was not packed, and why."""
-
-    path: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -117,7 +79,7 @@ def plan(
         roots = [*sources, *(pair or ())]
         items, collections = _apply_metadata(items, collections, lines, roots, finder.defaults)
     skipped = list(finder.skipped)
-    unique = _unique(items, skipped)
+    unique = unique_items(items, skipped)
     # They may have been read through another source or the CSV file.
     read = {os.path.abspath(path) for item in items for path in (item.path, item.mask) if path is not None}
     left_out = (unread.without(read) for unread in finder.unread)
@@ -147,48 +109,6 @@ def plan(
         for item in unique.values()
     ]
     return Plan(tuple(found), collections, tuple(skipped), tuple(finder.notes))
-
-
-def _unique(items: Sequence[Item], skipped: list[Skipped]) -> dict[str, Item]:
-    """Image id -> item. Of several files with one id the listed one is taken, else the one with more bits."""
-    by_id: dict[str, list[Item]] = {}
-    for item in items:
-        by_id.setdefault(item.id, []).append(item)
-    unique: dict[str, Item] = {}
-    for image_id, same in by_id.items():
-        best = same[0] if len(same) == 1 else min(same, key=_preference)
-        for other in same:
-            if other is not best:
-                why = "is listed" if best.listed and not other.listed else "is packed instead"
-                reason = f"{best.source} has the same image id {image_id} and {why}; rename one to pack both"
-                skipped.append(Skipped(other.source, reason))
-        try:
-            if best.mask is None and _is_unpaired_mask(best):
-                raise Unreadable(
-                    "it looks like a mask by its name and values, but no image has a matching name; name the folders with "
-                    "--images and --masks, or rename it if it is a micrograph"
-                )
-            if best.same_named:
-                check_equal(best.same_named)
-            unique[image_id] = best
-        except Unreadable as error:
-            skipped.append(Skipped(best.source, readable(str(error))))
-    return unique
-
-
-def _preference(item: Item) -> tuple[bool, bool, bool]:
-    """Sorts the best of several files with one id first: listed, more than 8 bits, lossless."""
-    try:
-        with open_pages(item.path) as pages:
-            deep = pages[0].dtype != "uint8"
-    except Unreadable:
-        deep = False
-    return not item.listed, not deep, item.path.suffix.lower() in (".jpg", ".jpeg")
-
-
-def _is_unpaired_mask(item: Item) -> bool:
-    names = (item.path.stem, item.path.absolute().parent.name)
-    return any(map(is_mask_name, names)) and looks_like_mask(item.path)
 
 
 class _Finder:
