@@ -156,10 +156,8 @@ def test_another_depth_or_range_than_in_training_is_named(
     image = micrograph(30, 61, 83)[0]
     deep = save(tmp_path, "sixteen.tif", image.astype(np.uint16) * 200)
     report = predict(trained.path, [deep, save(tmp_path, "eight.png", image)], out=tmp_path / "out")
-    [warning] = report.warnings
-    assert str(deep) in warning
-    assert "16-bit" in warning
-    assert "8-bit" in warning
+    [warning] = [text for text in report.warnings if "8-bit" in text]
+    assert warning.startswith(f"{deep}: 16-bit")
     assert not predict(trained.path, ["alloy/test0"], archive=archive_file, out=tmp_path / "ids").warnings
     for known, warned in (([0, 50000], False), ([0, 4095], True), ([0, 1e9], True)):
         run = shutil.copytree(trained.path, tmp_path / f"run{known[1]}")
@@ -168,8 +166,7 @@ def test_another_depth_or_range_than_in_training_is_named(
         record["intensity_ranges"] = {"uint16": known}
         (run / "run.json").write_text(json.dumps(record))
         warnings = predict(run, [deep], out=tmp_path / f"out{known[1]}").warnings
-        assert bool(warnings) == warned
-        assert all(f"{known[1]:g}" in text for text in warnings)
+        assert any(f"{known[1]:g}" in text for text in warnings) == warned
 
 
 def test_masks_in_the_folder_of_the_images_are_not_segmented(trained: RunFolder, tmp_path: Path) -> None:
