@@ -166,7 +166,7 @@ def test_another_depth_or_range_than_in_training_is_named(
         record["intensity_ranges"] = {"uint16": known}
         (run / "run.json").write_text(json.dumps(record))
         warnings = predict(run, [deep], out=tmp_path / f"out{known[1]}").warnings
-        assert any(f"{known[1]:g}" in text for text in warnings) == warned
+        assert any(f"0 to {known[1]:g}" in text for text in warnings) == warned
 
 
 def test_masks_in_the_folder_of_the_images_are_not_segmented(trained: RunFolder, tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ IGNORE = "ignore"
 """In ``--mask-values``, stands for pixels that are not annotated."""
 _WANTED = "a mask is an image of class indices (0, 1, 2, ...; 255 = not annotated)"
 _WHITE_IS_ZERO, _PALETTE = 0, 3
+_PNG_PALETTE = b"\x03"
+"""Colour type in the header of a PNG with a palette."""
 
 
 def read_mask(
@@ -232,15 +234,19 @@ def _decode_tiff(data: bytes, name: str) -> Pixels:
 def _used_palette(path: Path) -> dict[int, bytes]:
     """Index -> RGB of the palette entries that a mask uses; empty without a palette."""
     with decoding(f"mask {path.name}"):
-        data = path.read_bytes()
         if path.suffix.lower() in (".tif", ".tiff"):
-            with tifffile.TiffFile(io.BytesIO(data)) as file:
+            with tifffile.TiffFile(path) as file:
                 page = file.pages.first
                 if page.photometric != _PALETTE or page.colormap is None:
                     return {}
                 colours = (np.asarray(page.colormap).T >> 8).astype(np.uint8)
                 indices = page.asarray()
         else:
+            with path.open("rb") as stream:
+                head = stream.read(26)
+                if head.startswith(b"\x89PNG") and head[25:] != _PNG_PALETTE:
+                    return {}
+                data = head + stream.read()
             with open_picture(data) as image:
                 if image.mode != "P":
                     return {}

@@ -46,8 +46,8 @@ class Splits:
 
     def lists(self, name: str) -> bool:
         """Whether an image is listed with its suffix, in a split or as a reference."""
-        listed = {*self.files, *self.references}
-        return not listed.isdisjoint({nfc(name), PurePosixPath(nfc(name)).name})
+        names = (nfc(name), PurePosixPath(nfc(name)).name)
+        return any(one in self.files or one in self.references for one in names)
 
     def missing(self, images: Sequence[str]) -> list[str]:
         """Listed files that are not among ``images`` (paths in the image folder)."""
