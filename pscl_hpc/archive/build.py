@@ -122,7 +122,7 @@ def _build(
         if not parts.shards:
             parts.remove()
         reasons = "; ".join(f"{item.path}: {item.reason}" for item in skipped[:3])
-        raise UserError(f"none of the {len(planned)} images could be packed ({reasons}); correct the files")
+        raise UserError(f"no image could be packed ({reasons}); correct the files")
     # A source of which no image was packed adds no collection.
     used = {row.dataset for row, _ in picks} | (set(old.collections) if old else set())
     filled = {name: collection for name, collection in collections.items() if name in used}

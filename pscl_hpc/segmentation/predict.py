@@ -22,7 +22,7 @@ from pscl_hpc.archive.options import AUTO_CROP, IngestOptions, options_to_tree
 from pscl_hpc.archive.single_file import temporary_archive
 from pscl_hpc.errors import UserError
 from pscl_hpc.progress import Progress
-from pscl_hpc.segmentation.evaluate import PREDICTIONS, open_run, same_name
+from pscl_hpc.segmentation.evaluate import PREDICTIONS, open_run
 from pscl_hpc.segmentation.inference import Predictor
 from pscl_hpc.segmentation.ingest_options import (
     FileOptions,
@@ -173,7 +173,7 @@ def _segment_file(
 
 def _segment_id(predictor: Predictor, name: str, archive: Archive, report: PredictReport) -> ImageRecord:
     """Segment an image of an archive."""
-    record = archive.find(same_name(name, (record.id for record in archive.records)))
+    record = archive.find(name)
     target = report.folder / picture_name(record.id)
     report.written.append(_write(predictor, archive, record.index, None, name, target))
     return record

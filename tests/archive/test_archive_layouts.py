@@ -124,6 +124,21 @@ def test_nnunet(tmp_path: Path) -> None:
     }
 
 
+def test_further_channels_of_nnunet_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "d"
+    for channel in range(2):
+        picture(folder / "imagesTr" / f"s_{channel:04d}.tif")
+    _mask(folder / "labelsTr" / "s.tif")
+    found = _plan(folder)
+    assert list(table(found)) == ["d/s_0000"]
+    assert "s_0001.tif" in found.skipped[0].reason
+
+
+def test_an_image_folder_alone_leaves_masks_and_says_so(steel: Path) -> None:
+    [note] = plan([steel / "img"]).notes
+    assert str(steel) in note
+
+
 def test_any_two_folders(tmp_path: Path) -> None:
     picture(tmp_path / "d" / "one" / "a.png")
     _mask(tmp_path / "d" / "two" / "a_seg.png")
@@ -234,6 +249,8 @@ def test_the_command_says_what_was_paired(tmp_path: Path, capsys: pytest.Capture
     archive = Archive(out)
     np.testing.assert_array_equal(archive.read_mask(0), grey // 255)
     assert archive.collections["d"].classes == ("m", "n")
+    assert main([*command, "--mask-values", "0=m,255=n"]) == 0
+    assert "0 images added, 1 unchanged" in capsys.readouterr().out
     # Other values are another mask, not an unchanged one.
     assert main([*command, "--classes", "m,n", "--mask-values", "0=m,255=ignore"]) == EXIT_SKIPPED
     assert "d/a" in capsys.readouterr().err

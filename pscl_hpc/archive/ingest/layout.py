@@ -9,6 +9,7 @@ folder beside a mask folder (``JPEGImages/`` + ``SegmentationClass/``, ``input/`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -32,6 +33,7 @@ from pscl_hpc.errors import UserError
 
 _IMAGE_NAMES = (*IMAGE_FOLDERS, "image", "imgs", "jpegimages", "input", "inputs", "micrographs", "raw")
 """Names of image folders, where a mask folder is beside them."""
+_NNUNET = "imagesTr/ + labelsTr/"
 _SPLIT_FOLDERS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
@@ -124,7 +126,7 @@ def _dataset(folder: Path) -> tuple[list[Group], str] | None:
         masks = masks or next((other for other in folders if _annotates(other, images)), None)
         return [Group(images, masks)], f"{images.name}/ + {masks.name}/" if masks else ""
     if pairs := _nnunet(folders):
-        return pairs, "imagesTr/ + labelsTr/"
+        return pairs, _NNUNET
     if masks and (images := subfolder(folder, _IMAGE_NAMES)):
         return [Group(images, masks)], f"{images.name}/ + {masks.name}/"
     annotated = {
@@ -199,6 +201,8 @@ def _layout(folder: Path, groups: Sequence[Group], rule: str, *, beside: bool = 
             paired, alone = pair(list(names), files)
             masks |= paired
             strays += alone
+    channels = _other_channels(images) if rule == _NNUNET else {}
+    images = {name: path for name, path in images.items() if name not in channels}
     if not masks and (masks := in_one_folder(images)):
         taken = {path for some in masks.values() for path in some}
         images = {name: path for name, path in images.items() if path not in taken}
@@ -209,6 +213,9 @@ def _layout(folder: Path, groups: Sequence[Group], rule: str, *, beside: bool = 
         splits = {name: split for name, split in inside.items() if split}
     used = {path for group in groups for path in (group.images, group.masks) if path is not None}
     unread = foreign_files(folder, used)
+    if channels:
+        reason = "they are further channels of the images _0000; add them as a separate source"
+        unread.append(Unread(folder, tuple(channels.values()), reason))
     if beside and folder not in used:
         unread += beside_dataset(folder, used, groups[0].masks)
     base = groups[0].images if len(groups) == 1 else folder
@@ -216,6 +223,18 @@ def _layout(folder: Path, groups: Sequence[Group], rule: str, *, beside: bool = 
     return Layout(
         folder, base, dict(sorted(images.items())), masks, tuple(strays), splits, rule, tuple(unread)
     )
+
+
+def _other_channels(images: Mapping[str, Path]) -> dict[str, Path]:
+    """Images ``x_0001`` beside ``x_0000``, which nnU-Net takes for channels of one image."""
+    stems = {PurePosixPath(name).stem for name in images}
+    return {
+        name: path
+        for name, path in images.items()
+        if re.fullmatch(r".+_\d{4}", path.stem)
+        and not path.stem.endswith("_0000")
+        and f"{path.stem[:-5]}_0000" in stems
+    }
 
 
 def _named(group: Group, path: Path, base: Path) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pscl_hpc.archive.format import Collection
-from pscl_hpc.archive.ingest.folders import Unread, readable
+from pscl_hpc.archive.ingest.folders import IMAGE_FOLDERS, MASK_FOLDERS, Unread, readable, subfolder
 from pscl_hpc.archive.ingest.images import IMAGE_SUFFIXES
 from pscl_hpc.archive.ingest.items import Item, Skipped, unique_items
 from pscl_hpc.archive.ingest.layout import Layout, find_layouts, layout_of
@@ -136,6 +136,13 @@ class _Finder:
             self.unread += unread
             for layout in layouts:
                 self.add_layout(layout, source)
+            home = source.absolute().parent
+            if source.name.lower() in IMAGE_FOLDERS and (
+                subfolder(home, MASK_FOLDERS) or (home / SPLITS_FILE).is_file()
+            ):
+                self.notes.append(
+                    f"{source} is packed without the masks and splits beside it; to use them, give {home}"
+                )
 
     def _skip(self, path: Path, reason: str) -> None:
         self.skipped.append(Skipped(readable(str(path)), reason))
