@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pscl_hpc.archive.codecs import AUTO
-from pscl_hpc.archive.format import MANIFEST, Collection, Row, parse_pool, unite
+from pscl_hpc.archive.format import IGNORE_INDEX, MANIFEST, Collection, Row, mask_values, parse_pool, unite
 from pscl_hpc.archive.ingest.errors import Unreadable
 from pscl_hpc.archive.ingest.images import open_pages
+from pscl_hpc.archive.ingest.items import Item, Skipped
 from pscl_hpc.archive.ingest.masks import read_mask
 from pscl_hpc.archive.ingest.page import Page
 from pscl_hpc.archive.ingest.prepare import prepare
-from pscl_hpc.archive.ingest.sources import Item, Plan, Skipped
+from pscl_hpc.archive.ingest.sources import Plan
 from pscl_hpc.archive.manifest import sha256_of
 from pscl_hpc.archive.options import AUTO_CROP, IngestOptions, differing, options_from_json
 from pscl_hpc.archive.parts import Parts, Pick, open_parts, publish, stored_bytes
@@ -47,6 +49,8 @@ class BuildResult:
     """Image id -> rows cut by automatic cropping."""
     with_other_options: tuple[str, ...]
     """Unchanged images that these options would have packed differently."""
+    warnings: tuple[str, ...] = ()
+    """Sentences on images whose intensity range was not what it usually is."""
 
 
 def build(
@@ -118,7 +122,7 @@ def _build(
         if not parts.shards:
             parts.remove()
         reasons = "; ".join(f"{item.path}: {item.reason}" for item in skipped[:3])
-        raise UserError(f"none of the {len(planned)} images could be packed ({reasons}); correct the files")
+        raise UserError(f"no image could be packed ({reasons}); correct the files")
     # A source of which no image was packed adds no collection.
     used = {row.dataset for row, _ in picks} | (set(old.collections) if old else set())
     filled = {name: collection for name, collection in collections.items() if name in used}
@@ -131,7 +135,26 @@ def _build(
         publish(out, parts.folder, content, listed, options.compression, shard_bytes, progress)
     parts.remove()
     with_other_options = tuple(name for name in unchanged if _has_other_options(existing[name], options))
-    return BuildResult(out, len(picks), len(unchanged), tuple(skipped), cropped, with_other_options)
+    warnings = [f"{name}: {remark}" for name, remark in packer.remarks.items()]
+    if old is None and not packed:
+        warnings += _counted_from_one(packer.seen, collections)
+    return BuildResult(
+        out, len(picks), len(unchanged), tuple(skipped), cropped, with_other_options, tuple(warnings)
+    )
+
+
+def _counted_from_one(seen: dict[str, set[int]], collections: dict[str, Collection]) -> list[str]:
+    """Warnings about collections of which no mask has the value 0."""
+    found = []
+    for name, values in seen.items():
+        classes = collections[name].classes
+        if 0 not in values and values != {IGNORE_INDEX}:
+            pairs = ",".join(f"{index}={label}" for index, label in enumerate(classes, 1))
+            found.append(
+                f"{name}: no mask has the value 0 ({classes[0]}); if the masks count the classes from 1, build a new file "
+                f"with --mask-values {pairs}"
+            )
+    return found
 
 
 class _Packer:
@@ -143,6 +166,9 @@ class _Packer:
         self._options = options
         self._writer: ShardWriter | None = None
         self._bytes = 0
+        self.remarks: dict[str, str] = {}
+        self.seen: dict[str, set[int]] = {}
+        """Collection -> values of its masks."""
 
     def __enter__(self) -> None:
         pass
@@ -171,6 +197,7 @@ class _Packer:
         except BaseException:
             writer.truncate(mark)
             raise
+        self.remarks |= writer.remarks
         self._bytes += sum(stored_bytes(row) for row in writer.rows[mark:])
         if self._bytes >= PART_BYTES:
             self._close()
@@ -186,7 +213,9 @@ class _Packer:
             if pages > 1:
                 raise Unreadable(f"it has {pages} pages but one mask; save each page as a file")
             collection = self._collections[item.dataset]
-            mask = read_mask(item.mask, collection, page.height + prepared.cut, page.width, page.height)
+            full_height, values = page.height + prepared.cut, dict(item.mask_values) or None
+            mask = read_mask(item.mask, collection, full_height, page.width, page.height, values)
+            self.seen.setdefault(item.dataset, set()).update(mask_values(mask))
         writer.add_strips(
             page.strips(),
             shape=(page.height, page.width, page.channels),
@@ -236,9 +265,12 @@ def _hashes(item: Item) -> tuple[str, str]:
     except OSError as error:
         raise Unreadable(f"cannot be opened ({error.strerror})") from error
     try:
-        return own, sha256_of(item.mask) if item.mask else ""
+        mask = sha256_of(item.mask) if item.mask else ""
     except OSError as error:
         raise Unreadable(f"its mask {item.mask} cannot be opened ({error.strerror})") from error
+    if mask and item.mask_values:  # other values make another mask of the same file
+        mask = hashlib.sha256(f"{mask} {sorted(item.mask_values)}".encode()).hexdigest()
+    return own, mask
 
 
 def _matches(row: Row, item: Item, hashes: tuple[str, str]) -> bool:

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
+from unicodedata import normalize
 
 import numpy as np
 import numpy.typing as npt
@@ -63,6 +64,7 @@ class Archive:
                 raise UserError(f"{self.path} has the image {after.id} in two shards; build it again")
         self.records = tuple(row.record(index) for index, row in enumerate(self.rows))
         self._by_id = {record.id: record for record in self.records}
+        self._by_nfc = {normalize("NFC", record.id): record for record in self.records}
         self.fingerprint = fingerprint(self.rows, self.collections.values())
         self._files = _Files()
         self._statistics: dict[int, tuple[np.float32, np.float32]] = {}
@@ -87,8 +89,10 @@ class Archive:
         self._files = _Files()
 
     def find(self, image_id: str) -> ImageRecord:
-        """The record of an image id; UserError, with the nearest id, if there is none."""
+        """The record of an image id, up to Unicode normalisation; UserError, with the nearest id, if there is none."""
         if image_id not in self._by_id:
+            if same := self._by_nfc.get(normalize("NFC", image_id)):
+                return same
             raise UserError(f"{self.path} has no image {image_id!r}{did_you_mean(image_id, self._by_id)}")
         return self._by_id[image_id]
 
@@ -183,8 +187,9 @@ class Archive:
         pixels = self.read_image(index, window).astype(np.float32)
         span = row.high - row.low
         if span > 0:
-            pixels -= np.float32(row.low)
-            pixels *= np.float32(1 / span)
+            with np.errstate(over="ignore"):  # of values that fill missing pixels
+                pixels -= np.float32(row.low)
+                pixels *= np.float32(1 / span)
             np.clip(pixels, 0, 1, out=pixels)
             if row.pool.startswith("float"):
                 np.nan_to_num(pixels, copy=False, nan=0.0)

@@ -30,6 +30,8 @@ class FilePage:
     """Index of the rows cut from its bottom edge, in the same intensity range; None if none were cut."""
     sensitive: frozenset[str]
     """Fields of ``unsure`` that could have changed this image."""
+    remark: str = ""
+    """Why its intensity range is not that of the percentiles; empty if it is."""
 
 
 @contextmanager
@@ -64,7 +66,12 @@ def temporary_archive(
                 found.append((image_id, bar_id, frozenset(sensitive_to(prepared.image, unsure))))
         with Archive(shard) as archive:
             file_pages = [
-                FilePage(archive.find(image).index, archive.find(bar).index if bar else None, sensitive)
+                FilePage(
+                    archive.find(image).index,
+                    archive.find(bar).index if bar else None,
+                    sensitive,
+                    writer.remarks.get(image, ""),
+                )
                 for image, bar, sensitive in found
             ]
             yield archive, file_pages

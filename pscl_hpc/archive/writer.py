@@ -124,6 +124,8 @@ class ShardWriter:
         self._percentiles = percentiles
         self._rows: list[Row] = []
         self._ids: set[str] = set()
+        self.remarks: dict[str, str] = {}
+        """Image id -> why its intensity range is not that of the percentiles."""
         self._pools: dict[str, _PoolWriter] = {}
         self._block = self._open()
 
@@ -224,6 +226,8 @@ class ShardWriter:
             plane = mask.astype(np.uint8, copy=False)[:, :, None]
             mask_checksum = masks.append((plane[y : y + TILE] for y in range(0, height, TILE)), height, width)
         low, high = fields.get("intensity") or estimator.range()
+        if estimator.remark:
+            self.remarks[name] = estimator.remark
         ingest = fields.get("ingest")
         self._ids.add(name)
         self._rows.append(
@@ -256,6 +260,7 @@ class ShardWriter:
         """Remove all images after the first ``count``."""
         for row in reversed(self._rows[count:]):
             self._ids.remove(row.id)
+            self.remarks.pop(row.id, None)
             self._pools[row.pool].count = row.first_tile
             if row.mask_first_tile >= 0:
                 self._pools[MASK_POOL].count = row.mask_first_tile

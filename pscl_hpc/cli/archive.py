@@ -27,15 +27,29 @@ _JSON = typer.Option("--json", help="Print one JSON object.")
 
 @archive_app.command("build")
 def build_command(
-    sources: Annotated[
-        list[Path], typer.Argument(metavar="SRC...", help="Image files or folders of images.")
-    ],
     out: Annotated[str, typer.Option(help="Archive to make or to extend: FILE.h5, or FOLDER/ for shards.")],
+    sources: Annotated[
+        list[Path] | None, typer.Argument(metavar="SRC...", help="Image files or folders of images.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of images, with --masks; instead of SRC.")
+    ] = None,
+    masks: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the masks of --images.")
+    ] = None,
     metadata: Annotated[
         Path | None, typer.Option(help="CSV file with metadata of images; see docs/archive.md.")
     ] = None,
     classes: Annotated[
         str, typer.Option(help="Class names in index order, for folders without splits.json.")
+    ] = "",
+    mask_values: Annotated[
+        str,
+        typer.Option(
+            metavar="VALUE=CLASS,...",
+            help="Classes of the values in the masks, such as 0=matrix,255=carbide,128=ignore; "
+            "'ignore' means not annotated. Without it, values are class indices.",
+        ),
     ] = "",
     colour: Annotated[str, typer.Option(help=ingest.COLOUR_HELP)] = "keep",
     crop_bottom: Annotated[str, typer.Option(help=ingest.CROP_HELP)] = "0",
@@ -51,7 +65,8 @@ def build_command(
     """Pack PNG, JPEG, BMP and TIFF images into an archive, or add them to one.
 
     A folder with img/ (or images/) may have masks of the same names in gt/, masks/ or labels/, and a splits.json with
-    classes and splits. A folder of such folders is packed as several collections, any other folder without masks.
+    classes and splits. A folder of such folders is packed as several collections. Other usual names, such as train/ with
+    train_annot/ or 0.tif with 0_mask.png, are recognised and reported; --images and --masks name any other two folders.
     16-bit and float images keep their depth. The same command resumes an interrupted build.
 
     Files that cannot be packed and images outside these folders are listed with the reason; the rest is packed, and the
@@ -62,6 +77,8 @@ def build_command(
     `pscl-hpc archive build data/steel data/superalloy --out alloys.h5`
 
     `pscl-hpc archive build sem/ --metadata sem.csv --classes matrix,carbide --crop-bottom auto --out sem.h5`
+
+    `pscl-hpc archive build --images sem/ --masks painted/ --mask-values 0=matrix,255=carbide --out sem.h5`
 
     `pscl-hpc archive build mosaics/ --out mosaics/ --shard-size 2G --compression zstd`
     """
@@ -82,8 +99,17 @@ def build_command(
     names = [name.strip() for name in classes.split(",")] if classes else []
     if any(not name for name in names):
         raise UserError(f"--classes is {classes!r}; separate the names by single commas")
+    found = plan(
+        sources or [],
+        metadata=metadata,
+        classes=names,
+        mask_values=ingest.values_of_masks(mask_values),
+        pair=ingest.image_and_mask_folder(sources, images, masks),
+    )
+    for note in found.notes:
+        print(note, file=sys.stderr)
     packed = build(
-        plan(sources, metadata=metadata, classes=names),
+        found,
         path,
         options,
         shard_bytes=shard_bytes,
@@ -91,6 +117,8 @@ def build_command(
     )
     for item in packed.skipped:
         print(f"skipped {item.path}: {item.reason}", file=sys.stderr)
+    for warning in packed.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     if others := packed.with_other_options:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         print(
@@ -108,6 +136,8 @@ def build_command(
                 "unchanged": packed.unchanged,
                 "skipped": [asdict(item) for item in packed.skipped],
                 "cropped": packed.cropped,
+                "notes": list(found.notes),
+                "warnings": list(packed.warnings),
                 "with_other_options": list(packed.with_other_options),
                 "fingerprint": archive.fingerprint,
             }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pscl_hpc.errors import UserError
 
 COLOUR_HELP = "Colour images: 'keep' the colour or reduce it to 'luma'."
@@ -45,3 +47,24 @@ def two_numbers(option: str, text: str, what: str) -> tuple[float, float]:
     except ValueError:
         raise UserError(f"{option} is {text!r}; give {what}") from None
     return first, second
+
+
+def image_and_mask_folder(
+    sources: list[Path] | None, images: Path | None, masks: Path | None
+) -> tuple[Path, Path] | None:
+    """``--images`` and ``--masks``."""
+    if (images is None) != (masks is None):
+        raise UserError("--images and --masks belong together; give both folders")
+    if images is None or masks is None:
+        if not sources:
+            raise UserError("no source is given; name image files or folders, or --images DIR --masks DIR")
+        return None
+    return images, masks
+
+
+def values_of_masks(text: str) -> dict[int, str]:
+    """``--mask-values``: value -> class name."""
+    from pscl_hpc.archive.ingest.masks import parse_mask_values
+
+    pairs = [part.partition("=") for part in text.split(",")] if text else []
+    return parse_mask_values([(value, name) for value, _, name in pairs], "--mask-values")

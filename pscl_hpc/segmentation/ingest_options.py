@@ -16,12 +16,26 @@ from pscl_hpc.runs import RunFolder
 
 KEY = "ingest_options"
 """Key in run.json."""
+RANGES_KEY = "intensity_ranges"
+"""Key in run.json: stored type of the annotated images -> smallest and largest intensity of their ranges."""
+_RATIO = 4.0
+"""A warning is given from this ratio of two intensity ranges, 2 bits."""
+_NAMES = {"uint8": "8-bit", "uint16": "16-bit", "float32": "floating-point"}
 _FIELDS = ("percentiles", "luma", "crop_bottom")
 
 
 def options_record(annotated: Iterable[ImageRecord], unlabelled: Iterable[ImageRecord]) -> dict[str, Any]:
-    """Entry for run.json: the distinct options of the training images, null for images whose options are unknown."""
-    return {KEY: {"annotated": _trees(annotated), "unlabelled": _trees(unlabelled)}}
+    """Entries for run.json: the distinct options of the training images, null for images whose options are unknown, and
+    the intensity ranges of the annotated ones."""
+    annotated = list(annotated)
+    ranges: dict[str, list[float]] = {}
+    for record in annotated:
+        low, high = ranges.get(record.dtype, (record.low, record.high))
+        ranges[record.dtype] = [min(low, record.low), max(high, record.high)]
+    return {
+        KEY: {"annotated": _trees(annotated), "unlabelled": _trees(unlabelled)},
+        RANGES_KEY: ranges,
+    }
 
 
 @dataclass
@@ -107,6 +121,34 @@ def mismatch_warnings(folder: RunFolder, images: Iterable[ImageRecord]) -> list[
         f"{' and '.join(_flags(known, name))}; predictions may be worse"
         for (name, flag), ids in sorted(mismatches.items(), key=lambda item: _FIELDS.index(item[0][0]))
     ]
+
+
+def intensity_warnings(folder: RunFolder, images: Iterable[tuple[str, ImageRecord]]) -> list[str]:
+    """Warnings about images whose bit depth or intensity range differs from that of a run's annotated images.
+
+    Args:
+        images: name for the user, and record; runs without the ranges give no warning.
+    """
+    known = folder.record.get(RANGES_KEY)
+    if not isinstance(known, dict) or not known:
+        return []
+    trained = " and ".join(_NAMES.get(dtype, str(dtype)) for dtype in known)
+    found: dict[str, list[str]] = {}
+    for name, image in images:
+        kind, text = _NAMES[image.dtype], ""
+        if image.dtype not in known:
+            text = f"{kind}, but the annotated images of {folder.path} are {trained}; give the model files of that depth"
+        elif image.dtype != "uint8" and image.high > image.low:
+            low, high = known[image.dtype]
+            ratio = (image.high - image.low) / max(high - low, 1e-30)
+            if not 1 / _RATIO < ratio < _RATIO:
+                text = (
+                    f"{kind} with intensities {image.low:g} to {image.high:g}, but those of the annotated images of "
+                    f"{folder.path} are {low:g} to {high:g}; check that both were exported in the same way"
+                )
+        if text and name not in found.setdefault(text, []):
+            found[text].append(name)
+    return [f"{_first(names)}: {text}; predictions may be worse" for text, names in found.items()]
 
 
 def _first(names: list[str]) -> str:

@@ -7,16 +7,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pscl_hpc.archive.ingest.folders import (
-    IMAGE_FOLDERS,
-    MASK_FOLDERS,
-    check_no_masks,
-    images_under,
-    subfolder,
-)
+from pscl_hpc.archive.ingest.folders import IMAGE_FOLDERS, MASK_FOLDERS, images_under, is_junk, name_on_disk
 from pscl_hpc.archive.ingest.images import IMAGE_SUFFIXES
+from pscl_hpc.archive.ingest.layout import find_layouts
 from pscl_hpc.errors import UserError
-from pscl_hpc.segmentation.evaluate import same_name
 
 
 def list_files(names: Sequence[str], out: Path) -> tuple[list[str], list[tuple[str, str]]]:
@@ -54,24 +48,18 @@ def _list_folder(folder: Path, out: Path) -> tuple[list[Path], list[tuple[Path, 
     def is_input(path: Path) -> bool:
         return not (out.is_relative_to(home) and path.resolve().is_relative_to(out))
 
-    found = [path for path in images_under(folder) if is_input(path)]
-    # A dataset folder, or a folder of dataset folders, whose images are in img/ or images/.
-    inside = [path for path in sorted(folder.iterdir()) if path.is_dir()]
-    datasets = [folder] if subfolder(folder, IMAGE_FOLDERS) else inside
-    sources = [source for path in datasets if (source := subfolder(path, IMAGE_FOLDERS))]
-    if not sources:
-        check_no_masks(folder, found)
-        sources = [folder]
-    images = [path for path in found if any(map(path.is_relative_to, sources))]
-    kept = set(images)
-    elsewhere = Counter(path.parent for path in found if path not in kept)
+    layouts, _ = find_layouts(folder)
+    images = [path for layout in layouts for path in layout.images.values() if is_input(path)]
+    masks = {path for layout in layouts for some in layout.masks.values() for path in some}
+    kept = {*images, *masks}
+    elsewhere = Counter(path.parent for path in images_under(folder) if path not in kept and is_input(path))
     skipped = [
         (path, f"{count} images that are not in {' or '.join(IMAGE_FOLDERS)}")
         for path, count in elsewhere.items()
         if not {part.lower() for part in path.relative_to(folder).parts} & set(MASK_FOLDERS)
     ]
-    for source in sources:
-        skipped += [other for other in _other_files(source) if is_input(other[0])]
+    for layout in layouts:
+        skipped += [other for other in _other_files(layout.base) if is_input(other[0])]
     return images, skipped
 
 
@@ -79,14 +67,14 @@ def _other_files(folder: Path) -> Iterator[tuple[Path, str]]:
     """Hidden files and folders, and files of other kinds, each with the reason why it is skipped."""
     seen = set()  # a link can lead to a folder above
     for here, folders, files in os.walk(folder, followlinks=True):
-        hidden = [name for name in folders if name.startswith(".")]
+        hidden = [name for name in folders if is_junk(name)]
         folders[:] = [name for name in folders if name not in hidden]
         if os.path.realpath(here) in seen:
             folders.clear()
             continue
         seen.add(os.path.realpath(here))
         for name in sorted(files + hidden):
-            if name.startswith("."):
+            if is_junk(name):
                 yield Path(here, name), "hidden files and folders are not read"
             elif Path(name).suffix.lower() not in IMAGE_SUFFIXES:
                 yield Path(here, name), f"is not an image file ({', '.join(IMAGE_SUFFIXES)})"
@@ -94,10 +82,4 @@ def _other_files(folder: Path) -> Iterator[tuple[Path, str]]:
 
 def _name_on_disk(name: str) -> str:
     """An existing path that equals ``name`` up to Unicode normalisation; ``name`` itself if there is none."""
-    if os.path.lexists(name) or os.path.dirname(name) == name:
-        return name
-    folder = _name_on_disk(os.path.dirname(name))
-    try:
-        return os.path.join(folder, same_name(os.path.basename(name), os.listdir(folder or ".")))
-    except OSError:
-        return name
+    return name if os.path.lexists(name) else str(name_on_disk(Path(name)))

@@ -22,9 +22,14 @@ from pscl_hpc.archive.options import AUTO_CROP, IngestOptions, options_to_tree
 from pscl_hpc.archive.single_file import temporary_archive
 from pscl_hpc.errors import UserError
 from pscl_hpc.progress import Progress
-from pscl_hpc.segmentation.evaluate import PREDICTIONS, open_run, same_name
+from pscl_hpc.segmentation.evaluate import PREDICTIONS, open_run
 from pscl_hpc.segmentation.inference import Predictor
-from pscl_hpc.segmentation.ingest_options import FileOptions, choose_options, mismatch_warnings
+from pscl_hpc.segmentation.ingest_options import (
+    FileOptions,
+    choose_options,
+    intensity_warnings,
+    mismatch_warnings,
+)
 from pscl_hpc.segmentation.input_files import list_files
 from pscl_hpc.segmentation.pictures import archive_overlay, picture_name, png_bytes, write_file
 
@@ -117,7 +122,7 @@ def predict(
     folder, _, predictor = open_run(run, tta=tta, adapt=adapt)
     report = PredictReport(Path(out) if out is not None else folder.path / PREDICTIONS / FILES)
     names = list(dict.fromkeys(map(str, images)))
-    found: list[ImageRecord] = []
+    found: list[tuple[str, ImageRecord]] = []
     source = Archive(archive) if archive is not None else None
     choice = choose_options(folder, given) if source is None else None
     if source is None:
@@ -128,16 +133,18 @@ def predict(
         for name in names:
             try:
                 if source is not None:
-                    found.append(_segment_id(predictor, name, source, report))
+                    found.append((name, _segment_id(predictor, name, source, report)))
                 elif choice is not None:
-                    _segment_file(predictor, name, choice, stems[name], report)
+                    found += _segment_file(predictor, name, choice, stems[name], report)
             except (Unreadable, UserError) as error:
                 report.skipped.append((name, str(error)))
             bar.advance(name)
     if choice is not None:
-        report.options, report.warnings = choice.options, choice.warnings()
+        report.options = choice.options
+        report.warnings += choice.warnings()
     else:
-        report.warnings = mismatch_warnings(folder, found)
+        report.warnings = mismatch_warnings(folder, [record for _, record in found])
+    report.warnings += intensity_warnings(folder, found)
     if not report.written:
         name, reason = (report.skipped[listed:] or report.skipped)[0]  # rather an image than another file
         others = f" (and {len(report.skipped) - 1} others)" if len(report.skipped) > 1 else ""
@@ -147,8 +154,9 @@ def predict(
 
 def _segment_file(
     predictor: Predictor, name: str, choice: FileOptions, stem: str, report: PredictReport
-) -> None:
-    """Segment each page of a file."""
+) -> list[tuple[str, ImageRecord]]:
+    """Segment each page of a file; returns the name and the record of each."""
+    found = []
     with temporary_archive(Path(name), report.folder, choice.options, unsure=choice.guessed) as (
         archive,
         pages,
@@ -157,11 +165,15 @@ def _segment_file(
             target = report.folder / (f"{stem}#{number}" if len(pages) > 1 else stem)
             report.written.append(_write(predictor, archive, page.index, page.bar, name, target))
             choice.note(name, page.sensitive)
+            found.append((name, archive.records[page.index]))
+            if page.remark:
+                report.warnings.append(f"{name}: {page.remark}")
+    return found
 
 
 def _segment_id(predictor: Predictor, name: str, archive: Archive, report: PredictReport) -> ImageRecord:
     """Segment an image of an archive."""
-    record = archive.find(same_name(name, (record.id for record in archive.records)))
+    record = archive.find(name)
     target = report.folder / picture_name(record.id)
     report.written.append(_write(predictor, archive, record.index, None, name, target))
     return record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import imagecodecs
@@ -15,6 +16,7 @@ from pscl_hpc.archive.build import BuildOptions, build
 from pscl_hpc.archive.ingest.errors import Unreadable
 from pscl_hpc.archive.ingest.masks import read_mask
 from pscl_hpc.archive.ingest.sources import plan
+from pscl_hpc.errors import UserError
 
 from .archives import STEEL, decode, labels, picture, pixels, write_csv
 
@@ -140,3 +142,95 @@ def test_the_csv_file_chooses_one_of_two_masks(two_masks: Path, tmp_path: Path) 
     found = plan([two_masks], metadata=named, classes=["a", "b", "c"])
     assert not build(found, out, BuildOptions()).skipped
     np.testing.assert_array_equal(Archive(out).read_mask(1), labels((6, 8), 9))
+
+
+@pytest.mark.parametrize("values", [[0, 255, 255], [0, 127, 255], [0, 128, 255], [255, 255, 255]])
+def test_grey_levels_are_never_taken_for_not_annotated(tmp_path: Path, values: list[int]) -> None:
+    picture(tmp_path / "a.png", np.array(values, np.uint8)[labels((20, 30)) % 3])
+    with pytest.raises(Unreadable, match=r"a\.png.*--mask-values 0=matrix,.*255=\w+, .*255=ignore"):
+        _read_mask(tmp_path / "a.png")
+
+
+def test_the_meaning_of_values_can_be_given(tmp_path: Path) -> None:
+    folder = tmp_path / "steel"
+    mask = labels((6, 8))
+    picture(folder / "img" / "a.png")
+    picture(folder / "gt" / "a.png", np.where(mask == 2, 80, mask))
+    names = {"0": "pore", "1": "matrix", "80": "carbide", "255": "ignore"}
+    content = {"classes": ["matrix", "carbide", "pore"], "mask_values": names}
+    for classes, indices in ((content["classes"], [2, 0, 1]), (None, [0, 1, 2])):
+        content["classes"] = classes or []
+        (folder / "splits.json").write_text(json.dumps(content))
+        out = tmp_path / f"{len(content['classes'])}.h5"
+        build(plan([folder]), out, BuildOptions())
+        expected = np.array([*indices, 255], np.uint8)[np.where(mask == 255, 3, mask)]
+        np.testing.assert_array_equal(Archive(out).read_mask(0), expected)
+    assert Archive(out).collections["steel"].classes == ("pore", "matrix", "carbide")
+    for wrong, named in (
+        ({"0": "oxide"}, "oxide"),
+        ({"a": "matrix"}, "'a'"),
+        ({"0": 1}, "mask_values"),
+        ([0], "mask_values"),
+    ):
+        changed = content | {"classes": ["matrix", "carbide"], "mask_values": wrong}
+        (folder / "splits.json").write_text(json.dumps(changed))
+        with pytest.raises(UserError, match=named):
+            plan([folder])
+
+
+def test_masks_that_count_from_one_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "steel"
+    picture(folder / "img" / "a.png")
+    picture(folder / "gt" / "a.png", labels((6, 8)) % 2 + 1)
+    result = build(plan([folder], classes=["m", "n", "o"]), tmp_path / "a.h5", BuildOptions())
+    [warning] = result.warnings
+    assert "--mask-values 1=m,2=n,3=o" in warning
+
+
+def test_white_is_the_class_in_a_black_and_white_tiff(tmp_path: Path) -> None:
+    mask = labels((20, 30)) == 1
+    for photometric in ("minisblack", "miniswhite"):
+        stored = mask if photometric == "minisblack" else ~mask
+        tifffile.imwrite(tmp_path / "a.tif", stored, photometric=photometric)
+        np.testing.assert_array_equal(_read_mask(tmp_path / "a.tif"), mask)
+    tifffile.imwrite(tmp_path / "a.tif", labels((20, 30)), photometric="miniswhite")
+    with pytest.raises(Unreadable, match=r"a\.tif"):
+        _read_mask(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+@pytest.mark.parametrize("colour", [0, 255])
+def test_a_mask_drawn_in_alpha_is_refused(tmp_path: Path, name: str, colour: int) -> None:
+    mask = labels((20, 30)) == 1
+    drawn = np.full((20, 30, 4), colour, np.uint8)
+    drawn[:, :, 3] = mask * 255
+    Image.fromarray(drawn).save(tmp_path / name)
+    with pytest.raises(Unreadable, match="alpha"):
+        _read_mask(tmp_path / name)
+    drawn[:, :, :3] = mask[:, :, None]
+    Image.fromarray(drawn).save(tmp_path / name)
+    np.testing.assert_array_equal(_read_mask(tmp_path / name), mask)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "bmp"])
+def test_palettes_that_differ_within_a_collection_are_refused(tmp_path: Path, suffix: str) -> None:
+    folder = tmp_path / "steel"
+    palettes = {"a": [0, 0, 0, 255, 0, 0, 0, 0, 255], "b": [0, 0, 0, 0, 0, 255, 255, 0, 0]}
+    mask = labels((6, 8)) % 3
+
+    def save(name: str, palette: list[int], indices: np.ndarray) -> None:
+        image = Image.fromarray(indices)
+        image.putpalette(palette)
+        image.save(picture(folder / "gt" / f"{name}.{suffix}"))
+
+    for name in palettes:
+        picture(folder / "img" / f"{name}.png")
+        save(name, palettes["a"], mask)
+    assert not plan([folder], classes=["m", "n", "o"]).skipped
+    save("b", palettes["b"], mask)
+    with pytest.raises(UserError, match=rf"a\.{suffix}.*b\.{suffix}"):
+        plan([folder], classes=["m", "n", "o"])
+    save("a", palettes["a"], np.where(mask == 2, 0, mask))  # red is 1
+    save("b", palettes["b"], np.where(mask == 1, 0, mask))  # red is 2
+    with pytest.raises(UserError, match=rf"a\.{suffix}.*b\.{suffix}"):
+        plan([folder], classes=["m", "n", "o"])

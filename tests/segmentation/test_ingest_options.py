@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,12 @@ def save(path: Path, pixels: np.ndarray) -> Path:
 def packed(files: list[Path], out: Path, options: IngestOptions) -> Path:
     build(plan(files), out, BuildOptions(**vars(options)))
     return out
+
+
+@pytest.fixture(autouse=True)
+def no_intensity_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs of this module are trained on 8-bit images; its files have any depth."""
+    monkeypatch.setattr(sys.modules["pscl_hpc.segmentation.predict"], "intensity_warnings", lambda *_: [])
 
 
 @pytest.fixture

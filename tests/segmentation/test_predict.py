@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -145,3 +147,31 @@ def test_ids_must_be_in_the_archive(trained: RunFolder, archive_file: Path, tmp_
     assert "alloy/test0" in report.skipped[0][1]
     with pytest.raises(UserError, match="predict"):
         predict(trained.path, [])
+
+
+def test_another_depth_or_range_than_in_training_is_named(
+    trained: RunFolder, archive_file: Path, tmp_path: Path
+) -> None:
+    """Networks segment the same fields worse after another scaling."""
+    image = micrograph(30, 61, 83)[0]
+    deep = save(tmp_path, "sixteen.tif", image.astype(np.uint16) * 200)
+    report = predict(trained.path, [deep, save(tmp_path, "eight.png", image)], out=tmp_path / "out")
+    [warning] = [text for text in report.warnings if "8-bit" in text]
+    assert warning.startswith(f"{deep}: 16-bit")
+    assert not predict(trained.path, ["alloy/test0"], archive=archive_file, out=tmp_path / "ids").warnings
+    for known, warned in (([0, 50000], False), ([0, 4095], True), ([0, 1e9], True)):
+        run = shutil.copytree(trained.path, tmp_path / f"run{known[1]}")
+        record = json.loads((run / "run.json").read_text())
+        assert record["intensity_ranges"] == {"uint8": [0, 255]}
+        record["intensity_ranges"] = {"uint16": known}
+        (run / "run.json").write_text(json.dumps(record))
+        warnings = predict(run, [deep], out=tmp_path / f"out{known[1]}").warnings
+        assert any(f"0 to {known[1]:g}" in text for text in warnings) == warned
+
+
+def test_masks_in_the_folder_of_the_images_are_not_segmented(trained: RunFolder, tmp_path: Path) -> None:
+    image, mask = micrograph(30, 61, 83)
+    save(tmp_path / "x", "0.tif", image)
+    save(tmp_path / "x", "0_mask.png", mask)
+    report = predict(trained.path, [tmp_path / "x"], out=tmp_path / "out")
+    assert [Path(item.source).name for item in report.written] == ["0.tif"]

@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import normalize
 
 from pscl_hpc.archive.ingest.images import IMAGE_SUFFIXES
-from pscl_hpc.archive.ingest.masks import MASK_SUFFIXES
 from pscl_hpc.errors import UserError
 
 IMAGE_FOLDERS = ("img", "images")
-MASK_FOLDERS = ("gt", "masks", "labels")
-_MASK_LIKE = (*MASK_FOLDERS, "mask", "label", "annotation", "annotations", "ground_truth", "groundtruth")
-"""Names of folders that are taken for masks, even where masks are not read."""
+MASK_FOLDERS = (
+    "gt", "masks", "labels", "annotations", "mask", "label", "annotation", "annotated", "ground_truth", "groundtruth",
+    "ground truth", "segmentationclass", "segmentation", "segmentations", "target", "targets",
+)  # fmt: skip
+"""Names of mask folders, the most usual first."""
+_JUNK = ("@eadir", "__macosx", "$recycle.bin", "#recycle", "system volume information", "lost+found")
+"""Folders that operating systems and network drives make."""
+_NOT_READ = (
+    ".czi", ".dm3", ".dm4", ".ser", ".emi", ".emd", ".lif", ".lsm", ".nd2", ".oib", ".oif", ".vsi", ".svs",
+    ".ndpi", ".scn", ".mrc", ".gif", ".webp", ".jp2", ".j2k", ".jxl", ".heic", ".heif", ".avif", ".jfif",
+    ".jpe", ".btf", ".tf2", ".tf8", ".ome", ".npy", ".npz", ".mat", ".raw", ".dcm", ".nii", ".nrrd", ".mha",
+    ".exr", ".psd", ".xcf", ".pgm", ".ppm", ".pnm", ".pbm", ".tga", ".roi", ".zip",
+)  # fmt: skip
+"""Endings of image and annotation files that are not read."""
+_ANNOTATION = re.compile(rb'"(shapes|annotations|segmentation)"|<(annotation|polygon)')
+"""Is in JSON and XML files with annotations."""
 
 
 @dataclass(frozen=True)
 class Unread:
-    """Images in a place that is not read."""
+    """Images in a place that is not read, or files of a kind that is not read."""
 
     folder: Path
     images: tuple[Path, ...]
@@ -31,8 +45,9 @@ class Unread:
         return Unread(self.folder, left, self.reason) if left else None
 
     def __str__(self) -> str:
-        count = "1 image is" if len(self.images) == 1 else f"{len(self.images)} images are"
-        return f"{count} not read ({self.images[0].name}{', ...' if len(self.images) > 1 else ''}): {self.reason}"
+        count = "1 file is" if len(self.images) == 1 else f"{len(self.images)} files are"
+        names = ", ".join(path.name for path in self.images[:3])
+        return f"{count} not read ({names}{', ...' if len(self.images) > 3 else ''}): {self.reason}"
 
 
 def subfolder(folder: Path, names: Sequence[str]) -> Path | None:
@@ -48,7 +63,7 @@ def images_under(folder: Path) -> list[Path]:
     Raises:
         UserError: a folder cannot be read.
     """
-    return sorted(_walk(folder, frozenset()))
+    return sorted(_walk(folder, frozenset(), _is_image))
 
 
 def readable(name: str) -> str:
@@ -56,38 +71,60 @@ def readable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def by_stem(folder: Path) -> dict[str, tuple[Path, ...]]:
-    """Mask files by relative path without suffix: all in lossless formats, or else a JPEG."""
-    found: dict[str, list[Path]] = {}
-    for path in images_under(folder):
-        found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
-    exact = {
-        stem: [path for path in paths if path.suffix.lower() in MASK_SUFFIXES]
-        for stem, paths in found.items()
-    }
-    return {stem: tuple(exact[stem] or paths[-1:]) for stem, paths in found.items()}
+def name_on_disk(path: Path) -> Path:
+    """An existing path that equals ``path`` up to Unicode normalisation; ``path`` itself if there is none."""
+    if os.path.lexists(path) or path.parent == path:
+        return path
+    folder = name_on_disk(path.parent)
+    try:
+        same = (name for name in os.listdir(folder) if normalize("NFC", name) == normalize("NFC", path.name))
+    except OSError:
+        return path
+    return folder / next(same, path.name)
 
 
-def beside_dataset(folder: Path, images: Path, masks: Path | None) -> list[Unread]:
-    """Images of a dataset folder outside its two folders.
+def loose_images(folder: Path) -> list[Path]:
+    """Image files in a folder itself, sorted."""
+    return sorted(path for path in folder.iterdir() if _is_image(path) and not is_junk(path.name))
+
+
+def foreign_files(folder: Path, used: Iterable[Path]) -> list[Unread]:
+    """Image and annotation files of kinds that are not read: in ``folder`` itself and under the ``used`` folders."""
+    files = {path for path in folder.iterdir() if path.is_file() and _is_foreign(path)}
+    for place in used:
+        files.update(_walk(place, frozenset(), _is_foreign))
+    found: dict[tuple[Path, str], list[Path]] = {}
+    for path in sorted(files):
+        if not is_junk(path.name):
+            found.setdefault((path.parent, path.suffix.lower()), []).append(path)
+    reason = (
+        "files are not supported; export images as TIFF or PNG, and masks as PNG or TIFF of class indices"
+    )
+    return [Unread(place, tuple(paths), f"{suffix} {reason}") for (place, suffix), paths in found.items()]
+
+
+def beside_dataset(folder: Path, used: Set[Path], masks: Path | None) -> list[Unread]:
+    """Images of a dataset folder outside its folders of images and masks.
 
     A folder whose name begins with that of the mask folder (``gt_region``) is another annotation of the same images.
     """
-    reason = f"move them into {images.name}/, or out of {folder.name}/"
+    images = min(path.name for path in used if path != masks)
+    reason = f"move them into {images}/, or out of {folder.name}/"
     found = _loose(folder, reason)
     if masks is None:
-        reason = f"rename the folder to gt if it has the masks of {images.name}/, or move it away"
-    for path in _folders(folder):
-        if path in (images, masks) or (masks and path.name.lower().startswith(masks.name.lower())):
+        reason = f"rename the folder to gt if it has the masks of {images}/, or move it away"
+    for path in subfolders(folder):
+        if masks and path.name.lower().startswith(masks.name.lower()):
             continue
-        found.append(Unread(path, tuple(images_under(path)), reason))
-    return found
+        left = (image for image in images_under(path) if used.isdisjoint(image.parents))
+        found.append(Unread(path, tuple(left), reason))
+    return [unread for unread in found if unread.images]
 
 
 def beside_datasets(folder: Path, datasets: Iterable[Path]) -> list[Unread]:
     """Images of a folder of dataset folders outside these."""
     found = _loose(folder, "move them into a separate folder and add that as a source")
-    for path in _folders(folder):
+    for path in subfolders(folder):
         if path not in datasets:
             reason = "the folder has no img/ or images/; add it as a separate source"
             found.append(Unread(path, tuple(images_under(path)), reason))
@@ -99,19 +136,19 @@ def check_no_masks(folder: Path, images: Iterable[Path]) -> None:
     for path in images:
         for parent in path.relative_to(folder).parents:
             place = folder / parent
-            if parent.name.lower() not in _MASK_LIKE:
+            if parent.name.lower() not in MASK_FOLDERS:
                 continue
             if subfolder(place.parent, IMAGE_FOLDERS):
                 raise UserError(
                     f"{folder} has dataset folders further down; give {place.parent.parent} as a source"
                 )
             raise UserError(
-                f"{place.parent} has masks in {place.name}/ but no img/ or images/; rename the folder of the images "
-                f"to img{'' if place.name.lower() in MASK_FOLDERS else ' and that of the masks to gt'}"
+                f"{place.parent} has masks in {place.name}/ but no img/ or images/ with images of the same names; rename "
+                "the folder of the images to img, or name both folders with --images and --masks"
             )
 
 
-def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+def _walk(folder: Path, above: frozenset[Path], wanted: Callable[[Path], bool]) -> Iterator[Path]:
     real = folder.resolve()
     if real in above:
         return  # a link to a parent folder
@@ -120,21 +157,39 @@ def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"{folder} cannot be read ({error.strerror}); fix that or move it away") from None
     for path in inside:
-        if path.name.startswith("."):
+        if is_junk(path.name):
             continue
         if path.is_dir():
-            yield from _walk(path, above | {real})
-        elif _is_image(path):
+            yield from _walk(path, above | {real}, wanted)
+        elif wanted(path):
             yield path
 
 
 def _loose(folder: Path, reason: str) -> list[Unread]:
-    loose = (path for path in folder.iterdir() if _is_image(path) and not path.name.startswith("."))
-    return [Unread(folder, tuple(sorted(loose)), reason)]
+    return [Unread(folder, tuple(loose_images(folder)), reason)]
 
 
-def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+def subfolders(folder: Path) -> list[Path]:
+    """Folders in a folder, sorted, without hidden ones and those of operating systems."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_junk(path.name))
+
+
+def is_junk(name: str) -> bool:
+    """Whether a file or folder is hidden or made by an operating system."""
+    return name.startswith(".") or name.lower() in _JUNK
+
+
+def _is_foreign(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    if suffix in _NOT_READ:
+        return True
+    if suffix not in (".json", ".xml"):
+        return False
+    try:
+        with path.open("rb") as file:
+            return _ANNOTATION.search(file.read(1 << 20)) is not None
+    except OSError:
+        return True
 
 
 def _is_image(path: Path) -> bool:

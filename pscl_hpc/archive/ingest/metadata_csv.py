@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pscl_hpc.archive.ingest.splits import closest_key
+from pscl_hpc.archive.ingest.folders import name_on_disk
+from pscl_hpc.archive.ingest.splits import closest_key, nfc
 from pscl_hpc.errors import UserError, did_you_mean
 
 TEXTS = ("split", "specimen", "production_batch", "alloy")
@@ -119,13 +120,14 @@ class MetadataFile:
         """The image that a line names by its path or by the end of its path.
 
         Args:
-            images: file name -> (path relative to its source, path) of all images with that name.
+            images: file name in NFC -> (path relative to its source, path) of all images with that name.
         """
         wanted = Path(line.text("file"))
         found = [
             path
-            for relative, path in images.get(wanted.name, ())
-            if f"/{relative}".endswith(f"/{wanted.as_posix()}") or path == wanted
+            for relative, path in images.get(nfc(wanted.name), ())
+            if nfc(f"/{relative}").endswith(nfc(f"/{wanted.as_posix()}"))
+            or nfc(str(path)) == nfc(str(wanted))
         ]
         if len(found) > 1:
             raise UserError(f"{line.where}: {wanted} matches {len(found)} images; give more of the path")
@@ -138,8 +140,7 @@ class MetadataFile:
     def inside(self, line: Line, column: str, roots: Sequence[Path]) -> Path:
         """The file in a cell, which must be in one of the given folders."""
         wanted = line.text(column)
-        for root in roots:
-            path = root / wanted
+        for path, root in ((name_on_disk(root / wanted), root) for root in roots):
             if path.is_file() and path.resolve().is_relative_to(root.resolve()):
                 return path
         raise UserError(

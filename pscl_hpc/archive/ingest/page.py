@@ -15,6 +15,7 @@ _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 
 ORIENTATION = 274
 """Number of the orientation tag in EXIF 2.3 and TIFF 6.0."""
+_LARGEST_FLOAT64 = np.finfo(np.float64).max
 _MAX_WHOLE = 1 << 31
 """Bytes of a page whose rows become columns, which needs all of it in memory."""
 
@@ -151,7 +152,12 @@ def to_stored(pixels: Pixels) -> Pixels:
     if kind == "u" and size <= 2:
         return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
     if kind == "f" or (kind == "i" and size <= 2):  # float32 holds every 16-bit integer
-        return pixels.astype(np.float32)
+        with np.errstate(over="ignore"):
+            stored: Pixels = pixels.astype(np.float32)
+        # The largest float64 fills missing pixels and may become infinite.
+        if size > 4 and (np.isinf(stored) & np.isfinite(pixels) & (np.abs(pixels) < _LARGEST_FLOAT64)).any():
+            raise Unreadable("its float64 values exceed the range of float32; rescale the image")
+        return stored
     raise Unreadable(
         f"{pixels.dtype} values cannot be stored without loss; save the image as 16-bit or float"
     )

@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
+from unicodedata import normalize
 
 from pscl_hpc.archive.format import Collection
+from pscl_hpc.archive.ingest.masks import parse_mask_values
 from pscl_hpc.errors import UserError
 
 SPLITS_FILE = "splits.json"
 _SPLITS = ("train", "val", "test")
-_KEYS = ("classes", "background", "ignore_classes", "references", *_SPLITS)
+_KEYS = ("classes", "background", "ignore_classes", "references", "mask_values", *_SPLITS)
 _OTHER_NAMES = {"valid": "val", "validation": "val", "dev": "val", "ignore": "ignore_classes"}
 
 
@@ -33,22 +35,39 @@ class Splits:
     references: tuple[str, ...] = ()
     """As listed."""
     files: Mapping[str, str] = field(default_factory=dict)
-    """File name -> split."""
+    """File name in Unicode NFC -> split."""
+    mask_values: Mapping[int, str] = field(default_factory=dict)
+    """Value in the mask files -> class name or ``ignore``; empty if the values are the class indices."""
 
     def split_of(self, name: str) -> str:
         """The split of an image, listed by its path in the image folder or by its file name alone."""
+        name = nfc(name)
         return self.files.get(name, self.files.get(PurePosixPath(name).name, ""))
+
+    def lists(self, name: str) -> bool:
+        """Whether an image is listed with its suffix, in a split or as a reference."""
+        names = (nfc(name), PurePosixPath(nfc(name)).name)
+        return any(one in self.files or one in self.references for one in names)
 
     def missing(self, images: Sequence[str]) -> list[str]:
         """Listed files that are not among ``images`` (paths in the image folder)."""
-        known = {*images, *(PurePosixPath(name).name for name in images)}
+        known = {nfc(name) for image in images for name in (image, PurePosixPath(image).name)}
         return sorted(name for name in self.files if name not in known)
+
+
+def nfc(name: str) -> str:
+    """A name in Unicode NFC; macOS writes file names in NFD."""
+    return normalize("NFC", name)
 
 
 def find_listed(name: str, images: Sequence[str]) -> list[str]:
     """The images (paths in the image folder) that match ``name`` by path or else by file name, with or without suffix."""
     for known in (PurePosixPath, lambda image: PurePosixPath(PurePosixPath(image).name)):
-        found = [image for image in images if name in (str(known(image)), str(known(image).with_suffix("")))]
+        found = [
+            image
+            for image in images
+            if nfc(name) in map(nfc, (str(known(image)), str(known(image).with_suffix(""))))
+        ]
         if found:
             return found
     return []
@@ -83,13 +102,13 @@ def read_splits(path: Path) -> Splits:
     files: dict[str, str] = {}
     for split in content:
         if split in ("train", "val") or split.startswith("test"):
-            for name in _list(path, content, split, str):
+            for name in map(nfc, _list(path, content, split, str)):
                 if name in files:
                     raise UserError(
                         f"{path} lists {name} in {files[name]} and in {split}; keep it in one split"
                     )
                 files[name] = split
-    references = _list(path, content, "references", str)
+    references = [nfc(name) for name in _list(path, content, "references", str)]
     for name in references:
         for listed in find_listed(name, list(files)):
             if files[listed] != "train":
@@ -101,12 +120,16 @@ def read_splits(path: Path) -> Splits:
         raise UserError(f"{path}: background must be a class index, not {background!r}")
     classes = _list(path, content, "classes", str)
     check_classes(classes, f"{path}: classes")
+    values = content.get("mask_values", {})
+    if not isinstance(values, dict):
+        raise UserError(f'{path}: mask_values must be an object such as {{"0": "matrix", "255": "carbide"}}')
     splits = Splits(
         classes=tuple(classes),
         background=background,
         ignore_classes=tuple(_list(path, content, "ignore_classes", int)),
         references=tuple(references),
         files=files,
+        mask_values=parse_mask_values(list(values.items()), f"{path}: mask_values"),
     )
     try:
         Collection("check", splits.classes, splits.background, splits.ignore_classes)

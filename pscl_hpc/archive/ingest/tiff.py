@@ -143,4 +143,8 @@ class TiffPage(Page):
                 raw = ~raw
             elif raw.dtype.kind == "u":
                 raw = ((1 << page.bitspersample) - 1 - raw.astype(np.int64)).astype(raw.dtype)
+            elif (
+                raw.dtype.kind in "if"
+            ):  # without a defined white; the intensity range makes the sign irrelevant
+                raw = np.float32(0) - to_stored(raw)
         return drop_alpha(to_stored(raw))
