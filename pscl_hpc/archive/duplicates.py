@@ -69,7 +69,8 @@ class Thumbnailer:
 
 
 def _shares(start: int, count: int, total: int) -> npt.NDArray[np.float64]:
-    """(40, count): weight of each pixel from ``start`` in the mean of each of 40 equal intervals of ``total`` pixels."""
+    """(40, count): weight of each pixel from ``start`` in the mean of each of 40 equal intervals of ``total``
+    pixels."""
     borders = np.arange(SIDE + 1) * (total / SIDE)
     pixels = np.arange(start, start + count)
     covered = np.minimum(borders[1:, None], pixels + 1) - np.maximum(borders[:-1, None], pixels)

@@ -15,7 +15,8 @@ _STRIDE = 8
 
 
 def epoch_order(count: int, *, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    """A permutation of ``range(count)``, (count,), determined by (seed, epoch) alone, so nothing is saved for a resume."""
+    """A permutation of ``range(count)``, (count,), determined by (seed, epoch) alone, so nothing is saved for a
+    resume."""
     # Philox is specified by its paper and never changes between numpy versions. Generator.permutation promises no such
     # thing, so the shuffle is an argsort of raw random words.
     bits = np.random.Philox(np.random.SeedSequence((seed & (1 << 64) - 1, epoch)))

@@ -1,4 +1,5 @@
-"""The options by which an image was packed are recorded with it, are kept by copies, and are not part of the content."""
+"""The options by which an image was packed are recorded with it, are kept by copies, and are not part of the
+content."""
 
 from __future__ import annotations
 

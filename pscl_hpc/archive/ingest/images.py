@@ -1,8 +1,8 @@
 """Opening image files without loss of depth.
 
 PNG is decoded by libpng (16 bits are kept, palettes become colours), JPEG and BMP by Pillow (they have 8 bits), TIFF by
-tifffile, page by page and band by band. A JPEG or TIFF is turned upright by its orientation tag, as viewers show it. The
-format is determined from the first bytes of a file, not from its name.
+tifffile, page by page and band by band. A JPEG or TIFF is turned upright by its orientation tag, as viewers show it.
+The format is determined from the first bytes of a file, not from its name.
 """
 
 from __future__ import annotations

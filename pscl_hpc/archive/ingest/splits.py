@@ -25,8 +25,8 @@ class Splits:
     """The content of one ``splits.json``.
 
     Keys: ``classes`` (names in index order), ``background``, ``ignore_classes``, ``references`` and, as lists of file
-    names, ``train``, ``val`` and every key that begins with ``test``. Other keys are ignored, except that one similar to
-    these is an error: the images of a mistyped ``test`` would be used for training.
+    names, ``train``, ``val`` and every key that begins with ``test``. Other keys are ignored, except that one similar
+    to these is an error: the images of a mistyped ``test`` would be used for training.
     """
 
     classes: tuple[str, ...] = ()
@@ -61,7 +61,8 @@ def nfc(name: str) -> str:
 
 
 def find_listed(name: str, images: Sequence[str]) -> list[str]:
-    """The images (paths in the image folder) that match ``name`` by path or else by file name, with or without suffix."""
+    """The images (paths in the image folder) that match ``name`` by path or else by file name, with or without
+    suffix."""
     for known in (PurePosixPath, lambda image: PurePosixPath(PurePosixPath(image).name)):
         found = [
             image

@@ -1,8 +1,8 @@
 """The microscope: from a specimen (phases, brightness, relief) to an 8-bit picture.
 
 Secondary-electron yield grows with the slope of the surface (about 1/cos of the tilt), so relief steps at phase
-boundaries are bright; a side-mounted detector adds a directional term. Polishing scratches, beam contamination, charging
-streaks along the fast scan direction, uneven illumination, blur and noise are added.
+boundaries are bright; a side-mounted detector adds a directional term. Polishing scratches, beam contamination,
+charging streaks along the fast scan direction, uneven illumination, blur and noise are added.
 """
 
 from __future__ import annotations

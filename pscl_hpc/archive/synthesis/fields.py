@@ -95,7 +95,8 @@ def jittered_sites(
 
 @dataclass(frozen=True)
 class Cells:
-    """Power diagram: for each pixel its cell, the neighbouring cell and the distances of the two nearest walls (pixels)."""
+    """Power diagram: for each pixel its cell, the neighbouring cell and the distances of the two nearest walls
+    (pixels)."""
 
     cell: NDArray[np.int64]
     neighbour: NDArray[np.int64]

@@ -1,7 +1,7 @@
 """Family "grains": a polished and etched two-constituent grain structure, as in ferrite-pearlite steel.
 
-Class 0 are equiaxed grains with orientation contrast. Class 1 are lamellar colonies, whose mean brightness is within the
-range of the grains, so that only their texture distinguishes them. Class 2 is a boundary phase, a film of varying
+Class 0 are equiaxed grains with orientation contrast. Class 1 are lamellar colonies, whose mean brightness is within
+the range of the grains, so that only their texture distinguishes them. Class 2 is a boundary phase, a film of varying
 thickness on some boundaries with pools at triple points. Class 3 are rare inclusions and pores. Boundaries without film
 (grooves), etch pits and scratches belong to the class around them.
 """
@@ -78,7 +78,8 @@ def specimen(style: np.random.Generator, rng: np.random.Generator, shape: Shape,
     """Make one field of view.
 
     Args:
-        style: generator for what the fields of a specimen have in common (grain size, phase fractions, rolling direction).
+        style: generator for what the fields of a specimen have in common (grain size, phase fractions, rolling
+        direction).
         rng: generator for everything else.
         shape: (h, w) in pixels.
         batch: its feature size is the mean grain diameter.
