@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from pscl_hpc.cli.main import app
 from pscl_hpc.config import load_config
+from pscl_hpc.results.evaluation import read_evaluation
 from pscl_hpc.segmentation.config import FinetuneConfig
-from pscl_hpc.segmentation.summary import read_evaluation
 from pscl_hpc.study.config import study_yaml
 from pscl_hpc.study.reuse import copy_run
 from pscl_hpc.study.run import STUDY_FILE, look, run_study
@@ -49,7 +49,7 @@ def test_the_same_runs_are_copied_and_the_others_done(archive: Path, tmp_path: P
     for job in state.plan.jobs.values():
         assert load_config(job.folder / "config.yaml") == job.config
         if isinstance(job.config, FinetuneConfig):
-            assert read_evaluation(job.folder)["pretrained"] == job.config.pretrained
+            assert read_evaluation(job.folder / "evaluation.json").pretrained == job.config.pretrained
 
 
 def test_scores_of_copies_are_those_of_the_originals(archive: Path, tmp_path: Path, first: Path) -> None:
