@@ -17,6 +17,10 @@ _NO_SETTINGS = ("kind", "run", "name", "references", "seed", "pretrained", "log"
 """Keys that do not separate runs: what is averaged over, and what changes no score."""
 _SCORED = "scored archive"
 _INFERENCE = "inference"
+_MOST = 6
+"""Differing settings that are all named."""
+_TELLING = ("model.name", "semi_supervised", "schedule.steps")
+"""Settings that are named where more differ."""
 _DEPTH = 4
 
 
@@ -67,15 +71,16 @@ def comparable(first: Settings, second: Settings) -> bool:
 
 
 def differences(found: Sequence[Settings]) -> list[str]:
-    """For each of the settings, in words, the values that others among them do not share; often none."""
+    """For each of the settings, in words, the values that others among them do not share; often none.
+
+    Of many values only the most telling ones are named, and the number of the others.
+    """
     trees = [dict(_flat(settings)) for settings in found]
     values: dict[str, set[str]] = {}
     for tree in trees:
         for key, value in tree.items():
             values.setdefault(key, set()).add(repr(value))
-    return [
-        ", ".join(_words(key, value) for key, value in tree.items() if len(values[key]) > 1) for tree in trees
-    ]
+    return [_phrase({key: value for key, value in tree.items() if len(values[key]) > 1}) for tree in trees]
 
 
 def _trunk(run: RunData, pretrained: str) -> Path | None:
@@ -104,6 +109,16 @@ def _flat(tree: Settings, above: str = "", depth: int = _DEPTH) -> Iterator[tupl
         if name == "semi_supervised":
             yield name, value.get("name", True)
         yield from _flat(value, f"{name}.", depth - 1)
+
+
+def _phrase(differing: Settings) -> str:
+    """The values in words, or if there are many the first ones of ``_TELLING`` and the number of the others."""
+    shown = list(differing)
+    if len(shown) > _MOST:
+        shown = [key for key in _TELLING if key in differing] or shown[:2]
+    words = [_words(key, differing[key]) for key in shown]
+    others = len(differing) - len(shown)
+    return ", ".join(words) + (f" and {others} other settings" if others else "")
 
 
 def _words(key: str, value: Any) -> str:

@@ -15,6 +15,7 @@ from pscl_hpc.report.inspection import explanation, image_figures
 from pscl_hpc.results.evaluation import read_evaluation
 from pscl_hpc.results.inspection import read_inspection
 from pscl_hpc.results.runs import collect, find_runs
+from pscl_hpc.results.settings import differences
 
 from .fabricated_runs import Alloy, configure, make_finetuning, make_pretraining, write_inspection
 
@@ -215,3 +216,14 @@ def test_relative_paths_start_where_the_run_was_started(
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "alloys.h5").touch()
     assert located("runs/demo/f") == Path("data/alloys.h5")
+
+
+def test_many_differing_settings_are_named_by_the_most_telling_ones() -> None:
+    first = {"model": {"name": "unet"}, "schedule": {"steps": 1}, **{f"k{i}": i for i in range(8)}}
+    second = {"model": {"name": "other"}, "schedule": {"steps": 2}, **{f"k{i}": -1 for i in range(8)}}
+    assert differences([first, second]) == [
+        "model.name unet, schedule.steps 1 and 8 other settings",
+        "model.name other, schedule.steps 2 and 8 other settings",
+    ]
+    few = {"k0": 0, "k1": 1}
+    assert differences([few, {"k0": 0, "k1": 2}]) == ["k1 1", "k1 2"]
