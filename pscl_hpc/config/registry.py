@@ -102,8 +102,9 @@ class Registry(Generic[S, P]):
 
     def _all(self) -> dict[str, tuple[type[S], type[P]]]:
         if not self._imported:
-            self._imported = True
             package = importlib.import_module(self._package)
             for module in pkgutil.iter_modules(package.__path__):
                 importlib.import_module(f"{self._package}.{module.name}")
+            # Only now: after a failed import the next lookup fails again instead of missing some names.
+            self._imported = True
         return self._found

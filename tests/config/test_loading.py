@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import create_model
 
-from pscl_hpc.config import Strict, load_config, merge_trees, resolve_config, to_yaml
+from pscl_hpc.config import NamedConfig, Registry, Strict, load_config, merge_trees, resolve_config, to_yaml
 from pscl_hpc.errors import UserError
 from pscl_hpc.methods import METHODS
 from pscl_hpc.methods.byol import ByolConfig
@@ -365,3 +365,17 @@ def test_paper_preset_has_the_released_settings() -> None:
         10,
     )
     assert config.views.size == (376, 376)
+
+
+def test_a_module_that_cannot_be_imported_fails_at_every_lookup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "broken_alternatives"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "module.py").write_text("raise RuntimeError('broken')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    registry: Registry[NamedConfig, object] = Registry("broken_alternatives", default="a")
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="broken"):
+            registry.names  # noqa: B018

@@ -42,7 +42,7 @@ def test_from_finetune_to_predict(
     command = [
         "finetune",
         "--config",
-        str(CONFIGS / "cpu-small.yaml"),
+        str(CONFIGS / "unet.yaml"),
         f"data.archive={archive_file}",
         f"run={run}",
     ]
@@ -108,7 +108,7 @@ def test_wrong_input_ends_with_one_line_and_exit_code_2(
 def test_a_failed_training_names_the_step_and_ends_with_exit_code_3(
     archive_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["finetune", "--config", str(CONFIGS / "cpu-small.yaml"), f"data.archive={archive_file}"]
+    command = ["finetune", "--config", str(CONFIGS / "unet.yaml"), f"data.archive={archive_file}"]
     arguments = [*command, *SMALL, f"run={tmp_path / 'run'}", "schedule.warmup_steps=0", "optimiser.lr=1e30"]
     assert main(arguments) == EXIT_FAILED
     assert "step 2" in capsys.readouterr().err
