@@ -31,6 +31,13 @@ CASES: dict[str, dict[str, Any]] = {
         "references": TWO,
         "semi_supervised": {"batch_size": 2, "ramp": 0.0, "threshold": 0.3},
     },
+    "self-training, any angle and scale": {
+        "references": TWO,
+        "average": 0.9,
+        "any_angle": True,
+        "scale": [0.7, 1.4],
+        "semi_supervised": {"name": "self-training", "batch_size": 4, "start": 0.0, "ramp": 0.0},
+    },
     "clipping, recomputed activations": {
         "optimiser": {"lr": 0.01, "clip_norm": 0.5},
         "runtime": {"device": "cpu", "threads": 1, "activation_checkpointing": True},
