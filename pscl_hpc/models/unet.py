@@ -5,7 +5,8 @@ Shape legend: B images, C channels, h w image pixels, S = len(widths) - 1 scales
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -16,6 +17,9 @@ from torch.nn import functional as F
 from pscl_hpc.config import Count, Positive
 from pscl_hpc.models.trunk import TRUNKS, Features, MapShape, Trunk, TrunkConfig, TrunkMaps
 
+_GROUPS = 8
+"""Groups of channels of the normalisation ``group``."""
+
 
 class UNetConfig(TrunkConfig):
     """The U-Net of the PSCL paper."""
@@ -24,6 +28,9 @@ class UNetConfig(TrunkConfig):
     display_name: ClassVar[str] = "U-Net"
     widths: tuple[Count, ...] = (32, 64, 128, 256)
     """Channels from full resolution to the bottleneck; each level halves the resolution."""
+    norm: Literal["batch", "instance", "group"] = "batch"
+    """Normalisation: batch as in the paper, instance of each channel of each window, or group of eight groups of
+    channels of each window. The last two do not depend on the other windows of a batch."""
     mean: tuple[float, ...] = (0.5,)
     """Mean of the input (0..1), which is subtracted; one value, or one per channel."""
     std: tuple[Positive, ...] = (0.25,)
@@ -46,6 +53,26 @@ class UNetConfig(TrunkConfig):
         encoder = tuple(MapShape(width, 1 << level) for level, width in enumerate(self.widths))
         return TrunkMaps(encoder, encoder[-2::-1])
 
+    def check_window(self, key: str, size: tuple[int, int], images: int) -> None:
+        """See :class:`TrunkConfig`."""
+        super().check_window(key, size, images)
+        channels, stride = self.maps.bottleneck
+        groups = {"batch": 0, "instance": channels, "group": math.gcd(_GROUPS, channels)}[self.norm]
+        if groups == channels and max(size) < 2 * stride:
+            raise ValueError(
+                f"{key} is {list(size)}, but with norm={self.norm} the bottleneck of this trunk (model, stride {stride}) "
+                f"then has a single value to normalise; increase {key} to at least {2 * stride} pixels along one side"
+            )
+
+
+_NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "batch": nn.BatchNorm2d,
+    # Equal to nn.InstanceNorm2d with affine=True, which refuses maps of one pixel.
+    "instance": lambda channels: nn.GroupNorm(channels, channels),
+    # Fewer groups where eight do not divide the channels.
+    "group": lambda channels: nn.GroupNorm(math.gcd(_GROUPS, channels), channels),
+}
+
 
 class ChannelNorm(nn.LayerNorm):
     """LayerNorm over the channels of each pixel. In channels-last memory the permutations need no copy."""
@@ -57,10 +84,16 @@ class ChannelNorm(nn.LayerNorm):
 class Block(nn.Sequential):
     """Twice: 3x3 convolution without bias, normalisation, LeakyReLU(0.01)."""
 
-    def __init__(self, in_channels: int, out_channels: int, second_norm: type[nn.Module]) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        second_norm: Callable[[int], nn.Module],
+        first_norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+    ) -> None:
         super().__init__(
             nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(out_channels),
+            first_norm(out_channels),
             nn.LeakyReLU(inplace=True),
             nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
             second_norm(out_channels),
@@ -71,10 +104,10 @@ class Block(nn.Sequential):
 class UpBlock(nn.Module):
     """Transposed convolution (2H - 1), zero padding to the size of the skip, concatenation, block."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, first_norm: Callable[[int], nn.Module]) -> None:
         super().__init__()
         self.up = nn.ConvTranspose2d(in_channels, out_channels, 3, stride=2, padding=1)
-        self.block = Block(2 * out_channels, out_channels, ChannelNorm)
+        self.block = Block(2 * out_channels, out_channels, ChannelNorm, first_norm)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         x = self.up(x)
@@ -95,16 +128,16 @@ class UNet(Trunk):
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
-        widths = config.widths
+        widths, norm = config.widths, _NORMS[config.norm]
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(config.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config.std).view(1, -1, 1, 1), persistent=False)
         self.encoder = nn.ModuleList(
-            Block(a, b, nn.BatchNorm2d) for a, b in zip((config.in_channels, *widths), widths, strict=False)
+            Block(a, b, norm, norm) for a, b in zip((config.in_channels, *widths), widths, strict=False)
         )
         self.decoder = nn.ModuleList(
-            UpBlock(a, b) for a, b in zip(widths[::-1], widths[-2::-1], strict=False)
+            UpBlock(a, b, norm) for a, b in zip(widths[::-1], widths[-2::-1], strict=False)
         )
 
     def normalise(self, images: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 from unicodedata import normalize
 
+from torch import nn
+
 from pscl_hpc.archive import Archive, ImageRecord
 from pscl_hpc.errors import UserError, did_you_mean
 from pscl_hpc.models import load_segmentation
@@ -129,7 +131,8 @@ def open_run(
         tta, adapt: See :class:`Predictor`.
 
     Raises:
-        UserError: the folder is not a fine-tuning run, has no ``model.safetensors``, or ``adapt`` is out of range.
+        UserError: the folder is not a fine-tuning run, has no ``model.safetensors``, or ``adapt`` is out of range or
+            has nothing to change in its network.
     """
     if not 0 <= adapt <= 1:
         raise UserError(f"--adapt is {adapt:g}; give a number from 0 (no adaptation) to 1")
@@ -140,6 +143,8 @@ def open_run(
     net, card = load_segmentation(folder.path)
     runtime = config.runtime.model_copy(update={"device": "auto"})
     device = setup_device(runtime)
+    if adapt and not any(isinstance(layer, nn.BatchNorm2d) for layer in net.modules()):
+        raise UserError(f"{folder.path}: its network has no batch normalisation to adapt; leave out --adapt")
     predictor = Predictor(net.to(device), ClassList.of(card), device, runtime=runtime, tta=tta, adapt=adapt)
     return folder, config, predictor
 

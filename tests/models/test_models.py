@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from pscl_hpc.models import (
     ModelCard,
     PatchHead,
     SegmentationNet,
+    checkpoint_blocks,
     load_segmentation,
     load_trunk,
     read_card,
@@ -115,6 +117,48 @@ def test_intensity_normalisation_is_part_of_the_trunk() -> None:
     plain.load_state_dict(trunk.state_dict())
     image = torch.rand(1, 1, 16, 16)
     torch.testing.assert_close(trunk(image).scales[0], plain((image - 0.3) / 0.2).scales[0])
+
+
+@pytest.mark.parametrize("norm", ["instance", "group"])
+def test_other_normalisations_leave_the_windows_of_a_batch_independent(norm: Any) -> None:
+    trunk = UNet(UNetConfig(widths=(4, 12), norm=norm)).train()
+    images = torch.rand(3, 1, 16, 24)
+    together, alone = trunk(images), trunk(images[1:2])
+    torch.testing.assert_close(together.scales[-1][1:2], alone.scales[-1], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(trunk.eval()(images).bottleneck, together.bottleneck)
+    assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in trunk.modules())
+
+
+def test_instance_and_group_normalisation_are_those_of_the_literature() -> None:
+    for norm, groups in (("instance", 12), ("group", 4)):
+        trunk = UNet(UNetConfig(widths=(12, 12), norm=norm))
+        # Instance normalisation is per channel; eight groups do not divide 12 channels, four do.
+        x = torch.randn(2, 12, 5, 7)
+        mean = x.view(2, groups, -1).mean(2).view(2, groups, 1, 1, 1)
+        variance = x.view(2, groups, -1).var(2, correction=0).view(2, groups, 1, 1, 1)
+        expected = ((x.view(2, groups, -1, 5, 7) - mean) / (variance + 1e-5).sqrt()).view_as(x)
+        torch.testing.assert_close(trunk.encoder[0][1](x), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_window_with_one_value_to_normalise_is_refused() -> None:
+    UNetConfig(widths=(4, 8, 8), norm="instance").check_window("crop", (4, 8), 1)
+    UNetConfig(widths=(4, 8, 16), norm="group").check_window("crop", (4, 4), 2)
+    for norm in ("instance", "group"):
+        with pytest.raises(ValueError, match="crop"):
+            UNetConfig(widths=(4, 8, 8), norm=norm).check_window("crop", (4, 4), 2)
+
+
+@pytest.mark.parametrize("norm", ["instance", "group"])
+def test_other_normalisations_can_be_recomputed_and_stored(tmp_path: Path, norm: Any) -> None:
+    trunk = UNet(UNetConfig(widths=(4, 8), norm=norm))
+    save_trunk(tmp_path / "trunk.safetensors", trunk)
+    again = load_trunk(tmp_path)
+    checkpoint_blocks(again)
+    image = torch.rand(2, 1, 16, 16)
+    for one in (trunk, again):
+        one(image).scales[-1].square().mean().backward()
+    for one, other in zip(trunk.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
 
 
 def test_weights_round_trip(tmp_path: Path) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from pscl_hpc.errors import UserError
 from pscl_hpc.models import SegmentationNet
 from pscl_hpc.models.unet import UNet, UNetConfig
+from pscl_hpc.segmentation import finetune
+from pscl_hpc.segmentation.evaluate import open_run
 from pscl_hpc.segmentation.inference import Predictor, Tiling, adapted, sample_windows
 
-from .helpers import THREE, reader
+from .helpers import THREE, reader, settings
 
 
 def trained_net(dtype: torch.dtype = torch.float64) -> SegmentationNet:
@@ -155,3 +159,13 @@ def test_all_blocks_of_an_image_use_the_same_statistics() -> None:
 )
 def test_sample_windows(height: int, width: int, expected: list[tuple[int, int, int, int]]) -> None:
     assert sample_windows(height, width, 32) == expected
+
+
+def test_adaptation_of_a_network_without_batch_normalisation_is_refused(
+    archive_file: Path, tmp_path: Path
+) -> None:
+    model = {"widths": [4, 8], "norm": "instance"}
+    run = finetune(settings(archive_file, tmp_path / "run", schedule={"steps": 1}, model=model))
+    with pytest.raises(UserError, match="--adapt"):
+        open_run(run.path, adapt=0.1)
+    open_run(run.path)
