@@ -221,7 +221,7 @@ def status(run: Run, as_json: Json = False) -> None:
         return
     lines = {
         "state": found.state + (f" ({found.detail})" if found.detail else ""),
-        "step": f"{found.step} of {found.total}",
+        "step": f"{found.step} of {found.total or '?'}",
         "loss": "" if found.loss is None else f"{found.loss:.6g}",
         "images/s": "" if found.images_per_second is None else f"{found.images_per_second:.4g}",
         "time left": _duration(found.eta_s),
@@ -299,7 +299,7 @@ def _show_end(found: RunStatus, as_json: bool) -> None:
         _print_json(dataclasses.asdict(found))
     else:
         why = f" ({found.detail})" if found.state == "failed" else ""
-        typer.echo(f"job {found.job}: {found.state} at step {found.step} of {found.total}{why}")
+        typer.echo(f"job {found.job}: {found.state} at step {found.step} of {found.total or '?'}{why}")
         typer.echo(found.run)
 
 
@@ -308,7 +308,7 @@ def _table(found: list[RunStatus]) -> None:
     for each in found:
         loss = "" if each.loss is None else f"{each.loss:.4g}"
         job = f"{each.job} ({each.cluster})" if each.job else ""
-        step = f"{each.step}/{each.total}"
+        step = f"{each.step}/{each.total or '?'}"
         rows.append((each.run, each.kind, each.state, step, loss, _duration(each.eta_s), job))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows if found else []:

@@ -20,6 +20,7 @@ from pydantic_core import ErrorDetails
 
 from pscl_hpc.config.registry import UNKNOWN_NAME, Registry
 from pscl_hpc.config.sections import RunConfig
+from pscl_hpc.config.strict import EXCLUSIVE, without_replaced
 from pscl_hpc.errors import UserError, did_you_mean
 
 _KINDS = {"pretrain": "pscl_hpc.pretraining.config", "finetune": "pscl_hpc.segmentation.config"}
@@ -169,7 +170,7 @@ def merge_trees(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, An
     for key, value in top.items():
         old = merged.get(key)
         if isinstance(old, Mapping) and isinstance(value, Mapping) and not _other_choice(key, old, value):
-            value = merge_trees(old, value)
+            value = merge_trees(without_replaced(key, old, value), value)
         merged[key] = value
     return merged
 
@@ -184,6 +185,7 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
 
     Names of methods and trunks come first, whatever the order: another name drops the keys of the old one.
     """
+    _check_exclusive(overrides)
     for text in sorted(overrides, key=lambda text: not _names_choice(text.partition("=")[0])):
         apply_override(tree, text)
 
@@ -216,6 +218,17 @@ def apply_override(tree: dict[str, Any], text: str) -> None:
     if _names_choice(key) and _other_choice(parts[-2], node, {"name": value}):
         node.clear()
     node[parts[-1]] = value
+    section = parts[-2] if len(parts) > 1 else ""
+    for name in node.keys() - without_replaced(section, node, {parts[-1]: value}).keys():
+        del node[name]
+
+
+def _check_exclusive(overrides: Sequence[str]) -> None:
+    given = [text.partition("=")[0].strip() for text in overrides]
+    for section, keys in EXCLUSIVE.items():
+        both = [f"{section}.{key}" for key in keys if f"{section}.{key}" in given]
+        if len(both) > 1:
+            raise UserError(f"{' and '.join(both)} are both given; leave one of them out")
 
 
 def _number(text: str) -> str | float:

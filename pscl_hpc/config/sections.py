@@ -6,9 +6,10 @@ archive happen when it is opened.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from pscl_hpc.config.strict import Count, Fraction, NonNegative, Positive, Size, Strict, check_folder
 
@@ -71,12 +72,30 @@ class ViewConfig(Strict):
 class ScheduleConfig(Strict):
     """Number of steps and learning-rate schedule."""
 
-    steps: Count = 1000
-    """Optimiser steps."""
+    steps: Annotated[int, Field(ge=0)] = 1000
+    """Optimiser steps; 0: as many as fit into ``minutes``."""
+    minutes: NonNegative = 0.0
+    """In place of ``steps``: minutes from the start of the command to the last step. The number of steps follows from
+    the time of a few steps, measured at the first start, and is recorded in run.json; a resumed run keeps it."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    """The learning rate rises linearly over these steps."""
+    """The learning rate rises linearly over these steps; with ``minutes`` over at most a tenth of the steps."""
     decay: Literal["constant", "cosine"] = "constant"
     """constant as released, or cosine: half a cosine that would reach zero just after the last step."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _minutes_alone(cls, tree: Any) -> Any:
+        if isinstance(tree, Mapping) and tree.get("minutes") and "steps" not in tree:
+            return {**tree, "steps": 0}
+        return tree
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> ScheduleConfig:
+        if self.steps and self.minutes:
+            raise ValueError("steps and minutes are both given; leave one of them out")
+        if not self.steps and not self.minutes:
+            raise ValueError("steps is 0 and minutes is not given; give one of them")
+        return self
 
 
 class OptimiserConfig(Strict):
@@ -100,8 +119,9 @@ class RuntimeConfig(Strict):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes a GPU where there is one."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: autocast of the network; losses stay in fp32."""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """bf16: autocast of the network; losses stay in fp32. auto: bf16 on a GPU that supports it and on a CPU where it is
+    faster, which is measured at the first start and recorded in run.json; a resumed run keeps it."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads of torch; 0 leaves torch's choice."""
     workers: Annotated[int, Field(ge=0)] = 0
@@ -160,6 +180,17 @@ class RunConfig(Strict):
     runtime: RuntimeConfig = RuntimeConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+
+    def with_decisions(self, decided: Mapping[str, Any]) -> Self:
+        """This configuration with what a run has decided at its start, by dotted key, where it is left open here."""
+        schedule, runtime = self.schedule, self.runtime
+        if not schedule.steps and "schedule.steps" in decided:
+            steps = int(decided["schedule.steps"])
+            warmup = min(schedule.warmup_steps, steps // 10)
+            schedule = schedule.model_copy(update={"steps": steps, "minutes": 0.0, "warmup_steps": warmup})
+        if runtime.precision == "auto" and "runtime.precision" in decided:
+            runtime = runtime.model_copy(update={"precision": decided["runtime.precision"]})
+        return self.model_copy(update={"schedule": schedule, "runtime": runtime})
 
     @field_validator("run")
     @classmethod

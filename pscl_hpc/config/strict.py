@@ -14,6 +14,16 @@ Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
 
+EXCLUSIVE = {"schedule": ("steps", "minutes")}
+"""Keys of a section of which one alone decides: giving one drops a default or inherited value of the other."""
+
+
+def without_replaced(section: str, base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values ``base`` of a section without those that a key of ``given`` takes the place of."""
+    keys = EXCLUSIVE.get(section, ())
+    replaced = {key for key in keys if any(given.get(other) for other in keys if other != key)}
+    return {key: value for key, value in base.items() if key not in replaced}
+
 
 def check_folder(key: str, value: str) -> str:
     """The path of a run folder; ValueError where it begins with a home that no shell has put in."""
@@ -42,5 +52,6 @@ class Strict(BaseModel):
                 and isinstance(default, Strict)
                 and field.annotation is type(default)
             ):
-                filled[key] = {**default.model_dump(exclude_unset=True), **given}
+                own = without_replaced(key, default.model_dump(exclude_unset=True), given)
+                filled[key] = {**own, **given}
         return filled

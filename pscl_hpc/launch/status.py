@@ -33,6 +33,7 @@ class RunStatus:
     state: State
     step: int
     total: int
+    """Steps of the whole run; 0 while a run with ``schedule.minutes`` has not decided."""
     loss: float | None
     images_per_second: float | None
     eta_s: float | None

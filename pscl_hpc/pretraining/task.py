@@ -123,7 +123,7 @@ def config_warnings(config: PretrainConfig, splits: Sequence[str]) -> list[str]:
             f"views.size=[{side}, {side}]"
         )
     schedule = config.schedule
-    if schedule.warmup_steps >= schedule.steps:
+    if schedule.steps and schedule.warmup_steps >= schedule.steps:
         found.append(
             f"schedule.warmup_steps ({schedule.warmup_steps}) is not less than schedule.steps ({schedule.steps}), so "
             "the learning rate never reaches optimiser.lr; reduce it"

@@ -50,7 +50,10 @@ class RunData:
     """Files that exist and cannot be read."""
 
     def setting(self, key: str, default: Any = "") -> Any:
-        """A value of the configuration by dotted key."""
+        """A value of the configuration by dotted key, or what the run has decided in its place."""
+        decided = self.record.get("decided")
+        if isinstance(decided, dict) and decided.get(key) is not None:
+            return decided[key]
         node: Any = self.config
         for part in key.split("."):
             if not isinstance(node, dict) or part not in node:
@@ -191,6 +194,9 @@ def _read_metrics(path: Path, damage: list[str]) -> list[dict[str, Any]]:
 
 
 def _note_status(run: RunData) -> None:
+    decided = run.record.get("decided")
+    if isinstance(decided, dict) and (steps := number(decided.get("schedule.steps"))) is not None:
+        run.notes.append(f"The time (schedule.minutes) was enough for {steps:g} steps.")
     total = number(run.setting("schedule.steps", None))
     reached = f" at step {run.steps}" + (f" of {total:g}" if total else "") if run.metrics else ""
     if run.status == "failed":

@@ -12,7 +12,7 @@ import functools
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, TypeVar
@@ -105,9 +105,11 @@ class RunFolder:
         return cls(path, config, _read_record(path) if (path / RECORD_FILE).exists() else {})
 
     @classmethod
-    def follow(cls, path: str | Path, config: RunConfig, *, done: bool) -> RunFolder:
+    def follow(
+        cls, path: str | Path, config: RunConfig, *, done: bool, decided: Mapping[str, Any] | None = None
+    ) -> RunFolder:
         """The folder in which rank 0 works, for the other ranks: they never write there and may not even see it."""
-        return cls(Path(path), config, {"status": "done"} if done else {})
+        return cls(Path(path), config, {"status": "done" if done else "", "decided": dict(decided or {})})
 
     @classmethod
     def load(cls, path: str | Path) -> RunFolder:
@@ -124,8 +126,27 @@ class RunFolder:
         """The configuration. The first use in a folder that was loaded imports its schema and torch, in seconds."""
         return self._given or load_config(self.path / CONFIG_FILE)
 
+    @property
+    def decided(self) -> dict[str, Any]:
+        """What the run decided at its start, by key of the configuration: the number of steps, the precision."""
+        found: dict[str, Any] = self.record.get("decided", {})
+        return found
+
+    @property
+    def decided_config(self) -> RunConfig:
+        """The configuration with what the run has :attr:`decided`."""
+        return self.config.with_decisions(self.decided)
+
+    def decide(self, decided: Mapping[str, Any]) -> None:
+        """Record what the run decides; in a folder that is followed, for this process only."""
+        if self._attempt is not None:
+            self.update(decided=dict(decided))
+        else:
+            self.record["decided"] = dict(decided)
+
     def setting(self, key: str, kind: type[T]) -> T:
-        """One value of the configuration, such as ``schedule.steps``, without the import of its schema.
+        """One value of the configuration, such as ``schedule.steps``, without the import of its schema; what the run
+        has decided where that is left open.
 
         Raises:
             UserError: the configuration cannot be read, or has no such key or one of another type.
@@ -133,6 +154,7 @@ class RunFolder:
         value: Any = self._tree
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
+        value = self.decided.get(key, value)
         if not isinstance(value, kind):
             raise UserError(
                 f"{self.path / CONFIG_FILE}: key '{key}' is missing or not of type {kind.__name__}; restore the file "

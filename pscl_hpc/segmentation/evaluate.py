@@ -137,7 +137,7 @@ def open_run(
     if not 0 <= adapt <= 1:
         raise UserError(f"--adapt is {adapt:g}; give a number from 0 (no adaptation) to 1")
     folder = RunFolder.load(run)
-    config = folder.config
+    config = folder.decided_config
     if not isinstance(config, FinetuneConfig):
         raise UserError(f"{folder.path}: is a {config.kind} run; name a fine-tuning run")
     net, card = load_segmentation(folder.path)

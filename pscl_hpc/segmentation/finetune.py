@@ -44,6 +44,8 @@ def finetune(config: FinetuneConfig, *, progress: bool = False) -> RunFolder:
 class FinetuneTask(Task[Windows]):
     """A segmentation network on random windows of the annotated images, and of unlabelled ones when configured."""
 
+    most_steps = 20_000
+
     def __init__(self, config: FinetuneConfig, archive: Archive, ranks: Ranks) -> None:
         super().__init__(config, archive, ranks)
         self.config = config

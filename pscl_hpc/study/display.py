@@ -61,7 +61,7 @@ class Display:
 
     def started(self, job: Job) -> None:
         """A job has begun."""
-        task = self._bars.add_task(f"  {job.label}", total=job.config.schedule.steps, note="")
+        task = self._bars.add_task(f"  {job.label}", total=job.config.schedule.steps or None, note="")
         self._running[job.key] = (job, task, time.monotonic())
 
     def ended(self, job: Job, outcome: Outcome) -> None:

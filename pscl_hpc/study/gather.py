@@ -123,10 +123,11 @@ def _sampling(plan: Plan) -> Iterable[Sampling]:
     for method, key in trunks:
         job = plan.jobs[key]
         try:
-            lines = RunFolder.load(job.folder).metrics()
+            folder = RunFolder.load(job.folder)
+            lines = folder.metrics()
         except UserError:
             continue
-        steps = job.config.schedule.steps
+        steps = folder.setting("schedule.steps", int)
         first = _purity([line for line in lines if line["step"] <= steps / 4])
         last = _purity([line for line in lines if line["step"] > steps * 3 / 4])
         if last:

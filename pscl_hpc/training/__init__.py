@@ -2,7 +2,7 @@
 
 from pscl_hpc.models.recompute import checkpoint_blocks
 from pscl_hpc.training.device import autocast, setup_device
-from pscl_hpc.training.loop import Loop, train
+from pscl_hpc.training.loop import Loop
 from pscl_hpc.training.optimiser import (
     build_optimiser,
     lr_factor,
@@ -11,6 +11,7 @@ from pscl_hpc.training.optimiser import (
     set_lr,
 )
 from pscl_hpc.training.ranks import Place, Ranks, join_ranks, read_place
+from pscl_hpc.training.run import train
 from pscl_hpc.training.stopping import (
     StopRequested,
     clear_stop,

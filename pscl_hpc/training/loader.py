@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from multiprocessing import forkserver, resource_tracker
 from typing import Any, TypeVar
 
@@ -15,7 +15,9 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 """Signals that terminals, ``kill`` and Slurm send to all processes of a training."""
 
 
-def read_ahead(dataset: Dataset[BatchT], numbers: range, *, workers: int, pin: bool) -> Iterator[BatchT]:
+def read_ahead(
+    dataset: Dataset[BatchT], numbers: Sequence[int], *, workers: int, pin: bool
+) -> Iterator[BatchT]:
     """The items ``numbers`` of ``dataset``, in order.
 
     Args:

@@ -8,14 +8,12 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from pscl_hpc.archive import Archive
-from pscl_hpc.config import RunConfig
-from pscl_hpc.errors import JobError, UserError
+from pscl_hpc.errors import JobError
 from pscl_hpc.models.recompute import checkpoint_blocks
 from pscl_hpc.progress import Progress
 from pscl_hpc.runs import BackgroundWriter, MetricsLog, RunFolder
@@ -23,12 +21,10 @@ from pscl_hpc.training.batchnorm import synchronise_batchnorm
 from pscl_hpc.training.device import peak_memory_mb
 from pscl_hpc.training.loader import read_ahead
 from pscl_hpc.training.optimiser import build_optimiser, gradient_norm, set_lr
-from pscl_hpc.training.ranks import Ranks, join_ranks
+from pscl_hpc.training.ranks import Ranks
 from pscl_hpc.training.reduce import data_parallel
 from pscl_hpc.training.stopping import StopRequested, stop_reason
 from pscl_hpc.training.task import StepLoss, Task
-
-ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
 _GPU_POLL_STEPS = 5
 """Steps of several GPUs between two checks for a request to stop, in which all ranks take part."""
@@ -49,38 +45,6 @@ class Position:
     """Highest score of a validation, or minus the lowest smoothed loss of a checkpoint."""
 
 
-def train(
-    config: ConfigT, build: Callable[[ConfigT, Archive, Ranks], Task[Any]], *, progress: bool = False
-) -> RunFolder:
-    """Run or resume a task, together with the other ranks that the environment describes.
-
-    Nothing is written before all ranks have checked their input. A finished run is returned as it is.
-
-    Args:
-        config: The run.
-        build: Makes the task.
-        progress: Show a progress bar when the output is a terminal.
-
-    Raises:
-        UserError: wrong input, or an archive that has changed since the run began.
-        JobError: loss or gradient is not finite, a checkpoint cannot be written, a rank is lost, or another attempt has
-            taken over the run.
-        StopRequested: the training stopped on request; its state is saved.
-    """
-    with join_ranks(config.runtime) as ranks, Archive(config.data.archive) as archive:
-        task = build(config, archive, ranks)
-        folder, fingerprint = _open_folder(config, archive, ranks)
-        if not folder.done:
-            with folder, ranks.watch():
-                if archive.fingerprint != fingerprint:
-                    raise UserError(
-                        f"{archive.path}: has changed since the run {folder.path} began; restore it, or start a new "
-                        "run with run=..."
-                    )
-                Loop(task, folder, ranks).run(progress=progress)
-    return folder
-
-
 class Loop:
     """State and steps of a run.
 
@@ -94,7 +58,7 @@ class Loop:
         self.task = task
         self.folder = folder
         self.ranks = ranks
-        self.config = folder.config
+        self.config = folder.decided_config
         self.optimiser = build_optimiser(task.parameter_groups(), self.config.optimiser)
         self.position = Position()
         # Rank 0 alone looks for the checkpoint: on a shared file system other ranks may see an older state.
@@ -305,21 +269,3 @@ class Loop:
             f"the {what} is not finite at step {self.position.step + 1} ({shown}; images: {images}); start again with "
             f"a lower optimiser.lr or with optimiser.clip_norm=1 in a new folder (run=...){kept}"
         )
-
-
-def _open_folder(config: RunConfig, archive: Archive, ranks: Ranks) -> tuple[RunFolder, str]:
-    """The run folder, locked by rank 0, and the fingerprint of the archive that the run began with."""
-    opened: list[RunFolder] = []
-    # Nothing is written before all ranks have checked their input.
-    ranks.barrier()
-
-    def start() -> dict[str, Any]:
-        folder = RunFolder.start(config, ranks.device, ranks.nodes if ranks.world > 1 else ())
-        opened.append(folder)
-        began_with = folder.record.get("archive", archive.fingerprint)
-        return {"path": str(folder.path), "done": folder.done, "archive": began_with}
-
-    answer = ranks.from_first(start)
-    if opened:
-        return opened[0], answer["archive"]
-    return RunFolder.follow(answer["path"], config, done=answer["done"]), answer["archive"]

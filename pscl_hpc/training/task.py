@@ -49,6 +49,11 @@ class Task(ABC, Generic[BatchT]):
     keep_lowest_loss: bool = False
     """Keep the checkpoint with the lowest smoothed loss as the best one; for tasks without validation."""
 
+    fewest_steps: int = 100
+    """Least steps that ``schedule.minutes`` gives."""
+    most_steps: int = 1_000_000
+    """Most steps that ``schedule.minutes`` gives."""
+
     def __init__(self, config: RunConfig, archive: Archive, ranks: Ranks) -> None:
         self.archive = archive
         self.ranks = ranks
