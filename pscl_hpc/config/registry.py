@@ -26,6 +26,8 @@ class NamedConfig(Strict):
     name: str
     display_name: ClassVar[str] = ""
     """How people write the name."""
+    short_key: ClassVar[str] = ""
+    """The key that a name of the form ``name:value`` gives, if there is such a form."""
 
 
 S = TypeVar("S", bound=NamedConfig)
@@ -75,8 +77,8 @@ class Registry(Generic[S, P]):
         return tuple(sorted(found, key=lambda name: (name != self.default, name)))
 
     def config(self, name: str) -> type[S]:
-        """The configuration class of a name; KeyError when it is not registered."""
-        return self._all()[name][0]
+        """The configuration class of a name, also ``name:value``; KeyError when it is not registered."""
+        return self._all()[name.partition(":")[0]][0]
 
     def default_config(self) -> S:
         """The default alternative with its default settings."""
@@ -93,6 +95,11 @@ class Registry(Generic[S, P]):
         if not isinstance(value, Mapping):
             return check(value)
         name = value.get("name", self.default)
+        if isinstance(name, str) and ":" in name:
+            first, _, rest = name.partition(":")
+            short_key = self.config(first).short_key if first in self._all() else ""
+            if short_key and short_key not in value:
+                name, value = first, {**value, "name": first, short_key: rest}
         if not isinstance(name, str) or name not in self._all():
             context = {"given": str(name), "choices": ", ".join(self.names), "names": self.names}
             raise PydanticCustomError(

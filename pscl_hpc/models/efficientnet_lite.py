@@ -19,13 +19,12 @@ from torch.nn import functional as F
 
 from pscl_hpc.config import Count
 from pscl_hpc.errors import UserError
+from pscl_hpc.models.skip_decoder import SkipDecoder
 from pscl_hpc.models.trunk import TRUNKS, Features, MapShape, Trunk, TrunkConfig, TrunkMaps
 
 _STEM = 32
 _EPS = 1e-3
 _MOMENTUM = 0.01
-_GROUPS = 8
-"""Groups of the normalisation in the decoder, which does not depend on the batch size."""
 
 
 class _Stage(NamedTuple):
@@ -118,7 +117,7 @@ class EfficientNetLite(Trunk):
 
     config: EfficientNetLiteConfig
     encoder: nn.ModuleDict
-    decoder: nn.ModuleDict
+    decoder: SkipDecoder
 
     def __init__(self, config: EfficientNetLiteConfig) -> None:
         super().__init__()
@@ -135,16 +134,7 @@ class EfficientNetLite(Trunk):
         self.encoder = nn.ModuleDict(
             {"stem": _conv(config.in_channels, _STEM, 3, stride=2), "blocks": nn.ModuleList(blocks)}
         )
-        maps = config.maps
-        ups = [
-            _Up(above.channels, skip.channels, scale.channels)
-            for above, skip, scale in zip(
-                (maps.bottleneck, *maps.scales), maps.encoder[-2::-1], maps.scales, strict=False
-            )
-        ]
-        self.decoder = nn.ModuleDict(
-            {"detail": _norm_conv(config.in_channels, maps.encoder[0].channels), "ups": nn.ModuleList(ups)}
-        )
+        self.decoder = SkipDecoder(config.in_channels, config.maps)
 
     def load_initial_weights(self) -> None:
         """See :class:`Trunk`: ImageNet weights of the encoder."""
@@ -163,7 +153,7 @@ class EfficientNetLite(Trunk):
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:
         """See :class:`Trunk`."""
         x = self.normalise(images).contiguous(memory_format=torch.channels_last)
-        maps = [self.decoder["detail"](x)]
+        maps = [self.decoder.detail(x)]
         x = self.encoder["stem"](x)
         blocks: Sequence[nn.Module] = self.encoder["blocks"]  # type: ignore[assignment]
         for number, block in enumerate(blocks):
@@ -174,12 +164,7 @@ class EfficientNetLite(Trunk):
 
     def decode(self, maps: Sequence[Tensor]) -> Features:
         """See :class:`Trunk`."""
-        x, scales = maps[-1], []
-        ups: Sequence[nn.Module] = self.decoder["ups"]  # type: ignore[assignment]
-        for up, skip in zip(ups, maps[-2::-1], strict=True):
-            x = up(x, skip)
-            scales.append(x)
-        return Features(maps[-1], tuple(scales))
+        return self.decoder(maps)  # type: ignore[no-any-return]
 
 
 class _SameConv(nn.Conv2d):
@@ -221,26 +206,6 @@ class _InvertedResidual(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         output: Tensor = self.layers(input)
         return output + input if self.residual else output
-
-
-def _norm_conv(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
-        nn.GroupNorm(_GROUPS, outputs),
-        nn.ReLU(inplace=True),
-    )
-
-
-class _Up(nn.Module):
-    """Bilinear upsampling to the size of the skip, concatenation, two 3x3 convolutions with group normalisation."""
-
-    def __init__(self, inputs: int, skip: int, outputs: int) -> None:
-        super().__init__()
-        self.block = nn.Sequential(_norm_conv(inputs + skip, outputs), _norm_conv(outputs, outputs))
-
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        x = F.interpolate(x, size=skip.shape[2:], mode="bilinear", align_corners=False)
-        return self.block(torch.cat((x, skip), dim=1))  # type: ignore[no-any-return]
 
 
 EfficientNetLite.recomputed = (_InvertedResidual,)
