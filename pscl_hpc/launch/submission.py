@@ -23,6 +23,7 @@ from pscl_hpc.launch.schedulers import known_phase, process_start
 from pscl_hpc.launch.stage_job import STAGES, StageJob, keep_last_end, source_hash
 from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.pretraining.data import PretrainData
+from pscl_hpc.pretraining.task import first_trunk
 from pscl_hpc.runs import RunFolder, commit, now
 from pscl_hpc.runs.lock import lock_holder
 from pscl_hpc.segmentation.config import FinetuneConfig
@@ -190,6 +191,8 @@ def _check_input(config: RunConfig, profile: Profile) -> None:
     with Archive(config.data.archive) as archive:
         if isinstance(config, PretrainConfig):
             PretrainData(archive, config, rank=0, ranks=ranks)
+            if config.pretrained:
+                first_trunk(config)
             return
         assert isinstance(config, FinetuneConfig)
         data = select_data(config, archive)

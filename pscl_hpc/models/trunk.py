@@ -68,6 +68,15 @@ class TrunkConfig(NamedConfig):
         """Whether :meth:`Trunk.load_initial_weights` loads an encoder that was trained before."""
         return False
 
+    def check_same(self, found: TrunkConfig) -> None:
+        """Raise ValueError, naming the first key that differs, if a trunk that was loaded is another one."""
+        if self != found:
+            wanted, given = self.model_dump(), found.model_dump()
+            key = next(key for key in (*wanted, *given) if wanted.get(key) != given.get(key))
+            raise ValueError(
+                f"model.{key} is {wanted.get(key)}, but the pretrained trunk has {given.get(key)}; set it to that value"
+            )
+
     def check_window(self, key: str, size: tuple[int, int], images: int) -> None:
         """Raise ValueError if the trunk does not fit its training windows.
 

@@ -44,6 +44,9 @@ class PretrainConfig(RunConfig):
     """Pretraining of a trunk on unlabelled images."""
 
     kind: Literal["pretrain"] = "pretrain"
+    pretrained: str = ""
+    """Another run's folder or weights file, whose trunk is trained further; ``model`` must describe that trunk. Empty: the
+    initial weights of ``model``."""
     model: AnyTrunk = Field(default_factory=TRUNKS.default_config)
     views: ViewConfig = ViewConfig()
     method: AnyMethod = Field(default_factory=METHODS.default_config)

@@ -11,7 +11,7 @@ from torch import nn
 from pscl_hpc.archive import Archive
 from pscl_hpc.errors import UserError
 from pscl_hpc.methods import Method, build_method
-from pscl_hpc.models import TRUNK_FILE, build_trunk, save_trunk
+from pscl_hpc.models import TRUNK_FILE, Trunk, build_trunk, load_trunk, save_trunk
 from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.pretraining.data import Batch, PretrainData, make_views
 from pscl_hpc.pretraining.inspection import inspect_run
@@ -51,7 +51,7 @@ class PretrainTask(Task[Batch]):
         self.keep_lowest_loss = config.checkpoint.keep_best
         _check_kernels(config, ranks.device)
         torch.manual_seed(derive_seed(config.seed, "weights"))
-        self.module: Method = build_method(config.method, build_trunk(config.model), self.dataset.setting).to(
+        self.module: Method = build_method(config.method, first_trunk(config), self.dataset.setting).to(
             ranks.device
         )
         self.module.process_group = ranks.group
@@ -91,6 +91,22 @@ class PretrainTask(Task[Batch]):
 
     def warnings(self) -> list[str]:
         return config_warnings(self.config, [record.split for record in self.dataset.records])
+
+
+def first_trunk(config: PretrainConfig) -> Trunk:
+    """The trunk before the first step, from ``pretrained`` or new.
+
+    Raises:
+        UserError: its weights cannot be loaded, or are those of another trunk than ``model``.
+    """
+    if not config.pretrained:
+        return build_trunk(config.model)
+    trunk = load_trunk(config.pretrained)
+    try:
+        config.model.check_same(trunk.config)
+    except ValueError as error:
+        raise UserError(f"pretrained: {config.pretrained}: {error}") from None
+    return trunk
 
 
 def config_warnings(config: PretrainConfig, splits: Sequence[str]) -> list[str]:

@@ -119,11 +119,7 @@ class FinetuneConfig(RunConfig):
 
     def check_trunk(self, found: TrunkConfig) -> None:
         """Raise ValueError where a trunk does not fit the windows, or is not the one that ``model`` asks for."""
-        if self.model is not None and self.model != found:
-            wanted, given = self.model.model_dump(), found.model_dump()
-            key = next(key for key in (*wanted, *given) if wanted.get(key) != given.get(key))
-            raise ValueError(
-                f"model.{key} is {wanted.get(key)}, but the pretrained trunk has {given.get(key)}; remove the key"
-            )
+        if self.model is not None:
+            self.model.check_same(found)
         mixed = self.semi_supervised.batch_size if self.semi_supervised else 0
         found.check_window("crop", self.crop, self.batch_size + mixed)

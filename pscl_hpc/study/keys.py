@@ -32,7 +32,7 @@ def run_key(config: RunConfig, fingerprint: str, pretraining: str = "") -> str:
     tree = {key: value for key, value in tree.items() if key not in _EXCLUDED}
     tree["precision"] = precision
     tree["data"] = {key: value for key, value in tree["data"].items() if key != "archive"}
-    if "pretrained" in tree:
+    if tree["kind"] == "finetune":
         tree["pretrained"] = pretraining
     content = {"config": tree, "archive": fingerprint, "version": __version__}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

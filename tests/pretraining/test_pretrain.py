@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pscl_hpc.archive import Archive
+from pscl_hpc.errors import UserError
 from pscl_hpc.models import load_trunk
 from pscl_hpc.pretraining import PretrainTask, make_views, pretrain
 from pscl_hpc.pretraining.config import PretrainConfig
@@ -130,3 +131,25 @@ def test_what_core_restored_can_be_looked_at(archive: Path, tmp_path: Path) -> N
         assert 0 < changed.mean() < 0.9
         assert (shown[2] != shown[0]).any()
         assert (shown[2] != shown[1]).any()
+
+
+def test_another_runs_trunk_is_trained_further(archive: Path, tmp_path: Path) -> None:
+    first = pretrain(small_config(archive, tmp_path / "first", schedule={"steps": 2}))
+    further = small_config(archive, tmp_path / "second", pretrained=str(first.path), schedule={"steps": 1})
+    with Archive(archive) as opened:
+        trunk = PretrainTask(further, opened, Ranks.alone(torch.device("cpu"))).module.trunk
+    stored = load_trunk(first.path).state_dict()
+    assert all(torch.equal(value, stored[key]) for key, value in trunk.state_dict().items())
+    pretrain(further)
+    assert load_trunk(tmp_path / "second").config == trunk.config
+
+
+def test_a_trunk_of_another_model_is_refused(archive: Path, tmp_path: Path) -> None:
+    first = pretrain(small_config(archive, tmp_path / "first", schedule={"steps": 1}))
+    for changes, named in (
+        ({"pretrained": str(first.path), "model": {"widths": [4, 8, 8, 12]}}, r"first.*model\.widths"),
+        ({"pretrained": str(tmp_path / "none")}, "none"),
+    ):
+        with pytest.raises(UserError, match=named):
+            pretrain(small_config(archive, tmp_path / "second", **changes))
+    assert not (tmp_path / "second").exists()

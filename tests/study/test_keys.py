@@ -67,3 +67,9 @@ def test_the_key_changes_with_the_version(monkeypatch: pytest.MonkeyPatch) -> No
     before = run_key(config, "f")
     monkeypatch.setattr("pscl_hpc.study.keys.__version__", "0.0.0")
     assert run_key(config, "f") != before
+
+
+def test_the_key_of_a_pretraining_depends_on_the_trunk_it_begins_with() -> None:
+    tree = {"data": {"archive": "a.h5"}, "method": {"name": "simclr"}}
+    new, further = (resolve_config({**tree, "pretrained": path}, source="test") for path in ("", "runs/a"))
+    assert run_key(new, "f") != run_key(further, "f")
