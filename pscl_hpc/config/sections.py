@@ -153,15 +153,20 @@ class RunConfig(Strict):
     seed: Annotated[int, Field(ge=0)] = 10
     """Same configuration and seed, same numbers (CPU)."""
     data: DataConfig
-    batch_size: Count
-    """Images or windows per step, over all ranks."""
-    schedule: ScheduleConfig = ScheduleConfig()
-    optimiser: OptimiserConfig = OptimiserConfig()
     runtime: RuntimeConfig = RuntimeConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
 
     @field_validator("run")
     @classmethod
     def _expanded(cls, value: str) -> str:
         return check_folder("run", value)
+
+
+class TrainingConfig(RunConfig):
+    """Keys of every run of the training loop."""
+
+    batch_size: Count
+    """Images or windows per step, over all ranks."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    optimiser: OptimiserConfig = OptimiserConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()

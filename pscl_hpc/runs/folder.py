@@ -37,6 +37,7 @@ METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 _FREE = (
     "run",
+    "cache",
     "runtime.workers",
     "runtime.device",
     "runtime.activation_checkpointing",

@@ -13,7 +13,7 @@ from pscl_hpc.config import (
     NonNegative,
     OptimiserConfig,
     Positive,
-    RunConfig,
+    TrainingConfig,
     ScheduleConfig,
     Size,
     Strict,
@@ -41,7 +41,7 @@ class FinetuneLossConfig(Strict):
         return self
 
 
-class FinetuneConfig(RunConfig):
+class FinetuneConfig(TrainingConfig):
     """Fine-tuning of trunk and segmentation head on the annotated images."""
 
     kind: Literal["finetune"] = "finetune"

@@ -14,7 +14,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from pscl_hpc.archive import Archive
-from pscl_hpc.config import RunConfig
+from pscl_hpc.config import TrainingConfig
 from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.models.recompute import checkpoint_blocks
 from pscl_hpc.progress import Progress
@@ -28,7 +28,7 @@ from pscl_hpc.training.reduce import data_parallel
 from pscl_hpc.training.stopping import StopRequested, stop_reason
 from pscl_hpc.training.task import StepLoss, Task
 
-ConfigT = TypeVar("ConfigT", bound=RunConfig)
+ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 
 _GPU_POLL_STEPS = 5
 """Steps of several GPUs between two checks for a request to stop, in which all ranks take part."""
@@ -307,7 +307,7 @@ class Loop:
         )
 
 
-def _open_folder(config: RunConfig, archive: Archive, ranks: Ranks) -> tuple[RunFolder, str]:
+def _open_folder(config: TrainingConfig, archive: Archive, ranks: Ranks) -> tuple[RunFolder, str]:
     """The run folder, locked by rank 0, and the fingerprint of the archive that the run began with."""
     opened: list[RunFolder] = []
     # Nothing is written before all ranks have checked their input.
