@@ -85,7 +85,9 @@ class FeatureReader:
         block: Side of the parts in which large images are processed, in pixels.
     """
 
-    def __init__(self, features: FeatureSet, cache: FeatureCache | None = None, *, block: int = BLOCK) -> None:
+    def __init__(
+        self, features: FeatureSet, cache: FeatureCache | None = None, *, block: int = BLOCK
+    ) -> None:
         self.features = features
         self.cache = cache
         self.block = block

@@ -140,10 +140,10 @@ def requeue(run: Path) -> RunStatus:
 def _submit_again(run: Path, job: JobRecord) -> None:
     # These import torch, which takes seconds and is not needed to look at jobs.
     from pscl_hpc.launch.submission import submit
-    from pscl_hpc.segmentation.config import FinetuneConfig
+    from pscl_hpc.segmentation.evaluate import SegmentationConfig
 
     config = RunFolder.load(run).config
-    paths = [config.data.archive, *([config.pretrained] if isinstance(config, FinetuneConfig) else [])]
+    paths = [config.data.archive, *([config.pretrained] if isinstance(config, SegmentationConfig) else [])]
     if any(path and not Path(path).is_absolute() for path in paths) and Path.cwd() != Path(job.folder):
         raise UserError(
             f"{run}: its configuration has paths relative to {job.folder}; requeue it from that folder"

@@ -25,6 +25,8 @@ from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.pretraining.data import PretrainData
 from pscl_hpc.runs import RunFolder, commit, now
 from pscl_hpc.runs.lock import lock_holder
+from pscl_hpc.segmentation.classifier_config import ClassifierConfig
+from pscl_hpc.segmentation.classify import check_classifier
 from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.segmentation.data import rank_slots, select_data, select_unlabelled
 from pscl_hpc.segmentation.finetune import build_net
@@ -190,6 +192,13 @@ def _check_input(config: RunConfig, profile: Profile) -> None:
     with Archive(config.data.archive) as archive:
         if isinstance(config, PretrainConfig):
             PretrainData(archive, config, rank=0, ranks=ranks)
+            return
+        if isinstance(config, ClassifierConfig):
+            if ranks > 1:
+                raise UserError(
+                    f"a classifier is trained by one process, not {ranks}; ask for one node and one rank"
+                )
+            check_classifier(config, archive)
             return
         assert isinstance(config, FinetuneConfig)
         data = select_data(config, archive)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pscl_hpc.config import CheckpointConfig, Count, LogConfig, TrainingConfig, RuntimeConfig, ViewConfig
+from pscl_hpc.config import CheckpointConfig, Count, LogConfig, RuntimeConfig, TrainingConfig, ViewConfig
 from pscl_hpc.methods import METHODS, AnyMethod, ReferencedMethodConfig
 from pscl_hpc.models import TRUNKS, AnyTrunk
 

@@ -141,6 +141,11 @@ class RunFolder:
             )
         return value
 
+    @property
+    def steps(self) -> int:
+        """Steps of the training loop; 0 for a run without it, such as that of a classifier. UserError: unreadable."""
+        return self.setting("schedule.steps", int) if "schedule" in self._tree else 0
+
     @functools.cached_property
     def _tree(self) -> dict[str, Any]:
         return self._given.model_dump() if self._given else read_tree(self.path / CONFIG_FILE)

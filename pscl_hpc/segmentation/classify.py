@@ -29,7 +29,7 @@ from pscl_hpc.seeding import numpy_generator
 from pscl_hpc.segmentation.classifier_config import ClassifierConfig
 from pscl_hpc.segmentation.data import Annotations, annotated_region, select_annotations
 from pscl_hpc.segmentation.ingest_options import options_record
-from pscl_hpc.training import setup_device
+from pscl_hpc.training import StopRequested, read_place, setup_device, stop_reason
 
 
 def train_classifier(config: ClassifierConfig, *, progress: bool = False) -> RunFolder:
@@ -44,7 +44,10 @@ def train_classifier(config: ClassifierConfig, *, progress: bool = False) -> Run
     Raises:
         UserError: wrong input, or an archive that has changed since the run began.
         JobError: a file cannot be written.
+        StopRequested: it stopped on request; nothing is kept.
     """
+    if (ranks := read_place().world) > 1:
+        raise UserError(f"a classifier is trained by one process, not {ranks}; start it without torchrun")
     device = setup_device(config.runtime)
     with Archive(config.data.archive) as archive:
         data = check_classifier(config, archive)
@@ -108,6 +111,9 @@ def _train(
         try:
             for step, values in classifier.fit(samples, config.seed):
                 log.write(step, values)
+                if (reason := stop_reason()) is not None:
+                    folder.stop(reason)
+                    raise StopRequested(reason, "to start it again, run the same command")
             fitted = time.perf_counter()
             right = classifier.probabilities(samples.features).argmax(dim=1) == samples.labels
             seconds = {
@@ -177,4 +183,3 @@ def draw_pixels(
     ends = np.cumsum([mask.size for mask in masks])[:-1]
     parts = np.split(chosen, ends)
     return [part.reshape(mask.shape) for part, mask in zip(parts, masks, strict=True)]
-

@@ -13,10 +13,10 @@ from pscl_hpc.config import (
     NonNegative,
     OptimiserConfig,
     Positive,
-    TrainingConfig,
     ScheduleConfig,
     Size,
     Strict,
+    TrainingConfig,
 )
 from pscl_hpc.models import AnyTrunk, TrunkConfig
 from pscl_hpc.segmentation.semi_supervised import AnySemiSupervised

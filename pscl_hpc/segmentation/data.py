@@ -148,9 +148,7 @@ def class_list(collection: Collection, archive: Archive) -> ClassList:
         ) from None
 
 
-def annotated_region(
-    archive: Archive, record: ImageRecord, classes: ClassList, square: int
-) -> Window | None:
+def annotated_region(archive: Archive, record: ImageRecord, classes: ClassList, square: int) -> Window | None:
     """The region of a reference whose annotation is used: a square of this side; None, with 0, for all of it."""
     if not square:
         return None

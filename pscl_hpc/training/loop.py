@@ -94,7 +94,9 @@ class Loop:
         self.task = task
         self.folder = folder
         self.ranks = ranks
-        self.config = folder.config
+        config = folder.config
+        assert isinstance(config, TrainingConfig)
+        self.config = config
         self.optimiser = build_optimiser(task.parameter_groups(), self.config.optimiser)
         self.position = Position()
         # Rank 0 alone looks for the checkpoint: on a shared file system other ranks may see an older state.

@@ -99,10 +99,14 @@ def _blur(values: Map, sigma: float) -> Map:
 
 def _gradient(values: Map) -> tuple[Map, Map]:
     """Central differences along rows and columns; 0 along an axis of one pixel."""
-    down, across = (
-        np.gradient(values, axis=axis) if values.shape[axis] > 1 else np.zeros_like(values) for axis in (0, 1)
-    )
-    return down, across
+    return _difference(values, 0), _difference(values, 1)
+
+
+def _difference(values: Map, axis: int) -> Map:
+    if values.shape[axis] == 1:
+        return np.zeros_like(values)
+    found: Map = np.gradient(values, axis=axis).astype(np.float32, copy=False)
+    return found
 
 
 def _eigenvalues(yy: Map, yx: Map, xx: Map) -> tuple[Map, Map]:

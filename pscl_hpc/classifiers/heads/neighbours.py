@@ -52,7 +52,7 @@ class Neighbours(Head):
     def probabilities(self, features: Tensor) -> Tensor:
         count = min(self.config.neighbours, len(self._features))
         found = []
-        for part in features.split(_BATCH):
+        for part in torch.split(features, _BATCH):
             nearest = torch.cdist(part, self._features).topk(count, largest=False).indices
             votes = self._votes[nearest].sum(dim=1)
             found.append(votes / votes.sum(dim=1, keepdim=True))
@@ -64,6 +64,10 @@ class Neighbours(Head):
     def load_state(self, state: dict[str, Tensor]) -> None:
         features, votes = state["features"], state["votes"]
         expected = (self._features.shape[1], self._votes.shape[1])
-        if (features.shape[1:], votes.shape[1:]) != (expected[:1], expected[1:]) or len(features) != len(votes):
-            raise ValueError(f"its neighbours have the shapes {tuple(features.shape)} and {tuple(votes.shape)}")
+        if (features.shape[1:], votes.shape[1:]) != (expected[:1], expected[1:]) or len(features) != len(
+            votes
+        ):
+            raise ValueError(
+                f"its neighbours have the shapes {tuple(features.shape)} and {tuple(votes.shape)}"
+            )
         self._features, self._votes = features, votes

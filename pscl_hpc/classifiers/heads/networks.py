@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
@@ -59,7 +60,7 @@ class Network(Head):
         self.config = config
         widths = [features, *(config.hidden if isinstance(config, MLPConfig) else ())]
         layers: list[nn.Module] = []
-        for inner, outer in zip(widths, widths[1:], strict=False):
+        for inner, outer in itertools.pairwise(widths):
             layers += [nn.Linear(inner, outer), nn.ReLU()]
             if isinstance(config, MLPConfig) and config.dropout:
                 layers.append(nn.Dropout(config.dropout))
@@ -91,7 +92,7 @@ class Network(Head):
 
     @torch.inference_mode()
     def probabilities(self, features: Tensor) -> Tensor:
-        return torch.cat([self.net(part).softmax(dim=1) for part in features.split(_BATCH)])
+        return torch.cat([self.net(part).softmax(dim=1) for part in torch.split(features, _BATCH)])
 
     def state(self) -> dict[str, Tensor]:
         return {name: value.detach().contiguous() for name, value in self.net.state_dict().items()}

@@ -85,7 +85,7 @@ class Trees(Head):
         yield config.trees, {}
 
     def probabilities(self, features: Tensor) -> Tensor:
-        parts = [self._model.predict_proba(part.numpy()) for part in features.split(_BATCH)]
+        parts = [self._model.predict_proba(part.numpy()) for part in torch.split(features, _BATCH)]
         return torch.from_numpy(np.concatenate(parts).astype(np.float32))
 
     def state(self) -> dict[str, Tensor]:
@@ -99,10 +99,16 @@ class Trees(Head):
         if unknown:
             raise ValueError(f"it holds objects of types that are not loaded: {', '.join(sorted(unknown))}")
         model = skops.loads(data, trusted=list(_TRUSTED))
-        name = "RandomForestClassifier" if isinstance(self.config, ForestConfig) else "HistGradientBoostingClassifier"
+        name = (
+            "RandomForestClassifier"
+            if isinstance(self.config, ForestConfig)
+            else "HistGradientBoostingClassifier"
+        )
         found = getattr(model, "n_features_in_", None), len(getattr(model, "classes_", ()))
         if type(model) is not getattr(ensemble, name) or found != self._shape:
-            raise ValueError(f"it holds a {type(model).__name__} of {found[0]} features and {found[1]} classes")
+            raise ValueError(
+                f"it holds a {type(model).__name__} of {found[0]} features and {found[1]} classes"
+            )
         self._model = model
 
 
