@@ -97,8 +97,8 @@ def submit(
 ) -> None:
     """Run pretrain, finetune, classifier or a study as jobs, on this machine or on Slurm.
 
-    The job runs 'pscl-hpc pretrain', 'pscl-hpc finetune' or 'pscl-hpc classifier' and outlives this shell. Its files are in the folder jobs of
-    the run. Submitting an unfinished run again (run=FOLDER) resumes it from its last checkpoint.
+    The job runs 'pscl-hpc pretrain', 'finetune' or 'classifier' and outlives this shell. Its files are in the folder
+    jobs of the run. Submitting an unfinished run again (run=FOLDER) resumes it from its last checkpoint.
 
     A study is many jobs that depend on each other. 'submit study' is the same as 'pscl-hpc study FILE --cluster ...':
     it submits the jobs that can start, and waits. After an interruption the same command finds its jobs again.

@@ -111,5 +111,6 @@ def _difference(values: Map, axis: int) -> Map:
 
 def _eigenvalues(yy: Map, yx: Map, xx: Map) -> tuple[Map, Map]:
     """The larger and the smaller eigenvalue of symmetric 2x2 matrices."""
-    mean, half = (yy + xx) / 2, np.hypot((yy - xx) / 2, yx)
+    mean = ((yy + xx) / 2).astype(np.float32, copy=False)
+    half = np.hypot((yy - xx) / 2, yx).astype(np.float32, copy=False)
     return mean + half, mean - half

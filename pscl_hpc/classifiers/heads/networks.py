@@ -22,7 +22,7 @@ _BATCH = 1 << 16
 
 
 class _NetworkConfig(HeadConfig):
-    steps: Count = 1000
+    steps: Count = 500
     """Optimiser steps (Adam with decoupled weight decay, half a cosine)."""
     batch_size: Count = 1024
     """Pixels per step."""
@@ -46,7 +46,7 @@ class MLPConfig(_NetworkConfig):
     display_name: ClassVar[str] = "MLP"
     hidden: tuple[Count, ...] = (64,)
     """Units of the hidden layers."""
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
     """Share of the hidden units that are left out at random in training."""
 
 
