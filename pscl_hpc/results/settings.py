@@ -55,12 +55,9 @@ def starts(runs: Sequence[RunData]) -> dict[Path, str]:
         else:
             names[place] = f"pretrained ({_short_name(place, others)})"
     classifiers = {run.path for run in runs if run.kind == "classifier"}
-    found = {}
-    for path, place in trunks.items():
-        start = SCRATCH if place is None else names[place]
-        if path in classifiers:
-            start = CLASSIFIER if place is None else f"{CLASSIFIER}, {start}"
-        found[path] = start
+    found = {path: SCRATCH if place is None else names[place] for path, place in trunks.items()}
+    for path in classifiers & found.keys():
+        found[path] = CLASSIFIER if found[path] == SCRATCH else f"{CLASSIFIER}, {found[path]}"
     return found
 
 
