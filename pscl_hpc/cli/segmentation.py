@@ -98,7 +98,7 @@ def classifier_command(
     references=[steel/0007]`
 
     `pscl-hpc classifier --config configs/classifier/frozen-features.yaml data.archive=alloys.h5
-    references=[steel/0007] pretrained=runs/pretrain-1 head.name=forest`
+    references=[steel/0007] pretrained=runs/pretrain-1 features.model=null head.name=forest`
     """
     from pscl_hpc.config import load_config
     from pscl_hpc.segmentation import train_classifier

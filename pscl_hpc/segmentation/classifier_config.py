@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -41,17 +40,6 @@ class ClassifierConfig(RunConfig):
     """Folder in which the features of archive images are kept, by content, for other heads and runs; empty: not kept.
     About 25 MB for a megapixel and 10 features."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _default_trunk(cls, tree: Any) -> Any:
-        features = tree.get("features") if isinstance(tree, Mapping) else None
-        if not isinstance(features, Mapping) or tree.get("pretrained") or features.get("model") is not None:
-            return tree
-        name = features.get("name", FEATURES.default)
-        if name in FEATURES.names and FEATURES.config(name).takes_trunk:
-            return {**tree, "features": {**features, "model": {"name": "efficientnet-lite0"}}}
-        return tree
-
     @field_validator("references")
     @classmethod
     def _some(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -66,9 +54,5 @@ class ClassifierConfig(RunConfig):
 
     @model_validator(mode="after")
     def _fits(self) -> ClassifierConfig:
-        if self.pretrained and not self.features.takes_trunk:
-            raise ValueError(
-                f"pretrained names a trunk, but features.name is {self.features.name}, which has none; set "
-                "features.name=trunk or remove pretrained"
-            )
+        self.features.check_trunk(self.pretrained)
         return self

@@ -188,6 +188,7 @@ def test_files_are_predicted_and_adaptation_is_refused(done: RunFolder, tmp_path
         ({"references": ["alloy/blank"]}, "alloy/blank"),
         ({"references": ["other/a"], "square": 1}, "one class only"),
         ({"pretrained": "somewhere"}, "pretrained"),
+        ({"features": {"name": "trunk"}}, r"features\.model"),
         ({"head": {"name": "mpl"}}, "did you mean 'mlp'"),
         ({"features": {"name": "filters", "sigma": [1]}}, "did you mean 'sigmas'"),
         ({"features": {"name": "trunk", "model": {"name": "unet"}, "strides": []}}, "strides"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from pydantic import SerializeAsAny, WrapValidator
@@ -75,8 +75,13 @@ class PixelMaps:
 class FeatureConfig(NamedConfig):
     """Base of the ``features`` section. It is stored in a classifier's file to compute the same features again."""
 
-    takes_trunk: ClassVar[bool] = False
-    """Whether the features are those of a trunk, which ``pretrained`` may give."""
+    def check_trunk(self, pretrained: str) -> None:
+        """Raise ValueError where a pretrained trunk (a path, or empty) is given in vain, or needed and not given."""
+        if pretrained:
+            raise ValueError(
+                f"pretrained names a trunk, but features.name is {self.name}, which has none; set features.name=trunk or "
+                "remove pretrained"
+            )
 
 
 class FeatureSet(ABC):

@@ -5,7 +5,7 @@ Shape legend as in :mod:`pscl_hpc.classifiers.features.base`.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import model_validator
@@ -16,10 +16,9 @@ from pscl_hpc.classifiers.features.base import FEATURES, FeatureConfig, FeatureS
 from pscl_hpc.classifiers.features.filters import FilterSettings, filter_count, filter_maps, filter_reach
 from pscl_hpc.config import Count
 from pscl_hpc.errors import UserError
-from pscl_hpc.models import AnyTrunk, MapShape, Trunk, build_trunk, load_trunk
+from pscl_hpc.models import TRUNKS, AnyTrunk, MapShape, Trunk, build_trunk, load_trunk
 from pscl_hpc.seeding import derive_seed
 
-DEFAULT_TRUNK = "efficientnet-lite0"
 _HALO = 128
 """Receptive fields are larger, but their rims have hardly any weight."""
 _GRID = 128
@@ -30,9 +29,8 @@ class TrunkFeatureConfig(FeatureConfig):
     """Encoder maps of a frozen trunk, and classical filters of the grey level."""
 
     name: Literal["trunk"] = "trunk"
-    takes_trunk: ClassVar[bool] = True
     model: AnyTrunk | None = None
-    """The trunk; absent: that of ``pretrained``, or EfficientNet-Lite0 with ImageNet weights."""
+    """The trunk; absent: that of ``pretrained``."""
     strides: tuple[Count, ...] = (2, 4, 8, 16)
     """The encoder maps with these strides, in pixels of the magnified image."""
     decoder: bool = False
@@ -47,6 +45,14 @@ class TrunkFeatureConfig(FeatureConfig):
         if not self.strides:
             raise ValueError("strides is empty; name at least one, for example [2, 4, 8, 16]")
         return self
+
+    def check_trunk(self, pretrained: str) -> None:
+        """See :class:`FeatureConfig`."""
+        if self.model is None and not pretrained:
+            raise ValueError(
+                "features.model names no trunk and pretrained no run; set one of them; trunks are: "
+                f"{', '.join(TRUNKS.names)}"
+            )
 
 
 @FEATURES.register(TrunkFeatureConfig)
