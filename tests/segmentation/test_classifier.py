@@ -242,7 +242,8 @@ def test_the_command_trains_and_names_errors(
 def test_several_ranks_are_refused(
     archive_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
+    place = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in {**place, "MASTER_ADDR": "localhost", "MASTER_PORT": "29501"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="one process"):
         train_classifier(classifier(archive_file, tmp_path / "run"))

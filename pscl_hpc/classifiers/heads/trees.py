@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -95,10 +96,10 @@ class Trees(Head):
     def load_state(self, state: dict[str, Tensor]) -> None:
         ensemble, skops = _packages(self.config.name)
         data = state["skops"].numpy().tobytes()
-        unknown = set(skops.get_untrusted_types(data=data)) - set(_TRUSTED)
-        if unknown:
-            raise ValueError(f"it holds objects of types that are not loaded: {', '.join(sorted(unknown))}")
-        model = skops.loads(data, trusted=list(_TRUSTED))
+        try:
+            model = skops.loads(data, trusted=list(_TRUSTED))
+        except (BadZipFile, LookupError, TypeError, AttributeError) as error:  # TypeError: not trusted
+            raise ValueError(f"its trees cannot be read: {error}") from None
         name = (
             "RandomForestClassifier"
             if isinstance(self.config, ForestConfig)
