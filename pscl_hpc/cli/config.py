@@ -38,6 +38,21 @@ def finetune(model: Model = "", semi_supervised: SemiSupervised = "") -> None:
     _describe("finetune", {"model": model, "semi_supervised": semi_supervised})
 
 
+@config_app.command("classifier")
+def classifier(
+    features: Annotated[str, typer.Option(help="Show the keys of these features.")] = "",
+    head: Annotated[str, typer.Option(help="Show the keys of this head.")] = "",
+    model: Model = "",
+) -> None:
+    """Every key of a pixel classifier with its meaning, type and default, as YAML.
+
+    **Examples**
+
+    `pscl-hpc config classifier --features trunk --head forest > my.yaml`
+    """
+    _describe("classifier", {"features": features, "head": head, "model": model})
+
+
 @config_app.command("study")
 def study() -> None:
     """Every key of a study with its meaning, type and default, as YAML.
@@ -54,7 +69,9 @@ def study() -> None:
 
 @config_app.command("check")
 def check(
-    file: Annotated[Path, typer.Argument(help="Configuration of a pretraining, a fine-tuning or a study.")],
+    file: Annotated[
+        Path, typer.Argument(help="Configuration of a pretraining, a fine-tuning, a classifier or a study.")
+    ],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values that replace those of the file.")
     ] = None,
@@ -79,6 +96,7 @@ def check(
 
 
 def _describe(kind: str, chosen: dict[str, str]) -> None:
+    from pscl_hpc.classifiers import FEATURES, HEADS
     from pscl_hpc.config import Registry, schema_of
     from pscl_hpc.config.describe import describe
     from pscl_hpc.errors import UserError, did_you_mean
@@ -90,6 +108,8 @@ def _describe(kind: str, chosen: dict[str, str]) -> None:
         "method": METHODS,
         "model": TRUNKS,
         "semi_supervised": SEMI_SUPERVISED,
+        "features": FEATURES,
+        "head": HEADS,
     }
     for key, names in ((key, registry.names) for key, registry in alternatives.items()):
         if chosen.get(key) and chosen[key] not in names:

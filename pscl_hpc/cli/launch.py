@@ -53,8 +53,8 @@ Examples:
 
 def submit(
     stage: Annotated[
-        Literal["pretrain", "finetune", "study"],
-        typer.Argument(metavar="pretrain|finetune|study", help="What to run."),
+        Literal["pretrain", "finetune", "classifier", "study"],
+        typer.Argument(metavar="pretrain|finetune|classifier|study", help="What to run."),
     ],
     config: Annotated[Path, typer.Option("--config", help="Configuration file.")],
     overrides: Annotated[
@@ -95,10 +95,10 @@ def submit(
     wait: Annotated[bool, typer.Option("--wait", help="Show the log and wait until the job ends.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Run pretrain, finetune or a study as jobs, on this machine or on Slurm.
+    """Run pretrain, finetune, classifier or a study as jobs, on this machine or on Slurm.
 
-    The job runs 'pscl-hpc pretrain' or 'pscl-hpc finetune' and outlives this shell. Its files are in the folder jobs of
-    the run. Submitting an unfinished run again (run=FOLDER) resumes it from its last checkpoint.
+    The job runs 'pscl-hpc pretrain', 'finetune' or 'classifier' and outlives this shell. Its files are in the folder
+    jobs of the run. Submitting an unfinished run again (run=FOLDER) resumes it from its last checkpoint.
 
     A study is many jobs that depend on each other. 'submit study' is the same as 'pscl-hpc study FILE --cluster ...':
     it submits the jobs that can start, and waits. After an interruption the same command finds its jobs again.

@@ -1,4 +1,4 @@
-"""``finetune``, ``evaluate``, ``predict``."""
+"""``finetune``, ``classifier``, ``evaluate``, ``predict``."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ _ADAPT = typer.Option(
     help="Weight of each image's own statistics in batch normalisation, for example 0.1, for images whose exposure "
     "differs from the training images.",
 )
-_RUN = typer.Argument(metavar="RUN", help="Folder of a finished fine-tuning run.")
+_RUN = typer.Argument(metavar="RUN", help="Folder of a finished fine-tuning run or classifier.")
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     app.command("finetune")(finetune_command)
+    app.command("classifier")(classifier_command)
     app.command("evaluate")(evaluate_command)
     app.command("predict")(predict_command)
 
@@ -77,6 +78,44 @@ def finetune_command(
         typer.echo(folder.path)
 
 
+def classifier_command(
+    config: Annotated[Path, typer.Option("--config", help="Configuration file; see configs/classifier/.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Overrides of values in the file."),
+    ] = None,
+    as_json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Train a pixel classifier on one annotated image (or a few), in seconds: the first look before any training.
+
+    Each pixel is described by classical filters, or by the maps of a frozen network beside them, and classified by a
+    small network, a linear one, its neighbours, a random forest or gradient boosting. Prints the run folder, which
+    'evaluate', 'predict' and 'report' take like that of a fine-tuning.
+
+    **Examples**
+
+    `pscl-hpc classifier --config configs/classifier/pixel-classifier.yaml data.archive=alloys.h5
+    references=[steel/0007]`
+
+    `pscl-hpc classifier --config configs/classifier/frozen-features.yaml data.archive=alloys.h5
+    references=[steel/0007] pretrained=runs/pretrain-1 features.model=null head.name=forest`
+    """
+    from pscl_hpc.config import load_config
+    from pscl_hpc.segmentation import train_classifier
+    from pscl_hpc.segmentation.classifier_config import ClassifierConfig
+
+    loaded = load_config(config, overrides or (), kind="classifier")
+    assert isinstance(loaded, ClassifierConfig)
+    folder = train_classifier(loaded, progress=not as_json)
+    if as_json:
+        _print_json(
+            {"run": str(folder.path), "pixels": folder.record["pixels"], "seconds": folder.record["seconds"]}
+        )
+    else:
+        typer.echo(", ".join(f"{count} pixels of {name}" for name, count in folder.record["pixels"].items()))
+        typer.echo(folder.path)
+
+
 def evaluate_command(
     run: Annotated[Path, _RUN],
     split: Annotated[
@@ -92,7 +131,7 @@ def evaluate_command(
     adapt: Annotated[float, _ADAPT] = 0.0,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
-    """Score a fine-tuned run: Dice per class, pooled over the images, IoU and pixel accuracy.
+    """Score a fine-tuned run or a classifier: Dice per class, pooled over the images, IoU and pixel accuracy.
 
     Writes evaluation.json and the predictions to the run folder and prints the path of the file.
 

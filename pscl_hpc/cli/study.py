@@ -126,7 +126,7 @@ def _show_plan(state: StudyState, as_json: bool) -> None:
             "missing": sum(job.config.kind == kind for job in state.missing),
             "finished_elsewhere": sum(plan.jobs[key].config.kind == kind for key in state.elsewhere),
         }
-        for kind in ("pretrain", "finetune")
+        for kind in ("pretrain", "finetune", "classifier")
     }
     if as_json:
         missing = [
@@ -145,6 +145,8 @@ def _show_plan(state: StudyState, as_json: bool) -> None:
     for name, pool in plan.pools.items():
         typer.echo(f"pool of {name}: {pool_text(pool.parts, without_own=pool.without_own)}")
     for kind, count in counts.items():
+        if not count["runs"] and kind == "classifier":
+            continue
         typer.echo(
             f"{kind}: {count['runs']} runs, {count['missing']} missing"
             + (f", {count['finished_elsewhere']} of these finished elsewhere" if plan.study.reuse else "")

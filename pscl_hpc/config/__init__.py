@@ -22,6 +22,7 @@ from pscl_hpc.config.sections import (
     RunConfig,
     RuntimeConfig,
     ScheduleConfig,
+    TrainingConfig,
     ViewConfig,
 )
 from pscl_hpc.config.strict import Count, Fraction, NonNegative, Positive, Size, Strict, check_folder
@@ -43,6 +44,7 @@ __all__ = [
     "ScheduleConfig",
     "Size",
     "Strict",
+    "TrainingConfig",
     "ViewConfig",
     "apply_override",
     "apply_overrides",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import re
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -23,9 +23,13 @@ from pscl_hpc.config.sections import RunConfig
 from pscl_hpc.config.strict import EXCLUSIVE, without_replaced
 from pscl_hpc.errors import UserError, did_you_mean
 
-_KINDS = {"pretrain": "pscl_hpc.pretraining.config", "finetune": "pscl_hpc.segmentation.config"}
+_KINDS = {
+    "pretrain": "pscl_hpc.pretraining.config",
+    "finetune": "pscl_hpc.segmentation.config",
+    "classifier": "pscl_hpc.segmentation.classifier_config",
+}
 """The module of each kind's schema, imported when a file of the kind is read: each task owns its configuration."""
-_CHOICES = ("method", "model", "semi_supervised")
+_CHOICES = ("method", "model", "semi_supervised", "features", "head")
 """Sections whose ``name`` decides which keys they have."""
 _TEXT = "tag:yaml.org,2002:str"
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
@@ -38,9 +42,13 @@ _BRANCH = re.compile(r".*\[.*|[A-Z]\w*")
 def schema_of(kind: str) -> type[RunConfig]:
     """The schema of a kind of run; KeyError when there is no such kind."""
     importlib.import_module(_KINDS[kind])
-    return next(
-        schema for schema in RunConfig.__subclasses__() if schema.model_fields["kind"].default == kind
-    )
+    return next(schema for schema in _subclasses(RunConfig) if schema.model_fields["kind"].default == kind)
+
+
+def _subclasses(schema: type[RunConfig]) -> Iterator[type[RunConfig]]:
+    for found in schema.__subclasses__():
+        yield found
+        yield from _subclasses(found)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = (), *, kind: str | None = None) -> RunConfig:

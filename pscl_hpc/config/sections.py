@@ -173,26 +173,37 @@ class RunConfig(Strict):
     seed: Annotated[int, Field(ge=0)] = 10
     """Same configuration and seed, same numbers (CPU)."""
     data: DataConfig
-    batch_size: Count
-    """Images or windows per step, over all ranks."""
-    schedule: ScheduleConfig = ScheduleConfig()
-    optimiser: OptimiserConfig = OptimiserConfig()
     runtime: RuntimeConfig = RuntimeConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
 
     def with_decisions(self, decided: Mapping[str, Any]) -> Self:
         """This configuration with what a run has decided at its start, by dotted key, where it is left open here."""
-        schedule, runtime = self.schedule, self.runtime
-        if not schedule.steps and "schedule.steps" in decided:
-            steps = int(decided["schedule.steps"])
-            warmup = min(schedule.warmup_steps, steps // 10)
-            schedule = schedule.model_copy(update={"steps": steps, "minutes": 0.0, "warmup_steps": warmup})
-        if runtime.precision == "auto" and "runtime.precision" in decided:
-            runtime = runtime.model_copy(update={"precision": decided["runtime.precision"]})
-        return self.model_copy(update={"schedule": schedule, "runtime": runtime})
+        if self.runtime.precision != "auto" or "runtime.precision" not in decided:
+            return self
+        runtime = self.runtime.model_copy(update={"precision": decided["runtime.precision"]})
+        return self.model_copy(update={"runtime": runtime})
 
     @field_validator("run")
     @classmethod
     def _expanded(cls, value: str) -> str:
         return check_folder("run", value)
+
+
+class TrainingConfig(RunConfig):
+    """Keys of every run of the training loop."""
+
+    batch_size: Count
+    """Images or windows per step, over all ranks."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    optimiser: OptimiserConfig = OptimiserConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    def with_decisions(self, decided: Mapping[str, Any]) -> Self:
+        """See :class:`RunConfig`."""
+        config = super().with_decisions(decided)
+        if self.schedule.steps or "schedule.steps" not in decided:
+            return config
+        steps = int(decided["schedule.steps"])
+        warmup = min(self.schedule.warmup_steps, steps // 10)
+        schedule = self.schedule.model_copy(update={"steps": steps, "minutes": 0.0, "warmup_steps": warmup})
+        return config.model_copy(update={"schedule": schedule})

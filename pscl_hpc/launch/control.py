@@ -141,11 +141,11 @@ def _submit_again(run: Path, job: JobRecord) -> None:
     # These import torch, which takes seconds and is not needed to look at jobs.
     from pscl_hpc.launch.submission import submit
     from pscl_hpc.pretraining.config import PretrainConfig
-    from pscl_hpc.segmentation.config import FinetuneConfig
+    from pscl_hpc.segmentation.evaluate import SegmentationConfig
 
     config = RunFolder.load(run).config
     paths = [config.data.archive]
-    if isinstance(config, FinetuneConfig | PretrainConfig):
+    if isinstance(config, SegmentationConfig | PretrainConfig):
         paths.append(config.pretrained)
     if any(path and not Path(path).is_absolute() for path in paths) and Path.cwd() != Path(job.folder):
         raise UserError(

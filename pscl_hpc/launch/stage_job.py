@@ -38,6 +38,7 @@ from pscl_hpc.training.stopping import StopRequested, clear_stop, request_stop, 
 STAGES = {
     "pretrain": "pscl_hpc.pretraining:pretrain",
     "finetune": "pscl_hpc.segmentation:finetune",
+    "classifier": "pscl_hpc.segmentation:train_classifier",
 }
 """The function of each stage, ``module:function``; it takes the configuration."""
 CANCELLED = "cancelled"

@@ -66,7 +66,7 @@ def run_status(run: Path) -> RunStatus:
         job = asked = None
     state = _state(folder, asked)
     lines = _loss_lines(folder)
-    steps = folder.checkpoints.steps()
+    steps = folder.checkpoints.steps() if folder.steps else []
     attempts = folder.attempts
     live = asked is not None and asked.phase != "ended"
     last: dict[str, Any] = lines[-1] if lines else {}
@@ -76,7 +76,7 @@ def run_status(run: Path) -> RunStatus:
         kind=folder.setting("kind", str),
         state=state,
         step=int(last.get("step", 0)),
-        total=folder.setting("schedule.steps", int),
+        total=folder.steps or int(last.get("step", 0)),
         loss=last.get("loss"),
         images_per_second=last.get("images_per_second"),
         eta_s=_time_left(folder) if state == "running" else None,
@@ -161,8 +161,8 @@ def _time_left(folder: RunFolder) -> float | None:
         return None
     steps = int(lines[-1]["step"]) - int(lines[0]["step"])
     seconds = float(lines[-1]["time"]) - float(lines[0]["time"])
-    left = folder.setting("schedule.steps", int) - int(lines[-1]["step"])
-    return left * seconds / steps if steps > 0 else None
+    left = folder.steps - int(lines[-1]["step"])
+    return left * seconds / steps if steps > 0 and folder.steps else None
 
 
 def _loss_lines(folder: RunFolder) -> list[dict[str, Any]]:

@@ -26,6 +26,8 @@ from pscl_hpc.pretraining.data import PretrainData
 from pscl_hpc.pretraining.task import first_trunk
 from pscl_hpc.runs import RunFolder, commit, now
 from pscl_hpc.runs.lock import lock_holder
+from pscl_hpc.segmentation.classifier_config import ClassifierConfig
+from pscl_hpc.segmentation.classify import check_classifier
 from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.segmentation.data import rank_slots, select_data, select_unlabelled
 from pscl_hpc.segmentation.finetune import build_net
@@ -193,6 +195,13 @@ def _check_input(config: RunConfig, profile: Profile) -> None:
             PretrainData(archive, config, rank=0, ranks=ranks)
             if config.pretrained:
                 first_trunk(config)
+            return
+        if isinstance(config, ClassifierConfig):
+            if ranks > 1:
+                raise UserError(
+                    f"a classifier is trained by one process, not {ranks}; ask for one node and one rank"
+                )
+            check_classifier(config, archive)
             return
         assert isinstance(config, FinetuneConfig)
         data = select_data(config, archive)

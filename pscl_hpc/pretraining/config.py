@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pscl_hpc.config import CheckpointConfig, Count, LogConfig, RunConfig, RuntimeConfig, ViewConfig
+from pscl_hpc.config import CheckpointConfig, Count, LogConfig, RuntimeConfig, TrainingConfig, ViewConfig
 from pscl_hpc.methods import METHODS, AnyMethod, ReferencedMethodConfig
 from pscl_hpc.models import TRUNKS, AnyTrunk
 
@@ -40,7 +40,7 @@ class PretrainLogConfig(LogConfig):
         return chosen.get(kind, True)
 
 
-class PretrainConfig(RunConfig):
+class PretrainConfig(TrainingConfig):
     """Pretraining of a trunk on unlabelled images."""
 
     kind: Literal["pretrain"] = "pretrain"

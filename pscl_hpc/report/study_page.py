@@ -92,8 +92,9 @@ def _costs(results: StudyResults) -> Table:
         trunks = {row.pretraining: row.seconds.get("pretrain") for row in runs if row.pretraining}
         parts = [
             list(trunks.values()),
-            *([row.seconds.get(part) for row in runs] for part in ("finetune", "evaluate")),
+            [row.seconds.get("finetune", row.seconds.get("classifier")) for row in runs],
+            [row.seconds.get("evaluate") for row in runs],
         ]
         known = [[seconds for seconds in part if seconds] for part in parts]
         rows.append((method, *(f"{sum(part) / len(part):.0f} s" if part else "-" for part in known)))
-    return Table(("method", "pretraining", "fine-tuning", "scoring"), tuple(rows))
+    return Table(("method", "pretraining", "training", "scoring"), tuple(rows))

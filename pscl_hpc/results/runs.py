@@ -34,7 +34,7 @@ class RunData:
     label: str
     """Short and unique among the runs that are read together."""
     kind: str
-    """``"pretrain"``, ``"finetune"`` or ``""`` when unknown."""
+    """``"pretrain"``, ``"finetune"``, ``"classifier"`` or ``""`` when unknown."""
     status: str
     """``"done"``, ``"running"``, ``"stopped"``, ``"failed"`` or ``""``."""
     record: dict[str, Any]
@@ -146,7 +146,7 @@ def read_run(path: Path, label: str) -> RunData:
             run.inspection = read_inspection(path / INSPECTION_FILE)
         elif run.kind == "pretrain":
             run.notes.append(f"No {INSPECTION_FILE}: sampled patches and feature maps cannot be shown.")
-        elif run.kind == "finetune":
+        elif run.kind in ("finetune", "classifier"):
             _add_evaluation(run)
     except UserError as error:
         run.damage.append(str(error))

@@ -14,7 +14,15 @@ from pathlib import Path
 
 from pscl_hpc.results.evaluation import Evaluation, SplitScores
 from pscl_hpc.results.runs import RunData
-from pscl_hpc.results.settings import SCRATCH, Settings, comparable, differences, settings_of, starts
+from pscl_hpc.results.settings import (
+    CLASSIFIER,
+    SCRATCH,
+    Settings,
+    comparable,
+    differences,
+    settings_of,
+    starts,
+)
 from pscl_hpc.results.statistics import Estimate, Pair, Spread, compare, pair, spread
 from pscl_hpc.segmentation.evaluate import PRIMARY_SPLIT
 
@@ -75,8 +83,8 @@ class Group:
 
     @property
     def pretrained(self) -> bool:
-        """Whether the runs began from pretrained weights."""
-        return self.start != SCRATCH
+        """Whether the runs are fine-tunings of pretrained weights."""
+        return self.start != SCRATCH and not self.start.startswith(CLASSIFIER)
 
     @property
     def label(self) -> str:
@@ -213,7 +221,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 def _comparisons(members: Sequence[tuple[Settings, Group]]) -> Iterable[Comparison]:
     for one, scratch in members:
         for other, pretrained in members:
-            if scratch.pretrained or not pretrained.pretrained or scratch.shots != pretrained.shots:
+            if scratch.start != SCRATCH or not pretrained.pretrained or scratch.shots != pretrained.shots:
                 continue
             if comparable(one, other):
                 stratum = pair([pretrained.rows], [scratch.rows])

@@ -13,13 +13,26 @@ from pscl_hpc.results.runs import RunData
 
 Settings = dict[str, Any]
 SCRATCH = "from scratch"
-_NO_SETTINGS = ("kind", "run", "name", "references", "seed", "pretrained", "log", "runtime", "checkpoint")
+CLASSIFIER = "pixel classifier"
+"""Start of the runs that train no network."""
+_NO_SETTINGS = (
+    "kind",
+    "run",
+    "name",
+    "references",
+    "seed",
+    "pretrained",
+    "log",
+    "runtime",
+    "checkpoint",
+    "cache",
+)
 """Keys that do not separate runs: what is averaged over, and what changes no score."""
 _SCORED = "scored archive"
 _INFERENCE = "inference"
 _MOST = 6
 """Differing settings that are all named."""
-_TELLING = ("model.name", "semi_supervised", "schedule.steps")
+_TELLING = ("model.name", "semi_supervised", "schedule.steps", "features.name", "head.name")
 """Settings that are named where more differ."""
 _DEPTH = 4
 
@@ -28,7 +41,7 @@ def starts(runs: Sequence[RunData]) -> dict[Path, str]:
     """How each evaluated run began, in words, by its folder.
 
     Two runs have the same words if and only if they began from the same weights. A pretraining that is among ``runs``
-    is called by its method, another one by its folder.
+    is called by its method, another one by its folder. A classifier has its own words.
     """
     trunks = {run.path: _trunk(run, run.evaluation.pretrained) for run in runs if run.evaluation is not None}
     known = {run.path.resolve(): run for run in runs if run.kind == "pretrain"}
@@ -41,7 +54,11 @@ def starts(runs: Sequence[RunData]) -> dict[Path, str]:
             names[place] = name if name not in names.values() else f"{name} ({known[place].label})"
         else:
             names[place] = f"pretrained ({_short_name(place, others)})"
-    return {path: SCRATCH if place is None else names[place] for path, place in trunks.items()}
+    classifiers = {run.path for run in runs if run.kind == "classifier"}
+    found = {path: SCRATCH if place is None else names[place] for path, place in trunks.items()}
+    for path in classifiers & found.keys():
+        found[path] = CLASSIFIER if found[path] == SCRATCH else f"{CLASSIFIER}, {found[path]}"
+    return found
 
 
 def settings_of(run: RunData) -> Settings:

@@ -48,7 +48,7 @@ class Row(_Placed):
     step: int
     """The chosen step."""
     seconds: dict[str, float]
-    """By part: pretrain (of its trunk, which other runs may share), finetune, evaluate."""
+    """By part: pretrain (of its trunk, which other runs may share), finetune or classifier, evaluate."""
     device: str
     commit: str
     folder: str
@@ -139,11 +139,11 @@ class StudyResults(Record):
     pools_without_own: tuple[str, ...]
     """Methods whose pretrainings leave their own annotated images out of the pool."""
     runs: int
-    """Fine-tunings of the study."""
+    """Fine-tunings and classifiers of the study."""
     failed: tuple[Failure, ...]
     """Jobs of the last call that failed or were skipped."""
     missing: tuple[str, ...]
-    """Fine-tunings without scores."""
+    """Fine-tunings and classifiers without scores."""
     table: tuple[Line, ...]
     comparisons: tuple[Compared, ...]
     rows: tuple[Row, ...]

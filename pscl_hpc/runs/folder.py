@@ -37,6 +37,7 @@ METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 _FREE = (
     "run",
+    "cache",
     "runtime.workers",
     "runtime.device",
     "runtime.activation_checkpointing",
@@ -161,6 +162,11 @@ class RunFolder:
                 "from a copy"
             )
         return value
+
+    @property
+    def steps(self) -> int:
+        """Steps of the training loop; 0 for a run without it, such as that of a classifier. UserError: unreadable."""
+        return self.setting("schedule.steps", int) if "schedule" in self._tree else 0
 
     @functools.cached_property
     def _tree(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Segmentation: fine-tuning on a few annotated images, scores, predictions."""
+"""Segmentation: fine-tuning or a pixel classifier on a few annotated images, scores, predictions."""
 
 from pscl_hpc.segmentation.classes import ClassList
+from pscl_hpc.segmentation.classify import train_classifier
 from pscl_hpc.segmentation.evaluate import EVALUATION_FILE, evaluate
 from pscl_hpc.segmentation.finetune import finetune
 from pscl_hpc.segmentation.metrics import ConfusionMatrix, Scores
@@ -16,4 +17,5 @@ __all__ = [
     "evaluate",
     "finetune",
     "predict",
+    "train_classifier",
 ]

@@ -13,10 +13,10 @@ from pscl_hpc.config import (
     NonNegative,
     OptimiserConfig,
     Positive,
-    RunConfig,
     ScheduleConfig,
     Size,
     Strict,
+    TrainingConfig,
 )
 from pscl_hpc.models import AnyTrunk, TrunkConfig
 from pscl_hpc.segmentation.semi_supervised import AnySemiSupervised
@@ -41,7 +41,7 @@ class FinetuneLossConfig(Strict):
         return self
 
 
-class FinetuneConfig(RunConfig):
+class FinetuneConfig(TrainingConfig):
     """Fine-tuning of trunk and segmentation head on the annotated images."""
 
     kind: Literal["finetune"] = "finetune"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from pscl_hpc.archive import IGNORE_INDEX, Archive, Collection, ImageRecord, Window
 from pscl_hpc.archive.windows import covering_square, restrict
+from pscl_hpc.config import DataConfig
 from pscl_hpc.errors import UserError
 from pscl_hpc.models import TrunkConfig
 from pscl_hpc.seeding import Slots, numpy_generator
@@ -26,48 +27,81 @@ _TRIES = 16
 """Windows drawn until one shows an annotated pixel."""
 
 
+class AnnotatedConfig(Protocol):
+    """The keys that name the annotated images of a run."""
+
+    @property
+    def data(self) -> DataConfig: ...
+    @property
+    def references(self) -> tuple[str, ...]: ...
+    @property
+    def square(self) -> int: ...
+
+
 @dataclass(frozen=True)
-class FinetuneData:
-    """Images and classes of a fine-tuning."""
+class Annotations:
+    """Annotated images to learn from, and their classes."""
 
     collection: Collection
     classes: ClassList
     references: tuple[ImageRecord, ...]
-    validation: tuple[ImageRecord, ...]
     pixels: npt.NDArray[np.int64]
     """Annotated pixels of each class in the references, ignored classes 0."""
+
+
+@dataclass(frozen=True)
+class FinetuneData(Annotations):
+    """Images and classes of a fine-tuning."""
+
+    validation: tuple[ImageRecord, ...]
+
+
+def select_annotations(config: AnnotatedConfig, archive: Archive, validation: str = "") -> Annotations:
+    """Find and check the references of a run.
+
+    Args:
+        config: The run.
+        archive: Open archive.
+        validation: The split that chooses its checkpoint; empty: none.
+
+    Raises:
+        UserError: a reference, split or excluded specimen is unknown; a reference has no annotated pixel, is in a split
+            that must not be trained on or in another collection than the first.
+    """
+    archive.check_names(splits=config.data.splits, specimens=config.data.exclude_specimens)
+    references = tuple(archive.find(name) for name in config.references)
+    collection = archive.collections[references[0].dataset]
+    for record in references:
+        _check_reference(record, collection, config, archive, validation)
+    classes = class_list(collection, archive)
+    pixels = np.zeros(classes.count, np.int64)
+    for record in references:
+        region = annotated_region(archive, record, classes, config.square)
+        found = count_classes(archive, record, classes, region)
+        if not found.sum():
+            raise UserError(
+                f"references: {record.id} has no pixel annotated with a class that is not ignored; choose another image"
+            )
+        pixels += found
+    return Annotations(collection, classes, references, pixels)
 
 
 def select_data(config: FinetuneConfig, archive: Archive) -> FinetuneData:
     """Find and check references and validation images.
 
     Raises:
-        UserError: a reference, split or excluded specimen is unknown; a reference has no annotated pixel, is in a split
-            that must not be trained on or in another collection than the first; there are no validation images; the
-            number of class weights is wrong.
+        UserError: see :func:`select_annotations`; or there are no validation images, or the number of class weights is
+            wrong.
     """
-    archive.check_names(splits=config.data.splits, specimens=config.data.exclude_specimens)
-    references = tuple(archive.find(name) for name in config.references)
-    collection = archive.collections[references[0].dataset]
-    for record in references:
-        _check_reference(record, collection, config, archive)
-    classes = class_list(collection, archive)
+    found = select_annotations(config, archive, config.validation_split)
     rule = config.loss.class_weights
-    if not isinstance(rule, str) and len(rule) != classes.count:
+    if not isinstance(rule, str) and len(rule) != found.classes.count:
         raise UserError(
-            f"loss.class_weights has {len(rule)} values, but {collection.name} has {classes.count} classes; "
-            f"give one for each of: {', '.join(classes.names)}"
+            f"loss.class_weights has {len(rule)} values, but {found.collection.name} has {found.classes.count} classes; "
+            f"give one for each of: {', '.join(found.classes.names)}"
         )
-    pixels = np.zeros(classes.count, np.int64)
-    for record in references:
-        found = count_classes(archive, record, classes, annotated_region(archive, record, classes, config))
-        if not found.sum():
-            raise UserError(
-                f"references: {record.id} has no pixel annotated with a class that is not ignored; choose another image"
-            )
-        pixels += found
-    validation = _select_validation(config, archive, collection, classes)
-    return FinetuneData(collection, classes, references, validation, pixels)
+    validation = _select_validation(config, archive, found.collection, found.classes)
+    return FinetuneData(found.collection, found.classes, found.references, found.pixels, validation)
 
 
 def select_unlabelled(
@@ -114,13 +148,11 @@ def class_list(collection: Collection, archive: Archive) -> ClassList:
         ) from None
 
 
-def annotated_region(
-    archive: Archive, record: ImageRecord, classes: ClassList, config: FinetuneConfig
-) -> Window | None:
-    """The region of a reference whose annotation is used; None: all of it."""
-    if not config.square:
+def annotated_region(archive: Archive, record: ImageRecord, classes: ClassList, square: int) -> Window | None:
+    """The region of a reference whose annotation is used: a square of this side; None, with 0, for all of it."""
+    if not square:
         return None
-    return covering_square(archive.read_mask(record.index), classes.kept, config.square)
+    return covering_square(archive.read_mask(record.index), classes.kept, square)
 
 
 def count_classes(
@@ -134,7 +166,7 @@ def count_classes(
 
 
 def _check_reference(
-    record: ImageRecord, collection: Collection, config: FinetuneConfig, archive: Archive
+    record: ImageRecord, collection: Collection, config: AnnotatedConfig, archive: Archive, validation: str
 ) -> None:
     if record.dataset != collection.name:
         raise UserError(
@@ -143,7 +175,7 @@ def _check_reference(
         )
     if config.data.datasets is not None and record.dataset not in config.data.datasets:
         raise UserError(f"references: {record.id} is not in data.datasets; add {record.dataset} there")
-    held_out = record.split.startswith("test") or (record.split and record.split == config.validation_split)
+    held_out = record.split.startswith("test") or (record.split and record.split == validation)
     if held_out or record.split not in config.data.splits:
         usable = [found.id for found in archive.select(splits=config.data.splits, has_mask=True)]
         advised = [name for name in collection.references if name in usable]
@@ -264,7 +296,7 @@ class WindowDataset(Dataset[Windows]):
         ]
         self.slots = Slots(tuple(places), annotated + mixed)
         self.regions = {
-            record.id: annotated_region(archive, record, classes, config) for record in self.references
+            record.id: annotated_region(archive, record, classes, config.square) for record in self.references
         }
 
     def __len__(self) -> int:

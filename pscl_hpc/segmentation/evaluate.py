@@ -1,23 +1,30 @@
-"""Scores of a fine-tuned run on the annotated images of a split."""
+"""Scores of a fine-tuned run or a classifier on the annotated images of a split."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from unicodedata import normalize
 
+import numpy as np
+import numpy.typing as npt
 from torch import nn
 
 from pscl_hpc.archive import Archive, ImageRecord
+from pscl_hpc.classifiers import load_classifier
 from pscl_hpc.errors import UserError, did_you_mean
 from pscl_hpc.models import load_segmentation
 from pscl_hpc.progress import Progress
 from pscl_hpc.runs import RunFolder, write_json
 from pscl_hpc.segmentation.classes import ClassList
+from pscl_hpc.segmentation.classifier_config import ClassifierConfig
+from pscl_hpc.segmentation.classifier_inference import ClassifierPredictor
+from pscl_hpc.segmentation.classify import cache_of
 from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.segmentation.inference import Predictor
 from pscl_hpc.segmentation.ingest_options import mismatch_warnings
@@ -31,6 +38,20 @@ WRITTEN_FILE = "written.json"
 """In ``predictions``: SHA-256 of each PNG that evaluations wrote, by folder and file name."""
 PRIMARY_SPLIT = "test"
 """The split whose scores are at the top level of evaluation.json if it is scored."""
+
+
+SegmentationConfig = FinetuneConfig | ClassifierConfig
+"""The configuration of a run that segments."""
+
+
+class ImagePredictor(Protocol):
+    """Segments images: a network or a pixel classifier."""
+
+    @property
+    def classes(self) -> ClassList: ...
+
+    def archive_image(self, archive: Archive, index: int) -> npt.NDArray[np.uint8]:
+        """Class indices (h, w) of an archive image."""
 
 
 def evaluate(
@@ -49,7 +70,7 @@ def evaluate(
     than the annotated images of the run.
 
     Args:
-        run: A finished fine-tuning run.
+        run: A finished fine-tuning run or classifier.
         splits: Splits to score, by default all whose names begin with ``test``. References are never scored.
         archive: Archive of the images, by default the one that the run was trained on.
         tta, adapt: See :class:`Predictor`.
@@ -60,7 +81,7 @@ def evaluate(
         is not scored; in ``splits`` the scores of each split and the Dice of each image.
 
     Raises:
-        UserError: the run is not a finished fine-tuning run, the archive has other classes, or no image can be scored.
+        UserError: the run is not a finished one that segments, the archive has other classes, or no image can be scored.
     """
     folder, config, predictor = open_run(run, tta=tta, adapt=adapt)
     if archive is None and not Path(config.data.archive).exists():
@@ -81,6 +102,7 @@ def evaluate(
     scored: dict[str, dict[str, Any]] = {}
     home = folder.path / PREDICTIONS
     written: dict[str, dict[str, str]] = {}
+    start = time.perf_counter()
     with Progress("evaluate", sum(map(len, chosen.values())), unit="image", show=progress) as bar:
         for split, records in chosen.items():
             total = ConfusionMatrix(predictor.classes)
@@ -100,6 +122,8 @@ def evaluate(
                 per_image.append({"id": record.id, **{key: scores[key] for key in keys}})
                 bar.advance()
             scored[split] = {**total.scores().to_json(), "per_image": per_image}
+    images = sum(map(len, chosen.values()))
+    seconds = (time.perf_counter() - start) / images
     primary = PRIMARY_SPLIT if PRIMARY_SPLIT in scored else next(iter(scored))
     content = {
         "split": primary,
@@ -117,29 +141,32 @@ def evaluate(
         "splits": scored,
     }
     write_json(folder.path / EVALUATION_FILE, content)
+    folder.update(prediction={"images": images, "seconds_per_image": round(seconds, 3)})
     _update_written(home, written)
     return content
 
 
 def open_run(
     run: str | Path, *, tta: bool = False, adapt: float = 0.0
-) -> tuple[RunFolder, FinetuneConfig, Predictor]:
-    """A fine-tuned run, its configuration, and its predictor on the best available device.
+) -> tuple[RunFolder, SegmentationConfig, ImagePredictor]:
+    """A fine-tuned run or a classifier, its configuration, and its predictor on the best available device.
 
     Args:
         run: The run folder.
         tta, adapt: See :class:`Predictor`.
 
     Raises:
-        UserError: the folder is not a fine-tuning run, has no ``model.safetensors``, or ``adapt`` is out of range or
-            has nothing to change in its network.
+        UserError: the folder is not a run that segments, has no model, or ``adapt`` is out of range, given for a
+            classifier, or has nothing to change in its network.
     """
     if not 0 <= adapt <= 1:
         raise UserError(f"--adapt is {adapt:g}; give a number from 0 (no adaptation) to 1")
     folder = RunFolder.load(run)
     config = folder.decided_config
+    if isinstance(config, ClassifierConfig):
+        return folder, config, _open_classifier(folder, config, tta=tta, adapt=adapt)
     if not isinstance(config, FinetuneConfig):
-        raise UserError(f"{folder.path}: is a {config.kind} run; name a fine-tuning run")
+        raise UserError(f"{folder.path}: is a {config.kind} run; name a fine-tuning run or a classifier")
     net, card = load_segmentation(folder.path)
     runtime = config.runtime.model_copy(update={"device": "auto"})
     device = setup_device(runtime)
@@ -147,6 +174,20 @@ def open_run(
         raise UserError(f"{folder.path}: its network has no batch normalisation to adapt; leave out --adapt")
     predictor = Predictor(net.to(device), ClassList.of(card), device, runtime=runtime, tta=tta, adapt=adapt)
     return folder, config, predictor
+
+
+def _open_classifier(
+    folder: RunFolder, config: ClassifierConfig, *, tta: bool, adapt: float
+) -> ClassifierPredictor:
+    if adapt:
+        raise UserError(
+            f"--adapt changes the batch normalisation of a network, but {folder.path} is a pixel classifier, which "
+            "standardises every image; leave it out"
+        )
+    classifier = load_classifier(folder.path)
+    classifier.features.to(setup_device(config.runtime.model_copy(update={"device": "auto"})))
+    home = str(folder.record.get("archive") or "")
+    return ClassifierPredictor(classifier, cache=cache_of(config), home=home, tta=tta)
 
 
 def same_name(name: str, known: Iterable[str]) -> str:
@@ -180,7 +221,7 @@ def _update_written(home: Path, written: dict[str, dict[str, str]]) -> None:
 
 
 def _scored_images(
-    archive: Archive, collection: str, config: FinetuneConfig, splits: Sequence[str] | None
+    archive: Archive, collection: str, config: SegmentationConfig, splits: Sequence[str] | None
 ) -> dict[str, list[ImageRecord]]:
     """Annotated images by split, without the references."""
     references = {normalize("NFC", name) for name in config.references}

@@ -22,8 +22,7 @@ from pscl_hpc.archive.options import AUTO_CROP, IngestOptions, options_to_tree
 from pscl_hpc.archive.single_file import temporary_archive
 from pscl_hpc.errors import UserError
 from pscl_hpc.progress import Progress
-from pscl_hpc.segmentation.evaluate import PREDICTIONS, open_run
-from pscl_hpc.segmentation.inference import Predictor
+from pscl_hpc.segmentation.evaluate import PREDICTIONS, ImagePredictor, open_run
 from pscl_hpc.segmentation.ingest_options import (
     FileOptions,
     choose_options,
@@ -91,14 +90,14 @@ def predict(
     adapt: float = 0.0,
     progress: bool = False,
 ) -> PredictReport:
-    """Segment images with a fine-tuned run.
+    """Segment images with a fine-tuned run or a classifier.
 
     A folder stands for the images that ``archive build`` would read from it; its hidden files and files of other kinds
     are reported as skipped. So are images that cannot be read, and images whose output would overwrite a file with
     other content.
 
     Args:
-        run: A finished fine-tuning run.
+        run: A finished fine-tuning run or classifier.
         images: Image files and folders, or image ids if ``archive`` is given.
         out: Output folder, by default ``RUN/predictions/files``. Images inside it are not taken as input.
         archive: Read the images from this archive.
@@ -108,7 +107,7 @@ def predict(
         progress: Show a progress bar if the output is a terminal.
 
     Raises:
-        UserError: the run is not a finished fine-tuning run, ``out`` is not writable, the ingest options are ambiguous,
+        UserError: the run is not a finished one that segments, ``out`` is not writable, the ingest options are ambiguous,
             or no image could be segmented.
     """
     if not images:
@@ -153,7 +152,7 @@ def predict(
 
 
 def _segment_file(
-    predictor: Predictor, name: str, choice: FileOptions, stem: str, report: PredictReport
+    predictor: ImagePredictor, name: str, choice: FileOptions, stem: str, report: PredictReport
 ) -> list[tuple[str, ImageRecord]]:
     """Segment each page of a file; returns the name and the record of each."""
     found = []
@@ -171,7 +170,7 @@ def _segment_file(
     return found
 
 
-def _segment_id(predictor: Predictor, name: str, archive: Archive, report: PredictReport) -> ImageRecord:
+def _segment_id(predictor: ImagePredictor, name: str, archive: Archive, report: PredictReport) -> ImageRecord:
     """Segment an image of an archive."""
     record = archive.find(name)
     target = report.folder / picture_name(record.id)
@@ -192,7 +191,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _write(
-    predictor: Predictor, archive: Archive, index: int, bar: int | None, source: str, target: Path
+    predictor: ImagePredictor, archive: Archive, index: int, bar: int | None, source: str, target: Path
 ) -> PredictedImage:
     """Segment an image and write its pictures; ``bar`` is the index of the rows cropped from it."""
     labels = predictor.archive_image(archive, index)

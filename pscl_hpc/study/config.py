@@ -46,15 +46,33 @@ Tree = dict[str, Any]
 
 
 class MethodEntry(Strict):
-    """One line of the comparison: a pretraining, and the keys in which its fine-tuning differs."""
+    """One line of the comparison: a pretraining, and the keys in which its fine-tuning differs; or a classifier."""
 
     name: Name
     """Name of the entry in tables; any name."""
     pretrain: Tree | None
-    """Keys of a pretraining configuration, a file, or ``none``: supervised training from random weights."""
+    """Keys of a pretraining configuration, a file, or ``none``: supervised training from random weights. A classifier
+    needs none; with one, its features are the maps of that trunk."""
     finetune: Tree = Field(default_factory=dict)
     """Keys of the fine-tuning that are different for this entry. In a loaded study both also have the keys of all
     runs."""
+    classifier: Tree | None = None
+    """Keys of a pixel classifier, or a file: the entry is this classifier instead of a fine-tuning."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, tree: Any) -> Any:
+        if isinstance(tree, Mapping) and tree.get("classifier") is not None:
+            return {"pretrain": None, **tree}
+        return tree
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> MethodEntry:
+        if self.classifier is not None and self.finetune:
+            raise ValueError(
+                f"method {self.name} has both classifier and finetune; an entry is one of them: remove the other"
+            )
+        return self
 
     @field_validator("pretrain", mode="before")
     @classmethod
@@ -209,10 +227,14 @@ def _entry(entry: Any, common: Mapping[str, Tree], path: Path) -> Any:
     if not isinstance(entry, dict):
         return entry
     what = f"method {entry.get('name')}"
-    found = {"finetune": {}, **entry}
-    given = found.get("pretrain")
-    if isinstance(given, str) and given != NO_PRETRAINING:
-        found["pretrain"] = {"extends": given}
+    # A classifier has no keys of the study's fine-tunings.
+    found = {"finetune": {}, **entry} if entry.get("classifier") is None else dict(entry)
+    for kind in ("pretrain", "classifier"):
+        given = found.get(kind)
+        if isinstance(given, str) and given != NO_PRETRAINING:
+            found[kind] = {"extends": given}
+    if isinstance(found.get("classifier"), Mapping):
+        found["classifier"] = _section(found["classifier"], path, what)
     for kind, keys in common.items():
         if isinstance(found.get(kind), Mapping):
             found[kind] = _section(found[kind], path, what, keys)

@@ -13,6 +13,7 @@ from pscl_hpc.errors import UserError
 from pscl_hpc.results.evaluation import read_evaluation
 from pscl_hpc.runs import read_metrics
 from pscl_hpc.runs.folder import METRICS_FILE
+from pscl_hpc.segmentation.classifier_config import ClassifierConfig
 from pscl_hpc.segmentation.evaluate import EVALUATION_FILE
 from pscl_hpc.study.plan import Job
 from pscl_hpc.study.schedule import Outcome
@@ -61,7 +62,7 @@ class Display:
 
     def started(self, job: Job) -> None:
         """A job has begun."""
-        task = self._bars.add_task(f"  {job.label}", total=job.config.schedule.steps or None, note="")
+        task = self._bars.add_task(f"  {job.label}", total=_steps(job), note="")
         self._running[job.key] = (job, task, time.monotonic())
 
     def ended(self, job: Job, outcome: Outcome) -> None:
@@ -97,6 +98,11 @@ class Display:
         at_once = max(1, min(self._limit, len(self._left)))
         hours, minutes = divmod(round(sum(means[kind] for kind in self._left) / at_once / 60), 60)
         return f"about {hours} h {minutes} min left" if hours else f"about {minutes} min left"
+
+
+def _steps(job: Job) -> int | None:
+    """Steps of the training loop; a classifier has none."""
+    return None if isinstance(job.config, ClassifierConfig) else job.config.schedule.steps
 
 
 def _result(job: Job) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pscl_hpc.errors import UserError
+from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.results.statistics import CONFIDENCE, Stratum, compare, mean_by_unit, pair, spread
 from pscl_hpc.results.study import (
     Compared,
@@ -122,6 +123,7 @@ def _sampling(plan: Plan) -> Iterable[Sampling]:
     trunks = dict.fromkeys((cell.method, cell.pretraining) for cell in plan.cells if cell.pretraining)
     for method, key in trunks:
         job = plan.jobs[key]
+        assert isinstance(job.config, PretrainConfig)
         try:
             folder = RunFolder.load(job.folder)
             lines = folder.metrics()

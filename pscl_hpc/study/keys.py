@@ -2,8 +2,8 @@
 
 The key includes the resolved configuration (all defaults written out), the fingerprint of the archive (pixels, masks,
 ids, splits), for a fine-tuning the key of its pretraining, and the version of this package. It does not include names,
-folders, the path of the archive, ``log``, and ``runtime`` except ``precision``: these change no number. Nor does it
-include the commit, because an edited comment would then repeat a study; the results list the commits, and a change of
+folders, the path of the archive, ``log``, ``cache``, and ``runtime`` except ``precision``: these change no number. Nor does
+it include the commit, because an edited comment would then repeat a study; the results list the commits, and a change of
 numbers requires a new version.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 from pscl_hpc import __version__
 from pscl_hpc.config import RunConfig
 
-_EXCLUDED = ("run", "name", "log", "runtime")
+_EXCLUDED = ("run", "name", "log", "runtime", "cache")
 
 
 def run_key(config: RunConfig, fingerprint: str, pretraining: str = "") -> str:

@@ -12,8 +12,11 @@ from pscl_hpc.errors import UserError, did_you_mean
 from pscl_hpc.methods import METHODS, ReferencedMethodConfig
 from pscl_hpc.pretraining import PretrainData
 from pscl_hpc.pretraining.config import PretrainConfig
+from pscl_hpc.segmentation.classifier_config import ClassifierConfig
+from pscl_hpc.segmentation.classify import check_classifier
 from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.segmentation.data import select_data
+from pscl_hpc.segmentation.evaluate import SegmentationConfig
 from pscl_hpc.study.config import DatasetEntry, MethodEntry, StudyConfig, Tree
 from pscl_hpc.study.keys import run_key
 from pscl_hpc.study.pool import Pool, check_pool
@@ -22,8 +25,12 @@ from pscl_hpc.study.stage import is_test, test_splits
 
 SHORT = 12
 """Digits of a key in the name of a folder."""
-PRETRAINED, FINETUNED = "pretrain", "finetune"
+PRETRAINED, FINETUNED, CLASSIFIED = "pretrain", "finetune", "classifier"
 """Folders of a study for the runs of each kind."""
+FEATURES = "features"
+"""Folder of a study for the features that its classifiers share."""
+StageConfig = PretrainConfig | SegmentationConfig
+_KIND = {FINETUNED: "fine-tuning", CLASSIFIED: "classifier"}
 _EXAMPLES = {"data": "splits=[train]", "method": "name=simclr", "reference": "per_batch=1"}
 """An example for each section into which the plan writes."""
 
@@ -35,13 +42,13 @@ class Job:
     key: str
     label: str
     """Its name in texts."""
-    config: PretrainConfig | FinetuneConfig
+    config: StageConfig
     fingerprint: str
     """Of the archive."""
     needs: str = ""
     """Key of its pretraining; empty if there is none."""
     tests: tuple[str, ...] = ()
-    """Splits that a fine-tuning is scored on."""
+    """Splits that a fine-tuning or a classifier is scored on."""
 
     @property
     def folder(self) -> Path:
@@ -58,7 +65,7 @@ class Cell:
     annotation: Annotation
     seed: int
     key: str
-    """Of its fine-tuning."""
+    """Of its fine-tuning or classifier."""
     pretraining: str
     """Key, empty from random weights."""
 
@@ -95,11 +102,15 @@ class _Planner:
         self.study = study
         self.archive = archive
         self.pretrainings: dict[str, Job] = {}
-        self.finetunings: dict[str, Job] = {}
+        self.models: dict[str, Job] = {}
         self.pools: dict[str, Pool] = {}
         # Entries are compared: a validation image of one must not be a training image of another.
         default = FinetuneConfig.model_fields["validation_split"].default
-        self.validation = {str(entry.finetune.get("validation_split", default)) for entry in study.methods}
+        self.validation = {
+            str(entry.finetune.get("validation_split", default))
+            for entry in study.methods
+            if entry.classifier is None
+        }
         self.draws = {entry.name: Draws(archive, entry) for entry in study.datasets}
         self.tests = {entry.name: test_splits(archive, entry.name) for entry in study.datasets}
 
@@ -117,7 +128,7 @@ class _Planner:
             study=study,
             archive=str(self.archive.path),
             fingerprint=self.archive.fingerprint,
-            jobs={**self.pretrainings, **self.finetunings},
+            jobs={**self.pretrainings, **self.models},
             cells=tuple(cells),
             pools=self.pools,
             headline=self._headline(),
@@ -126,27 +137,34 @@ class _Planner:
     def _cell(self, entry: MethodEntry, dataset: DatasetEntry, annotation: Annotation, seed: int) -> Cell:
         job = self._pretraining(entry, dataset, annotation, seed) if entry.pretrain is not None else None
         own = {
-            "kind": "finetune",
             "seed": seed,
             "references": list(annotation.references),
             "square": annotation.square,
             "pretrained": str(job.folder) if job else "",
         }
-        source = f"study {self.study.name}, method {entry.name}, fine-tuning"
-        config, _ = self._resolve({**entry.finetune, **own}, source)
-        assert isinstance(config, FinetuneConfig)
+        kind, tree = FINETUNED, entry.finetune
+        if entry.classifier is not None:
+            kind, tree = CLASSIFIED, entry.classifier
+        source = f"study {self.study.name}, method {entry.name}, {_KIND[kind]}"
+        config, _ = self._resolve({**tree, **own, "kind": kind}, source)
+        assert isinstance(config, SegmentationConfig)
         needs = job.key if job else ""
         key = run_key(config, self.archive.fingerprint, needs)
-        if key not in self.finetunings:
-            select_data(config, self.archive)
+        if key not in self.models:
+            if isinstance(config, ClassifierConfig):
+                check_classifier(config, self.archive)
+            else:
+                select_data(config, self.archive)
             stem = "+".join(name.partition("/")[2] for name in annotation.references[:2])
             more = f"+{len(annotation.references) - 2}" if len(annotation.references) > 2 else ""
-            start = job.config.method.name if job and isinstance(job.config, PretrainConfig) else "scratch"
+            start = "scratch" if isinstance(config, FinetuneConfig) else safe(entry.name)
+            if job and isinstance(job.config, PretrainConfig):
+                start = job.config.method.name
             name = f"{safe(annotation.dataset)}--{safe(stem)[:48]}{more}--{start}--{key[:SHORT]}"
             label = f"{annotation.dataset} {stem}{more} budget {annotation.budget} seed {seed} {entry.name}"
-            placed = self._placed(config, FINETUNED, name)
+            placed = self._placed(config, kind, name)
             tests = self.tests[dataset.name]
-            self.finetunings[key] = Job(key, label, placed, self.archive.fingerprint, needs, tests)
+            self.models[key] = Job(key, label, placed, self.archive.fingerprint, needs, tests)
         return Cell(entry.name, annotation, seed, key, needs)
 
     def _pretraining(
@@ -179,11 +197,11 @@ class _Planner:
             self.pretrainings[key] = Job(key, label, placed, self.archive.fingerprint)
         return self.pretrainings[key]
 
-    def _resolve(self, tree: Tree, source: str) -> tuple[PretrainConfig | FinetuneConfig, Pool]:
+    def _resolve(self, tree: Tree, source: str) -> tuple[StageConfig, Pool]:
         """A run's configuration with the archive of the study, and the images that it learns from."""
         data = {**_section(tree, "data", source), "archive": str(self.archive.path)}
         config = resolve_config({**tree, "data": data}, source=source)
-        assert isinstance(config, PretrainConfig | FinetuneConfig)
+        assert isinstance(config, StageConfig)
         return config, check_pool(self.archive, config, validation=self.validation, source=source)
 
     def _templates(self, dataset: DatasetEntry, annotation: Annotation) -> tuple[tuple[str, ...], int]:
@@ -195,7 +213,10 @@ class _Planner:
 
     def _placed(self, config: Any, kind: str, name: str) -> Any:
         # Name and folder follow from the content, so that the same run is found again.
-        return config.model_copy(update={"run": str(self.study.folder / kind / name), "name": kind})
+        places = {"run": str(self.study.folder / kind / name), "name": kind}
+        if isinstance(config, ClassifierConfig):
+            places["cache"] = str(self.study.folder / FEATURES)
+        return config.model_copy(update=places)
 
     def _check_shown(self) -> None:
         """Refuse all but annotated test images of the archive; those of other data sets are not shown."""

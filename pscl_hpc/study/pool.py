@@ -11,8 +11,10 @@ from pscl_hpc.errors import UserError
 from pscl_hpc.methods import ReferenceConfig, ReferencedMethodConfig
 from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.results.study import PoolPart
+from pscl_hpc.segmentation.classifier_config import ClassifierConfig
 from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.segmentation.data import select_unlabelled
+from pscl_hpc.segmentation.evaluate import SegmentationConfig
 
 HELD_OUT = ("test", "val")
 """Splits with these prefixes score models or choose checkpoints; nothing is ever learnt from them."""
@@ -28,7 +30,7 @@ class Pool:
 
 
 def check_pool(
-    archive: Archive, config: PretrainConfig | FinetuneConfig, *, validation: Collection[str], source: str
+    archive: Archive, config: PretrainConfig | SegmentationConfig, *, validation: Collection[str], source: str
 ) -> Pool:
     """The images that a run may learn from.
 
@@ -53,7 +55,9 @@ def check_pool(
                 "use training and unlabelled images only"
             )
     reference = reference_of(config)
-    names = config.references if isinstance(config, FinetuneConfig) else reference.ids if reference else ()
+    names = (
+        config.references if isinstance(config, SegmentationConfig) else reference.ids if reference else ()
+    )
     annotated, pool = [archive.find(name) for name in names], _pool(archive, config)
     for record in (*annotated, *pool):
         if scores(record.split):
@@ -80,15 +84,17 @@ def check_pool(
     return Pool(tuple(parts), without_own=apart and any(record in pool for record in annotated))
 
 
-def reference_of(config: PretrainConfig | FinetuneConfig) -> ReferenceConfig | None:
-    """The annotated images that a pretraining uses; None where its method uses none, and for a fine-tuning."""
-    if isinstance(config, FinetuneConfig) or not isinstance(config.method, ReferencedMethodConfig):
+def reference_of(config: PretrainConfig | SegmentationConfig) -> ReferenceConfig | None:
+    """The annotated images that a pretraining uses; None where its method uses none, and for other runs."""
+    if isinstance(config, SegmentationConfig) or not isinstance(config.method, ReferencedMethodConfig):
         return None
     return config.method.reference
 
 
-def _pool(archive: Archive, config: PretrainConfig | FinetuneConfig) -> Sequence[ImageRecord]:
+def _pool(archive: Archive, config: PretrainConfig | SegmentationConfig) -> Sequence[ImageRecord]:
     """The images that a run learns from without annotation; in fine-tuning only a semi-supervised one has some."""
+    if isinstance(config, ClassifierConfig):
+        return ()
     if isinstance(config, FinetuneConfig):
         if config.semi_supervised is None:
             return ()

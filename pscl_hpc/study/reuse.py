@@ -14,8 +14,8 @@ from pscl_hpc.errors import UserError
 from pscl_hpc.runs import write_json, write_text
 from pscl_hpc.runs.folder import CONFIG_FILE
 from pscl_hpc.runs.lock import LOCK_FILE
-from pscl_hpc.segmentation.config import FinetuneConfig
-from pscl_hpc.segmentation.evaluate import EVALUATION_FILE, PREDICTIONS
+from pscl_hpc.segmentation.classifier_config import ClassifierConfig
+from pscl_hpc.segmentation.evaluate import EVALUATION_FILE, PREDICTIONS, SegmentationConfig
 from pscl_hpc.study.keys import run_key
 from pscl_hpc.study.plan import Job
 from pscl_hpc.study.stage import is_done
@@ -56,7 +56,7 @@ def copy_run(job: Job, source: Path) -> None:
     try:
         shutil.copytree(source, partial, ignore=lambda folder, names: _left_out(source, Path(folder), names))
         config = load_config(partial / CONFIG_FILE)
-        if isinstance(job.config, FinetuneConfig):
+        if isinstance(job.config, SegmentationConfig):
             scores = json.loads((partial / EVALUATION_FILE).read_text(encoding="utf-8"))
             write_json(partial / EVALUATION_FILE, {**scores, "pretrained": job.config.pretrained})
         write_text(partial / CONFIG_FILE, to_yaml(placed(config, job.config)))
@@ -69,8 +69,10 @@ def placed(config: RunConfig, plan: RunConfig) -> RunConfig:
     """A configuration with the paths of the same run in a plan, which are not part of its key."""
     paths: dict[str, Any] = {"run": plan.run, "name": plan.name}
     paths["data"] = config.data.model_copy(update={"archive": plan.data.archive})
-    if isinstance(plan, FinetuneConfig):
+    if isinstance(plan, SegmentationConfig):
         paths["pretrained"] = plan.pretrained
+    if isinstance(plan, ClassifierConfig):
+        paths["cache"] = plan.cache
     return config.model_copy(update=paths)
 
 

@@ -1,4 +1,4 @@
-"""The work of a job of a study: a pretraining, or a fine-tuning and its scores."""
+"""The work of a job of a study: a pretraining, or a fine-tuning or classifier and its scores."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pscl_hpc.errors import UserError
 from pscl_hpc.models import TRUNK_FILE
 from pscl_hpc.results.evaluation import Evaluation, read_evaluation
 from pscl_hpc.runs import RunFolder, write_json
-from pscl_hpc.segmentation.config import FinetuneConfig
-from pscl_hpc.segmentation.evaluate import EVALUATION_FILE, PRIMARY_SPLIT
+from pscl_hpc.segmentation.classifier_config import ClassifierConfig
+from pscl_hpc.segmentation.evaluate import EVALUATION_FILE, PRIMARY_SPLIT, SegmentationConfig
 
 TIMES_FILE = "times.json"
 
 
 def run_stage(config: RunConfig) -> None:
-    """Start or resume a job: pretrain, or fine-tune and score on all test splits.
+    """Start or resume a job: pretrain, or train a model on annotated images and score it on all test splits.
 
     The seconds of each part are added to ``times.json`` of the run.
 
@@ -32,11 +32,11 @@ def run_stage(config: RunConfig) -> None:
     """
     folder = Path(config.run)
     _check_archive(config)
-    if isinstance(config, FinetuneConfig):
-        from pscl_hpc.segmentation import evaluate, finetune
+    if isinstance(config, SegmentationConfig):
+        from pscl_hpc.segmentation import evaluate, finetune, train_classifier
 
-        with _timed(folder, "finetune"):
-            finetune(config)
+        with _timed(folder, config.kind):
+            train_classifier(config) if isinstance(config, ClassifierConfig) else finetune(config)
         # The archive may have been replaced during the training.
         _check_archive(config)
         with Archive(config.data.archive) as archive:
@@ -82,7 +82,7 @@ def is_done(folder: Path, kind: str, fingerprint: str, tests: Sequence[str]) -> 
 
     Args:
         folder: Of the run.
-        kind: ``pretrain`` or ``finetune``.
+        kind: ``pretrain``, ``finetune`` or ``classifier``.
         fingerprint: Of the archive that it must be made from.
         tests: Splits that a fine-tuning must be scored on.
     """

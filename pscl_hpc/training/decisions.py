@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from pscl_hpc.config import RunConfig
+from pscl_hpc.config import TrainingConfig
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.training.device import fastest_precision
 from pscl_hpc.training.loader import read_ahead
@@ -18,7 +18,7 @@ from pscl_hpc.training.loop import Loop
 from pscl_hpc.training.ranks import Ranks
 from pscl_hpc.training.task import Task
 
-ConfigT = TypeVar("ConfigT", bound=RunConfig)
+ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 
 STEPS, PRECISION = "schedule.steps", "runtime.precision"
 TRIAL = {STEPS: 1000}
@@ -88,7 +88,7 @@ def number_of_steps(
 
 
 def _seconds_per_step(
-    task: Task[Any], config: RunConfig, folder: RunFolder, ranks: Ranks, budget: float
+    task: Task[Any], config: TrainingConfig, folder: RunFolder, ranks: Ranks, budget: float
 ) -> float:
     """Mean time of a step over the schedule, with its share of the validations, from ten or more steps."""
     began = time.monotonic()

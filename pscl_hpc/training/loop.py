@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from pscl_hpc.config import TrainingConfig
 from pscl_hpc.errors import JobError
 from pscl_hpc.models.recompute import checkpoint_blocks
 from pscl_hpc.progress import Progress
@@ -58,7 +59,9 @@ class Loop:
         self.task = task
         self.folder = folder
         self.ranks = ranks
-        self.config = folder.decided_config
+        config = folder.decided_config
+        assert isinstance(config, TrainingConfig)
+        self.config = config
         self.optimiser = build_optimiser(task.parameter_groups(), self.config.optimiser)
         self.position = Position()
         # Rank 0 alone looks for the checkpoint: on a shared file system other ranks may see an older state.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pscl_hpc.archive import Archive
-from pscl_hpc.config import RunConfig
+from pscl_hpc.config import TrainingConfig
 from pscl_hpc.errors import UserError
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.training.decisions import PRECISION, TRIAL, decide
@@ -15,7 +15,7 @@ from pscl_hpc.training.loop import Loop
 from pscl_hpc.training.ranks import Ranks, join_ranks
 from pscl_hpc.training.task import Task
 
-ConfigT = TypeVar("ConfigT", bound=RunConfig)
+ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 
 
 def train(
@@ -61,7 +61,7 @@ def train(
     return folder
 
 
-def _open_folder(config: RunConfig, archive: Archive, ranks: Ranks) -> tuple[RunFolder, str]:
+def _open_folder(config: TrainingConfig, archive: Archive, ranks: Ranks) -> tuple[RunFolder, str]:
     """The run folder, locked by rank 0, and the fingerprint of the archive that the run began with."""
     opened: list[RunFolder] = []
     # Nothing is written before all ranks have checked their input.

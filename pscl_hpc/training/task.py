@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from pscl_hpc.archive import Archive
-from pscl_hpc.config import RunConfig
+from pscl_hpc.config import TrainingConfig
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.training.ranks import Ranks
 
@@ -54,7 +54,7 @@ class Task(ABC, Generic[BatchT]):
     most_steps: int = 1_000_000
     """Most steps that ``schedule.minutes`` gives."""
 
-    def __init__(self, config: RunConfig, archive: Archive, ranks: Ranks) -> None:
+    def __init__(self, config: TrainingConfig, archive: Archive, ranks: Ranks) -> None:
         self.archive = archive
         self.ranks = ranks
 

@@ -1,0 +1,1 @@
+"""Feature sets: one module each."""
