@@ -184,11 +184,14 @@ class _Packer:
         writer = self._open()
         mark = len(writer)
         try:
-            with open_pages(item.path) as pages:
+            with open_pages(item.path, self._options.page) as pages:
                 cropped = {}
+                left_out = {}
                 for number, page in enumerate(pages):
                     image_id = item.id if len(pages) == 1 else f"{item.id}#{number}"
-                    cut = self._append(writer, item, image_id, page, hashes, len(pages))
+                    cut = self._append(writer, item, image_id, page, hashes, (number, len(pages)))
+                    if page.left_out:
+                        left_out[item.id] = page.left_out
                     if cut and self._options.crop_bottom == AUTO_CROP:
                         cropped[image_id] = cut
         except (Unreadable, ValueError) as error:
@@ -197,24 +200,40 @@ class _Packer:
         except BaseException:
             writer.truncate(mark)
             raise
-        self.remarks |= writer.remarks
+        self.remarks |= writer.remarks | left_out
         self._bytes += sum(stored_bytes(row) for row in writer.rows[mark:])
         if self._bytes >= PART_BYTES:
             self._close()
         return cropped
 
     def _append(
-        self, writer: ShardWriter, item: Item, image_id: str, page: Page, hashes: tuple[str, str], pages: int
+        self,
+        writer: ShardWriter,
+        item: Item,
+        image_id: str,
+        page: Page,
+        hashes: tuple[str, str],
+        position: tuple[int, int],
     ) -> int:
         prepared = prepare(page, self._options)
         page = prepared.image
         mask = None
         if item.mask is not None:
-            if pages > 1:
-                raise Unreadable(f"it has {pages} pages but one mask; save each page as a file")
+            if item.drawing is not None and position[1] > 1:
+                raise Unreadable(f"it has {position[1]} pages but shapes on one; choose it with --page")
             collection = self._collections[item.dataset]
-            full_height, values = page.height + prepared.cut, dict(item.mask_values) or None
-            mask = read_mask(item.mask, collection, full_height, page.width, page.height, values)
+            mask = read_mask(
+                item.mask,
+                collection,
+                page.height + prepared.cut,
+                page.width,
+                page.height,
+                dict(item.mask_values) or None,
+                drawing=item.drawing,
+                scribbles=item.scribbles,
+                page=page,
+                position=position,
+            )
             self.seen.setdefault(item.dataset, set()).update(mask_values(mask))
         writer.add_strips(
             page.strips(),
@@ -269,7 +288,10 @@ def _hashes(item: Item) -> tuple[str, str]:
     except OSError as error:
         raise Unreadable(f"its mask {item.mask} cannot be opened ({error.strerror})") from error
     if mask and item.mask_values:  # other values make another mask of the same file
-        mask = hashlib.sha256(f"{mask} {sorted(item.mask_values)}".encode()).hexdigest()
+        meaning = sorted(item.mask_values, key=lambda pair: (isinstance(pair[0], str), pair))
+        mask = hashlib.sha256(f"{mask} {meaning}".encode()).hexdigest()
+    if mask and item.drawing is not None:  # the file may have shapes on other images, too
+        mask = item.drawing.digest(scribbles=item.scribbles)
     return own, mask
 
 

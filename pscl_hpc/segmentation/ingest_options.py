@@ -21,7 +21,7 @@ RANGES_KEY = "intensity_ranges"
 _RATIO = 4.0
 """A warning is given from this ratio of two intensity ranges, 2 bits."""
 _NAMES = {"uint8": "8-bit", "uint16": "16-bit", "float32": "floating-point"}
-_FIELDS = ("percentiles", "luma", "crop_bottom")
+_FIELDS = ("percentiles", "luma", "crop_bottom", "page", "common_range")
 
 
 def options_record(annotated: Iterable[ImageRecord], unlabelled: Iterable[ImageRecord]) -> dict[str, Any]:

@@ -87,6 +87,7 @@ def predict(
     percentiles: tuple[float, float] | None = None,
     luma: bool | None = None,
     crop_bottom: int | None = None,
+    page: int | None = None,
     tta: bool = False,
     adapt: float = 0.0,
     progress: bool = False,
@@ -102,7 +103,7 @@ def predict(
         images: Image files and folders, or image ids if ``archive`` is given.
         out: Output folder, by default ``RUN/predictions/files``. Images inside it are not taken as input.
         archive: Read the images from this archive.
-        percentiles, luma, crop_bottom: For files, fields of :class:`IngestOptions`; by default those of the annotated
+        percentiles, luma, crop_bottom, page: For files, fields of :class:`IngestOptions`; by default those of the annotated
             images of the run.
         tta, adapt: See :class:`Predictor`.
         progress: Show a progress bar if the output is a terminal.
@@ -113,11 +114,11 @@ def predict(
     """
     if not images:
         raise UserError("predict: no image is named; give at least one file or folder")
-    values = {"percentiles": percentiles, "luma": luma, "crop_bottom": crop_bottom}
+    values = {"percentiles": percentiles, "luma": luma, "crop_bottom": crop_bottom, "page": page}
     given = {name: value for name, value in values.items() if value is not None}
     if archive is not None and given:
         raise UserError(
-            "predict: --percentiles, --colour and --crop-bottom apply to files only; leave them out with --archive"
+            "predict: --percentiles, --colour, --crop-bottom and --page apply to files only; leave them out with --archive"
         )
     folder, _, predictor = open_run(run, tta=tta, adapt=adapt)
     report = PredictReport(Path(out) if out is not None else folder.path / PREDICTIONS / FILES)

@@ -66,6 +66,11 @@ def images_under(folder: Path) -> list[Path]:
     return sorted(_walk(folder, frozenset(), _is_image))
 
 
+def files_under(place: Path) -> list[Path]:
+    """All files under a folder, sorted, as :func:`images_under`; a file stands for itself."""
+    return [place] if place.is_file() else sorted(_walk(place, frozenset(), Path.is_file))
+
+
 def readable(name: str) -> str:
     """A file name as text: bytes that are not UTF-8, as on disks of other systems, become question marks."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
@@ -88,13 +93,17 @@ def loose_images(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if _is_image(path) and not is_junk(path.name))
 
 
-def foreign_files(folder: Path, used: Iterable[Path]) -> list[Unread]:
-    """Image and annotation files of kinds that are not read: in ``folder`` itself and under the ``used`` folders."""
+def foreign_files(folder: Path, used: Iterable[Path], known: Set[Path]) -> list[Unread]:
+    """Image and annotation files of kinds that are not read: in ``folder`` itself and under the ``used`` folders.
+
+    Args:
+        known: files that are read or reported elsewhere.
+    """
     files = {path for path in folder.iterdir() if path.is_file() and _is_foreign(path)}
     for place in used:
         files.update(_walk(place, frozenset(), _is_foreign))
     found: dict[tuple[Path, str], list[Path]] = {}
-    for path in sorted(files):
+    for path in sorted(files - known):
         if not is_junk(path.name):
             found.setdefault((path.parent, path.suffix.lower()), []).append(path)
     reason = (

@@ -22,18 +22,26 @@ from PIL.PngImagePlugin import PngImageFile
 from pscl_hpc.archive.format import Pixels
 from pscl_hpc.archive.ingest.errors import Unreadable, decoding
 from pscl_hpc.archive.ingest.page import ORIENTATION, ArrayPage, Page, upright
+from pscl_hpc.archive.ingest.pages import choose
 from pscl_hpc.archive.ingest.tiff import open_tiff
+from pscl_hpc.archive.options import ALL_PAGES
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 MAX_DECODED = 1 << 29
 """Pixels of a PNG, JPEG or BMP, which is decoded into memory as a whole."""
+TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""First bytes of TIFF and BigTIFF files, in both byte orders."""
 _PNG, _JPEG, _BMP = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM"
 _PILLOW: dict[bytes, type[ImageFile]] = {_PNG: PngImageFile, _JPEG: JpegImageFile, _BMP: BmpImageFile}
 
 
 @contextmanager
-def open_pages(path: Path) -> Iterator[list[Page]]:
+def open_pages(path: Path, page: int = ALL_PAGES) -> Iterator[list[Page]]:
     """The images of a file, readable inside the block.
+
+    Args:
+        page: number of the only page to read if the file has several; by default all but those that show another one
+            again.
 
     Raises:
         Unreadable: the file is empty, damaged, not an image, or has a layout that cannot be stored.
@@ -45,9 +53,9 @@ def open_pages(path: Path) -> Iterator[list[Page]]:
         raise Unreadable(f"cannot be opened ({error.strerror})") from error
     if not head:
         raise Unreadable("the file is empty")
-    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+    if head.startswith(TIFF_HEADS):
         with open_tiff(path) as pages:
-            yield list(pages)
+            yield choose(pages, page)
     elif head == _PNG:
         yield [ArrayPage(_decode_png(path))]
     elif head.startswith((_JPEG, _BMP)):
