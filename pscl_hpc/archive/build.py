@@ -20,6 +20,7 @@ from pscl_hpc.archive.ingest.sources import Plan
 from pscl_hpc.archive.manifest import sha256_of
 from pscl_hpc.archive.options import AUTO_CROP, IngestOptions, differing, options_from_json
 from pscl_hpc.archive.parts import Parts, Pick, open_parts, publish, stored_bytes
+from pscl_hpc.archive.ranges import mixed_types, with_common_range
 from pscl_hpc.archive.reader import Archive
 from pscl_hpc.archive.writer import ShardWriter, WriteError, write_errors
 from pscl_hpc.errors import UserError
@@ -117,7 +118,7 @@ def _build(
             except Unreadable as error:
                 skipped.append(Skipped(item.source, str(error)))
             bar.advance(item.path.name)
-    picks = _new_picks(parts, new)
+    picks = with_common_range(_new_picks(parts, new), list(existing.values()))
     if not picks and not existing:
         if not parts.shards:
             parts.remove()
@@ -138,6 +139,8 @@ def _build(
     warnings = [f"{name}: {remark}" for name, remark in packer.remarks.items()]
     if old is None and not packed:
         warnings += _counted_from_one(packer.seen, collections)
+    changed = {row.dataset for row, _ in picks}
+    warnings += mixed_types([*existing.values(), *(row for row, _ in picks)], changed)
     return BuildResult(
         out, len(picks), len(unchanged), tuple(skipped), cropped, with_other_options, tuple(warnings)
     )

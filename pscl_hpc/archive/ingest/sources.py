@@ -77,6 +77,8 @@ def plan(
     if metadata is not None:
         lines = MetadataFile.read(metadata)
         roots = [*sources, *(pair or ())]
+        if lines.not_used:
+            finder.notes.append(f"{metadata}: the columns {', '.join(lines.not_used)} are not used")
         items, collections = apply_metadata(items, collections, lines, roots, finder.meaning)
     skipped = list(finder.skipped)
     unique = unique_items(items, skipped)

@@ -16,8 +16,8 @@ from pscl_hpc.archive.ingest.mask_values import IGNORE, Key, parse_mask_values
 from pscl_hpc.errors import UserError
 
 SPLITS_FILE = "splits.json"
-_SPLITS = ("train", "val", "test")
-_KEYS = ("classes", "background", "ignore_classes", "references", "mask_values", "scribbles", *_SPLITS)
+SPLIT_NAMES = ("train", "val", "test")
+_KEYS = ("classes", "background", "ignore_classes", "references", "mask_values", "scribbles", *SPLIT_NAMES)
 _OTHER_NAMES = {"valid": "val", "validation": "val", "dev": "val", "ignore": "ignore_classes"}
 
 
@@ -27,7 +27,8 @@ class Splits:
 
     Keys: ``classes`` (names in index order, or name -> value or colour in the masks), ``mask_values``, ``scribbles``,
     ``background``, ``ignore_classes``, ``references`` and, as lists of file names, ``train``, ``val`` and every key
-    that begins with ``test``. Other keys are ignored, except that one similar to these is an error: the images of a mistyped ``test`` would be used for training.
+    that begins with ``test``. Other keys are ignored, except that one similar to these is an error: the images of a
+    mistyped ``test`` would be used for training.
     """
 
     classes: tuple[str, ...] = ()
@@ -221,7 +222,7 @@ def read_splits(path: Path) -> Splits:
     return splits
 
 
-def closest_key(name: str, known: Sequence[str] = _SPLITS) -> str:
+def closest_key(name: str, known: Sequence[str] = SPLIT_NAMES) -> str:
     """The known name that an unknown one resembles; empty if it is known or resembles none."""
     if name in known or name.startswith("test"):
         return ""
