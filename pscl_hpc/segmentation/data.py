@@ -37,14 +37,19 @@ class FinetuneData:
     pixels: npt.NDArray[np.int64]
     """Annotated pixels of each class in the references, ignored classes 0."""
 
+    @property
+    def unseen(self) -> tuple[str, ...]:
+        """Classes that no reference shows, so that they are not learned."""
+        return tuple(self.classes.names[index] for index in self.classes.kept if not self.pixels[index])
+
 
 def select_data(config: FinetuneConfig, archive: Archive) -> FinetuneData:
     """Find and check references and validation images.
 
     Raises:
         UserError: a reference, split or excluded specimen is unknown; a reference has no annotated pixel, is in a split
-            that must not be trained on or in another collection than the first; there are no validation images; the
-            number of class weights is wrong.
+            that must not be trained on or in another collection than the first; all references show only one class;
+            there are no validation images; the number of class weights is wrong.
     """
     archive.check_names(splits=config.data.splits, specimens=config.data.exclude_specimens)
     references = tuple(archive.find(name) for name in config.references)
@@ -66,6 +71,12 @@ def select_data(config: FinetuneConfig, archive: Archive) -> FinetuneData:
                 f"references: {record.id} has no pixel annotated with a class that is not ignored; choose another image"
             )
         pixels += found
+    shown = [classes.names[index] for index in classes.kept if pixels[index]]
+    if len(shown) < 2:
+        raise UserError(
+            f"references: {', '.join(config.references)} shows only the class {shown[0]!r}, from which no other can be told; "
+            "choose an image with pixels of several classes"
+        )
     validation = _select_validation(config, archive, collection, classes)
     return FinetuneData(collection, classes, references, validation, pixels)
 
