@@ -20,6 +20,7 @@ from pscl_hpc.archive.ingest.sources import Plan
 from pscl_hpc.archive.manifest import sha256_of
 from pscl_hpc.archive.options import AUTO_CROP, IngestOptions, differing, options_from_json
 from pscl_hpc.archive.parts import Parts, Pick, open_parts, publish, stored_bytes
+from pscl_hpc.archive.ranges import mixed_types, with_common_range
 from pscl_hpc.archive.reader import Archive
 from pscl_hpc.archive.writer import ShardWriter, WriteError, write_errors
 from pscl_hpc.errors import UserError
@@ -117,7 +118,7 @@ def _build(
             except Unreadable as error:
                 skipped.append(Skipped(item.source, str(error)))
             bar.advance(item.path.name)
-    picks = _new_picks(parts, new)
+    picks = with_common_range(_new_picks(parts, new), list(existing.values()))
     if not picks and not existing:
         if not parts.shards:
             parts.remove()
@@ -138,6 +139,8 @@ def _build(
     warnings = [f"{name}: {remark}" for name, remark in packer.remarks.items()]
     if old is None and not packed:
         warnings += _counted_from_one(packer.seen, collections)
+    changed = {row.dataset for row, _ in picks}
+    warnings += mixed_types([*existing.values(), *(row for row, _ in picks)], changed)
     return BuildResult(
         out, len(picks), len(unchanged), tuple(skipped), cropped, with_other_options, tuple(warnings)
     )
@@ -184,11 +187,14 @@ class _Packer:
         writer = self._open()
         mark = len(writer)
         try:
-            with open_pages(item.path) as pages:
+            with open_pages(item.path, self._options.page) as pages:
                 cropped = {}
+                left_out = {}
                 for number, page in enumerate(pages):
                     image_id = item.id if len(pages) == 1 else f"{item.id}#{number}"
-                    cut = self._append(writer, item, image_id, page, hashes, len(pages))
+                    cut = self._append(writer, item, image_id, page, hashes, (number, len(pages)))
+                    if page.left_out:
+                        left_out[item.id] = page.left_out
                     if cut and self._options.crop_bottom == AUTO_CROP:
                         cropped[image_id] = cut
         except (Unreadable, ValueError) as error:
@@ -197,24 +203,40 @@ class _Packer:
         except BaseException:
             writer.truncate(mark)
             raise
-        self.remarks |= writer.remarks
+        self.remarks |= writer.remarks | left_out
         self._bytes += sum(stored_bytes(row) for row in writer.rows[mark:])
         if self._bytes >= PART_BYTES:
             self._close()
         return cropped
 
     def _append(
-        self, writer: ShardWriter, item: Item, image_id: str, page: Page, hashes: tuple[str, str], pages: int
+        self,
+        writer: ShardWriter,
+        item: Item,
+        image_id: str,
+        page: Page,
+        hashes: tuple[str, str],
+        position: tuple[int, int],
     ) -> int:
         prepared = prepare(page, self._options)
         page = prepared.image
         mask = None
         if item.mask is not None:
-            if pages > 1:
-                raise Unreadable(f"it has {pages} pages but one mask; save each page as a file")
+            if item.drawing is not None and position[1] > 1:
+                raise Unreadable(f"it has {position[1]} pages but shapes on one; choose it with --page")
             collection = self._collections[item.dataset]
-            full_height, values = page.height + prepared.cut, dict(item.mask_values) or None
-            mask = read_mask(item.mask, collection, full_height, page.width, page.height, values)
+            mask = read_mask(
+                item.mask,
+                collection,
+                page.height + prepared.cut,
+                page.width,
+                page.height,
+                dict(item.mask_values) or None,
+                drawing=item.drawing,
+                scribbles=item.scribbles,
+                page=page,
+                position=position,
+            )
             self.seen.setdefault(item.dataset, set()).update(mask_values(mask))
         writer.add_strips(
             page.strips(),
@@ -269,7 +291,10 @@ def _hashes(item: Item) -> tuple[str, str]:
     except OSError as error:
         raise Unreadable(f"its mask {item.mask} cannot be opened ({error.strerror})") from error
     if mask and item.mask_values:  # other values make another mask of the same file
-        mask = hashlib.sha256(f"{mask} {sorted(item.mask_values)}".encode()).hexdigest()
+        meaning = sorted(item.mask_values, key=lambda pair: (isinstance(pair[0], str), pair))
+        mask = hashlib.sha256(f"{mask} {meaning}".encode()).hexdigest()
+    if mask and item.drawing is not None:  # the file may have shapes on other images, too
+        mask = item.drawing.digest(scribbles=item.scribbles)
     return own, mask
 
 

@@ -1,8 +1,8 @@
 """The options by which an image file becomes pixels of an archive, and how archives and runs record them.
 
 The record is a JSON object with the names of the options of ``archive build``:
-``{"percentiles": [0.5, 99.5], "colour": "keep", "crop_bottom": 0}``. It is read from files that are not trusted, so
-anything else is refused.
+``{"percentiles": [0.5, 99.5], "colour": "keep", "crop_bottom": 0}``, with ``page`` and ``range`` unless they have their
+default. It is read from files that are not trusted, so anything else is refused.
 """
 
 from __future__ import annotations
@@ -15,8 +15,12 @@ from typing import Any
 
 AUTO_CROP = -1
 """Value of ``crop_bottom`` for finding the information bar of each image."""
+ALL_PAGES = -1
+"""Value of ``page`` for every page of a file, except pages that show another one again."""
 MAX_SIDE = 1 << 24
 """Longest side of an image in pixels."""
+MAX_PAGES = 1 << 20
+"""Pages of a file."""
 _MAX_RECORD = 1000
 """Characters of a record; those that are written have about 80."""
 
@@ -35,6 +39,10 @@ class IngestOptions:
     """Reduce colour to BT.601 luma."""
     crop_bottom: int = 0
     """Rows to cut from the bottom edge, or :data:`AUTO_CROP`."""
+    page: int = ALL_PAGES
+    """The only page to read of files with several, or :data:`ALL_PAGES`."""
+    common_range: bool = False
+    """One intensity range for all 16-bit or float images of a collection, instead of one per image."""
 
     def __post_init__(self) -> None:
         low, high = self.percentiles
@@ -42,6 +50,8 @@ class IngestOptions:
             raise ValueError(f"percentiles must satisfy 0 <= low < high <= 100, got {self.percentiles}")
         if not (self.crop_bottom == AUTO_CROP or 0 <= self.crop_bottom <= MAX_SIDE):
             raise ValueError(f"crop_bottom must be a number of rows, got {self.crop_bottom}")
+        if not (self.page == ALL_PAGES or 0 <= self.page < MAX_PAGES):
+            raise ValueError(f"page must be a number from 0, got {self.page}")
 
     def flags(self) -> dict[str, str]:
         """Field -> the option of ``archive build`` that sets it."""
@@ -51,10 +61,13 @@ class IngestOptions:
             "percentiles": f"--percentiles {percentiles}",
             "luma": f"--colour {'luma' if self.luma else 'keep'}",
             "crop_bottom": f"--crop-bottom {crop}",
+            "page": f"--page {'all' if self.page == ALL_PAGES else self.page}",
+            "common_range": f"--range {'collection' if self.common_range else 'image'}",
         }
 
     def __str__(self) -> str:
-        return " ".join(self.flags().values())
+        unusual = {"page": self.page != ALL_PAGES, "common_range": self.common_range}
+        return " ".join(flag for name, flag in self.flags().items() if unusual.get(name, True))
 
 
 def differing(recorded: IngestOptions, wanted: IngestOptions, *, dtype: str, channels: int) -> list[str]:
@@ -70,21 +83,34 @@ def differing(recorded: IngestOptions, wanted: IngestOptions, *, dtype: str, cha
         found.append("luma")
     if recorded.crop_bottom != wanted.crop_bottom:
         found.append("crop_bottom")
+    if recorded.page != wanted.page:
+        found.append("page")
+    if dtype != "uint8" and recorded.common_range != wanted.common_range:
+        found.append("common_range")
     return found
 
 
 def options_to_tree(options: IngestOptions) -> dict[str, Any]:
     """The record of the options, as plain values for JSON."""
-    return {
+    tree: dict[str, Any] = {
         "percentiles": [float(value) for value in options.percentiles],
         "colour": "luma" if options.luma else "keep",
         "crop_bottom": "auto" if options.crop_bottom == AUTO_CROP else options.crop_bottom,
     }
+    if options.page != ALL_PAGES:
+        tree["page"] = options.page
+    if options.common_range:
+        tree["range"] = "collection"
+    return tree
 
 
 def options_from_tree(tree: object) -> IngestOptions:
     """The inverse of :func:`options_to_tree`; ValueError for anything else."""
-    if not isinstance(tree, dict) or tree.keys() != {"percentiles", "colour", "crop_bottom"}:
+    if not isinstance(tree, dict) or tree.keys() - {"page", "range"} != {
+        "percentiles",
+        "colour",
+        "crop_bottom",
+    }:
         raise ValueError("the ingest options must have the keys percentiles, colour and crop_bottom")
     percentiles, colour, crop = tree["percentiles"], tree["colour"], tree["crop_bottom"]
     if not isinstance(percentiles, list) or len(percentiles) != 2 or not all(map(_is_number, percentiles)):
@@ -93,8 +119,14 @@ def options_from_tree(tree: object) -> IngestOptions:
         raise ValueError("the ingest option colour must be keep or luma")
     if crop != "auto" and (type(crop) is not int or not 0 <= crop <= MAX_SIDE):
         raise ValueError("the ingest option crop_bottom must be a number of rows or auto")
+    page, common = tree.get("page", ALL_PAGES), tree.get("range", "image")
+    if "page" in tree and (type(page) is not int or not 0 <= page < MAX_PAGES):
+        raise ValueError("the ingest option page must be a number from 0")
+    if common not in ("image", "collection"):
+        raise ValueError("the ingest option range must be image or collection")
     low, high = (float(value) for value in percentiles)
-    return IngestOptions((low, high), colour == "luma", AUTO_CROP if crop == "auto" else crop)
+    rows = AUTO_CROP if crop == "auto" else crop
+    return IngestOptions((low, high), colour == "luma", rows, page, common == "collection")
 
 
 def options_to_json(options: IngestOptions) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Collection as AnyCollection
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +31,17 @@ class FilePage:
     sensitive: frozenset[str]
     """Fields of ``unsure`` that could have changed this image."""
     remark: str = ""
-    """Why its intensity range is not that of the percentiles; empty if it is."""
+    """Why its intensity range is not that of the percentiles, and pages that were left out; mostly empty."""
 
 
 @contextmanager
 def temporary_archive(
-    path: Path, folder: Path, options: IngestOptions, *, unsure: AnyCollection[str] = ()
+    path: Path,
+    folder: Path,
+    options: IngestOptions,
+    *,
+    unsure: AnyCollection[str] = (),
+    ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> Iterator[tuple[Archive, list[FilePage]]]:
     """An archive of the pages of one image file, removed after the block.
 
@@ -45,34 +50,38 @@ def temporary_archive(
         folder: where the archive is made.
         options: how the images are packed.
         unsure: fields of ``options`` that are guesses.
+        ranges: stored type -> intensity range, instead of one from the pixels of the file.
 
     Raises:
         Unreadable: the file has no image, or one that cannot be packed with these options.
     """
     with tempfile.TemporaryDirectory(prefix=".packed-", dir=folder) as scratch:
         shard = Path(scratch) / "image.h5"
-        found: list[tuple[str, str | None, frozenset[str]]] = []
+        found: list[tuple[str, str | None, frozenset[str], str]] = []
         with (
-            open_pages(path) as pages,
+            open_pages(path, options.page) as pages,
             ShardWriter(shard, [Collection(_COLLECTION)], percentiles=options.percentiles) as writer,
         ):
             for number, page in enumerate(pages):
                 prepared = prepare(page, options)
                 image_id, bar_id = f"{_COLLECTION}/{number}", None
-                _add(writer, prepared.image, image_id, prepared.image.intensity)
+                own = prepared.image.intensity or (ranges or {}).get(prepared.image.dtype)
+                _add(writer, prepared.image, image_id, own)
                 if prepared.bar is not None:
                     bar_id = f"{_COLLECTION}/{number}.bar"
                     _add(writer, prepared.bar, bar_id, (writer.rows[-1].low, writer.rows[-1].high))
-                found.append((image_id, bar_id, frozenset(sensitive_to(prepared.image, unsure))))
+                found.append(
+                    (image_id, bar_id, frozenset(sensitive_to(prepared.image, unsure)), page.left_out)
+                )
         with Archive(shard) as archive:
             file_pages = [
                 FilePage(
                     archive.find(image).index,
                     archive.find(bar).index if bar else None,
                     sensitive,
-                    writer.remarks.get(image, ""),
+                    "; ".join(filter(None, (writer.remarks.get(image, ""), left_out))),
                 )
-                for image, bar, sensitive in found
+                for image, bar, sensitive, left_out in found
             ]
             yield archive, file_pages
 
@@ -85,4 +94,6 @@ def _add(writer: ShardWriter, page: Page, image_id: str, intensity: tuple[float,
         id=image_id,
         dataset=_COLLECTION,
         intensity=intensity,
+        um_per_pixel=page.um_per_pixel,
+        magnification=page.magnification,
     )

@@ -35,7 +35,10 @@ def build_command(
         Path | None, typer.Option(metavar="DIR", help="Folder of images, with --masks; instead of SRC.")
     ] = None,
     masks: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the masks of --images.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder of the masks of --images, or a file of shapes drawn on them."
+        ),
     ] = None,
     metadata: Annotated[
         Path | None, typer.Option(help="CSV file with metadata of images; see docs/archive.md.")
@@ -47,16 +50,26 @@ def build_command(
         str,
         typer.Option(
             metavar="VALUE=CLASS,...",
-            help="Classes of the values in the masks, such as 0=matrix,255=carbide,128=ignore; "
-            "'ignore' means not annotated. Without it, values are class indices.",
+            help="Classes of the values in the masks, such as 0=matrix,255=carbide,128=ignore, or of their colours, "
+            "such as '#000000=matrix,#ff0000=carbide'; 'ignore' means not annotated. Without it, values are class "
+            "indices.",
         ),
     ] = "",
+    scribbles: Annotated[
+        bool,
+        typer.Option(
+            "--scribbles",
+            help="0 in the masks, and what is outside drawn shapes, is not annotated; 1 is the first class.",
+        ),
+    ] = False,
+    page: Annotated[str, typer.Option(help=ingest.PAGE_HELP)] = "all",
     colour: Annotated[str, typer.Option(help=ingest.COLOUR_HELP)] = "keep",
     crop_bottom: Annotated[str, typer.Option(help=ingest.CROP_HELP)] = "0",
     compression: Annotated[
         str, typer.Option(help="auto, none, gzip, lzf, zstd or bitshuffle-lz4; see docs/archive.md.")
     ] = "auto",
     percentiles: Annotated[str, typer.Option(help=ingest.PERCENTILES_HELP)] = "0.5,99.5",
+    intensity_range: Annotated[str, typer.Option("--range", help=ingest.RANGE_HELP)] = "image",
     shard_size: Annotated[
         str, typer.Option(help="Size of a shard before compression, e.g. 500M or 2G; --out is then a folder.")
     ] = "",
@@ -67,7 +80,8 @@ def build_command(
     A folder with img/ (or images/) may have masks of the same names in gt/, masks/ or labels/, and a splits.json with
     classes and splits. A folder of such folders is packed as several collections. Other usual names, such as train/ with
     train_annot/ or 0.tif with 0_mask.png, are recognised and reported; --images and --masks name any other two folders.
-    16-bit and float images keep their depth. The same command resumes an interrupted build.
+    Masks are images of class indices or colours, or shapes from LabelMe, COCO, CVAT or ImageJ. 16-bit and float images
+    keep their depth. The same command resumes an interrupted build.
 
     Files that cannot be packed and images outside these folders are listed with the reason; the rest is packed, and the
     exit code is 1.
@@ -94,6 +108,8 @@ def build_command(
         crop_bottom=ingest.rows_to_crop(crop_bottom),
         compression=compression,
         percentiles=ingest.two_percentiles(percentiles),
+        page=ingest.page_number(page),
+        common_range=ingest.common_range(intensity_range),
     )
     path, shard_bytes = _target(out, shard_size)
     names = [name.strip() for name in classes.split(",")] if classes else []
@@ -104,6 +120,7 @@ def build_command(
         metadata=metadata,
         classes=names,
         mask_values=ingest.values_of_masks(mask_values),
+        scribbles=scribbles,
         pair=ingest.image_and_mask_folder(sources, images, masks),
     )
     for note in found.notes:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pscl_hpc.errors import UserError
 
+if TYPE_CHECKING:
+    from pscl_hpc.archive.ingest.mask_values import Key
+
 COLOUR_HELP = "Colour images: 'keep' the colour or reduce it to 'luma'."
 CROP_HELP = "Rows to cut from the bottom edge (information bar), or 'auto'."
+PAGE_HELP = "Page to read of files with several, from 0, or 'all'."
+RANGE_HELP = "Intensity range of 16-bit and float images: one per 'image', or one for the 'collection'."
 PERCENTILES_HELP = "Percentiles that become black and white in 16-bit and float images."
 
 
@@ -28,6 +34,24 @@ def rows_to_crop(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= 8 and int(text) <= MAX_SIDE):
         raise UserError(f"--crop-bottom is {text!r}; give a number of rows or 'auto'")
     return int(text)
+
+
+def page_number(text: str) -> int:
+    """``--page``: a number, or ``ALL_PAGES``."""
+    from pscl_hpc.archive.options import ALL_PAGES, MAX_PAGES
+
+    if text == "all":
+        return ALL_PAGES
+    if not (text.isascii() and text.isdecimal() and len(text) <= 8 and int(text) < MAX_PAGES):
+        raise UserError(f"--page is {text!r}; give the number of a page, from 0, or 'all'")
+    return int(text)
+
+
+def common_range(text: str) -> bool:
+    """``--range``: whether a collection has one intensity range."""
+    if text not in ("image", "collection"):
+        raise UserError(f"--range is {text!r}; choose 'image' or 'collection'")
+    return text == "collection"
 
 
 def two_percentiles(text: str) -> tuple[float, float]:
@@ -62,9 +86,9 @@ def image_and_mask_folder(
     return images, masks
 
 
-def values_of_masks(text: str) -> dict[int, str]:
+def values_of_masks(text: str) -> dict[Key, str]:
     """``--mask-values``: value -> class name."""
-    from pscl_hpc.archive.ingest.masks import parse_mask_values
+    from pscl_hpc.archive.ingest.mask_values import parse_mask_values
 
     pairs = [part.partition("=") for part in text.split(",")] if text else []
     return parse_mask_values([(value, name) for value, _, name in pairs], "--mask-values")

@@ -48,6 +48,11 @@ class Annotations:
     pixels: npt.NDArray[np.int64]
     """Annotated pixels of each class in the references, ignored classes 0."""
 
+    @property
+    def unseen(self) -> tuple[str, ...]:
+        """Classes that no reference shows, so that they are not learned."""
+        return tuple(self.classes.names[index] for index in self.classes.kept if not self.pixels[index])
+
 
 @dataclass(frozen=True)
 class FinetuneData(Annotations):
@@ -90,8 +95,8 @@ def select_data(config: FinetuneConfig, archive: Archive) -> FinetuneData:
     """Find and check references and validation images.
 
     Raises:
-        UserError: see :func:`select_annotations`; or there are no validation images, or the number of class weights is
-            wrong.
+        UserError: see :func:`select_annotations`; or all references show only one class, there are no validation
+            images, or the number of class weights is wrong.
     """
     found = select_annotations(config, archive, config.validation_split)
     rule = config.loss.class_weights
@@ -99,6 +104,12 @@ def select_data(config: FinetuneConfig, archive: Archive) -> FinetuneData:
         raise UserError(
             f"loss.class_weights has {len(rule)} values, but {found.collection.name} has {found.classes.count} classes; "
             f"give one for each of: {', '.join(found.classes.names)}"
+        )
+    shown = [found.classes.names[index] for index in found.classes.kept if found.pixels[index]]
+    if len(shown) < 2:
+        raise UserError(
+            f"references: {', '.join(config.references)} shows only the class {shown[0]!r}, from which no other can be told; "
+            "choose an image with pixels of several classes"
         )
     validation = _select_validation(config, archive, found.collection, found.classes)
     return FinetuneData(found.collection, found.classes, found.references, found.pixels, validation)

@@ -17,7 +17,7 @@ from pscl_hpc.seeding import derive_seed
 from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.segmentation.data import FinetuneData, WindowDataset, Windows, select_data, select_unlabelled
 from pscl_hpc.segmentation.inference import Predictor
-from pscl_hpc.segmentation.ingest_options import options_record
+from pscl_hpc.segmentation.ingest_options import UNSEEN_KEY, options_record
 from pscl_hpc.segmentation.losses import Objective, SegmentationLoss, Supervised, class_weights
 from pscl_hpc.segmentation.metrics import ConfusionMatrix, Scores
 from pscl_hpc.segmentation.semi_supervised import SEMI_SUPERVISED
@@ -120,9 +120,19 @@ class FinetuneTask(Task[Windows]):
             else:
                 value.copy_(new[key])
 
+    def warnings(self) -> list[str]:
+        unseen = self.data.unseen
+        if not unseen:
+            return []
+        names = ", ".join(record.id for record in self.data.references)
+        return [
+            f"warning: {names} shows no pixel of {' and '.join(unseen)}, so the model cannot predict it; add a reference"
+        ]
+
     def record(self) -> dict[str, Any]:
-        """The ingest options of the training images."""
-        return options_record(self.data.references, self.unlabelled)
+        """The ingest options and scales of the training images, and classes that they do not show."""
+        found = options_record(self.data.references, self.unlabelled)
+        return found | ({UNSEEN_KEY: list(self.data.unseen)} if self.data.unseen else {})
 
     def export(self, folder: RunFolder, best_step: int, best_score: float | None) -> None:
         """The model, and in run.json which weights it holds."""

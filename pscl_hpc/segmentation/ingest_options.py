@@ -18,10 +18,16 @@ KEY = "ingest_options"
 """Key in run.json."""
 RANGES_KEY = "intensity_ranges"
 """Key in run.json: stored type of the annotated images -> smallest and largest intensity of their ranges."""
+SCALE_KEY = "um_per_pixel"
+"""Key in run.json: smallest and largest micrometres per pixel of the annotated images; absent if unknown."""
+UNSEEN_KEY = "unseen_classes"
+"""Key in run.json: classes of which no annotated image has a pixel; absent if there are none."""
+_SCALE_RATIO = 1.5
+"""A warning is given from this ratio of two scales."""
 _RATIO = 4.0
 """A warning is given from this ratio of two intensity ranges, 2 bits."""
 _NAMES = {"uint8": "8-bit", "uint16": "16-bit", "float32": "floating-point"}
-_FIELDS = ("percentiles", "luma", "crop_bottom")
+_FIELDS = ("percentiles", "luma", "crop_bottom", "page", "common_range")
 
 
 def options_record(annotated: Iterable[ImageRecord], unlabelled: Iterable[ImageRecord]) -> dict[str, Any]:
@@ -32,9 +38,11 @@ def options_record(annotated: Iterable[ImageRecord], unlabelled: Iterable[ImageR
     for record in annotated:
         low, high = ranges.get(record.dtype, (record.low, record.high))
         ranges[record.dtype] = [min(low, record.low), max(high, record.high)]
+    scales = [record.um_per_pixel for record in annotated if record.um_per_pixel]
     return {
         KEY: {"annotated": _trees(annotated), "unlabelled": _trees(unlabelled)},
         RANGES_KEY: ranges,
+        **({SCALE_KEY: [min(scales), max(scales)]} if scales else {}),
     }
 
 
@@ -149,6 +157,43 @@ def intensity_warnings(folder: RunFolder, images: Iterable[tuple[str, ImageRecor
         if text and name not in found.setdefault(text, []):
             found[text].append(name)
     return [f"{_first(names)}: {text}; predictions may be worse" for text, names in found.items()]
+
+
+def model_warnings(folder: RunFolder, images: Iterable[tuple[str, ImageRecord]]) -> list[str]:
+    """Warnings about classes that a run has never seen, and about images of another magnification.
+
+    Args:
+        images: name for the user, and record; images and runs without a scale give no warning.
+    """
+    found = []
+    unseen = folder.record.get(UNSEEN_KEY)
+    if isinstance(unseen, list) and unseen:
+        names = " and ".join(map(str, unseen))
+        found.append(f"{folder.path} was trained without a pixel of {names}, so it is not predicted")
+    scale = folder.record.get(SCALE_KEY)
+    if not isinstance(scale, list) or len(scale) != 2:
+        return found
+    finest, coarsest = (float(value) for value in scale)
+    trained = f"{finest:.4g}" if finest == coarsest else f"{finest:.4g} to {coarsest:.4g}"
+    others: dict[str, list[str]] = {}
+    for name, image in images:
+        size = image.um_per_pixel
+        if size and not finest / _SCALE_RATIO < size < coarsest * _SCALE_RATIO:
+            others.setdefault(f"{size:.4g}", []).append(name)
+    found += [
+        f"{_first(names)}: {size} um per pixel, but the annotated images of {folder.path} have {trained}; the structure "
+        "appears at another size, so predictions may be worse"
+        for size, names in others.items()
+    ]
+    return found
+
+
+def fixed_ranges(folder: RunFolder, options: IngestOptions) -> dict[str, tuple[float, float]]:
+    """Stored type -> intensity range of the annotated images, if files are read with ``--range collection``."""
+    known = folder.record.get(RANGES_KEY)
+    if not options.common_range or not isinstance(known, dict):
+        return {}
+    return {dtype: (float(low), float(high)) for dtype, (low, high) in known.items() if dtype != "uint8"}
 
 
 def _first(names: list[str]) -> str:

@@ -26,8 +26,10 @@ from pscl_hpc.segmentation.evaluate import PREDICTIONS, ImagePredictor, open_run
 from pscl_hpc.segmentation.ingest_options import (
     FileOptions,
     choose_options,
+    fixed_ranges,
     intensity_warnings,
     mismatch_warnings,
+    model_warnings,
 )
 from pscl_hpc.segmentation.input_files import list_files
 from pscl_hpc.segmentation.pictures import archive_overlay, picture_name, png_bytes, write_file
@@ -86,6 +88,8 @@ def predict(
     percentiles: tuple[float, float] | None = None,
     luma: bool | None = None,
     crop_bottom: int | None = None,
+    page: int | None = None,
+    common_range: bool | None = None,
     tta: bool = False,
     adapt: float = 0.0,
     progress: bool = False,
@@ -101,7 +105,7 @@ def predict(
         images: Image files and folders, or image ids if ``archive`` is given.
         out: Output folder, by default ``RUN/predictions/files``. Images inside it are not taken as input.
         archive: Read the images from this archive.
-        percentiles, luma, crop_bottom: For files, fields of :class:`IngestOptions`; by default those of the annotated
+        percentiles, luma, crop_bottom, page, common_range: For files, fields of :class:`IngestOptions`; by default those of the annotated
             images of the run.
         tta, adapt: See :class:`Predictor`.
         progress: Show a progress bar if the output is a terminal.
@@ -112,11 +116,17 @@ def predict(
     """
     if not images:
         raise UserError("predict: no image is named; give at least one file or folder")
-    values = {"percentiles": percentiles, "luma": luma, "crop_bottom": crop_bottom}
+    values = {
+        "percentiles": percentiles,
+        "luma": luma,
+        "crop_bottom": crop_bottom,
+        "page": page,
+        "common_range": common_range,
+    }
     given = {name: value for name, value in values.items() if value is not None}
     if archive is not None and given:
         raise UserError(
-            "predict: --percentiles, --colour and --crop-bottom apply to files only; leave them out with --archive"
+            "predict: --percentiles, --colour, --crop-bottom, --page and --range apply to files only; leave them out with --archive"
         )
     folder, _, predictor = open_run(run, tta=tta, adapt=adapt)
     report = PredictReport(Path(out) if out is not None else folder.path / PREDICTIONS / FILES)
@@ -126,6 +136,7 @@ def predict(
     choice = choose_options(folder, given) if source is None else None
     if source is None:
         names, report.skipped = list_files(names, report.folder)
+    ranges = fixed_ranges(folder, choice.options) if choice is not None else {}
     stems, listed = _stems(names), len(report.skipped)
     _make_folder(report.folder)
     with Progress("predict", len(names), unit="image", show=progress) as bar:
@@ -134,7 +145,7 @@ def predict(
                 if source is not None:
                     found.append((name, _segment_id(predictor, name, source, report)))
                 elif choice is not None:
-                    found += _segment_file(predictor, name, choice, stems[name], report)
+                    found += _segment_file(predictor, name, choice, ranges, stems[name], report)
             except (Unreadable, UserError) as error:
                 report.skipped.append((name, str(error)))
             bar.advance(name)
@@ -143,7 +154,7 @@ def predict(
         report.warnings += choice.warnings()
     else:
         report.warnings = mismatch_warnings(folder, [record for _, record in found])
-    report.warnings += intensity_warnings(folder, found)
+    report.warnings += intensity_warnings(folder, found) + model_warnings(folder, found)
     if not report.written:
         name, reason = (report.skipped[listed:] or report.skipped)[0]  # rather an image than another file
         others = f" (and {len(report.skipped) - 1} others)" if len(report.skipped) > 1 else ""
@@ -152,14 +163,19 @@ def predict(
 
 
 def _segment_file(
-    predictor: ImagePredictor, name: str, choice: FileOptions, stem: str, report: PredictReport
+    predictor: ImagePredictor,
+    name: str,
+    choice: FileOptions,
+    ranges: dict[str, tuple[float, float]],
+    stem: str,
+    report: PredictReport,
 ) -> list[tuple[str, ImageRecord]]:
     """Segment each page of a file; returns the name and the record of each."""
     found = []
-    with temporary_archive(Path(name), report.folder, choice.options, unsure=choice.guessed) as (
-        archive,
-        pages,
-    ):
+    opened = temporary_archive(
+        Path(name), report.folder, choice.options, unsure=choice.guessed, ranges=ranges
+    )
+    with opened as (archive, pages):
         for number, page in enumerate(pages):
             target = report.folder / (f"{stem}#{number}" if len(pages) > 1 else stem)
             report.written.append(_write(predictor, archive, page.index, page.bar, name, target))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
@@ -66,6 +67,11 @@ def images_under(folder: Path) -> list[Path]:
     return sorted(_walk(folder, frozenset(), _is_image))
 
 
+def files_under(place: Path) -> list[Path]:
+    """All files under a folder, sorted, as :func:`images_under`; a file stands for itself."""
+    return [place] if place.is_file() else sorted(_walk(place, frozenset(), Path.is_file))
+
+
 def readable(name: str) -> str:
     """A file name as text: bytes that are not UTF-8, as on disks of other systems, become question marks."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
@@ -88,19 +94,31 @@ def loose_images(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if _is_image(path) and not is_junk(path.name))
 
 
-def foreign_files(folder: Path, used: Iterable[Path]) -> list[Unread]:
-    """Image and annotation files of kinds that are not read: in ``folder`` itself and under the ``used`` folders."""
+def foreign_files(folder: Path, used: Iterable[Path], known: Set[Path]) -> list[Unread]:
+    """Image and annotation files of kinds that are not read: in ``folder`` itself and under the ``used`` folders.
+
+    Args:
+        known: files that are read or reported elsewhere.
+    """
     files = {path for path in folder.iterdir() if path.is_file() and _is_foreign(path)}
     for place in used:
         files.update(_walk(place, frozenset(), _is_foreign))
     found: dict[tuple[Path, str], list[Path]] = {}
-    for path in sorted(files):
-        if not is_junk(path.name):
+    for path in sorted(files - known):
+        if not is_junk(path.name) and not _is_header(path):
             found.setdefault((path.parent, path.suffix.lower()), []).append(path)
-    reason = (
-        "files are not supported; export images as TIFF or PNG, and masks as PNG or TIFF of class indices"
-    )
-    return [Unread(place, tuple(paths), f"{suffix} {reason}") for (place, suffix), paths in found.items()]
+    return [Unread(place, tuple(paths), _why(suffix)) for (place, suffix), paths in found.items()]
+
+
+def _why(suffix: str) -> str:
+    if suffix in (".dm3", ".dm4", ".ser"):
+        return f"{suffix} files need RosettaSciIO; install it with pip install 'pscl-hpc[microscopes]'"
+    return f"{suffix} files are not supported; export images as TIFF or PNG, and masks as PNG or TIFF of class indices"
+
+
+def _is_header(path: Path) -> bool:
+    """Whether an .emi file belongs to .ser files, which have the images."""
+    return path.suffix.lower() == ".emi" and any(path.parent.glob(f"{glob.escape(path.stem)}_*.ser"))
 
 
 def beside_dataset(folder: Path, used: Set[Path], masks: Path | None) -> list[Unread]:
@@ -181,6 +199,8 @@ def is_junk(name: str) -> bool:
 
 def _is_foreign(path: Path) -> bool:
     suffix = path.suffix.lower()
+    if suffix in IMAGE_SUFFIXES:
+        return False
     if suffix in _NOT_READ:
         return True
     if suffix not in (".json", ".xml"):

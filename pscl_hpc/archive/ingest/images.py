@@ -21,19 +21,30 @@ from PIL.PngImagePlugin import PngImageFile
 
 from pscl_hpc.archive.format import Pixels
 from pscl_hpc.archive.ingest.errors import Unreadable, decoding
+from pscl_hpc.archive.ingest.microscope_files import SUFFIXES as MICROSCOPE_SUFFIXES
+from pscl_hpc.archive.ingest.microscope_files import read_microscope_file
 from pscl_hpc.archive.ingest.page import ORIENTATION, ArrayPage, Page, upright
+from pscl_hpc.archive.ingest.pages import choose
+from pscl_hpc.archive.ingest.scale_text import scale_beside
 from pscl_hpc.archive.ingest.tiff import open_tiff
+from pscl_hpc.archive.options import ALL_PAGES
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", *MICROSCOPE_SUFFIXES)
 MAX_DECODED = 1 << 29
 """Pixels of a PNG, JPEG or BMP, which is decoded into memory as a whole."""
+TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""First bytes of TIFF and BigTIFF files, in both byte orders."""
 _PNG, _JPEG, _BMP = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM"
 _PILLOW: dict[bytes, type[ImageFile]] = {_PNG: PngImageFile, _JPEG: JpegImageFile, _BMP: BmpImageFile}
 
 
 @contextmanager
-def open_pages(path: Path) -> Iterator[list[Page]]:
+def open_pages(path: Path, page: int = ALL_PAGES) -> Iterator[list[Page]]:
     """The images of a file, readable inside the block.
+
+    Args:
+        page: number of the only page to read if the file has several; by default all but those that show another one
+            again.
 
     Raises:
         Unreadable: the file is empty, damaged, not an image, or has a layout that cannot be stored.
@@ -45,15 +56,26 @@ def open_pages(path: Path) -> Iterator[list[Page]]:
         raise Unreadable(f"cannot be opened ({error.strerror})") from error
     if not head:
         raise Unreadable("the file is empty")
-    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+    if head.startswith(TIFF_HEADS):
         with open_tiff(path) as pages:
-            yield list(pages)
+            yield _with_scale(choose(pages, page), path)
     elif head == _PNG:
-        yield [ArrayPage(_decode_png(path))]
+        yield _with_scale([ArrayPage(_decode_png(path))], path)
+    elif path.suffix.lower() in MICROSCOPE_SUFFIXES:
+        yield _with_scale(choose(read_microscope_file(path), page), path)
     elif head.startswith((_JPEG, _BMP)):
-        yield [_decode_pillow(path)]
+        yield _with_scale([_decode_pillow(path)], path)
     else:
         raise Unreadable("it is not a PNG, JPEG, BMP or TIFF image")
+
+
+def _with_scale(pages: list[Page], path: Path) -> list[Page]:
+    """The pages; those without a scale in the file take it from a text file beside it."""
+    if not any(page.um_per_pixel or page.magnification for page in pages):
+        um_per_pixel, magnification = scale_beside(path)
+        for page in pages:
+            page.um_per_pixel, page.magnification = um_per_pixel, magnification
+    return pages
 
 
 def open_picture(data: bytes) -> ImageFile:

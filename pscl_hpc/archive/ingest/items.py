@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pscl_hpc.archive.ingest.annotations import Drawing
 from pscl_hpc.archive.ingest.errors import Unreadable
 from pscl_hpc.archive.ingest.folders import readable
 from pscl_hpc.archive.ingest.images import open_pages
+from pscl_hpc.archive.ingest.mask_values import Key
 from pscl_hpc.archive.ingest.masks import check_equal
 from pscl_hpc.archive.ingest.pairing import is_mask_name, looks_like_mask
 
@@ -33,10 +35,14 @@ class Item:
     """All masks with its name if there are several; ``mask`` is the last of them."""
     listed: bool = False
     """Whether ``splits.json`` or the CSV file lists this file."""
-    mask_names: tuple[tuple[int, str], ...] = ()
-    """Value in the mask -> class name; empty if the values are the class indices."""
-    mask_values: tuple[tuple[int, int], ...] = ()
-    """Value in the mask -> class index."""
+    mask_names: tuple[tuple[Key, str], ...] = ()
+    """Value or colour in the mask -> class name; empty if the values are the class indices."""
+    mask_values: tuple[tuple[Key, int], ...] = ()
+    """Value or colour in the mask -> class index."""
+    drawing: Drawing | None = None
+    """The shapes on the image if ``mask`` is an annotation file."""
+    scribbles: bool = False
+    """Value 0, and pixels outside all shapes, are not annotated."""
 
     @property
     def id(self) -> str:

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from pscl_hpc.archive.ingest.annotations import Drawing
+from pscl_hpc.archive.ingest.drawings import find_drawings
 from pscl_hpc.archive.ingest.folders import (
     IMAGE_FOLDERS,
     MASK_FOLDERS,
@@ -51,6 +53,8 @@ class Group:
     split: str = ""
     loose: bool = False
     """Only images in the folder itself."""
+    annotations: Path | None = None
+    """A file of shapes on these images."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,10 @@ class Layout:
     """Name (path in the image folder) -> file, sorted."""
     masks: Mapping[str, tuple[Path, ...]]
     """Name of an image -> its masks: all in lossless formats, or else one JPEG."""
+    drawings: Mapping[str, tuple[Path, Drawing]]
+    """Name of an image without mask -> its annotation file and the shapes in it."""
+    labels: tuple[str, ...]
+    """All labels of these files."""
     strays: tuple[Path, ...]
     """Masks without an image."""
     splits: Mapping[str, str]
@@ -97,15 +105,14 @@ def find_layouts(source: Path) -> tuple[list[Layout], list[Unread]]:
 
 
 def layout_of(images: Path, masks: Path) -> Layout:
-    """The layout of ``--images DIR --masks DIR``; UserError if no mask has an image."""
-    for folder in (images, masks):
-        if not folder.is_dir():
-            raise UserError(f"{folder} is not a folder; --images and --masks must be folders")
+    """The layout of ``--images DIR --masks DIR``, or an annotation file; UserError if no mask has an image."""
+    if not images.is_dir() or not masks.exists():
+        missing = masks if images.is_dir() else images
+        raise UserError(f"{missing} is not a folder; --images and --masks must be folders")
     together = images.resolve().parent == masks.resolve().parent
-    found = _layout(
-        images.parent if together else images, [Group(images, masks)], "--images and --masks", beside=False
-    )
-    if not found.masks:
+    group = Group(images, masks) if masks.is_dir() else Group(images, annotations=masks)
+    found = _layout(images.parent if together else images, [group], "--images and --masks", beside=False)
+    if not found.masks and not found.drawings:
         raise UserError(
             f"no mask in {masks} has the name of an image in {images}; give 0007.tif the mask 0007.png or 0007_mask.png"
         )
@@ -156,7 +163,8 @@ def _single_folder(folder: Path, masks: Path) -> tuple[list[Group], str] | None:
     if bool(loose) + len(others) != 1:
         return None
     group = Group(folder, masks, loose=True) if loose else Group(others[0], masks)
-    if not _layout(folder, [group], "").masks:
+    found = _layout(folder, [group], "")
+    if not found.masks and not found.drawings:
         return None
     return [group], f"images beside {masks.name}/" if loose else f"{others[0].name}/ + {masks.name}/"
 
@@ -212,7 +220,19 @@ def _layout(folder: Path, groups: Sequence[Group], rule: str, *, beside: bool = 
     if not splits and "train" in inside.values():
         splits = {name: split for name, split in inside.items() if split}
     used = {path for group in groups for path in (group.images, group.masks) if path is not None}
-    unread = foreign_files(folder, used)
+    folders = [
+        path
+        for group in groups
+        for path in (None if group.loose else group.images, group.masks, group.annotations)
+    ]
+    places = [path for path in folders if path is not None]
+    unmasked = {name: path for name, path in images.items() if name not in masks}
+    drawings = find_drawings(folder, places, unmasked)
+    if drawings.of_image:
+        kinds = f"shapes of {' and '.join(drawings.formats)}"
+        rule = f"{rule}; {kinds}" if masks else kinds
+    reported = {path for one in drawings.unread for path in one.images}
+    unread = [*drawings.unread, *foreign_files(folder, used, drawings.used | reported)]
     if channels:
         reason = "they are further channels of the images _0000; add them as a separate source"
         unread.append(Unread(folder, tuple(channels.values()), reason))
@@ -221,8 +241,9 @@ def _layout(folder: Path, groups: Sequence[Group], rule: str, *, beside: bool = 
     base = groups[0].images if len(groups) == 1 else folder
     splits = {name: splits[name] for name in images if name in splits}
     return Layout(
-        folder, base, dict(sorted(images.items())), masks, tuple(strays), splits, rule, tuple(unread)
-    )
+        folder, base, dict(sorted(images.items())), masks, drawings.of_image, drawings.labels, tuple(strays), splits, rule,
+        tuple(unread),
+    )  # fmt: skip
 
 
 def _other_channels(images: Mapping[str, Path]) -> dict[str, Path]:

@@ -1,29 +1,31 @@
-"""Reading class-index masks."""
+"""Class indices of an image from its mask: an image of values or colours, or shapes that were drawn in another program."""
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import tifffile
-from PIL.ImageFile import ImageFile
 
 from pscl_hpc.archive.format import IGNORE_INDEX, Collection, Pixels, check_mask, mask_values
-from pscl_hpc.archive.ingest.errors import Unreadable, decoding
-from pscl_hpc.archive.ingest.images import open_picture
+from pscl_hpc.archive.ingest.annotations import Drawing, fill
+from pscl_hpc.archive.ingest.errors import Unreadable
+from pscl_hpc.archive.ingest.mask_pixels import (
+    MaskPage,
+    colour_code,
+    colour_name,
+    has_colours,
+    read_pages,
+    translated,
+    used_palette,
+)
+from pscl_hpc.archive.ingest.mask_values import IGNORE, OTHER, TRANSPARENT, Key, by_colour, suggestion
+from pscl_hpc.archive.ingest.page import Page
 from pscl_hpc.errors import UserError
 
-MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
-IGNORE = "ignore"
-"""In ``--mask-values``, stands for pixels that are not annotated."""
-_WANTED = "a mask is an image of class indices (0, 1, 2, ...; 255 = not annotated)"
-_WHITE_IS_ZERO, _PALETTE = 0, 3
-_PNG_PALETTE = b"\x03"
-"""Colour type in the header of a PNG with a palette."""
+_MANY_COLOURS = 32
+"""From here on a mask was saved with smooth edges or lossy compression."""
 
 
 def read_mask(
@@ -32,76 +34,51 @@ def read_mask(
     height: int,
     width: int,
     cropped: int,
-    values: Mapping[int, int] | None = None,
+    values: Mapping[Key, int] | None = None,
+    *,
+    drawing: Drawing | None = None,
+    scribbles: bool = False,
+    page: Page | None = None,
+    position: tuple[int, int] = (0, 1),
 ) -> npt.NDArray[np.uint8]:
     """(cropped, width) class indices of an image.
 
     Args:
         height, width: size of the image file.
         cropped: rows left without the information bar; the mask may have either height.
-        values: class index (255 = not annotated) of each value in the file; None if the values are the class indices.
+        values: class index (255 = not annotated) of each value or colour in the file; None if the values are the class
+            indices.
+        drawing: the shapes on the image, if ``path`` is a file of shapes.
+        scribbles: pixels outside the shapes are not annotated rather than background.
+        page: the image; it chooses the page of a mask that has as many pages as the file of the image.
+        position: number of the image among the packed pages of its file, and their count.
 
     Raises:
-        Unreadable: the file is damaged or colour-coded, or has another size or unknown values.
+        Unreadable: the file is damaged or has another size or unknown values, colours or labels.
     """
-    mask = _plane(path)
-    if mask.shape == (height, width):
-        mask = mask[:cropped]
-    elif mask.shape != (cropped, width):
-        size = " x ".join(map(str, mask.shape))
+    shown = f"{path.parent.name}/{path.name}"
+    if drawing is not None:
+        rows = cropped if drawing.size == (cropped, width) else height
+        return fill(drawing, collection, rows, width, shown, scribbles=scribbles)[:cropped]
+    found = _page(read_pages(path), page, position, shown)
+    if found.pixels.shape[:2] not in ((height, width), (cropped, width)):
+        size = " x ".join(map(str, found.pixels.shape[:2]))
         raise Unreadable(
-            f"the mask {path.parent.name}/{path.name} has {size} pixels but the image {height} x {width}; export both at "
-            "one size, or use --crop-bottom if an information bar was cut"
+            f"the mask {shown} has {size} pixels but the image {height} x {width}; export both at one size, or use "
+            "--crop-bottom if an information bar was cut"
         )
     if values is not None:
-        return _translate(mask, values, path)
+        return _translate(found, values, collection.classes, shown)[:cropped]
+    mask = found.values()[:cropped]
     if mask.dtype.kind in "ui":
-        _check_indices(mask, collection.classes, path)
+        _check_indices(mask, collection.classes, shown)
     try:
         check_mask(mask, cropped, width, collection)
     except ValueError as error:
-        fix = "correct the mask, add the class to splits.json or --classes, or give the classes with --mask-values"
         if mask.dtype.kind not in "ui":
-            fix = "save it as 8-bit class indices"
-        raise Unreadable(f"{error} ({path.parent.name}/{path.name}); {fix}") from error
+            raise Unreadable(f"{error} ({shown}); save it as 8-bit class indices") from error
+        raise Unreadable(f"{error} ({shown}); {_unknown_values(mask, collection.classes)}") from error
     return mask.astype(np.uint8)
-
-
-def parse_mask_values(pairs: Sequence[tuple[str, object]], where: str) -> dict[int, str]:
-    """Value of a mask file -> class name or :data:`IGNORE`; UserError names ``where``."""
-    found: dict[int, str] = {}
-    for value, name in pairs:
-        if (
-            not re.fullmatch(r"-?\d{1,9}", value.strip(), re.ASCII)
-            or not isinstance(name, str)
-            or not name.strip()
-        ):
-            raise UserError(
-                f"{where}: {value!r}: {name!r} must be a whole number and a class name or '{IGNORE}'"
-            )
-        if int(value) in found:
-            raise UserError(f"{where}: the value {int(value)} appears twice; keep one of them")
-        found[int(value)] = name.strip()
-    return found
-
-
-def classes_of_values(names: Mapping[int, str]) -> tuple[str, ...]:
-    """The class names in ``--mask-values``, in the order of their first appearance."""
-    return tuple(dict.fromkeys(name for name in names.values() if name != IGNORE))
-
-
-def class_indices(names: Mapping[int, str], collection: Collection) -> dict[int, int]:
-    """Value of a mask file -> class index of the collection; UserError for an unknown class name."""
-    classes = collection.classes
-    if IGNORE in classes:
-        raise UserError(f"--mask-values: {collection.name} has a class named '{IGNORE}'; rename the class")
-    for value, name in names.items():
-        if name not in (*classes, IGNORE):
-            raise UserError(
-                f"--mask-values: {value}={name} is not a class of {collection.name} ({', '.join(classes)}); "
-                f"correct the name, or write '{IGNORE}' for pixels that are not annotated"
-            )
-    return {value: IGNORE_INDEX if name == IGNORE else classes.index(name) for value, name in names.items()}
 
 
 def check_equal(paths: Sequence[Path]) -> None:
@@ -112,7 +89,7 @@ def check_equal(paths: Sequence[Path]) -> None:
     """
     names = " and ".join(f"{path.parent.name}/{path.name}" for path in paths)
     try:
-        first, *others = (_plane(path) for path in paths)
+        first, *others = (read_pages(path)[0].values() for path in paths)
     except (Unreadable, OSError) as error:
         raise Unreadable(f"it has the masks {names}, and {error}; keep one of them") from error
     if not all(np.array_equal(first, other) for other in others):
@@ -131,7 +108,7 @@ def check_palettes(paths: Sequence[Path]) -> None:
     index_of: dict[bytes, tuple[int, Path]] = {}
     for path in paths:
         try:
-            used = _used_palette(path)
+            used = used_palette(path)
         except (Unreadable, OSError):
             continue
         for index, colour in used.items():
@@ -140,27 +117,90 @@ def check_palettes(paths: Sequence[Path]) -> None:
             if known == colour and list(used.values()).count(colour) == 1:
                 other, first = index_of.setdefault(colour, (index, path))
             if known != colour or other != index:
+                colours = sorted({f"#{one.hex()}" for one in (*used.values(), *index_of)})
                 raise UserError(
                     f"the masks {first} and {path} have different palettes (index {index} or its colour "
-                    f"#{colour.hex()} means another class in the first); save the masks as grey images of class indices"
+                    f"#{colour.hex()} means another class in the first); give the class of each colour with "
+                    f"{suggestion(colours, ())}, or save the masks as grey images of class indices"
                 )
 
 
-def _translate(mask: Pixels, values: Mapping[int, int], path: Path) -> npt.NDArray[np.uint8]:
-    if mask.dtype.kind not in "ui":
-        raise Unreadable(f"the mask {path.name} has {mask.dtype} values; save it as 8-bit class indices")
-    result = np.zeros(mask.shape, np.uint8)
-    for value in mask_values(mask):
-        if value not in values:
-            raise Unreadable(
-                f"the mask {path.parent.name}/{path.name} has the value {value}, which --mask-values does not list; add "
-                f"{value}=CLASS, or {value}={IGNORE} if it means not annotated"
+def check_colours(paths: Sequence[Path], classes: Sequence[str]) -> None:
+    """Check that no mask of a collection needs ``--mask-values`` because its classes are colours or transparency.
+
+    Raises:
+        UserError: with the line to type, which has the colours of all masks. Masks that cannot be read are ignored.
+    """
+    counts: dict[str, int] = {}
+    first: Path | None = None
+    for path in paths:
+        try:
+            if not has_colours(path):
+                continue
+            page = read_pages(path)[0]
+            if page.coloured or page.drawn_in_alpha:
+                first = first or path
+            for colour, count in page.colours().items():
+                counts[colour] = counts.get(colour, 0) + count
+        except (Unreadable, OSError):
+            continue
+    if first is None:
+        return
+    colours = sorted(counts, key=lambda colour: (colour != TRANSPARENT, colour))
+    if len(counts) > _MANY_COLOURS:
+        colours = sorted(sorted(counts, key=lambda colour: -counts[colour])[: max(2, len(classes))])
+        raise UserError(
+            f"{first} is a mask in colours, and the masks have {len(counts)} colours, as after smoothing or lossy "
+            f"compression; save them with hard edges as PNG, and give the class of each colour, such as "
+            f"{suggestion(colours, classes)}"
+        )
+    raise UserError(
+        f"{first} is a mask in colours; give the class of each with {suggestion(colours, classes)} (correct the classes; "
+        f"'{IGNORE}' means not annotated)"
+    )
+
+
+def _page(pages: Sequence[MaskPage], page: Page | None, position: tuple[int, int], shown: str) -> MaskPage:
+    """The page of a mask file that belongs to a page of its image."""
+    place, packed = position
+    if len(pages) == packed:
+        return pages[place]
+    if page is not None and len(pages) == page.total:
+        return pages[page.number]
+    count = f"{len(pages)} pages" if len(pages) > 1 else "1 page"
+    raise Unreadable(
+        f"the mask {shown} has {count} but the image {packed}; save one mask page for each page of the image, or "
+        "choose a page of both with --page"
+    )
+
+
+def _translate(
+    page: MaskPage, values: Mapping[Key, int], classes: Sequence[str], shown: str
+) -> npt.NDArray[np.uint8]:
+    colours = by_colour(values)
+    codes = page.codes() if colours else page.values()
+    if codes.dtype.kind not in "ui":
+        raise Unreadable(f"the mask {shown} has {codes.dtype} values; save it as 8-bit class indices")
+    of_code = colour_code if colours else int
+    known = {of_code(key): index for key, index in values.items() if key != OTHER}
+    mask, missing = translated(codes, known, values.get(OTHER))
+    if missing:
+        names = [colour_name(code) if colours else str(code) for code in missing]
+        more = f" and {len(names) - 3} others" if len(names) > 3 else ""
+        pixels = int(np.isin(codes, missing).sum())
+        raise Unreadable(
+            f"the mask {shown} has the {'colour' if colours else 'value'} {', '.join(names[:3])}{more} ({pixels} pixels), "
+            f"which --mask-values does not list; add {names[0]}=CLASS, or {names[0]}={IGNORE} if it means not annotated"
+            + (
+                "; many colours come from smooth edges or lossy compression"
+                if len(names) > _MANY_COLOURS
+                else ""
             )
-        result[mask == value] = values[value]
-    return result
+        )
+    return mask
 
 
-def _check_indices(mask: Pixels, classes: Sequence[str], path: Path) -> None:
+def _check_indices(mask: Pixels, classes: Sequence[str], shown: str) -> None:
     """Unreadable for values that are grey levels rather than class indices.
 
     0 and 255 are a painted black-and-white mask far more often than an index mask of which only one class is annotated.
@@ -170,90 +210,28 @@ def _check_indices(mask: Pixels, classes: Sequence[str], path: Path) -> None:
     scaled = len(found) == len(classes) > 2 and np.allclose(found, even, atol=1)
     if not (scaled or (IGNORE_INDEX in found and set(found) <= {0, IGNORE_INDEX})):
         return
-    values = found if scaled else [0, IGNORE_INDEX]
-    shown = ",".join(f"{value}={name}" for value, name in zip(values, classes, strict=False))
+    levels: list[Key] = list(found) if scaled else [0, IGNORE_INDEX]
     listed = ",".join(f"{index}={name}" for index, name in enumerate(classes))
     raise Unreadable(
-        f"the mask {path.parent.name}/{path.name} has only the values {' and '.join(map(str, found))}, so it is not clear "
-        f"what {IGNORE_INDEX} means; give the classes of the values with --mask-values {shown}, or "
+        f"the mask {shown} has only the values {' and '.join(map(str, found))}, so it is not clear what {IGNORE_INDEX} "
+        f"means; give the classes of the values with {suggestion(levels, classes)}, or "
         f"--mask-values {listed},{IGNORE_INDEX}={IGNORE} if {IGNORE_INDEX} means not annotated"
     )
 
 
-def _plane(path: Path) -> Pixels:
-    """(h, w) values of a mask file; Unreadable if it is colour-coded or damaged."""
-    mask = _decode(path)
-    if mask.ndim == 3:
-        colours = mask[:, :, :3] if mask.shape[2] in (3, 4) else mask[:, :, :1]
-        if (colours != colours[:, :, :1]).any():
-            raise Unreadable(f"the mask {path.name} is colour-coded; {_WANTED}")
-        if mask.shape[2] in (2, 4):
-            _check_alpha(colours[:, :, 0], mask[:, :, -1], path)
-        mask = colours[:, :, 0]
-    return mask.astype(np.uint8) if mask.dtype == bool else mask
-
-
-def _check_alpha(grey: Pixels, alpha: Pixels, path: Path) -> None:
-    """Unreadable when one grey level is transparent in some places and not in others: the classes are in alpha."""
-    clear = alpha == 0
-    if np.intersect1d(grey[clear], grey[~clear]).size:
-        raise Unreadable(
-            f"the mask {path.name} is drawn in its transparency (alpha), which is not read; put it on a background of "
-            f"another colour and save it without alpha. {_WANTED.capitalize()}"
-        )
-
-
-def _decode(path: Path) -> Pixels:
-    if path.suffix.lower() not in MASK_SUFFIXES:
-        raise Unreadable(f"the mask {path.name} is not a PNG, BMP or TIFF, so its values are not exact")
-    with decoding(f"mask {path.name}"):
-        data = path.read_bytes()
-        if path.suffix.lower() in (".tif", ".tiff"):
-            return _decode_tiff(data, path.name)
-        # Pillow returns the indices of a palette image; libpng would convert them to colours.
-        with open_picture(data) as image:
-            if image.format == "JPEG":
-                raise Unreadable(f"the mask {path.name} is a JPEG, so its values are not exact")
-            return np.asarray(image)
-
-
-def _decode_tiff(data: bytes, name: str) -> Pixels:
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
-        mask = np.asarray(file.asarray())
-        if file.pages.first.photometric != _WHITE_IS_ZERO:
-            return mask
-    # As viewers show it: in a black-and-white mask, white is the class.
-    if mask.dtype != bool:
-        raise Unreadable(
-            f"the mask {name} is stored with white as zero, so it is not clear whether its values are inverted; save it "
-            "with black as zero"
-        )
-    return ~mask
-
-
-def _used_palette(path: Path) -> dict[int, bytes]:
-    """Index -> RGB of the palette entries that a mask uses; empty without a palette."""
-    with decoding(f"mask {path.name}"):
-        if path.suffix.lower() in (".tif", ".tiff"):
-            with tifffile.TiffFile(path) as file:
-                page = file.pages.first
-                if page.photometric != _PALETTE or page.colormap is None:
-                    return {}
-                colours = (np.asarray(page.colormap).T >> 8).astype(np.uint8)
-                indices = page.asarray()
-        else:
-            with path.open("rb") as stream:
-                head = stream.read(26)
-                if head.startswith(b"\x89PNG") and head[25:] != _PNG_PALETTE:
-                    return {}
-                data = head + stream.read()
-            with open_picture(data) as image:
-                if image.mode != "P":
-                    return {}
-                colours, indices = _palette(image), np.asarray(image)
-        return {index: colours[index].tobytes() for index in mask_values(indices) if index < len(colours)}
-
-
-def _palette(image: ImageFile) -> npt.NDArray[np.uint8]:
-    """(n, 3) colours."""
-    return np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+def _unknown_values(mask: Pixels, classes: Sequence[str]) -> str:
+    """How to mend a mask with values that are no class indices."""
+    found: list[Key] = [value for value in mask_values(mask) if value != IGNORE_INDEX]
+    if found == list(range(1, len(classes) + 1)):
+        return f"its values seem to count the classes from 1; then add {suggestion(found, classes)}"
+    if set(found) - {-1} <= set(range(len(classes))):
+        return f"if -1 means not annotated, add {suggestion(list(range(len(classes))), classes)},-1={IGNORE}"
+    if len(found) == len(classes):
+        return f"give the classes of the values with {suggestion(found, classes)}"
+    numbered = ""
+    if len(found) > len(classes) >= 2:
+        numbered = f"; if it numbers the particles, add --mask-values 0={classes[0]},{OTHER}={classes[1]}"
+    return (
+        "correct the mask, add the class to splits.json or --classes, or give the classes with --mask-values"
+        + numbered
+    )

@@ -6,16 +6,16 @@ um_per_pixel, split, reference``; ``condition`` is an alias of ``production_batc
 
 from __future__ import annotations
 
-import csv
 import difflib
-import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from pscl_hpc.archive.ingest.csv_text import parse_number, read_table
 from pscl_hpc.archive.ingest.folders import name_on_disk
-from pscl_hpc.archive.ingest.splits import closest_key, nfc
-from pscl_hpc.errors import UserError, did_you_mean
+from pscl_hpc.archive.ingest.splits import SPLIT_NAMES, closest_key, nfc
+from pscl_hpc.errors import UserError
 
 TEXTS = ("split", "specimen", "production_batch", "alloy")
 NUMBERS = ("magnification", "um_per_pixel")
@@ -31,18 +31,17 @@ class Line:
     where: str
     """File and line number, for errors."""
     cells: dict[str, str]
+    separator: str = ","
+    """Of the columns; it tells how numbers are written."""
 
     def text(self, column: str) -> str:
         return self.cells.get(column, "")
 
     def number(self, column: str) -> float:
         try:
-            value = float(self.text(column))
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and value > 0):
-            raise UserError(f"{self.where}: {column} is {self.text(column)!r} but must be a positive number")
-        return value
+            return parse_number(self.text(column), column, self.separator)
+        except ValueError as error:
+            raise UserError(f"{self.where}: {column} is {self.text(column)!r} but {error}") from None
 
     def flag(self, column: str) -> bool:
         value = self.text(column).lower()
@@ -57,35 +56,31 @@ class MetadataFile:
 
     path: Path
     lines: tuple[Line, ...]
+    not_used: tuple[str, ...] = ()
+    """Columns with other names."""
 
     @staticmethod
     def read(path: Path) -> MetadataFile:
         """Parse the file; UserError if it cannot be read, lacks a column or has an unknown one."""
-        try:
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                reader = csv.DictReader(file, strict=True)
-                names = [name.strip() for name in reader.fieldnames or ()]
-                reader.fieldnames = names
-                rows = [(reader.line_num, row) for row in reader]
-        except (OSError, ValueError, csv.Error) as error:
-            raise UserError(f"{path} cannot be read as CSV ({error})") from error
-        if len(names) == 1 and (mark := next((mark for mark in ";\t" if mark in names[0]), "")):
-            raise UserError(f"{path} separates its columns by {mark!r}; use commas")
+        names, rows, separator = read_table(path)
+        plain = [name.lower().replace(" ", "_") for name in names]
+        names = [
+            known if known in (*COLUMNS, _ALIAS) else name for name, known in zip(names, plain, strict=True)
+        ]
+        unknown = []
         for name in names:
             if names.count(name) > 1:
                 raise UserError(f"{path} has the column {name!r} twice; keep one of them")
             if name not in (*COLUMNS, _ALIAS):
-                raise UserError(f"{path} has an unknown column {name!r}{did_you_mean(name, COLUMNS)}")
+                if near := difflib.get_close_matches(name.lower(), COLUMNS, n=1, cutoff=0.75):
+                    raise UserError(f"{path} has an unknown column {name!r}; did you mean '{near[0]}'?")
+                unknown.append(name)
         if "file" not in names:
-            raise UserError(
-                f"{path} has no column 'file'; its first line must list the columns, separated by commas"
-            )
+            raise UserError(f"{path} has no column 'file'; its first line must list the columns")
         lines = []
         for number, row in rows:
             where = f"{path}, line {number}"
-            if None in row or any(value is None for value in row.values()):
-                raise UserError(f"{where}: it must have {len(names)} cells, as the first line")
-            cells = {name: value.strip() for name, value in row.items()}
+            cells = dict(zip(names, row, strict=True))
             if not cells["file"]:
                 raise UserError(f"{where}: the column 'file' is empty")
             batch, alias = cells.get("production_batch", ""), cells.pop(_ALIAS, "")
@@ -94,10 +89,13 @@ class MetadataFile:
                     f"{where}: production_batch is {batch!r} but its alias {_ALIAS} is {alias!r}; keep one"
                 )
             cells["production_batch"] = batch or alias
-            if near := closest_key(cells.get("split", "")):
-                raise UserError(f"{where}: split is {cells['split']!r}; did you mean '{near}'?")
-            lines.append(Line(where, cells))
-        return MetadataFile(path, tuple(lines))
+            split = cells.get("split", "")
+            if split.lower() in SPLIT_NAMES:
+                cells["split"] = split.lower()
+            elif near_split := closest_key(split):
+                raise UserError(f"{where}: split is {split!r}; did you mean '{near_split}'?")
+            lines.append(Line(where, cells, separator))
+        return MetadataFile(path, tuple(lines), tuple(unknown))
 
     def check_consistent(self, images: Sequence[Path]) -> None:
         """UserError when two lines contradict each other about an image.
@@ -122,13 +120,17 @@ class MetadataFile:
         Args:
             images: file name in NFC -> (path relative to its source, path) of all images with that name.
         """
-        wanted = Path(line.text("file"))
-        found = [
-            path
-            for relative, path in images.get(nfc(wanted.name), ())
-            if nfc(f"/{relative}").endswith(nfc(f"/{wanted.as_posix()}"))
-            or nfc(str(path)) == nfc(str(wanted))
-        ]
+        text = nfc(line.text("file")).replace("\\", "/")
+        wanted = PurePosixPath(text)
+        absolute = wanted.is_absolute() or re.match(r"[A-Za-z]:/", text) is not None
+        by_name: Mapping[str, Sequence[tuple[str, Path]]] = images
+        candidates = images.get(wanted.name, ())
+        if not candidates:
+            same = {name for name in images if wanted.name.casefold() in _forms(name)}
+            candidates = [entry for name in same for entry in by_name[name]]
+        found = [path for relative, path in candidates if _ends_with(nfc(relative), wanted, absolute)]
+        if not found and absolute:  # a path on another machine
+            found = [path for _, path in candidates]
         if len(found) > 1:
             raise UserError(f"{line.where}: {wanted} matches {len(found)} images; give more of the path")
         if not found:
@@ -139,10 +141,23 @@ class MetadataFile:
 
     def inside(self, line: Line, column: str, roots: Sequence[Path]) -> Path:
         """The file in a cell, which must be in one of the given folders."""
-        wanted = line.text(column)
+        wanted = line.text(column).replace("\\", "/")
         for path, root in ((name_on_disk(root / wanted), root) for root in roots):
             if path.is_file() and path.resolve().is_relative_to(root.resolve()):
                 return path
         raise UserError(
             f"{line.where}: {column} {wanted} was found neither beside the CSV file nor in the sources"
         )
+
+
+def _forms(name: str) -> tuple[str, str]:
+    """A file name in lower case, with and without its suffix."""
+    folded = name.casefold()
+    return folded, PurePosixPath(folded).stem
+
+
+def _ends_with(relative: str, wanted: PurePosixPath, absolute: bool) -> bool:
+    """Whether the folders of a path agree with those that a line names, as far as both go, if only the line is absolute."""
+    folders, asked = PurePosixPath(relative).parts[:-1], wanted.parts[:-1]
+    count = min(len(folders), len(asked)) if absolute else len(asked)
+    return len(folders) >= count and folders[len(folders) - count :] == asked[len(asked) - count :]

@@ -40,6 +40,8 @@ class Page(ABC):
         dtype: ``"uint8"``, ``"uint16"`` or ``"float32"``.
         intensity: (low, high) if the file declares that fewer bits are used, else None.
         um_per_pixel, magnification: from the tags of the file, else None.
+        number, total: number of the page in its file, from 0, and the pages of the file, without thumbnails.
+        left_out: sentence on pages of the file that are not packed.
     """
 
     height: int
@@ -49,6 +51,9 @@ class Page(ABC):
     intensity: tuple[float, float] | None = None
     um_per_pixel: float | None = None
     magnification: float | None = None
+    number: int = 0
+    total: int = 1
+    left_out: str = ""
 
     @abstractmethod
     def rows(self, start: int, stop: int) -> Pixels:
@@ -77,11 +82,16 @@ class ArrayPage(Page):
         return self._pixels[start:stop]
 
 
+_ATTRIBUTES = (
+    "height", "width", "channels", "dtype", "intensity", "um_per_pixel", "magnification", "number", "total", "left_out",
+)  # fmt: skip
+
+
 class PageView(Page):
     """A page derived from another by a function (start, stop) -> rows; keeps its tags."""
 
     def __init__(self, page: Page, rows: Callable[[int, int], Pixels], **changed: int) -> None:
-        for name in ("height", "width", "channels", "dtype", "intensity", "um_per_pixel", "magnification"):
+        for name in _ATTRIBUTES:
             setattr(self, name, changed.get(name, getattr(page, name)))
         self._rows = rows
 

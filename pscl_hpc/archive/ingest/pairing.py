@@ -11,10 +11,13 @@ import numpy as np
 from pscl_hpc.archive.ingest.errors import Unreadable
 from pscl_hpc.archive.ingest.folders import MASK_FOLDERS
 from pscl_hpc.archive.ingest.images import IMAGE_SUFFIXES, open_pages
-from pscl_hpc.archive.ingest.masks import MASK_SUFFIXES
+from pscl_hpc.archive.ingest.mask_pixels import MASK_SUFFIXES
 from pscl_hpc.archive.ingest.splits import nfc
 
-_WORDS = "cp_masks|masks?|labels?|annotations?|annotated|annots?|gt|ground_?truth|segmentations?|seg|targets?"
+_WORDS = (
+    "simple segmentation|cp_masks|masks?|labels?|annotations?|annotated|annots?|gt|ground_?truth|segmentations?|seg|"
+    "targets?"
+)
 MASK_SUFFIX = re.compile(rf"(.+?)(?:[ ._-](?:{_WORDS})|annot)", re.IGNORECASE)
 _PREFIX = re.compile(rf"(?:{_WORDS})[ _-](.+)", re.IGNORECASE)
 _FEW_VALUES = 32

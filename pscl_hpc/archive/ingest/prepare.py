@@ -68,6 +68,8 @@ def sensitive_to(image: Page, fields: Collection[str]) -> set[str]:
         found.add("percentiles")
     if "luma" in fields and image.channels == 3:
         found.add("luma")
+    if "page" in fields and image.total > 1:
+        found.add("page")
     if "crop_bottom" in fields and _rows_to_cut(image, AUTO_CROP):
         found.add("crop_bottom")
     return found

@@ -1,7 +1,8 @@
 """Micrometres per pixel and magnification from the tags that microscopes write into TIFF files.
 
-Supported: FEI / Thermo Fisher (tag 34682), Zeiss SEM (34118), Olympus SIS (33560), OME-XML and ImageJ. The plain
-resolution tags are ignored, because most programs write the dots per inch of a screen there.
+Supported: FEI / Thermo Fisher (tag 34682), Zeiss SEM (34118), Olympus SIS (33560), OME-XML, ImageJ, Gatan (65003 to
+65010) and the texts of :mod:`.scale_text`. The plain resolution tags are ignored, because most programs write the dots
+per inch of a screen there.
 """
 
 from __future__ import annotations
@@ -13,14 +14,10 @@ from xml.parsers import expat
 
 import tifffile
 
-Scale = tuple[float | None, float | None]
-"""(micrometres per pixel, magnification), None where unknown."""
+from pscl_hpc.archive.ingest.scale_text import UM, Scale, aperio_scale, tescan_scale, xml_scale
 
-_UM = {"pm": 1e-6, "nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
-_UM |= {"\u00c5": 1e-4, "\u212b": 1e-4}  # two signs for one ångström
-_UM |= {"micron": 1.0, "microns": 1.0}
-_UM |= {"\\u00b5m": 1.0, "\\u00B5m": 1.0}  # ImageJ writes its unit in ASCII
-
+_DESCRIPTION, _FEI_XML, _TESCAN = 270, 34683, 50431
+"""Numbers of tags with text."""
 _OME_UNIT = "\u00b5m"
 """Default unit of the OME schema."""
 
@@ -40,7 +37,42 @@ def scale_of(file: tifffile.TiffFile) -> Scale:
             continue  # damaged tags are ignored
         if um_per_pixel or magnification:
             return _positive(um_per_pixel), _positive(magnification)
-    return _positive(_ome(file)) or _positive(_imagej(file)), None
+    own = _positive(_ome(file)) or _positive(_imagej(file)) or _positive(_gatan(file))
+    return (own, None) if own else _of_text_tags(file)
+
+
+def _of_text_tags(file: tifffile.TiffFile) -> Scale:
+    page = file.pages.first
+    for number, read in ((_TESCAN, tescan_scale), (_FEI_XML, xml_scale), (_DESCRIPTION, xml_scale)):
+        um_per_pixel, magnification = read(_text_of(page.tags.valueof(number)))
+        if _positive(um_per_pixel) or _positive(magnification):
+            return _positive(um_per_pixel), _positive(magnification)
+    um_per_pixel, magnification = aperio_scale(_text_of(page.tags.valueof(_DESCRIPTION)))
+    return _positive(um_per_pixel), _positive(magnification)
+
+
+def _text_of(value: object) -> str:
+    if isinstance(value, tuple) and all(isinstance(item, int) and 0 <= item < 256 for item in value):
+        value = bytes(value)
+    return (
+        value.decode("utf-8", "replace")
+        if isinstance(value, bytes)
+        else value
+        if isinstance(value, str)
+        else ""
+    )
+
+
+def _gatan(file: tifffile.TiffFile) -> float | None:
+    """Tags 65003 to 65010 of Gatan Microscopy Suite, if both directions agree."""
+    tags = file.pages.first.tags
+    sizes = []
+    for unit, size in ((65003, 65009), (65004, 65010)):
+        text, value = tags.valueof(unit), tags.valueof(size)
+        if not isinstance(text, str) or not isinstance(value, float):
+            return None
+        sizes.append(value * UM.get(text.strip("\0 "), math.nan))
+    return sizes[0] if _alike(*sizes) else None
 
 
 def _fei(tags: Mapping[str, Any]) -> Scale:
@@ -56,7 +88,7 @@ def _zeiss(tags: Mapping[str, Any]) -> Scale:
     for key in ("ap_image_pixel_size", "ap_pixel_size"):
         if key in tags:
             _, value, unit = tags[key]
-            um_per_pixel = float(value) * _UM[str(unit).strip()]
+            um_per_pixel = float(value) * UM[str(unit).strip()]
             break
     if "ap_mag" in tags:
         _, value, *unit = tags["ap_mag"]
@@ -109,7 +141,7 @@ def _ome(file: tifffile.TiffFile) -> float | None:
 def _square(attributes: Mapping[str, str]) -> float | None:
     """Micrometres per pixel of one image; a size given for only one direction applies to both."""
     sizes = [
-        float(attributes[key]) * _UM.get(attributes.get(f"{key}Unit", _OME_UNIT).strip(), math.nan)
+        float(attributes[key]) * UM.get(attributes.get(f"{key}Unit", _OME_UNIT).strip(), math.nan)
         for key in ("PhysicalSizeX", "PhysicalSizeY")
         if key in attributes
     ]
@@ -127,7 +159,7 @@ def _imagej(file: tifffile.TiffFile) -> float | None:
     resolution = file.pages[0].aspage().tags.get("XResolution")
     if not tags or resolution is None:
         return None
-    unit = _UM.get(str(tags.get("unit", "")).strip())
+    unit = UM.get(str(tags.get("unit", "")).strip())
     numerator, denominator = resolution.value
     return unit * denominator / numerator if unit and numerator else None
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 from unicodedata import normalize
 
 from pscl_hpc.archive.format import Collection
-from pscl_hpc.archive.ingest.masks import parse_mask_values
+from pscl_hpc.archive.ingest.mask_values import IGNORE, Key, parse_mask_values
 from pscl_hpc.errors import UserError
 
 SPLITS_FILE = "splits.json"
-_SPLITS = ("train", "val", "test")
-_KEYS = ("classes", "background", "ignore_classes", "references", "mask_values", *_SPLITS)
+SPLIT_NAMES = ("train", "val", "test")
+_KEYS = ("classes", "background", "ignore_classes", "references", "mask_values", "scribbles", *SPLIT_NAMES)
 _OTHER_NAMES = {"valid": "val", "validation": "val", "dev": "val", "ignore": "ignore_classes"}
 
 
@@ -24,9 +25,10 @@ _OTHER_NAMES = {"valid": "val", "validation": "val", "dev": "val", "ignore": "ig
 class Splits:
     """The content of one ``splits.json``.
 
-    Keys: ``classes`` (names in index order), ``background``, ``ignore_classes``, ``references`` and, as lists of file
-    names, ``train``, ``val`` and every key that begins with ``test``. Other keys are ignored, except that one similar
-    to these is an error: the images of a mistyped ``test`` would be used for training.
+    Keys: ``classes`` (names in index order, or name -> value or colour in the masks), ``mask_values``, ``scribbles``,
+    ``background``, ``ignore_classes``, ``references`` and, as lists of file names, ``train``, ``val`` and every key
+    that begins with ``test``. Other keys are ignored, except that one similar to these is an error: the images of a
+    mistyped ``test`` would be used for training.
     """
 
     classes: tuple[str, ...] = ()
@@ -36,23 +38,92 @@ class Splits:
     """As listed."""
     files: Mapping[str, str] = field(default_factory=dict)
     """File name in Unicode NFC -> split."""
-    mask_values: Mapping[int, str] = field(default_factory=dict)
-    """Value in the mask files -> class name or ``ignore``; empty if the values are the class indices."""
+    mask_values: Mapping[Key, str] = field(default_factory=dict)
+    """Value or colour in the mask files -> class name or ``ignore``; empty if the values are the class indices."""
+    scribbles: bool = False
+    """0, and what is outside all shapes, is not annotated."""
 
-    def split_of(self, name: str) -> str:
-        """The split of an image, listed by its path in the image folder or by its file name alone."""
-        name = nfc(name)
-        return self.files.get(name, self.files.get(PurePosixPath(name).name, ""))
+    def match(self, images: Sequence[str], base: str) -> Listed:
+        """Find the listed images.
 
-    def lists(self, name: str) -> bool:
-        """Whether an image is listed with its suffix, in a split or as a reference."""
-        names = (nfc(name), PurePosixPath(nfc(name)).name)
-        return any(one in self.files or one in self.references for one in names)
+        Args:
+            images: paths in the image folder.
+            base: name of the image folder, which names may begin with.
 
-    def missing(self, images: Sequence[str]) -> list[str]:
-        """Listed files that are not among ``images`` (paths in the image folder)."""
-        known = {nfc(name) for image in images for name in (image, PurePosixPath(image).name)}
-        return sorted(name for name in self.files if name not in known)
+        Raises:
+            UserError: an image is listed in two splits under different names.
+        """
+        known = _Known(images, base)
+        best: dict[str, tuple[int, str, str]] = {}
+        missing = []
+        exactly = set()
+        for name, split in self.files.items():
+            level, found = known.find(name)
+            if not found:
+                missing.append(name)
+            for image in found:
+                if level < _WITHOUT_SUFFIX:
+                    exactly.add(image)
+                other = best.setdefault(image, (level, split, name))
+                if other[0] == level and other[1] != split:
+                    raise UserError(
+                        f"{SPLITS_FILE} lists {image} in {other[1]} as {other[2]!r} and in {split} as {name!r}; keep one"
+                    )
+                if level < other[0]:
+                    best[image] = (level, split, name)
+        references = []
+        for wanted in self.references:
+            level, found = known.find(wanted)
+            references.append((wanted, found))
+            exactly.update(found if level < _WITHOUT_SUFFIX else ())
+        splits = {image: split for image, (_, split, _) in best.items()}
+        return Listed(splits, frozenset(exactly), tuple(references), tuple(sorted(missing)))
+
+
+@dataclass(frozen=True)
+class Listed:
+    """The images of a folder that ``splits.json`` lists."""
+
+    split: Mapping[str, str]
+    exactly: frozenset[str]
+    """Those listed with their suffix, in a split or as a reference."""
+    references: tuple[tuple[str, tuple[str, ...]], ...]
+    """Each reference as listed, and the images that match."""
+    missing: tuple[str, ...]
+    """Names without an image."""
+
+
+class _Known:
+    """Images by path and by file name, with or without suffix, exactly and in lower case."""
+
+    def __init__(self, images: Sequence[str], base: str) -> None:
+        self._base = nfc(base)
+        self._levels: list[dict[str, list[str]]] = [{} for _ in range(2 * len(_FORMS))]
+        for image in images:
+            path = PurePosixPath(nfc(image))
+            for level, form in enumerate(_FORMS):
+                key = form(path)
+                for fold, text in ((0, key), (1, key.casefold())):
+                    self._levels[2 * level + fold].setdefault(text, []).append(image)
+
+    def find(self, name: str) -> tuple[int, tuple[str, ...]]:
+        """How exactly the best images match (0 is best), and these images."""
+        plain = nfc(name).replace("\\", "/").removeprefix("./")
+        for text in dict.fromkeys((plain, plain.removeprefix(f"{self._base}/"))):
+            for level, known in enumerate(self._levels):
+                if found := known.get(text.casefold() if level % 2 else text):
+                    return level, tuple(found)
+        return len(self._levels), ()
+
+
+_FORMS: tuple[Callable[[PurePosixPath], str], ...] = (
+    str,
+    lambda path: path.name,
+    lambda path: str(path.with_suffix("")),
+    lambda path: path.with_suffix("").name,
+)
+_WITHOUT_SUFFIX = 4
+"""From this level on names are compared without their suffix."""
 
 
 def nfc(name: str) -> str:
@@ -119,11 +190,20 @@ def read_splits(path: Path) -> Splits:
     background = content.get("background", 0)
     if type(background) is not int:
         raise UserError(f"{path}: background must be a class index, not {background!r}")
-    classes = _list(path, content, "classes", str)
-    check_classes(classes, f"{path}: classes")
     values = content.get("mask_values", {})
     if not isinstance(values, dict):
         raise UserError(f'{path}: mask_values must be an object such as {{"0": "matrix", "255": "carbide"}}')
+    if isinstance(content.get("classes"), dict):
+        if values:
+            raise UserError(
+                f"{path}: classes has values or colours, and so has mask_values; keep one of them"
+            )
+        content, values = _named_values(content)
+    classes = _list(path, content, "classes", str)
+    check_classes(classes, f"{path}: classes")
+    scribbles = content.get("scribbles", False)
+    if type(scribbles) is not bool:
+        raise UserError(f"{path}: scribbles must be true or false, not {scribbles!r}")
     splits = Splits(
         classes=tuple(classes),
         background=background,
@@ -131,6 +211,7 @@ def read_splits(path: Path) -> Splits:
         references=tuple(references),
         files=files,
         mask_values=parse_mask_values(list(values.items()), f"{path}: mask_values"),
+        scribbles=scribbles,
     )
     try:
         Collection("check", splits.classes, splits.background, splits.ignore_classes)
@@ -141,7 +222,7 @@ def read_splits(path: Path) -> Splits:
     return splits
 
 
-def closest_key(name: str, known: Sequence[str] = _SPLITS) -> str:
+def closest_key(name: str, known: Sequence[str] = SPLIT_NAMES) -> str:
     """The known name that an unknown one resembles; empty if it is known or resembles none."""
     if name in known or name.startswith("test"):
         return ""
@@ -150,6 +231,25 @@ def closest_key(name: str, known: Sequence[str] = _SPLITS) -> str:
     if other in known:
         return other
     return next(iter(difflib.get_close_matches(plain, known, n=1, cutoff=0.75)), "")
+
+
+def _named_values(content: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """``classes`` as an object: the content with a list instead, and the values of the masks if they are no indices.
+
+    ``{"matrix": 0, "carbide": 255}``, ``{"matrix": "#000000"}`` or, as nnU-Net wrote it, ``{"0": "matrix"}``.
+    """
+    given: dict[str, Any] = content["classes"]
+    if given and all(isinstance(name, str) and re.fullmatch(r"\d+", value) for value, name in given.items()):
+        values = dict(given)
+    else:
+        values = {str(value): name for name, value in given.items()}
+        if len(values) < len(given):
+            values = {f"{name}={value}": name for name, value in given.items()}  # refused, and named
+    indices = [str(index) for index in range(len(values))]
+    if sorted(values) == sorted(indices):
+        return content | {"classes": [values[index] for index in indices]}, {}
+    names = [name for name in values.values() if name != IGNORE]
+    return content | {"classes": list(dict.fromkeys(names))}, values
 
 
 def _list(path: Path, content: dict[str, Any], key: str, kind: type) -> list[Any]:

@@ -16,6 +16,10 @@ from pscl_hpc.archive.ingest.scale import scale_of
 
 _REDUCED = 1
 """Bit of NewSubfileType: a reduced copy of another page (thumbnail, pyramid level)."""
+_TRANSPARENCY = 4
+"""Bit of NewSubfileType: a transparency mask of another page."""
+_WHOLE_SLIDE = ("is_svs", "is_ndpi", "is_scn", "is_bif", "is_philips")
+"""Flags of tifffile for the formats of slide scanners."""
 _GREY_WHITE_ZERO, _GREY, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
 _SEPARATE = 2
 _JPEG = (6, 7)
@@ -32,14 +36,24 @@ def open_tiff(path: Path) -> Iterator[list[Page]]:
     with file:
         with decoding("TIFF"):
             um_per_pixel, magnification = scale_of(file)
-            frames = [page for page in file.pages if not page.aspage().subfiletype & _REDUCED]
-            pages = [TiffPage(frame.aspage(), file.filehandle) for frame in frames]
+            frames = _full_size(file)
+            pages = [TiffPage(frame, file.filehandle) for frame in frames]
             _check_whole(file)
         if not pages:
             raise Unreadable("the TIFF has no page")
-        for page in pages:
+        for page, frame in zip(pages, frames, strict=True):
             page.um_per_pixel, page.magnification = um_per_pixel, magnification
+            page.number, page.total = frame.index, len(pages)
         yield [upright(page, page.orientation) for page in pages]
+
+
+def _full_size(file: tifffile.TiffFile) -> list[tifffile.TiffPage]:
+    """The pages that are not declared as thumbnails, levels of a pyramid or transparency masks."""
+    if any(getattr(file, name) for name in _WHOLE_SLIDE):
+        # These formats do not declare their levels; the first series is the slide.
+        return [page.aspage() for page in file.series[0].levels[0].pages if page is not None]
+    pages = [page.aspage() for page in file.pages]
+    return [page for page in pages if not page.subfiletype & (_REDUCED | _TRANSPARENCY)]
 
 
 def _check_whole(file: tifffile.TiffFile) -> None:

@@ -1,0 +1,64 @@
+"""Intensity ranges of the images of a collection together."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import replace
+
+from pscl_hpc.archive.format import Row, parse_pool
+from pscl_hpc.archive.options import options_from_json
+from pscl_hpc.archive.parts import Pick
+
+_KINDS = {"uint8": "8 bits", "uint16": "16 bits", "float32": "floating point"}
+
+
+def with_common_range(picks: Sequence[Pick], existing: Iterable[Row]) -> list[Pick]:
+    """The picks; those built with ``--range collection`` have one intensity range for each collection and type.
+
+    It is that of the images in the archive, or else reaches from the smallest lower to the largest upper end of all.
+    """
+    ranges: dict[tuple[str, str], tuple[float, float]] = {}
+    for row in existing:
+        if _common(row):
+            ranges.setdefault((row.dataset, row.pool), (row.low, row.high))
+    fixed = frozenset(ranges)
+    for row, _ in picks:
+        key = (row.dataset, row.pool)
+        if _common(row) and key not in fixed and row.low < row.high:
+            low, high = ranges.get(key, (row.low, row.high))
+            ranges[key] = min(low, row.low), max(high, row.high)
+    found = []
+    for row, part in picks:
+        low, high = (
+            ranges.get((row.dataset, row.pool), (row.low, row.high)) if _common(row) else (row.low, row.high)
+        )
+        found.append((replace(row, low=low, high=high), part))
+    return found
+
+
+def _common(row: Row) -> bool:
+    options = options_from_json(row.ingest)
+    return options is not None and options.common_range and not row.pool.startswith("uint8")
+
+
+def mixed_types(rows: Iterable[Row], changed: Set[str]) -> list[str]:
+    """Warnings about collections with images of several types.
+
+    Args:
+        changed: collections to which images were added.
+    """
+    pools: dict[str, Counter[str]] = {}
+    for row in rows:
+        pools.setdefault(row.dataset, Counter())[row.pool] += 1
+    found = []
+    for name, counts in pools.items():
+        if name in changed and len({parse_pool(pool)[0] for pool in counts}) > 1:
+            shown = ", ".join(
+                f"{count} of {_KINDS[parse_pool(pool)[0]]}" for pool, count in sorted(counts.items())
+            )
+            found.append(
+                f"{name}: its images have several types ({shown}); 8 bits are scaled from 0 to 255 and others by their own "
+                "intensity range, so the same field looks different; export all images in the same way"
+            )
+    return found
