@@ -167,6 +167,7 @@ def main() -> None:
     archive = Archive(arguments.archive)
     features = Features(archive, arguments.cache / "features")
     import json
+
     for name in arguments.datasets:
         rows = dice_of_each(archive, name, features, arguments.seed)
         (arguments.cache / f"dice-{name}-{arguments.seed}.json").write_text(json.dumps(rows, indent=1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
@@ -35,7 +37,7 @@ def filter_responses(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         )
         middle, half = (down + across) / 2, np.hypot((down - across) / 2, mixed)
         found += [mean, spread, np.hypot(rows, columns), middle + half, middle - half]
-    found += [fine - coarse for fine, coarse in zip(smooth, smooth[1:], strict=False)]
+    found += [fine - coarse for fine, coarse in itertools.pairwise(smooth)]
     found += [image - smooth[0]]
     found += [ndimage.median_filter(image, side, mode="reflect") for side in _MEDIANS]
     return np.stack(found).astype(np.float32)

@@ -144,7 +144,9 @@ def describe(image: npt.NDArray[np.float32], features: DenseFeatures) -> Vectors
 
 def windows_of(record: ImageRecord) -> Iterator[Window]:
     """All windows of 1,024 pixels a side, or 16 of them."""
-    corners = [(top, left) for top in range(0, record.height, _SIDE) for left in range(0, record.width, _SIDE)]
+    corners = [
+        (top, left) for top in range(0, record.height, _SIDE) for left in range(0, record.width, _SIDE)
+    ]
     picked = np.linspace(0, len(corners) - 1, min(_WINDOWS, len(corners))).round().astype(int)
     for top, left in (corners[place] for place in picked):
         yield top, left, min(_SIDE, record.height - top), min(_SIDE, record.width - left)

@@ -60,9 +60,7 @@ def draw(archive: Archive, suggestion: Suggestion, path: Path) -> None:
 def _shown(suggestion: Suggestion) -> list[int]:
     """The chosen images, then others from the most to the least covered; of many, the ends of that list."""
     covered = suggestion.covered
-    others = [
-        int(place) for place in np.argsort(-covered, kind="stable") if place not in suggestion.chosen
-    ]
+    others = [int(place) for place in np.argsort(-covered, kind="stable") if place not in suggestion.chosen]
     room = max(2, _MOST - len(suggestion.chosen))
     if len(others) > room:
         others = others[: room - room // 2] + others[-(room // 2) :]

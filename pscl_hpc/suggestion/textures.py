@@ -22,7 +22,9 @@ def find_textures(images: Sequence[ImagePatches], seed: int) -> Vectors:
     """Centres of at most 12 clusters, (K, d), by k-means++, the most frequent first."""
     random = numpy_generator(seed, "textures")
     each = max(1, _SAMPLE // len(images))
-    sample = np.concatenate([image.vectors[random.permutation(len(image.vectors))[:each]] for image in images])
+    sample = np.concatenate(
+        [image.vectors[random.permutation(len(image.vectors))[:each]] for image in images]
+    )
     count = min(TEXTURES, len(np.unique(sample, axis=0)))
     if count == 1:
         return sample[:1]
