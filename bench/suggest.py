@@ -3,13 +3,14 @@
     python -m bench.suggest ARCHIVE [--cache FOLDER] [--datasets NAME ...]
 
 Each annotated training image alone trains a pixel classifier: a perceptron with 64 hidden units on filters of the
-standardised image, without and with frozen ImageNet features of the image at twice its size. It is scored on every test
-split of its dataset. The rules then rank the images, and the place of the first image of each rule is recorded.
+standardised image, without and with frozen ImageNet features of the image at twice its size. It is scored on the other
+training and the validation images, and on every test split of its dataset. Rules that see no mask then order the images.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.record import record
 from pscl_hpc.archive import IGNORE_INDEX, Archive, ImageRecord
+from pscl_hpc.files import write_json
 from pscl_hpc.models import TRUNKS, build_trunk
+from pscl_hpc.seeding import numpy_generator, torch_generator
 from pscl_hpc.segmentation import ClassList, ConfusionMatrix
-from pscl_hpc.seeding import torch_generator
+from pscl_hpc.suggestion import FILTERS, IMAGENET, dense_features
+from pscl_hpc.suggestion.coverage import measure, nearest_distances
 from pscl_hpc.suggestion.filters import filter_responses
+from pscl_hpc.suggestion.patches import read_patches
+from pscl_hpc.suggestion.textures import find_textures, labels_of, shares
 
 KINDS = ("filters", "filters + ImageNet")
 STEPS, BATCH, HIDDEN, RATE = 300, 2048, 64, 3e-3
@@ -35,6 +42,8 @@ REST_STEP = 10
 """Of the pixels of training and validation images, every tenth of these is scored."""
 TEST_STEP = 2
 """The same for test images."""
+TEXTURES = 32
+"""Clusters of the rules that use clusters."""
 
 
 class Features:
@@ -74,7 +83,7 @@ class Features:
         return [F.interpolate(m, size=tuple(size), mode="bilinear", align_corners=False)[0] for m in maps]
 
 
-def labels_of(archive: Archive, image: ImageRecord, classes: ClassList) -> npt.NDArray[np.uint8]:
+def mask_of(archive: Archive, image: ImageRecord, classes: ClassList) -> npt.NDArray[np.uint8]:
     """Class indices of the pixels that are used, 255 for those that are not trained or scored."""
     mask = classes.without_ignored(archive.read_mask(image.index))[::STRIDE, ::STRIDE]
     return np.ascontiguousarray(mask).reshape(-1)
@@ -121,7 +130,7 @@ def dice_of_each(archive: Archive, dataset: str, features: Features, seed: int) 
     nets: dict[tuple[str, str], nn.Module] = {}
     for image in train_on:
         began, found = time.perf_counter(), features.read(image)
-        labels = torch.from_numpy(labels_of(archive, image, classes)).long()
+        labels = torch.from_numpy(mask_of(archive, image, classes)).long()
         for kind in KINDS:
             nets[image.id, kind] = train(found[:, : _width(kind)], labels, classes.count, seed)
         print(image.id, f"{time.perf_counter() - began:.0f} s", flush=True)
@@ -129,7 +138,7 @@ def dice_of_each(archive: Archive, dataset: str, features: Features, seed: int) 
     for image in annotated:
         split = "rest" if image.split in ("train", "val") else image.split
         step = REST_STEP if split == "rest" else TEST_STEP
-        found, mask = features.read(image, step), labels_of(archive, image, classes)[::step]
+        found, mask = features.read(image, step), mask_of(archive, image, classes)[::step]
         for (image_id, kind), net in nets.items():
             if image_id == image.id:
                 continue
@@ -155,22 +164,66 @@ def _width(kind: str) -> int | None:
     return 34 if kind == KINDS[0] else None
 
 
+def orders(archive: Archive, dataset: str, features: str, seed: int) -> dict[str, list[str]]:
+    """Training images by each rule, the most recommended first.
+
+    ``nearest patch`` is the rule of `pscl-hpc archive suggest`: the mean distance of all patches to the nearest patch of
+    the image. ``nearest patch, equal textures`` gives each of 32 clusters of patches the same weight. ``medoid`` is the
+    energy distance of the image's patches to all patches. ``rare textures`` is the mean over 32 clusters of the
+    cluster's share in the image as a part of its share in all images, at most 1.
+    """
+    images = read_patches(
+        archive, archive.select(datasets=[dataset], splits=["train"]), dense_features(features)
+    )
+    nearness = measure(images, seed)
+    centres = find_textures(images, seed, most=TEXTURES)
+    share = shares(images, centres)
+    sample = [image.vectors[numpy_generator(seed, image.record.id).permutation(len(image.vectors))[:256]]
+              for image in images]  # fmt: skip
+    distances = np.array([[cdist(a, b).mean() for b in sample] for a in sample])
+    labels = np.concatenate([labels_of(image, centres) for image in images])
+    everything = np.concatenate([image.vectors for image in images])
+    nearest = np.stack([nearest_distances(everything, image.vectors) for image in images])
+    kinds = [nearest[:, labels == kind].mean(axis=1) for kind in np.unique(labels)]
+    scores = {
+        "nearest patch": nearness.distances.mean(axis=1),
+        "nearest patch, equal textures": np.mean(kinds, axis=0),
+        "medoid": 2 * distances.mean(axis=1) - np.diag(distances),
+        "rare textures": -np.minimum(1, share / np.maximum(share.mean(axis=0), 1e-9)).mean(axis=1),
+    }
+    return {
+        rule: [images[place].record.id for place in np.argsort(score, kind="stable")]
+        for rule, score in scores.items()
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("archive", type=Path)
-    parser.add_argument("--datasets", nargs="*", help="collections; all with masks by default")
-    parser.add_argument("--cache", type=Path, default=Path("runs/suggest"), help="folder for features")
+    parser.add_argument("--datasets", nargs="*", help="collections; all with training masks by default")
+    parser.add_argument("--cache", type=Path, default=Path("runs/suggest"), help="folder of finished parts")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     archive = Archive(arguments.archive)
     features = Features(archive, arguments.cache / "features")
-    import json
-
-    for name in arguments.datasets:
-        rows = dice_of_each(archive, name, features, arguments.seed)
-        (arguments.cache / f"dice-{name}-{arguments.seed}.json").write_text(json.dumps(rows, indent=1))
+    annotated = {image.dataset for image in archive.select(splits=["train"], has_mask=True)}
+    found = []
+    for name in arguments.datasets or sorted(annotated):
+        path = arguments.cache / f"dice-{name}-{arguments.seed}.json"
+        if not path.exists():
+            write_json(path, dice_of_each(archive, name, features, arguments.seed))
+        found.append(
+            {
+                "dataset": name,
+                "images": json.loads(path.read_text()),
+                "orders": {kind: orders(archive, name, kind, arguments.seed) for kind in (IMAGENET, FILTERS)},
+            }
+        )
+    content = {"archive": archive.fingerprint, "seed": arguments.seed, "datasets": found}
+    print(record("suggest", content, command="python -m bench.suggest ARCHIVE"))
 
 
 if __name__ == "__main__":

@@ -18,14 +18,14 @@ _SAMPLE = 20_000
 _ROUNDS = 30
 
 
-def find_textures(images: Sequence[ImagePatches], seed: int) -> Vectors:
-    """Centres of at most 12 clusters, (K, d), by k-means++, the most frequent first."""
+def find_textures(images: Sequence[ImagePatches], seed: int, most: int = TEXTURES) -> Vectors:
+    """Centres of at most ``most`` clusters, (K, d), by k-means++, the most frequent first."""
     random = numpy_generator(seed, "textures")
     each = max(1, _SAMPLE // len(images))
     sample = np.concatenate(
         [image.vectors[random.permutation(len(image.vectors))[:each]] for image in images]
     )
-    count = min(TEXTURES, len(np.unique(sample, axis=0)))
+    count = min(most, len(np.unique(sample, axis=0)))
     if count == 1:
         return sample[:1]
     centres, labels = kmeans2(sample.astype(np.float64), count, iter=_ROUNDS, minit="++", rng=random)
