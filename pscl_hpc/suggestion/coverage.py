@@ -91,7 +91,7 @@ def choose(nearness: Nearness, count: int) -> list[int]:
 def nearest_distances(vectors: Vectors, others: Vectors) -> npt.NDArray[np.float32]:
     """Distance of each vector (N, d) to the nearest of others (n, d): (N,)."""
     them = torch.from_numpy(others)
-    parts = [torch.cdist(part, them).amin(dim=1) for part in torch.from_numpy(vectors).split(1024)]
+    parts = [torch.cdist(part, them).amin(dim=1) for part in torch.split(torch.from_numpy(vectors), 1024)]
     found: npt.NDArray[np.float32] = torch.cat(parts).numpy()
     return found
 

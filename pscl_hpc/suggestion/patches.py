@@ -58,8 +58,7 @@ class Projection:
 
     def __call__(self, descriptors: Vectors) -> Vectors:
         """Project."""
-        found: Vectors = (descriptors - self.mean) @ self.matrix
-        return found
+        return ((descriptors - self.mean) @ self.matrix).astype(np.float32, copy=False)
 
 
 def read_patches(
