@@ -45,6 +45,8 @@ TABLES: dict[str, Callable[[], str]] = {
         "cpu-study-references",
         {"none": "U-Net from scratch, earlier recipe", "pscl-clustered": "U-Net, best earlier pretraining"},
     ),
+    "suggest": lambda: measurements.suggestion("suggest"),
+    "suggest-filters": lambda: measurements.suggestion("suggest", "filters"),
     "cpu-step": lambda: measurements.step("cpu-step-vs-released"),
     "cpu-patch-nt-xent": lambda: measurements.kernels("cpu-patch-nt-xent"),
     "cpu-queue-info-nce": lambda: measurements.kernels("cpu-queue-info-nce"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 from bench.tables.common import RESULTS, load, origin, table
 
 
@@ -193,4 +195,26 @@ def latency(name: str) -> str:
         for row in content["result"]["rows"]
     ]
     head = ["nodes", "ranks", "handed over after, s", "first step after, s (median)", "longest"]
+    return table(head, rows) + origin(name, content)
+
+
+def suggestion(name: str, features: str = "imagenet") -> str:
+    """Dice by the image that each rule suggests, and its rank among all training images."""
+    content = load(name)
+    rows, rules = [], list(content["result"]["datasets"][0]["orders"][features])
+    for found in content["result"]["datasets"]:
+        splits = [split for split in next(iter(found["images"][0]["dice"].values())) if split != "rest"]
+        for split in splits:
+            for kind in found["images"][0]["dice"]:
+                dice = {row["image"]: row["dice"][kind][split] for row in found["images"]}
+                cells = []
+                for rule in rules:
+                    value = dice[found["orders"][features][rule][0]]
+                    rank = 1 + sum(other > value for other in dice.values())
+                    cells.append(f"{value:.3f} ({rank} of {len(dice)})")
+                ends = [
+                    f"{value:.3f}" for value in (fmean(dice.values()), min(dice.values()), max(dice.values()))
+                ]
+                rows.append([f"{found['dataset']} {split}", kind, *ends, *cells])
+    head = ["images", "pixel classifier", "mean of all", "worst", "best", *rules]
     return table(head, rows) + origin(name, content)

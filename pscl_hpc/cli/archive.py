@@ -1,4 +1,4 @@
-"""``archive build | info | check | synth | compare``."""
+"""``archive build | info | check | synth | compare | suggest``."""
 
 from __future__ import annotations
 
@@ -197,10 +197,7 @@ def info_command(
     if contact_sheet is not None:
         from pscl_hpc.archive.contact_sheet import contact_sheet as draw
 
-        if contact_sheet.suffix.lower() != ".png":
-            raise UserError(f"--contact-sheet is {contact_sheet}; give a file name that ends in .png")
-        if contact_sheet.exists():
-            raise UserError(f"{contact_sheet} already exists; give another name or remove it")
+        _check_new_png("--contact-sheet", contact_sheet)
         draw(archive, contact_sheet)
         summary["contact_sheet"] = str(contact_sheet)
     if as_json:
@@ -336,6 +333,76 @@ def compare_command(
         typer.echo(f"{found.distances[row, col]:.3f}  {found.names[row]} - {found.names[col]}")
     named = (f"{name} {value}" for name, value in zip(found.names, halves, strict=True) if value is not None)
     typer.echo(f"halves of one collection: {', '.join(named)}")
+
+
+@archive_app.command("suggest")
+def suggest_command(
+    file: Annotated[Path, _ARCHIVE],
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(help="Collection to choose from; repeat the option for several. Default: all together."),
+    ] = None,
+    splits: Annotated[
+        str, typer.Option(help="Splits to choose from, separated by commas; an empty name means no split.")
+    ] = "train,",
+    count: Annotated[int, typer.Option(help="Images to suggest.")] = 1,
+    trunk: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Features that images are compared by: imagenet, filters, or the run folder of a pretraining. "
+            "Default: imagenet if its weights are installed, else filters.",
+        ),
+    ] = "",
+    out: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Also draw why these images were chosen.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed; the same seed suggests the same images.")] = 0,
+    as_json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Suggest which images to annotate: those whose patches resemble most of the archive. Masks are not read.
+
+    A warning lists images that look different from all suggested ones, and how many suggestions would cover them.
+
+    **Examples**
+
+    `pscl-hpc archive suggest alloys.h5 --dataset steel --out why.png`
+
+    `pscl-hpc archive suggest alloys.h5 --dataset steel --count 3 --trunk runs/pscl`
+    """
+    from pscl_hpc.archive import Archive
+    from pscl_hpc.suggestion import dense_features, draw, suggest
+
+    if out is not None:
+        _check_new_png("--out", out)
+    archive = Archive(file)
+    found = suggest(
+        archive,
+        dense_features(trunk),
+        datasets=dataset,
+        splits=[name.strip() for name in splits.split(",")],
+        count=count,
+        seed=seed,
+        progress=not as_json,
+    )
+    if out is not None:
+        draw(archive, found, out)
+    for warning in found.warnings():
+        print(f"warning: {warning}", file=sys.stderr)
+    if as_json:
+        _print_json(found.to_json() | ({"picture": str(out)} if out is not None else {}))
+        return
+    for line in found.lines():
+        typer.echo(line)
+    if out is not None:
+        typer.echo(out)
+
+
+def _check_new_png(option: str, path: Path) -> None:
+    if path.suffix.lower() != ".png":
+        raise UserError(f"{option} is {path}; give a file name that ends in .png")
+    if path.exists():
+        raise UserError(f"{path} already exists; give another name or remove it")
 
 
 def _target(out: str, shard_size: str) -> tuple[Path, int | None]:

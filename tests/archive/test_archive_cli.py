@@ -153,7 +153,7 @@ def test_build_options_reach_the_archive(tmp_path: Path) -> None:
     assert pool_of(Archive(out), 0).codec.name == "lzf"
 
 
-@pytest.mark.parametrize("command", ["build", "info", "check", "synth", "compare"])
+@pytest.mark.parametrize("command", ["build", "info", "check", "synth", "compare", "suggest"])
 def test_every_help_page_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["archive", command, "--help"]) == 0
     assert f"pscl-hpc archive {command}" in capsys.readouterr().out

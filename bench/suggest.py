@@ -1,0 +1,230 @@
+"""Which training image is best to annotate: what each leads to, and what rules that see no mask choose.
+
+    python -m bench.suggest ARCHIVE [--cache FOLDER] [--datasets NAME ...]
+
+Each annotated training image alone trains a pixel classifier: a perceptron with 64 hidden units on filters of the
+standardised image, without and with frozen ImageNet features of the image at twice its size. It is scored on the other
+training and the validation images, and on every test split of its dataset. Rules that see no mask then order the images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.spatial.distance import cdist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bench.record import record
+from pscl_hpc.archive import IGNORE_INDEX, Archive, ImageRecord
+from pscl_hpc.files import write_json
+from pscl_hpc.models import TRUNKS, build_trunk
+from pscl_hpc.seeding import numpy_generator, torch_generator
+from pscl_hpc.segmentation import ClassList, ConfusionMatrix
+from pscl_hpc.suggestion import FILTERS, IMAGENET, dense_features
+from pscl_hpc.suggestion.coverage import measure, nearest_distances
+from pscl_hpc.suggestion.filters import filter_responses
+from pscl_hpc.suggestion.patches import read_patches
+from pscl_hpc.suggestion.textures import find_textures, labels_of, shares
+
+KINDS = ("filters", "filters + ImageNet")
+STEPS, BATCH, HIDDEN, RATE = 300, 2048, 64, 3e-3
+STRIDE = 2
+"""Every second pixel along each axis is used, for training and for scores."""
+REST_STEP = 10
+"""Of the pixels of training and validation images, every tenth of these is scored."""
+TEST_STEP = 2
+"""The same for test images."""
+TEXTURES = 32
+"""Clusters of the rules that use clusters."""
+
+
+class Features:
+    """Features of images at every second pixel, cached as files."""
+
+    def __init__(self, archive: Archive, folder: Path) -> None:
+        self.archive, self.folder = archive, folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._trunk: nn.Module | None = None
+
+    def read(self, image: ImageRecord, step: int = 1) -> Tensor:
+        """(pixels, 34 + 192), in the order of the rows; every ``step``-th of the pixels."""
+        path = self.folder / f"{image.id.replace('/', '__')}.npy"
+        if not path.exists():
+            np.save(path, self._compute(image))
+        return torch.from_numpy(np.load(path, mmap_mode="r")[::step].astype(np.float32))
+
+    def _compute(self, image: ImageRecord) -> npt.NDArray[np.float16]:
+        pixels = self.archive.read_unit(image.index, standardise=True)
+        filters = filter_responses(pixels[0])[:, ::STRIDE, ::STRIDE]
+        maps = [torch.from_numpy(np.ascontiguousarray(filters))]
+        maps += self._imagenet(torch.from_numpy(pixels)[None], maps[0].shape[1:])
+        return torch.cat(maps).flatten(1).T.contiguous().numpy().astype(np.float16)
+
+    @torch.inference_mode()
+    def _imagenet(self, pixels: Tensor, size: torch.Size) -> list[Tensor]:
+        """Stem and blocks 0, 2, 4 and 7 of EfficientNet-Lite0 at the pixels that are used."""
+        if self._trunk is None:
+            self._trunk = build_trunk(TRUNKS.config("efficientnet-lite0")(name="efficientnet-lite0")).eval()
+        double = F.interpolate(pixels, scale_factor=2, mode="bilinear", align_corners=False)
+        x = self._trunk.encoder["stem"](self._trunk.normalise(double))
+        maps = [x]
+        for number, block in enumerate(self._trunk.encoder["blocks"][:8]):
+            x = block(x)
+            if number in (0, 2, 4, 7):
+                maps.append(x)
+        return [F.interpolate(m, size=tuple(size), mode="bilinear", align_corners=False)[0] for m in maps]
+
+
+def mask_of(archive: Archive, image: ImageRecord, classes: ClassList) -> npt.NDArray[np.uint8]:
+    """Class indices of the pixels that are used, 255 for those that are not trained or scored."""
+    mask = classes.without_ignored(archive.read_mask(image.index))[::STRIDE, ::STRIDE]
+    return np.ascontiguousarray(mask).reshape(-1)
+
+
+def train(features: Tensor, labels: Tensor, classes: int, seed: int) -> nn.Module:
+    """A perceptron on standardised features. The loss weights classes by share^-0.5, at most 10."""
+    known = labels != IGNORE_INDEX
+    features, labels = features[known], labels[known]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(features.shape[1], HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, classes))
+    mean, deviation = features.mean(dim=0), features.std(dim=0).clamp_min(1e-3)
+    share = torch.bincount(labels, minlength=classes) / len(labels)
+    weight = share.clamp_min(1e-9).rsqrt().clamp_max(10)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS)
+    random = torch_generator(seed, "pixels")
+    for _ in range(STEPS):
+        pick = torch.randint(len(labels), (BATCH,), generator=random)
+        loss = F.cross_entropy(net((features[pick] - mean) / deviation), labels[pick], weight=weight)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    return _Standardised(mean, deviation, net)
+
+
+class _Standardised(nn.Module):
+    def __init__(self, mean: Tensor, deviation: Tensor, net: nn.Module) -> None:
+        super().__init__()
+        self.mean, self.deviation, self.net = mean, deviation, net
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.net((features - self.mean) / self.deviation)  # type: ignore[no-any-return]
+
+
+def dice_of_each(archive: Archive, dataset: str, features: Features, seed: int) -> list[dict[str, Any]]:
+    """Mean foreground Dice of each training image alone: on the other training images and the validation images
+    (``rest``), and on each test split."""
+    classes = ClassList.of(archive.collections[dataset])
+    annotated = archive.select(datasets=[dataset], has_mask=True)
+    train_on = [image for image in annotated if image.split == "train"]
+    nets: dict[tuple[str, str], nn.Module] = {}
+    for image in train_on:
+        began, found = time.perf_counter(), features.read(image)
+        labels = torch.from_numpy(mask_of(archive, image, classes)).long()
+        for kind in KINDS:
+            nets[image.id, kind] = train(found[:, : _width(kind)], labels, classes.count, seed)
+        print(image.id, f"{time.perf_counter() - began:.0f} s", flush=True)
+    matrices: dict[tuple[str, str, str], ConfusionMatrix] = {}
+    for image in annotated:
+        split = "rest" if image.split in ("train", "val") else image.split
+        step = REST_STEP if split == "rest" else TEST_STEP
+        found, mask = features.read(image, step), mask_of(archive, image, classes)[::step]
+        for (image_id, kind), net in nets.items():
+            if image_id == image.id:
+                continue
+            with torch.inference_mode():
+                scores = torch.cat([net(part[:, : _width(kind)]) for part in found.split(1 << 14)])
+            matrix = matrices.setdefault((image_id, kind, split), ConfusionMatrix(classes))
+            matrix.update(scores.argmax(dim=1).numpy(), mask)
+        print(image.id, flush=True)
+    splits = sorted({split for _, _, split in matrices})
+    return [
+        {
+            "image": image.id,
+            "dice": {
+                kind: {split: matrices[image.id, kind, split].scores().mean_dice for split in splits}
+                for kind in KINDS
+            },
+        }
+        for image in train_on
+    ]
+
+
+def _width(kind: str) -> int | None:
+    return 34 if kind == KINDS[0] else None
+
+
+def orders(archive: Archive, dataset: str, features: str, seed: int) -> dict[str, list[str]]:
+    """Training images by each rule, the most recommended first.
+
+    ``nearest patch`` is the rule of `pscl-hpc archive suggest`: the mean distance of all patches to the nearest patch of
+    the image. ``nearest patch, equal textures`` gives each of 32 clusters of patches the same weight. ``medoid`` is the
+    energy distance of the image's patches to all patches. ``rare textures`` is the mean over 32 clusters of the
+    cluster's share in the image as a part of its share in all images, at most 1.
+    """
+    images = read_patches(
+        archive, archive.select(datasets=[dataset], splits=["train"]), dense_features(features)
+    )
+    nearness = measure(images, seed)
+    centres = find_textures(images, seed, most=TEXTURES)
+    share = shares(images, centres)
+    sample = [image.vectors[numpy_generator(seed, image.record.id).permutation(len(image.vectors))[:256]]
+              for image in images]  # fmt: skip
+    distances = np.array([[cdist(a, b).mean() for b in sample] for a in sample])
+    labels = np.concatenate([labels_of(image, centres) for image in images])
+    everything = np.concatenate([image.vectors for image in images])
+    nearest = np.stack([nearest_distances(everything, image.vectors) for image in images])
+    kinds = [nearest[:, labels == kind].mean(axis=1) for kind in np.unique(labels)]
+    scores = {
+        "nearest patch": nearness.distances.mean(axis=1),
+        "nearest patch, equal textures": np.mean(kinds, axis=0),
+        "medoid": 2 * distances.mean(axis=1) - np.diag(distances),
+        "rare textures": -np.minimum(1, share / np.maximum(share.mean(axis=0), 1e-9)).mean(axis=1),
+    }
+    return {
+        rule: [images[place].record.id for place in np.argsort(score, kind="stable")]
+        for rule, score in scores.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("archive", type=Path)
+    parser.add_argument("--datasets", nargs="*", help="collections; all with training masks by default")
+    parser.add_argument("--cache", type=Path, default=Path("runs/suggest"), help="folder of finished parts")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    archive = Archive(arguments.archive)
+    features = Features(archive, arguments.cache / "features")
+    annotated = {image.dataset for image in archive.select(splits=["train"], has_mask=True)}
+    found = []
+    for name in arguments.datasets or sorted(annotated):
+        path = arguments.cache / f"dice-{name}-{arguments.seed}.json"
+        if not path.exists():
+            write_json(path, dice_of_each(archive, name, features, arguments.seed))
+        found.append(
+            {
+                "dataset": name,
+                "images": json.loads(path.read_text()),
+                "orders": {kind: orders(archive, name, kind, arguments.seed) for kind in (IMAGENET, FILTERS)},
+            }
+        )
+    content = {"archive": archive.fingerprint, "seed": arguments.seed, "datasets": found}
+    print(record("suggest", content, command="python -m bench.suggest ARCHIVE"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""Which images of an archive to annotate, from their pixels alone. Masks are never read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pscl_hpc.archive import Archive, ImageRecord
+from pscl_hpc.errors import UserError, did_you_mean
+from pscl_hpc.suggestion.coverage import Nearness, choose, measure
+from pscl_hpc.suggestion.features import DenseFeatures
+from pscl_hpc.suggestion.patches import ImagePatches, Vectors, read_patches
+from pscl_hpc.suggestion.textures import find_textures, shares
+
+APART = 0.5
+"""An image of which less than this share is covered looks different from the chosen ones."""
+_NAMED = 8
+"""At most so many images are named in a warning."""
+_MOST = 24
+"""Images that are tried together to find out how many leave no image that looks different."""
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """The images to annotate, and what they cover.
+
+    Shape legend: I candidates, K textures.
+    """
+
+    features: str
+    """What patches were compared by."""
+    images: tuple[ImagePatches, ...]
+    """The candidates."""
+    nearness: Nearness
+    chosen: tuple[int, ...]
+    """Positions of the suggested images in ``images``, in the order in which to annotate them."""
+    enough: tuple[int, ...]
+    """The fewest suggestions from which no image looks different, in their order; empty if more than 24 are needed."""
+    textures: Vectors
+    """Centres of the textures, the most frequent first, (K, d)."""
+    shares: npt.NDArray[np.float64]
+    """Share of each texture in each image, (I, K)."""
+
+    @property
+    def covered(self) -> npt.NDArray[np.float64]:
+        """Share of each image that the chosen ones cover, (I,)."""
+        return self.nearness.covered(self.chosen)
+
+    @property
+    def different(self) -> tuple[int, ...]:
+        """Images of which the chosen ones cover less than half, the least covered first."""
+        covered = self.covered
+        return tuple(int(place) for place in np.argsort(covered, kind="stable") if covered[place] < APART)
+
+    def alone(self, place: int) -> float:
+        """Share of all images' patches that an image covers if only it is annotated."""
+        return float(self.nearness.covered([place]).mean())
+
+    def id(self, place: int) -> str:
+        """Id of an image."""
+        return self.images[place].record.id
+
+    def lines(self) -> list[str]:
+        """The suggestion in words."""
+        average = np.mean([self.alone(place) for place in range(len(self.images))])
+        found = [f"{_count(len(self.images), 'image')} compared by {self.features}"]
+        for number, place in enumerate(self.chosen):
+            share = self.nearness.covered(self.chosen[: number + 1]).mean()
+            what = "with those above " if number else ""
+            rest = "" if number else f"; an image on average {average:.0%}"
+            found.append(
+                f"{number + 1}. {self.id(place)}: {what}similar to {share:.0%} of the patches of all images{rest}"
+            )
+        return found
+
+    def warnings(self) -> list[str]:
+        """What no suggested image shows, in words."""
+        if not (different := self.different):
+            return []
+        names = ", ".join(self.id(place) for place in different[:_NAMED])
+        names += f" and {len(different) - _NAMED} more" if len(different) > _NAMED else ""
+        looks = "1 image looks" if len(different) == 1 else f"{len(different)} images look"
+        if self.enough:
+            more = ", ".join(self.id(place) for place in self.enough[len(self.chosen) :])
+            fix = f"--count {len(self.enough)} covers every group and adds {more}"
+        else:
+            fix = f"even {_MOST} images do not cover every group; choose images of one kind with --dataset"
+        return [f"{looks} different, with less than half of the patches covered: {names}; {fix}"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        covered = self.covered
+        return {
+            "features": self.features,
+            "images": len(self.images),
+            "suggested": [
+                {
+                    "image": self.id(place),
+                    "covers_alone": round(self.alone(place), 4),
+                    "covered_so_far": round(
+                        float(self.nearness.covered(self.chosen[: number + 1]).mean()), 4
+                    ),
+                }
+                for number, place in enumerate(self.chosen)
+            ],
+            "candidates": [
+                {
+                    "image": self.id(place),
+                    "covers_alone": round(self.alone(place), 4),
+                    "covered": round(float(covered[place]), 4),
+                    "textures": [round(float(share), 4) for share in self.shares[place]],
+                }
+                for place in range(len(self.images))
+            ],
+            "different": [self.id(place) for place in self.different],
+            "enough": [self.id(place) for place in self.enough],
+        }
+
+
+def suggest(
+    archive: Archive,
+    features: DenseFeatures,
+    *,
+    datasets: Sequence[str] | None = None,
+    splits: Sequence[str] | None = None,
+    count: int = 1,
+    seed: int = 0,
+    progress: bool = False,
+) -> Suggestion:
+    """Propose images whose patches resemble most of the archive.
+
+    Args:
+        archive: An open archive.
+        features: What patches are compared by.
+        datasets: Collections; by default all.
+        splits: Splits; by default all. The empty name means images without a split.
+        count: Images to propose.
+        seed: Of the sampled patches and the clusters.
+        progress: Show a progress bar when the output is a terminal.
+
+    Raises:
+        UserError: there is no such image, or fewer than ``count``.
+    """
+    records = _candidates(archive, datasets, splits, count)
+    images = read_patches(archive, records, features, progress=progress)
+    nearness = measure(images, seed)
+    order = choose(nearness, max(count, _MOST))
+    numbers = range(1, len(order) + 1)
+    enough = next((number for number in numbers if (nearness.covered(order[:number]) >= APART).all()), 0)
+    textures = find_textures(images, seed)
+    return Suggestion(
+        features.name,
+        tuple(images),
+        nearness,
+        tuple(order[:count]),
+        tuple(order[:enough]),
+        textures,
+        shares(images, textures),
+    )
+
+
+def _candidates(
+    archive: Archive, datasets: Sequence[str] | None, splits: Sequence[str] | None, count: int
+) -> list[ImageRecord]:
+    records = archive.select(datasets=datasets, splits=splits)
+    where = f"{archive.path}{' of ' + ', '.join(datasets) if datasets else ''}"
+    if not records:
+        known = sorted({record.split for record in archive.select(datasets=datasets)} - {""})
+        wrong = [name for name in splits or () if name and name not in known]
+        raise UserError(
+            f"{where}: no image is in the splits {list(splits or ())}"
+            f"{did_you_mean(wrong[0], known) if wrong else '; choose other splits with --splits'}"
+        )
+    if not 1 <= count <= len(records):
+        raise UserError(f"--count is {count}, but {where} has {len(records)} images to choose from")
+    return records
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
