@@ -85,4 +85,5 @@ def _add(writer: ShardWriter, page: Page, image_id: str, intensity: tuple[float,
         id=image_id,
         dataset=_COLLECTION,
         intensity=intensity,
+        um_per_pixel=page.um_per_pixel,
     )

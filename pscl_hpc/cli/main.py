@@ -57,6 +57,8 @@ COMMANDS = (
           "pscl_hpc.cli.segmentation:register"),
     Entry("predict", LOOK, "Segment images of any size with a fine-tuned run.",
           "pscl_hpc.cli.segmentation:register"),
+    Entry("measure", LOOK, "Phase fractions, particles and grain size of images or masks, with intervals.",
+          "pscl_hpc.cli.measure:register"),
     Entry("study", TRAIN, "Compare pretraining methods on several data sets, with a table and a page.",
           "pscl_hpc.cli.study:register"),
     Entry("config", TRAIN, "Print every key of a configuration, or check a file.",

@@ -1,4 +1,4 @@
-"""Predictions for image files or images of an archive: class-index PNGs and colour overlays.
+"""Predictions for image files or images of an archive: class-index PNGs, colour overlays and maps of confidence.
 
 Each file is first stored in a temporary archive with the ingest options of the run's annotated images (see
 ``ingest_options``), so that files of any size and bit depth are scaled and read like the training images. Rows cropped
@@ -48,6 +48,12 @@ class PredictedImage:
     """Path of the micrograph with the classes in colour."""
     cropped: int = 0
     """Rows cropped from the bottom edge: class 255, and without colour in the overlay."""
+    um_per_pixel: float | None = None
+    """Micrometres per pixel where the file or the archive tells."""
+    confidence: str = ""
+    """Path of the map of confidence: the probability of the predicted class as 0 to 255; empty if not asked for."""
+    mean_confidence: float | None = None
+    """Mean of that map, 0 to 1, without cropped rows."""
 
 
 @dataclass
@@ -89,6 +95,8 @@ def predict(
     crop_bottom: int | None = None,
     tta: bool = False,
     adapt: float = 0.0,
+    confidence: bool = False,
+    replace: bool = False,
     progress: bool = False,
 ) -> PredictReport:
     """Segment images with a fine-tuned run.
@@ -105,6 +113,8 @@ def predict(
         percentiles, luma, crop_bottom: For files, fields of :class:`IngestOptions`; by default those of the annotated
             images of the run.
         tta, adapt: See :class:`Predictor`.
+        confidence: Also write a map of confidence for each image.
+        replace: Overwrite files with other content.
         progress: Show a progress bar if the output is a terminal.
 
     Raises:
@@ -121,6 +131,7 @@ def predict(
         )
     folder, _, predictor = open_run(run, tta=tta, adapt=adapt)
     report = PredictReport(Path(out) if out is not None else folder.path / PREDICTIONS / FILES)
+    writer = _Writer(predictor, confidence, replace)
     names = list(dict.fromkeys(map(str, images)))
     found: list[tuple[str, ImageRecord]] = []
     source = Archive(archive) if archive is not None else None
@@ -133,9 +144,9 @@ def predict(
         for name in names:
             try:
                 if source is not None:
-                    found.append((name, _segment_id(predictor, name, source, report)))
+                    found.append((name, _segment_id(writer, name, source, report)))
                 elif choice is not None:
-                    found += _segment_file(predictor, name, choice, stems[name], report)
+                    found += _segment_file(writer, name, choice, stems[name], report)
             except (Unreadable, UserError) as error:
                 report.skipped.append((name, str(error)))
             bar.advance(name)
@@ -153,7 +164,7 @@ def predict(
 
 
 def _segment_file(
-    predictor: Predictor, name: str, choice: FileOptions, stem: str, report: PredictReport
+    writer: _Writer, name: str, choice: FileOptions, stem: str, report: PredictReport
 ) -> list[tuple[str, ImageRecord]]:
     """Segment each page of a file; returns the name and the record of each."""
     found = []
@@ -163,7 +174,7 @@ def _segment_file(
     ):
         for number, page in enumerate(pages):
             target = report.folder / (f"{stem}#{number}" if len(pages) > 1 else stem)
-            report.written.append(_write(predictor, archive, page.index, page.bar, name, target))
+            report.written.append(writer.write(archive, page.index, page.bar, name, target))
             choice.note(name, page.sensitive)
             found.append((name, archive.records[page.index]))
             if page.remark:
@@ -171,11 +182,11 @@ def _segment_file(
     return found
 
 
-def _segment_id(predictor: Predictor, name: str, archive: Archive, report: PredictReport) -> ImageRecord:
+def _segment_id(writer: _Writer, name: str, archive: Archive, report: PredictReport) -> ImageRecord:
     """Segment an image of an archive."""
     record = archive.find(name)
     target = report.folder / picture_name(record.id)
-    report.written.append(_write(predictor, archive, record.index, None, name, target))
+    report.written.append(writer.write(archive, record.index, None, name, target))
     return record
 
 
@@ -191,30 +202,49 @@ def _make_folder(folder: Path) -> None:
         raise UserError(f"{folder}: cannot be written to ({error.strerror}); choose another --out") from None
 
 
-def _write(
-    predictor: Predictor, archive: Archive, index: int, bar: int | None, source: str, target: Path
-) -> PredictedImage:
-    """Segment an image and write its pictures; ``bar`` is the index of the rows cropped from it."""
-    labels = predictor.archive_image(archive, index)
-    colours = archive_overlay(archive, index, labels, predictor.classes)
-    cropped = 0
-    if bar is not None:
-        record = archive.records[bar]
-        cropped = record.height
-        unknown = np.full((cropped, record.width), IGNORE_INDEX, np.uint8)
-        colours = np.concatenate([colours, archive_overlay(archive, bar, unknown, predictor.classes)])
-        labels = np.concatenate([labels, unknown])
-    contents = {
-        target.with_name(f"{target.name}.png"): png_bytes(labels),
-        target.with_name(f"{target.name}.overlay.png"): png_bytes(colours),
-    }
-    for path, data in contents.items():
-        if path.exists() and not (path.is_file() and path.read_bytes() == data):
-            raise UserError(f"{path} exists with other content; name another folder with --out")
-    for path, data in contents.items():
-        write_file(path, data)
-    labels_path, overlay_path = map(str, contents)
-    return PredictedImage(source, labels_path, overlay_path, cropped)
+@dataclass(frozen=True)
+class _Writer:
+    """Segments images and writes their pictures."""
+
+    predictor: Predictor
+    confidence: bool
+    replace: bool
+
+    def write(
+        self, archive: Archive, index: int, bar: int | None, source: str, target: Path
+    ) -> PredictedImage:
+        """One image; ``bar`` is the index of the rows cropped from it."""
+        record, classes = archive.records[index], self.predictor.classes
+        sure = np.empty((record.height, record.width), np.uint8) if self.confidence else None
+        labels = self.predictor.archive_image(archive, index, confidence=sure)
+        colours = archive_overlay(archive, index, labels, classes)
+        mean = float(sure.mean()) / 255 if sure is not None else None
+        cropped = 0
+        if bar is not None:
+            cut = archive.records[bar]
+            cropped = cut.height
+            unknown = np.full((cropped, cut.width), IGNORE_INDEX, np.uint8)
+            colours = np.concatenate([colours, archive_overlay(archive, bar, unknown, classes)])
+            labels = np.concatenate([labels, unknown])
+            sure = np.concatenate([sure, np.zeros_like(unknown)]) if sure is not None else None
+        pictures = {".png": labels, ".overlay.png": colours}
+        if sure is not None:
+            pictures[".confidence.png"] = sure
+        contents = {
+            target.with_name(f"{target.name}{ending}"): png_bytes(pixels)
+            for ending, pixels in pictures.items()
+        }
+        for path, data in contents.items():
+            if self.replace or not path.exists():
+                continue
+            if not (path.is_file() and path.read_bytes() == data):
+                raise UserError(f"{path} exists with other content; name another folder with --out")
+        for path, data in contents.items():
+            write_file(path, data)
+        labels_path, overlay_path, confidence_path = (*map(str, contents), "")[:3]
+        return PredictedImage(
+            source, labels_path, overlay_path, cropped, record.um_per_pixel, confidence_path, mean
+        )
 
 
 def _stems(names: Sequence[str]) -> dict[str, str]:
