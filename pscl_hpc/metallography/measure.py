@@ -73,6 +73,9 @@ def measure(
     archive: str | Path | None = None,
     splits: Sequence[str] = (),
     validation: str = "",
+    commands: Sequence[str] = (),
+    notes: Sequence[str] = (),
+    skipped: Sequence[tuple[str, str]] = (),
     progress: bool = False,
     **options: Any,
 ) -> Measured:
@@ -91,6 +94,7 @@ def measure(
         splits: Without ``images``: only these splits.
         validation: The split with the confusion of the correction; empty: all whose names begin with ``val``; ``none``: no
             correction.
+        commands, notes, skipped: For the record: commands that give the same, warnings, and files that were skipped before.
         progress: Show progress bars if the output is a terminal.
         options: Further arguments of :func:`~pscl_hpc.segmentation.predict.predict`.
 
@@ -115,7 +119,7 @@ def measure(
         out=target / "predictions",
         archive=archive,
         confidence=True,
-        replace=True,
+        resume=True,
         progress=progress,
         **options,
     )
@@ -136,8 +140,9 @@ def measure(
         correction=correction,
         references=tuple(config.references),
         settings=settings,
-        warnings=predicted.warnings,
-        skipped=predicted.skipped,
+        commands=commands,
+        warnings=[*notes, *predicted.warnings],
+        skipped=[*skipped, *predicted.skipped],
     )
 
 
@@ -249,6 +254,7 @@ def _write(
     correction: Correction | None,
     references: tuple[str, ...],
     settings: dict[str, str],
+    commands: Sequence[str] = (),
     warnings: Sequence[str],
     skipped: Sequence[tuple[str, str]],
 ) -> Measured:
@@ -264,6 +270,7 @@ def _write(
         smallest=rules.smallest,
         unit=summary.unit,
         settings=settings,
+        commands=tuple(commands),
         references=references,
         correction=correction_record(correction),
         results=results_of(summary),

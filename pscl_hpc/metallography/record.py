@@ -105,6 +105,8 @@ class Measurements(_Part):
     unit: str
     settings: dict[str, str]
     """How the images were read and segmented."""
+    commands: tuple[str, ...] = ()
+    """Single commands that give the same."""
     references: tuple[str, ...]
     """Annotated images that the model was trained on."""
     correction: CorrectionRecord | None

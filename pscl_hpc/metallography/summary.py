@@ -72,9 +72,20 @@ def summarise(
         name = rules.classes.names[index]
         rows += _particle_rows(name, images, [image.phases[index].particles for image in images], unit)
         rows += _spacing(name, index, images, unit)
+        warnings += _too_small(name, [image.phases[index].particles for image in images], rules)
     if rules.boundary is not None:
         rows += _grain_rows(images, unit)
     return Summary(unit, tuple(rows), tuple(warnings))
+
+
+def _too_small(name: str, found: Sequence[Particles], rules: Rules) -> list[str]:
+    small, counted = sum(one.small for one in found), sum(one.inside + one.cut for one in found)
+    if small <= counted:
+        return []
+    return [
+        f"{name}: {small} regions have fewer than {rules.smallest} pixels and are not counted, {counted} are; a higher "
+        "magnification would resolve them, and --smallest sets the limit."
+    ]
 
 
 def length_unit(images: Sequence[ImageMeasurement]) -> tuple[str, list[str]]:

@@ -91,6 +91,8 @@ def fraction_table(record: Measurements) -> Table:
         ("fraction in the same pixels", "predicted, same images"),
     ]
     used = [(key, title) for key, title in columns if any(record.find(name, key) for name in record.kept)]
+    if all(_same(record, name) for name in record.kept):
+        used = [column for column in used if column[0] != "fraction in the same pixels"]
     if record.masks:
         used = [("fraction", "in the masks")]
     rows = tuple(
@@ -104,6 +106,12 @@ def fraction_table(record: Measurements) -> Table:
         for name in record.kept
     )
     return Table(("Phase", *(title for _, title in used)), rows)
+
+
+def _same(record: Measurements, name: str) -> bool:
+    """Whether the masks leave no pixel of the predictions out."""
+    values = [record.find(name, key) for key in ("fraction", "fraction in the same pixels")]
+    return len({round(row.value, 9) for row in values if row and row.value is not None}) < 2
 
 
 def particle_table(record: Measurements) -> Table | None:
