@@ -56,6 +56,10 @@ class Exported:
 class ExportNet(nn.Module):
     """An image (1, channels, h, w) in 0..1 to its class indices and class probabilities, with all preprocessing."""
 
+    kept: Tensor
+    place: Tensor
+    luma: Tensor
+
     def __init__(self, net: SegmentationNet, classes: ClassList) -> None:
         super().__init__()
         self.net = net
@@ -72,8 +76,8 @@ class ExportNet(nn.Module):
             image = self._standardised(image)
         logits = self.net(image).index_select(1, self.kept)
         probabilities = F.softmax(logits, dim=1)
-        classes = self.kept[probabilities.argmax(dim=1)]  # type: ignore[index]
-        return classes.to(torch.uint8), F.conv2d(probabilities, self.place)  # type: ignore[arg-type]
+        classes = self.kept[probabilities.argmax(dim=1)]
+        return classes.to(torch.uint8), F.conv2d(probabilities, self.place)
 
     def _standardised(self, image: Tensor) -> Tensor:
         """As ``Archive.read_unit`` does with the whole image."""

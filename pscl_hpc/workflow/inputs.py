@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -167,8 +168,8 @@ def numbered_classes(mask: Path) -> tuple[str, ...]:
     if pixels.shape[2] != 1 or not 2 <= count <= _MOST_CLASSES or values != list(range(count)):
         shown = ", ".join(f"{value:g}" for value in values[:8])
         raise UserError(
-            f"{mask}: its values ({shown}{' ...' if count > 8 else ''}) are not class indices from 0; name the classes with "
-            "--classes, or the value of each with --mask-values, such as 0=matrix,255=carbide"
+            f"{mask}: its values ({shown}{' ...' if count > 8 else ''}) are not class indices from 0; name the classes "
+            "with --classes, or the value of each with --mask-values, such as 0=matrix,255=carbide"
         )
     return tuple(f"class {value}" for value in values)
 
@@ -205,14 +206,15 @@ def _command(
     values: Mapping[int, str],
     options: BuildOptions,
 ) -> str:
-    words = ["pscl-hpc archive build", str(folder)]
+    words = ["pscl-hpc", "archive", "build", str(folder)]
     if metadata is not None:
-        words.append(f"--metadata {metadata}")
+        words += ["--metadata", str(metadata)]
     if classes:
-        words.append(f"--classes '{','.join(classes)}'")
+        words += ["--classes", ",".join(classes)]
     if values:
-        pairs = ",".join(f"{value}={name}" for value, name in values.items())
-        words.append(f"--mask-values '{pairs}'")
+        words += ["--mask-values", ",".join(f"{value}={name}" for value, name in values.items())]
     defaults = BuildOptions().flags()
-    words += [flag for key, flag in options.flags().items() if flag != defaults[key]]
-    return " ".join([*words, f"--out {out / ARCHIVE_FILE}"])
+    for key, flag in options.flags().items():
+        if flag != defaults[key]:
+            words += flag.split()
+    return shlex.join([*words, "--out", str(out / ARCHIVE_FILE)])

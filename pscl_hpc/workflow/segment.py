@@ -7,6 +7,7 @@ run resumes from its checkpoint, images that are segmented are kept. So the same
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,14 +130,7 @@ def prepare(request: Request, out: Path, *, say: Say = lambda text: None, progre
     for note in inputs.notes:
         say(note)
     say(_found(inputs))
-    overrides = (
-        f"run={json.dumps(str(out / RUN))}",
-        f"data.archive={json.dumps(str(inputs.archive))}",
-        f"references={json.dumps([inputs.reference])}",
-        *(("schedule.steps=0", f"schedule.minutes={request.minutes:g}") if request.minutes else ()),
-        *request.overrides,
-    )
-    config = load_config(packaged_config(RECIPE), overrides, kind="finetune")
+    config = load_config(packaged_config(RECIPE), _overrides(request, out, inputs), kind="finetune")
     assert isinstance(config, FinetuneConfig)
     archive = Archive(inputs.archive)
     # A wrong name is an error now, not after the training.
@@ -243,19 +237,34 @@ def _found(inputs: Inputs) -> str:
 
 def _commands(request: Request, out: Path, inputs: Inputs) -> list[str]:
     """The single commands that do the same."""
-    words = [f"--phase '{name}'" for name in request.phases]
+    words = ["pscl-hpc", "measure", str(out / RUN)]
+    for name in request.phases:
+        words += ["--phase", name]
     if request.boundary:
-        words.append(f"--boundary '{request.boundary}'")
+        words += ["--boundary", request.boundary]
     if request.smallest != SMALLEST:
-        words.append(f"--smallest {request.smallest}")
+        words += ["--smallest", str(request.smallest)]
     if request.um_per_pixel is not None:
-        words.append(f"--um-per-pixel {request.um_per_pixel:g}")
-    steps = [f"schedule.steps=0 schedule.minutes={request.minutes:g}"] if request.minutes else []
-    train = [f"references=[{inputs.reference}]", *steps, *request.overrides]
+        words += ["--um-per-pixel", f"{request.um_per_pixel:g}"]
+    train = [
+        "pscl-hpc",
+        "finetune",
+        "--config",
+        str(packaged_config(RECIPE)),
+        *_overrides(request, out, inputs),
+    ]
+    measure_all = [*words, "--out", str(out / MEASUREMENTS)]
+    page = ["pscl-hpc", "report", str(out / MEASUREMENTS), "--out", str(out / PAGE)]
+    return [inputs.command, *map(shlex.join, (train, measure_all, page))]
+
+
+def _overrides(request: Request, out: Path, inputs: Inputs) -> list[str]:
+    """The changes of the recipe; quoted as JSON, because values are read as YAML."""
+    steps = ("schedule.steps=0", f"schedule.minutes={request.minutes:g}") if request.minutes else ()
     return [
-        inputs.command,
-        f"pscl-hpc finetune --config {packaged_config(RECIPE)} run={out / RUN} data.archive={inputs.archive} "
-        + " ".join(train),
-        " ".join([f"pscl-hpc measure {out / RUN}", *words, f"--out {out / MEASUREMENTS}"]),
-        f"pscl-hpc report {out / MEASUREMENTS} --out {out / PAGE}",
+        f"run={json.dumps(str(out / RUN))}",
+        f"data.archive={json.dumps(str(inputs.archive))}",
+        f"references={json.dumps([inputs.reference])}",
+        *steps,
+        *request.overrides,
     ]
