@@ -47,6 +47,8 @@ class Entry:
 
 
 COMMANDS = (
+    Entry("segment", TRAIN, "From a folder and one mask to phase fractions: pack, train, predict, measure.",
+          "pscl_hpc.cli.segment:register"),
     Entry("archive", DATA, "Pack micrographs and masks into an HDF5 archive, check it, look into it.",
           "pscl_hpc.cli.archive:archive_app"),
     Entry("pretrain", TRAIN, "Pretrain a network on unlabelled micrographs.",
@@ -59,6 +61,10 @@ COMMANDS = (
           "pscl_hpc.cli.segmentation:register"),
     Entry("predict", LOOK, "Segment images of any size with a fine-tuned run or a classifier.",
           "pscl_hpc.cli.segmentation:register"),
+    Entry("measure", LOOK, "Phase fractions, particles and grain size of images or masks, with intervals.",
+          "pscl_hpc.cli.measure:register"),
+    Entry("export", LOOK, "Write a fine-tuned model as an ONNX file.",
+          "pscl_hpc.cli.export:register"),
     Entry("study", TRAIN, "Compare pretraining methods on several data sets, with a table and a page.",
           "pscl_hpc.cli.study:register"),
     Entry("config", TRAIN, "Print every key of a configuration, or check a file.",

@@ -13,12 +13,12 @@ from pscl_hpc.cli import ingest
 from pscl_hpc.errors import EXIT_SKIPPED
 
 _JSON = typer.Option("--json", help="Print one JSON object, for programs.")
-_AS_TRAINED = "For files only. Default: as for the annotated images of the run."
-_TTA = typer.Option(
+AS_TRAINED = "For files only. Default: as for the annotated images of the run."
+TTA = typer.Option(
     "--tta",
     help="Test-time augmentation: average over eight rotations and reflections. Takes eight times as long.",
 )
-_ADAPT = typer.Option(
+ADAPT = typer.Option(
     "--adapt",
     metavar="SHARE",
     help="Weight of each image's own statistics in batch normalisation, for example 0.1, for images whose exposure "
@@ -127,8 +127,8 @@ def evaluate_command(
     archive: Annotated[
         Path | None, typer.Option("--archive", help="Archive of the images. Default: that of the training.")
     ] = None,
-    tta: Annotated[bool, _TTA] = False,
-    adapt: Annotated[float, _ADAPT] = 0.0,
+    tta: Annotated[bool, TTA] = False,
+    adapt: Annotated[float, ADAPT] = 0.0,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Score a fine-tuned run or a classifier: Dice per class, pooled over the images, IoU and pixel accuracy.
@@ -168,15 +168,22 @@ def predict_command(
     archive: Annotated[
         Path | None, typer.Option("--archive", help="Read the images from this archive.")
     ] = None,
-    percentiles: Annotated[str | None, typer.Option(help=f"{ingest.PERCENTILES_HELP} {_AS_TRAINED}")] = None,
-    colour: Annotated[str | None, typer.Option(help=f"{ingest.COLOUR_HELP} {_AS_TRAINED}")] = None,
-    crop_bottom: Annotated[str | None, typer.Option(help=f"{ingest.CROP_HELP} {_AS_TRAINED}")] = None,
-    page: Annotated[str | None, typer.Option(help=f"{ingest.PAGE_HELP} {_AS_TRAINED}")] = None,
+    percentiles: Annotated[str | None, typer.Option(help=f"{ingest.PERCENTILES_HELP} {AS_TRAINED}")] = None,
+    colour: Annotated[str | None, typer.Option(help=f"{ingest.COLOUR_HELP} {AS_TRAINED}")] = None,
+    crop_bottom: Annotated[str | None, typer.Option(help=f"{ingest.CROP_HELP} {AS_TRAINED}")] = None,
+    page: Annotated[str | None, typer.Option(help=f"{ingest.PAGE_HELP} {AS_TRAINED}")] = None,
     intensity_range: Annotated[
-        str | None, typer.Option("--range", help=f"{ingest.RANGE_HELP} {_AS_TRAINED}")
+        str | None, typer.Option("--range", help=f"{ingest.RANGE_HELP} {AS_TRAINED}")
     ] = None,
-    tta: Annotated[bool, _TTA] = False,
-    adapt: Annotated[float, _ADAPT] = 0.0,
+    tta: Annotated[bool, TTA] = False,
+    adapt: Annotated[float, ADAPT] = 0.0,
+    confidence: Annotated[
+        bool,
+        typer.Option(
+            "--confidence",
+            help="Also write NAME.confidence.png: the probability of the predicted class, 0 to 255.",
+        ),
+    ] = False,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Segment images of any size: writes a PNG of class indices and a colour overlay for each.
@@ -210,6 +217,7 @@ def predict_command(
         common_range=None if intensity_range is None else ingest.common_range(intensity_range),
         tta=tta,
         adapt=adapt,
+        confidence=confidence,
         progress=not as_json,
     )
     for warning in report.warnings:

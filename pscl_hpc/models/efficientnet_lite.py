@@ -172,7 +172,7 @@ class _SameConv(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         (rows, cols), kernel, stride = input.shape[2:], self.kernel_size[0], self.stride[0]
-        down, across = (max(0, (-(-size // stride) - 1) * stride + kernel - size) for size in (rows, cols))
+        down, across = (max(0, ((size - 1) // stride) * stride + kernel - size) for size in (rows, cols))
         if down or across:
             input = F.pad(input, (across // 2, across - across // 2, down // 2, down - down // 2))
         return super().forward(input)

@@ -91,7 +91,7 @@ def curves(
         restarts: Steps at which a run was resumed, marked by vertical lines.
         limits: Fixed ends of the value axis; None leaves an end to the data.
     """
-    with _axes(name, _HEIGHT) as (figure, axes):
+    with chart_axes(name, _HEIGHT) as (figure, axes):
         for one in series:
             steps, values, low, high = _binned(one)
             colour = SLOTS[one.slot % len(SLOTS)] if one.slot >= 0 else INK
@@ -122,8 +122,8 @@ def curves(
 def dots(name: str, rows: Sequence[DotRow], *, title: str) -> str:
     """Dice values of several groups; group g has line colour g. A row without values says so."""
     height = max(_HEIGHT, 42.0 + 32.0 * len(rows))
-    with _axes(name, height) as (figure, axes):
-        row_axes(axes, [_shorten(row.label) for row in rows])
+    with chart_axes(name, height) as (figure, axes):
+        row_axes(axes, [shorten(row.label) for row in rows])
         for index, row in enumerate(rows):
             offsets = np.linspace(-0.2, 0.2, len(row.groups)) if len(row.groups) > 1 else np.zeros(1)
             for group, values in enumerate(row.groups):
@@ -138,12 +138,12 @@ def dots(name: str, rows: Sequence[DotRow], *, title: str) -> str:
 
 def slopes(name: str, pairs: Sequence[tuple[float, float]], ends: tuple[str, str], *, title: str) -> str:
     """One line per pair of Dice values, from the first to the second; line colour 2 rises, 1 falls or stays."""
-    with _axes(name, _HEIGHT) as (figure, axes):
+    with chart_axes(name, _HEIGHT) as (figure, axes):
         for before, after in pairs:
             colour = SLOTS[2] if after > before else SLOTS[1]
             axes.plot([0, 1], [before, after], "o-", color=colour, linewidth=1.6, markersize=6, mew=0)
         axes.set_xlim(-0.35, 1.35)
-        axes.set_xticks([0, 1], [_shorten(end, 26) for end in ends])
+        axes.set_xticks([0, 1], [shorten(end, 26) for end in ends])
         axes.tick_params(axis="x", length=0, colors=INK)
         axes.margins(y=0.12)
         axes.set_ylabel("mean Dice", color=MUTED)
@@ -199,7 +199,8 @@ def style_axes(axes: Axes, palette: Palette = ON_PAGE) -> None:
 
 
 @contextmanager
-def _axes(name: str, height: float) -> Iterator[tuple[Figure, Axes]]:
+def chart_axes(name: str, height: float) -> Iterator[tuple[Figure, Axes]]:
+    """A figure of the width of a chart, ``height`` CSS pixels high, and its axes."""
     with house_style(name):
         figure = Figure(figsize=(_WIDTH / 72, height / 72), layout="constrained")
         FigureCanvasSVG(figure)
@@ -225,7 +226,8 @@ def _binned(
     )
 
 
-def _shorten(text: str, length: int = 24) -> str:
+def shorten(text: str, length: int = 24) -> str:
+    """A label of at most ``length`` characters."""
     return text if len(text) <= length else text[: length - 1] + "…"
 
 

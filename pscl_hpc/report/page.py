@@ -15,9 +15,11 @@ from markupsafe import Markup
 
 from pscl_hpc import __version__
 from pscl_hpc.errors import UserError
+from pscl_hpc.metallography.record import MEASUREMENTS_FILE, Measurements, read_measurements
 from pscl_hpc.report.charts import DotRow, dots, slopes
 from pscl_hpc.report.curves import Chart, comparison, run_charts
 from pscl_hpc.report.inspection import class_styles, explanation, image_figures
+from pscl_hpc.report.measure_page import measure_context
 from pscl_hpc.report.pictures import CONFUSED, ERROR_COLOURS, EXTRA, MISSED
 from pscl_hpc.report.predictions import prediction_panels
 from pscl_hpc.report.story import headline
@@ -53,10 +55,10 @@ class Report:
 
 
 def write_report(paths: Sequence[Path], out: Path | None = None) -> Report:
-    """Write the page of all runs in and below ``paths``, or that of a study.
+    """Write the page of all runs in and below ``paths``, or that of a study or of measurements.
 
     Args:
-        paths: Folders; for a study its folder alone.
+        paths: Folders; for a study or measurements their folder alone.
         out: The file to write; by default ``report.html`` in the first path.
 
     Raises:
@@ -64,15 +66,19 @@ def write_report(paths: Sequence[Path], out: Path | None = None) -> Report:
     """
     if not paths:
         raise UserError("no run folder given; name at least one, for example runs/demo")
-    is_study = len(paths) == 1 and (paths[0] / RESULTS_FILE).is_file()
-    study = read_results(paths[0]) if is_study else None
-    runs = [] if study else collect(paths)
+    alone = paths[0] if len(paths) == 1 else None
+    study = read_results(alone) if alone and (alone / RESULTS_FILE).is_file() else None
+    measured = read_measurements(alone) if alone and (alone / MEASUREMENTS_FILE).is_file() else None
+    runs = [] if study or measured else collect(paths)
     target = out if out is not None else paths[0] / REPORT_FILE
     if target.is_dir():
         raise UserError(f"{target}: is a folder; name a file after --out, for example {target / REPORT_FILE}")
     if not target.parent.is_dir():
         raise UserError(f"{target.parent}: folder not found; create it or choose another --out")
-    text = render_study(study, paths[0]) if study else render(runs)
+    if measured:
+        text = render_measurements(measured, paths[0])
+    else:
+        text = render_study(study, paths[0]) if study else render(runs)
     try:
         write_text(target, text)
     except OSError as error:
@@ -117,6 +123,11 @@ def render(runs: Sequence[RunData]) -> str:
 def render_study(results: StudyResults, folder: Path) -> str:
     """The page of a study as HTML. The same results and run folders give the same text."""
     return _fill("study.html.j2", **study_context(results, folder))
+
+
+def render_measurements(record: Measurements, folder: Path) -> str:
+    """The page of measurements as HTML. The same files give the same text."""
+    return _fill("measure.html.j2", **measure_context(record, folder))
 
 
 def _fill(template: str, **values: Any) -> str:

@@ -39,6 +39,14 @@ def image_uri(pixels: Pixels, side: int) -> str:
     return _uri(picture.resize(_fit(picture.size, side), Image.Resampling.BOX))
 
 
+def photo_uri(pixels: Pixels, side: int) -> str:
+    """As :func:`image_uri`, as JPEG: a tenth of the size for pictures of grey levels and colours."""
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    buffer = io.BytesIO()
+    picture.resize(_fit(picture.size, side), Image.Resampling.BOX).save(buffer, "JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
 def labels_uri(labels: Pixels, colours: npt.NDArray[np.uint8], side: int) -> str:
     """(h, w) class indices in their colours; 255 and indices without a colour are transparent."""
     known = np.where(labels < len(colours), labels, IGNORE_INDEX).astype(np.uint8)

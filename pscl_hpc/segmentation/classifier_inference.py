@@ -45,8 +45,13 @@ class ClassifierPredictor:
         self._cached = FeatureReader(classifier.features, cache) if cache else self._plain
         self._shown = torch.tensor(card.shown, dtype=torch.uint8)
 
-    def archive_image(self, archive: Archive, index: int) -> npt.NDArray[np.uint8]:
-        """Class indices (h, w) of an archive image; only classes that the annotated images show are predicted."""
+    def archive_image(
+        self, archive: Archive, index: int, *, confidence: npt.NDArray[np.uint8] | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """Class indices (h, w) of an archive image; only classes that the annotated images show are predicted.
+
+        ``confidence`` (h, w) is filled with the probability of the predicted class, 0 to 255.
+        """
         record = archive.records[index]
         reader = self._cached if archive.fingerprint == self._home else self._plain
         labels = np.empty((record.height, record.width), np.uint8)
@@ -55,8 +60,11 @@ class ClassifierPredictor:
             total = self._probabilities(part.maps, *part.outer[2:])
             if self.tta:
                 total = total + self._turned(reader.picture(archive, index, part.outer))
-            best = total[:, top : top + height, left : left + width].argmax(dim=0)
+            highest, best = total[:, top : top + height, left : left + width].max(dim=0)
             labels[y0 : y0 + height, x0 : x0 + width] = self._shown[best].numpy()
+            if confidence is not None:
+                share = highest / (8 if self.tta else 1)
+                confidence[y0 : y0 + height, x0 : x0 + width] = (share * 255).round().to(torch.uint8).numpy()
         return labels
 
     def _turned(self, picture: Picture) -> Tensor:

@@ -50,8 +50,11 @@ class ImagePredictor(Protocol):
     @property
     def classes(self) -> ClassList: ...
 
-    def archive_image(self, archive: Archive, index: int) -> npt.NDArray[np.uint8]:
-        """Class indices (h, w) of an archive image."""
+    def archive_image(
+        self, archive: Archive, index: int, *, confidence: npt.NDArray[np.uint8] | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """Class indices (h, w) of an archive image; ``confidence`` (h, w) is filled with the probability of the
+        predicted class, 0 to 255."""
 
 
 def evaluate(

@@ -83,32 +83,42 @@ class Predictor:
         self._smallest = net.trunk.maps.bottleneck.stride
         self._kept = torch.tensor(classes.kept, device=device)
 
-    def __call__(self, read: ReadWindow, height: int, width: int) -> npt.NDArray[np.uint8]:
+    def __call__(
+        self,
+        read: ReadWindow,
+        height: int,
+        width: int,
+        *,
+        confidence: npt.NDArray[np.uint8] | None = None,
+    ) -> npt.NDArray[np.uint8]:
         """Class indices (height, width) of an image; ignored classes are never predicted.
 
         Args:
             read: Reads any window of the image.
             height: Height of the image in pixels.
             width: Width of the image in pixels.
+            confidence: (height, width), filled with the probability of the predicted class, 0 to 255.
         """
         labels = np.empty((height, width), np.uint8)
         was_training = self.net.training
         self.net.eval()
         try:
             with self._adapted(read, height, width):
-                self._fill(labels, read)
+                self._fill(labels, read, confidence)
         finally:
             self.net.train(was_training)
         return labels
 
-    def archive_image(self, archive: Archive, index: int) -> npt.NDArray[np.uint8]:
-        """Class indices (h, w) of an archive image, which is read in parts."""
+    def archive_image(
+        self, archive: Archive, index: int, *, confidence: npt.NDArray[np.uint8] | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """Class indices (h, w) of an archive image, which is read in parts; ``confidence`` as in a call."""
         record = archive.records[index]
 
         def read(window: Window) -> npt.NDArray[np.float32]:
             return archive.read_unit(index, window, channels=self.channels, standardise=self.standardise)
 
-        return self(read, record.height, record.width)
+        return self(read, record.height, record.width, confidence=confidence)
 
     def _adapted(self, read: ReadWindow, height: int, width: int) -> AbstractContextManager[None]:
         """A block in which the network is adapted to an image, if ``adapt`` is not 0."""
@@ -123,7 +133,9 @@ class Predictor:
 
         return adapted(self.net, self.adapt, forward)
 
-    def _fill(self, labels: npt.NDArray[np.uint8], read: ReadWindow) -> None:
+    def _fill(
+        self, labels: npt.NDArray[np.uint8], read: ReadWindow, confidence: npt.NDArray[np.uint8] | None
+    ) -> None:
         block, halo = self.tiling.block, round(self.tiling.tile * self.tiling.overlap)
         height, width = labels.shape
         for y0 in range(0, height, block):
@@ -131,8 +143,13 @@ class Predictor:
                 y1, x1 = min(y0 + block, height), min(x0 + block, width)
                 top, left = max(0, y0 - halo), max(0, x0 - halo)
                 bottom, right = min(height, y1 + halo), min(width, x1 + halo)
-                part = self._block(read((top, left, bottom - top, right - left)))
-                labels[y0:y1, x0:x1] = part[y0 - top : y1 - top, x0 - left : x1 - left]
+                part, sure = self._block(
+                    read((top, left, bottom - top, right - left)), confidence is not None
+                )
+                inner = slice(y0 - top, y1 - top), slice(x0 - left, x1 - left)
+                labels[y0:y1, x0:x1] = part[inner]
+                if confidence is not None and sure is not None:
+                    confidence[y0:y1, x0:x1] = sure[inner]
 
     def _inputs(self, image: npt.NDArray[np.float32]) -> Tensor:
         """The image as (1, C, h, w), mirrored at the far edges if it is smaller than the total stride."""
@@ -140,7 +157,10 @@ class Predictor:
         return torch.from_numpy(np.pad(image, ((0, 0), *rim), mode="symmetric")).unsqueeze(0)
 
     @torch.inference_mode()
-    def _block(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    def _block(
+        self, image: npt.NDArray[np.float32], sure: bool
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]:
+        """Class indices of a part of an image and, if ``sure``, the probability of each as 0 to 255."""
         height, width = image.shape[1:]
         inputs = self._inputs(image)
         roi = tuple(min(self.tiling.tile, size) for size in inputs.shape[2:])
@@ -158,7 +178,11 @@ class Predictor:
                 device=torch.device("cpu"),
             )
         best = self._kept.to(blended.device)[blended[0].argmax(dim=0)]
-        return best[:height, :width].to("cpu", torch.uint8).numpy()
+        labels = best[:height, :width].to("cpu", torch.uint8).numpy()
+        if not sure:
+            return labels, None
+        highest = blended[0].amax(dim=0)[:height, :width].clamp(0, 1)
+        return labels, (highest * 255).round().to("cpu", torch.uint8).numpy()
 
     def _probabilities(self, images: Tensor) -> Tensor:
         if not self.tta:

@@ -1,4 +1,4 @@
-"""Predictions for image files or images of an archive: class-index PNGs and colour overlays.
+"""Predictions for image files or images of an archive: class-index PNGs, colour overlays and maps of confidence.
 
 Each file is first stored in a temporary archive with the ingest options of the run's annotated images (see
 ``ingest_options``), so that files of any size and bit depth are scaled and read like the training images. Rows cropped
@@ -7,6 +7,8 @@ from the bottom edge appear in the pictures without a class.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -20,8 +22,11 @@ from pscl_hpc.archive import IGNORE_INDEX, Archive, ImageRecord
 from pscl_hpc.archive.ingest.errors import Unreadable
 from pscl_hpc.archive.options import AUTO_CROP, IngestOptions, options_to_tree
 from pscl_hpc.archive.single_file import temporary_archive
+from pscl_hpc.classifiers import CLASSIFIER_FILE
 from pscl_hpc.errors import UserError
+from pscl_hpc.models import MODEL_FILE
 from pscl_hpc.progress import Progress
+from pscl_hpc.runs import writing
 from pscl_hpc.segmentation.evaluate import PREDICTIONS, ImagePredictor, open_run
 from pscl_hpc.segmentation.ingest_options import (
     FileOptions,
@@ -34,6 +39,8 @@ from pscl_hpc.segmentation.ingest_options import (
 from pscl_hpc.segmentation.input_files import list_files
 from pscl_hpc.segmentation.pictures import archive_overlay, picture_name, png_bytes, write_file
 
+FINISHED_FILE = "finished.jsonl"
+"""In the output folder of a call that can be resumed: one line for each finished image."""
 FILES = "files"
 """Default output folder in ``RUN/predictions``."""
 
@@ -49,6 +56,12 @@ class PredictedImage:
     """Path of the micrograph with the classes in colour."""
     cropped: int = 0
     """Rows cropped from the bottom edge: class 255, and without colour in the overlay."""
+    um_per_pixel: float | None = None
+    """Micrometres per pixel where the file or the archive tells."""
+    confidence: str = ""
+    """Path of the map of confidence: the probability of the predicted class as 0 to 255; empty if not asked for."""
+    mean_confidence: float | None = None
+    """Mean of that map, 0 to 1, without cropped rows."""
 
 
 @dataclass
@@ -92,6 +105,8 @@ def predict(
     common_range: bool | None = None,
     tta: bool = False,
     adapt: float = 0.0,
+    confidence: bool = False,
+    resume: bool = False,
     progress: bool = False,
 ) -> PredictReport:
     """Segment images with a fine-tuned run or a classifier.
@@ -105,9 +120,12 @@ def predict(
         images: Image files and folders, or image ids if ``archive`` is given.
         out: Output folder, by default ``RUN/predictions/files``. Images inside it are not taken as input.
         archive: Read the images from this archive.
-        percentiles, luma, crop_bottom, page, common_range: For files, fields of :class:`IngestOptions`; by default those of the annotated
-            images of the run.
+        percentiles, luma, crop_bottom, page, common_range: For files, fields of :class:`IngestOptions`; by default those
+            of the annotated images of the run.
         tta, adapt: See :class:`Predictor`.
+        confidence: Also write a map of confidence for each image.
+        resume: The output folder belongs to this command: files with other content are overwritten, and images that an
+            earlier call has segmented with the same model and pixels are not segmented again.
         progress: Show a progress bar if the output is a terminal.
 
     Raises:
@@ -126,10 +144,14 @@ def predict(
     given = {name: value for name, value in values.items() if value is not None}
     if archive is not None and given:
         raise UserError(
-            "predict: --percentiles, --colour, --crop-bottom, --page and --range apply to files only; leave them out with --archive"
+            "predict: --percentiles, --colour, --crop-bottom, --page and --range apply to files only; leave them out "
+            "with --archive"
         )
     folder, _, predictor = open_run(run, tta=tta, adapt=adapt)
     report = PredictReport(Path(out) if out is not None else folder.path / PREDICTIONS / FILES)
+    writer = _Writer(
+        predictor, confidence, _Finished(report.folder, folder.path, tta, adapt) if resume else None
+    )
     names = list(dict.fromkeys(map(str, images)))
     found: list[tuple[str, ImageRecord]] = []
     source = Archive(archive) if archive is not None else None
@@ -143,9 +165,9 @@ def predict(
         for name in names:
             try:
                 if source is not None:
-                    found.append((name, _segment_id(predictor, name, source, report)))
+                    found.append((name, _segment_id(writer, name, source, report)))
                 elif choice is not None:
-                    found += _segment_file(predictor, name, choice, ranges, stems[name], report)
+                    found += _segment_file(writer, name, choice, ranges, stems[name], report)
             except (Unreadable, UserError) as error:
                 report.skipped.append((name, str(error)))
             bar.advance(name)
@@ -163,7 +185,7 @@ def predict(
 
 
 def _segment_file(
-    predictor: ImagePredictor,
+    writer: _Writer,
     name: str,
     choice: FileOptions,
     ranges: dict[str, tuple[float, float]],
@@ -178,7 +200,7 @@ def _segment_file(
     with opened as (archive, pages):
         for number, page in enumerate(pages):
             target = report.folder / (f"{stem}#{number}" if len(pages) > 1 else stem)
-            report.written.append(_write(predictor, archive, page.index, page.bar, name, target))
+            report.written.append(writer.write(archive, page.index, page.bar, name, target))
             choice.note(name, page.sensitive)
             found.append((name, archive.records[page.index]))
             if page.remark:
@@ -186,11 +208,11 @@ def _segment_file(
     return found
 
 
-def _segment_id(predictor: ImagePredictor, name: str, archive: Archive, report: PredictReport) -> ImageRecord:
+def _segment_id(writer: _Writer, name: str, archive: Archive, report: PredictReport) -> ImageRecord:
     """Segment an image of an archive."""
     record = archive.find(name)
     target = report.folder / picture_name(record.id)
-    report.written.append(_write(predictor, archive, record.index, None, name, target))
+    report.written.append(writer.write(archive, record.index, None, name, target))
     return record
 
 
@@ -206,30 +228,99 @@ def _make_folder(folder: Path) -> None:
         raise UserError(f"{folder}: cannot be written to ({error.strerror}); choose another --out") from None
 
 
-def _write(
-    predictor: ImagePredictor, archive: Archive, index: int, bar: int | None, source: str, target: Path
-) -> PredictedImage:
-    """Segment an image and write its pictures; ``bar`` is the index of the rows cropped from it."""
-    labels = predictor.archive_image(archive, index)
-    colours = archive_overlay(archive, index, labels, predictor.classes)
-    cropped = 0
-    if bar is not None:
-        record = archive.records[bar]
-        cropped = record.height
-        unknown = np.full((cropped, record.width), IGNORE_INDEX, np.uint8)
-        colours = np.concatenate([colours, archive_overlay(archive, bar, unknown, predictor.classes)])
-        labels = np.concatenate([labels, unknown])
-    contents = {
-        target.with_name(f"{target.name}.png"): png_bytes(labels),
-        target.with_name(f"{target.name}.overlay.png"): png_bytes(colours),
-    }
-    for path, data in contents.items():
-        if path.exists() and not (path.is_file() and path.read_bytes() == data):
-            raise UserError(f"{path} exists with other content; name another folder with --out")
-    for path, data in contents.items():
-        write_file(path, data)
-    labels_path, overlay_path = map(str, contents)
-    return PredictedImage(source, labels_path, overlay_path, cropped)
+@dataclass(frozen=True)
+class _Writer:
+    """Segments images and writes their pictures."""
+
+    predictor: ImagePredictor
+    confidence: bool
+    finished: _Finished | None
+    """Pictures of an earlier call; None where files with other content must not be overwritten."""
+
+    def write(
+        self, archive: Archive, index: int, bar: int | None, source: str, target: Path
+    ) -> PredictedImage:
+        """One image; ``bar`` is the index of the rows cropped from it."""
+        record, classes = archive.records[index], self.predictor.classes
+        key = f"{archive.rows[index].pixel_checksum} {record.low} {record.high} {self.confidence} {bar is not None}"
+        if self.finished is not None and (before := self.finished.find(key, source, target)):
+            return before
+        sure = np.empty((record.height, record.width), np.uint8) if self.confidence else None
+        labels = self.predictor.archive_image(archive, index, confidence=sure)
+        colours = archive_overlay(archive, index, labels, classes)
+        mean = float(sure.mean()) / 255 if sure is not None else None
+        cropped = 0
+        if bar is not None:
+            cut = archive.records[bar]
+            cropped = cut.height
+            unknown = np.full((cropped, cut.width), IGNORE_INDEX, np.uint8)
+            colours = np.concatenate([colours, archive_overlay(archive, bar, unknown, classes)])
+            labels = np.concatenate([labels, unknown])
+            sure = np.concatenate([sure, np.zeros_like(unknown)]) if sure is not None else None
+        pictures = {".png": labels, ".overlay.png": colours}
+        if sure is not None:
+            pictures[".confidence.png"] = sure
+        contents = {
+            target.with_name(f"{target.name}{ending}"): png_bytes(pixels)
+            for ending, pixels in pictures.items()
+        }
+        for path, data in contents.items():
+            if self.finished is not None or not path.exists():
+                continue
+            if not (path.is_file() and path.read_bytes() == data):
+                raise UserError(f"{path} exists with other content; name another folder with --out")
+        for path, data in contents.items():
+            write_file(path, data)
+        labels_path, overlay_path, confidence_path = (*map(str, contents), "")[:3]
+        image = PredictedImage(
+            source, labels_path, overlay_path, cropped, record.um_per_pixel, confidence_path, mean
+        )
+        if self.finished is not None:
+            self.finished.add(key, image)
+        return image
+
+
+def _model_file(run: Path) -> Path:
+    """The network or the classifier of a run."""
+    return run / (MODEL_FILE if (run / MODEL_FILE).exists() else CLASSIFIER_FILE)
+
+
+class _Finished:
+    """The images that earlier calls have segmented, in a file that grows by a line for each."""
+
+    def __init__(self, folder: Path, run: Path, tta: bool, adapt: float) -> None:
+        self._path = folder / FINISHED_FILE
+        self._key = f"{hashlib.sha256(_model_file(run).read_bytes()).hexdigest()} {tta} {adapt}"
+        self._known: dict[str, PredictedImage] = {}
+        for line in self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else ():
+            try:
+                entry = json.loads(line)
+                self._known[entry["key"]] = PredictedImage(**entry["image"])
+            except (ValueError, TypeError, KeyError):
+                continue  # a line that was not written to its end
+
+    def find(self, key: str, source: str, target: Path) -> PredictedImage | None:
+        """The image if the same pixels were segmented into the same files by the same model, and these exist."""
+        found = self._known.get(f"{self._key} {key} {target}")
+        if found is None or found.source != source:
+            return None
+        paths = [path for path in (found.labels, found.overlay, found.confidence) if path]
+        return found if all(Path(path).is_file() for path in paths) else None
+
+    def add(self, key: str, image: PredictedImage) -> None:
+        target = Path(image.labels).with_suffix("")
+        line = json.dumps({"key": f"{self._key} {key} {target}", "image": asdict(image)})
+        with writing(self._path), self._path.open("a", encoding="utf-8") as file:
+            # A line that a killed call has left unfinished ends here.
+            file.write(f"{line}\n" if self._ends_line() else f"\n{line}\n")
+
+    def _ends_line(self) -> bool:
+        with self._path.open("rb") as file:
+            size = file.seek(0, 2)
+            if not size:
+                return True
+            file.seek(size - 1)
+            return file.read(1) == b"\n"
 
 
 def _stems(names: Sequence[str]) -> dict[str, str]:

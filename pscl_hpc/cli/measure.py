@@ -1,0 +1,127 @@
+"""``measure``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pscl_hpc.cli import ingest
+from pscl_hpc.cli.segmentation import ADAPT, AS_TRAINED, TTA
+from pscl_hpc.errors import EXIT_SKIPPED, UserError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("measure")(measure_command)
+
+
+def measure_command(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Folder of a fine-tuned run; with --masks an archive.")
+    ],
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="IMAGE",
+            help="Image files or folders; with --archive or --masks, image ids. Default: the images of the collection that "
+            "the run was trained on; with --masks all annotated images.",
+        ),
+    ] = None,
+    masks: Annotated[
+        bool, typer.Option("--masks", help="Measure the masks of an archive instead of predictions.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Output folder. Default: RUN/measurements.")] = None,
+    archive: Annotated[Path | None, typer.Option(help="Read the images from this archive.")] = None,
+    dataset: Annotated[str, typer.Option(help="With --masks: the collection, if several have masks.")] = "",
+    split: Annotated[
+        list[str] | None, typer.Option("--split", help="Only images of this split; repeat for several.")
+    ] = None,
+    phase: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--phase",
+            help="Class whose particles are measured; repeat for several. Default: all but the background.",
+        ),
+    ] = None,
+    boundary: Annotated[
+        str, typer.Option(help="Class that is the grain boundary: measure the grain size.")
+    ] = "",
+    smallest: Annotated[int, typer.Option(help="Smallest particle in pixels.")] = 10,
+    um_per_pixel: Annotated[
+        float | None, typer.Option(help="Scale of all images. Default: as in the archive or the files.")
+    ] = None,
+    validation: Annotated[
+        str,
+        typer.Option(
+            help="Split of the run's archive with the errors of the model, which correct the fractions; 'none' for no "
+            "correction. Default: the validation images, if there are any."
+        ),
+    ] = "",
+    percentiles: Annotated[str | None, typer.Option(help=f"{ingest.PERCENTILES_HELP} {AS_TRAINED}")] = None,
+    colour: Annotated[str | None, typer.Option(help=f"{ingest.COLOUR_HELP} {AS_TRAINED}")] = None,
+    crop_bottom: Annotated[str | None, typer.Option(help=f"{ingest.CROP_HELP} {AS_TRAINED}")] = None,
+    tta: Annotated[bool, TTA] = False,
+    adapt: Annotated[float, ADAPT] = 0.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print measurements.json, for programs.")] = False,
+) -> None:
+    """Measure phase fractions, particles, spacing and grain size, with 95% intervals from image to image.
+
+    Segments the images, and writes results.csv (the set), images.csv, particles.csv, measurements.json and a page. Lengths
+    are in micrometres if the scale of all images is known. docs/numbers.md states every rule.
+
+    **Examples**
+
+    `pscl-hpc measure runs/steel-0007 micrographs/`
+
+    `pscl-hpc measure runs/steel-0007 --split test --phase carbide`
+
+    `pscl-hpc measure alloys.h5 --masks --dataset steel --split test --out steel-masks`
+
+    `pscl-hpc measure runs/grains micrographs/ --boundary boundary --um-per-pixel 0.25`
+    """
+    from pscl_hpc.metallography.measure import Wanted, measure, measure_masks
+    from pscl_hpc.report import write_report
+
+    wanted = Wanted(tuple(phase or ()), boundary, smallest, um_per_pixel)
+    if masks:
+        if out is None:
+            raise UserError("--masks needs a folder for the results; name one with --out")
+        measured = measure_masks(
+            run, images or (), out=out, wanted=wanted, dataset=dataset, splits=split or (), progress=not as_json
+        )  # fmt: skip
+    else:
+        if dataset:
+            raise UserError("--dataset is for --masks; name images, or choose some with --split")
+        measured = measure(
+            run,
+            images or (),
+            wanted=wanted,
+            out=out,
+            archive=archive,
+            splits=split or (),
+            validation=validation,
+            percentiles=None if percentiles is None else ingest.two_percentiles(percentiles),
+            luma=None if colour is None else ingest.luma(colour),
+            crop_bottom=None if crop_bottom is None else ingest.rows_to_crop(crop_bottom),
+            tta=tta,
+            adapt=adapt,
+            progress=not as_json,
+        )
+    page = write_report([measured.folder])
+    record = measured.record
+    for warning in record.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    for source, reason in record.skipped:
+        print(f"skipped {source}: {reason}", file=sys.stderr)
+    if as_json:
+        typer.echo(json.dumps(record.model_dump(mode="json"), indent=2, ensure_ascii=False))
+    else:
+        for line in record.lines():
+            typer.echo(line)
+        typer.echo(page.path)
+    if record.skipped:
+        raise typer.Exit(EXIT_SKIPPED)

@@ -1,0 +1,129 @@
+"""``segment``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from pscl_hpc.cli import ingest
+from pscl_hpc.errors import EXIT_SKIPPED, UserError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command("segment")(segment_command)
+
+
+def segment_command(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of micrographs.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Overrides of configs/finetune/default.yaml."),
+    ] = None,
+    mask: Annotated[Path | None, typer.Option(help="Mask of one of the images.")] = None,
+    image: Annotated[str, typer.Option(help="The image of the mask, if their names do not tell.")] = "",
+    classes: Annotated[str, typer.Option(help="Class names in index order, separated by commas.")] = "",
+    mask_values: Annotated[
+        str, typer.Option(metavar="VALUE=CLASS,...", help="Classes of the values in the mask.")
+    ] = "",
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="Time for training. Default: the number of steps of the recipe."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the results. Default: runs/segment-FOLDER.")
+    ] = None,
+    phase: Annotated[
+        list[str] | None, typer.Option("--phase", help="Class whose particles are measured; repeatable.")
+    ] = None,
+    boundary: Annotated[str, typer.Option(help="Class that is the grain boundary.")] = "",
+    smallest: Annotated[int, typer.Option(help="Smallest particle in pixels.")] = 10,
+    um_per_pixel: Annotated[float | None, typer.Option(help="Scale of all images.")] = None,
+    percentiles: Annotated[str, typer.Option(help=ingest.PERCENTILES_HELP)] = "0.5,99.5",
+    colour: Annotated[str, typer.Option(help=ingest.COLOUR_HELP)] = "keep",
+    crop_bottom: Annotated[str, typer.Option(help=ingest.CROP_HELP)] = "0",
+    submit: Annotated[bool, typer.Option("--submit", help="Train and measure as a job.")] = False,
+    cluster: Annotated[
+        Literal["local", "slurm"] | None, typer.Option(help="With --submit: where; by default as 'submit'.")
+    ] = None,
+    profile: Annotated[str | None, typer.Option(help="With --submit: cluster profile.")] = None,
+    partition: Annotated[str | None, typer.Option(help="With --submit: Slurm partition.")] = None,
+    time: Annotated[str | None, typer.Option(help="With --submit: time limit.")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(min=0, help="With --submit: GPUs.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
+) -> None:
+    """From a folder of micrographs and one mask to phase fractions: packs, trains, segments and measures all images.
+
+    Writes archive.h5, the run model/, measurements/ with CSV files, and report.html. The page names the single commands
+    that do the same, and each part can be continued by them. The same command resumes after an interruption.
+
+    **Examples**
+
+    `pscl-hpc segment micrographs --mask painted/0007.png --classes matrix,carbide`
+
+    `pscl-hpc segment micrographs --mask 0007_mask.png --mask-values 0=matrix,255=carbide --crop-bottom auto`
+
+    `pscl-hpc segment micrographs --mask 0007.png --classes matrix,carbide --submit --time 1:00:00 --gpus-per-node 1`
+    """
+    from pscl_hpc.cli.signals import stop_after_step
+    from pscl_hpc.workflow import Request, segment
+    from pscl_hpc.workflow.submission import submit_segment
+
+    request = Request(
+        folder=str(folder.absolute()),
+        mask=str(mask.absolute()) if mask is not None else "",
+        image=image,
+        classes=tuple(name.strip() for name in classes.split(",")) if classes else (),
+        mask_values=ingest.values_of_masks(mask_values),
+        percentiles=ingest.two_percentiles(percentiles),
+        luma=ingest.luma(colour),
+        crop_bottom=ingest.rows_to_crop(crop_bottom),
+        minutes=minutes,
+        overrides=tuple(overrides or ()),
+        phases=tuple(phase or ()),
+        boundary=boundary,
+        smallest=smallest,
+        um_per_pixel=um_per_pixel,
+    )
+    target = out if out is not None else Path("runs") / f"segment-{folder.absolute().name}"
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    wanted = {"--cluster": cluster, "--profile": profile, "--partition": partition, "--time": time,
+              "--gpus-per-node": gpus_per_node}  # fmt: skip
+    if submit:
+        sent = submit_segment(
+            request, target, cluster=cluster, profile=profile, partition=partition, time=time,
+            gpus_per_node=gpus_per_node, say=say,
+        )  # fmt: skip
+        if as_json:
+            typer.echo(json.dumps({"folder": str(target), "run": str(sent.run), "job": sent.job.job}))
+        else:
+            typer.echo(
+                f"job {sent.job.job} ({sent.job.cluster}); follow it with: pscl-hpc jobs logs -f {sent.run}"
+            )
+            typer.echo(target)
+        return
+    if given := [name for name, value in wanted.items() if value is not None]:
+        raise UserError(f"{given[0]} is for a job; add --submit, or leave it out")
+    with stop_after_step():
+        done = segment(request, target, say=say, progress=not as_json)
+    record = done.measured.record
+    for warning in record.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    for source, reason in record.skipped:
+        print(f"skipped {source}: {reason}", file=sys.stderr)
+    if as_json:
+        typer.echo(json.dumps({"folder": str(target), "page": str(done.page),
+                               "results": [row.model_dump() for row in record.results]}))  # fmt: skip
+    else:
+        for line in record.lines():
+            typer.echo(line)
+        typer.echo(done.page)
+    if record.skipped:
+        raise typer.Exit(EXIT_SKIPPED)

@@ -1,0 +1,220 @@
+"""The archive of a folder in which one image has a given mask."""
+
+from __future__ import annotations
+
+import csv
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pscl_hpc.archive.build import BuildOptions, BuildResult, build
+from pscl_hpc.archive.format import IGNORE_INDEX
+from pscl_hpc.archive.ingest.errors import Unreadable
+from pscl_hpc.archive.ingest.images import open_pages
+from pscl_hpc.archive.ingest.items import Item
+from pscl_hpc.archive.ingest.pairing import pair
+from pscl_hpc.archive.ingest.sources import Plan, plan
+from pscl_hpc.errors import UserError, did_you_mean
+from pscl_hpc.files import replace_file, replacing
+
+ARCHIVE_FILE = "archive.h5"
+ANNOTATION_FILE = "annotation.csv"
+ANNOTATION = "annotation"
+"""Folder with a copy of the mask."""
+_MOST_CLASSES = 12
+"""Classes that are named by number; more values are hardly class indices."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The packed folder."""
+
+    archive: Path
+    reference: str
+    """Id of the image with the mask."""
+    classes: tuple[str, ...]
+    notes: tuple[str, ...]
+    """What was found and paired, in sentences."""
+    warnings: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...]
+    command: str
+    """The command that packs the same archive."""
+
+
+def pack(
+    folder: Path,
+    mask: Path,
+    out: Path,
+    *,
+    image: str = "",
+    classes: Sequence[str] = (),
+    mask_values: Mapping[int | str, str] | None = None,
+    options: BuildOptions | None = None,
+    progress: bool = False,
+) -> Inputs:
+    """Pack a folder into ``out/archive.h5``, or add what is new in it.
+
+    Args:
+        folder: As ``archive build`` takes it.
+        mask: Mask of one image; it may be anywhere.
+        out: The folder of the results.
+        image: Name of the image of the mask, where the names do not tell.
+        classes: Class names in index order; empty: those of ``splits.json``, or numbers.
+        mask_values: Value in the mask -> class name.
+        options: How images are packed.
+        progress: Show a progress bar if the output is a terminal.
+
+    Raises:
+        UserError: no image belongs to the mask, its values are no class indices, or ``archive build`` refuses the folder.
+    """
+    for path, what in ((folder, "the folder of the images"), (mask, "the mask")):
+        if not path.exists():
+            raise UserError(f"{path}: {what} is not found; check its path")
+    names, values = tuple(classes), dict(mask_values or {})
+    found, numbered = _first_plan(folder, names, values, mask)
+    item = image_of_mask(found, mask, image)
+    notes = list(found.notes)
+    known = found.collections[item.dataset].classes
+    if not names and not values and (not known or item.dataset in numbered):
+        names = numbered_classes(mask)
+        notes.append(
+            f"{mask.name} has {len(names)} values, named {', '.join(names)}; name them with --classes"
+        )
+    metadata = None
+    if item.mask is None or item.mask.resolve() != mask.resolve():
+        metadata = _annotation(out, item, mask)
+    found = plan([folder], metadata=metadata, classes=names, mask_values=values)
+    collection = found.collections[item.dataset]
+    if names and collection.classes != names:
+        raise UserError(
+            f"--classes is {','.join(names)}, but splits.json of {item.dataset} names the classes "
+            f"{','.join(collection.classes)}; leave --classes out"
+        )
+    packed = build(found, out / ARCHIVE_FILE, options or BuildOptions(), progress=progress)
+    _check_packed(packed, item, mask)
+    return Inputs(
+        out / ARCHIVE_FILE,
+        item.id,
+        collection.classes,
+        tuple(notes),
+        packed.warnings,
+        tuple((one.path, one.reason) for one in packed.skipped),
+        _command(folder, out, metadata, names, values, options or BuildOptions()),
+    )
+
+
+def _first_plan(
+    folder: Path, names: tuple[str, ...], values: Mapping[int | str, str], mask: Path
+) -> tuple[Plan, frozenset[str]]:
+    """The images of a folder before the mask is added, and the collections whose classes are numbered.
+
+    A folder in which other images have masks needs class names, one without masks refuses them.
+    """
+    try:
+        return plan([folder]), frozenset()
+    except UserError:
+        if names or values:
+            return plan([folder], classes=names, mask_values=values), frozenset()
+        found = plan([folder], classes=numbered_classes(mask))
+        return found, frozenset(found.collections)
+
+
+def image_of_mask(found: Plan, mask: Path, image: str) -> Item:
+    """The image that a mask belongs to: the given one, or that of its name.
+
+    Raises:
+        UserError: there is none, or there are several.
+    """
+    if any(item.path.resolve() == mask.resolve() for item in found.items):
+        raise UserError(
+            f"{mask}: is among the images, and would be packed as one; move it out of that folder"
+        )
+    names = {item.path.name for item in found.items}
+    if image:
+        same = [item for item in found.items if Path(image).name == item.path.name or image == item.id]
+        if not same:
+            raise UserError(f"--image {image}: there is no such image{did_you_mean(image, names)}")
+    else:
+        given = [item for item in found.items if item.mask and item.mask.resolve() == mask.resolve()]
+        paired, _ = pair(sorted(names), {mask.name: mask})
+        same = given or [item for item in found.items if item.path.name in paired]
+        if not same:
+            raise UserError(
+                f"{mask}: no image has a matching name, such as {mask.stem}.tif; name its image with --image"
+            )
+    if len(same) > 1:
+        paths = ", ".join(str(item.path) for item in same[:3])
+        raise UserError(f"{mask}: several images have a matching name ({paths}); name one with --image")
+    return same[0]
+
+
+def numbered_classes(mask: Path) -> tuple[str, ...]:
+    """``class 0``, ``class 1``, ... for a mask whose values are class indices without a gap.
+
+    Raises:
+        UserError: it has other values.
+    """
+    try:
+        with open_pages(mask) as pages:
+            pixels = pages[0].rows(0, pages[0].height)
+    except Unreadable as error:
+        raise UserError(f"{mask}: {error}; name the classes with --classes") from None
+    values = sorted(set(np.unique(pixels).tolist()) - {IGNORE_INDEX})
+    count = len(values)
+    if pixels.shape[2] != 1 or not 2 <= count <= _MOST_CLASSES or values != list(range(count)):
+        shown = ", ".join(f"{value:g}" for value in values[:8])
+        raise UserError(
+            f"{mask}: its values ({shown}{' ...' if count > 8 else ''}) are not class indices from 0; name the classes "
+            "with --classes, or the value of each with --mask-values, such as 0=matrix,255=carbide"
+        )
+    return tuple(f"class {value}" for value in values)
+
+
+def _annotation(out: Path, item: Item, mask: Path) -> Path:
+    """A copy of the mask, and the CSV file that gives it to its image."""
+    copy = out / ANNOTATION / mask.name
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(copy) as temporary:
+        shutil.copyfile(mask, temporary)
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(
+                [("file", "mask", "reference"), (item.path, f"{ANNOTATION}/{mask.name}", "yes")]
+            )
+
+    replace_file(out / ANNOTATION_FILE, write)
+    return out / ANNOTATION_FILE
+
+
+def _check_packed(packed: BuildResult, item: Item, mask: Path) -> None:
+    """UserError if the one annotated image could not be packed."""
+    for one in packed.skipped:
+        if one.path in (item.source, str(item.path)):
+            raise UserError(f"{mask}: {item.path} could not be packed with it: {one.reason}")
+
+
+def _command(
+    folder: Path,
+    out: Path,
+    metadata: Path | None,
+    classes: Sequence[str],
+    values: Mapping[int | str, str],
+    options: BuildOptions,
+) -> str:
+    words = ["pscl-hpc", "archive", "build", str(folder)]
+    if metadata is not None:
+        words += ["--metadata", str(metadata)]
+    if classes:
+        words += ["--classes", ",".join(classes)]
+    if values:
+        words += ["--mask-values", ",".join(f"{value}={name}" for value, name in values.items())]
+    defaults = BuildOptions().flags()
+    for key, flag in options.flags().items():
+        if flag != defaults[key]:
+            words += flag.split()
+    return shlex.join([*words, "--out", str(out / ARCHIVE_FILE)])

@@ -1,0 +1,270 @@
+"""From a folder and one mask to numbers: pack, train, predict, measure, page.
+
+Each step is what a single command does, and finds what an earlier call has finished: the archive is only extended, the
+run resumes from its checkpoint, images that are segmented are kept. So the same call resumes after an interruption.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pscl_hpc.archive import Archive
+from pscl_hpc.archive.build import BuildOptions, build
+from pscl_hpc.archive.ingest.sources import plan
+from pscl_hpc.config import load_config
+from pscl_hpc.config.packaged import packaged_config
+from pscl_hpc.errors import UserError
+from pscl_hpc.files import create_text
+from pscl_hpc.metallography.image import SMALLEST
+from pscl_hpc.metallography.measure import Measured, Wanted, measure
+from pscl_hpc.report import write_report
+from pscl_hpc.runs import RunFolder
+from pscl_hpc.segmentation import finetune
+from pscl_hpc.segmentation.config import FinetuneConfig
+from pscl_hpc.segmentation.data import class_list
+from pscl_hpc.training import read_place
+from pscl_hpc.workflow.inputs import ARCHIVE_FILE, Inputs, pack
+from pscl_hpc.workflow.suggestion import suggest
+
+RECIPE = "finetune/default.yaml"
+REQUEST_FILE = "segment.json"
+RUN, MEASUREMENTS, PAGE = "model", "measurements", "report.html"
+JOB_ENTRY = "pscl_hpc.workflow.segment:finish_job"
+"""What a job runs."""
+Say = Callable[[str], None]
+
+
+class Request(BaseModel):
+    """What a call asks for; kept in ``segment.json``, so that an interrupted call is resumed by the same one only."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    folder: str
+    mask: str = ""
+    image: str = ""
+    """Image of the mask, where the names do not tell."""
+    classes: tuple[str, ...] = ()
+    mask_values: dict[int | str, str] = {}
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    luma: bool = False
+    crop_bottom: int = 0
+    minutes: float | None = None
+    """Time for training; None: the steps of the recipe."""
+    overrides: tuple[str, ...] = ()
+    """Overrides of the recipe."""
+    phases: tuple[str, ...] = ()
+    boundary: str = ""
+    smallest: int = SMALLEST
+    um_per_pixel: float | None = None
+
+    @property
+    def options(self) -> BuildOptions:
+        """How images are packed."""
+        return BuildOptions(percentiles=self.percentiles, luma=self.luma, crop_bottom=self.crop_bottom)
+
+    @property
+    def wanted(self) -> Wanted:
+        """What is measured."""
+        return Wanted(self.phases, self.boundary, self.smallest, self.um_per_pixel)
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """The result."""
+
+    folder: Path
+    page: Path
+    measured: Measured
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The archive and the configuration of the training."""
+
+    inputs: Inputs
+    config: FinetuneConfig
+
+
+def segment(
+    request: Request, out: Path, *, say: Say = lambda text: None, progress: bool = False
+) -> Segmented:
+    """Do everything, or what an earlier call has left to do.
+
+    Args:
+        request: What is asked for.
+        out: The folder of the results.
+        say: Called with sentences on what was found.
+        progress: Show progress bars if the output is a terminal.
+
+    Raises:
+        UserError: an input is wrong, or ``out`` has the results of another request.
+        StopRequested: as :func:`~pscl_hpc.segmentation.finetune`.
+    """
+    prepared = prepare(request, out, say=say, progress=progress)
+    return finish(request, out, prepared, say=say, progress=progress)
+
+
+def prepare(request: Request, out: Path, *, say: Say = lambda text: None, progress: bool = False) -> Prepared:
+    """Pack the archive and check the configuration; the arguments and errors are those of :func:`segment`."""
+    _keep_request(request, out)
+    if not request.mask:
+        build(plan([Path(request.folder)]), out / ARCHIVE_FILE, request.options, progress=progress)
+        suggest(out / ARCHIVE_FILE, out)
+    inputs = pack(
+        Path(request.folder),
+        Path(request.mask),
+        out,
+        image=request.image,
+        classes=request.classes,
+        mask_values=request.mask_values,
+        options=request.options,
+        progress=progress,
+    )
+    for note in inputs.notes:
+        say(note)
+    say(_found(inputs))
+    config = load_config(packaged_config(RECIPE), _overrides(request, out, inputs), kind="finetune")
+    assert isinstance(config, FinetuneConfig)
+    archive = Archive(inputs.archive)
+    # A wrong name is an error now, not after the training.
+    request.wanted.rules(class_list(archive.collections[inputs.reference.partition("/")[0]], archive))
+    return Prepared(inputs, config)
+
+
+def finish(
+    request: Request,
+    out: Path,
+    prepared: Prepared,
+    *,
+    say: Say = lambda text: None,
+    progress: bool = False,
+) -> Segmented:
+    """Train, predict, measure and write the page; the arguments and errors are those of :func:`segment`."""
+    inputs, config = prepared.inputs, prepared.config
+    if not (out / RUN).is_dir() or not _is_done(out / RUN):
+        say(f"training on {inputs.reference}: {packaged_config(RECIPE).name}, {out / RUN}")
+    finetune(config, progress=progress)
+    home = inputs.reference.partition("/")[0]
+    ids = [record.id for record in Archive(inputs.archive).select(datasets=[home])]
+    say(f"segmenting and measuring {len(ids)} images")
+    measured = measure(
+        out / RUN,
+        ids,
+        archive=inputs.archive,
+        out=out / MEASUREMENTS,
+        wanted=request.wanted,
+        commands=_commands(request, out, inputs),
+        notes=inputs.warnings,
+        skipped=inputs.skipped,
+        progress=progress,
+    )
+    page = write_report([measured.folder], out / PAGE)
+    return Segmented(out, page.path, measured)
+
+
+def finish_job(config: FinetuneConfig) -> None:
+    """The part of :func:`segment` after packing, as a job: its run folder tells the rest."""
+    out = Path(config.run).parent
+    request = read_request(out)
+    if not read_place().first:
+        finetune(config)
+        return
+    prepared = prepare(request, out)
+    finish(request, out, Prepared(prepared.inputs, config), say=print)
+
+
+def read_request(out: Path) -> Request:
+    """The request of a folder; UserError if it cannot be read."""
+    path = out / REQUEST_FILE
+    try:
+        return Request.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        raise UserError(f"{path}: cannot be read; restore it from a copy, or choose another --out") from None
+
+
+def _keep_request(request: Request, out: Path) -> None:
+    """Record the request, or check that it is the recorded one."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; name a folder with --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if create_text(out / REQUEST_FILE, request.model_dump_json(indent=2) + "\n"):
+            return
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written to ({error.strerror}); choose another --out") from None
+    before: dict[str, Any] = read_request(out).model_dump()
+    now = request.model_dump()
+    changed = [key for key in now if now[key] != before[key]]
+    # Another mask where there was none continues what the suggestion began.
+    if changed and not before["mask"]:
+        (out / REQUEST_FILE).unlink()
+        _keep_request(request, out)
+        return
+    if changed:
+        key = changed[0]
+        raise UserError(
+            f"{out}: has the results of another call ({key} is {before[key]!r} there, {now[key]!r} here); choose another "
+            "--out"
+        )
+
+
+def _is_done(run: Path) -> bool:
+    try:
+        return RunFolder.load(run).done
+    except UserError:
+        return False
+
+
+def _found(inputs: Inputs) -> str:
+    archive = Archive(inputs.archive)
+    home = inputs.reference.partition("/")[0]
+    records = archive.select(datasets=[home])
+    scales = sum(record.um_per_pixel is not None for record in records)
+    annotated = sum(record.has_mask for record in records)
+    scale = "of all known" if scales == len(records) else f"known of {scales}" if scales else "not known"
+    return (
+        f"{home}: {len(records)} images, {annotated} with a mask, scale {scale}; classes: {', '.join(inputs.classes)}; "
+        f"trained on {inputs.reference}"
+    )
+
+
+def _commands(request: Request, out: Path, inputs: Inputs) -> list[str]:
+    """The single commands that do the same."""
+    words = ["pscl-hpc", "measure", str(out / RUN)]
+    for name in request.phases:
+        words += ["--phase", name]
+    if request.boundary:
+        words += ["--boundary", request.boundary]
+    if request.smallest != SMALLEST:
+        words += ["--smallest", str(request.smallest)]
+    if request.um_per_pixel is not None:
+        words += ["--um-per-pixel", f"{request.um_per_pixel:g}"]
+    train = [
+        "pscl-hpc",
+        "finetune",
+        "--config",
+        str(packaged_config(RECIPE)),
+        *_overrides(request, out, inputs),
+    ]
+    measure_all = [*words, "--out", str(out / MEASUREMENTS)]
+    page = ["pscl-hpc", "report", str(out / MEASUREMENTS), "--out", str(out / PAGE)]
+    return [inputs.command, *map(shlex.join, (train, measure_all, page))]
+
+
+def _overrides(request: Request, out: Path, inputs: Inputs) -> list[str]:
+    """The changes of the recipe; quoted as JSON, because values are read as YAML."""
+    steps = ("schedule.steps=0", f"schedule.minutes={request.minutes:g}") if request.minutes else ()
+    return [
+        f"run={json.dumps(str(out / RUN))}",
+        f"data.archive={json.dumps(str(inputs.archive))}",
+        f"references={json.dumps([inputs.reference])}",
+        *steps,
+        *request.overrides,
+    ]

@@ -1,0 +1,180 @@
+"""Measuring the predictions of a run and the masks of an archive; files, page and command."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from pscl_hpc.archive import Archive
+from pscl_hpc.cli.main import main
+from pscl_hpc.errors import UserError
+from pscl_hpc.metallography.measure import Wanted, measure, measure_masks
+from pscl_hpc.metallography.record import MEASUREMENTS_FILE, read_measurements
+from pscl_hpc.report import write_report
+from pscl_hpc.runs import RunFolder
+from pscl_hpc.segmentation.pictures import read_labels
+
+from .material import UM_PER_PIXEL, micrograph
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="session")
+def measured(trained: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("measured")
+    measure(trained.path, out=out, splits=["test"])
+    return out
+
+
+def test_predictions_are_measured_beside_the_masks(
+    trained: RunFolder, archive_file: Path, measured: Path
+) -> None:
+    record = read_measurements(measured)
+    assert [image.name for image in record.images] == ["alloy/test0", "alloy/test1"]
+    assert record.unit == "um"
+    assert record.images[0].um_per_pixel == UM_PER_PIXEL
+    labels = read_labels(measured / record.images[0].files["labels"])
+    carbide = record.images[0].phases["carbide"]
+    assert carbide.fraction == pytest.approx((labels == 1).mean())
+    mask = Archive(archive_file).read_mask(Archive(archive_file).find("alloy/test0").index)
+    assert carbide.fraction_in_mask == pytest.approx((mask == 1).mean())
+    mean = record.find("carbide", "fraction")
+    assert mean is not None
+    assert mean.images == 2
+    assert mean.low is not None
+    assert record.correction is not None
+    assert record.correction.images == 2
+    matrix = np.array(record.correction.matrix)
+    assert matrix.sum(axis=0) == pytest.approx([1, 1])
+    fraction = carbide.fraction or 0.0
+    assert carbide.corrected_fraction == pytest.approx((matrix @ [1 - fraction, fraction])[1])
+
+
+def test_the_tables_say_the_same_as_the_record(measured: Path) -> None:
+    record = read_measurements(measured)
+    results = {(row["phase"], row["quantity"]): row for row in rows(measured / "results.csv")}
+    found = record.find("carbide", "mean diameter")
+    assert found is not None
+    assert float(results["carbide", "mean diameter"]["value"]) == found.value
+    assert results["carbide", "mean diameter"]["unit"] == "um"
+    images = rows(measured / "images.csv")
+    assert [row["image"] for row in images if row["phase"] == "carbide"] == ["alloy/test0", "alloy/test1"]
+    particles = rows(measured / "particles.csv")
+    inside = record.find("carbide", "particles inside")
+    assert inside is not None
+    assert len(particles) == inside.value
+    area, diameter = float(particles[0]["area"]), float(particles[0]["diameter"])
+    assert area == pytest.approx(np.pi * diameter**2 / 4, rel=1e-4)
+
+
+def test_files_are_measured_in_pixels_or_with_a_given_scale(trained: RunFolder, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.fromarray(micrograph(20)[0]).save(folder / "a.png")
+    tifffile.imwrite(
+        folder / "b.tif", micrograph(21)[0], imagej=True, resolution=(4, 4), metadata={"unit": "um"}
+    )
+    plain = measure(trained.path, [folder], out=tmp_path / "plain", validation="none").record
+    scales = {Path(image.name).name: image.um_per_pixel for image in plain.images}
+    assert scales == {"a.png": None, "b.tif": 0.25}
+    assert plain.unit == "px"
+    assert plain.correction is None
+    given = measure(
+        trained.path, [folder], out=tmp_path / "given", wanted=Wanted(um_per_pixel=2), validation="none"
+    ).record
+    in_pixels, in_um = (one.find("carbide", "mean diameter") for one in (plain, given))
+    assert in_pixels is not None
+    assert in_um is not None
+    assert in_pixels.value is not None
+    assert in_um.value == pytest.approx(2 * in_pixels.value)
+
+
+def test_a_second_call_keeps_what_is_segmented(trained: RunFolder, measured: Path) -> None:
+    record = read_measurements(measured)
+    kept = measured / record.images[0].files["labels"]
+    lost = measured / record.images[1].files["overlay"]
+    before, content = kept.stat().st_mtime_ns, lost.read_bytes()
+    lost.unlink()
+    with (measured / "predictions/finished.jsonl").open("a") as file:
+        file.write('{"key": "half a li')
+    again = measure(trained.path, out=measured, splits=["test"]).record
+    assert kept.stat().st_mtime_ns == before
+    assert lost.read_bytes() == content
+    assert again.images == record.images
+    third = measure(trained.path, out=measured, splits=["test"], tta=True).record
+    assert kept.stat().st_mtime_ns > before
+    assert third.settings["test-time augmentation"] == "yes"
+    measure(trained.path, out=measured, splits=["test"])
+
+
+def test_masks_are_measured_directly(archive_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--dataset"):
+        measure_masks(archive_file, out=tmp_path)
+    record = measure_masks(archive_file, out=tmp_path, dataset="alloy", splits=["test"]).record
+    truth = [(micrograph(seed)[1] == 1).mean() for seed in (3, 4)]
+    found = record.find("carbide", "fraction")
+    assert found is not None
+    assert found.value == pytest.approx(np.mean(truth))
+    assert record.masks
+    assert not record.images[0].files
+    text = write_report([tmp_path]).path.read_text(encoding="utf-8")
+    assert "Phases in 2 masks" in text
+    assert "Annotate next" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"splits": ["tset"]}, "tset"),
+        ({"validation": "vla"}, "vla"),
+        ({"images": ["a.png"], "splits": ["test"]}, "--split"),
+        ({"wanted": Wanted(phases=("carbid",))}, "carbid"),
+    ],
+)
+def test_wrong_names(trained: RunFolder, tmp_path: Path, arguments: dict[str, object], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        measure(trained.path, out=tmp_path, **arguments)  # type: ignore[arg-type]
+    assert not (tmp_path / MEASUREMENTS_FILE).exists()
+
+
+def test_the_page_has_scale_bars_numbers_and_the_least_sure_images(measured: Path) -> None:
+    record = read_measurements(measured)
+    text = write_report([measured]).path.read_text(encoding="utf-8")
+    place = [text.index(part) for part in ('id="pictures"', 'id="numbers"', 'id="next"', 'id="settings"')]
+    assert place == sorted(place)
+    # 64 pixels of 0.25 um: the longest bar of at most 30% is 2 um.
+    assert "2 \N{MICRO SIGN}m</span>" in text
+    assert "width:12.500%" in text
+    found = record.find("carbide", "corrected fraction")
+    assert found is not None
+    assert found.value is not None
+    assert f"{100 * found.value:.1f} %" in text
+    confidences = {image.name: image.mean_confidence or 0 for image in record.images}
+    first = min(confidences, key=lambda name: confidences[name])
+    after = text[text.index('id="next"') :]
+    assert after.index(first) == min(after.index(name) for name in confidences)
+
+
+def test_the_command(trained: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main(["measure", str(trained.path), "--split", "val", "--out", str(out), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown == json.loads((out / MEASUREMENTS_FILE).read_text())
+    assert (out / "report.html").is_file()
+    assert main(["measure", str(trained.path), "--masks"]) == 2
+    assert "--out" in capsys.readouterr().err
+
+
+def test_a_damaged_record_is_named(measured: Path, tmp_path: Path) -> None:
+    (tmp_path / MEASUREMENTS_FILE).write_text('{"source": 3}')
+    with pytest.raises(UserError, match=MEASUREMENTS_FILE):
+        write_report([tmp_path])

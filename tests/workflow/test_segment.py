@@ -1,0 +1,259 @@
+"""From a folder and one mask to numbers, in one call, in several, and as a job."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pscl_hpc.archive import Archive
+from pscl_hpc.cli.main import main
+from pscl_hpc.config.packaged import packaged_config
+from pscl_hpc.errors import UserError
+from pscl_hpc.metallography.record import read_measurements
+from pscl_hpc.runs import RunFolder
+from pscl_hpc.workflow import Request, segment
+from pscl_hpc.workflow.inputs import numbered_classes
+from pscl_hpc.workflow.segment import PAGE, REQUEST_FILE, prepare
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = (
+    "model.name=unet",
+    "model.widths=[4,8]",
+    "crop=[32,32]",
+    "batch_size=2",
+    "semi_supervised.batch_size=2",
+    "schedule.steps=8",
+    "schedule.warmup_steps=0",
+    "checkpoint.every_steps=2",
+    "runtime.threads=1",
+    "runtime.device=cpu",
+)
+
+
+def micrograph(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[:48, :56]
+    mask = ((y - random.uniform(10, 38)) ** 2 + (x - random.uniform(10, 46)) ** 2 < 90).astype(np.uint8)
+    return (np.where(mask == 1, 190, 80) + random.normal(0, 12, mask.shape)).clip(0, 255).astype(
+        np.uint8
+    ), mask
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three images in ``sem/`` and the mask of one in ``painted/``."""
+    for name in ("sem", "painted"):
+        (tmp_path / name).mkdir()
+    for number in range(3):
+        Image.fromarray(micrograph(number)[0]).save(tmp_path / f"sem/{number}.png")
+    Image.fromarray(micrograph(1)[1]).save(tmp_path / "painted/1_mask.png")
+    return tmp_path
+
+
+def request_of(folder: Path, **changes: object) -> Request:
+    tree = {"folder": str(folder / "sem"), "mask": str(folder / "painted/1_mask.png"), "overrides": SMALL}
+    return Request.model_validate({**tree, **changes})
+
+
+def test_a_folder_and_a_mask_give_numbers_a_page_and_the_single_commands(folder: Path) -> None:
+    said: list[str] = []
+    names = ("matrix", "carbide")
+    done = segment(request_of(folder, um_per_pixel=0.5, classes=names), folder / "out", say=said.append)
+    record = read_measurements(folder / "out/measurements")
+    assert [image.name for image in record.images] == ["sem/0", "sem/1", "sem/2"]
+    assert [image.annotated for image in record.images] == [False, True, False]
+    assert record.classes == names
+    assert record.unit == "um"
+    assert any("3 images" in text and "sem/1" in text for text in said)
+    assert "Phases in 3 images" in done.page.read_text(encoding="utf-8")
+    archive = Archive(folder / "out/archive.h5")
+    assert np.array_equal(archive.read_mask(archive.find("sem/1").index), micrograph(1)[1])
+    commands = [shlex.split(command) for command in record.commands]
+    assert [words[:2] for words in commands] == [
+        ["pscl-hpc", "archive"], ["pscl-hpc", "finetune"], ["pscl-hpc", "measure"], ["pscl-hpc", "report"]
+    ]  # fmt: skip
+    # Each finds what is finished, and the numbers stay.
+    for words in commands:
+        assert main(words[1:]) == 0
+    assert read_measurements(folder / "out/measurements").results == record.results
+
+
+def test_classes_without_names_are_numbered(folder: Path) -> None:
+    said: list[str] = []
+    inputs = prepare(request_of(folder), folder / "out", say=said.append).inputs
+    assert inputs.classes == ("class 0", "class 1")
+    assert any("--classes" in text for text in said)
+
+
+def test_the_same_call_resumes_after_a_kill(folder: Path) -> None:
+    command = [
+        sys.executable, "-m", "pscl_hpc.cli", "segment", str(folder / "sem"), "--mask",
+        str(folder / "painted/1_mask.png"), "--classes", "matrix,carbide", "--out", str(folder / "out"),
+        *[text.replace("steps=8", "steps=100000") if "schedule.steps" in text else text for text in SMALL],
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, env=dict(os.environ), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    checkpoints = folder / "out/model/checkpoints"
+    try:
+        while not list(checkpoints.glob("step-*.sha256")):
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    # Shorter from here on: the rest of the configuration has to be the same.
+    for name in (REQUEST_FILE, "model/config.yaml"):
+        path = folder / "out" / name
+        path.write_text(path.read_text().replace("100000", "100"))
+    saved = max(int(path.stem.partition("-")[2]) for path in checkpoints.glob("step-*.sha256"))
+    command = [text.replace("100000", "100") for text in command[3:]]
+    assert main(command) == 0
+    run = RunFolder.load(folder / "out/model")
+    assert run.done
+    assert [attempt["first_step"] for attempt in run.attempts] == [0, min(saved, 100)]
+    assert (folder / "out" / PAGE).is_file()
+
+
+def test_another_request_does_not_overwrite(folder: Path) -> None:
+    out = folder / "out"
+    segment(request_of(folder), out)
+    with pytest.raises(UserError, match="smallest"):
+        segment(request_of(folder, smallest=3), out)
+    labels = read_measurements(out / "measurements").images[0].files["labels"]
+    before = (out / "measurements" / labels).stat().st_mtime_ns
+    trained = (out / "model/model.safetensors").stat().st_mtime_ns
+    Image.fromarray(micrograph(7)[0]).save(folder / "sem/new.png")
+    segment(request_of(folder), out)
+    assert len(read_measurements(out / "measurements").images) == 4
+    assert (out / "model/model.safetensors").stat().st_mtime_ns == trained
+    assert (out / "measurements" / labels).stat().st_mtime_ns == before
+
+
+def test_the_validation_images_of_a_dataset_folder_correct_the_fractions(tmp_path: Path) -> None:
+    for name in ("img", "gt"):
+        (tmp_path / "alloy" / name).mkdir(parents=True)
+    for number in range(4):
+        image, mask = micrograph(number)
+        Image.fromarray(image).save(tmp_path / f"alloy/img/{number}.png")
+        Image.fromarray(mask).save(tmp_path / f"alloy/gt/{number}.png")
+    splits = {
+        "classes": ["matrix", "carbide"],
+        "train": ["0.png"],
+        "val": ["1.png"],
+        "test": ["2.png", "3.png"],
+    }
+    (tmp_path / "alloy/splits.json").write_text(json.dumps(splits))
+    request = Request(folder=str(tmp_path / "alloy"), mask=str(tmp_path / "alloy/gt/0.png"), overrides=SMALL)
+    record = segment(request, tmp_path / "out").measured.record
+    assert record.classes == ("matrix", "carbide")
+    assert record.correction is not None
+    assert record.correction.images == 1
+    assert record.find("carbide", "fraction in the masks") is not None
+    with pytest.raises(UserError, match="--classes"):
+        segment(request.model_copy(update={"classes": ("a", "b")}), tmp_path / "other")
+
+
+def test_without_a_mask_and_with_one_afterwards(folder: Path) -> None:
+    with pytest.raises(UserError, match="--mask"):
+        segment(request_of(folder, mask=""), folder / "out")
+    assert len(Archive(folder / "out/archive.h5")) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"folder": "nowhere"}, "nowhere"),
+        ({"mask": "nowhere.png"}, "nowhere.png"),
+        ({"image": "9.png"}, "9.png"),
+        ({"phases": ("carbid",), "classes": ("matrix", "carbide")}, "carbid"),
+        ({"boundary": "edge"}, "edge"),
+    ],
+)
+def test_wrong_input_is_found_before_the_training(
+    folder: Path, changes: dict[str, object], named: str
+) -> None:
+    with pytest.raises(UserError, match=named):
+        segment(request_of(folder, **changes), folder / "out")
+    assert not (folder / "out/model").exists()
+
+
+def test_a_mask_of_no_image_and_a_mask_among_the_images(folder: Path) -> None:
+    other = folder / "painted/9.png"
+    shutil.copy(folder / "painted/1_mask.png", other)
+    with pytest.raises(UserError, match="--image"):
+        segment(request_of(folder, mask=str(other)), folder / "a")
+    record = segment(request_of(folder, mask=str(other), image="1.png"), folder / "b").measured.record
+    assert record.references == ("sem/1",)
+    inside = folder / "sem/painted.png"
+    shutil.copy(other, inside)
+    with pytest.raises(UserError, match="among the images"):
+        segment(request_of(folder, mask=str(inside)), folder / "c")
+
+
+def test_values_that_are_no_class_indices(tmp_path: Path) -> None:
+    path = tmp_path / "mask.png"
+    Image.fromarray(np.array([[0, 127], [200, 0]], np.uint8)).save(path)
+    with pytest.raises(UserError, match="--mask-values"):
+        numbered_classes(path)
+    Image.fromarray(np.array([[0, 1], [2, 255]], np.uint8)).save(path)
+    assert numbered_classes(path) == ("class 0", "class 1", "class 2")
+
+
+def test_a_job_does_the_same(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [
+        "segment",
+        str(folder / "sem"),
+        "--mask",
+        str(folder / "painted/1_mask.png"),
+        "--out",
+        str(folder / "out"),
+    ]
+    assert main([*arguments, "--time", "5", *SMALL]) == 2
+    assert "--submit" in capsys.readouterr().err
+    shutil.rmtree(folder / "out", ignore_errors=True)
+    assert main([*arguments, "--submit", "--cluster", "local", *SMALL]) == 0
+    end = time.monotonic() + 240
+    while not (folder / "out" / PAGE).is_file():
+        assert time.monotonic() < end, "".join(
+            path.read_text() for path in (folder / "out/model/jobs").glob("*_log.out")
+        )
+        time.sleep(0.2)
+    assert RunFolder.load(folder / "out/model").done
+    assert len(read_measurements(folder / "out/measurements").images) == 3
+
+
+def test_the_recipe_is_part_of_the_wheel(tmp_path: Path) -> None:
+    """It is found in a checkout here; in a wheel it is inside the package."""
+    assert packaged_config("finetune/default.yaml") == ROOT / "configs/finetune/default.yaml"
+    with pytest.raises(UserError, match="is not in this installation"):
+        packaged_config("finetune/nothing.yaml")
+    pytest.importorskip("hatchling")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    shutil.unpack_archive(wheel, tmp_path / "installed", "zip")
+    shown = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from pscl_hpc.config.packaged import packaged_config as p; print(p('finetune/default.yaml'))",
+        ],
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")},
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    assert shown == str(tmp_path / "installed/pscl_hpc/configs/finetune/default.yaml")
