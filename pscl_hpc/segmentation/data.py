@@ -108,8 +108,8 @@ def select_data(config: FinetuneConfig, archive: Archive) -> FinetuneData:
     shown = [found.classes.names[index] for index in found.classes.kept if found.pixels[index]]
     if len(shown) < 2:
         raise UserError(
-            f"references: {', '.join(config.references)} shows only the class {shown[0]!r}, from which no other can be told; "
-            "choose an image with pixels of several classes"
+            f"references: {', '.join(config.references)} shows only the class {shown[0]!r}, from which no other can be "
+            "told; choose an image with pixels of several classes"
         )
     validation = _select_validation(config, archive, found.collection, found.classes)
     return FinetuneData(found.collection, found.classes, found.references, found.pixels, validation)
