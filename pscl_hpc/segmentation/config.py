@@ -41,6 +41,16 @@ class FinetuneLossConfig(Strict):
         return self
 
 
+class InferenceConfig(Strict):
+    """How images are segmented after the training, unless a command says otherwise."""
+
+    tta: Literal["none", "rotations", "scales"] = "none"
+    """Test-time augmentation: class probabilities are averaged over the eight rotations and reflections of a window, or
+    over these at magnifications of 0.8, 1 and 1.25, in 8 or about 26 times the time of one pass."""
+    adapt: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Weight of each image's own statistics in batch normalisation; for images whose exposure or contrast differs."""
+
+
 class FinetuneConfig(TrainingConfig):
     """Fine-tuning of trunk and segmentation head on the annotated images."""
 
@@ -78,6 +88,8 @@ class FinetuneConfig(TrainingConfig):
     average: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Decay of the moving average of the weights, which is validated and exported; 0: the weights themselves. In the
     first steps the decay is smaller, (step + 1) / (step + 10)."""
+    inference: InferenceConfig = InferenceConfig()
+    """Validation during the training uses one plain pass."""
     validation_split: str = "val"
     """The split that chooses the checkpoint; the test split never does."""
     validate_every: Count = 50

@@ -6,7 +6,7 @@ Adaptation mixes the training statistics of batch normalisation with those of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import product
@@ -23,7 +23,10 @@ from pscl_hpc.archive import Archive, Window
 from pscl_hpc.config import RuntimeConfig
 from pscl_hpc.models import SegmentationNet
 from pscl_hpc.segmentation.classes import ClassList
+from pscl_hpc.segmentation.config import InferenceConfig
 from pscl_hpc.training import autocast
+
+_MAGNIFICATIONS = (0.8, 1.0, 1.25)
 
 ReadWindow = Callable[[Window], npt.NDArray[np.float32]]
 """Reads a window (y0, x0, height, width) of an image as (channels, height, width) in 0..1."""
@@ -56,8 +59,7 @@ class Predictor:
         *,
         runtime: RuntimeConfig | None = None,
         tiling: Tiling | None = None,
-        tta: bool = False,
-        adapt: float = 0.0,
+        inference: InferenceConfig | None = None,
     ) -> None:
         """See the class.
 
@@ -67,17 +69,14 @@ class Predictor:
             device: The device of ``net``.
             runtime: Precision of the network.
             tiling: How large images are divided.
-            tta: Test-time augmentation: average the class probabilities over the eight rotations and reflections of
-                each window, at eight times the cost. Micrographs have no preferred orientation.
-            adapt: Weight of the image's statistics in batch normalisation, 0 to 1, see :func:`adapted`.
+            inference: Test-time augmentation and adaptation to each image; by default one plain pass.
         """
         self.net = net
         self.classes = classes
         self.device = device
         self.runtime = runtime or RuntimeConfig()
         self.tiling = tiling or Tiling()
-        self.tta = tta
-        self.adapt = adapt
+        self.inference = inference or InferenceConfig()
         self.channels = net.trunk.in_channels
         self.standardise = net.trunk.config.standardise
         self._smallest = net.trunk.maps.bottleneck.stride
@@ -121,8 +120,8 @@ class Predictor:
         return self(read, record.height, record.width, confidence=confidence)
 
     def _adapted(self, read: ReadWindow, height: int, width: int) -> AbstractContextManager[None]:
-        """A block in which the network is adapted to an image, if ``adapt`` is not 0."""
-        if not self.adapt:
+        """A block in which the network is adapted to an image, as ``inference.adapt`` says."""
+        if not self.inference.adapt:
             return nullcontext()
         windows = sample_windows(height, width, self.tiling.tile)
 
@@ -131,7 +130,7 @@ class Predictor:
             with autocast(self.device, self.runtime):
                 self.net(images.to(self.device))
 
-        return adapted(self.net, self.adapt, forward)
+        return adapted(self.net, self.inference.adapt, forward)
 
     def _fill(
         self, labels: npt.NDArray[np.uint8], read: ReadWindow, confidence: npt.NDArray[np.uint8] | None
@@ -185,19 +184,34 @@ class Predictor:
         return labels, (highest * 255).round().to("cpu", torch.uint8).numpy()
 
     def _probabilities(self, images: Tensor) -> Tensor:
-        if not self.tta:
+        """Class probabilities (B, K, h, w), averaged as ``inference.tta`` says: micrographs have no preferred
+        orientation, and features of one kind differ in size."""
+        if self.inference.tta == "none":
             return self._softmax(images)
-        total = torch.zeros((), device=images.device)
-        for turns, mirrored in product(range(4), (False, True)):
-            changed = torch.rot90(images.flip(3) if mirrored else images, turns, (2, 3))
-            back = torch.rot90(self._softmax(changed), -turns, (2, 3))
-            total = total + (back.flip(3) if mirrored else back)
-        return total / 8
+        total, views = torch.zeros((), device=images.device), 0
+        for factor in _MAGNIFICATIONS if self.inference.tta == "scales" else (1.0,):
+            size = [round(side * factor) for side in images.shape[2:]]
+            if factor != 1 and min(size) < self._smallest:
+                continue
+            for turns, mirrored in product(range(4), (False, True)):
+                view = _resized(images, size)
+                view = torch.rot90(view.flip(3) if mirrored else view, turns, (2, 3))
+                back = torch.rot90(self._softmax(view), -turns, (2, 3))
+                total = total + _resized(back.flip(3) if mirrored else back, images.shape[2:])
+                views += 1
+        return total / views
 
     def _softmax(self, images: Tensor) -> Tensor:
         with autocast(self.device, self.runtime):
             logits = self.net(images)
         return F.softmax(logits.float().index_select(1, self._kept), dim=1)
+
+
+def _resized(images: Tensor, size: Sequence[int]) -> Tensor:
+    if images.shape[2:] == torch.Size(size):
+        return images
+    shrunk = size[0] < images.shape[2]
+    return F.interpolate(images, size=tuple(size), mode="bilinear", align_corners=False, antialias=shrunk)
 
 
 def sample_windows(height: int, width: int, tile: int) -> list[tuple[int, int, int, int]]:
