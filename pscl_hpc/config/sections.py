@@ -75,8 +75,8 @@ class ScheduleConfig(Strict):
     steps: Annotated[int, Field(ge=0)] = 1000
     """Optimiser steps; 0: as many as fit into ``minutes``."""
     minutes: NonNegative = 0.0
-    """In place of ``steps``: minutes from the start of the command to the last step. The number of steps follows from
-    the time of a few steps, measured at the first start, and is recorded in run.json; a resumed run keeps it."""
+    """In place of ``steps``: minutes from reading the archive to the last step. The number of steps follows from the time
+    of a few steps, measured at the first start, and is recorded in run.json; a resumed run keeps it."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """The learning rate rises linearly over these steps; with ``minutes`` over at most a tenth of the steps."""
     decay: Literal["constant", "cosine"] = "constant"

@@ -43,7 +43,7 @@ def decide(
         folder: Its folder, in which rank 0 records the decisions.
         ranks: The ranks that train together.
         build: Makes a task, for measuring the time of its steps.
-        began: When the command began, as ``time.monotonic()``.
+        began: When the time began, as ``time.monotonic()``.
     """
     decided = dict(folder.decided)
     if config.runtime.precision == "auto" and PRECISION not in decided:

@@ -4,6 +4,7 @@ describes: ``rank_worker.py ARCHIVE FOLDER`` writes ``FOLDER/<rank>.pt``."""
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ if __name__ == "__main__":
 from pscl_hpc.archive import Archive
 from pscl_hpc.config import RuntimeConfig
 from pscl_hpc.runs import RunFolder
+from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.segmentation.finetune import FinetuneTask, score_images
-from pscl_hpc.training import Loop, Ranks, join_ranks
+from pscl_hpc.training import Loop, Ranks, device, join_ranks
+from pscl_hpc.training.decisions import decide
 from tests.segmentation.helpers import settings
 
 STEPS = 3
@@ -75,11 +78,29 @@ def validate(archive: Path, ranks: Ranks) -> dict[str, Any]:
         return score_images(task.predictor, opened, images, ranks, 0).to_json()
 
 
+def decided(archive: Path, ranks: Ranks) -> dict[str, Any]:
+    """What ranks decide that would differ if each one decided for itself."""
+    runtime = {"device": "cpu", "threads": 1, "precision": "auto"}
+    config = settings(archive, Path("unused"), schedule={"minutes": 1e-4}, runtime=runtime)
+    device.measure_precisions = lambda: {"fp32": 1.0, "bf16": 0.5 + ranks.rank}
+    folder = RunFolder.follow("unused", config, done=False)
+    with Archive(archive) as opened:
+
+        def build(made: FinetuneConfig) -> FinetuneTask:
+            task = FinetuneTask(made, opened, ranks)
+            task.fewest_steps = task.most_steps = 200 + ranks.rank
+            return task
+
+        decide(config, folder, ranks, build, time.monotonic())
+    return folder.decided
+
+
 def main(archive: str, folder: str) -> None:
     with join_ranks(RuntimeConfig(device="cpu", threads=1, collective_timeout_s=60)) as ranks:
         results = {name: train(Path(archive), name, ranks) for name in CASES}
         scores = validate(Path(archive), ranks)
-        torch.save({**results, "scores": scores}, f"{folder}/{ranks.rank}.pt")
+        decisions = decided(Path(archive), ranks)
+        torch.save({**results, "scores": scores, "decided": decisions}, f"{folder}/{ranks.rank}.pt")
 
 
 if __name__ == "__main__":

@@ -66,6 +66,11 @@ def test_two_ranks_share_a_validation(archive_file: Path, by_two: list[dict[str,
     assert by_two[0]["scores"] == by_two[1]["scores"] == alone
 
 
+def test_the_first_rank_decides_for_all(by_two: list[dict[str, Any]]) -> None:
+    expected = {"schedule.steps": 200, "runtime.precision": "bf16"}
+    assert [rank["decided"] for rank in by_two] == [expected, expected]
+
+
 def test_a_run_of_two_ranks(archive_file: Path, tmp_path: Path) -> None:
     config = settings(archive_file, tmp_path / "run", references=["alloy/train0", "alloy/train1"])
     (tmp_path / "config.yaml").write_text(to_yaml(config))
