@@ -27,7 +27,7 @@ from pscl_hpc.segmentation.metrics import ConfusionMatrix
 
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "tta": {"tta": True},
+    "tta": {"tta": "rotations"},
     "adapt 0.1": {"adapt": 0.1},
     "adapt 0.25": {"adapt": 0.25},
 }

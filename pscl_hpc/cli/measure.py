@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from pscl_hpc.cli import ingest
-from pscl_hpc.cli.segmentation import ADAPT, AS_TRAINED, TTA
+from pscl_hpc.cli.segmentation import ADAPT, AS_TRAINED, TTA, Tta
 from pscl_hpc.errors import EXIT_SKIPPED, UserError
 
 
@@ -64,8 +64,8 @@ def measure_command(
     percentiles: Annotated[str | None, typer.Option(help=f"{ingest.PERCENTILES_HELP} {AS_TRAINED}")] = None,
     colour: Annotated[str | None, typer.Option(help=f"{ingest.COLOUR_HELP} {AS_TRAINED}")] = None,
     crop_bottom: Annotated[str | None, typer.Option(help=f"{ingest.CROP_HELP} {AS_TRAINED}")] = None,
-    tta: Annotated[bool, TTA] = False,
-    adapt: Annotated[float, ADAPT] = 0.0,
+    tta: Annotated[Tta | None, TTA] = None,
+    adapt: Annotated[float | None, ADAPT] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print measurements.json, for programs.")] = False,
 ) -> None:
     """Measure phase fractions, particles, spacing and grain size, with 95% intervals from image to image.

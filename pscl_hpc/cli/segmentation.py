@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -13,16 +13,18 @@ from pscl_hpc.cli import ingest
 from pscl_hpc.errors import EXIT_SKIPPED
 
 _JSON = typer.Option("--json", help="Print one JSON object, for programs.")
+Tta = Literal["none", "rotations", "scales"]
 AS_TRAINED = "For files only. Default: as for the annotated images of the run."
 TTA = typer.Option(
     "--tta",
-    help="Test-time augmentation: average over eight rotations and reflections. Takes eight times as long.",
+    help="Test-time augmentation: average over eight rotations and reflections, or over these at three magnifications, "
+    "in 8 or 26 times the time of one pass. Default: as configured in the run.",
 )
 ADAPT = typer.Option(
     "--adapt",
     metavar="SHARE",
     help="Weight of each image's own statistics in batch normalisation, for example 0.1, for images whose exposure "
-    "differs from the training images.",
+    "differs from the training images. Default: as configured in the run.",
 )
 _RUN = typer.Argument(metavar="RUN", help="Folder of a finished fine-tuning run or classifier.")
 
@@ -127,8 +129,8 @@ def evaluate_command(
     archive: Annotated[
         Path | None, typer.Option("--archive", help="Archive of the images. Default: that of the training.")
     ] = None,
-    tta: Annotated[bool, TTA] = False,
-    adapt: Annotated[float, ADAPT] = 0.0,
+    tta: Annotated[Tta | None, TTA] = None,
+    adapt: Annotated[float | None, ADAPT] = None,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Score a fine-tuned run or a classifier: Dice per class, pooled over the images, IoU and pixel accuracy.
@@ -175,8 +177,8 @@ def predict_command(
     intensity_range: Annotated[
         str | None, typer.Option("--range", help=f"{ingest.RANGE_HELP} {AS_TRAINED}")
     ] = None,
-    tta: Annotated[bool, TTA] = False,
-    adapt: Annotated[float, ADAPT] = 0.0,
+    tta: Annotated[Tta | None, TTA] = None,
+    adapt: Annotated[float | None, ADAPT] = None,
     confidence: Annotated[
         bool,
         typer.Option(

@@ -101,7 +101,7 @@ def measure(
     """
     wanted = wanted or Wanted()
     folder, config, predictor = open_run(
-        run, tta=options.get("tta", False), adapt=options.get("adapt", 0.0)
+        run, tta=options.get("tta"), adapt=options.get("adapt")
     )  # fmt: skip
     rules = wanted.rules(predictor.classes)
     target = Path(out) if out is not None else folder.path / FOLDER
@@ -125,8 +125,8 @@ def measure(
     measured = _measure_predictions(predicted, rules, wanted, source, target, progress)
     settings = {
         "ingest options": str(predicted.options) if predicted.options else "as in the archive",
-        "test-time augmentation": "yes" if options.get("tta") else "no",
-        "adaptation": f"{options.get('adapt', 0.0):g}",
+        "test-time augmentation": predictor.inference.tta,
+        "adaptation": f"{predictor.inference.adapt:g}",
         "archive": str(archive or ""),
     }
     return _write(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -67,8 +67,8 @@ class Evaluation(_Part):
     splits: dict[str, SplitScores]
     archive: str
     """Fingerprint of the archive that was scored."""
-    tta: bool
-    """Scored with test-time augmentation."""
+    tta: Literal["none", "rotations", "scales"]
+    """Test-time augmentation."""
     adapt: float
     """Share of each image's own statistics in batch normalisation."""
 
@@ -80,7 +80,9 @@ class Evaluation(_Part):
     @property
     def inference(self) -> str:
         """How the predictions were made; empty: one plain pass."""
-        ways = ["test-time augmentation"] * self.tta + ["adaptation to each image"] * bool(self.adapt)
+        ways = ["test-time augmentation"] * (self.tta != "none") + ["adaptation to each image"] * bool(
+            self.adapt
+        )
         return " and ".join(ways)
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from pscl_hpc.archive import Archive
 from pscl_hpc.classifiers import FeatureCache, FeatureReader, PixelClassifier, PixelMaps
 from pscl_hpc.classifiers.features.base import Picture
 from pscl_hpc.segmentation.classes import ClassList
+from pscl_hpc.segmentation.config import InferenceConfig
 
 _ROWS = 64
 """Rows that are classified at once."""
@@ -25,7 +26,7 @@ class ClassifierPredictor:
         classifier: The classifier.
         cache: Where feature maps are kept; None: nowhere.
         home: Fingerprint of the only archive whose maps are kept; those of files would never be read again.
-        tta: Test-time augmentation: average the class probabilities over the eight rotations and reflections.
+        inference: Test-time augmentation: none or rotations.
     """
 
     def __init__(
@@ -34,12 +35,13 @@ class ClassifierPredictor:
         *,
         cache: FeatureCache | None = None,
         home: str = "",
-        tta: bool = False,
+        inference: InferenceConfig | None = None,
     ) -> None:
         self.classifier = classifier
         card = classifier.card
         self.classes = ClassList(card.classes, card.background, card.ignore_classes)
-        self.tta = tta
+        self.inference = inference or InferenceConfig()
+        self._turns = self.inference.tta != "none"
         self._home = home
         self._plain = FeatureReader(classifier.features)
         self._cached = FeatureReader(classifier.features, cache) if cache else self._plain
@@ -58,12 +60,12 @@ class ClassifierPredictor:
         for part in reader.parts(archive, index):
             (y0, x0, height, width), (top, left) = part.window, part.corner
             total = self._probabilities(part.maps, *part.outer[2:])
-            if self.tta:
+            if self._turns:
                 total = total + self._turned(reader.picture(archive, index, part.outer))
             highest, best = total[:, top : top + height, left : left + width].max(dim=0)
             labels[y0 : y0 + height, x0 : x0 + width] = self._shown[best].numpy()
             if confidence is not None:
-                share = highest / (8 if self.tta else 1)
+                share = highest / (8 if self._turns else 1)
                 confidence[y0 : y0 + height, x0 : x0 + width] = (share * 255).round().to(torch.uint8).numpy()
         return labels
 

@@ -41,10 +41,13 @@ class FinetuneLossConfig(Strict):
         return self
 
 
+Tta = Literal["none", "rotations", "scales"]
+
+
 class InferenceConfig(Strict):
     """How images are segmented after the training, unless a command says otherwise."""
 
-    tta: Literal["none", "rotations", "scales"] = "none"
+    tta: Tta = "none"
     """Test-time augmentation: class probabilities are averaged over the eight rotations and reflections of a window, or
     over these at magnifications of 0.8, 1 and 1.25, in 8 or about 26 times the time of one pass."""
     adapt: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0

@@ -25,7 +25,7 @@ from pscl_hpc.segmentation.classes import ClassList
 from pscl_hpc.segmentation.classifier_config import ClassifierConfig
 from pscl_hpc.segmentation.classifier_inference import ClassifierPredictor
 from pscl_hpc.segmentation.classify import cache_of
-from pscl_hpc.segmentation.config import FinetuneConfig
+from pscl_hpc.segmentation.config import FinetuneConfig, InferenceConfig, Tta
 from pscl_hpc.segmentation.inference import Predictor
 from pscl_hpc.segmentation.ingest_options import mismatch_warnings
 from pscl_hpc.segmentation.metrics import ConfusionMatrix
@@ -50,6 +50,9 @@ class ImagePredictor(Protocol):
     @property
     def classes(self) -> ClassList: ...
 
+    @property
+    def inference(self) -> InferenceConfig: ...
+
     def archive_image(
         self, archive: Archive, index: int, *, confidence: npt.NDArray[np.uint8] | None = None
     ) -> npt.NDArray[np.uint8]:
@@ -62,8 +65,8 @@ def evaluate(
     *,
     splits: Sequence[str] | None = None,
     archive: str | Path | None = None,
-    tta: bool = False,
-    adapt: float = 0.0,
+    tta: Tta | None = None,
+    adapt: float | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Score a run; write ``evaluation.json`` and the predictions as class-index PNGs.
@@ -76,7 +79,7 @@ def evaluate(
         run: A finished fine-tuning run or classifier.
         splits: Splits to score, by default all whose names begin with ``test``. References are never scored.
         archive: Archive of the images, by default the one that the run was trained on.
-        tta, adapt: See :class:`Predictor`.
+        tta, adapt: See :class:`InferenceConfig`; by default as in the configuration of the run.
         progress: Show a progress bar if the output is a terminal.
 
     Returns:
@@ -139,8 +142,7 @@ def evaluate(
         "pretrained": config.pretrained,
         "checkpoint": folder.record.get("best"),
         "archive": source.fingerprint,
-        "tta": tta,
-        "adapt": adapt,
+        **predictor.inference.model_dump(),
         "splits": scored,
     }
     write_json(folder.path / EVALUATION_FILE, content)
@@ -150,47 +152,56 @@ def evaluate(
 
 
 def open_run(
-    run: str | Path, *, tta: bool = False, adapt: float = 0.0
+    run: str | Path, *, tta: Tta | None = None, adapt: float | None = None
 ) -> tuple[RunFolder, SegmentationConfig, ImagePredictor]:
     """A fine-tuned run or a classifier, its configuration, and its predictor on the best available device.
 
     Args:
         run: The run folder.
-        tta, adapt: See :class:`Predictor`.
+        tta, adapt: See :class:`InferenceConfig`; by default as in the configuration of the run.
 
     Raises:
         UserError: the folder is not a run that segments, has no model, or ``adapt`` is out of range, given for a
             classifier, or has nothing to change in its network.
     """
-    if not 0 <= adapt <= 1:
+    if adapt is not None and not 0 <= adapt <= 1:
         raise UserError(f"--adapt is {adapt:g}; give a number from 0 (no adaptation) to 1")
     folder = RunFolder.load(run)
     config = folder.decided_config
-    if isinstance(config, ClassifierConfig):
-        return folder, config, _open_classifier(folder, config, tta=tta, adapt=adapt)
-    if not isinstance(config, FinetuneConfig):
+    if not isinstance(config, SegmentationConfig):
         raise UserError(f"{folder.path}: is a {config.kind} run; name a fine-tuning run or a classifier")
+    given = {key: value for key, value in (("tta", tta), ("adapt", adapt)) if value is not None}
+    inference = default_inference(config).model_copy(update=given)
+    if isinstance(config, ClassifierConfig):
+        return folder, config, _open_classifier(folder, config, inference)
     net, card = load_segmentation(folder.path)
     runtime = config.runtime.model_copy(update={"device": "auto"})
     device = setup_device(runtime)
-    if adapt and not any(isinstance(layer, nn.BatchNorm2d) for layer in net.modules()):
-        raise UserError(f"{folder.path}: its network has no batch normalisation to adapt; leave out --adapt")
-    predictor = Predictor(net.to(device), ClassList.of(card), device, runtime=runtime, tta=tta, adapt=adapt)
+    if inference.adapt and not any(isinstance(layer, nn.BatchNorm2d) for layer in net.modules()):
+        raise UserError(f"{folder.path}: its network has no batch normalisation to adapt; use --adapt 0")
+    predictor = Predictor(net.to(device), ClassList.of(card), device, runtime=runtime, inference=inference)
     return folder, config, predictor
 
 
+def default_inference(config: SegmentationConfig) -> InferenceConfig:
+    """How a run segments images when the command does not say."""
+    return config.inference if isinstance(config, FinetuneConfig) else InferenceConfig()
+
+
 def _open_classifier(
-    folder: RunFolder, config: ClassifierConfig, *, tta: bool, adapt: float
+    folder: RunFolder, config: ClassifierConfig, inference: InferenceConfig
 ) -> ClassifierPredictor:
-    if adapt:
+    if inference.adapt:
         raise UserError(
             f"--adapt changes the batch normalisation of a network, but {folder.path} is a pixel classifier, which "
             "standardises every image; leave it out"
         )
+    if inference.tta == "scales":
+        raise UserError(f"{folder.path}: is a pixel classifier, which has --tta rotations, but not scales")
     classifier = load_classifier(folder.path)
     classifier.features.to(setup_device(config.runtime.model_copy(update={"device": "auto"})))
     home = str(folder.record.get("archive") or "")
-    return ClassifierPredictor(classifier, cache=cache_of(config), home=home, tta=tta)
+    return ClassifierPredictor(classifier, cache=cache_of(config), home=home, inference=inference)
 
 
 def same_name(name: str, known: Iterable[str]) -> str:

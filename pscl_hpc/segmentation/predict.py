@@ -27,6 +27,7 @@ from pscl_hpc.errors import UserError
 from pscl_hpc.models import MODEL_FILE
 from pscl_hpc.progress import Progress
 from pscl_hpc.runs import writing
+from pscl_hpc.segmentation.config import InferenceConfig, Tta
 from pscl_hpc.segmentation.evaluate import PREDICTIONS, ImagePredictor, open_run
 from pscl_hpc.segmentation.ingest_options import (
     FileOptions,
@@ -103,8 +104,8 @@ def predict(
     crop_bottom: int | None = None,
     page: int | None = None,
     common_range: bool | None = None,
-    tta: bool = False,
-    adapt: float = 0.0,
+    tta: Tta | None = None,
+    adapt: float | None = None,
     confidence: bool = False,
     resume: bool = False,
     progress: bool = False,
@@ -122,7 +123,7 @@ def predict(
         archive: Read the images from this archive.
         percentiles, luma, crop_bottom, page, common_range: For files, fields of :class:`IngestOptions`; by default those
             of the annotated images of the run.
-        tta, adapt: See :class:`Predictor`.
+        tta, adapt: See :class:`InferenceConfig`; by default as in the configuration of the run.
         confidence: Also write a map of confidence for each image.
         resume: The output folder belongs to this command: files with other content are overwritten, and images that an
             earlier call has segmented with the same model and pixels are not segmented again.
@@ -150,7 +151,7 @@ def predict(
     folder, _, predictor = open_run(run, tta=tta, adapt=adapt)
     report = PredictReport(Path(out) if out is not None else folder.path / PREDICTIONS / FILES)
     writer = _Writer(
-        predictor, confidence, _Finished(report.folder, folder.path, tta, adapt) if resume else None
+        predictor, confidence, _Finished(report.folder, folder.path, predictor.inference) if resume else None
     )
     names = list(dict.fromkeys(map(str, images)))
     found: list[tuple[str, ImageRecord]] = []
@@ -288,9 +289,11 @@ def _model_file(run: Path) -> Path:
 class _Finished:
     """The images that earlier calls have segmented, in a file that grows by a line for each."""
 
-    def __init__(self, folder: Path, run: Path, tta: bool, adapt: float) -> None:
+    def __init__(self, folder: Path, run: Path, inference: InferenceConfig) -> None:
         self._path = folder / FINISHED_FILE
-        self._key = f"{hashlib.sha256(_model_file(run).read_bytes()).hexdigest()} {tta} {adapt}"
+        self._key = (
+            f"{hashlib.sha256(_model_file(run).read_bytes()).hexdigest()} {inference.tta} {inference.adapt}"
+        )
         self._known: dict[str, PredictedImage] = {}
         for line in self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else ():
             try:

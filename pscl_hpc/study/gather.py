@@ -25,7 +25,7 @@ from pscl_hpc.study.config import Budget
 from pscl_hpc.study.plan import Cell, Plan
 from pscl_hpc.study.pool import reference_of
 from pscl_hpc.study.schedule import Outcome
-from pscl_hpc.study.stage import made_from, plain_scores, read_times
+from pscl_hpc.study.stage import configured_scores, made_from, read_times
 
 
 def gather(plan: Plan, outcomes: dict[str, Outcome]) -> StudyResults:
@@ -79,7 +79,7 @@ def gather(plan: Plan, outcomes: dict[str, Outcome]) -> StudyResults:
 def _rows(plan: Plan, cell: Cell) -> Iterable[Row]:
     job = plan.jobs[cell.key]
     folder = job.folder
-    evaluation = plain_scores(folder, plan.fingerprint, job.tests)
+    evaluation = configured_scores(folder, plan.fingerprint, job.tests)
     if evaluation is None:
         return
     try:

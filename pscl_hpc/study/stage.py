@@ -17,7 +17,12 @@ from pscl_hpc.models import TRUNK_FILE
 from pscl_hpc.results.evaluation import Evaluation, read_evaluation
 from pscl_hpc.runs import RunFolder, write_json
 from pscl_hpc.segmentation.classifier_config import ClassifierConfig
-from pscl_hpc.segmentation.evaluate import EVALUATION_FILE, PRIMARY_SPLIT, SegmentationConfig
+from pscl_hpc.segmentation.evaluate import (
+    EVALUATION_FILE,
+    PRIMARY_SPLIT,
+    SegmentationConfig,
+    default_inference,
+)
 
 TIMES_FILE = "times.json"
 
@@ -41,7 +46,7 @@ def run_stage(config: RunConfig) -> None:
         _check_archive(config)
         with Archive(config.data.archive) as archive:
             tests = test_splits(archive, archive.find(config.references[0]).dataset)
-        if plain_scores(folder, _planned(folder), tests) is None:
+        if configured_scores(folder, _planned(folder), tests) is None:
             with _timed(folder, "evaluate"):
                 evaluate(folder, archive=config.data.archive)
     else:
@@ -64,17 +69,23 @@ def is_test(split: str) -> bool:
     return split.startswith(PRIMARY_SPLIT)
 
 
-def plain_scores(folder: Path, fingerprint: str, tests: Sequence[str]) -> Evaluation | None:
-    """The scores of a run on all these splits of this archive; None without them.
+def configured_scores(folder: Path, fingerprint: str, tests: Sequence[str]) -> Evaluation | None:
+    """The scores of a run on all these splits of this archive, with its configured inference; None without them.
 
     ``evaluate --split``, ``--tta`` or ``--adapt`` replace the scores of a study by others.
     """
     try:
-        found = read_evaluation(folder / EVALUATION_FILE)
+        found, config = read_evaluation(folder / EVALUATION_FILE), RunFolder.load(folder).config
     except UserError:
         return None
-    plain = not found.inference and made_from(fingerprint, found.archive)
-    return found if plain and set(tests) <= found.splits.keys() else None
+    assert isinstance(config, SegmentationConfig)
+    inference = default_inference(config)
+    same = (found.tta, found.adapt) == (inference.tta, inference.adapt)
+    return (
+        found
+        if same and made_from(fingerprint, found.archive) and set(tests) <= found.splits.keys()
+        else None
+    )
 
 
 def is_done(folder: Path, kind: str, fingerprint: str, tests: Sequence[str]) -> bool:
@@ -94,7 +105,7 @@ def is_done(folder: Path, kind: str, fingerprint: str, tests: Sequence[str]) -> 
         return False
     if kind == "pretrain":
         return (folder / TRUNK_FILE).is_file()
-    return plain_scores(folder, fingerprint, tests) is not None
+    return configured_scores(folder, fingerprint, tests) is not None
 
 
 def made_from(fingerprint: str, recorded: str | None) -> bool:

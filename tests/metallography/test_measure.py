@@ -110,7 +110,7 @@ def test_a_second_call_keeps_what_is_segmented(trained: RunFolder, measured: Pat
     assert kept.stat().st_mtime_ns == before
     assert lost.read_bytes() == content
     assert again.images == record.images
-    third = measure(trained.path, out=measured, splits=["test"], tta=True).record
+    third = measure(trained.path, out=measured, splits=["test"], tta="rotations").record
     assert kept.stat().st_mtime_ns > before
     assert third.settings["test-time augmentation"] == "yes"
     measure(trained.path, out=measured, splits=["test"])

@@ -302,7 +302,7 @@ def _write_evaluation(folder: Path, alloy: Alloy, config: dict[str, Any], amount
         "references": config["references"],
         "pretrained": config["pretrained"],
         "archive": Archive(alloy.archive).fingerprint,
-        "tta": False,
+        "tta": "none",
         "adapt": 0.0,
         "splits": {"test": {**scores, "per_image": per_image}},
     }

@@ -241,9 +241,9 @@ def test_runs_scored_on_different_images_are_not_paired(tmp_path: Path, alloy: A
 @pytest.mark.parametrize(
     ("way", "words"),
     [
-        ({"tta": True}, "test-time augmentation"),
+        ({"tta": "scales"}, "test-time augmentation"),
         ({"adapt": 0.5}, "adaptation to each image"),
-        ({"tta": True, "adapt": 0.5}, "test-time augmentation and adaptation to each image"),
+        ({"tta": "scales", "adapt": 0.5}, "test-time augmentation and adaptation to each image"),
     ],
 )
 def test_runs_scored_by_other_ways_of_inference_are_not_paired(

@@ -57,8 +57,8 @@ def test_from_finetune_to_predict(
     assert shown[-1] == str(run / "evaluation.json")
     assert main(["evaluate", str(run), "--split", "val", "--json"]) == EXIT_DONE
     assert json.loads(capsys.readouterr().out) == json.loads((run / "evaluation.json").read_text())
-    assert main(["evaluate", str(run), "--tta", "--json"]) == EXIT_DONE
-    assert json.loads(capsys.readouterr().out)["tta"] is True
+    assert main(["evaluate", str(run), "--tta", "rotations", "--json"]) == EXIT_DONE
+    assert json.loads(capsys.readouterr().out)["tta"] == "rotations"
     assert main(["evaluate", str(run), "--adapt", "0.5", "--json"]) == EXIT_DONE
     assert json.loads(capsys.readouterr().out)["adapt"] == 0.5
 

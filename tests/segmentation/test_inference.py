@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pscl_hpc.models import SegmentationNet
 from pscl_hpc.models.unet import UNet, UNetConfig
 from pscl_hpc.segmentation import ClassList
+from pscl_hpc.segmentation.config import InferenceConfig, Tta
 from pscl_hpc.segmentation.inference import Predictor, Tiling
 
 from .helpers import THREE, reader
@@ -126,20 +127,34 @@ def test_prediction_does_not_change_the_network() -> None:
 @pytest.mark.parametrize("shape", [(48, 48), (32, 56), (41, 59)])
 @pytest.mark.parametrize("turns", [1, 2, 3])
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_test_time_augmentation_is_equivariant(shape: tuple[int, int], turns: int, mirrored: bool) -> None:
+@pytest.mark.parametrize("tta", ["rotations", "scales"])
+def test_test_time_augmentation_is_equivariant(
+    shape: tuple[int, int], turns: int, mirrored: bool, tta: Tta
+) -> None:
     image = np.random.default_rng(1).random((1, *shape), np.float32)
     changed = np.rot90(image[:, :, ::-1] if mirrored else image, turns, (1, 2)).copy()
 
-    def labels_of(image: np.ndarray, tta: bool) -> np.ndarray:
+    def labels_of(image: np.ndarray, tta: Tta) -> np.ndarray:
         net = unet().double()
         net.register_forward_pre_hook(lambda _, inputs: inputs[0].double())
-        predict = Predictor(net, THREE, torch.device("cpu"), tta=tta)
+        predict = Predictor(net, THREE, torch.device("cpu"), inference=InferenceConfig(tta=tta))
         return predict(reader(image), *image.shape[1:])
 
-    plain, averaged = labels_of(image, False), labels_of(image, True)
+    plain, averaged = labels_of(image, "none"), labels_of(image, tta)
     expected = np.rot90(averaged[:, ::-1] if mirrored else averaged, turns)
-    assert np.array_equal(labels_of(changed, True), expected)
+    assert np.array_equal(labels_of(changed, tta), expected)
     assert not np.array_equal(plain, averaged)
+
+
+@pytest.mark.parametrize(("side", "sizes"), [(20, {16, 20, 25}), (18, {18, 22}), (10, {16, 20})])
+def test_magnifications_that_the_network_cannot_process_are_left_out(side: int, sizes: set[int]) -> None:
+    net, seen = unet(widths=(2, 2, 2, 2, 2)), set()
+    assert net.trunk.maps.bottleneck.stride == 16
+    net.register_forward_pre_hook(lambda _, inputs: seen.add(inputs[0].shape[2]))
+    image = np.random.default_rng(2).random((1, side, side), np.float32)
+    found = Predictor(net, THREE, torch.device("cpu"), inference=InferenceConfig(tta="scales"))
+    assert found(reader(image), side, side).shape == (side, side)
+    assert seen == sizes
 
 
 def test_test_time_augmentation_averages_probabilities() -> None:
@@ -153,8 +168,10 @@ def test_test_time_augmentation_averages_probabilities() -> None:
 
     image = np.zeros((1, 16, 16), np.float32)
     labels = [
-        Predictor(Upright(), THREE, torch.device("cpu"), tta=on)(reader(image), 16, 16)  # type: ignore[arg-type]
-        for on in (False, True)
+        Predictor(Upright(), THREE, torch.device("cpu"), inference=InferenceConfig(tta=tta))(  # type: ignore[arg-type]
+            reader(image), 16, 16
+        )
+        for tta in ("none", "rotations")
     ]
     assert set(labels[0].ravel().tolist()) == {0, 1}
     assert np.array_equal(labels[1], labels[1][::-1])

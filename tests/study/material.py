@@ -190,7 +190,7 @@ def fabricate(config: RunConfig, amounts: dict[str, float]) -> None:
             "references": list(config.references),
             "pretrained": config.pretrained,
             "archive": folder.record.get("archive") or Archive(config.data.archive).fingerprint,
-            "tta": False,
+            "tta": "none",
             "adapt": 0.0,
             "splits": splits,
         }
