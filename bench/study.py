@@ -1,6 +1,6 @@
 """Record the results of a study that `pscl-hpc study` has finished.
 
-    python -m bench.study runs/studies/one-shot-cpu --config one_shot-cpu.yaml --name cpu-study-one-shot
+    python -m bench.study runs/studies/one-image --config one-image.yaml --name cpu-study-one-image
 
 The result is the study's `results.json` without the paths of this machine, and its configuration.
 """

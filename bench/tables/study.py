@@ -52,18 +52,6 @@ def study(name: str, *baselines: str) -> str:
     return f"{said}; {intervals}\n\n" + table(head, rows) + origin(name, content)
 
 
-def validation(name: str) -> str:
-    """Best validation Dice of every entry of a study for each annotated image, by which settings are chosen."""
-    content = load(name)
-    rows = {(row["method"], *row["references"]): row for row in content["result"]["rows"]}
-    images = list(dict.fromkeys(image for _, image in rows))
-    lines = []
-    for method in content["result"]["methods"]:
-        found = [rows[method, image]["validation_dice"] for image in images]
-        lines.append([method, *(f"{value:.3f}" for value in found), f"{sum(found) / len(found):.3f}"])
-    return table(["entry", *images, "mean"], lines) + origin(name, content)
-
-
 def inference(name: str) -> str:
     """Mean Dice of trained networks by way of inference, and how many are better than plain inference."""
     content = load(name)
@@ -87,44 +75,6 @@ def inference(name: str) -> str:
                 cells.append(f"{fmean(dice[way] for dice in found):.3f} ({better} of {len(found)})")
             lines.append([f"{dataset} {split}" + (" (validation)" if validates else ""), method, *cells])
     return table(["images", "network", *ways], lines) + origin(name, content)
-
-
-def budgets(name: str) -> str:
-    """A study on one dataset: mean Dice of every method with every amount of annotation."""
-    content = load(name)
-    result = content["result"]
-    [place] = {(line["dataset"], line["split"]) for line in result["table"]}
-    lines = {(line["method"], line["budget"]): line for line in result["table"]}
-    rows = []
-    for budget in result["budgets"]:
-        found = [lines.get((method, budget)) for method in result["methods"]]
-        runs = {str(line["runs"]) for line in found if line}
-        cells = [
-            _spread(line["mean_dice"]["mean"], line["mean_dice"]["std"]) if line else "-" for line in found
-        ]
-        rows.append([str(budget), ", ".join(sorted(runs)), *cells])
-    said = f"Mean Dice on {place[0]} {place[1]}, ± standard deviation over runs:"
-    head = ["annotated images", "runs each", *result["methods"]]
-    return f"{said}\n\n" + table(head, rows) + origin(name, content)
-
-
-def sampling(name: str) -> str:
-    """Purity of the patches that a study's pretrainings sampled in their first and last quarter."""
-    content = load(name)
-    found = content["result"]["sampling"]
-    names = ["1/4 resolution", "1/2 resolution", "full resolution"]
-    rows = [
-        [
-            line["method"],
-            ", ".join(line["references"]) or "clusters",
-            *(
-                f"{_share(first)} → {_share(last)}"
-                for first, last in zip(line["first"], line["last"], strict=True)
-            ),
-        ]
-        for line in found
-    ]
-    return table(["method", "templates from", *names], rows) + origin(name, content)
 
 
 def matching(name: str) -> str:
@@ -180,41 +130,3 @@ def _removed(line: dict[str, Any] | None) -> str:
 
 def _spread(mean: float, std: float | None) -> str:
     return f"{mean:.3f}" if std is None else f"{mean:.3f} ± {std:.3f}"
-
-
-def against_earlier(name: str, method: str, earlier: str, others: dict[str, str]) -> str:
-    """A method beside methods of another study on the same data sets: mean Dice over the annotated images of both.
-
-    Args:
-        name: The result with ``method``.
-        method: One of its methods, with one annotated image.
-        earlier: Another result on the same images.
-        others: Methods of the other result, and how the table calls them.
-    """
-    new, old = load(name), load(earlier)
-    found = {
-        (row["dataset"], row["split"], *row["references"]): row
-        for row in new["result"]["rows"]
-        if row["method"] == method and row["budget"] == 1
-    }
-    before = {
-        (row["method"], row["dataset"], row["split"], *row["references"]): row["mean_dice"]
-        for row in old["result"]["rows"]
-        if row["budget"] == 1
-    }
-    places = list(dict.fromkeys(key[:2] for key in found))
-    rows = []
-    for place in sorted(places):
-        keys = [key for key in found if key[:2] == place]
-        cells = [[before[other, *key] for key in keys] for other in others]
-        cells.append([found[key]["mean_dice"] for key in keys])
-        rows.append(
-            [" ".join(place), str(len(keys)), *(f"{fmean(cell):.3f} ({min(cell):.3f})" for cell in cells)]
-        )
-    seconds = [row["seconds"]["finetune"] for row in found.values()]
-    said = (
-        "Mean foreground Dice on test images over annotated images that are each used alone (worst annotated image). A "
-        f"training of the default recipe took {min(seconds) / 60:.0f} to {max(seconds) / 60:.0f} minutes on one core."
-    )
-    head = ["test images", "annotated images", *others.values(), "default recipe"]
-    return f"{said}\n\n" + table(head, rows) + origin(name, new) + "\n" + origin(earlier, old)
