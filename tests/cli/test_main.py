@@ -83,7 +83,7 @@ def test_version(console: Console) -> None:
         (["doctor", "--folders", "x"], "--folders"),
         (["doctor", "surplus"], "surplus"),
         (["submit", "pretrain"], "--config"),
-        (["submit", "predict", "--config", "x"], "pretrain|finetune|study"),
+        (["submit", "predict", "--config", "x"], "pretrain|finetune|classifier|study"),
         (["submit", "pretrain", "--config", "x", "--cpus", "0"], "--cpus"),
         (["submit", "pretrain", "--config", "absent.yaml"], "absent.yaml"),
         (["submit", "pretrain", "--config", ".", "--time", "soon"], "error: .:"),

@@ -19,6 +19,7 @@ from pscl_hpc.methods import METHODS
 from pscl_hpc.methods.byol import ByolConfig
 from pscl_hpc.models import TRUNKS
 from pscl_hpc.pretraining.config import PretrainConfig
+from pscl_hpc.segmentation.classifier_config import ClassifierConfig
 from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.study.config import load_study
 
@@ -332,6 +333,7 @@ def test_shipped_configurations_are_valid(path: Path) -> None:
     needed = {
         "pretrain": ["method.reference.ids=[a/b]"],
         "finetune": ["references=[a/b]"],
+        "classifier": ["references=[a/b]"],
     }
     kind = path.parent.name
     if kind == "demo":
@@ -340,10 +342,13 @@ def test_shipped_configurations_are_valid(path: Path) -> None:
     if kind == "studies":
         load_study(path, [] if "synthetic" in path.read_text() else ["archive=alloys.h5"])
         return
-    annotated = kind == "finetune" or (path.stem.startswith("pscl") and path.stem != "pscl-clustered")
+    annotated = kind in ("finetune", "classifier") or (
+        path.stem.startswith("pscl") and path.stem != "pscl-clustered"
+    )
     extra = needed[kind] if annotated else []
     config = load_config(path, extra)
-    assert isinstance(config, PretrainConfig if kind == "pretrain" else FinetuneConfig)
+    schemas = {"pretrain": PretrainConfig, "finetune": FinetuneConfig, "classifier": ClassifierConfig}
+    assert isinstance(config, schemas[kind])
 
 
 def test_paper_preset_has_the_released_settings() -> None:

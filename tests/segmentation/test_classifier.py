@@ -16,6 +16,9 @@ from pscl_hpc.classifiers import CLASSIFIER_FILE
 from pscl_hpc.cli.main import main
 from pscl_hpc.config import load_config, resolve_config, to_yaml
 from pscl_hpc.errors import UserError
+from pscl_hpc.launch.profiles import Profile
+from pscl_hpc.launch.status import run_status
+from pscl_hpc.launch.submission import submit
 from pscl_hpc.report import write_report
 from pscl_hpc.results.runs import collect
 from pscl_hpc.results.scores import score_tables
@@ -72,6 +75,8 @@ def test_a_run_has_the_files_of_a_model(done: RunFolder) -> None:
     assert done.record["ingest_options"]["annotated"]
     assert set(done.record["seconds"]) == {"features", "head"}
     assert done.record["prediction"]["images"] == 3
+    status = run_status(done.path)
+    assert (status.state, status.step, status.total, status.checkpoint) == ("done", 150, 150, None)
     last = done.metrics()[-1]
     assert last["step"] == 150
     assert last["train_accuracy"] > 0.9
@@ -247,6 +252,13 @@ def test_several_ranks_are_refused(
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="one process"):
         train_classifier(classifier(archive_file, tmp_path / "run"))
+
+
+def test_a_job_of_several_ranks_is_refused_before_it_waits(archive_file: Path, tmp_path: Path) -> None:
+    profile = Profile().replace("test", tasks_per_node=2)
+    with pytest.raises(UserError, match="one process"):
+        submit(classifier(archive_file, tmp_path / "run"), cluster="local", profile=profile)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
