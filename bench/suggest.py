@@ -31,7 +31,7 @@ from pscl_hpc.segmentation import ClassList, ConfusionMatrix
 from pscl_hpc.suggestion import FILTERS, IMAGENET, dense_features
 from pscl_hpc.suggestion.coverage import measure, nearest_distances
 from pscl_hpc.suggestion.filters import filter_responses
-from pscl_hpc.suggestion.patches import read_patches
+from pscl_hpc.suggestion.patches import ImagePatches, read_patches
 from pscl_hpc.suggestion.textures import find_textures, labels_of, shares
 
 KINDS = ("filters", "filters + ImageNet")
@@ -164,7 +164,7 @@ def _width(kind: str) -> int | None:
     return 34 if kind == KINDS[0] else None
 
 
-def orders(archive: Archive, dataset: str, features: str, seed: int) -> dict[str, list[str]]:
+def orders(images: list[ImagePatches], seed: int) -> dict[str, list[str]]:
     """Training images by each rule, the most recommended first.
 
     ``nearest patch`` is the rule of `pscl-hpc archive suggest`: the mean distance of all patches to the nearest patch of
@@ -172,9 +172,6 @@ def orders(archive: Archive, dataset: str, features: str, seed: int) -> dict[str
     energy distance of the image's patches to all patches. ``rare textures`` is the mean over 32 clusters of the
     cluster's share in the image as a part of its share in all images, at most 1.
     """
-    images = read_patches(
-        archive, archive.select(datasets=[dataset], splits=["train"]), dense_features(features)
-    )
     nearness = measure(images, seed)
     centres = find_textures(images, seed, most=TEXTURES)
     share = shares(images, centres)
@@ -212,16 +209,18 @@ def main() -> None:
     annotated = {image.dataset for image in archive.select(splits=["train"], has_mask=True)}
     found = []
     for name in arguments.datasets or sorted(annotated):
+        entry: dict[str, Any] = {"dataset": name, "orders": {}}
+        for kind in (IMAGENET, FILTERS):
+            path = arguments.cache / f"orders-{name}-{kind}-{arguments.seed}.json"
+            if not path.exists():
+                train_on = archive.select(datasets=[name], splits=["train"])
+                images = read_patches(archive, train_on, dense_features(kind))
+                write_json(path, orders(images, arguments.seed))
+            entry["orders"][kind] = json.loads(path.read_text())
         path = arguments.cache / f"dice-{name}-{arguments.seed}.json"
         if not path.exists():
             write_json(path, dice_of_each(archive, name, features, arguments.seed))
-        found.append(
-            {
-                "dataset": name,
-                "images": json.loads(path.read_text()),
-                "orders": {kind: orders(archive, name, kind, arguments.seed) for kind in (IMAGENET, FILTERS)},
-            }
-        )
+        found.append(entry | {"images": json.loads(path.read_text())})
     content = {"archive": archive.fingerprint, "seed": arguments.seed, "datasets": found}
     print(record("suggest", content, command="python -m bench.suggest ARCHIVE"))
 

@@ -34,7 +34,7 @@ class Nearness:
     image_of: npt.NDArray[np.int64]
     """The image of each patch, (N,)."""
     radius: float
-    """Patches within this distance are similar: 95% of patches have one in another place of their own image."""
+    """Patches within this distance are similar: 95% of patches have one elsewhere in their own image."""
 
     def nearest(self, chosen: Sequence[int]) -> npt.NDArray[np.float32]:
         """Distance of each patch to the nearest of the chosen images, (N,)."""
@@ -66,8 +66,11 @@ def measure(images: Sequence[ImagePatches], seed: int) -> Nearness:
     near = np.stack(distances)
     near[owner, np.arange(len(owner))] = 0
     inside = np.concatenate(alone)
+    if not np.isfinite(inside).any() and len(images) > 1:
+        # Of images smaller than two patches: 95% of patches have a similar one in another image.
+        others = np.where(np.arange(len(images))[:, None] == owner, np.inf, near)
+        inside = others.min(axis=0)
     inside = inside[np.isfinite(inside)]
-    # Images of one patch each say nothing about what is similar; then only equal patches are.
     radius = float(np.quantile(inside, _ALIKE)) if len(inside) else 0.0
     return Nearness(near, owner, radius)
 

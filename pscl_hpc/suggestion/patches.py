@@ -26,9 +26,9 @@ _MARGIN = 2
 """Squares by which an image is extended by reflection on all sides, because networks see the edge of an image."""
 _SIDE = 1024
 """Pixels along a side that are read at once."""
-_WINDOWS = 16
+_WINDOWS = 6
 """At most so many windows of an image are read, evenly spaced."""
-_FIT_IMAGES = 64
+_FIT_IMAGES = 32
 """At most so many images, evenly spaced, determine the principal components."""
 COMPONENTS = 32
 
@@ -142,7 +142,7 @@ def describe(image: npt.NDArray[np.float32], features: DenseFeatures) -> Vectors
 
 
 def windows_of(record: ImageRecord) -> Iterator[Window]:
-    """All windows of 1,024 pixels a side, or 16 of them."""
+    """All windows of 1,024 pixels a side, or 6 of them."""
     corners = [
         (top, left) for top in range(0, record.height, _SIDE) for left in range(0, record.width, _SIDE)
     ]

@@ -18,6 +18,8 @@ from pscl_hpc.suggestion.textures import find_textures, shares
 
 APART = 0.5
 """An image of which less than this share is covered looks different from the chosen ones."""
+_CANDIDATES = 1000
+"""At most so many images, evenly spaced, are compared."""
 _NAMED = 8
 """At most so many images are named in a warning."""
 _MOST = 24
@@ -33,6 +35,8 @@ class Suggestion:
 
     features: str
     """What patches were compared by."""
+    available: int
+    """Images to choose from; of many, some are compared."""
     images: tuple[ImagePatches, ...]
     """The candidates."""
     nearness: Nearness
@@ -67,7 +71,8 @@ class Suggestion:
     def lines(self) -> list[str]:
         """The suggestion in words."""
         average = np.mean([self.alone(place) for place in range(len(self.images))])
-        found = [f"{_count(len(self.images), 'image')} compared by {self.features}"]
+        some = "" if len(self.images) == self.available else f"{len(self.images)} of "
+        found = [f"{some}{_count(self.available, 'image')} compared by {self.features}"]
         for number, place in enumerate(self.chosen):
             share = self.nearness.covered(self.chosen[: number + 1]).mean()
             what = "with those above " if number else ""
@@ -96,7 +101,8 @@ class Suggestion:
         covered = self.covered
         return {
             "features": self.features,
-            "images": len(self.images),
+            "images": self.available,
+            "compared": len(self.images),
             "suggested": [
                 {
                     "image": self.id(place),
@@ -145,8 +151,9 @@ def suggest(
     Raises:
         UserError: there is no such image, or fewer than ``count``.
     """
-    records = _candidates(archive, datasets, splits, count)
-    images = read_patches(archive, records, features, progress=progress)
+    records = _available(archive, datasets, splits, count)
+    step = np.linspace(0, len(records) - 1, min(max(count, _CANDIDATES), len(records))).round().astype(int)
+    images = read_patches(archive, [records[place] for place in step], features, progress=progress)
     nearness = measure(images, seed)
     order = choose(nearness, max(count, _MOST))
     numbers = range(1, len(order) + 1)
@@ -154,6 +161,7 @@ def suggest(
     textures = find_textures(images, seed)
     return Suggestion(
         features.name,
+        len(records),
         tuple(images),
         nearness,
         tuple(order[:count]),
@@ -163,7 +171,7 @@ def suggest(
     )
 
 
-def _candidates(
+def _available(
     archive: Archive, datasets: Sequence[str] | None, splits: Sequence[str] | None, count: int
 ) -> list[ImageRecord]:
     records = archive.select(datasets=datasets, splits=splits)

@@ -162,3 +162,17 @@ def test_without_imagenet_weights_filters_are_used(monkeypatch: pytest.MonkeyPat
 def test_wrong_choices(groups: Path, options: dict[str, object], named: str) -> None:
     with pytest.raises(UserError, match=named):
         suggestion(groups, **options)
+
+
+def test_of_many_images_some_are_compared(groups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["pscl_hpc.suggestion.suggest"], "_CANDIDATES", 3)
+    found = suggestion(groups)
+    assert ids(found, (0, 1, 2)) == ["steel/a0", "steel/a3", "steel/b2"]
+    assert found.lines()[0].startswith("3 of 7 images")
+    assert len(suggestion(groups, count=5).chosen) == 5
+
+
+def test_small_images_of_one_kind_do_not_all_look_different(tmp_path: Path) -> None:
+    kinds = {f"a{i}": "fine" for i in range(12)}
+    found = suggestion(textured_archive(tmp_path / "a.h5", kinds, size=(20, 20)))
+    assert len(found.different) < 6

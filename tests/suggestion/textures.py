@@ -23,12 +23,14 @@ def texture(kind: str, seed: int, size: tuple[int, int] = (96, 112)) -> np.ndarr
     return np.clip(128 + 40 * field / field.std(), 0, 255).astype(np.uint8)
 
 
-def textured_archive(path: Path, kinds: dict[str, str], *, masks: bool = False) -> Path:
+def textured_archive(
+    path: Path, kinds: dict[str, str], *, masks: bool = False, size: tuple[int, int] = (96, 112)
+) -> Path:
     """Image id (without the collection) -> kind; a split may follow it, ``fine test``."""
     with ShardWriter(path, [Collection("steel", CLASSES)]) as writer:
         for seed, (name, kind) in enumerate(kinds.items()):
             look, _, split = kind.partition(" ")
-            image = texture(look, seed)
+            image = texture(look, seed, size)
             mask = np.full(image.shape, seed % 2, np.uint8) if masks else None
             writer.add(image, id=f"steel/{name}", dataset="steel", mask=mask, split=split or "train")
     return path
