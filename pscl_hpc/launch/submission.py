@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import itertools
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +21,16 @@ from pscl_hpc.config import RunConfig
 from pscl_hpc.errors import UserError
 from pscl_hpc.launch.executors import build_executor, check_resources, submission_script
 from pscl_hpc.launch.profiles import Profile
-from pscl_hpc.launch.records import JOBS, JobRecord, latest_job, save_job
+from pscl_hpc.launch.records import JOBS, JobRecord, job_records, latest_job, save_job
 from pscl_hpc.launch.schedulers import known_phase, process_start
 from pscl_hpc.launch.stage_job import STAGES, StageJob, keep_last_end, source_hash
 from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.pretraining.data import PretrainData
 from pscl_hpc.runs import RunFolder, commit, now
+from pscl_hpc.runs.attempts import newest_attempt
+from pscl_hpc.runs.folder import CONFIG_FILE, RECORD_FILE
 from pscl_hpc.runs.lock import lock_holder
+from pscl_hpc.runs.status_file import STATUS_FILE
 from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.segmentation.data import rank_slots, select_data, select_unlabelled
 from pscl_hpc.segmentation.finetune import build_net
@@ -90,13 +96,36 @@ def submit_many(
         _check_input(config, profile)
     if files is not None:
         _check_percent(files)
+    new = [not config.run or not Path(config.run).exists() for config in configs]
     folders = [RunFolder.reserve(config) for config in configs]
     if len({folder.path.resolve() for folder in folders}) < len(folders):
         raise UserError("two of the runs have the same folder; give each a different run=...")
-    for folder in folders:
-        _check_free(folder, entry)
     if not folders:
         return []
+    # Of several submissions at once, the others wait here and then find the job of the first.
+    with contextlib.ExitStack() as locks:
+        for folder in sorted(folders, key=lambda folder: folder.path.resolve()):
+            locks.enter_context(_submitting(folder.path))
+        for folder in folders:
+            _check_free(folder, entry)
+        try:
+            return _submit(folders, cluster, name, files, profile, any_commit, entry, attached)
+        except UserError:
+            for folder in itertools.compress(folders, new):
+                _remove_unused(folder.path)
+            raise
+
+
+def _submit(
+    folders: list[RunFolder],
+    cluster: str,
+    name: str,
+    files: Path | None,
+    profile: Profile,
+    any_commit: bool,
+    entry: str,
+    attached: int | None,
+) -> list[Submission]:
     files = (files or folders[0].path / JOBS).absolute()
     files.mkdir(parents=True, exist_ok=True)
     for folder in folders:
@@ -109,7 +138,7 @@ def submit_many(
             files=str(files),
             nodes=profile.nodes,
             tasks_per_node=profile.tasks,
-            gpus=bool(profile.gpus_per_node),
+            gpus=bool(profile.gpus),
             stage=profile.stage,
             source=source,
             commit=head,
@@ -142,6 +171,31 @@ def submit_many(
     return submissions
 
 
+@contextlib.contextmanager
+def _submitting(run: Path) -> Iterator[None]:
+    """Exclude other submissions of the same run, as far as the file system has locks."""
+    with (run / CONFIG_FILE).open("r+") as handle:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if not (run / CONFIG_FILE).exists():
+            raise UserError(f"{run}: another submission of this run was refused meanwhile; submit it again")
+        yield
+
+
+def _remove_unused(run: Path) -> None:
+    """Remove a run folder that was made for a job that the cluster refused."""
+    if newest_attempt(run) or job_records(run):
+        return
+    for path in (run / JOBS).glob("*"):
+        path.unlink()
+    for name in (RECORD_FILE, STATUS_FILE, CONFIG_FILE):
+        (run / name).unlink(missing_ok=True)
+    for folder in (run / JOBS, run):
+        # Files of the user stay.
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
 def show_script(config: RunConfig, *, cluster: str, profile: Profile) -> str:
     """The batch script that :func:`submit` would send to Slurm. Nothing is made or changed.
 
@@ -162,8 +216,14 @@ def _send(executor: Any, folders: Sequence[RunFolder], stage_jobs: Sequence[Stag
     # Before the submission, because a job that starts at once writes the record too.
     for folder in unfinished:
         last = latest_job(folder.path)
-        keep_last_end(folder, last.log(folder.path).with_name(f"{last.job}.failures") if last else None)
-        folder.update(kind=folder.config.kind, name=folder.config.name, status="queued", error="")
+        keep_last_end(folder, last.place(folder.path) if last else None, last.job if last else "")
+        folder.update(
+            kind=folder.config.kind,
+            name=folder.config.name,
+            steps=folder.config.schedule.steps,
+            status="queued",
+            error="",
+        )
     slurm_conf = os.environ.get("SLURM_CONF")
     # A job that is submitted from inside another job must not inherit that job's variables.
     with submitit.helpers.clean_env():
@@ -174,11 +234,17 @@ def _send(executor: Any, folders: Sequence[RunFolder], stage_jobs: Sequence[Stag
                 return [executor.submit(stage_jobs[0])]
             return list(executor.submit_array(stage_jobs))
         except (FailedSubmissionError, FailedJobError) as error:
-            lines = [line.strip().removeprefix("sbatch: error: ") for line in str(error).splitlines()]
-            reason = "the cluster refused the job: " + "; ".join(line for line in lines if line)
+            reason = f"the cluster refused the job: {_slurm_words(str(error))}"
             for folder, (status, said) in zip(unfinished, before, strict=True):
                 folder.update(status=status, error=said or reason)
             raise UserError(reason) from None
+
+
+def _slurm_words(text: str) -> str:
+    """What sbatch said, each thing once."""
+    lines = [line.strip().removeprefix("sbatch: error: ") for line in text.splitlines()]
+    said = [line.removeprefix("Batch job submission failed: ") for line in lines]
+    return "; ".join(dict.fromkeys(line for line in said if line))
 
 
 def _check_input(config: RunConfig, profile: Profile) -> None:

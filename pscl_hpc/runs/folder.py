@@ -25,6 +25,7 @@ from pscl_hpc.runs.checkpoint import CheckpointStore
 from pscl_hpc.runs.lock import take_lock
 from pscl_hpc.runs.metrics import MetricsLog, read_metrics
 from pscl_hpc.runs.provenance import describe_attempt, describe_device, now
+from pscl_hpc.runs.status_file import StatusFile
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +36,9 @@ CONFIG_FILE = "config.yaml"
 RECORD_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
+RESERVE_FILE = "reserve"
+_RESERVE_BYTES = 65536
+"""Deleted when the work ends, so that its end can be recorded on a disk that is full or over quota."""
 _FREE = (
     "run",
     "runtime.workers",
@@ -57,6 +61,7 @@ class RunFolder:
         self._lock: IO[str] | None = None
         self._attempt: Attempt | None = None
         self._stopped: str | None = None
+        self._status: StatusFile | None = None
 
     @classmethod
     def start(cls, config: RunConfig, device: torch.device, nodes: Sequence[str] = ()) -> RunFolder:
@@ -81,6 +86,7 @@ class RunFolder:
             if folder.done:
                 folder._release()
         except BaseException:
+            (folder.path / RESERVE_FILE).unlink(missing_ok=True)
             folder._release()
             raise
         return folder
@@ -174,7 +180,9 @@ class RunFolder:
         """The log to append to."""
         board = self.path / "tensorboard" if self.config.log.tensorboard else None
         try:
-            return MetricsLog(self.path / METRICS_FILE, tensorboard=board, guard=self.check_owner)
+            return MetricsLog(
+                self.path / METRICS_FILE, tensorboard=board, guard=self.check_owner, listen=self._progress
+            )
         except ImportError:
             raise UserError(
                 "log.tensorboard needs the package tensorboard; pip install 'pscl-hpc[tensorboard]'"
@@ -194,6 +202,24 @@ class RunFolder:
         self.record.update(values)
         with writing(self.path / RECORD_FILE):
             write_json(self.path / RECORD_FILE, self.record)
+        self._status = self._status or StatusFile(self.path, self.newest_checkpoint)
+        self._status.record(self.record)
+
+    def _progress(self, line: dict[str, Any]) -> None:
+        """Called with every new line of the log."""
+        if self._status is not None:
+            self._status.line(line)
+
+    def newest_checkpoint(self) -> int | None:
+        """Step of the newest checkpoint, without reading the configuration."""
+        steps = CheckpointStore(self.path / CHECKPOINTS).steps()
+        return steps[-1] if steps else None
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run, from the record where it has them: the configuration takes longer to read."""
+        known = self.record.get("steps")
+        return known if isinstance(known, int) else self.setting("schedule.steps", int)
 
     def keep_last_end(self, known: str = "") -> None:
         """Record in the newest attempt how it ended, before the next attempt overwrites the status.
@@ -231,8 +257,11 @@ class RunFolder:
             if self._attempt is None:
                 return
             if error is None:
+                (self.path / RESERVE_FILE).unlink(missing_ok=True)
                 self.update(status="done", finished=now(), error="")
                 return
+            # On a full disk this makes the room to record its end.
+            (self.path / RESERVE_FILE).unlink(missing_ok=True)
             # The error that ended the work matters more than a failure to record it.
             with contextlib.suppress(JobError):
                 if self._stopped is not None or isinstance(error, KeyboardInterrupt | SystemExit):
@@ -248,6 +277,9 @@ class RunFolder:
         self.record = _read_record(self.path) if (self.path / RECORD_FILE).exists() else {}
         if self.done:
             return
+        with writing(self.path / RESERVE_FILE):
+            # Not zeros, which some file systems do not store.
+            (self.path / RESERVE_FILE).write_bytes(os.urandom(_RESERVE_BYTES))
         about = describe_attempt()
         self._attempt = Attempt.begin(self.path, about)
         self.keep_last_end()
@@ -259,6 +291,7 @@ class RunFolder:
         self.update(
             kind=self.config.kind,
             name=self.config.name,
+            steps=self.config.schedule.steps,
             status="running",
             created=self.record.get("created", now()),
             device=describe_device(device),

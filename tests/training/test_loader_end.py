@@ -59,7 +59,9 @@ def test_readers_end_with_a_killed_trainer(tmp_path: Path) -> None:
             assert trainer.poll() is None
             time.sleep(0.02)
         readers = [int(name) for name in os.listdir(folder)]
-        servers = [int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in readers]
+        servers = [
+            int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in readers
+        ]
         assert all(map(alive, readers))
         trainer.kill()
         trainer.wait()
