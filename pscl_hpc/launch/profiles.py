@@ -129,7 +129,7 @@ class Profile(Strict):
         delay = self.signal_delay_s or SIGNAL_DELAY_S
         return delay if limit is None else min(delay, limit * 60 // 2)
 
-    def replace(self, source: str, **values: Any) -> Profile:
+    def replace(self, source: str, /, **values: Any) -> Profile:
         """This profile with other values; values that are None are not replaced.
 
         Raises:
@@ -164,6 +164,32 @@ def load_profile(name: str) -> Profile:
             )
         path = known[name]
     return _check(read_tree(path), str(path))
+
+
+def requested_profile(name: str | None, section: Any, source: str, **options: Any) -> Profile:
+    """The resources of a job: a profile, over it the section ``cluster`` of the run's file, over that the command line.
+
+    Args:
+        name: the profile that the command line names; None for the key ``profile`` of the section.
+        section: the section, unchecked; None without one.
+        source: the file, for errors.
+        options: options of the command line; None where an option was not given.
+
+    Raises:
+        UserError: a profile does not exist, or a key or value is not valid.
+    """
+    keys = {} if section is None else section
+    if not isinstance(keys, dict):
+        raise UserError(
+            f"{source}: cluster holds a value, not keys; see slurm/README.md for the keys of a profile"
+        )
+    keys = dict(keys)
+    named = keys.pop("profile", None)
+    if named is not None and not isinstance(named, str):
+        raise UserError(f"{source}: key 'cluster.profile' must be the name of a profile or a YAML file")
+    base = name or named
+    profile = load_profile(base) if base else Profile()
+    return profile.replace(f"{source}, section cluster", **keys).replace("command line", **options)
 
 
 def known_profiles() -> dict[str, Path]:
