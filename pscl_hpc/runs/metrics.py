@@ -12,7 +12,7 @@ from typing import Any
 
 from pscl_hpc.files import write_text, writing
 
-_TAIL_BYTES = 1 << 18
+_TAIL_BYTES = 1 << 16
 
 
 class MetricsLog:

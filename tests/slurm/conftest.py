@@ -13,7 +13,7 @@ import pytest
 
 from pscl_hpc.errors import UserError
 from pscl_hpc.launch import stage_job
-from pscl_hpc.launch.control import ranks_of_node
+from pscl_hpc.launch.control import follow_log, ranks_of_node
 from pscl_hpc.launch.profiles import Profile
 from pscl_hpc.launch.records import job_records
 from pscl_hpc.launch.schedulers import SCHEDULERS, wait_for_end
@@ -143,6 +143,24 @@ def at_gate(done: Submission, restarts: int = 0) -> None:
         return "first_step" in RunFolder.load(done.run).attempts[-1]
 
     eventually(f"{done.run} at its gate after {restarts} restarts", there)
+
+
+def ended(done: Submission) -> str:
+    """Wait for the end of a job; its state in Slurm with the exit code."""
+    eventually(f"{done.run} ended", lambda: SCHEDULERS["slurm"].state(done.job).phase == "ended")
+
+    def state() -> str:
+        return slurm("sacct", "-X", "-n", "-P", "-j", done.job.job, "-o", "State,ExitCode")
+
+    # The accounting is a little behind.
+    eventually(
+        f"{done.run} ended for sacct", lambda: not state().startswith(("RUNNING", "PENDING", "REQUEUED"))
+    )
+    return state()
+
+
+def log_of(done: Submission) -> str:
+    return "".join(follow_log(done.run, follow=False))
 
 
 def finish(done: Submission) -> str:
