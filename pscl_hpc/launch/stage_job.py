@@ -144,7 +144,7 @@ class StageJob:
         text = str(error) if known else f"{type(error).__name__}: {error}"
         if not known:
             traceback.print_exc()
-        self._record(text, task)
+        self._record(text)
         if is_no_space(error):
             self._write_status(task, FULL, text)
             _exit(f"error: {text}", EXIT_FULL)
@@ -157,7 +157,7 @@ class StageJob:
         """Write the status file that the batch script reads after this start of the job."""
         write_end(Path(self.files), task.job, task.restart, status, reason)
 
-    def _record(self, reason: str, task: Task) -> None:
+    def _record(self, reason: str) -> None:
         """Record a failure that the run itself could not record, because it had not begun in this start of the job.
 
         Not if another process is working on the run.
@@ -165,10 +165,11 @@ class StageJob:
         # A full disk must not hide the error; the end file or Slurm has it then.
         with contextlib.suppress(UserError, JobError):
             folder = RunFolder.load(self.run)
-            begun = bool(folder.attempts) and folder.attempts[-1].get("job") == job_start()
-            recorded = folder.record.get("status") == "failed" and folder.record.get("start") == job_start()
+            start = job_start()
+            begun = bool(start) and bool(folder.attempts) and folder.attempts[-1].get("job") == start
+            recorded = folder.record.get("status") == "failed" and folder.record.get("start") == start
             if not (folder.done or begun or recorded or is_locked(folder.path)):
-                folder.update(status="failed", error=reason, start=job_start())
+                folder.update(status="failed", error=reason, start=start)
 
 
 @contextlib.contextmanager

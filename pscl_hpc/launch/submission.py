@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import itertools
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -229,22 +231,32 @@ def _send(executor: Any, folders: Sequence[RunFolder], stage_jobs: Sequence[Stag
     with submitit.helpers.clean_env():
         if slurm_conf is not None:
             os.environ["SLURM_CONF"] = slurm_conf
+        said = io.StringIO()
         try:
-            if len(stage_jobs) == 1:
-                return [executor.submit(stage_jobs[0])]
-            return list(executor.submit_array(stage_jobs))
+            # Submitit prints what sbatch says; in an error the reason has it already.
+            with contextlib.redirect_stderr(said):
+                jobs = (
+                    [executor.submit(stage_jobs[0])]
+                    if len(stage_jobs) == 1
+                    else executor.submit_array(stage_jobs)
+                )
+            print(said.getvalue(), end="", file=sys.stderr)
+            return list(jobs)
         except (FailedSubmissionError, FailedJobError) as error:
             reason = f"the cluster refused the job: {_slurm_words(str(error))}"
-            for folder, (status, said) in zip(unfinished, before, strict=True):
-                folder.update(status=status, error=said or reason)
+            for folder, (status, words) in zip(unfinished, before, strict=True):
+                folder.update(status=status, error=words or reason)
             raise UserError(reason) from None
 
 
 def _slurm_words(text: str) -> str:
-    """What sbatch said, each thing once."""
+    """What sbatch said, without the general line at the end if others are more specific."""
     lines = [line.strip().removeprefix("sbatch: error: ") for line in text.splitlines()]
-    said = [line.removeprefix("Batch job submission failed: ") for line in lines]
-    return "; ".join(dict.fromkeys(line for line in said if line))
+    general = "Batch job submission failed: "
+    special = [line for line in lines if line and not line.startswith(general)]
+    return "; ".join(dict.fromkeys(special)) or "; ".join(
+        line.removeprefix(general) for line in lines if line
+    )
 
 
 def _check_input(config: RunConfig, profile: Profile) -> None:

@@ -23,6 +23,7 @@ from pscl_hpc.launch.submission import show_script, submit
 from pscl_hpc.models import save_trunk
 from pscl_hpc.models.unet import UNet, UNetConfig
 from pscl_hpc.runs import RunFolder
+from tests.helpers import PATIENCE_S
 
 from .conftest import MakeConfig, write_job
 
@@ -335,5 +336,5 @@ def test_job_commands_do_not_import_torch(make_config: MakeConfig, command: list
         "import sys; from pscl_hpc.cli.main import main; code = main(sys.argv[1:]); "
         "sys.exit(code or 'torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", script, "jobs", *command], timeout=60)
+    done = subprocess.run([sys.executable, "-c", script, "jobs", *command], timeout=PATIENCE_S)
     assert done.returncode == 0

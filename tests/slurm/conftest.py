@@ -25,13 +25,15 @@ from tests.helpers import small_archive, small_config
 
 SCRIPT = Path(__file__).parents[2] / "slurm" / "test-cluster.sh"
 STEPS, GATE = 12, 5
-WAIT_S = 150
+WAIT_S = 600
+"""A generous limit: importing torch alone can take a minute on a busy machine."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent == Path(__file__).parent:
             item.add_marker("slurm")
+            item.add_marker(pytest.mark.timeout(3 * WAIT_S))
 
 
 class Cluster:

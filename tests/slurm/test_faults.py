@@ -105,10 +105,13 @@ def test_one_of_four_submissions_at_once_wins(place: Path) -> None:
     assert cancel(place / "runs" / "a").state == "stopped"
 
 
-def test_a_refused_submission_leaves_nothing_and_is_told_once(place: Path) -> None:
+def test_a_refused_submission_leaves_nothing_and_is_told_once(
+    place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(UserError) as caught:
         submit(make_config("runs/a"), cluster="slurm", profile=Profile(time="5", partition="nope"))
     assert str(caught.value).count("nvalid partition") == 1
+    assert "nvalid" not in capfd.readouterr().err
     assert not (place / "runs" / "a").exists()
 
 

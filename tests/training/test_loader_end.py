@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+from tests.helpers import PATIENCE_S
+
 WORKERS = 2
 SCRIPT = """
 import os, sys, time
@@ -66,7 +68,7 @@ def test_readers_end_with_a_killed_trainer(tmp_path: Path) -> None:
         trainer.kill()
         trainer.wait()
         # Torch's own check would not see it: the wait is far below the minutes for which they stayed.
-        end = time.monotonic() + 60
+        end = time.monotonic() + PATIENCE_S
         while any(map(alive, readers + servers)):
             assert time.monotonic() < end, "readers outlive their trainer"
             time.sleep(0.05)
