@@ -41,16 +41,24 @@ trap - EXIT"""
 _END = """\
 tasks=$!
 exec 3>&-
-again() {{ scontrol requeue "$SLURM_JOB_ID" && avoid && sleep 600; exit "$code"; }}
-avoid() {{ # Exclude the nodes on which ranks died, if more nodes than the job needs are left. Only while it is pending.
+again() {{
+    # Slurm then ends this script and all that it started, but the job must be pending for the second command.
+    trap '' TERM
+    local others
+    others=$(avoid)
+    scontrol requeue "$SLURM_JOB_ID" || exit "$code"
+    [ -z "$others" ] || scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$others"
+    sleep 600
+    exit "$code"
+}}
+avoid() {{ # The nodes to exclude: those on which ranks died, if more nodes than the job needs are left.
     local bad old left
     bad=$(awk '$4 != "-" {{ print $4 }}' "$files/$job.failures" 2> /dev/null | sort -u)
     [ -n "$bad" ] || return 0
     left=$(sinfo -h -N -p "$SLURM_JOB_PARTITION" -t idle,mix,alloc,comp -o %N | sort -u | grep -cvxF "$bad")
     [ "$left" -gt "$SLURM_JOB_NUM_NODES" ] || return 0
     old=$(shown | sed -n 's/.* ExcNodeList=\\([^ ]*\\).*/\\1/p' | grep -v null)
-    scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$(printf '%s\\n' $old $bad | paste -sd ,)"
-    return 0
+    printf '%s\\n' $old $bad | paste -sd ,
 }}
 room() {{ # FOLDER: a little more can be written there
     head -c {probe} /dev/zero 2> /dev/null > "$1/.$job.probe"

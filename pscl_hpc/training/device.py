@@ -15,8 +15,8 @@ from pscl_hpc.errors import UserError
 DEVICES = Path("/dev")
 _HIDDEN = ("", "-1", "NoDevFiles")
 """Values of CUDA_VISIBLE_DEVICES that hide all GPUs."""
-_SLURM_GPUS = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE")
-"""Variables of a job that Slurm gave GPUs."""
+_NO_GPUS = {"SLURM_STEP_GPUS": ("",), "SLURM_JOB_GPUS": ("",), "SLURM_GPUS_ON_NODE": ("", "0")}
+"""Variables of a job that Slurm gave GPUs, with their values for none: in the first two 0 is the first GPU."""
 
 
 def setup_device(runtime: RuntimeConfig, local_rank: int = 0) -> torch.device:
@@ -66,8 +66,8 @@ def own_gpus() -> str:
     if os.environ.get("CUDA_VISIBLE_DEVICES", "shown") in _HIDDEN:
         return ""
     if "SLURM_JOB_ID" in os.environ:
-        given = (name for name in _SLURM_GPUS if os.environ.get(name, "0") not in ("", "0"))
-        return next((f"{name}={os.environ[name]}" for name in given), "")
+        found = {name: os.environ.get(name, "") for name in _NO_GPUS}
+        return next((f"{name}={value}" for name, value in found.items() if value not in _NO_GPUS[name]), "")
     files = sorted(path.name for path in DEVICES.glob("nvidia[0-9]*"))
     return ", ".join(str(DEVICES / name) for name in files)
 

@@ -168,7 +168,7 @@ def log_of(done: Submission) -> str:
 def finish(done: Submission) -> str:
     """Open the gate, wait for the end, and give the SHA-256 of the weights."""
     (done.run / "gate").unlink(missing_ok=True)
-    eventually(f"{done.run} done", lambda: run_status(done.run).state in ("done", "failed"))
+    eventually(f"{done.run} done", lambda: run_status(done.run).state in ("done", "failed", "lost"))
     found = run_status(done.run)
     assert (found.state, found.step) == ("done", STEPS), found
     assert [line["step"] for line in RunFolder.load(done.run).metrics()] == list(range(1, STEPS + 1))
