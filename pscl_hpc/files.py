@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -31,6 +32,23 @@ def writing(path: Path, what: str = "it") -> Iterator[None]:
             f"{path}: {what} could not be written ({error.strerror or error}); free disk space there and run the same "
             "command again"
         ) from error
+
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+def is_no_space(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, is that of a disk that is full or over quota."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        # Libraries in other languages only keep the text of the error.
+        if getattr(error, "errno", None) in _NO_SPACE or any(
+            os.strerror(number) in str(error) for number in _NO_SPACE
+        ):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 @contextmanager

@@ -15,8 +15,9 @@
 # mariadb-server-core mariadb-client-core iproute2. It installs nothing.
 #
 # A node is a process with its own host name, process table, network, /dev/shm and local disk ($DIR/local, a tmpfs).
-# There are two partitions: jobs in `main` are preempted and requeued when a job in `urgent` needs their nodes. Each
-# node reports 4 CPUs and 2 GPUs; the GPUs do not exist.
+# $DIR/small is a disk of 6 MB that all nodes and this machine share, to be filled. There are two partitions: jobs in
+# `main` are preempted and requeued when a job in `urgent` needs their nodes. Each node reports 4 CPUs and 2 GPUs of the
+# type `tesla`; the GPUs do not exist.
 #
 # Environment variables of `up`, with defaults: CLUSTER_DIR (folder of the cluster, /tmp/test-slurm), CLUSTER_PORT
 # (first of N + 3 TCP ports, 17817), CLUSTER_NET (first three bytes of the addresses, 198.18.91), CLUSTER_GRACE_S
@@ -125,7 +126,7 @@ AccountingStoragePort=$((PORT + 1))
 AccountingStoragePass=$DIR/munge.socket
 END
     for node in $(seq "$1"); do
-        echo "NodeName=n$node NodeAddr=$NET.$((100 + node)) Port=$((PORT + 2)) CPUs=4 RealMemory=4096 Gres=gpu:2 State=UNKNOWN"
+        echo "NodeName=n$node NodeAddr=$NET.$((100 + node)) Port=$((PORT + 2)) CPUs=4 RealMemory=4096 Gres=gpu:tesla:2 State=UNKNOWN"
     done >>"$DIR/etc/slurm.conf"
     cat >>"$DIR/etc/slurm.conf" <<END
 PartitionName=main Nodes=ALL Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=${CLUSTER_GRACE_S:-20} MaxTime=INFINITE
@@ -134,7 +135,7 @@ END
     # Slurm needs a device file for each GPU, but does not open it.
     mknod "$DIR/etc/gpu0" c 1 3
     mknod "$DIR/etc/gpu1" c 1 3
-    echo "NodeName=n[1-$1] Name=gpu File=$DIR/etc/gpu[0-1]" >"$DIR/etc/gres.conf"
+    echo "NodeName=n[1-$1] Name=gpu Type=tesla File=$DIR/etc/gpu[0-1]" >"$DIR/etc/gres.conf"
     {
         echo "127.0.0.1 localhost"
         echo "$NET.1 $(hostname -s)"
@@ -256,7 +257,9 @@ up() { # NODES
         [ "$(cat "$DIR/nodes")" = "$nodes" ] || fail "$DIR holds a cluster of $(cat "$DIR/nodes") nodes; stop it first with: $0 down"
     else
         [ -z "$(ls -A "$DIR" 2>/dev/null)" ] || fail "$DIR is not empty"
-        mkdir -p "$DIR"/{etc,log,pids,state,spool,local}
+        mkdir -p "$DIR"/{etc,log,pids,state,spool,local,small}
+        # Before the nodes start, so that they have it too.
+        mount -t tmpfs -o mode=1777,size=6M none "$DIR/small"
         version=$(slurmd -V | grep -oE '[0-9]+\.[0-9]+' | head -1)
         # Send preempted jobs the signal that they asked for; the option was moved in 23.02.
         preemption_signal=PreemptParameters=send_user_signal
@@ -296,7 +299,8 @@ down() {
     for node in $(seq "$(cat "$DIR/nodes" 2>/dev/null || echo 0)"); do crash "n$node"; done
     for name in slurmdbd mariadbd munged; do stop "$name" TERM 15; done
     alone unplug_all
-    rm -rf "${DIR:?}"/{etc,log,pids,state,spool,local,db,db.socket,munge.*,nodes}
+    if mountpoint -q "$DIR/small"; then umount --lazy "$DIR/small"; fi
+    rm -rf "${DIR:?}"/{etc,log,pids,state,spool,local,small,db,db.socket,munge.*,nodes}
     rmdir "$DIR" 2>/dev/null || true
     rm -f "$DIR.lock"
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from pscl_hpc.config import resolve_config
 from pscl_hpc.methods import Setting
 from pscl_hpc.pretraining.config import PretrainConfig
 
+PATIENCE_S = 240.0
+"""How long a test waits at most for something that must happen, on a machine however busy."""
 CLASSES = ("matrix", "plates", "spots")
 
 
@@ -65,3 +69,11 @@ def small_config(archive: Path, run: Path, **changes: Any) -> PretrainConfig:
     config = resolve_config(tree, source="test")
     assert isinstance(config, PretrainConfig)
     return config
+
+
+def eventually(holds: Callable[[], object], what: str = "", seconds: float = PATIENCE_S) -> None:
+    """Wait until something holds."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, f"not within {seconds:g} s: {what or holds}"
+        time.sleep(0.02)

@@ -79,12 +79,12 @@ def submit(
     ] = None,
     nodes: Annotated[int | None, typer.Option(min=1, help="Nodes.")] = None,
     gpus_per_node: Annotated[
-        int | None, typer.Option(min=0, help="GPUs per node; one rank runs on each.")
+        str | None, typer.Option(help="GPUs per node, such as 4 or a100:4; one rank runs on each.")
     ] = None,
     tasks_per_node: Annotated[int | None, typer.Option(min=1, help="Ranks per node, on CPUs.")] = None,
     cpus: Annotated[int | None, typer.Option(min=1, help="CPU cores per rank.")] = None,
     retries: Annotated[
-        int | None, typer.Option(min=0, help="Restarts of a job after a rank crashed; 3 by default.")
+        int | None, typer.Option(min=0, help="Restarts after a crash without a new checkpoint; 3 by default.")
     ] = None,
     any_commit: Annotated[
         bool, typer.Option("--any-commit", help="Start the job even if the code changes while it waits.")
@@ -100,6 +100,9 @@ def submit(
     The job runs 'pscl-hpc pretrain', 'finetune' or 'classifier' and outlives this shell. Its files are in the folder
     jobs of the run. Submitting an unfinished run again (run=FOLDER) resumes it from its last checkpoint.
 
+    Keys of a profile may also stand in the run's own file, in a section 'cluster', which running it by hand ignores.
+    Options given here override them, and they override the profile.
+
     A study is many jobs that depend on each other. 'submit study' is the same as 'pscl-hpc study FILE --cluster ...':
     it submits the jobs that can start, and waits. After an interruption the same command finds its jobs again.
 
@@ -113,9 +116,9 @@ def submit(
 
         pscl-hpc submit finetune --config tune.yaml --cluster slurm --partition gpu --time 4:00:00 --gpus-per-node 1
     """
-    from pscl_hpc.config import load_config
+    from pscl_hpc.config import load_cluster, load_config
     from pscl_hpc.launch.executors import default_cluster
-    from pscl_hpc.launch.profiles import Profile, load_profile
+    from pscl_hpc.launch.profiles import requested_profile
 
     if stage == "study":
         shapes = {
@@ -136,8 +139,10 @@ def submit(
         )  # fmt: skip
         return
     loaded = load_config(config, overrides or [], kind=stage)
-    requested = (load_profile(profile) if profile else Profile()).replace(
-        "command line",
+    requested = requested_profile(
+        profile,
+        load_cluster(config, overrides or []),
+        str(config),
         partition=partition,
         account=account,
         time=time,

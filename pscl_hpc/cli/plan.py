@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -41,30 +42,37 @@ def plan(
         str | None, typer.Option(help="Numbers of images to measure with; 2,4,8 by default.")
     ] = None,
     nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 1,
-    gpus: Annotated[int, typer.Option(min=1, help="GPUs (or CPU ranks) per node.")] = 8,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="GPUs (or CPU ranks) per node; 8 by default.")
+    ] = None,
     batch: Annotated[
         int | None,
         typer.Option(min=1, help="Unlabelled images per step, all GPUs together; batch_size by default."),
     ] = None,
     intra: Annotated[
-        float, typer.Option(min=0.001, help="Bandwidth of one GPU to the others of its node, GB/s.")
-    ] = 300.0,
+        float | None,
+        typer.Option(min=0.001, help="Bandwidth of one GPU to the others of its node, GB/s; 300 by default."),
+    ] = None,
     inter: Annotated[
-        float, typer.Option(min=0.001, help="Bandwidth of one node to the others, GB/s.")
-    ] = 50.0,
+        float | None,
+        typer.Option(min=0.001, help="Bandwidth of one node to the others, GB/s; 50 by default."),
+    ] = None,
     intra_us: Annotated[
-        float, typer.Option(min=0.0, max=1e9, help="Latency of a hop inside a node, microseconds.")
-    ] = 10.0,
+        float | None,
+        typer.Option(min=0.0, max=1e9, help="Latency of a hop inside a node, microseconds; 10 by default."),
+    ] = None,
     inter_us: Annotated[
-        float, typer.Option(min=0.0, max=1e9, help="Latency of a hop between nodes, microseconds.")
-    ] = 25.0,
+        float | None,
+        typer.Option(min=0.0, max=1e9, help="Latency of a hop between nodes, microseconds; 25 by default."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON value instead of text.")] = False,
 ) -> None:
     """Predict step time, memory and scaling of a pretraining on more GPUs than are available.
 
     Measure the rates once on one device of the same model (--measure), and state bandwidths and latencies of the
     cluster. The first line answers the question; the table varies the number of GPUs at the same number of images per
-    GPU. docs/scaling.md describes the model and how far it was validated.
+    GPU. What the prediction rests on follows, with its source. docs/scaling.md describes the model and how far it was
+    validated.
 
     Examples:
 
@@ -82,10 +90,19 @@ def plan(
     if measure is not None:
         _measure(loaded, measure, images, as_json)
         return
-    from pscl_hpc.planning import Links, difference, load_rates, predict
+    from pscl_hpc.planning import Links, assumptions, difference, load_rates, predict
 
     found = load_rates(rates)
-    ranks = nodes * gpus
+    stated = {
+        "per_node": gpus,
+        "intra_bandwidth": None if intra is None else intra * GB,
+        "inter_bandwidth": None if inter is None else inter * GB,
+        "intra_latency": None if intra_us is None else intra_us * 1e-6,
+        "inter_latency": None if inter_us is None else inter_us * 1e-6,
+    }
+    given = {key: value for key, value in stated.items() if value is not None}
+    links = Links(**given)  # type: ignore[arg-type]
+    ranks = nodes * links.per_node
     if other := difference(found, loaded) or _other_references(found, loaded, ranks):
         raise UserError(
             f"{rates}: was measured with {other}; measure again with the same keys: "
@@ -97,7 +114,6 @@ def plan(
         passes = f" in {loaded.accumulate} passes" if loaded.accumulate > 1 else ""
         raise UserError(f"--batch {total} cannot be divided equally among {ranks} GPUs{passes}; use a multiple of "
                         f"{parts}, for example {-(-total // parts) * parts}")  # fmt: skip
-    links = Links(gpus, intra * GB, inter * GB, intra_us * 1e-6, inter_us * 1e-6)
     each = total / ranks
     asked, *sweep = (
         predict(
@@ -113,7 +129,10 @@ def plan(
     if as_json:
         lines = [_values(line) for line in (asked, *sweep)]
         known = {"device": found.device, "references": found.references}
-        typer.echo(json.dumps({**known, "asked": lines[0], "sweep": lines[1:]}, indent=2))
+        rests = [dataclasses.asdict(each) for each in assumptions(found, links, given)]
+        typer.echo(
+            json.dumps({**known, "asked": lines[0], "sweep": lines[1:], "assumptions": rests}, indent=2)
+        )
         return
     typer.echo(
         f"{total} images per step on {ranks} x {found.device} ({nodes} node{'s' if nodes > 1 else ''}): "
@@ -121,6 +140,9 @@ def plan(
         f"{asked.memory / GB:.3g} GB per GPU, efficiency {asked.efficiency:.0%}"
     )
     _table(sweep, each, found.references)
+    typer.echo("\nThe prediction rests on:")
+    for rest in assumptions(found, links, given):
+        typer.echo(f"  {rest.name}: {rest.value} ({rest.source})")
 
 
 def _other_references(rates: Rates, config: PretrainConfig, ranks: int) -> str:
@@ -155,9 +177,13 @@ def _measure(config: PretrainConfig, path: Path, images: str | None, as_json: bo
             ) from None
     rates = measure_rates(config, sorted(numbers))
     save_rates(path, rates)
+    disturbed = rates.measured.get("disturbed")
+    if disturbed:
+        typer.echo(f"warning: the machine was busy: {disturbed}; measure again on an idle one", err=True)
     if as_json:
         each = {"step_per_image": rates.step_per_image, "memory_per_image": rates.memory_per_image}
-        typer.echo(json.dumps({"rates": str(path), "device": rates.device, **each}, indent=2))
+        known = {"rates": str(path), "device": rates.device, "disturbed": disturbed or ""}
+        typer.echo(json.dumps({**known, **each}, indent=2))
         return
     typer.echo(
         f"{rates.device}: {1000 * rates.step_per_image:.4g} ms and {rates.memory_per_image / GB:.3g} GB per image",
@@ -167,8 +193,6 @@ def _measure(config: PretrainConfig, path: Path, images: str | None, as_json: bo
 
 
 def _values(line: Prediction) -> dict[str, float]:
-    import dataclasses
-
     return {**dataclasses.asdict(line), "step": line.step, "images_per_second": line.images_per_second}
 
 

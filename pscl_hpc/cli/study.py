@@ -47,7 +47,9 @@ def study_command(
     ] = None,
     partition: Annotated[str | None, typer.Option(help="Slurm partition.")] = None,
     time: Annotated[str | None, typer.Option(help="Time limit of a job, minutes or D-HH:MM:SS.")] = None,
-    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs of a job (local and slurm).")] = None,
+    gpus: Annotated[
+        str | None, typer.Option(help="GPUs of a job, such as 1 or a100:1 (local and slurm).")
+    ] = None,
     any_commit: Annotated[
         bool,
         typer.Option(

@@ -29,6 +29,8 @@ _KINDS = {
     "classifier": "pscl_hpc.segmentation.classifier_config",
 }
 """The module of each kind's schema, imported when a file of the kind is read: each task owns its configuration."""
+CLUSTER = "cluster"
+"""Section of a file with scheduler options."""
 _CHOICES = ("method", "model", "semi_supervised", "features", "head")
 """Sections whose ``name`` decides which keys they have."""
 _TEXT = "tag:yaml.org,2002:str"
@@ -65,12 +67,25 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, kind: str | 
     path = Path(path)
     tree = read_tree(path)
     apply_overrides(tree, overrides)
+    # Where a run is computed is no part of it; the launch checks this section.
+    tree.pop(CLUSTER, None)
     found = tree.setdefault("kind", kind or "pretrain")
     if not isinstance(found, str) or found not in _KINDS:
         raise UserError(f"{path}: kind is '{found}'{did_you_mean(str(found), _KINDS)}")
     if kind is not None and found != kind:
         raise UserError(f"{path}: this is a {found} configuration; use 'pscl-hpc {found}' or another file")
     return resolve_config(tree, source=str(path))
+
+
+def load_cluster(path: str | Path, overrides: Sequence[str] = ()) -> Any:
+    """The unchecked section ``cluster`` of a configuration file: scheduler options, which only a submission uses.
+
+    Raises:
+        UserError: as :func:`load_config`.
+    """
+    tree = read_tree(Path(path))
+    apply_overrides(tree, overrides)
+    return tree.get(CLUSTER)
 
 
 def resolve_config(tree: Mapping[str, Any], *, source: str) -> RunConfig:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pscl_hpc.errors import JobError, UserError
+from pscl_hpc.launch.ends import CANCELLED
 from pscl_hpc.launch.local import STOP_GRACE_S
 from pscl_hpc.launch.profiles import Profile
 from pscl_hpc.launch.records import JOBS, JobRecord, latest_job
@@ -101,7 +102,7 @@ def cancel(run: Path) -> RunStatus:
     # Keep an error that happened while the run stopped, such as a checkpoint that could not be written.
     failed = folder.record.get("status") == "failed" and folder.record != before
     if not folder.done and not failed:
-        folder.update(status="stopped", error="cancelled")
+        folder.update(status="stopped", error=CANCELLED)
     return run_status(run)
 
 

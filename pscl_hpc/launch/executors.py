@@ -10,7 +10,7 @@ from typing import Any, Literal
 import submitit
 
 from pscl_hpc.errors import UserError
-from pscl_hpc.launch.batch_script import python_command, sbatch_parameters
+from pscl_hpc.launch.batch_script import REFERENCE, python_command, sbatch_parameters
 from pscl_hpc.launch.local import NO_LIMIT_MIN, RETRIES, LocalProcessExecutor
 from pscl_hpc.launch.profiles import Profile
 from pscl_hpc.launch.schedulers import run_slurm
@@ -29,7 +29,7 @@ class BackgroundSrunExecutor(submitit.SlurmExecutor):
 
     @property
     def _submitit_command_str(self) -> str:
-        return f"{super()._submitit_command_str} &"
+        return f"{super()._submitit_command_str} 2>&3 &"
 
     @classmethod
     def affinity(cls) -> int:
@@ -67,8 +67,9 @@ def check_resources(cluster: str, profile: Profile, *, dry_run: bool = False) ->
     for key in ("partition", "account", "qos", "constraint", "mem", "setup", "container", "sbatch"):
         if getattr(profile, key):
             raise UserError(f"{key} is for Slurm; leave it out, or add --cluster slurm")
-    if profile.gpus_per_node:
-        visible_gpus(profile.gpus_per_node)
+    if profile.gpus:
+        visible_gpus(profile.gpus)
+    local_environment(profile)
 
 
 def build_executor(
@@ -102,11 +103,11 @@ def _has_slurm() -> bool:
 
 def _local(files: Path, profile: Profile, attached: int | None) -> LocalProcessExecutor:
     executor = LocalProcessExecutor(files, attached, max_num_timeout=_MAX_TIMEOUTS)
-    environment = {**profile.environment, RETRIES: str(profile.retries)}
+    environment = {**local_environment(profile), RETRIES: str(profile.retries)}
     if profile.cpus_per_task is not None:
         environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = str(profile.cpus_per_task)
-    if profile.gpus_per_node:
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(visible_gpus(profile.gpus_per_node))
+    if profile.gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(visible_gpus(profile.gpus))
     executor.update_parameters(
         timeout_min=profile.time_min or NO_LIMIT_MIN,
         signal_delay_s=profile.signal_delay,
@@ -114,6 +115,26 @@ def _local(files: Path, profile: Profile, attached: int | None) -> LocalProcessE
         environment=environment,
     )
     return executor
+
+
+def local_environment(profile: Profile) -> dict[str, str]:
+    """The variables of a profile for a job on this machine, with references to other variables replaced.
+
+    Raises:
+        UserError: one names a variable that is not set.
+    """
+    known = dict(os.environ)
+    result: dict[str, str] = {}
+    for name, value in profile.environment.items():
+        names = [found["plain"] or found["braced"] for found in REFERENCE.finditer(value)]
+        if missing := [each for each in names if each not in known]:
+            raise UserError(
+                f"environment.{name} of the profile names {missing[0]}, which is not set; set it, or leave it out"
+            )
+        result[name] = known[name] = REFERENCE.sub(
+            lambda found: known[found["plain"] or found["braced"]], value
+        )
+    return result
 
 
 def visible_gpus(count: int) -> list[str]:

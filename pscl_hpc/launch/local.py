@@ -7,6 +7,7 @@ standard input is closed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -20,7 +21,21 @@ from typing import Any
 from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE, Controller, LocalExecutor, LocalJob
 
 from pscl_hpc.errors import EXIT_TERMINATED
-from pscl_hpc.launch.batch_script import REFUSED, STOPPED
+from pscl_hpc.launch.ends import (
+    EXIT_FULL,
+    FULL,
+    FULL_REASON,
+    REFUSED,
+    STOPPED,
+    Failure,
+    add_failure,
+    newest_checkpoint,
+    read_end,
+    read_failures,
+    used_up,
+    without_progress,
+    write_end,
+)
 from pscl_hpc.launch.task import RESTARTS_LOCAL
 
 STOP_GRACE_S = 60.0
@@ -28,7 +43,7 @@ STOP_GRACE_S = 60.0
 MAX_STARTS = 1000
 """How often the tasks of one job are started at most."""
 RETRIES = "PSCL_HPC_RETRIES"
-"""Environment variable: how often a job with a failed rank is started again."""
+"""Environment variable: how often a job with a failed rank is started again without a new checkpoint."""
 NO_LIMIT_MIN = 60 * 24 * 365
 """Minutes that stand for no time limit."""
 _ATTACHED = "attached"
@@ -89,6 +104,10 @@ class PatientController(Controller):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self._starts = 0
+        # Of an earlier process with the same id.
+        for name in ("failures", "run", "*.end"):
+            for left in folder.glob(f"{os.getpid()}.{name}"):
+                left.unlink()
         signal.signal(signal.SIGUSR2, lambda number, frame: self._forward_signal(signal.SIGUSR2))
 
     def start_tasks(self) -> None:
@@ -99,7 +118,7 @@ class PatientController(Controller):
 
     def run(self, max_retry: int = MAX_STARTS) -> None:
         """Start the tasks until they succeed, end on purpose, or have failed more often than allowed."""
-        failures, allowed = 0, int(os.environ[RETRIES])
+        allowed = int(os.environ[RETRIES])
         while self._starts < max_retry:
             try:
                 self.start_tasks()
@@ -109,19 +128,31 @@ class PatientController(Controller):
             if LOCAL_REQUEUE_RETURN_CODE in codes:
                 continue
             code = job_exit_code(codes)
-            if code in (0, EXIT_TERMINATED) or self._status() in (STOPPED, REFUSED):
+            if code in (0, EXIT_TERMINATED, EXIT_FULL) or self._status() in (STOPPED, REFUSED, FULL):
                 return
-            failures += 1
-            with (self.folder / f"{self.pid}.failures").open("a", encoding="utf-8") as noted:
-                noted.write(f"{self._starts - 1} {code}\n")
-            if failures > allowed:
+            if not self._try_again(code, allowed):
                 return
             print(f"job {self.pid}: a rank ended with exit code {code}; restarting", flush=True)
 
+    def _try_again(self, code: int, allowed: int) -> bool:
+        """Record a failure; False if the job is not to be started again, with the reason in its end file."""
+        job = str(self.pid)
+        failure = Failure(self._starts - 1, code, newest_checkpoint(self.folder, job))
+        try:
+            add_failure(self.folder, job, failure)
+        except OSError as error:
+            write_end(self.folder, job, failure.restart, FULL, FULL_REASON)
+            with contextlib.suppress(OSError):
+                print(f"job {job}: {error}; {FULL_REASON}", flush=True)
+            return False
+        count = without_progress(read_failures(self.folder, job))
+        if count > allowed:
+            write_end(self.folder, job, failure.restart, REFUSED, used_up(count, allowed, failure))
+        return count <= allowed
+
     def _status(self) -> str:
-        """Content of the status file that a task wrote in this start of the job; empty without one."""
-        path = self.folder / f"{self.pid}.{self._starts - 1}.end"
-        return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+        """The word that a task left about the end of this start of the job; empty without one."""
+        return read_end(self.folder, str(self.pid), self._starts - 1)[0]
 
     def kill_tasks(self) -> None:
         """Ask the tasks to stop, kill those that do not, and close their logs."""

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pscl_hpc.config import Count, Strict
 from pscl_hpc.config.loading import first_problem, read_tree
 from pscl_hpc.errors import UserError, did_you_mean
+from pscl_hpc.launch.gpus import requested, without_gpus
 
 SIGNAL_DELAY_S = 120
 """Default time between the signal to save and the time limit; half of the limit if that is less."""
@@ -48,8 +49,8 @@ class Profile(Strict):
     constraint: str | None = None
     """Features that the nodes must have, in Slurm's syntax."""
     nodes: Count = 1
-    gpus_per_node: Annotated[int, Field(ge=0)] | None = None
-    """GPUs per node; one task runs on each."""
+    gpus_per_node: int | str | None = None
+    """GPUs per node, a number or TYPE:NUMBER such as ``a100:4``; one task runs on each."""
     tasks_per_node: Count | None = None
     """Ranks per node, on CPUs."""
     cpus_per_task: Count | None = None
@@ -60,16 +61,25 @@ class Profile(Strict):
     signal_delay_s: Count | None = None
     """Seconds before the time limit at which the job is signalled to save; 120 by default, or half of a short limit."""
     retries: Annotated[int, Field(ge=0)] = 3
-    """How often a job is restarted from its last checkpoint after a rank crashed or failed."""
+    """How often a job is restarted after a rank crashed or failed, since its last new checkpoint."""
     setup: tuple[str, ...] = ()
-    """Shell lines before the tasks start, for example ``module load``."""
+    """Shell lines before the tasks start, for example ``module load``; a line that fails ends the job."""
     environment: dict[str, str] = Field(default_factory=dict)
-    """Environment variables of the tasks."""
+    """Environment variables of the tasks; ``$NAME`` and ``${NAME}`` in a value are replaced on the node."""
     container: Container | None = None
     stage: str | None = None
     """Folder on each node's local disk; the archive is copied to it once and read from there."""
     sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
     """Further options of sbatch, without the dashes; true for an option without a value."""
+
+    @field_validator("gpus_per_node", mode="before")
+    @classmethod
+    def _as_count(cls, value: object) -> object:
+        if isinstance(value, str) and value.strip().isdigit():
+            value = int(value)
+        if isinstance(value, bool) or (isinstance(value, int) and value < 0):
+            raise ValueError(f"{value} is not a number of GPUs; write 4, a100:4 or another TYPE:COUNT")
+        return value
 
     @field_validator("time", mode="before")
     @classmethod
@@ -78,10 +88,10 @@ class Profile(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Profile:
-        if self.gpus_per_node and self.tasks_per_node not in (None, self.gpus_per_node):
+        if self.gpus and self.tasks_per_node not in (None, self.gpus):
             raise ValueError(
-                f"tasks_per_node is {self.tasks_per_node} with {self.gpus_per_node} GPUs per node; one task runs on "
-                "each GPU, so leave tasks_per_node out"
+                f"tasks_per_node is {self.tasks_per_node} with {self.gpus} GPUs per node; one task runs on each GPU, "
+                "so leave tasks_per_node out"
             )
         if self.stage is not None and not Path(self.stage).is_absolute():
             raise ValueError(f"stage is '{self.stage}'; give an absolute path on the nodes")
@@ -98,9 +108,14 @@ class Profile(Strict):
         return self
 
     @property
+    def gpus(self) -> int:
+        """GPUs on each node, in whichever form they are requested."""
+        return requested(self.gpus_per_node, self.sbatch, self.nodes, self.tasks_per_node)
+
+    @property
     def tasks(self) -> int:
         """Ranks on each node."""
-        return self.gpus_per_node or self.tasks_per_node or 1
+        return self.gpus or self.tasks_per_node or 1
 
     @property
     def time_min(self) -> int | None:
@@ -114,18 +129,21 @@ class Profile(Strict):
         delay = self.signal_delay_s or SIGNAL_DELAY_S
         return delay if limit is None else min(delay, limit * 60 // 2)
 
-    def replace(self, source: str, **values: Any) -> Profile:
+    def replace(self, source: str, /, **values: Any) -> Profile:
         """This profile with other values; values that are None are not replaced.
 
         Raises:
             UserError: they are not valid together; the message begins with ``source``.
         """
         given = {key: value for key, value in values.items() if value is not None}
-        if given.get("gpus_per_node") and "tasks_per_node" not in given:
-            given["tasks_per_node"] = None
-        if given.get("tasks_per_node") and "gpus_per_node" not in given:
-            given["gpus_per_node"] = None
-        return _check({**self.model_dump(exclude_unset=True), **given}, source)
+        base = self.model_dump(exclude_unset=True)
+        other = {"gpus_per_node": "tasks_per_node", "tasks_per_node": "gpus_per_node"}
+        for key in (key for key in other if given.get(key)):
+            if other[key] not in given:
+                base[other[key]] = None
+            if "sbatch" not in given and base.get("sbatch"):
+                base["sbatch"] = without_gpus(base["sbatch"])
+        return _check({**base, **given}, source)
 
 
 def load_profile(name: str) -> Profile:
@@ -146,6 +164,32 @@ def load_profile(name: str) -> Profile:
             )
         path = known[name]
     return _check(read_tree(path), str(path))
+
+
+def requested_profile(name: str | None, section: Any, source: str, **options: Any) -> Profile:
+    """The resources of a job: a profile, over it the section ``cluster`` of the run's file, over that the command line.
+
+    Args:
+        name: the profile that the command line names; None for the key ``profile`` of the section.
+        section: the section, unchecked; None without one.
+        source: the file, for errors.
+        options: options of the command line; None where an option was not given.
+
+    Raises:
+        UserError: a profile does not exist, or a key or value is not valid.
+    """
+    keys = {} if section is None else section
+    if not isinstance(keys, dict):
+        raise UserError(
+            f"{source}: cluster holds a value, not keys; see slurm/README.md for the keys of a profile"
+        )
+    keys = dict(keys)
+    named = keys.pop("profile", None)
+    if named is not None and not isinstance(named, str):
+        raise UserError(f"{source}: key 'cluster.profile' must be the name of a profile or a YAML file")
+    base = name or named
+    profile = load_profile(base) if base else Profile()
+    return profile.replace(f"{source}, section cluster", **keys).replace("command line", **options)
 
 
 def known_profiles() -> dict[str, Path]:

@@ -46,9 +46,13 @@ class JobRecord:
     profile: dict[str, Any] = field(default_factory=dict)
     """The resources requested."""
 
+    def place(self, run: Path) -> Path:
+        """The folder of the job's scripts and logs."""
+        return Path(self.files) if self.files else run / JOBS
+
     def log(self, run: Path, rank: int = 0) -> Path:
         """The log file of a rank."""
-        return (Path(self.files) if self.files else run / JOBS) / f"{self.job}_{rank}_log.out"
+        return self.place(run) / f"{self.job}_{rank}_log.out"
 
 
 def save_job(run: Path, record: JobRecord) -> None:

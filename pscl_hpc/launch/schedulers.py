@@ -9,8 +9,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -34,6 +34,8 @@ _SLURM_RUNNING = {
     "STAGE_OUT",
 }
 
+_QUEUE_FIELDS = "JobArrayID:|,State:|,Reason:|,NodeList:|,RestartCnt:|,exit_code:|"
+
 
 @dataclass(frozen=True)
 class JobState:
@@ -42,6 +44,10 @@ class JobState:
     phase: Phase
     detail: str = ""
     """Its own words, for example Slurm's state and reason."""
+    code: int | None = None
+    """Exit code of a job that has ended, if it is known."""
+    restart: int | None = None
+    """How often the job was restarted, if it is known."""
 
 
 class LocalScheduler:
@@ -82,20 +88,26 @@ class SlurmScheduler:
 
     def state(self, job: JobRecord) -> JobState:
         """The state from the queue, or from the accounting for a job that has ended."""
-        live = _slurm("squeue", "--noheader", "--jobs", job.job, "--states", "all", "--format", "%T|%r|%N")
-        words = live.splitlines()[0].split("|") if live else []
-        if not words:
-            past = _slurm("sacct", "-X", "-n", "-P", "-j", job.job, "-o", "State,ExitCode,NodeList")
-            words = past.splitlines()[-1].split("|") if past else []
-        if not words and live is None:
-            return JobState("unknown", "Slurm does not answer")
-        if not words:
-            return JobState("ended", "neither squeue nor sacct knows it")
-        name = words[0].split()[0]
-        detail = " ".join(word for word in words if word and word != "None")
-        if name in _SLURM_PENDING:
-            return JobState("pending", detail)
-        return JobState("running" if name in _SLURM_RUNNING else "ended", detail)
+        return self.states([job.job])[job.job]
+
+    def states(self, jobs: Sequence[str]) -> dict[str, JobState]:
+        """The states of many jobs, with one question to the queue and one to the accounting."""
+        if not jobs:
+            return {}
+        asked = ",".join(jobs)
+        live = _slurm(
+            "squeue", "--noheader", "--array", "--jobs", asked, "--states", "all", "--Format", _QUEUE_FIELDS
+        )
+        found = dict(filter(None, map(_from_queue, (live or "").splitlines())))
+        if missing := [job for job in jobs if job not in found]:
+            fields = "JobID,State,ExitCode,NodeList"
+            past = _slurm("sacct", "-X", "-n", "-P", "-j", ",".join(missing), "-o", fields) or ""
+            for name, state in filter(None, map(_from_accounting, past.splitlines())):
+                if name in missing:
+                    found[name] = state
+        silent = JobState("unknown", "Slurm does not answer")
+        unknown = silent if live is None else JobState("ended", "neither squeue nor sacct knows it")
+        return {job: found.get(job, unknown) for job in jobs}
 
     def interrupt(self, job: JobRecord) -> None:
         """SIGINT to the tasks, which then record that they were stopped; scancel if the job is pending."""
@@ -129,6 +141,18 @@ SCHEDULERS: dict[str, LocalScheduler | SlurmScheduler] = {
     "local": LocalScheduler(),
     "slurm": SlurmScheduler(),
 }
+
+
+def states_of(jobs: Iterable[JobRecord]) -> dict[tuple[str, str], JobState]:
+    """The states of many jobs by cluster and id; Slurm is asked once."""
+    found: dict[tuple[str, str], JobState] = {}
+    slurm = []
+    for job in jobs:
+        if job.cluster == "slurm":
+            slurm.append(job.job)
+        else:
+            found[job.cluster, job.job] = SCHEDULERS[job.cluster].state(job)
+    return found | {("slurm", job): state for job, state in SlurmScheduler().states(slurm).items()}
 
 
 def run_slurm(*command: str, timeout: float = SLURM_TIMEOUT_S) -> subprocess.CompletedProcess[str] | None:
@@ -221,6 +245,34 @@ def _process_start(pid: int) -> str | None:
         return None
     state, start = fields[0], fields[19]
     return None if state in "ZX" else f"{start}@{boot}"
+
+
+def _from_queue(line: str) -> tuple[str, JobState] | None:
+    words = line.strip().split("|")
+    if len(words) < 6:
+        return None
+    job, name, reason, nodes, restarts, status = words[:6]
+    state = _state_of(name, [name, reason, nodes])
+    # Slurm gives the wait status here: the exit code, or the number of the signal.
+    code = int(status) >> 8 if state.phase == "ended" and status.isdigit() else None
+    return job, replace(state, code=code, restart=int(restarts) if restarts.isdigit() else None)
+
+
+def _from_accounting(line: str) -> tuple[str, JobState] | None:
+    words = line.strip().split("|")
+    if len(words) < 4 or not words[1]:
+        return None
+    job, name, exit_code, nodes = words[:4]
+    code = exit_code.partition(":")[0]
+    state = _state_of(name.split()[0], [name, exit_code, nodes])
+    return job, replace(state, code=int(code) if code.isdigit() and state.phase == "ended" else None)
+
+
+def _state_of(name: str, words: Sequence[str]) -> JobState:
+    detail = " ".join(word for word in words if word and word != "None")
+    if name in _SLURM_PENDING:
+        return JobState("pending", detail)
+    return JobState("running" if name in _SLURM_RUNNING else "ended", detail)
 
 
 def _slurm(*command: str) -> str | None:

@@ -28,11 +28,24 @@ from submitit.helpers import DelayedSubmission
 from pscl_hpc.archive.staging import stage_archive
 from pscl_hpc.config import load_config
 from pscl_hpc.errors import EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, EXIT_TERMINATED, JobError, UserError
-from pscl_hpc.launch.batch_script import REFUSED, REQUEUE, STOPPED
+from pscl_hpc.files import is_no_space
+from pscl_hpc.launch.ends import (
+    CANCELLED,
+    EXIT_FULL,
+    FULL,
+    REFUSED,
+    REQUEUE,
+    STOPPED,
+    last_end,
+    note_run,
+    read_failures,
+    write_end,
+)
 from pscl_hpc.launch.schedulers import run_slurm
 from pscl_hpc.launch.task import Task
-from pscl_hpc.runs import RunFolder, write_text
+from pscl_hpc.runs import RunFolder, job_start
 from pscl_hpc.runs.lock import is_locked
+from pscl_hpc.training.device import own_gpus, unusable_reason
 from pscl_hpc.training.stopping import StopRequested, clear_stop, request_stop, stop_reason
 
 STAGES = {
@@ -41,7 +54,6 @@ STAGES = {
     "classifier": "pscl_hpc.segmentation:train_classifier",
 }
 """The function of each stage, ``module:function``; it takes the configuration."""
-CANCELLED = "cancelled"
 PREEMPTED = "preempted or near the time limit"
 TERMINATED = "terminated"
 _PACKAGES = ("pscl_hpc", "pscl_kernels")
@@ -76,22 +88,16 @@ class StageJob:
             try:
                 self._prepare(task)
                 config = load_config(Path(self.run) / "config.yaml").model_copy(update={"run": self.run})
+                if not self.gpus and config.runtime.device != "cpu" and (given := own_gpus()):
+                    _check_gpu(task, f"was given GPUs ({given})")
                 if self.stage is not None:
                     stage_archive(Path(config.data.archive), Path(self.stage))
                 module, _, function = self.entry.partition(":")
                 getattr(importlib.import_module(module), function)(config)
             except StopRequested as stop:
                 self._end_after_stop(stop.reason, task, requeue)
-            except UserError as error:
-                self._record(str(error))
-                self._write_status(task, REFUSED)
-                _exit(f"error: {error}", EXIT_INPUT)
             except Exception as error:
-                text = str(error) if isinstance(error, JobError) else f"{type(error).__name__}: {error}"
-                if not isinstance(error, JobError):
-                    traceback.print_exc()
-                self._record(text)
-                _exit(f"error: {text}", EXIT_FAILED)
+                self._end_after_error(error, task)
 
     def checkpoint(self) -> DelayedSubmission:
         """Called by submitit after a preemption or a time limit: run the same again."""
@@ -99,14 +105,14 @@ class StageJob:
 
     def _prepare(self, task: Task) -> None:
         """Compare the code, ranks and GPUs with those requested, and set the ranks' environment."""
+        task.export(self.tasks_per_node)
+        if task.rank == 0:
+            note_run(Path(self.files), task.job, Path(self.run))
+            keep_last_end(RunFolder.load(self.run), Path(self.files), task.job, task.restart - 1)
         check_source(self.source, self.commit)
         task.check(self.nodes, self.tasks_per_node)
         if self.gpus:
-            _check_gpu(task)
-        task.export(self.tasks_per_node)
-        if task.rank == 0:
-            failures = Path(self.files) / f"{task.job}.failures"
-            keep_last_end(RunFolder.load(self.run), failures, task.restart - 1)
+            _check_gpu(task, "requested a GPU for each task")
 
     def _end_after_stop(self, reason: str, task: Task, requeue: Callable[[int, Any], None]) -> NoReturn:
         """End the process once all ranks have saved and stopped; rank 0 requeues the job after a preemption."""
@@ -128,19 +134,43 @@ class StageJob:
             with contextlib.suppress(OSError):
                 requeue(signal.SIGUSR2, None)
         except UncompletedJobError as error:
-            self._write_status(task, REFUSED)
-            _exit(f"error: {error}", EXIT_FAILED)
+            text = f"{reason}, and not requeued again: {error}"
+            self._write_status(task, REFUSED, text)
+            _exit(f"error: {text}", EXIT_FAILED)
         _exit(f"stopped: {reason}", EXIT_FAILED)
 
-    def _write_status(self, task: Task, status: str) -> None:
+    def _end_after_error(self, error: Exception, task: Task) -> NoReturn:
+        """Record the error and end the process; the job is not restarted if that would not help."""
+        known = isinstance(error, UserError | JobError)
+        text = str(error) if known else f"{type(error).__name__}: {error}"
+        if not known:
+            traceback.print_exc()
+        self._record(text)
+        if is_no_space(error):
+            self._write_status(task, FULL, text)
+            _exit(f"error: {text}", EXIT_FULL)
+        if isinstance(error, UserError):
+            self._write_status(task, REFUSED, text)
+            _exit(f"error: {text}", EXIT_INPUT)
+        _exit(f"error: {text}", EXIT_FAILED)
+
+    def _write_status(self, task: Task, status: str, reason: str = "") -> None:
         """Write the status file that the batch script reads after this start of the job."""
-        write_text(Path(self.files) / f"{task.job}.{task.restart}.end", status + "\n")
+        write_end(Path(self.files), task.job, task.restart, status, reason)
 
     def _record(self, reason: str) -> None:
-        """Record a failure that happened before the run began, unless another process is working on the run."""
-        folder = RunFolder.load(self.run)
-        if folder.record.get("status") == "queued" and not is_locked(folder.path):
-            folder.update(status="failed", error=reason)
+        """Record a failure that the run itself could not record, because it had not begun in this start of the job.
+
+        Not if another process is working on the run.
+        """
+        # A full disk must not hide the error; the end file or Slurm has it then.
+        with contextlib.suppress(UserError, JobError):
+            folder = RunFolder.load(self.run)
+            start = job_start()
+            begun = bool(start) and bool(folder.attempts) and folder.attempts[-1].get("job") == start
+            recorded = folder.record.get("status") == "failed" and folder.record.get("start") == start
+            if not (folder.done or begun or recorded or is_locked(folder.path)):
+                folder.update(status="failed", error=reason, start=start)
 
 
 @contextlib.contextmanager
@@ -207,38 +237,35 @@ def check_source(expected: str, commit: str) -> None:
         )
 
 
-def keep_last_end(folder: RunFolder, failures: Path | None, restart: int | None = None) -> None:
+def keep_last_end(folder: RunFolder, files: Path | None, job: str = "", restart: int | None = None) -> None:
     """Record in the newest attempt how it ended, before the next attempt replaces the run's status.
 
     Args:
         folder: the run.
-        failures: the job's file of failed starts, written by the batch script; None without a job.
-        restart: the start of the job to which the attempt belongs; None for the last one in the file.
+        files: the folder of its job's files; None without a job.
+        job: id of the job.
+        restart: the start of the job to which the attempt belongs; None for the last failed one.
     """
-    lines: list[list[str]] = []
-    with contextlib.suppress(OSError):
-        lines = (
-            [line.split() for line in failures.read_text(encoding="utf-8").splitlines()] if failures else []
-        )
-    codes = [int(words[1]) for words in lines if len(words) == 2 and restart in (None, int(words[0]))]
-    if not codes:
-        folder.keep_last_end()
-        return
-    killed = f", killed by signal {codes[-1] - 128}" if codes[-1] > 128 else ""
-    folder.keep_last_end(f"a rank ended with exit code {codes[-1]}{killed}")
+    failures = read_failures(files, job) if files is not None else []
+    known = [each.text() for each in failures if restart in (None, each.restart)]
+    if not known and files is not None and restart is None:
+        known = [reason for _, _, reason in [last_end(files, job)] if reason]
+    folder.keep_last_end(known[-1] if known else "")
 
 
-def _check_gpu(task: Task) -> None:
+def _check_gpu(task: Task, why: str) -> None:
     import torch
 
     if not torch.cuda.is_available():
         raise UserError(
-            f"rank {task.rank} on {task.node}: the job requested a GPU for each task, but torch finds none; check the "
+            f"rank {task.rank} on {task.node}: the job {why}, but torch finds none ({unusable_reason()}); check the "
             "driver, torch's build and the profile's setup"
         )
 
 
 def _exit(message: str, code: int) -> NoReturn:
+    # A log on a full disk must not change the exit code.
+    with contextlib.suppress(OSError):
+        print(message, file=sys.stderr, flush=True)
     # SystemExit passes through submitit, which would pickle any other exception and print a traceback.
-    print(message, file=sys.stderr, flush=True)
     raise SystemExit(code) from None

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pscl_hpc.errors import UserError
+from pscl_hpc.launch.ends import CANCELLED, EXIT_FULL, FULL_REASON, last_end, read_failures
 from pscl_hpc.launch.profiles import Profile
-from pscl_hpc.launch.records import JOBS, latest_job
-from pscl_hpc.launch.schedulers import SCHEDULERS, JobState
+from pscl_hpc.launch.records import JOBS, JobRecord, latest_job
+from pscl_hpc.launch.schedulers import SCHEDULERS, JobState, states_of
 from pscl_hpc.runs import RunFolder
+from pscl_hpc.runs.folder import METRICS_FILE
 from pscl_hpc.runs.lock import is_locked
+from pscl_hpc.runs.metrics import read_last
+from pscl_hpc.runs.status_file import PACE_LINES
 
 State = Literal["prepared", "queued", "starting", "running", "done", "failed", "stopped", "lost"]
 """prepared: the folder has its configuration, but no job or process has started yet.
 
 lost: recorded as running, but nothing runs; submitting it again resumes it from the last checkpoint.
 """
-PACE_LINES = 20
-"""Log lines over which the pace is measured."""
+_SILENCE_S, _SILENT_LINES = 60.0, 10
+"""A run with no new line for so many seconds, and for so many times its usual distance of lines, has no pace."""
 
 
 @dataclass(frozen=True)
@@ -58,48 +65,25 @@ def run_status(run: Path) -> RunStatus:
     Raises:
         UserError: ``run`` is not a run folder.
     """
-    folder = RunFolder.load(run)
-    job = latest_job(run)
-    asked = SCHEDULERS[job.cluster].state(job) if job else None
-    if job is not None and asked is not None and asked.phase == "ended" and is_locked(run):
-        # Resumed by hand after its last job.
-        job = asked = None
-    state = _state(folder, asked)
-    lines = _loss_lines(folder)
-    steps = folder.checkpoints.steps() if folder.steps else []
-    attempts = folder.attempts
-    live = asked is not None and asked.phase != "ended"
-    last: dict[str, Any] = lines[-1] if lines else {}
-    newest: dict[str, Any] = attempts[-1] if attempts else {}
-    return RunStatus(
-        run=str(run),
-        kind=folder.setting("kind", str),
-        state=state,
-        step=int(last.get("step", 0)),
-        total=folder.steps or int(last.get("step", 0)),
-        loss=last.get("loss"),
-        images_per_second=last.get("images_per_second"),
-        eta_s=_time_left(folder) if state == "running" else None,
-        checkpoint=steps[-1] if steps else None,
-        restarts=max(0, len(attempts) - 1),
-        last_end=str(attempts[-2].get("ended", "")) if len(attempts) > 1 else "",
-        ranks=job.tasks if job and (live or not attempts) else int(newest.get("ranks", 1)),
-        job=job.job if job else "",
-        cluster=job.cluster if job else "",
-        detail=_detail(folder, state, asked),
-    )
+    folder, job = RunFolder.load(run), latest_job(run)
+    return _status(folder, job, SCHEDULERS[job.cluster].state(job) if job else None)
 
 
 def list_statuses(parent: Path) -> tuple[list[RunStatus], list[str]]:
     """The state of all runs below ``parent``, oldest first; and an error for each folder that cannot be read.
 
+    Slurm is asked once about all jobs.
+
     Raises:
         UserError: ``parent`` does not exist.
     """
-    found, damaged = [], []
-    for run in find_runs(parent):
+    found: list[RunStatus] = []
+    damaged: list[str] = []
+    opened: list[tuple[RunFolder, JobRecord | None]] = []
+
+    def careful(run: Path, work: Callable[[], None]) -> None:
         try:
-            found.append(run_status(run))
+            work()
         except UserError as error:
             damaged.append(str(error))
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -107,7 +91,48 @@ def list_statuses(parent: Path) -> tuple[list[RunStatus], list[str]]:
             damaged.append(
                 f"{run}: its files are damaged ({type(error).__name__}: {error}); restore it from a copy"
             )
+
+    for run in find_runs(parent):
+        careful(run, lambda run=run: opened.append((RunFolder.load(run), latest_job(run))))  # type: ignore[misc]
+    answers = states_of(job for folder, job in opened if job is not None and not folder.done)
+    for folder, job in opened:
+        asked = answers.get((job.cluster, job.job)) if job else None
+        careful(folder.path, lambda f=folder, j=job, a=asked: found.append(_status(f, j, a)))  # type: ignore[misc]
     return found, damaged
+
+
+def _status(folder: RunFolder, job: JobRecord | None, asked: JobState | None) -> RunStatus:
+    run = folder.path
+    if job is not None and asked is not None and asked.phase == "ended" and is_locked(run):
+        # Resumed by hand after its last job.
+        job = asked = None
+    attempts = folder.attempts
+    known = _Known(folder, job, asked)
+    state = _state(known)
+    lines = read_last(run / METRICS_FILE, "loss", PACE_LINES)
+    live = asked is not None and asked.phase != "ended"
+    last: dict[str, Any] = lines[-1] if lines else {}
+    newest: dict[str, Any] = attempts[-1] if attempts else {}
+    silent = _silence(lines) if state == "running" else 0.0
+    return RunStatus(
+        run=str(run),
+        kind=str(folder.record.get("kind") or folder.setting("kind", str)),
+        state=state,
+        step=int(last.get("step", 0)),
+        total=folder.steps or int(last.get("step", 0)),
+        loss=last.get("loss"),
+        images_per_second=last.get("images_per_second")
+        if state in ("running", "done") and not silent
+        else None,
+        eta_s=_time_left(folder, lines) if state == "running" and not silent else None,
+        checkpoint=folder.newest_checkpoint(),
+        restarts=max(0, len(attempts) - 1),
+        last_end=str(attempts[-2].get("ended", "")) if len(attempts) > 1 else "",
+        ranks=job.tasks if job and (live or not attempts) else int(newest.get("ranks", 1)),
+        job=job.job if job else "",
+        cluster=job.cluster if job else "",
+        detail=f"no line in the log for {silent:.0f} s" if silent else _detail(known, state),
+    )
 
 
 def find_runs(parent: Path) -> list[Path]:
@@ -118,7 +143,12 @@ def find_runs(parent: Path) -> list[Path]:
     """
     if not parent.is_dir():
         raise UserError(f"{parent}: folder not found; runs are in runs/ by default, name another with --runs")
-    runs = [path.parent for path in parent.rglob("run.json") if (path.parent / "config.yaml").is_file()]
+    runs = []
+    for place, folders, files in os.walk(parent):
+        if "run.json" in files and "config.yaml" in files:
+            runs.append(Path(place))
+            # A run holds no other runs, but perhaps thousands of files.
+            folders.clear()
     return sorted(runs, key=lambda run: (run / "config.yaml").stat().st_mtime)
 
 
@@ -150,19 +180,25 @@ def signal_delay_warning(run: Path, profile: Profile) -> str:
     )
 
 
-def _time_left(folder: RunFolder) -> float | None:
+def _time_left(folder: RunFolder, lines: list[dict[str, Any]]) -> float | None:
     """Seconds to the last step at the pace of the newest attempt's last lines; None if there are fewer than two."""
-    first_steps = _first_steps(folder)
-    lines = _loss_lines(folder)
-    if first_steps:
+    if first_steps := _first_steps(folder):
         lines = [line for line in lines if int(line["step"]) > first_steps[-1]]
-    lines = lines[-PACE_LINES:]
     if len(lines) < 2:
         return None
     steps = int(lines[-1]["step"]) - int(lines[0]["step"])
     seconds = float(lines[-1]["time"]) - float(lines[0]["time"])
     left = folder.steps - int(lines[-1]["step"])
     return left * seconds / steps if steps > 0 and folder.steps else None
+
+
+def _silence(lines: list[dict[str, Any]]) -> float:
+    """Seconds since the last line, if the pace of the lines before says that there should have been several; else 0."""
+    if len(lines) < 2:
+        return 0.0
+    gaps = sorted(float(after["time"]) - float(before["time"]) for before, after in itertools.pairwise(lines))
+    since = time.time() - float(lines[-1]["time"])
+    return since if since > max(_SILENCE_S, _SILENT_LINES * gaps[len(gaps) // 2]) else 0.0
 
 
 def _loss_lines(folder: RunFolder) -> list[dict[str, Any]]:
@@ -174,32 +210,101 @@ def _first_steps(folder: RunFolder) -> list[int]:
     return [int(attempt["first_step"]) for attempt in folder.attempts if "first_step" in attempt]
 
 
-def _state(folder: RunFolder, asked: JobState | None) -> State:
-    recorded = str(folder.record.get("status"))
-    phase = asked.phase if asked else "ended"
+@dataclass(frozen=True)
+class _Known:
+    """What is known of a run and its newest job."""
+
+    folder: RunFolder
+    job: JobRecord | None
+    asked: JobState | None
+
+    @property
+    def recorded(self) -> str:
+        """The status in the run's record."""
+        return str(self.folder.record.get("status"))
+
+    @property
+    def phase(self) -> str:
+        """The phase of the job; ``ended`` without one."""
+        return self.asked.phase if self.asked else "ended"
+
+    @property
+    def start(self) -> tuple[str, int]:
+        """Job and number of restarts that the newest attempt belongs to; -1 if it is not known."""
+        text = str(self.folder.attempts[-1].get("job", "")) if self.folder.attempts else ""
+        job, _, restart = text.rpartition(".")
+        return job, int(restart) if restart.isdigit() else -1
+
+    def dead(self) -> str:
+        """Why the newest attempt no longer runs although the record says so, while its job restarts; empty if it
+        does."""
+        if self.job is None or self.asked is None or self.recorded != "running":
+            return ""
+        job, restart = self.start
+        if job and job != self.job.job:
+            return "the attempt of an earlier job has ended"
+        if restart < 0:
+            return ""
+        for failure in read_failures(self.job.place(self.folder.path), job):
+            if failure.restart == restart:
+                return f"restarting, because {failure.text()}"
+        if self.asked.restart is not None and self.asked.restart > restart:
+            return "restarting after its node failed, or the job was killed or requeued"
+        return ""
+
+    def reason(self) -> str:
+        """Why the job's last start ended, from the files beside its logs; empty if they do not tell."""
+        if self.job is None:
+            return ""
+        files = self.job.place(self.folder.path)
+        restart, _, reason = last_end(files, self.job.job)
+        failures = read_failures(files, self.job.job)
+        if failures and failures[-1].restart > restart:
+            return failures[-1].text()
+        job, newest = self.start
+        return "" if job == self.job.job and restart < newest else reason
+
+
+def _state(known: _Known) -> State:
+    recorded, phase = known.recorded, known.phase
     if recorded == "done":
         return "done"
     if phase == "pending":
         return "queued"
     if phase == "running":
-        return "running" if recorded == "running" else "starting"
-    if recorded in ("failed", "stopped"):
-        return "failed" if recorded == "failed" else "stopped"
-    if recorded == "running" and (phase == "unknown" or is_locked(folder.path)):
+        return "running" if recorded == "running" and not known.dead() else "starting"
+    full = known.asked is not None and known.asked.code == EXIT_FULL
+    if recorded == "failed" or full:
+        return "failed"
+    if known.job is not None and phase == "ended" and recorded in ("stopped", "queued") and known.reason():
+        return "failed"
+    if recorded == "stopped":
+        return "stopped"
+    if recorded == "running" and (phase == "unknown" or is_locked(known.folder.path)):
         return "running"
-    if asked is None and recorded != "running":
+    if known.asked is None and recorded != "running":
         return "prepared"
     return "queued" if phase == "unknown" else "lost"
 
 
-def _detail(folder: RunFolder, state: State, asked: JobState | None) -> str:
-    said = asked.detail if asked else ""
+def _detail(known: _Known, state: State) -> str:
+    said = known.asked.detail if known.asked else ""
+    error = str(known.folder.record.get("error") or "")
+    reason = known.reason() if known.phase == "ended" else ""
     if state == "prepared":
         return "not started yet; the same command starts it"
-    if state == "lost" and asked is not None:
-        ended = f" ({said})" if said else ""
-        return f"its job crashed or was killed{ended}; see 'pscl-hpc jobs logs' and {folder.path / JOBS}"
+    if state == "lost" and known.asked is not None:
+        ended = f" ({'; '.join(filter(None, (reason, said)))})" if said or reason else ""
+        return (
+            f"its job crashed or was killed{ended}; see 'pscl-hpc jobs logs' and {known.folder.path / JOBS}"
+        )
     if state == "lost":
         return "its process is gone; the same command resumes it"
+    if state == "failed":
+        full = FULL_REASON if known.asked is not None and known.asked.code == EXIT_FULL else ""
+        return (error if known.recorded == "failed" else "") or reason or full or error
+    if state == "stopped":
+        # Stopped to be continued, but the job has ended: Slurm knows why.
+        return error if not said or error == CANCELLED else f"{error}; its job has ended ({said})"
     # While a job is alive, the recorded error is that of the previous attempt.
-    return str(folder.record.get("error") or "") if state in ("failed", "stopped") else said
+    return (known.dead() if state in ("starting", "queued") else "") or said

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import io
+import itertools
 import os
 import socket
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +23,17 @@ from pscl_hpc.config import RunConfig
 from pscl_hpc.errors import UserError
 from pscl_hpc.launch.executors import build_executor, check_resources, submission_script
 from pscl_hpc.launch.profiles import Profile
-from pscl_hpc.launch.records import JOBS, JobRecord, latest_job, save_job
+from pscl_hpc.launch.records import JOBS, JobRecord, job_records, latest_job, save_job
 from pscl_hpc.launch.schedulers import known_phase, process_start
 from pscl_hpc.launch.stage_job import STAGES, StageJob, keep_last_end, source_hash
 from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.pretraining.data import PretrainData
 from pscl_hpc.pretraining.task import first_trunk
 from pscl_hpc.runs import RunFolder, commit, now
+from pscl_hpc.runs.attempts import newest_attempt
+from pscl_hpc.runs.folder import CONFIG_FILE, RECORD_FILE, steps_of
 from pscl_hpc.runs.lock import lock_holder
+from pscl_hpc.runs.status_file import STATUS_FILE
 from pscl_hpc.segmentation.classifier_config import ClassifierConfig
 from pscl_hpc.segmentation.classify import check_classifier
 from pscl_hpc.segmentation.config import FinetuneConfig
@@ -93,13 +101,36 @@ def submit_many(
         _check_input(config, profile)
     if files is not None:
         _check_percent(files)
+    new = [not config.run or not Path(config.run).exists() for config in configs]
     folders = [RunFolder.reserve(config) for config in configs]
     if len({folder.path.resolve() for folder in folders}) < len(folders):
         raise UserError("two of the runs have the same folder; give each a different run=...")
-    for folder in folders:
-        _check_free(folder, entry)
     if not folders:
         return []
+    # Of several submissions at once, the others wait here and then find the job of the first.
+    with contextlib.ExitStack() as locks:
+        for folder in sorted(folders, key=lambda folder: folder.path.resolve()):
+            locks.enter_context(_submitting(folder.path))
+        for folder in folders:
+            _check_free(folder, entry)
+        try:
+            return _submit(folders, cluster, name, files, profile, any_commit, entry, attached)
+        except UserError:
+            for folder in itertools.compress(folders, new):
+                _remove_unused(folder.path)
+            raise
+
+
+def _submit(
+    folders: list[RunFolder],
+    cluster: str,
+    name: str,
+    files: Path | None,
+    profile: Profile,
+    any_commit: bool,
+    entry: str,
+    attached: int | None,
+) -> list[Submission]:
     files = (files or folders[0].path / JOBS).absolute()
     files.mkdir(parents=True, exist_ok=True)
     for folder in folders:
@@ -112,7 +143,7 @@ def submit_many(
             files=str(files),
             nodes=profile.nodes,
             tasks_per_node=profile.tasks,
-            gpus=bool(profile.gpus_per_node),
+            gpus=bool(profile.gpus),
             stage=profile.stage,
             source=source,
             commit=head,
@@ -145,6 +176,31 @@ def submit_many(
     return submissions
 
 
+@contextlib.contextmanager
+def _submitting(run: Path) -> Iterator[None]:
+    """Exclude other submissions of the same run, as far as the file system has locks."""
+    with (run / CONFIG_FILE).open("r+") as handle:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if not (run / CONFIG_FILE).exists():
+            raise UserError(f"{run}: another submission of this run was refused meanwhile; submit it again")
+        yield
+
+
+def _remove_unused(run: Path) -> None:
+    """Remove a run folder that was made for a job that the cluster refused."""
+    if newest_attempt(run) or job_records(run):
+        return
+    for path in (run / JOBS).glob("*"):
+        path.unlink()
+    for name in (RECORD_FILE, STATUS_FILE, CONFIG_FILE):
+        (run / name).unlink(missing_ok=True)
+    for folder in (run / JOBS, run):
+        # Files of the user stay.
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
 def show_script(config: RunConfig, *, cluster: str, profile: Profile) -> str:
     """The batch script that :func:`submit` would send to Slurm. Nothing is made or changed.
 
@@ -165,23 +221,45 @@ def _send(executor: Any, folders: Sequence[RunFolder], stage_jobs: Sequence[Stag
     # Before the submission, because a job that starts at once writes the record too.
     for folder in unfinished:
         last = latest_job(folder.path)
-        keep_last_end(folder, last.log(folder.path).with_name(f"{last.job}.failures") if last else None)
-        folder.update(kind=folder.config.kind, name=folder.config.name, status="queued", error="")
+        keep_last_end(folder, last.place(folder.path) if last else None, last.job if last else "")
+        folder.update(
+            kind=folder.config.kind,
+            name=folder.config.name,
+            steps=steps_of(folder.decided_config),
+            status="queued",
+            error="",
+        )
     slurm_conf = os.environ.get("SLURM_CONF")
     # A job that is submitted from inside another job must not inherit that job's variables.
     with submitit.helpers.clean_env():
         if slurm_conf is not None:
             os.environ["SLURM_CONF"] = slurm_conf
+        said = io.StringIO()
         try:
-            if len(stage_jobs) == 1:
-                return [executor.submit(stage_jobs[0])]
-            return list(executor.submit_array(stage_jobs))
+            # Submitit prints what sbatch says; in an error the reason has it already.
+            with contextlib.redirect_stderr(said):
+                jobs = (
+                    [executor.submit(stage_jobs[0])]
+                    if len(stage_jobs) == 1
+                    else executor.submit_array(stage_jobs)
+                )
+            print(said.getvalue(), end="", file=sys.stderr)
+            return list(jobs)
         except (FailedSubmissionError, FailedJobError) as error:
-            lines = [line.strip().removeprefix("sbatch: error: ") for line in str(error).splitlines()]
-            reason = "the cluster refused the job: " + "; ".join(line for line in lines if line)
-            for folder, (status, said) in zip(unfinished, before, strict=True):
-                folder.update(status=status, error=said or reason)
+            reason = f"the cluster refused the job: {_slurm_words(str(error))}"
+            for folder, (status, words) in zip(unfinished, before, strict=True):
+                folder.update(status=status, error=words or reason)
             raise UserError(reason) from None
+
+
+def _slurm_words(text: str) -> str:
+    """What sbatch said, without the general line at the end if others are more specific."""
+    lines = [line.strip().removeprefix("sbatch: error: ") for line in text.splitlines()]
+    general = "Batch job submission failed: "
+    special = [line for line in lines if line and not line.startswith(general)]
+    return "; ".join(dict.fromkeys(special)) or "; ".join(
+        line.removeprefix(general) for line in lines if line
+    )
 
 
 def _check_input(config: RunConfig, profile: Profile) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pscl_hpc.errors import UserError
+from pscl_hpc.runs.provenance import START
 
 RESTARTS_LOCAL = "PSCL_HPC_RESTARTS"
 """Environment variable that counts the restarts of a local job; Slurm has its own."""
@@ -79,6 +80,7 @@ class Task:
             MASTER_ADDR=self.address,
             MASTER_PORT=str(rendezvous_port(self.port_key, self.restart)),
             PSCL_NODE=self.node,
+            **{START: f"{self.job}.{self.restart}"},
         )
 
     def first_line(self) -> str:

@@ -16,12 +16,13 @@ from pscl_hpc.archive import Collection
 from pscl_hpc.archive.synthesis import synthesise
 from pscl_hpc.archive.synthesis.generate import MIN_SIZE
 from pscl_hpc.errors import JobError, UserError
-from pscl_hpc.methods import Method, Setting, Views, build_method
+from pscl_hpc.methods import Method, Setting, build_method
 from pscl_hpc.models import build_trunk
 from pscl_hpc.planning.rates import Contrast, Rates, measured_keys
 from pscl_hpc.pretraining.config import PretrainConfig
+from pscl_hpc.pretraining.data import Batch, make_views
 from pscl_hpc.runs import commit, describe_device, now, versions
-from pscl_hpc.seeding import Draws, torch_generator
+from pscl_hpc.seeding import Draws, Slots
 from pscl_hpc.training import (
     autocast,
     build_optimiser,
@@ -29,11 +30,12 @@ from pscl_hpc.training import (
     parameter_groups,
     setup_device,
 )
-from pscl_hpc.views import draw_geometry, jitter, warp
 from pscl_kernels import patch_nt_xent
 
 _REPEATS = 3
 _CLASSES = 3
+_LEAST_USE, _MOST_SPREAD = 0.8, 2.0
+"""A machine is taken for busy if its processors worked for less than this share of the time, or if repeats differ so."""
 _LOSS_ROWS = {"cpu": (2048, 4096), "cuda": (16384, 65536)}
 """Numbers of rows for which the loss alone is timed."""
 
@@ -43,6 +45,8 @@ class _Pass(NamedTuple):
 
     images: int
     seconds: list[float]
+    cpu_seconds: list[float]
+    """Processor time of this process, all of its threads together, in each of the steps."""
     peak_bytes: int
     contrasts: list[tuple[int, int, torch.dtype]]
     """Pairs, width and dtype of each call of the gathered loss."""
@@ -120,6 +124,8 @@ def measure_rates(config: PretrainConfig, batches: Sequence[int]) -> Rates:
         measured={
             "images": list(batches),
             "seconds": [p.seconds for p in passes],
+            "cpu_seconds": [p.cpu_seconds for p in passes],
+            "disturbed": disturbance(passes),
             "peak_bytes": [p.peak_bytes for p in passes],
             "date": now(),
             "commit": commit(),
@@ -130,11 +136,12 @@ def measure_rates(config: PretrainConfig, batches: Sequence[int]) -> Rates:
 
 
 def _measure(method: Method, config: PretrainConfig, images: int, device: torch.device) -> _Pass:
-    views = _views(config, images, device)
+    batch = _batch(config, images)
     optimiser = build_optimiser(parameter_groups(method, 1e-9), config.optimiser)
-    count = len(views.query)
+    count = len(batch.ids)
 
     def step() -> None:
+        views = make_views(batch, config, 0, device)
         optimiser.zero_grad(set_to_none=True)
         with autocast(device, config.runtime):
             loss = method(views, Draws(0, 0, tuple(range(count)), device)).loss
@@ -143,30 +150,44 @@ def _measure(method: Method, config: PretrainConfig, images: int, device: torch.
 
     with _Contrasts() as mode:
         step()  # also the warm-up
-    seconds = [_timed(step, device) for _ in range(_REPEATS)]
-    return _Pass(images, seconds, _peak(step, device), mode.found)
+    seconds, cpu_seconds = [], []
+    for _ in range(_REPEATS):
+        before = time.process_time()
+        seconds.append(_timed(step, device))
+        cpu_seconds.append(time.process_time() - before)
+    return _Pass(images, seconds, cpu_seconds, _peak(step, device), mode.found)
 
 
-def _views(config: PretrainConfig, images: int, device: torch.device) -> Views:
+def disturbance(passes: Sequence[_Pass]) -> str:
+    """Why the times may be those of a busy machine rather than of the device, in a few words; empty if they are not.
+
+    On an idle machine a step that computes uses at least one processor all the time, also while it waits for a GPU.
+    """
+    wall = sum(min(each.seconds) for each in passes)
+    used = sum(each.cpu_seconds[each.seconds.index(min(each.seconds))] for each in passes)
+    if used < _LEAST_USE * wall:
+        return f"the fastest steps took {wall:.3g} s, but only {used:.3g} s of processor time"
+    spread = max(max(each.seconds) / min(each.seconds) for each in passes if min(each.seconds) > 0)
+    return f"repeated steps differed by a factor of {spread:.2g}" if spread > _MOST_SPREAD else ""
+
+
+def _batch(config: PretrainConfig, images: int) -> Batch:
+    """Synthetic micrographs as a batch, references first."""
     references = config.references_per_pass
+    count = references + images
     pictures = [
-        synthesise("precipitates", seed=1, index=i, size=config.views.size)
-        for i in range(min(8, references + images))
+        synthesise("precipitates", seed=1, index=i, size=config.views.size) for i in range(min(8, count))
     ]
-    chosen = [pictures[i % len(pictures)] for i in range(references + images)]
+    chosen = [pictures[i % len(pictures)] for i in range(count)]
     grey = torch.stack([torch.from_numpy(p.image).float() / 255 for p in chosen])[:, None]
-    whole = grey.repeat(1, config.model.in_channels, 1, 1).to(device)
-    labels = torch.stack([torch.from_numpy(p.mask) for p in chosen]).clamp_max(_CLASSES - 1).to(device)
-    random = torch_generator(0, "plan")
-    geometry = draw_geometry(len(chosen), config.views, random).to(device)
-    return Views(
-        query=jitter(whole, config.views.jitter, random),
-        key=warp(whole, geometry),
-        geometry=geometry,
+    return Batch(
+        ids=tuple(map(str, range(count))),
+        slots=Slots.all(count),
         references=references,
-        labels=labels,
-        comparable=torch.ones(len(chosen), dtype=torch.bool, device=device),
-        production_batches=torch.zeros(len(chosen), dtype=torch.int64, device=device),
+        images=grey.repeat(1, config.model.in_channels, 1, 1),
+        labels=torch.stack([torch.from_numpy(p.mask) for p in chosen]).clamp_max(_CLASSES - 1),
+        comparable=torch.ones(count, dtype=torch.bool),
+        production_batches=torch.zeros(count, dtype=torch.int64),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from pscl_hpc.planning.rates import Rates
@@ -52,6 +53,49 @@ class Links:
         inside = (min(ranks, self.per_node) - 1) * self.intra_latency
         nodes = self.nodes(ranks)
         return inside + (math.ceil(math.log2(nodes)) * self.inter_latency if nodes > 1 else 0.0)
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """A number that a prediction rests on."""
+
+    name: str
+    value: str
+    source: str
+    """``measured`` where and when, ``given``, ``default, not measured`` or ``assumed``."""
+
+
+def assumptions(rates: Rates, links: Links, given: Collection[str] = ()) -> list[Assumption]:
+    """Everything that a prediction rests on, and where it comes from.
+
+    Args:
+        rates: Rates of one device.
+        links: Connections between the devices.
+        given: Fields of ``links`` that the user stated; the others are defaults.
+    """
+    measured = f"measured on {rates.device}" + (f", {date}" if (date := rates.measured.get("date")) else "")
+    if disturbed := rates.measured.get("disturbed"):
+        measured += f", on a busy machine ({disturbed})"
+    shown = {
+        "intra_bandwidth": ("bandwidth inside a node", f"{links.intra_bandwidth / 1e9:g} GB/s"),
+        "inter_bandwidth": ("bandwidth between nodes", f"{links.inter_bandwidth / 1e9:g} GB/s"),
+        "intra_latency": ("latency of a hop inside a node", f"{links.intra_latency * 1e6:g} us"),
+        "inter_latency": ("latency of a hop between nodes", f"{links.inter_latency * 1e6:g} us"),
+    }
+    return [
+        Assumption("step and memory of one device", f"{rates.step_per_image:.4g} s per image", measured),
+        *(
+            Assumption(name, value, "given" if key in given else "default, not measured")
+            for key, (name, value) in shown.items()
+        ),
+        Assumption(
+            "devices per node",
+            str(links.per_node),
+            "given" if "per_node" in given else "default, not measured",
+        ),
+        Assumption("overlap of communication and computation", "none", "assumed"),
+        Assumption("reading of images, and waiting for the slowest rank", "no time", "assumed"),
+    ]
 
 
 @dataclass(frozen=True)

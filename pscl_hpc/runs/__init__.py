@@ -7,7 +7,7 @@ from pscl_hpc.files import replace_file, write_json, write_text, writing
 from pscl_hpc.runs.checkpoint import BackgroundWriter, CheckpointStore
 from pscl_hpc.runs.folder import RunFolder
 from pscl_hpc.runs.metrics import MetricsLog, read_metrics
-from pscl_hpc.runs.provenance import commit, describe_device, node_name, now, versions
+from pscl_hpc.runs.provenance import commit, describe_device, job_start, node_name, now, versions
 
 __all__ = [
     "BackgroundWriter",
@@ -16,6 +16,7 @@ __all__ = [
     "RunFolder",
     "commit",
     "describe_device",
+    "job_start",
     "node_name",
     "now",
     "read_metrics",

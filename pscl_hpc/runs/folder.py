@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-from pscl_hpc.config import RunConfig, load_config, read_tree, to_yaml
+from pscl_hpc.config import RunConfig, TrainingConfig, load_config, read_tree, to_yaml
 from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.files import create_text, remove_leftovers, write_json, writing
 from pscl_hpc.runs.attempts import Attempt
@@ -25,6 +25,7 @@ from pscl_hpc.runs.checkpoint import CheckpointStore
 from pscl_hpc.runs.lock import take_lock
 from pscl_hpc.runs.metrics import MetricsLog, read_metrics
 from pscl_hpc.runs.provenance import describe_attempt, describe_device, now
+from pscl_hpc.runs.status_file import StatusFile
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +36,9 @@ CONFIG_FILE = "config.yaml"
 RECORD_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
+RESERVE_FILE = "reserve"
+_RESERVE_BYTES = 65536
+"""Deleted when the work ends, so that its end can be recorded on a disk that is full or over quota."""
 _FREE = (
     "run",
     "cache",
@@ -58,6 +62,7 @@ class RunFolder:
         self._lock: IO[str] | None = None
         self._attempt: Attempt | None = None
         self._stopped: str | None = None
+        self._status: StatusFile | None = None
 
     @classmethod
     def start(cls, config: RunConfig, device: torch.device, nodes: Sequence[str] = ()) -> RunFolder:
@@ -82,6 +87,7 @@ class RunFolder:
             if folder.done:
                 folder._release()
         except BaseException:
+            (folder.path / RESERVE_FILE).unlink(missing_ok=True)
             folder._release()
             raise
         return folder
@@ -141,7 +147,7 @@ class RunFolder:
     def decide(self, decided: Mapping[str, Any]) -> None:
         """Record what the run decides; in a folder that is followed, for this process only."""
         if self._attempt is not None:
-            self.update(decided=dict(decided))
+            self.update(decided=dict(decided), steps=steps_of(self.config.with_decisions(decided)))
         else:
             self.record["decided"] = dict(decided)
 
@@ -162,11 +168,6 @@ class RunFolder:
                 "from a copy"
             )
         return value
-
-    @property
-    def steps(self) -> int:
-        """Steps of the training loop; 0 for a run without it, such as that of a classifier. UserError: unreadable."""
-        return self.setting("schedule.steps", int) if "schedule" in self._tree else 0
 
     @functools.cached_property
     def _tree(self) -> dict[str, Any]:
@@ -202,7 +203,9 @@ class RunFolder:
         """The log to append to."""
         board = self.path / "tensorboard" if self.config.log.tensorboard else None
         try:
-            return MetricsLog(self.path / METRICS_FILE, tensorboard=board, guard=self.check_owner)
+            return MetricsLog(
+                self.path / METRICS_FILE, tensorboard=board, guard=self.check_owner, listen=self._progress
+            )
         except ImportError:
             raise UserError(
                 "log.tensorboard needs the package tensorboard; pip install 'pscl-hpc[tensorboard]'"
@@ -222,6 +225,29 @@ class RunFolder:
         self.record.update(values)
         with writing(self.path / RECORD_FILE):
             write_json(self.path / RECORD_FILE, self.record)
+        self._status = self._status or StatusFile(self.path, self.newest_checkpoint)
+        self._status.record(self.record)
+
+    def _progress(self, line: dict[str, Any]) -> None:
+        """Called with every new line of the log."""
+        if self._status is not None:
+            self._status.line(line)
+
+    def newest_checkpoint(self) -> int | None:
+        """Step of the newest checkpoint, without reading the configuration."""
+        steps = CheckpointStore(self.path / CHECKPOINTS).steps()
+        return steps[-1] if steps else None
+
+    @property
+    def steps(self) -> int:
+        """Steps of the training loop; 0 for a run without it, such as that of a classifier, or not decided yet.
+
+        From the record where it has them: the configuration takes longer to read. UserError: unreadable.
+        """
+        known = self.record.get("steps")
+        if isinstance(known, int):
+            return known
+        return self.setting("schedule.steps", int) if "schedule" in self._tree else 0
 
     def keep_last_end(self, known: str = "") -> None:
         """Record in the newest attempt how it ended, before the next attempt overwrites the status.
@@ -259,8 +285,11 @@ class RunFolder:
             if self._attempt is None:
                 return
             if error is None:
+                (self.path / RESERVE_FILE).unlink(missing_ok=True)
                 self.update(status="done", finished=now(), error="")
                 return
+            # On a full disk this makes the room to record its end.
+            (self.path / RESERVE_FILE).unlink(missing_ok=True)
             # The error that ended the work matters more than a failure to record it.
             with contextlib.suppress(JobError):
                 if self._stopped is not None or isinstance(error, KeyboardInterrupt | SystemExit):
@@ -276,6 +305,9 @@ class RunFolder:
         self.record = _read_record(self.path) if (self.path / RECORD_FILE).exists() else {}
         if self.done:
             return
+        with writing(self.path / RESERVE_FILE):
+            # Not zeros, which some file systems do not store.
+            (self.path / RESERVE_FILE).write_bytes(os.urandom(_RESERVE_BYTES))
         about = describe_attempt()
         self._attempt = Attempt.begin(self.path, about)
         self.keep_last_end()
@@ -287,6 +319,7 @@ class RunFolder:
         self.update(
             kind=self.config.kind,
             name=self.config.name,
+            steps=steps_of(self.decided_config),
             status="running",
             created=self.record.get("created", now()),
             device=describe_device(device),
@@ -360,3 +393,8 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat.update(_flat(value, f"{prefix}.{key}" if prefix else str(key)))
     return flat
+
+
+def steps_of(config: RunConfig) -> int:
+    """Steps of a configuration's training loop; 0 for a run without it, or while they are not decided."""
+    return config.schedule.steps if isinstance(config, TrainingConfig) else 0

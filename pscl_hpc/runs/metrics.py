@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,14 +12,22 @@ from typing import Any
 
 from pscl_hpc.files import write_text, writing
 
+_TAIL_BYTES = 1 << 16
+
 
 class MetricsLog:
     """Appends lines; a resumed run drops those after its first step."""
 
     def __init__(
-        self, path: Path, *, tensorboard: Path | None = None, guard: Callable[[], None] | None = None
+        self,
+        path: Path,
+        *,
+        tensorboard: Path | None = None,
+        guard: Callable[[], None] | None = None,
+        listen: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self.path = path
+        self._listen = listen
         self._guard = guard or (lambda: None)
         self._writer: Any = None
         if tensorboard is not None:
@@ -52,6 +61,8 @@ class MetricsLog:
             self.path.open("a", encoding="utf-8") as handle,
         ):
             handle.write(json.dumps(line) + "\n")
+        if self._listen is not None:
+            self._listen(line)
         if self._writer is not None:
             for key, value in line.items():
                 if isinstance(value, int | float) and key not in ("step", "time"):
@@ -65,17 +76,35 @@ class MetricsLog:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All complete lines of a metrics file; none when it does not exist."""
-    lines: list[dict[str, Any]] = []
     if not path.exists():
-        return lines
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(line, dict) and "step" in line:
-            lines.append(line)
+        return []
+    return [line for text in path.read_text(encoding="utf-8").splitlines() if (line := _parsed(text))]
+
+
+def read_last(path: Path, key: str, count: int) -> list[dict[str, Any]]:
+    """The last lines of a metrics file that have ``key``, oldest first; only the end of the file is read."""
+    try:
+        with path.open("rb") as handle:
+            handle.seek(max(0, handle.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            texts = handle.read().decode("utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    lines: list[dict[str, Any]] = []
+    for text in reversed(texts):
+        if len(lines) == count:
+            break
+        if (line := _parsed(text)) and key in line:
+            lines.insert(0, line)
     return lines
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """A line; empty if it is not complete."""
+    try:
+        line = json.loads(text)
+    except json.JSONDecodeError:
+        return {}
+    return line if isinstance(line, dict) and "step" in line else {}
 
 
 def _plain(value: Any) -> Any:

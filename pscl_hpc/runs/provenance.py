@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+START = "PSCL_START"
+"""Environment variable that names this start of a job, ``JOB.RESTART``."""
 PACKAGES = ("pscl-hpc", "torch", "triton", "numpy", "h5py", "monai", "submitit")
 
 
@@ -78,6 +80,11 @@ def slurm_restart() -> str:
     return os.environ.get("SLURM_RESTART_COUNT") or "0"
 
 
+def job_start() -> str:
+    """The job and the number of its restarts, ``JOB.RESTART``; empty for a process that is not part of a job."""
+    return os.environ.get(START, "")
+
+
 def describe_attempt() -> dict[str, Any]:
     """Description of this process for the list of attempts."""
     return {
@@ -85,6 +92,7 @@ def describe_attempt() -> dict[str, Any]:
         "host": socket.gethostname(),
         "node": node_name(),
         "pid": os.getpid(),
+        "job": job_start(),
         "slurm_job": os.environ.get("SLURM_JOB_ID", ""),
         "slurm_restart": slurm_restart(),
         "command": shlex.join(sys.argv),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
 import resource
 import time
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -15,6 +17,11 @@ from pscl_hpc.errors import UserError
 
 _CLEARLY_FASTER = 0.9
 """Share of the time of fp32 below which bf16 is chosen: a difference within the noise leaves fp32."""
+DEVICES = Path("/dev")
+_HIDDEN = ("", "-1", "NoDevFiles")
+"""Values of CUDA_VISIBLE_DEVICES that hide all GPUs."""
+_NO_GPUS = {"SLURM_STEP_GPUS": ("",), "SLURM_JOB_GPUS": ("",), "SLURM_GPUS_ON_NODE": ("", "0")}
+"""Variables of a job that Slurm gave GPUs, with their values for none: in the first two 0 is the first GPU."""
 
 
 def setup_device(runtime: RuntimeConfig, local_rank: int = 0) -> torch.device:
@@ -25,14 +32,22 @@ def setup_device(runtime: RuntimeConfig, local_rank: int = 0) -> torch.device:
         local_rank: Number of this process on its node; it takes the GPU of that number, or the only one it sees.
 
     Raises:
-        UserError: a GPU is requested and there is none.
+        UserError: a GPU is requested and there is none, or torch cannot use the GPUs that this process has.
     """
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
-    has_gpu = torch.cuda.is_available()
+    if runtime.device != "cpu":
+        _take_slice(local_rank)
+    has_gpu = runtime.device != "cpu" and torch.cuda.is_available()
     if runtime.device == "cuda" and not has_gpu:
         raise UserError(
-            "runtime.device is 'cuda', but torch sees no GPU here; use auto or cpu, or see 'pscl-hpc doctor'"
+            f"runtime.device is 'cuda', but torch sees no GPU here ({unusable_reason()}); use auto or cpu, or see "
+            "'pscl-hpc doctor'"
+        )
+    if runtime.device == "auto" and not has_gpu and (found := own_gpus()):
+        raise UserError(
+            f"this process has GPUs ({found}), but torch cannot use them ({unusable_reason()}); repair this, or set "
+            "runtime.device=cpu to train without them"
         )
     device = torch.device("cuda" if has_gpu and runtime.device != "cpu" else "cpu")
     if device.type == "cuda":
@@ -46,6 +61,41 @@ def setup_device(runtime: RuntimeConfig, local_rank: int = 0) -> torch.device:
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
     return device
+
+
+def own_gpus() -> str:
+    """What shows that this process has GPUs, whether torch can use them or not; empty if nothing does.
+
+    In a Slurm job only the GPUs count that Slurm gave it. GPUs that are hidden by CUDA_VISIBLE_DEVICES do not count.
+    """
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "shown") in _HIDDEN:
+        return ""
+    if "SLURM_JOB_ID" in os.environ:
+        found = {name: os.environ.get(name, "") for name in _NO_GPUS}
+        return next((f"{name}={value}" for name, value in found.items() if value not in _NO_GPUS[name]), "")
+    files = sorted(path.name for path in DEVICES.glob("nvidia[0-9]*"))
+    return ", ".join(str(DEVICES / name) for name in files)
+
+
+def unusable_reason() -> str:
+    """Why torch sees no GPU, in a few words."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if hidden in _HIDDEN:
+        return f"CUDA_VISIBLE_DEVICES is '{hidden}'"
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"torch {torch.__version__} is built without CUDA and ROCm"
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:
+        return str(error).strip().splitlines()[0]
+    return "torch.cuda.is_available() is false"
+
+
+def _take_slice(local_rank: int) -> None:
+    """Show this process its own slice of several (MIG), because CUDA uses only the first that it sees."""
+    slices = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if len(slices) > 1 and all(name.startswith("MIG-") for name in slices) and local_rank < len(slices):
+        os.environ["CUDA_VISIBLE_DEVICES"] = slices[local_rank]
 
 
 def autocast(device: torch.device, runtime: RuntimeConfig) -> AbstractContextManager[object]:

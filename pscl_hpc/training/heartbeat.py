@@ -1,9 +1,10 @@
 """Heartbeats of all ranks, so that the others name a rank that died or hangs instead of waiting for it.
 
 A thread of every rank writes a counter and the progress of its training into the common store of the ranks. Rank 0
-reads all of them and posts a verdict when one stops; the others watch rank 0 and the verdict. Ages are measured on the
-reader's clock. After a verdict a process that is blocked in a collective operation, where Python cannot interrupt it,
-is ended.
+reads all of them and posts a verdict when one stops; the others watch rank 0 and the verdict. Ages are measured on a
+clock of the reader that stands still while the reader itself gets no time, so a busy or suspended machine is not taken
+for a lost rank. After a verdict a process that is blocked in a collective operation, where Python cannot interrupt it, is
+ended.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class _Rank:
     step: int = 0
     doing: str = "starting"
     seen: float = 0.0
-    """When its pulse last changed."""
+    """When its pulse last changed, on the reader's clock."""
 
     def text(self) -> str:
         return f"{self.pulse} {self.tick} {self.step} {self.doing}"
@@ -67,7 +68,7 @@ class Heartbeat:
         self._interval = min(_INTERVAL_S, timeout_s / 10)
         self._own = _Rank()
         self._peers = [_Rank() for _ in nodes]
-        self._contact = self._moved = 0.0
+        self._clock = self._contact = self._moved = 0.0
         self._lost = False
         self._alarm = False
         self._stop = threading.Event()
@@ -76,9 +77,6 @@ class Heartbeat:
     def start(self) -> None:
         """Post the first heartbeat and begin to watch."""
         self._store.set(self._key(self._rank), self._own.text())
-        self._contact = self._moved = time.monotonic()
-        for peer in self._peers:
-            peer.seen = self._moved
         for work in (self._exchange, self._judge):
             threading.Thread(target=work, name=f"heartbeat{work.__name__}", daemon=True).start()
 
@@ -105,8 +103,8 @@ class Heartbeat:
     def explain(self) -> str:
         """Which rank made an operation fail here; empty when all others are well. Takes seconds."""
         self._alarm = True
-        end = time.monotonic() + 10 * self._interval
-        while not self.verdict and time.monotonic() < end:
+        end = self._clock + 10 * self._interval
+        while not self.verdict and self._clock < end and not self._stop.is_set():
             time.sleep(self._interval / 10)
         if self._rank == 0 and self.verdict:
             time.sleep(3 * self._interval)
@@ -128,12 +126,12 @@ class Heartbeat:
             except Exception:
                 self._lost = True
                 return
-            self._contact = time.monotonic()
+            self._contact = self._clock
             self._stop.wait(self._interval)
 
     def _note(self, peer: _Rank, text: str) -> None:
         pulse, tick, step, doing = text.split(" ", 3)
-        now = time.monotonic()
+        now = self._clock
         if int(pulse) != peer.pulse:
             peer.pulse, peer.seen = int(pulse), now
         if int(tick) != peer.tick:
@@ -142,7 +140,10 @@ class Heartbeat:
 
     def _judge(self) -> None:
         """Never blocks. Ends the process when the training does not end after a verdict."""
+        woke = time.monotonic()
         while not self._stop.wait(self._interval):
+            woke, before = time.monotonic(), woke
+            self._clock += min(woke - before, 2 * self._interval)
             if not self.verdict:
                 self._decide(self._findings())
             elif not self._stop.wait(_GRACE_S):
@@ -150,7 +151,7 @@ class Heartbeat:
                 os._exit(EXIT_FAILED)
 
     def _findings(self) -> str:
-        now = time.monotonic()
+        now = self._clock
         # Once an operation has failed, a few missing heartbeats are enough.
         short = 4 * self._interval
         limit = short if self._alarm else self._timeout
@@ -164,7 +165,9 @@ class Heartbeat:
         silent = [rank for rank in watched if rank != self._rank and now - self._peers[rank].seen > limit]
         if silent:
             return self._gone(silent)
-        patience = self._timeout if self._own.tick > _FIRST_BEATS else self._first_timeout
+        # Judged by the beats that were read, as the time of the last one is: this rank's own may be newer.
+        first_step = min(peer.tick for peer in self._peers) <= _FIRST_BEATS
+        patience = self._first_timeout if first_step else self._timeout
         if self._rank == 0 and now - self._moved > patience:
             silent = [rank for rank, peer in enumerate(self._peers) if rank and now - peer.seen > short]
             return self._gone(silent) if silent else self._hung(patience)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from pscl_hpc.archive import Archive, ShardWriter
 from pscl_hpc.archive.codecs import CODECS
 from pscl_hpc.errors import UserError
+from tests.helpers import PATIENCE_S
 
 from .archives import PLAIN, STEEL, labels, pixels, write_mixed
 
@@ -250,7 +251,7 @@ def test_data_loader_workers(tmp_path: Path, method: str) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     found = dict(map(int, line.split()) for line in done.stdout.splitlines())

@@ -22,6 +22,7 @@ from pscl_hpc.archive import build as build_module
 from pscl_hpc.archive.build import BuildOptions, build
 from pscl_hpc.archive.ingest.sources import plan
 from pscl_hpc.errors import UserError
+from tests.helpers import PATIENCE_S
 
 from .archives import make_sources, packed, pixels
 
@@ -72,7 +73,11 @@ def test_kill_9_and_resume(
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
     done = subprocess.run(
-        [sys.executable, script, stage, out, sources], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, script, stage, out, sources],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     if adding:
@@ -235,7 +240,7 @@ def test_a_full_disk_is_one_error_line(tmp_path: Path, limit: int) -> None:
     sources = make_sources(tmp_path / "steel", 12)
     (tmp_path / "full.py").write_text(FULL.replace("150_000", str(limit)))
     command = [sys.executable, tmp_path / "full.py", sources, tmp_path / "a.h5"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE_S)
     assert done.stdout.startswith(f"{tmp_path / 'a.h5'} cannot be written (File too large)")
     assert done.stdout.count("\n") == 1
     assert packed(sources, tmp_path / "a.h5").added == 12

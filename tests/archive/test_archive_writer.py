@@ -14,6 +14,7 @@ from PIL import Image
 from pscl_hpc.archive import Archive, Collection, ShardWriter
 from pscl_hpc.archive.format import unite
 from pscl_hpc.archive.writer import WriteError
+from tests.helpers import PATIENCE_S
 
 from .archives import PLAIN, STEEL, labels, pixels, pool_of
 
@@ -112,7 +113,7 @@ def test_a_full_disk_is_one_error_line(tmp_path: Path, what: str, limit: int) ->
     Image.fromarray(pixels((300, 300))).save(tmp_path / "a.png")
     (tmp_path / "full.py").write_text(FULL)
     command = [sys.executable, tmp_path / "full.py", what, tmp_path, str(limit)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE_S)
     lines = done.stderr.splitlines()
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith(f"error: {tmp_path}")

@@ -18,7 +18,7 @@ import pytest
 from pscl_hpc.archive import Archive, staging
 from pscl_hpc.archive.staging import stage_archive, staged_path
 from pscl_hpc.errors import JobError, UserError
-from tests.helpers import small_archive
+from tests.helpers import PATIENCE_S, small_archive
 
 
 @pytest.fixture(autouse=True)
@@ -189,7 +189,7 @@ def test_a_rank_that_looked_too_early_does_not_wait_for_the_end_of_the_others(
         assert not late.done()
         aside.rename(copy.parent)
         try:
-            assert late.result(timeout=20) == copy
+            assert late.result(timeout=PATIENCE_S) == copy
         finally:
             for lock in staging._HELD:
                 lock.close()
@@ -218,7 +218,7 @@ def test_ranks_of_a_node_share_one_copy(archive: Path, tmp_path: Path) -> None:
         )
         for rank in range(3)
     ]
-    texts = [rank.communicate(timeout=60)[1] for rank in ranks]
+    texts = [rank.communicate(timeout=PATIENCE_S)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0, 0], texts
     assert sum("staging" in text for text in texts) == 1
     assert len({(tmp_path / f"rank-{rank}").read_text() for rank in range(3)}) == 1

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import PATIENCE_S
+
 Console = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -25,7 +27,7 @@ def console(tmp_path: Path) -> Console:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=PATIENCE_S,
         )
 
     return run

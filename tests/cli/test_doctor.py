@@ -11,6 +11,7 @@ import pytest
 
 from pscl_hpc.doctor import Finding, examine, machine, run_check, slurm, storage, torch_stack
 from pscl_hpc.errors import UserError
+from tests.helpers import PATIENCE_S
 
 from .conftest import Console
 
@@ -54,7 +55,7 @@ def test_missing_torch_is_a_problem_and_the_report_continues(tmp_path: Path) -> 
         "from pscl_hpc.cli.main import main\nsys.exit(main(['doctor', '--json']))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert done.returncode == 3, done.stderr
     values = json.loads(done.stdout)
@@ -79,7 +80,7 @@ def test_a_package_that_breaks_on_import_is_a_problem(
     # The working directory comes first on the path.
     code = "import sys\nfrom pscl_hpc.cli.main import main\nsys.exit(main(['doctor', '--json']))\n"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert done.returncode == 3, done.stderr
     found = next(f for f in json.loads(done.stdout)["findings"] if f["area"] == area)

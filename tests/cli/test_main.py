@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ import typer
 from pscl_hpc import __version__
 from pscl_hpc.cli import main as cli
 from pscl_hpc.errors import JobError, UserError
+from tests.helpers import PATIENCE_S, eventually
 
 from .conftest import Console
 
@@ -39,7 +39,7 @@ def test_help_imports_nothing_heavy() -> None:
         f"print('LOADED', [name for name in {HEAVY} if name in sys.modules])\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S, check=True
     )
     assert done.stdout.splitlines()[-1] == "LOADED []"
 
@@ -55,7 +55,7 @@ def test_every_command_shows_examples_without_importing_torch(entry: cli.Entry) 
         "    assert main([entry.name, *path, '--help']) == 0\n"
         "print('LOADED', 'torch' in sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     # The help of pretrain lists the methods, whose modules import torch.
     assert done.stdout.splitlines()[-1] == f"LOADED {entry.name == 'pretrain'}"
@@ -178,7 +178,7 @@ def test_signals_end_the_command_through_its_clean_up(
         "def command():\n"
         "    try:\n"
         "        Path('ready').touch()\n"
-        "        time.sleep(60)\n"
+        "        time.sleep(600)\n"
         "    finally:\n"
         "        Path('clean').touch()\n"
         "def load(entry):\n"
@@ -192,12 +192,9 @@ def test_signals_end_the_command_through_its_clean_up(
     process = subprocess.Popen(
         [sys.executable, "-c", script, "doctor"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )
-    for _ in range(300):
-        if (tmp_path / "ready").exists():
-            break
-        time.sleep(0.05)
+    eventually((tmp_path / "ready").exists)
     process.send_signal(number)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == code
     assert (tmp_path / "clean").exists()
     assert "Traceback" not in err
@@ -205,5 +202,7 @@ def test_signals_end_the_command_through_its_clean_up(
 
 def test_a_closed_pipe_is_not_an_error(tmp_path: Path) -> None:
     line = f"{sys.executable} -m pscl_hpc.cli doctor --help | head -c 1"
-    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert "Traceback" not in done.stderr

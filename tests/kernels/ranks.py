@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from pscl_kernels import patch_similarity_stats
+from tests.helpers import PATIENCE_S
 
 from . import queue_cases, queue_rank_worker
 from .cases import grouping, rows, truth
@@ -20,7 +21,7 @@ def results_of(worker: str, world: int, folder: Path, dtype: str, backends: list
         subprocess.Popen([*command, str(rank), str(world), str(folder), dtype, *backends])
         for rank in range(world)
     ]
-    assert [process.wait(timeout=120) for process in processes] == [0] * world
+    assert [process.wait(timeout=PATIENCE_S) for process in processes] == [0] * world
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
 
 

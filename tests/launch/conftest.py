@@ -65,7 +65,10 @@ def slurm_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     for name in ("sbatch", "srun"):
         (folder / name).write_text(
-            "#!/bin/sh\necho 'sbatch: error: invalid partition specified' >&2\nexit 1\n"
+            "#!/bin/sh\n"
+            "echo 'sbatch: error: invalid partition specified' >&2\n"
+            "echo 'sbatch: error: Batch job submission failed: invalid partition specified' >&2\n"
+            "exit 1\n"
         )
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(folder), prepend=":")

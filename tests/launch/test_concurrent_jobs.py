@@ -89,7 +89,7 @@ def silent_slurm(
             f"word=$(head -n 1 '{queue}'); [ $(wc -l < '{queue}') = 1 ] || sed -i 1d '{queue}'\n"
             "case $word in\nsilence) echo 'Unable to contact slurm controller' >&2; exit 1 ;;\n"
             "gone) echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1 ;;\n"
-            'esac\necho "$word|None|n1"',
+            'esac\necho "5|$word|None|n1|0|0|"',
         )
         write("sacct", "exit 1")
         write("scancel", f"echo \"$@\" >> '{slurm_commands}/told'")

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -25,6 +24,7 @@ from pscl_hpc.launch.schedulers import SCHEDULERS, wait_for_end
 from pscl_hpc.launch.status import RunStatus, find_runs, run_status
 from pscl_hpc.launch.submission import Submission, submit, submit_many
 from pscl_hpc.runs import RunFolder
+from tests.helpers import PATIENCE_S, eventually
 
 from .conftest import MakeConfig
 
@@ -32,17 +32,13 @@ pytestmark = pytest.mark.usefixtures("place")
 
 
 def finish(done: Submission) -> RunStatus:
-    assert wait_for_end(done.job, 240)
+    assert wait_for_end(done.job, PATIENCE_S)
     return run_status(done.run)
 
 
 def wait_for_step(run: Path, step: int) -> RunStatus:
-    for _ in range(600):
-        found = run_status(run)
-        if found.step >= step:
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"no step {step} in {run}: {found}")
+    eventually(lambda: run_status(run).step >= step, f"step {step} of {run}")
+    return run_status(run)
 
 
 def test_a_job_completes_and_its_status_is_known(make_config: MakeConfig) -> None:
@@ -171,7 +167,7 @@ def test_a_job_outlives_the_shell_and_does_not_hold_its_streams(make_config: Mak
     shell = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    out, err = shell.communicate(timeout=60)
+    out, err = shell.communicate(timeout=PATIENCE_S)
     assert shell.returncode == 0, err
     assert out.splitlines()[-1] == "runs/long"
     # What a closing terminal does to all that belongs to it.
@@ -245,11 +241,15 @@ def test_a_new_job_does_what_follows_a_finished_run_without_repeating_it(
 ) -> None:
     def send() -> Submission:
         files, entry = Path("array"), "toy_stage:train_and_score"
-        return submit_many([config], cluster="local", files=files, name="study", entry=entry)[0]
+        # Without retries: the first try fails on purpose.
+        profile = Profile(retries=0)
+        return submit_many(
+            [config], cluster="local", files=files, name="study", entry=entry, profile=profile
+        )[0]
 
     config = make_config(run="runs/a")
     done = send()
-    assert wait_for_end(done.job, 240)
+    assert wait_for_end(done.job, PATIENCE_S)
     assert RunFolder.load(done.run).done
     assert not (done.run / "scores").exists()
     with pytest.raises(UserError, match="this run is done"):
@@ -261,7 +261,7 @@ def test_a_new_job_does_what_follows_a_finished_run_without_repeating_it(
         requeue(done.run)
     last = job_records(done.run)[-1]
     assert (last.job != done.job.job, last.entry) == (True, "toy_stage:train_and_score")
-    assert wait_for_end(last, 60)
+    assert wait_for_end(last, PATIENCE_S)
     assert (done.run / "scores").exists()
     folder = RunFolder.load(done.run)
     assert (folder.done, len(folder.attempts)) == (True, 1)

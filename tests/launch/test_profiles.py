@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pscl_hpc.config import load_cluster, load_config
 from pscl_hpc.errors import UserError
-from pscl_hpc.launch.profiles import Profile, known_profiles, load_profile, parse_time
+from pscl_hpc.launch.executors import check_resources, local_environment
+from pscl_hpc.launch.profiles import Profile, known_profiles, load_profile, parse_time, requested_profile
 
 
 @pytest.mark.parametrize(
@@ -123,3 +126,91 @@ def test_the_profiles_of_the_checkout_are_valid() -> None:
 @pytest.mark.parametrize(("time", "asked", "delay"), [("240", None, 120), ("1", None, 30), ("240", 600, 600)])
 def test_the_signal_delay_fits_into_the_limit(time: str, asked: int | None, delay: int) -> None:
     assert Profile(time=time, signal_delay_s=asked).signal_delay == delay
+
+
+@pytest.mark.parametrize(
+    ("keys", "gpus"),
+    [
+        ({"gpus_per_node": 4}, 4),
+        ({"gpus_per_node": "4"}, 4),
+        ({"gpus_per_node": "a100:4"}, 4),
+        ({"gpus_per_node": "1g.10gb:2"}, 2),
+        ({"gpus_per_node": "a100:2,v100:1"}, 3),
+        ({"gpus_per_node": 0}, 0),
+        ({"sbatch": {"gres": "gpu:2"}}, 2),
+        ({"sbatch": {"gres": "gpu"}}, 1),
+        ({"sbatch": {"gres": "gpu:a100"}}, 1),
+        ({"sbatch": {"gres": "gpu:a100:4(S:0-1)"}}, 4),
+        ({"sbatch": {"gres": "craynetwork:1,gpu:a100_1g.5gb:2,gpu:a100_3g.20gb:1"}}, 3),
+        ({"sbatch": {"gres": "craynetwork:1"}}, 0),
+        ({"nodes": 2, "sbatch": {"gpus": "a100:8"}}, 4),
+        ({"sbatch": {"gpus-per-task": 1}, "tasks_per_node": 3}, 3),
+        ({"sbatch": {"gpus_per_task": "a100:1"}}, 1),
+    ],
+)
+def test_requests_for_gpus_are_understood_in_every_form(keys: dict[str, object], gpus: int) -> None:
+    profile = Profile.model_validate(keys)
+    assert profile.gpus == gpus
+    assert profile.tasks == max(1, gpus)
+    nodes = profile.replace("command line", gpus_per_node="v100:2")
+    assert (nodes.gpus, nodes.tasks) == (2, 2), "the command line wins"
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ({"gpus_per_node": "a100:four"}, "a100:four"),
+        ({"gpus_per_node": -1}, "-1"),
+        ({"gpus_per_node": True}, "gpus_per_node"),
+        ({"gpus_per_node": 2, "sbatch": {"gres": "gpu:2"}}, "gpus_per_node and sbatch.gres"),
+        ({"gpus_per_node": "a100:4", "tasks_per_node": 2}, "tasks_per_node"),
+        ({"sbatch": {"gres": "gpu:4"}, "tasks_per_node": 2}, "tasks_per_node"),
+        ({"nodes": 3, "sbatch": {"gpus": 4}}, "sbatch.gpus"),
+        ({"sbatch": {"gpus-per-task": 2}}, "sbatch.gpus-per-task"),
+    ],
+)
+def test_impossible_requests_for_gpus_are_refused(keys: dict[str, object], named: str) -> None:
+    with pytest.raises(UserError, match=re.escape(named)):
+        Profile().replace("profile.yaml", **keys)
+
+
+def test_variables_in_the_environment_of_a_local_job_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    profile = Profile(environment={"A": "$HOME/x", "B": "${A}:$5"})
+    assert local_environment(profile) == {"A": "/home/me/x", "B": "/home/me/x:$5"}
+    monkeypatch.delenv("NO_SUCH_VARIABLE", raising=False)
+    with pytest.raises(UserError, match="NO_SUCH_VARIABLE"):
+        check_resources("local", Profile(environment={"A": "$NO_SUCH_VARIABLE"}))
+
+
+def test_scheduler_options_in_the_file_of_a_run(tmp_path: Path) -> None:
+    site = tmp_path / "site.yaml"
+    site.write_text("partition: gpu\ntime: 60\nnodes: 1\naccount: ours\n")
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "kind: pretrain\ndata: {archive: a.h5}\nbatch_size: 4\nmethod: {name: simclr}\n"
+        f"cluster: {{profile: {site}, nodes: 4, gpus_per_node: 'a100:4', time: 4:00:00}}\n"
+    )
+    plain = tmp_path / "plain.yaml"
+    plain.write_text(file.read_text().partition("cluster:")[0])
+    assert load_config(file) == load_config(plain), "by hand the section is ignored"
+    section = load_cluster(file, ["cluster.mem=64G"])
+    found = requested_profile(None, section, str(file), nodes=2, account=None)
+    assert found == Profile(
+        partition="gpu", time="4:00:00", nodes=2, account="ours", gpus_per_node="a100:4", mem="64G"
+    )
+    other = tmp_path / "other.yaml"
+    other.write_text("partition: big\n")
+    named = requested_profile(str(other), section, str(file), gpus_per_node="0", tasks_per_node=3)
+    assert (named.partition, named.account, named.nodes, named.tasks) == ("big", None, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("section", "named"),
+    [("5", "cluster"), ("{nods: 2}", "nods"), ("{profile: 3}", "cluster.profile"), ("{nodes: 0}", "nodes")],
+)
+def test_a_wrong_section_of_scheduler_options_is_refused(tmp_path: Path, section: str, named: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(f"kind: pretrain\ncluster: {section}\n")
+    with pytest.raises(UserError, match=rf"run\.yaml.*{named}"):
+        requested_profile(None, load_cluster(file), str(file))

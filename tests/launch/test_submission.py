@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from pscl_hpc.launch.submission import show_script, submit
 from pscl_hpc.models import save_trunk
 from pscl_hpc.models.unet import UNet, UNetConfig
 from pscl_hpc.runs import RunFolder
+from tests.helpers import PATIENCE_S
 
 from .conftest import MakeConfig, write_job
 
@@ -138,14 +140,25 @@ def test_a_folder_in_which_nothing_has_started_is_prepared(make_config: MakeConf
     assert (found.state, found.job) == ("prepared", "")
 
 
+def set_clocks(monkeypatch: pytest.MonkeyPatch, *times: float) -> None:
+    """The times of the lines of a log; for the status it is the time of the last line."""
+    clock, now = iter(times), [times[0]]
+
+    def tick() -> float:
+        now[0] = next(clock)
+        return now[0]
+
+    monkeypatch.setattr("pscl_hpc.runs.metrics.time", SimpleNamespace(time=tick))
+    monkeypatch.setattr("pscl_hpc.launch.status.time", SimpleNamespace(time=lambda: now[0]))
+
+
 @pytest.mark.usefixtures("place")
 def test_time_left_uses_the_pace_of_the_last_lines(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = iter([0.0, *(1000.0 + 10.0 * count for count in range(25))])
+    set_clocks(monkeypatch, 0.0, *(1000.0 + 10.0 * count for count in range(25)))
     with RunFolder.start(make_config(run="runs/a", steps=100), torch.device("cpu")) as folder:
         log = folder.metrics_log()
-        monkeypatch.setattr("pscl_hpc.runs.metrics.time.time", lambda: next(clock))
         for step in range(1, 27):
             log.write(step * 2, {"loss": 1.0})
         # 48 steps left, 2 steps in 10 seconds; the long pause after the first line does not count.
@@ -158,8 +171,7 @@ def test_a_pause_between_attempts_counts_as_neither_time_left_nor_a_step(
 ) -> None:
     night = 12 * 3600.0
     times = [*(10.0 * step for step in range(1, 11)), *(night + 10.0 * step for step in range(11, 14))]
-    clock = iter(times)
-    monkeypatch.setattr("pscl_hpc.runs.metrics.time.time", lambda: next(clock))
+    set_clocks(monkeypatch, *times)
     config = make_config(run="runs/a", steps=100)
     with RunFolder.start(config, torch.device("cpu")) as folder:
         folder.record_first_step(0)
@@ -237,9 +249,15 @@ def test_slurm_needs_a_time_limit_and_its_error_is_passed_on(make_config: MakeCo
     with pytest.raises(UserError, match="--time"):
         submit(make_config(), cluster="slurm")
     config: RunConfig = make_config(run="runs/a")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"job: invalid partition specified$"):
+            submit(config, cluster="slurm", profile=Profile(partition="x", time="5"))
+        assert not Path("runs/a").exists(), "nothing is left of a refused submission"
+    # A run that was there before is as before.
+    RunFolder.reserve(config).update(status="stopped", error="cancelled")
     with pytest.raises(UserError, match="invalid partition"):
         submit(config, cluster="slurm", profile=Profile(partition="x", time="5"))
-    assert run_status(Path("runs/a")).state == "failed"
+    assert (run_status(Path("runs/a")).state, run_status(Path("runs/a")).detail) == ("stopped", "cancelled")
 
 
 @pytest.mark.usefixtures("place")
@@ -295,11 +313,10 @@ def test_the_batch_script_has_the_requested_resources_even_without_slurm(
 def test_a_short_signal_delay_is_warned_about(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = iter(50.0 * count for count in range(100))
+    set_clocks(monkeypatch, *(50.0 * count for count in range(100)))
     with RunFolder.start(make_config(run="runs/a", steps=100), torch.device("cpu")) as folder:
         assert signal_delay_warning(folder.path, Profile(time="60")) == ""
         log = folder.metrics_log()
-        monkeypatch.setattr("pscl_hpc.runs.metrics.time.time", lambda: next(clock))
         for step in range(1, 7):
             log.write(step, {"loss": 1.0, "checkpoint_seconds": 15.0})
     assert signal_delay_warning(folder.path, Profile(time="60", signal_delay_s=130)) == ""
@@ -319,5 +336,5 @@ def test_job_commands_do_not_import_torch(make_config: MakeConfig, command: list
         "import sys; from pscl_hpc.cli.main import main; code = main(sys.argv[1:]); "
         "sys.exit(code or 'torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", script, "jobs", *command], timeout=60)
+    done = subprocess.run([sys.executable, "-c", script, "jobs", *command], timeout=PATIENCE_S)
     assert done.returncode == 0

@@ -33,6 +33,7 @@ def test_ranks_are_exported_in_torchruns_variables(monkeypatch: pytest.MonkeyPat
         "MASTER_ADDR": "n1",
         "MASTER_PORT": str(port),
         "PSCL_NODE": "n2",
+        "PSCL_START": "7_1.3",
     }
     assert TASK.first_line() == "rank 5 of 8 on n2: job 7_1, restart 3"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -143,6 +144,41 @@ def test_rates_are_measured_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert load_rates(tmp_path / "rates.json") == found
 
 
+def test_views_are_part_of_the_timed_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, inside = [], []
+    real, clocked = measure.make_views, measure._timed
+
+    def views(*arguments: Any) -> Any:
+        made.append(len(arguments))
+        return real(*arguments)
+
+    def timed(call: Callable[[], None], device: torch.device) -> float:
+        before = len(made)
+        seconds = clocked(call, device)
+        inside.append(len(made) - before)
+        return seconds + 0.1 * len(inside)
+
+    monkeypatch.setattr(measure, "make_views", views)
+    monkeypatch.setattr(measure, "_timed", timed)
+    measure_rates(tiny(), [2, 4])
+    assert inside[: 2 * measure._REPEATS] == [1] * 2 * measure._REPEATS
+
+
+@pytest.mark.parametrize(
+    ("seconds", "used", "said"),
+    [
+        ([1.0, 1.1, 1.2], [1.0, 1.1, 1.2], ""),
+        ([1.0, 1.1, 1.2], [3.9, 4.0, 4.1], ""),
+        ([1.71, 1.8, 1.9], [0.45, 0.5, 0.5], "1.71 s, but only 0.45 s of processor time"),
+        ([1.0, 1.1, 2.5], [1.0, 1.1, 2.5], "factor of 2.5"),
+    ],
+)
+def test_times_of_a_busy_machine_are_called_so(seconds: list[float], used: list[float], said: str) -> None:
+    found = measure.disturbance([measure._Pass(2, seconds, used, 0, [])])
+    assert said in found
+    assert bool(said) == bool(found)
+
+
 def test_activation_checkpointing_is_part_of_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     plain = Block.forward
@@ -196,6 +232,26 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "views.size [64, 64], not [32, 32]" in capsys.readouterr().err
     assert main([*arguments, "--batch", "64"]) == 0
     assert "1024" in capsys.readouterr().out
+
+
+def test_every_assumption_is_shown_with_its_source(
+    planned: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured = {"date": "2026-11-21", "disturbed": "it took long"}
+    save_rates(tmp_path / "rates.json", rates(keys=measured_keys(tiny()), measured=measured))
+    assert main([*planned, "--json", "--inter", "25", "--intra-us", "3"]) == 0
+    rests = json.loads(capsys.readouterr().out)["assumptions"]
+    known = {each["name"]: (each["value"], each["source"]) for each in rests}
+    assert known["bandwidth inside a node"] == ("300 GB/s", "default, not measured")
+    assert known["bandwidth between nodes"] == ("25 GB/s", "given")
+    assert known["latency of a hop inside a node"] == ("3 us", "given")
+    assert known["latency of a hop between nodes"] == ("25 us", "default, not measured")
+    assert known["devices per node"] == ("8", "default, not measured")
+    source = known["step and memory of one device"][1]
+    assert source == "measured on a device, 2026-11-21, on a busy machine (it took long)"
+    assert main(planned) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {name}: " in text for name in known)
 
 
 @pytest.fixture
@@ -292,3 +348,7 @@ def test_rates_are_measured_again_into_their_file(
     shown = json.loads(capsys.readouterr().out)
     assert (shown["rates"], shown["device"], shown["step_per_image"]) == (str(file), "another", 0.25)
     assert load_rates(file).device == "another"
+    busy = rates(device="another", measured={"disturbed": "the steps took long"})
+    monkeypatch.setattr("pscl_hpc.planning.measure_rates", lambda *_: busy)
+    assert main([*planned, "--measure", str(file)]) == 0
+    assert "busy: the steps took long" in capsys.readouterr().err

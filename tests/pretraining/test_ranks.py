@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pscl_hpc.training import Ranks
-from tests.helpers import small_archive
+from tests.helpers import PATIENCE_S, small_archive
 from tests.pretraining.rank_cases import CASES
 from tests.pretraining.rank_worker import train
 from tests.pretraining.ranks import start_ranks
@@ -26,7 +26,7 @@ def by_two(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict
     folder = tmp_path_factory.mktemp("ranks")
     worker = str(Path(__file__).with_name("rank_worker.py"))
     processes = start_ranks(2, [worker, str(archive), str(folder), *CASES])
-    outputs = [process.communicate(timeout=300) for process in processes]
+    outputs = [process.communicate(timeout=PATIENCE_S) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 

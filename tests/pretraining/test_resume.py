@@ -11,7 +11,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from pscl_hpc.pretraining import pretrain
 from pscl_hpc.pretraining import task as task_module
 from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.runs import RunFolder
-from tests.helpers import small_archive, small_config
+from tests.helpers import PATIENCE_S, small_archive, small_config
 from tests.pretraining.products import values
 
 
@@ -62,16 +61,24 @@ def test_killed_and_resumed_equals_uninterrupted(archive: Path, tmp_path: Path) 
     broken = small_config(archive, tmp_path / "broken", schedule={"steps": 40}, log={"every_steps": 5})
     file = tmp_path / "config.yaml"
     file.write_text(to_yaml(broken))
-    command = [sys.executable, "-m", "pscl_hpc.cli", "pretrain", "--config", str(file)]
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    checkpoints = tmp_path / "broken" / "checkpoints"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not list(checkpoints.glob("step-*.pt")):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert list(checkpoints.glob("step-*.pt"))
-    assert not (tmp_path / "broken" / "trunk.safetensors").exists(), "killed too late to test anything"
+    # Killed inside at a known step, so that this process cannot be too late; earlier checkpoints may be incomplete.
+    script = (
+        "import os, signal, sys\n"
+        "from pscl_hpc.cli.main import main\n"
+        "from pscl_hpc.training import Loop\n"
+        "step = Loop.step\n"
+        "def deadly(self, *arguments, **options):\n"
+        "    if self.position.step == 27 and self.folder.checkpoints.steps():\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return step(self, *arguments, **options)\n"
+        "Loop.step = deadly\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", script, "pretrain", "--config", str(file)]
+    killed = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=PATIENCE_S)
+    assert killed.returncode == -signal.SIGKILL
+    assert list((tmp_path / "broken" / "checkpoints").glob("step-*.pt"))
+    assert not (tmp_path / "broken" / "trunk.safetensors").exists()
     folder = pretrain(broken)
     assert len(folder.record["attempts"]) == 2
     assert_same(weights(tmp_path / "whole"), weights(tmp_path / "broken"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import time
@@ -14,7 +15,7 @@ import torch
 
 from pscl_hpc.config import to_yaml
 from pscl_hpc.runs import CheckpointStore
-from tests.helpers import small_config
+from tests.helpers import PATIENCE_S, small_config
 from tests.pretraining.ranks import start_ranks
 
 STEPS = 30
@@ -34,13 +35,13 @@ def command(archive: Path, run: Path, **changes: Any) -> list[str]:
     }
     file = run.with_suffix(".yaml")
     file.write_text(to_yaml(small_config(archive, run, **tree)))
-    return ["-m", "pscl_hpc.cli", "pretrain", "--config", str(file)]
+    return [str(Path(__file__).with_name("held.py")), "pretrain", "--config", str(file)]
 
 
 def ended(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str]]:
     """Exit codes and standard errors; all processes end whatever happens here."""
     try:
-        errors = [process.communicate(timeout=120)[1] for process in processes]
+        errors = [process.communicate(timeout=PATIENCE_S)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -48,11 +49,20 @@ def ended(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str]]
 
 
 def wait_until(condition: Callable[[], bool], processes: list[subprocess.Popen[str]]) -> None:
-    end = time.monotonic() + 120
+    end = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < end
         assert all(process.poll() is None for process in processes), ended(processes)
         time.sleep(0.01)
+
+
+def hold(run: Path, step: int) -> None:
+    """Let the ranks of a run wait after this step."""
+    run.with_suffix(".hold").write_text(str(step))
+
+
+def release(run: Path) -> None:
+    run.with_suffix(".hold").unlink()
 
 
 def newest(run: Path) -> int:
@@ -70,10 +80,12 @@ def test_stopped_then_killed_then_finished_equals_uninterrupted(archive: Path, t
     assert codes == [0, 0], errors
     start = command(archive, broken)
 
+    hold(broken, 7)
     asked = start_ranks(2, start)
     wait_until(lambda: newest(broken) >= 3, asked)
     # One rank is enough: the ranks agree.
     asked[1].send_signal(signal.SIGTERM)
+    release(broken)
     codes, errors = ended(asked)
     assert codes == [130, 130], errors
     assert "SIGTERM" in errors[0]
@@ -81,14 +93,16 @@ def test_stopped_then_killed_then_finished_equals_uninterrupted(archive: Path, t
     assert (record(broken)["status"], record(broken)["error"]) == ("stopped", "SIGTERM")
     saved = newest(broken)
 
+    hold(broken, saved + 7)
     killed = start_ranks(2, start)
     wait_until(lambda: newest(broken) > saved, killed)
     killed[1].send_signal(signal.SIGKILL)
+    release(broken)
     codes, errors = ended(killed)
     assert codes == [3, -9], errors
     assert "rank 1 on node1" in errors[0]
     assert "rank 1 on node1" in record(broken)["error"]
-    assert newest(broken) < STEPS, "killed too late to test anything"
+    assert newest(broken) < STEPS
 
     codes, errors = ended(start_ranks(2, start))
     assert codes == [0, 0], errors
@@ -118,14 +132,14 @@ def assert_identical(a: Any, b: Any) -> None:
 
 def test_a_frozen_rank_is_named_in_bounded_time(archive: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    runtime = {"threads": 1, "collective_timeout_s": 10}
+    runtime = {"threads": 1, "collective_timeout_s": 20}
     ranks = start_ranks(
         2, command(archive, run, runtime=runtime, schedule={"steps": 100_000}, method={"name": "simclr"})
     )
     wait_until(lambda: newest(run) >= 3, ranks)
     ranks[1].send_signal(signal.SIGSTOP)
     try:
-        error = ranks[0].communicate(timeout=60)[1]
+        error = ranks[0].communicate(timeout=PATIENCE_S)[1]
     finally:
         ranks[1].kill()
         ranks[0].kill()
@@ -136,12 +150,13 @@ def test_a_frozen_rank_is_named_in_bounded_time(archive: Path, tmp_path: Path) -
 
 
 def test_a_rank_that_never_joins_ends_the_others(archive: Path, tmp_path: Path) -> None:
-    runtime = {"threads": 1, "init_timeout_s": 2}
+    runtime = {"threads": 1, "init_timeout_s": 5}
     codes, errors = ended(start_ranks(3, command(archive, tmp_path / "run", runtime=runtime), present=2))
     assert codes == [3, 3]
     for rank, error in enumerate(errors):
         assert f"rank {rank} on node{rank}" in error
-    assert "rank 2 " in errors[0]
+    # On a busy machine rank 1 may be too late, too.
+    assert re.search(r"rank (1, )?2 did not join", errors[0])
     assert not (tmp_path / "run").exists(), "nothing is trained alone"
 
 
@@ -153,7 +168,7 @@ def test_one_ranks_own_error_ends_all_and_is_named(archive: Path, tmp_path: Path
         "lost = ['data.archive=nowhere.h5'] if os.environ['RANK'] == '1' else []\n"
         "sys.exit(main([*sys.argv[1:], *lost]))\n"
     )
-    start = command(archive, tmp_path / "run")
+    start = ["-m", "pscl_hpc.cli", *command(archive, tmp_path / "run")[1:]]
     codes, errors = ended(start_ranks(2, [str(worker), *start[2:]]))
     assert codes == [3, 2], errors
     assert "rank 1 on node1" in errors[0]

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from pscl_hpc.report import write_report
+from tests.helpers import PATIENCE_S
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(
@@ -77,13 +78,13 @@ def browse(page: Path, folder: Path, width: int, *more: str) -> Look:
         [*base, "--dump-dom", (folder / "frame.html").as_uri()],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
         check=True,
     )
     found = re.search("<title>probe(.*?)end</title>", dumped.stdout)
     assert found, dumped.stderr[-2000:]
     subprocess.run(
-        [*base, f"--screenshot={shot}", page.as_uri()], capture_output=True, timeout=120, check=True
+        [*base, f"--screenshot={shot}", page.as_uri()], capture_output=True, timeout=PATIENCE_S, check=True
     )
     with Image.open(shot) as picture:
         pixels = np.asarray(picture.convert("RGB"))

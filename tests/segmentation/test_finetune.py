@@ -25,6 +25,7 @@ from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.segmentation.finetune import build_net, optimiser_groups
 from pscl_hpc.segmentation.metrics import Scores
 from pscl_hpc.training import StopRequested, clear_stop, request_stop
+from tests.helpers import PATIENCE_S
 
 from .helpers import CLASSES, SCRATCH, settings, write_archive
 
@@ -104,7 +105,7 @@ def test_a_killed_run_resumes_to_the_same_weights(archive_file: Path, tmp_path: 
     }
     killed = settings(archive_file, tmp_path / "killed", **changes)
     process = start_process(killed, tmp_path)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     folder = tmp_path / "killed" / "checkpoints"
     while not (folder.is_dir() and any(int(p.stem[5:]) >= 6 for p in folder.glob("step-*.pt"))):
         assert process.poll() is None

@@ -16,6 +16,7 @@ from pscl_hpc.models.unet import UNetConfig
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.segmentation.data import WindowDataset, select_data
 from pscl_hpc.training import Ranks
+from tests.helpers import PATIENCE_S
 from tests.pretraining.ranks import start_ranks
 
 from .helpers import settings
@@ -31,7 +32,7 @@ def by_two(archive_file: Path, tmp_path_factory: pytest.TempPathFactory) -> list
     folder = tmp_path_factory.mktemp("ranks")
     worker = str(Path(__file__).with_name("rank_worker.py"))
     processes = start_ranks(2, [worker, str(archive_file), str(folder)])
-    outputs = [process.communicate(timeout=300) for process in processes]
+    outputs = [process.communicate(timeout=PATIENCE_S) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
@@ -76,7 +77,7 @@ def test_a_run_of_two_ranks(archive_file: Path, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     command = ["-m", "pscl_hpc.cli", "finetune", "--config", str(tmp_path / "config.yaml")]
     processes = start_ranks(2, command)
-    outputs = [process.communicate(timeout=120) for process in processes]
+    outputs = [process.communicate(timeout=PATIENCE_S) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert outputs[0][0].splitlines()[-1] == config.run
     assert not outputs[1][0], "rank 0 alone reports"

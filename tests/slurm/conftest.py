@@ -13,7 +13,7 @@ import pytest
 
 from pscl_hpc.errors import UserError
 from pscl_hpc.launch import stage_job
-from pscl_hpc.launch.control import ranks_of_node
+from pscl_hpc.launch.control import follow_log, ranks_of_node
 from pscl_hpc.launch.profiles import Profile
 from pscl_hpc.launch.records import job_records
 from pscl_hpc.launch.schedulers import SCHEDULERS, wait_for_end
@@ -25,13 +25,15 @@ from tests.helpers import small_archive, small_config
 
 SCRIPT = Path(__file__).parents[2] / "slurm" / "test-cluster.sh"
 STEPS, GATE = 12, 5
-WAIT_S = 150
+WAIT_S = 600
+"""A generous limit: importing torch alone can take a minute on a busy machine."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent == Path(__file__).parent:
             item.add_marker("slurm")
+            item.add_marker(pytest.mark.timeout(3 * WAIT_S))
 
 
 class Cluster:
@@ -145,10 +147,28 @@ def at_gate(done: Submission, restarts: int = 0) -> None:
     eventually(f"{done.run} at its gate after {restarts} restarts", there)
 
 
+def ended(done: Submission) -> str:
+    """Wait for the end of a job; its state in Slurm with the exit code."""
+    eventually(f"{done.run} ended", lambda: SCHEDULERS["slurm"].state(done.job).phase == "ended")
+
+    def state() -> str:
+        return slurm("sacct", "-X", "-n", "-P", "-j", done.job.job, "-o", "State,ExitCode")
+
+    # The accounting is a little behind.
+    eventually(
+        f"{done.run} ended for sacct", lambda: not state().startswith(("RUNNING", "PENDING", "REQUEUED"))
+    )
+    return state()
+
+
+def log_of(done: Submission) -> str:
+    return "".join(follow_log(done.run, follow=False))
+
+
 def finish(done: Submission) -> str:
     """Open the gate, wait for the end, and give the SHA-256 of the weights."""
     (done.run / "gate").unlink(missing_ok=True)
-    eventually(f"{done.run} done", lambda: run_status(done.run).state in ("done", "failed"))
+    eventually(f"{done.run} done", lambda: run_status(done.run).state in ("done", "failed", "lost"))
     found = run_status(done.run)
     assert (found.state, found.step) == ("done", STEPS), found
     assert [line["step"] for line in RunFolder.load(done.run).metrics()] == list(range(1, STEPS + 1))

@@ -14,32 +14,13 @@ from pscl_hpc.launch import stage_job, submission
 from pscl_hpc.launch.control import cancel, follow_log, requeue
 from pscl_hpc.launch.profiles import Profile
 from pscl_hpc.launch.records import job_records
-from pscl_hpc.launch.schedulers import SCHEDULERS
 from pscl_hpc.launch.status import run_status
-from pscl_hpc.launch.submission import Submission, show_script, submit, submit_many
+from pscl_hpc.launch.submission import show_script, submit, submit_many
 from pscl_hpc.runs import RunFolder
 
-from .conftest import STEPS, Cluster, at_gate, eventually, finish, make_config, ranks_on, slurm, start
+from .conftest import STEPS, Cluster, at_gate, ended, finish, log_of, make_config, ranks_on, slurm, start
 
 pytestmark = pytest.mark.usefixtures("place")
-
-
-def ended(done: Submission) -> str:
-    """Wait for the end of a job; its state in Slurm with the exit code."""
-    eventually(f"{done.run} ended", lambda: SCHEDULERS["slurm"].state(done.job).phase == "ended")
-
-    def state() -> str:
-        return slurm("sacct", "-X", "-n", "-P", "-j", done.job.job, "-o", "State,ExitCode")
-
-    # The accounting is a little behind.
-    eventually(
-        f"{done.run} ended for sacct", lambda: not state().startswith(("RUNNING", "PENDING", "REQUEUED"))
-    )
-    return state()
-
-
-def log_of(done: Submission) -> str:
-    return "".join(follow_log(done.run, follow=False))
 
 
 def test_a_cancelled_run_is_cancelled_in_slurm_and_can_be_submitted_again(
@@ -140,7 +121,9 @@ def test_a_job_that_always_fails_ends_after_its_retries(monkeypatch: pytest.Monk
         "a rank ended with exit code 137, killed by signal 9",
         None,
     ]
-    assert run_status(done.run).state == "lost"
+    found = run_status(done.run)
+    assert found.state == "lost"
+    assert "2 starts failed without a new checkpoint" in found.detail
 
 
 @pytest.mark.parametrize(
@@ -151,6 +134,13 @@ def test_a_job_that_always_fails_ends_after_its_retries(monkeypatch: pytest.Monk
             "2 x 1 ranks",
         ),
         ({"gpus_per_node": 1}, "GPU"),
+        ({"gpus_per_node": "tesla:2"}, "GPU"),
+        ({"sbatch": {"gres": "gpu:2"}}, "GPU"),
+        ({"nodes": 2, "sbatch": {"gpus": "tesla:2"}}, "GPU"),
+        # Not understood as a request, but Slurm gives the GPU.
+        ({"sbatch": {"tres-per-task": "gres:gpu:1"}}, "GPU"),
+        ({"setup": ("module load cuda/99",)}, "module load cuda/99"),
+        ({"environment": {"A": "$NO_SUCH_VARIABLE"}}, "NO_SUCH_VARIABLE"),
     ],
 )
 def test_a_job_with_other_ranks_or_gpus_than_requested_fails_with_one_sentence(
@@ -158,7 +148,8 @@ def test_a_job_with_other_ranks_or_gpus_than_requested_fails_with_one_sentence(
 ) -> None:
     done = submit(make_config("runs/a"), cluster="slurm", profile=Profile(time="10", **profile))  # type: ignore[arg-type]
     assert ended(done) == "FAILED|2:0"
-    assert named in run_status(done.run).detail
+    found = run_status(done.run)
+    assert (found.state, named in found.detail) == ("failed", True), found
     assert "Traceback" not in log_of(done)
 
 

@@ -17,6 +17,7 @@ from pscl_hpc.cli.main import main
 from pscl_hpc.errors import EXIT_DONE, EXIT_INPUT, EXIT_SKIPPED
 from pscl_hpc.results.study import read_results
 from pscl_hpc.runs import RunFolder
+from tests.helpers import PATIENCE_S
 
 from .material import study_file
 
@@ -133,7 +134,7 @@ def test_a_killed_study_resumes_where_it_was(
     finally:
         os.kill(study.pid, signal.SIGKILL)
         study.wait()
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENCE_S
     while (status := RunFolder.load(trunk).record["status"]) == "running":
         assert time.monotonic() < end, "the job outlived its study"
         time.sleep(0.05)

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from pscl_hpc.pretraining import pretrain
 from pscl_hpc.runs import CheckpointStore, RunFolder
 from pscl_hpc.seeding import Draws
 from pscl_hpc.training import StopRequested, clear_stop, request_stop, stop_reason
-from tests.helpers import small_archive, small_config
+from tests.helpers import PATIENCE_S, eventually, small_archive, small_config
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +62,10 @@ def test_a_signal_to_all_processes_stops_after_the_step(
         start_new_session=True,
     )
     try:
-        end = time.monotonic() + 120
-        while time.monotonic() < end and not (run / "metrics.jsonl").exists():
-            time.sleep(0.02)
+        eventually((run / "metrics.jsonl").exists)
         # As terminals, `timeout` and Slurm do it: to the reading processes too.
         os.killpg(process.pid, number)
-        error = process.communicate(timeout=60)[1]
+        error = process.communicate(timeout=PATIENCE_S)[1]
     finally:
         process.kill()
     assert process.returncode == 130
