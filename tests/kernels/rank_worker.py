@@ -1,4 +1,4 @@
-"""One rank of `test_shards.py` and `interpreted.py`: `rank_worker.py RANK WORLD FOLDER DTYPE BACKEND...`.
+"""One rank of `test_shards.py` and `triton_patch_nt_xent.py`: `rank_worker.py RANK WORLD FOLDER DTYPE BACKEND...`.
 
 Writes `FOLDER/RANK.pt`: per case and backend the loss and gradients of this rank, the statistics, the results if every
 rank has whole shards, and the error if the ranks pass different numbers of rows.

@@ -1,7 +1,4 @@
-"""The Triton kernels without a GPU: in the interpreter, and compiled for several chips.
-
-`bench/gpu.sh` runs the tests that need a GPU.
-"""
+"""The Triton kernels in the interpreter, on a GPU where there is one, and compiled for several chips."""
 
 import contextlib
 import importlib.util
@@ -23,11 +20,20 @@ needs_triton = pytest.mark.skipif(
 )
 
 
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+
 @needs_triton
-@pytest.mark.parametrize("name", ["interpreted.py", "interpreted_queue.py"])
-def test_interpreted_kernels(name):
+@pytest.mark.parametrize("where", ["interpreter", pytest.param("gpu", marks=needs_gpu)])
+@pytest.mark.parametrize(
+    "name", ["triton_patch_nt_xent.py", "triton_queue_info_nce.py", "triton_sample_similar.py"]
+)
+def test_kernels(name, where):
     """All tests of the file, in a separate process: Triton decides at import whether it interprets."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    environment = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    environment.pop("TRITON_INTERPRET", None)
+    if where == "interpreter":
+        environment["TRITON_INTERPRET"] = "1"
     file = Path(__file__).with_name(name)
     command = [sys.executable, "-m", "pytest", str(file), "-q", "-p", "no:cacheprovider", "--timeout=240"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -124,7 +130,7 @@ def test_shared_memory_that_backends_count_on_is_what_the_compiler_uses():
             assert max(of_width) == needed, (dtype, width)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@needs_gpu
 def test_auto_is_triton_on_a_gpu():
     from pscl_kernels.backends import resolve_backend
 

@@ -13,8 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-NORM_FLOOR = 1e-8
-"""A row is divided by max(norm, NORM_FLOOR), as torch.cosine_similarity does."""
+from pscl_kernels.norms import row_norms
 
 SHARD_PAIRS = 4096
 """Pairs of a shard. Larger shards are cut by fewer group edges, smaller ones divide more batch sizes. A multiple of the
@@ -72,9 +71,9 @@ def sorted_rows(q: Tensor, k: Tensor, groups: Tensor) -> SortedRows:
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     sorting = sort_by_group(groups)
     x = torch.cat([q.to(dtype), k.to(dtype)]).index_select(0, sorting.order)
-    norm = torch.linalg.vector_norm(x, dim=1).clamp_min_(NORM_FLOOR)
-    z = x.div_(norm.unsqueeze(1)).masked_fill_((sorting.label == 0).unsqueeze(1), 0.0)
-    return SortedRows(z, norm, sorting)
+    norm = row_norms(x)
+    z = x.div_(norm).masked_fill_((sorting.label == 0).unsqueeze(1), 0.0)
+    return SortedRows(z, norm.squeeze(1), sorting)
 
 
 class Block(NamedTuple):

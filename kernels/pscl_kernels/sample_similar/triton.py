@@ -10,12 +10,19 @@ Similarities are dot products with the templates as they are, divided by the nor
 changes neither the order of its similarities nor their ties, and products of 16-bit inputs stay exact.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from pscl_kernels.backends import computing_on
+from pscl_kernels.norms import NORM_FLOOR
+from pscl_kernels.norms import SHRINK as SHRINK_PATCHES
+
+FLOOR = tl.constexpr(NORM_FLOOR)
+SHRINK = tl.constexpr(SHRINK_PATCHES)
 
 TILE = 128
 """Patches per tile."""
@@ -39,7 +46,7 @@ def sample_similar(templates: Tensor, patches: Tensor, valid: Tensor | None) -> 
     if taken.numel() == 0 or places == 0:
         return taken
     tiles = triton.cdiv(places, TILE)
-    templates = templates.contiguous()
+    templates = _shortened(templates).contiguous()
     best = torch.empty((batch, count, tiles), dtype=torch.float32, device=patches.device)
     common = {
         "TILE": TILE,
@@ -69,6 +76,15 @@ def _(templates: Tensor, patches: Tensor, valid: Tensor | None) -> Tensor:
     return patches.new_empty((patches.shape[0], templates.shape[-2]), dtype=torch.int64)
 
 
+def _shortened(templates: Tensor) -> Tensor:
+    """Templates divided by a power of two each, so that products with long patches do not overflow."""
+    if templates.dtype == torch.float16:
+        return templates  # products of float16 do not overflow
+    # Such a factor is exact: no choice depends on it.
+    greatest = torch.linalg.vector_norm(templates, math.inf, -1, keepdim=True, dtype=torch.float32)
+    return (templates * greatest.log2().ceil_().clamp_min_(0.0).neg_().exp2_()).to(templates)
+
+
 def block_of(width: int, dtype: torch.dtype) -> int:
     """Features per step of a matrix product."""
     return min(MAXIMUM_BLOCK[dtype], max(16, triton.next_power_of_2(width)))
@@ -84,11 +100,13 @@ def _similarities(
 
     place: (TILE,) patches of one image, number: (TEMPLATES,) templates, from the image's first of each.
     """
+    RANGE: tl.constexpr = patch.dtype.element_ty != tl.float16  # squares of float16 do not overflow
     there, wanted = place < places, number < count
     # 64-bit: an image of any strides may span 2^31 elements and more.
     start = patch + (place.to(tl.int64) * stride_place)[:, None]
     product = tl.zeros((TEMPLATES, TILE), tl.float32)
     square = tl.zeros((TILE,), tl.float32)
+    small_square = tl.zeros((TILE,), tl.float32)
     for first in range(0, width, BLOCK):
         feature = first + tl.arange(0, BLOCK)
         inside = feature < width
@@ -103,9 +121,15 @@ def _similarities(
             other=0.0,
         )
         product = tl.dot(t, tl.trans(c), product, input_precision=PRECISION)
-        square += tl.sum(c.to(tl.float32) * c.to(tl.float32), 1)
+        wide = c.to(tl.float32)
+        square += tl.sum(wide * wide, 1)
+        if RANGE:
+            wide *= SHRINK
+            small_square += tl.sum(wide * wide, 1)
     length = tl.sqrt(square)
-    similarity = product / tl.where(length < 1e-8, 1e-8, length)[None, :]
+    if RANGE:
+        length = tl.where(length == float("inf"), tl.sqrt(small_square) / SHRINK, length)
+    similarity = product / tl.where(length < FLOOR, FLOOR, length)[None, :]
     similarity = tl.where(similarity != similarity, float("inf"), similarity)
     usable = there
     if MASKED:

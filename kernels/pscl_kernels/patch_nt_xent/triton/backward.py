@@ -6,8 +6,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pscl_kernels.norms import NORM_FLOOR
 from pscl_kernels.patch_nt_xent.operation import Saved
-from pscl_kernels.patch_nt_xent.rows import NORM_FLOOR, shard_rows
+from pscl_kernels.patch_nt_xent.rows import shard_rows
 from pscl_kernels.patch_nt_xent.triton import tiling
 from pscl_kernels.patch_nt_xent.triton.tiling import PLAIN_ROWS, negatives, walk
 

@@ -20,6 +20,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pscl_kernels.norms import NORM_FLOOR
+from pscl_kernels.norms import SHRINK as SHRINK_ROWS
+
+FLOOR = tl.constexpr(NORM_FLOOR)
+SHRINK = tl.constexpr(SHRINK_ROWS)
+
 PLAIN_ROWS = 8
 """Rows per program of the kernels that loop over rows only."""
 
@@ -112,6 +118,15 @@ def runs(label: Tensor, own_label: Tensor, rows_per_block: int, rows_per_shard: 
     low = torch.searchsorted(shards, first_label).minimum(present)
     high = torch.searchsorted(shards, last_label, right=True).minimum(present)
     return Runs(low.int(), high.int(), present.squeeze(1).int())
+
+
+@triton.jit
+def norms(x):
+    """max(norm, FLOOR) of rows x (rows, width) of float32; see `pscl_kernels.norms.row_norms`."""
+    norm = tl.sqrt(tl.sum(x * x, 1))
+    small = x * SHRINK
+    norm = tl.where(norm == float("inf"), tl.sqrt(tl.sum(small * small, 1)) / SHRINK, norm)
+    return tl.maximum(norm, FLOOR)
 
 
 @triton.jit
