@@ -156,15 +156,21 @@ def _blocks(label: Tensor, rank: int) -> list[Block]:
     """The rows of one rank, of labels (2N,), in blocks of the side of a tile."""
     rows, side = label.numel(), _side(label)
     shard = shard_rows(rows)
-    values = label.numpy() if label.device.type == "cpu" else None
-    blocks = []
-    for start in range(0, rows, shard):
-        end = min(start + shard, rows)
-        for first in range(start, end, side):
-            last = min(first + side, end)
-            edges = (None, None) if values is None else (int(values[first]), int(values[last - 1]))
-            blocks.append(Block(rank, start // shard, slice(first, last), *edges))
-    return blocks
+    spans = [
+        (start // shard, first, min(first + side, start + shard, rows))
+        for start in range(0, rows, shard)
+        for first in range(start, min(start + shard, rows), side)
+    ]
+    edges: list[tuple[int | None, int | None]] = [(None, None)] * len(spans)
+    if label.device.type == "cpu":
+        places = torch.tensor(
+            [(first, last - 1) for _, first, last in spans], dtype=torch.int64, device="cpu"
+        )
+        edges = [(low, high) for low, high in label[places].tolist()]
+    return [
+        Block(rank, number, slice(first, last), *edge)
+        for (number, first, last), edge in zip(spans, edges, strict=True)
+    ]
 
 
 def _masked(a: Block, b: Block) -> bool | None:
