@@ -153,8 +153,8 @@ def queue_kernels(width: int, bits: int) -> Iterator[tuple[str, Any, dict[str, A
         yield name, function, {"ROWS": config.rows, "COLUMNS": config.columns}, config
 
 
-def measure(kernel: Kernel, capability: int) -> dict[str, Any]:
-    """Registers, spilled bytes, shared memory and matrix instruction of one kernel on one chip."""
+def build(kernel: Kernel, capability: int) -> Any:
+    """The kernel compiled for one chip."""
     signature, attributes = {}, {}
     for index, name in enumerate(kernel.function.arg_names):
         if name in kernel.constants:
@@ -168,7 +168,12 @@ def measure(kernel: Kernel, capability: int) -> dict[str, Any]:
                 attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel.function, signature=signature, constexprs=kernel.constants, attrs=attributes)
     options = {"num_warps": kernel.warps, "num_stages": kernel.stages, "maxnreg": kernel.registers}
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def measure(kernel: Kernel, capability: int) -> dict[str, Any]:
+    """Registers, spilled bytes, shared memory and matrix instruction of one kernel on one chip."""
+    compiled = build(kernel, capability)
     assert len(compiled.asm["cubin"]) > 0
     code = compiled.asm["ptx"]
     registers, spilled = _assemble(code, capability)
