@@ -21,7 +21,9 @@ class Loop(NamedTuple):
     issue: int
     mufu: int  # exponentials, logarithms, reciprocals
     matrix: int
-    matrix_flop: int  # of all lanes; of one warp group with HGMMA; 0 where the instruction does not state its shape
+    matrix_flop: (
+        int  # of all lanes; of one warp group with HGMMA; 0 where the instruction does not state its shape
+    )
     shuffles: int
     barriers: int
 
@@ -63,7 +65,7 @@ def loops(listing: str) -> list[Loop]:
     inner = [
         (first, last)
         for first, last in jumps
-        if not any(first <= f and l <= last and (f, l) != (first, last) for f, l in jumps)
+        if not any(first <= a and b <= last and (a, b) != (first, last) for a, b in jumps)
     ]
     found_loops = [_counted(instructions[first:last]) for first, last in sorted(inner)]
     return [loop for loop in found_loops if loop.matrix]

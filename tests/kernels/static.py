@@ -58,13 +58,12 @@ REGISTERS, WARPS = 65_536, 64
 """Of one multiprocessor."""
 
 
-def selected() -> Iterator[Kernel]:
+def selected(capability: int) -> Iterator[Kernel]:
     """The kernels of the table: bfloat16, plain sums where there is a choice, one rank."""
-    for kernel in shipped():
+    for kernel in shipped(capability):
         name, _, rest = kernel.name.partition(" bfloat16 ")
-        if name in NAMES and rest.split()[0] in map(str, WIDTHS) and rest.endswith(("plain", rest.split()[0])):
-            if "by shard" not in rest:
-                yield kernel
+        if name in NAMES and rest in [f"{width}{kind}" for width in WIDTHS for kind in ("", " plain")]:
+            yield kernel
 
 
 def products(kernel: Kernel) -> int:
@@ -152,11 +151,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--write", action="store_true", help="update static.json")
-    parser.add_argument("--chip", type=int, choices=CHIPS, action="append", help="90 for an H100; default all")
+    parser.add_argument(
+        "--chip", type=int, choices=CHIPS, action="append", help="90 for an H100; default all"
+    )
     arguments = parser.parse_args()
     rows = {}
     for capability in arguments.chip or CHIPS:
-        for kernel in selected():
+        for kernel in selected(capability):
             rows[f"sm_{capability} {kernel.name}"] = describe(kernel, capability)
         print(f"\nTriton {triton.__version__}, {CHIPS[capability].name}, {ROWS:,} rows\n")
         print(table(rows, capability), flush=True)

@@ -74,7 +74,7 @@ def test_sampling_takes_more_images_than_a_grid_is_high(monkeypatch):
 def test_main_kernels_compile_without_spills(which, capability):
     from .compiled import SHARED_LIMIT, measure, shipped
 
-    kernel = next(kernel for kernel in shipped() if kernel.name == which)
+    kernel = next(kernel for kernel in shipped(capability) if kernel.name == which)
     measured = measure(kernel, capability)
     assert measured["spilled_bytes"] == 0
     assert measured["shared_bytes"] <= SHARED_LIMIT[capability]

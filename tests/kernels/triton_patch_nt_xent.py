@@ -25,7 +25,7 @@ def _small_tiles(monkeypatch):
     """Shards and tiles small enough that groups span several, as they do at the sizes of training."""
     monkeypatch.setattr(row_module, "SHARD_PAIRS", 32)
     for name in ("forward_config", "symmetric_config", "backward_config"):
-        monkeypatch.setattr(tiling, name, lambda width, bits: tiling.Config(32, 16, 4, 1))
+        monkeypatch.setattr(tiling, name, lambda *_: tiling.Config(32, 16, 4, 1))
 
 
 @pytest.fixture(params=["rows", "pairs"])

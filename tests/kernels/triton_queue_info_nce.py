@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def _small_tiles(monkeypatch):
     """Tiles small enough that rows, queue and runs span several, and that programs share the tiles of a block."""
     for name in ("forward_config", "backward_config"):
-        monkeypatch.setattr(tiling, name, lambda width, bits: tiling.Config(32, 16, 4, 1))
+        monkeypatch.setattr(tiling, name, lambda *_: tiling.Config(32, 16, 4, 1))
     monkeypatch.setattr(tiling, "BLOCK", 16)
     monkeypatch.setattr(tiling, "SPLIT_TILES", 2)
 

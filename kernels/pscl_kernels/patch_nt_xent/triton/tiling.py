@@ -68,15 +68,24 @@ def symmetric_config(width: int, bits: int) -> Config | None:
     return Config(128, 32, 8, 2) if width <= 256 else Config(64, 32, 8, 2)
 
 
-def backward_config(width: int, bits: int) -> Config:
-    """Tiling of `backward._weighted_negatives`, as above."""
+def backward_config(width: int, bits: int, warp_groups: bool) -> Config:
+    """Tiling of `backward._weighted_negatives`, as above; `warp_groups` as `uses_warp_groups` says."""
     if bits == 32:
         return Config(32, 32, 4, 2) if width <= 64 else Config(32, 32, 8, 2)
     if width <= 64:
-        return Config(128, 64, 8, 2, 255)
+        # Two blocks of a warp group each alternate between products and exponentials.
+        return Config(128, 64, 4 if warp_groups else 8, 2, 255)
     if width <= 128:
         return Config(128, 64, 8, 2)
-    return Config(64, 64, 8, 2) if width <= 256 else Config(32, 64, 8, 2)
+    if width <= 256:
+        # Two warp groups along 64 rows would compute each product of rows and columns twice.
+        return Config(128, 32, 8, 2) if warp_groups else Config(64, 64, 8, 2)
+    return Config(32, 64, 8, 2)
+
+
+def uses_warp_groups(device: torch.device) -> bool:
+    """Whether a warp group of 4 warps computes a product of 64 rows: compute capability 9.0 only."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
 
 def layout(q: Tensor) -> tuple[int, torch.dtype]:

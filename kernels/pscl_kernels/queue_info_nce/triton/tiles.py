@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pscl_kernels.patch_nt_xent.triton.tiling import add_exponentials, on_device, precision
+from pscl_kernels.patch_nt_xent.triton.tiling import add_exponentials, on_device, precision, uses_warp_groups
 from pscl_kernels.queue_info_nce.operation import Columns, plain_limit, scale_of
 from pscl_kernels.queue_info_nce.triton import tiling
 
@@ -53,7 +53,7 @@ def log_sums(x: Tensor, positive: Tensor, temperature: Tensor, columns: Columns)
 def weighted_keys(x: Tensor, log_sum: Tensor, columns: Columns) -> Tensor:
     """(parts, N, width) shares of sum_j p_ij queue_j of rows x (N, width), N > 0."""
     n, width = x.shape
-    config = tiling.backward_config(width, x.element_size() * 8)
+    config = tiling.backward_config(width, x.element_size() * 8, uses_warp_groups(x.device))
     parts = tiling.splits(n, columns.keys.shape[0], config)
     total = log_sum.new_empty((parts, n, width))
     _weighted_keys[(triton.cdiv(n, config.rows), parts)](
