@@ -352,6 +352,16 @@ def open_clip(q: Tensor, k: Tensor, groups: Tensor | None, temperature: float) -
     return ClipLoss()(*own_and_partner(q, k), 1 / temperature)
 
 
+@peer("memeff MemoryEfficientCLIPLoss", "memeff", "loss", self_pair=True, needs_gpu=True,
+      differs=f"computes both directions, which are the same here; {OWN_PRODUCT}")  # fmt: skip
+def memeff(q: Tensor, k: Tensor, groups: Tensor | None, temperature: float) -> Tensor:
+    from memeff import MemoryEfficientCLIPLoss
+
+    # By default its gradient is scaled by a function of the batch size.
+    loss = MemoryEfficientCLIPLoss(temperature=temperature, normalized_inputs=True, stable=False)
+    return loss(*own_and_partner(q, k))
+
+
 @peer(
     "KeOps", "pykeops", "loss", differs="float32 without tensor cores; group numbers as float32", groups=True
 )

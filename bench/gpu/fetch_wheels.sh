@@ -20,6 +20,7 @@ root=$(cd "$(dirname "$0")/../.." && pwd)
 
 peers=(
   inf-cl==1.2.1 cut-cross-entropy==25.1.1 lightly==1.6.0 info-nce-pytorch==0.1.4 open_clip_torch==3.3.0
+  memeff==0.3.1
   pybind11==3.1.0 tqdm==4.70.1
 )
 # Published as source only; pure Python, so that wheels made here also work on the other machine.

@@ -8,6 +8,8 @@ from pscl_kernels.patch_nt_xent import patch_nt_xent, patch_similarity_stats
 from pscl_kernels.queue_info_nce import queue_info_nce
 from pscl_kernels.sample_similar import sample_similar
 
+__version__ = "0.1.0"
+
 __all__ = [
     "BACKENDS",
     "ENVIRONMENT_VARIABLE",

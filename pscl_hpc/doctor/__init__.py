@@ -29,6 +29,7 @@ def examine(folder: Path) -> Iterator[Finding]:
         ("torch", torch_stack.torch),
         ("GPU", torch_stack.gpu),
         ("Triton", torch_stack.triton),
+        ("kernels", torch_stack.kernels),
         ("collectives", torch_stack.collectives),
         ("CPU", machine.cpu),
         ("memory", machine.memory),

@@ -93,6 +93,22 @@ def triton() -> Iterator[Finding]:
         yield Finding("ok", f"{version}, the release for torch {torch.__version__}{where}")
 
 
+def kernels() -> Iterator[Finding]:
+    """The contrastive operations come with the toolkit; their package of its own must not lie over them."""
+    import pscl_kernels
+
+    try:
+        version = importlib.metadata.version("pscl-kernels")
+    except importlib.metadata.PackageNotFoundError:
+        yield Finding("ok", f"{pscl_kernels.__version__}, part of pscl-hpc")
+        return
+    yield Finding(
+        "problem",
+        f"the package pscl-kernels {version} is installed over the same modules of pscl-hpc",
+        "pip uninstall pscl-kernels, then install pscl-hpc again",
+    )
+
+
 def collectives() -> Iterator[Finding]:
     """Gloo, tried with one rank, and NCCL."""
     import torch

@@ -137,6 +137,14 @@ def test_a_wrong_pair_of_torch_and_triton_is_reported(monkeypatch: pytest.Monkey
     assert "pip install" in found.fix
 
 
+def test_a_second_copy_of_the_kernels_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [f.level for f in torch_stack.kernels()] == ["ok"]
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.1.0")
+    [found] = torch_stack.kernels()
+    assert found.level == "problem"
+    assert "pip uninstall pscl-kernels" in found.fix
+
+
 def test_more_threads_than_cores_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.get_num_threads", lambda: 4096)
     found = next(machine.cpu())

@@ -38,12 +38,12 @@ GROUPINGS = ("none", "one", "four", "unbalanced", "absent", "nobody")
 
 
 def loss_and_gradients(loss_of, q: Tensor, k: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(loss, dq, dk, dtau) in float64 of `loss_of(q, k, temperature)` on copies of the inputs."""
+    """(loss, dq, dk, dtau) in float64 on the CPU of `loss_of(q, k, temperature)` on copies of the inputs."""
     q, k = q.clone().requires_grad_(), k.clone().requires_grad_()
-    temperature = torch.tensor(tau, dtype=torch.float64, device=q.device, requires_grad=True)
+    temperature = torch.tensor(tau, dtype=torch.float64, requires_grad=True)
     loss = loss_of(q, k, temperature)
     loss.backward()
-    return tuple(t.detach().double() for t in (loss, q.grad, k.grad, temperature.grad))
+    return tuple(t.detach().double().cpu() for t in (loss, q.grad, k.grad, temperature.grad))
 
 
 def truth(q: Tensor, k: Tensor, groups: Tensor | None, tau: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -40,16 +40,21 @@ POINTERS = {
     "int64": "*i64",
     "int32": "*i32",
     "bool": "*u8",
+    "int8": "*i8",
 }
 TENSORS = {
     **dict.fromkeys(["label", "own_label", "order", "partner", "taken"], "int64"),
     **dict.fromkeys(["low", "high", "present"], "int32"),
-    **dict.fromkeys(["positive", "norm", "out", "own_log_sum", "log_sum", "scale", "total"], "float32"),
+    **dict.fromkeys(
+        ["positive", "norm", "out", "own_log_sum", "log_sum", "factors", "own_factors", "scale", "total"],
+        "float32",
+    ),
     **dict.fromkeys(["coefficient", "radial", "best", "known", "sums", "workspace"], "float32"),
     **dict.fromkeys(
         ["q", "k", "x", "own_x", "dq", "dk", "templates", "patches"], ""
     ),  # "": the features' dtype
     "valid": "bool",
+    "first_of_tile": "int8",
     # Only of the queue loss.
     **dict.fromkeys(["filled", "head", "place"], "int64"),
     **dict.fromkeys(["weight", "masses", "mass", "target", "inverse"], "float32"),
@@ -75,23 +80,24 @@ class Kernel(NamedTuple):
 
 def taken() -> Iterator[tuple[str, int, Kernel]]:
     """(name in the table, capability, kernel) of all that can run there; `backends` leaves out too wide rows."""
-    for kernel in shipped():
-        needs = TRITON_SHARED_BYTES[getattr(torch, kernel.dtype)]
-        for capability in CAPABILITIES:
+    for capability in CAPABILITIES:
+        for kernel in shipped(capability):
+            needs = TRITON_SHARED_BYTES[getattr(torch, kernel.dtype)]
             widest = max(width for width, needed in needs.items() if needed <= SHARED_LIMIT[capability])
             if kernel.constants.get("WIDTH", 0) <= widest:
                 yield f"sm_{capability} {kernel.name}", capability, kernel
 
 
-def shipped() -> Iterator[Kernel]:
-    """Every kernel at every configuration of the table."""
+def shipped(capability: int) -> Iterator[Kernel]:
+    """Every kernel at every configuration of the table, as tiled for a chip."""
+    warp_groups = capability == 90
     for dtype, bits in (("bfloat16", 16), ("float32", 32)):
         precision = "tf32x3" if bits == 32 else "tf32"
         for width in (16, 64, 128) if bits == 32 else (16, 64, 128, 256, 512):
             rows = {"WIDTH": width, "ROWS": tiling.PLAIN_ROWS}
             yield Kernel(f"prepare {dtype} {width}", preparation._prepare, dtype, rows, 4, 3)
             yield Kernel(f"finish {dtype} {width}", backward._finish, dtype, rows, 4, 3)
-            for function, config, options in loss_kernels(width, bits):
+            for function, config, options in loss_kernels(width, bits, warp_groups):
                 constants = {"WIDTH": width, "ROWS": config.rows, "COLUMNS": config.columns}
                 constants |= {"PRECISION": precision, **options}
                 names = [function.__name__[1:], dtype, str(width)]
@@ -99,7 +105,7 @@ def shipped() -> Iterator[Kernel]:
                 if "PLAIN" in options:
                     names.append("plain" if options["PLAIN"] else "maximum")
                 yield Kernel(" ".join(names), function, dtype, constants, *config[2:])
-            for name, function, constants, config in queue_kernels(width, bits):
+            for name, function, constants, config in queue_kernels(width, bits, warp_groups):
                 precise = {"PRECISION": precision} if "PRECISION" in function.arg_names else {}
                 yield Kernel(
                     f"queue {name} {dtype} {width}",
@@ -121,23 +127,27 @@ def shipped() -> Iterator[Kernel]:
             yield Kernel(
                 f"tile_maxima {dtype} {width}", sampling._tile_maxima, dtype, constants, sampling.WARPS, 3
             )
-            greedy = {**constants, "TILES": 512}
+            greedy = {**constants, "TILES": 512, "COUNT": 512}
             yield Kernel(f"greedy {dtype} {width}", sampling._greedy, dtype, greedy, sampling.WARPS, 3)
 
 
-def loss_kernels(width: int, bits: int) -> Iterator[tuple[Any, tiling.Config, dict[str, Any]]]:
+def loss_kernels(
+    width: int, bits: int, warp_groups: bool
+) -> Iterator[tuple[Any, tiling.Config, dict[str, Any]]]:
     """The kernels that loop over pairs of rows, each with its tiling and further constants."""
     for plain in (True, False):
         for by_shard in (False, True):
             options = {"PLAIN": plain, "BY_SHARD": by_shard}
             yield forward._log_sums, tiling.forward_config(width, bits), options
-        yield backward._weighted_negatives, tiling.backward_config(width, bits), {"PLAIN": plain}
+        yield backward._weighted_negatives, tiling.backward_config(width, bits, warp_groups), {"PLAIN": plain}
     symmetric_config = tiling.symmetric_config(width, bits)
     if symmetric_config is not None:
         yield symmetric._pair_sums, symmetric_config, {}
 
 
-def queue_kernels(width: int, bits: int) -> Iterator[tuple[str, Any, dict[str, Any], tiling.Config]]:
+def queue_kernels(
+    width: int, bits: int, warp_groups: bool
+) -> Iterator[tuple[str, Any, dict[str, Any], tiling.Config]]:
     """The kernels of the queue loss with all kinds of labels: name, function, constants and tiling."""
     default = tiling.Config(queue_tiling.ROWS, 0, 4, 3)
     labels = {"KINDS": 2, "ROWS": queue_tiling.ROWS}
@@ -148,13 +158,13 @@ def queue_kernels(width: int, bits: int) -> Iterator[tuple[str, Any, dict[str, A
     yield "run_totals", queue_runs._run_totals, runs, default
     for name, function, config in (
         ("log_sums", queue_tiles._log_sums, queue_tiling.forward_config(width, bits)),
-        ("weighted_keys", queue_tiles._weighted_keys, queue_tiling.backward_config(width, bits)),
+        ("weighted_keys", queue_tiles._weighted_keys, queue_tiling.backward_config(width, bits, warp_groups)),
     ):
         yield name, function, {"ROWS": config.rows, "COLUMNS": config.columns}, config
 
 
-def measure(kernel: Kernel, capability: int) -> dict[str, Any]:
-    """Registers, spilled bytes, shared memory and matrix instruction of one kernel on one chip."""
+def build(kernel: Kernel, capability: int) -> Any:
+    """The kernel compiled for one chip."""
     signature, attributes = {}, {}
     for index, name in enumerate(kernel.function.arg_names):
         if name in kernel.constants:
@@ -168,7 +178,12 @@ def measure(kernel: Kernel, capability: int) -> dict[str, Any]:
                 attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel.function, signature=signature, constexprs=kernel.constants, attrs=attributes)
     options = {"num_warps": kernel.warps, "num_stages": kernel.stages, "maxnreg": kernel.registers}
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def measure(kernel: Kernel, capability: int) -> dict[str, Any]:
+    """Registers, spilled bytes, shared memory and matrix instruction of one kernel on one chip."""
+    compiled = build(kernel, capability)
     assert len(compiled.asm["cubin"]) > 0
     code = compiled.asm["ptx"]
     registers, spilled = _assemble(code, capability)

@@ -91,6 +91,11 @@ def case(
     return q, k, queue, options[kind]
 
 
+def on(device: str, options: dict) -> dict:
+    """The arguments with their tensors on a device."""
+    return {name: x.to(device) if isinstance(x, Tensor) else x for name, x in options.items()}
+
+
 def target_matrix(options: dict, n: int, entries: int) -> Tensor:
     """(n, entries) labels y_ij in float64, -1 for empty slots, one by one, by the definition."""
     y = torch.zeros(n, entries, dtype=torch.float64)
@@ -164,11 +169,22 @@ def plain_torch(q: Tensor, k: Tensor, queue: Tensor, y: Tensor, options: dict, t
 
 
 def check_as_good_as_torch(
-    backend: str, q: Tensor, k: Tensor, queue: Tensor, options: dict, tau: float, eps: float
+    backend: str,
+    q: Tensor,
+    k: Tensor,
+    queue: Tensor,
+    options: dict,
+    tau: float,
+    eps: float,
+    device: str = "cpu",
 ):
     """Three-way rule, where `eps` is the relative rounding of a row before its logits are computed."""
+    keys, given = queue.to(device), on(device, options)
     ours = loss_and_gradients(
-        lambda a, b, t: queue_info_nce(a, b, queue, **options, temperature=t, backend=backend), q, k, tau
+        lambda a, b, t: queue_info_nce(a, b, keys, **given, temperature=t, backend=backend),
+        q.to(device),
+        k.to(device),
+        tau,
     )
     y = target_matrix(options, len(q), len(queue))
     torchs = loss_and_gradients(lambda a, b, t: plain_torch(a, b, queue, y, options, t), q, k, tau)

@@ -1,4 +1,4 @@
-"""One rank of `test_shards.py` and `interpreted.py`: `rank_worker.py RANK WORLD FOLDER DTYPE BACKEND...`.
+"""One rank of `test_shards.py` and `triton_patch_nt_xent.py`: `rank_worker.py RANK WORLD FOLDER DTYPE BACKEND...`.
 
 Writes `FOLDER/RANK.pt`: per case and backend the loss and gradients of this rank, the statistics, the results if every
 rank has whole shards, and the error if the ranks pass different numbers of rows.
@@ -43,7 +43,7 @@ def aligned_results(rank: int, world: int, group: dist.ProcessGroup | None, dtyp
             from pscl_kernels.patch_nt_xent.triton import tiling
 
             for name in ("forward_config", "backward_config"):
-                patch.setattr(tiling, name, lambda width, bits: tiling.Config(2 * pairs, pairs, 4, 1))
+                patch.setattr(tiling, name, lambda *_: tiling.Config(2 * pairs, pairs, 4, 1))
         for kind, tau in ALIGNED_CASES[backend]:
             q, k = (x[mine] for x in rows(n, D, getattr(torch, dtype)))
             groups = grouping(kind, n)

@@ -15,9 +15,9 @@ import math
 import torch
 from torch import Tensor
 
+from pscl_kernels.norms import NORM_FLOOR
 from pscl_kernels.patch_nt_xent.operation import Prepared, Saved, scale_of
 from pscl_kernels.patch_nt_xent.rows import (
-    NORM_FLOOR,
     Tile,
     no_negatives,
     shard_rows,

@@ -7,6 +7,7 @@ from torch import Tensor
 from pscl_kernels.backends import resolve_backend
 from pscl_kernels.patch_nt_xent import operation, reference
 from pscl_kernels.ranks import name_and_size
+from pscl_kernels.transforms import refuse_transforms
 
 
 def patch_nt_xent(
@@ -32,7 +33,8 @@ def patch_nt_xent(
       are computed in float32 (by "triton" from normalised rows of their own dtype), float64 in float64.
     - groups: (N,) integer group of each pair; None makes every pair its own group. A pair of a negative group takes no
       part: it is neither query nor negative, and its features are ignored, whatever their values.
-    - temperature: positive number, or a 0-d tensor, which may require a gradient. Usable down to 0.01.
+    - temperature: positive number, or a 0-d tensor, which may require a gradient. Usable down to 0.01. The value of a
+      tensor is not checked: one that is not positive makes the loss NaN.
     - process_group: None computes on this process only. Otherwise every rank of the group passes its own N pairs (N and
       D equal on all), the negatives come from all ranks, and every rank gets the same mean over all rows. The gradient
       of `q` and `k` is that of this global mean with respect to the local rows, without a reduction over ranks, so
@@ -46,14 +48,15 @@ def patch_nt_xent(
     part. NaN or infinity in a row that takes part makes the loss NaN. Gradients are first-order only.
 
     Raises ValueError for wrong shapes or dtypes, for a temperature number that is not positive, for an unknown or
-    unavailable backend, and if ranks pass different shapes.
+    unavailable backend, and if ranks pass different shapes; NotImplementedError in forward-mode differentiation and
+    torch.func.grad.
     """
     check_rows(q, k, groups)
-    check_temperature(temperature)
+    tau = temperature_tensor(temperature)
+    refuse_transforms("patch_nt_xent", q, k, tau)
     backend = resolve_backend(backend, q)
     group_name, world_size = name_and_size(process_group)
     groups = pair_groups(q, groups, process_group)
-    tau = temperature if isinstance(temperature, Tensor) else torch.tensor(temperature, dtype=torch.float64)
     if backend == "reference":
         loss = reference.patch_nt_xent(q, k, groups, tau, process_group)
         return loss.to(torch.float64 if q.dtype == torch.float64 else torch.float32)
@@ -84,12 +87,15 @@ def check_rows(q: Tensor, k: Tensor, groups: Tensor | None) -> None:
         )
 
 
-def check_temperature(temperature: float | Tensor) -> None:
-    """Raise ValueError unless the temperature is a positive number or a 0-d floating tensor."""
+def temperature_tensor(temperature: float | Tensor) -> Tensor:
+    """The temperature as a 0-d tensor, of a number on the CPU; ValueError unless positive number or 0-d floating."""
     if isinstance(temperature, Tensor):
         if temperature.ndim != 0 or not temperature.is_floating_point():
             raise ValueError(
                 f"a temperature tensor must be 0-d floating, got {tuple(temperature.shape)} of {temperature.dtype}"
             )
-    elif not temperature > 0:
+        return temperature
+    if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
+    # The default device may be an accelerator, to which the number would be copied.
+    return torch.tensor(temperature, dtype=torch.float64, device="cpu")

@@ -92,7 +92,10 @@ def patch_nt_xent(
 
 
 def scale_of(temperature: Tensor) -> Tensor:
-    """Factor from a normalised row to one whose products are base-2 exponents, float64; 0-d on its own device."""
+    """Factor from a normalised row to one whose products are base-2 exponents, float64; 0-d on its own device.
+
+    NaN for a temperature that is not positive.
+    """
     return torch.sqrt(LOG2_E / temperature.double())
 
 

@@ -22,7 +22,8 @@ def patch_nt_xent(
 
     rows = torch.cat([q, k])
     z = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1e-8)
-    logits = z @ z.T / temperature.double().to(z.device)
+    tau = torch.where(temperature > 0, temperature, math.nan).double().to(z.device)
+    logits = z @ z.T / tau
     group = torch.cat([groups, groups])
     negative = group[:, None] != group[None, :]
     row = torch.arange(2 * n, device=z.device)

@@ -13,8 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-NORM_FLOOR = 1e-8
-"""A row is divided by max(norm, NORM_FLOOR), as torch.cosine_similarity does."""
+from pscl_kernels.norms import row_norms
 
 SHARD_PAIRS = 4096
 """Pairs of a shard. Larger shards are cut by fewer group edges, smaller ones divide more batch sizes. A multiple of the
@@ -72,9 +71,9 @@ def sorted_rows(q: Tensor, k: Tensor, groups: Tensor) -> SortedRows:
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     sorting = sort_by_group(groups)
     x = torch.cat([q.to(dtype), k.to(dtype)]).index_select(0, sorting.order)
-    norm = torch.linalg.vector_norm(x, dim=1).clamp_min_(NORM_FLOOR)
-    z = x.div_(norm.unsqueeze(1)).masked_fill_((sorting.label == 0).unsqueeze(1), 0.0)
-    return SortedRows(z, norm, sorting)
+    norm = row_norms(x)
+    z = x.div_(norm).masked_fill_((sorting.label == 0).unsqueeze(1), 0.0)
+    return SortedRows(z, norm.squeeze(1), sorting)
 
 
 class Block(NamedTuple):
@@ -157,15 +156,21 @@ def _blocks(label: Tensor, rank: int) -> list[Block]:
     """The rows of one rank, of labels (2N,), in blocks of the side of a tile."""
     rows, side = label.numel(), _side(label)
     shard = shard_rows(rows)
-    values = label.numpy() if label.device.type == "cpu" else None
-    blocks = []
-    for start in range(0, rows, shard):
-        end = min(start + shard, rows)
-        for first in range(start, end, side):
-            last = min(first + side, end)
-            edges = (None, None) if values is None else (int(values[first]), int(values[last - 1]))
-            blocks.append(Block(rank, start // shard, slice(first, last), *edges))
-    return blocks
+    spans = [
+        (start // shard, first, min(first + side, start + shard, rows))
+        for start in range(0, rows, shard)
+        for first in range(start, min(start + shard, rows), side)
+    ]
+    edges: list[tuple[int | None, int | None]] = [(None, None)] * len(spans)
+    if label.device.type == "cpu":
+        places = torch.tensor(
+            [(first, last - 1) for _, first, last in spans], dtype=torch.int64, device="cpu"
+        )
+        edges = [(low, high) for low, high in label[places].tolist()]
+    return [
+        Block(rank, number, slice(first, last), *edge)
+        for (number, first, last), edge in zip(spans, edges, strict=True)
+    ]
 
 
 def _masked(a: Block, b: Block) -> bool | None:

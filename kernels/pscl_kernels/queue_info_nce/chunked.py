@@ -11,9 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from pscl_kernels.patch_nt_xent.operation import LOG2_E
-from pscl_kernels.patch_nt_xent.rows import NORM_FLOOR
-from pscl_kernels.queue_info_nce.operation import Columns, Rows, plain_limit
+from pscl_kernels.norms import NORM_FLOOR, row_norms
+from pscl_kernels.queue_info_nce.operation import Columns, Rows, plain_limit, scale_of
 
 TILE_CPU = 1024
 """Side of a tile on a CPU: 4 MiB of float32, which fits into the last-level cache."""
@@ -37,7 +36,7 @@ def run_sums(keys: Tensor, weight: Tensor, head: Tensor) -> tuple[Tensor, Tensor
 
 
 def forward(q: Tensor, k: Tensor, present: Tensor, temperature: Tensor, columns: Columns) -> Rows:
-    scale = LOG2_E / temperature.double()
+    scale = scale_of(temperature)
     keys, empty = _visible(columns)
     log_sum, positive, target = (keys.new_empty(q.shape[0]) for _ in range(3))
     memory = _workspace(q, keys)
@@ -77,7 +76,7 @@ def backward(
     coefficient: Tensor,
     with_k: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    scale = LOG2_E / temperature.double()
+    scale = scale_of(temperature)
     keys, empty = _visible(columns)
     dq = torch.empty_like(q, memory_format=torch.contiguous_format)
     dk = torch.empty_like(k, memory_format=torch.contiguous_format) if with_k else k.new_empty(0)
@@ -144,7 +143,7 @@ def _targets(columns: Columns, span: slice) -> Tensor:
 def _unit(rows: Tensor, present: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Rows over their norms, zero where not present, and the norms, (rows, 1)."""
     x = rows.to(dtype).masked_fill(~present.unsqueeze(1), 0.0)
-    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min_(NORM_FLOOR)
+    norm = row_norms(x)
     return x.div_(norm), norm
 
 

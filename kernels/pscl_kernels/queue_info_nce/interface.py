@@ -5,10 +5,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pscl_kernels.backends import resolve_backend
-from pscl_kernels.patch_nt_xent.interface import check_rows, check_temperature
+from pscl_kernels.patch_nt_xent.interface import check_rows, temperature_tensor
 from pscl_kernels.queue_info_nce import operation, reference
 from pscl_kernels.queue_info_nce.labels import Labels
 from pscl_kernels.ranks import name_and_size
+from pscl_kernels.transforms import refuse_transforms
 
 
 def queue_info_nce(
@@ -46,7 +47,9 @@ def queue_info_nce(
     Arguments
     - q, k: (N, D) queries and their positive keys, not normalised, of one floating dtype. float16, bfloat16 and
       float32 are computed in float32 (by "triton" from rows of their own dtype), float64 in float64.
-    - queue: (Q, D) keys, used as they are, without gradient. Norms of at most 1 are usual; larger ones also work.
+    - queue: (Q, D) keys, used as they are, without gradient. Norms of at most 1 are usual. Longer keys work as long as
+      float32 holds norm / temperature; "triton" stores keys in the dtype of q, so that with float16 rows a number beyond
+      65,504 becomes infinite and the loss NaN.
     - groups (N,), queue_groups (Q,): integer group of each row and entry, given together or not at all. A row of a
       negative group takes no part, and an entry of a negative group is an empty slot; their features and weights are
       ignored, whatever their values. None: all rows and entries are of one group.
@@ -56,7 +59,8 @@ def queue_info_nce(
     - any_weight (Q,): target weight >= 0 of an entry for all rows of its group.
     - row_weights: (N,) factor >= 0 on each row's loss; None is 1.
     - normalise_targets: divide each row's targets by their sum Y_i.
-    - temperature: positive number, or a 0-d tensor, which may require a gradient. Usable down to 0.01.
+    - temperature: positive number, or a 0-d tensor, which may require a gradient. Usable down to 0.01. The value of a
+      tensor is not checked: one that is not positive makes the loss NaN.
     - process_group: None computes on this process only. Otherwise every rank passes its own rows, of any number, and
       the same queue, and the number of rows in the denominator is that of all ranks. Each rank gets its share: loss and
       gradients, including that of the temperature, **add up** over ranks to those of one process with all rows.
@@ -69,7 +73,8 @@ def queue_info_nce(
     first-order only and reach q, k and the temperature.
 
     Raises ValueError for wrong shapes or dtypes, if only one of two arguments that belong together is given, for a
-    temperature number that is not positive, and for an unknown or unavailable backend.
+    temperature number that is not positive, and for an unknown or unavailable backend; NotImplementedError in
+    forward-mode differentiation and torch.func.grad.
     """
     check_rows(q, k, None)
     _check_queue(q, queue)
@@ -85,10 +90,10 @@ def queue_info_nce(
             raise ValueError(f"{name} must be ({length},), got {tuple(weight.shape)}")
     if same_weight is not None and subgroups is None:
         raise ValueError("same_weight needs subgroups and queue_subgroups")
-    check_temperature(temperature)
+    tau = temperature_tensor(temperature)
+    refuse_transforms("queue_info_nce", q, k, tau)
     backend = resolve_backend(backend, q)
     group_name, _ = name_and_size(process_group)
-    tau = temperature if isinstance(temperature, Tensor) else torch.tensor(temperature, dtype=torch.float64)
 
     def integers(ids: Tensor | None) -> Tensor | None:
         return None if ids is None else ids.to(device=q.device, dtype=torch.int64).contiguous()

@@ -92,6 +92,15 @@ def queue_info_nce(
     return loss
 
 
+def scale_of(temperature: Tensor) -> Tensor:
+    """Factor from products of unit rows and keys to base-2 exponents, float64; 0-d on its own device.
+
+    NaN for a temperature that is not positive.
+    """
+    scale = LOG2_E / temperature.double()
+    return torch.where(scale > 0, scale, math.nan)
+
+
 def plain_limit(entries: int) -> float:
     """Greatest bound on base-2 exponents for plain float32 sums over a positive and `entries` entries.
 
@@ -123,7 +132,8 @@ def _columns(
     keys = torch.nn.functional.pad(keys, (0, padded - width)).contiguous()
     bound = keys.new_zeros((), dtype=dtype)
     if entries:
-        bound = torch.linalg.vector_norm(keys, dim=1, dtype=dtype).amax()
+        # In float64, because the squares of long keys overflow float32.
+        bound = torch.linalg.vector_norm(keys, dim=1, dtype=torch.float64).amax().to(dtype)
     sums, masses = module.run_sums(keys, runs.weight, runs.head)
     mass = torch.ones(q.shape[0], dtype=dtype, device=q.device)
     if entries:

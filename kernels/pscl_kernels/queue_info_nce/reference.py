@@ -3,6 +3,8 @@
 The oracle of the tests.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -28,7 +30,7 @@ def queue_info_nce(
     groups, queue_groups = groups[present], queue_groups[filled]
 
     z, positive_key = _unit(q[present].double()), _unit(k[present].double())
-    tau = temperature.double().to(z.device)
+    tau = torch.where(temperature > 0, temperature, math.nan).double().to(z.device)
     positive = (z * positive_key).sum(1) / tau
     logits = z @ queue[filled].double().T / tau
 

@@ -12,6 +12,8 @@ import math
 import torch
 from torch import Tensor
 
+from pscl_kernels.norms import NORM_FLOOR
+
 TILE = 64
 """Patches per tile."""
 
@@ -40,16 +42,20 @@ def is_fast() -> bool:
 def sample_similar(t: Tensor, patches: Tensor, valid: Tensor | None) -> Tensor | None:
     """(B, T) int64 patches of `interface.sample_similar`, or None if it would take too many steps.
 
-    t: (B, T, D) unit templates in the dtype of the computation; patches (B, P, D); valid (B, P) or None.
+    t: (B, T, D) unit templates in the dtype of the computation; patches (B, P, D); valid (B, P) or None. Also None if
+    the square of a norm overflows.
     """
     batch, count, _ = t.shape
     bounds = _bounds(t, patches, valid)
-    taken = torch.full((batch, count), -1, dtype=torch.int64)
-    free = torch.ones(patches.shape[:2], dtype=torch.bool) if valid is None else valid.clone()
+    if bounds is None:
+        return None
+    # On the CPU like the patches, whatever the default device is.
+    taken = torch.full((batch, count), -1, dtype=torch.int64, device="cpu")
+    free = patches.new_ones(patches.shape[:2], dtype=torch.bool) if valid is None else valid.clone()
     budget = STEPS_PER_TEMPLATE * count
     for m in range(count):
         bound = bounds[:, m].float()
-        best = torch.full((batch,), -math.inf, dtype=t.dtype)
+        best = t.new_full((batch,), -math.inf)
         choice = taken[:, m].clone()
         while True:
             top, tile = bound.topk(min(TILES_PER_STEP, bound.shape[1]))
@@ -68,20 +74,26 @@ def sample_similar(t: Tensor, patches: Tensor, valid: Tensor | None) -> Tensor |
     return taken
 
 
-def _bounds(t: Tensor, patches: Tensor, valid: Tensor | None) -> Tensor:
-    """(B, T, tiles) greatest similarity among the valid patches of each tile, bfloat16, to `SLACK`; NaN as infinity."""
+def _bounds(t: Tensor, patches: Tensor, valid: Tensor | None) -> Tensor | None:
+    """(B, T, tiles) greatest similarity among the valid patches of each tile, bfloat16, to `SLACK`; NaN as infinity.
+
+    None if the square of a norm overflows.
+    """
     batch, places, width = patches.shape
     count, tiles = t.shape[1], -(-places // TILE)
-    bounds = torch.empty((batch, count, tiles), dtype=torch.bfloat16)
-    unit = torch.empty((CHUNK_PATCHES, width), dtype=torch.bfloat16)
-    product = torch.empty((CHUNK_PATCHES, count), dtype=torch.bfloat16)
+    bounds = t.new_empty((batch, count, tiles), dtype=torch.bfloat16)
+    unit = t.new_empty((CHUNK_PATCHES, width), dtype=torch.bfloat16)
+    product = t.new_empty((CHUNK_PATCHES, count), dtype=torch.bfloat16)
     for image in range(batch):
         templates = t[image].bfloat16().T.contiguous()
         for first in range(0, places, CHUNK_PATCHES):
             x = patches[image, first : first + CHUNK_PATCHES]
             x = x if x.dtype in (torch.float32, torch.float64) else x.float()
             number, whole = len(x), -(-len(x) // TILE)
-            torch.mul(x, _inverse_norm(x), out=unit[:number])
+            inverse = _inverse_norm(x)
+            if not bool(inverse.all()):
+                return None
+            torch.mul(x, inverse, out=unit[:number])
             torch.mm(unit[:number], templates, out=product[:number])
             if valid is not None:
                 unusable = ~valid[image, first : first + CHUNK_PATCHES].unsqueeze(1)
@@ -99,11 +111,11 @@ def _best(template: Tensor, patches: Tensor, free: Tensor, tile: Tensor) -> tupl
     """
     batch, places, width = patches.shape
     # Ascending, so that the first of equals has the lowest index.
-    place = (tile.sort(1).values.unsqueeze(2) * TILE + torch.arange(TILE)).view(batch, -1)
+    place = (tile.sort(1).values.unsqueeze(2) * TILE + torch.arange(TILE, device="cpu")).view(batch, -1)
     usable = place < places
     place.clamp_max_(places - 1)
     usable.logical_and_(free.gather(1, place))
-    image = torch.arange(batch).unsqueeze(1)
+    image = torch.arange(batch, device="cpu").unsqueeze(1)
     if patches.is_contiguous():
         everywhere = patches.view(batch * places, width)
         x = everywhere.index_select(0, (place + image * places).view(-1)).view(*place.shape, width)
@@ -119,5 +131,5 @@ def _best(template: Tensor, patches: Tensor, free: Tensor, tile: Tensor) -> tupl
 
 
 def _inverse_norm(x: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min_(1e-8)
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min_(NORM_FLOOR)
     return norm.reciprocal_()

@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from pscl_kernels.norms import row_norms
 from pscl_kernels.sample_similar import bounded
 
 TILE = 128
@@ -34,7 +35,7 @@ def sample_similar(templates: Tensor, patches: Tensor, valid: Tensor | None) -> 
         return taken
     with torch.no_grad(), torch.autocast(patches.device.type, enabled=False):
         t = _computed(templates)
-        t = t / torch.linalg.vector_norm(t, dim=-1, keepdim=True).clamp_min_(1e-8)
+        t = t / row_norms(t)
         if patches.device.type == "cpu" and bounded.is_fast():
             found = bounded.sample_similar(t.expand(batch, count, -1), patches, valid)
             if found is not None:
@@ -77,8 +78,7 @@ def _computed(x: Tensor) -> Tensor:
 def _similarities(t: Tensor, patches: Tensor) -> Tensor:
     """(B, patches, T) cosines of unit templates t (B, D, T) and patches (B, patches, D)."""
     x = _computed(patches)
-    inverse = torch.linalg.vector_norm(x, dim=2, keepdim=True).clamp_min_(1e-8).reciprocal_()
-    return torch.bmm(x, t).mul_(inverse)
+    return torch.bmm(x, t).mul_(row_norms(x).reciprocal_())
 
 
 def _tile_maxima(t: Tensor, patches: Tensor, valid: Tensor | None) -> Tensor:

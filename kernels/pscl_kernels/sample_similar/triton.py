@@ -1,14 +1,16 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, no-any-return"
 """Similarity sampling in two Triton kernels.
 
-`_tile_maxima` reads the patches once and keeps the greatest similarity for each template and tile of `TILE` patches.
-`_greedy`, one program per image, then handles the templates in order: it selects the best tile, computes its
-similarities again, takes the best free patch and updates the tile's maxima without it. Both kernels compute a tile by
-the same function, so they agree to the last bit.
+`_tile_maxima` reads the patches once and keeps, for each template and tile of `TILE` patches, the greatest similarity and
+its first patch. `_greedy`, one program per image, then handles the templates in order: each takes the kept patch of its
+best tile. Only for later templates whose kept patch in that tile is the same one, the tile's similarities are computed
+again, without the patches that are taken. Both kernels compute a tile by the same function, so they agree to the last bit.
 
 Similarities are dot products with the templates as they are, divided by the norm of the patch. The norm of a template
 changes neither the order of its similarities nor their ties, and products of 16-bit inputs stay exact.
 """
+
+import math
 
 import torch
 import triton
@@ -16,6 +18,11 @@ import triton.language as tl
 from torch import Tensor
 
 from pscl_kernels.backends import computing_on
+from pscl_kernels.norms import NORM_FLOOR
+from pscl_kernels.norms import SHRINK as SHRINK_PATCHES
+
+FLOOR = tl.constexpr(NORM_FLOOR)
+SHRINK = tl.constexpr(SHRINK_PATCHES)
 
 TILE = 128
 """Patches per tile."""
@@ -39,7 +46,7 @@ def sample_similar(templates: Tensor, patches: Tensor, valid: Tensor | None) -> 
     if taken.numel() == 0 or places == 0:
         return taken
     tiles = triton.cdiv(places, TILE)
-    templates = templates.contiguous()
+    templates = _shortened(templates).contiguous()
     best = torch.empty((batch, count, tiles), dtype=torch.float32, device=patches.device)
     common = {
         "TILE": TILE,
@@ -53,13 +60,20 @@ def sample_similar(templates: Tensor, patches: Tensor, valid: Tensor | None) -> 
         patches,
         valid.contiguous().view(torch.uint8) if valid is not None else patches,
         best,
+        torch.empty((batch, tiles, count), dtype=torch.int8, device=patches.device),
     )
     sizes = (places, count, width, tiles, count * width if templates.ndim == 3 else 0, *patches.stride())
     with computing_on(patches):
         # One dimension, because the others of a grid are limited to 65,535.
         _tile_maxima[(batch * tiles,)](*arguments, *sizes, **common, num_warps=WARPS)
         _greedy[(batch,)](
-            *arguments, taken, *sizes, **common, TILES=triton.next_power_of_2(tiles), num_warps=WARPS
+            *arguments,
+            taken,
+            *sizes,
+            **common,
+            TILES=triton.next_power_of_2(tiles),
+            COUNT=triton.next_power_of_2(count),
+            num_warps=WARPS,
         )
     return taken
 
@@ -67,6 +81,15 @@ def sample_similar(templates: Tensor, patches: Tensor, valid: Tensor | None) -> 
 @sample_similar.register_fake
 def _(templates: Tensor, patches: Tensor, valid: Tensor | None) -> Tensor:
     return patches.new_empty((patches.shape[0], templates.shape[-2]), dtype=torch.int64)
+
+
+def _shortened(templates: Tensor) -> Tensor:
+    """Templates divided by a power of two each, so that products with long patches do not overflow."""
+    if templates.dtype == torch.float16:
+        return templates  # products of float16 do not overflow
+    # Such a factor is exact: no choice depends on it.
+    greatest = torch.linalg.vector_norm(templates, math.inf, -1, keepdim=True, dtype=torch.float32)
+    return (templates * greatest.log2().ceil_().clamp_min_(0.0).neg_().exp2_()).to(templates)
 
 
 def block_of(width: int, dtype: torch.dtype) -> int:
@@ -84,11 +107,13 @@ def _similarities(
 
     place: (TILE,) patches of one image, number: (TEMPLATES,) templates, from the image's first of each.
     """
+    RANGE: tl.constexpr = patch.dtype.element_ty != tl.float16  # squares of float16 do not overflow
     there, wanted = place < places, number < count
     # 64-bit: an image of any strides may span 2^31 elements and more.
     start = patch + (place.to(tl.int64) * stride_place)[:, None]
     product = tl.zeros((TEMPLATES, TILE), tl.float32)
     square = tl.zeros((TILE,), tl.float32)
+    small_square = tl.zeros((TILE,), tl.float32)
     for first in range(0, width, BLOCK):
         feature = first + tl.arange(0, BLOCK)
         inside = feature < width
@@ -103,9 +128,15 @@ def _similarities(
             other=0.0,
         )
         product = tl.dot(t, tl.trans(c), product, input_precision=PRECISION)
-        square += tl.sum(c.to(tl.float32) * c.to(tl.float32), 1)
+        wide = c.to(tl.float32)
+        square += tl.sum(wide * wide, 1)
+        if RANGE:
+            wide *= SHRINK
+            small_square += tl.sum(wide * wide, 1)
     length = tl.sqrt(square)
-    similarity = product / tl.where(length < 1e-8, 1e-8, length)[None, :]
+    if RANGE:
+        length = tl.where(length == float("inf"), tl.sqrt(small_square) / SHRINK, length)
+    similarity = product / tl.where(length < FLOOR, FLOOR, length)[None, :]
     similarity = tl.where(similarity != similarity, float("inf"), similarity)
     usable = there
     if MASKED:
@@ -114,13 +145,24 @@ def _similarities(
 
 
 @triton.jit
+def _greatest(similarity, TILE: tl.constexpr):
+    """Greatest value of each row of (TEMPLATES, TILE), and the first column that has it."""
+    top = tl.max(similarity, 1)
+    column = tl.arange(0, TILE)
+    return top, tl.min(tl.where(similarity == top[:, None], column[None, :], TILE - 1), 1)
+
+
+@triton.jit
 def _tile_maxima(
-    templates, patches, valid, best, places, count, width, tiles, stride_templates, stride_image, stride_place,
-    stride_feature,
+    templates, patches, valid, best, first_of_tile, places, count, width, tiles, stride_templates,
+    stride_image, stride_place, stride_feature,
     TILE: tl.constexpr, TEMPLATES: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """best (B, T, tiles): greatest similarity of each template in one tile of one image."""
+    """For one tile of one image, the greatest similarity of each template, and the first patch that has it.
+
+    best (B, T, tiles), first_of_tile (B, tiles, T) counted within the tile.
+    """
     tile = tl.program_id(0) % tiles
     image = (tl.program_id(0) // tiles).to(tl.int64)
     place = tile * TILE + tl.arange(0, TILE)
@@ -131,19 +173,19 @@ def _tile_maxima(
             place, number, places, count, width, stride_place, stride_feature,
             TILE, TEMPLATES, BLOCK, MASKED, PRECISION,
         )  # fmt: skip
+        top, index = _greatest(similarity, TILE)
+        tl.store(best + (image * count + number) * tiles + tile, top, mask=number < count)
         tl.store(
-            best + image * count * tiles + number * tiles + tile,
-            tl.max(similarity, 1),
-            mask=number < count,
+            first_of_tile + (image * tiles + tile) * count + number, index.to(tl.int8), mask=number < count
         )
 
 
 @triton.jit
 def _greedy(
-    templates, patches, valid, best, taken, places, count, width, tiles, stride_templates, stride_image,
-    stride_place, stride_feature,
+    templates, patches, valid, best, first_of_tile, taken, places, count, width, tiles, stride_templates,
+    stride_image, stride_place, stride_feature,
     TILE: tl.constexpr, TEMPLATES: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr,
-    PRECISION: tl.constexpr, TILES: tl.constexpr,
+    PRECISION: tl.constexpr, TILES: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
     """taken (B, T): the choices of all templates, in order, in one image."""
     image = tl.program_id(0).to(tl.int64)
@@ -152,36 +194,45 @@ def _greedy(
     valid += image * places
     best += image * count * tiles
     taken += image * count
+    first_of_tile += image * tiles * count
     every_tile = tl.arange(0, TILES)
     every_place = tl.arange(0, TILE)
+    every = tl.arange(0, COUNT)
     for m in range(count):
-        maxima = tl.load(best + m * tiles + every_tile, mask=every_tile < tiles, other=float("-inf"))
+        maxima = tl.load(
+            best + m * tiles + every_tile, mask=every_tile < tiles, other=float("-inf")
+        )  # [TILES]
         highest = tl.max(maxima, 0)
         tile = tl.min(tl.where((maxima == highest) & (every_tile < tiles), every_tile, TILES), 0)
-        place = tile * TILE + every_place
+        offset = tl.load(first_of_tile + tile * count + m).to(tl.int32)
+        there = highest > float("-inf")
+        chosen = tl.where(there, tile * TILE + offset, -1)
+        tl.store(taken + m, chosen.to(tl.int64))
 
-        # Patches of this tile that an earlier template took. Template m itself has not chosen yet.
-        used = tl.zeros((TILE,), tl.int32)
-        for first in range(0, m, TEMPLATES):
-            number = first + tl.arange(0, TEMPLATES)
-            earlier = tl.load(taken + number, mask=number < m, other=-1).to(tl.int32)
-            used += tl.sum((place[None, :] == earlier[:, None]).to(tl.int32), 0)
-
-        chosen = tile * 0 - 1
-        for first in range((m // TEMPLATES) * TEMPLATES, count, TEMPLATES):
-            number = first + tl.arange(0, TEMPLATES)
+        # Later templates lose their greatest value in this tile only if it is that of the same patch.
+        later = (every > m) & (every < count)
+        other = tl.load(first_of_tile + tile * count + every, mask=later, other=-1).to(tl.int32)  # [COUNT]
+        stale = later & (other == tl.where(there, offset, TILE))
+        next_stale = tl.min(tl.where(stale, every, COUNT), 0)
+        while next_stale < COUNT:
+            place = tile * TILE + every_place
+            used = (place == chosen).to(tl.int32)  # [TILE]
+            for first in range(0, m, TEMPLATES):
+                number = first + tl.arange(0, TEMPLATES)
+                earlier = tl.load(taken + number, mask=number < m, other=-1).to(tl.int32)
+                used += tl.sum((place[None, :] == earlier[:, None]).to(tl.int32), 0)
+            # The same groups of templates as in the first pass.
+            group = next_stale // TEMPLATES * TEMPLATES
+            number = group + tl.arange(0, TEMPLATES)
             similarity = _similarities(
                 templates, patches, valid, place, number, places, count, width, stride_place, stride_feature,
                 TILE, TEMPLATES, BLOCK, MASKED, PRECISION,
             )  # fmt: skip
             similarity = tl.where((used > 0)[None, :], float("-inf"), similarity)
-            if first <= m:
-                own = tl.max(tl.where((number == m)[:, None], similarity, float("-inf")), 0)
-                top = tl.max(own, 0)
-                index = tl.min(tl.where(own == top, every_place, TILE), 0)
-                chosen = tl.where(top > float("-inf"), tile * TILE + index, -1)
-                tl.store(taken + m, chosen.to(tl.int64))
-            similarity = tl.where((place == chosen)[None, :], float("-inf"), similarity)
-            tl.store(best + number * tiles + tile, tl.max(similarity, 1), mask=number < count)
+            write = (number > m) & (number < count)
+            top, index = _greatest(similarity, TILE)
+            tl.store(best + number * tiles + tile, top, mask=write)
+            tl.store(first_of_tile + tile * count + number, index.to(tl.int8), mask=write)
+            next_stale = tl.min(tl.where(stale & (every >= group + TEMPLATES), every, COUNT), 0)
         # The next template reads what other threads of this program have just written.
         tl.debug_barrier()

@@ -6,14 +6,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pscl_kernels.norms import NORM_FLOOR
 from pscl_kernels.patch_nt_xent.operation import Saved
-from pscl_kernels.patch_nt_xent.rows import NORM_FLOOR, shard_rows
+from pscl_kernels.patch_nt_xent.rows import shard_rows
 from pscl_kernels.patch_nt_xent.triton import tiling
 from pscl_kernels.patch_nt_xent.triton.tiling import PLAIN_ROWS, negatives, walk
 
 FLOOR = tl.constexpr(NORM_FLOOR)
 
-GAIN = tl.constexpr(1024.0)
+LOG2_GAIN = 10.0
+GAIN = tl.constexpr(2.0**LOG2_GAIN)
 """Factor on the weights W of the backward pass, which are in [0, 2]: keeps small ones normal in float16."""
 
 
@@ -28,15 +30,18 @@ def row_gradients(
         return dq, dk, radial
     total = torch.empty_like(saved.x[rank], dtype=torch.float32)
     side = shard_rows(rows)
-    config = tiling.backward_config(width, saved.x.element_size() * 8)
+    bits = saved.x.element_size() * 8
+    config = tiling.backward_config(width, bits, tiling.uses_warp_groups(q.device))
+    # Each program would otherwise compute the reciprocal sums of all columns again.
+    factor = torch.exp2(LOG2_GAIN - saved.log_sum) if plain else saved.log_sum
     _weighted_negatives[(triton.cdiv(rows, config.rows),)](
         saved.x[rank],
         saved.x,
         saved.label[rank],
         saved.label,
         *tiling.runs(saved.label, saved.label[rank], config.rows, side),
-        saved.log_sum[rank],
-        saved.log_sum,
+        factor[rank],
+        factor,
         total,
         rows,
         side,
@@ -73,25 +78,19 @@ def row_gradients(
 
 
 @triton.jit
-def _weights(exponents, own_log_sum, log_sum, PLAIN: tl.constexpr):
-    """W of a tile, times GAIN; with PLAIN, from the reciprocal sums times GAIN instead of the logarithms."""
+def _weights(exponents, own_factor, factor, PLAIN: tl.constexpr):
+    """W of a tile, times GAIN, from the base-2 logarithms of the sums; with PLAIN, from their reciprocals times GAIN."""
     if PLAIN:
-        w = tl.math.exp2(exponents) * (own_log_sum[:, None] + log_sum[None, :])
+        w = tl.math.exp2(exponents) * (own_factor[:, None] + factor[None, :])
     else:
-        w = tl.math.exp2(exponents - own_log_sum[:, None]) + tl.math.exp2(exponents - log_sum[None, :])
+        w = tl.math.exp2(exponents - own_factor[:, None]) + tl.math.exp2(exponents - factor[None, :])
         w *= GAIN
     return w
 
 
-@triton.jit
-def _reciprocal(log_sum, PLAIN: tl.constexpr):
-    """The factor of a row for `_weights`."""
-    return tl.math.exp2(-log_sum) * GAIN if PLAIN else log_sum
-
-
 @triton.jit(do_not_specialize=["shards"])  # compiled once for any number of ranks and shards
 def _weighted_negatives(
-    own_x, x, own_label, label, low, high, present, own_log_sum, log_sum, out, rows, side, shards,
+    own_x, x, own_label, label, low, high, present, own_factors, factors, out, rows, side, shards,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PLAIN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -105,7 +104,7 @@ def _weighted_negatives(
     a = tl.load(own_x + first_row * WIDTH + within, mask=inside[:, None], other=0.0)
     own = tl.load(own_label + row, mask=inside, other=0)
     lowest, highest = tl.load(own_label + first_row), tl.load(own_label + last_row)
-    own_factor = _reciprocal(tl.load(own_log_sum + row, mask=inside, other=0.0), PLAIN)
+    own_factor = tl.load(own_factors + row, mask=inside, other=0.0)
     total = tl.zeros((ROWS, WIDTH), tl.float32)
     offset = tl.arange(0, COLUMNS)[:, None] * WIDTH + width[None, :]
     per_rank = tl.cdiv(rows, side)
@@ -122,7 +121,7 @@ def _weighted_negatives(
             for i in range(dense):
                 tile = (dense_first + i).to(tl.int64) * COLUMNS
                 b = tl.load(x + (block + tile) * WIDTH + offset)
-                factor = _reciprocal(tl.load(log_sum + block + tile + tl.arange(0, COLUMNS)), PLAIN)
+                factor = tl.load(factors + block + tile + tl.arange(0, COLUMNS))
                 exponents = tl.dot(a, tl.trans(b), input_precision=PRECISION)
                 w = _weights(exponents, own_factor, factor, PLAIN)
                 total = tl.dot(w.to(b.dtype), b, total, input_precision=PRECISION)
@@ -133,7 +132,7 @@ def _weighted_negatives(
                 b = tl.load(
                     x + (block + tile.to(tl.int64) * COLUMNS) * WIDTH + offset, mask=there[:, None], other=0.0
                 )
-                factor = _reciprocal(tl.load(log_sum + block + column, mask=there, other=0.0), PLAIN)
+                factor = tl.load(factors + block + column, mask=there, other=0.0)
                 exponents = tl.dot(a, tl.trans(b), input_precision=PRECISION)
                 w = _weights(exponents, own_factor, factor, PLAIN)
                 w = tl.where(negatives(own, label + block, column, count), w, 0.0)

@@ -7,10 +7,8 @@ import triton.language as tl
 from torch import Tensor
 
 from pscl_kernels.patch_nt_xent.operation import Prepared, scale_of
-from pscl_kernels.patch_nt_xent.rows import NORM_FLOOR, sort_by_group
-from pscl_kernels.patch_nt_xent.triton.tiling import PLAIN_ROWS, layout, on_device
-
-FLOOR = tl.constexpr(NORM_FLOOR)
+from pscl_kernels.patch_nt_xent.rows import sort_by_group
+from pscl_kernels.patch_nt_xent.triton.tiling import PLAIN_ROWS, layout, norms, on_device
 
 
 def prepare(q: Tensor, k: Tensor, groups: Tensor, temperature: Tensor) -> Prepared:
@@ -55,8 +53,7 @@ def _prepare(
     in_k = tl.load(k + place, mask=read, other=0.0).to(tl.float32)
     own = tl.where(second[:, None], in_k, in_q)
     other = tl.where(second[:, None], in_q, in_k)
-    own_norm = tl.maximum(tl.sqrt(tl.sum(own * own, 1)), FLOOR)
-    other_norm = tl.maximum(tl.sqrt(tl.sum(other * other, 1)), FLOOR)
+    own_norm, other_norm = norms(own), norms(other)
     factor = tl.load(scale)
     own = (own / own_norm[:, None] * factor).to(x.dtype.element_ty)
     other = (other / other_norm[:, None] * factor).to(x.dtype.element_ty)

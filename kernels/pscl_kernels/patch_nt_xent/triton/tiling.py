@@ -20,6 +20,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pscl_kernels.norms import NORM_FLOOR
+from pscl_kernels.norms import SHRINK as SHRINK_ROWS
+
+FLOOR = tl.constexpr(NORM_FLOOR)
+SHRINK = tl.constexpr(SHRINK_ROWS)
+
 PLAIN_ROWS = 8
 """Rows per program of the kernels that loop over rows only."""
 
@@ -62,15 +68,24 @@ def symmetric_config(width: int, bits: int) -> Config | None:
     return Config(128, 32, 8, 2) if width <= 256 else Config(64, 32, 8, 2)
 
 
-def backward_config(width: int, bits: int) -> Config:
-    """Tiling of `backward._weighted_negatives`, as above."""
+def backward_config(width: int, bits: int, warp_groups: bool) -> Config:
+    """Tiling of `backward._weighted_negatives`, as above; `warp_groups` as `uses_warp_groups` says."""
     if bits == 32:
         return Config(32, 32, 4, 2) if width <= 64 else Config(32, 32, 8, 2)
     if width <= 64:
-        return Config(128, 64, 8, 2, 255)
+        # Two blocks of a warp group each alternate between products and exponentials.
+        return Config(128, 64, 4 if warp_groups else 8, 2, 255)
     if width <= 128:
         return Config(128, 64, 8, 2)
-    return Config(64, 64, 8, 2) if width <= 256 else Config(32, 64, 8, 2)
+    if width <= 256:
+        # Two warp groups along 64 rows would compute each product of rows and columns twice.
+        return Config(128, 32, 8, 2) if warp_groups else Config(64, 64, 8, 2)
+    return Config(32, 64, 8, 2)
+
+
+def uses_warp_groups(device: torch.device) -> bool:
+    """Whether a warp group of 4 warps computes a product of 64 rows: compute capability 9.0 only."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
 
 def layout(q: Tensor) -> tuple[int, torch.dtype]:
@@ -112,6 +127,15 @@ def runs(label: Tensor, own_label: Tensor, rows_per_block: int, rows_per_shard: 
     low = torch.searchsorted(shards, first_label).minimum(present)
     high = torch.searchsorted(shards, last_label, right=True).minimum(present)
     return Runs(low.int(), high.int(), present.squeeze(1).int())
+
+
+@triton.jit
+def norms(x):
+    """max(norm, FLOOR) of rows x (rows, width) of float32; see `pscl_kernels.norms.row_norms`."""
+    norm = tl.sqrt(tl.sum(x * x, 1))
+    small = x * SHRINK
+    norm = tl.where(norm == float("inf"), tl.sqrt(tl.sum(small * small, 1)) / SHRINK, norm)
+    return tl.maximum(norm, FLOOR)
 
 
 @triton.jit

@@ -6,10 +6,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pscl_kernels.patch_nt_xent.operation import LOG2_E
-from pscl_kernels.patch_nt_xent.rows import NORM_FLOOR
-from pscl_kernels.patch_nt_xent.triton.tiling import layout, on_device
-from pscl_kernels.queue_info_nce.operation import Columns
+from pscl_kernels.norms import NORM_FLOOR
+from pscl_kernels.patch_nt_xent.triton.tiling import layout, norms, on_device
+from pscl_kernels.queue_info_nce.operation import Columns, scale_of
 from pscl_kernels.queue_info_nce.triton import tiling
 
 FLOOR = tl.constexpr(NORM_FLOOR)
@@ -31,7 +30,7 @@ def prepared(
             # Not read if there are no targets.
             positive if columns is None else columns.sums,
             present if columns is None else columns.place,
-            on_device(LOG2_E / temperature.double(), q.device),
+            on_device(scale_of(temperature), q.device),
             x,
             positive,
             target,
@@ -94,7 +93,7 @@ def finish(
 def _unit(pointer, place, read):
     """Rows over their norms, and the norms."""
     x = tl.load(pointer + place, mask=read, other=0.0).to(tl.float32)
-    norm = tl.maximum(tl.sqrt(tl.sum(x * x, 1)), FLOOR)
+    norm = norms(x)
     return x / norm[:, None], norm
 
 

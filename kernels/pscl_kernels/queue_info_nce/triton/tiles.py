@@ -13,13 +13,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pscl_kernels.patch_nt_xent.operation import LOG2_E
-from pscl_kernels.patch_nt_xent.triton.tiling import add_exponentials, on_device, precision
-from pscl_kernels.queue_info_nce.operation import Columns, plain_limit
+from pscl_kernels.patch_nt_xent.triton.tiling import add_exponentials, on_device, precision, uses_warp_groups
+from pscl_kernels.queue_info_nce.operation import Columns, plain_limit, scale_of
 from pscl_kernels.queue_info_nce.triton import tiling
 
-LOG2_GAIN = tl.constexpr(10.0)
-"""The softmax of the backward pass is computed times 2^10, which keeps small shares normal in float16."""
+FLOAT16_GAIN = tl.constexpr(10.0)
+"""With float16, the softmax of the backward pass is computed times 2^10, which keeps small shares normal."""
 
 
 def log_sums(x: Tensor, positive: Tensor, temperature: Tensor, columns: Columns) -> Tensor:
@@ -29,7 +28,7 @@ def log_sums(x: Tensor, positive: Tensor, temperature: Tensor, columns: Columns)
     config = tiling.forward_config(width, x.element_size() * 8)
     parts = tiling.splits(n, entries, config)
     out = positive.new_empty((parts, n))
-    scale = on_device(LOG2_E / temperature.double(), x.device)
+    scale = on_device(scale_of(temperature), x.device)
     _log_sums[(triton.cdiv(n, config.rows), parts)](
         x,
         columns.keys,
@@ -54,7 +53,7 @@ def log_sums(x: Tensor, positive: Tensor, temperature: Tensor, columns: Columns)
 def weighted_keys(x: Tensor, log_sum: Tensor, columns: Columns) -> Tensor:
     """(parts, N, width) shares of sum_j p_ij queue_j of rows x (N, width), N > 0."""
     n, width = x.shape
-    config = tiling.backward_config(width, x.element_size() * 8)
+    config = tiling.backward_config(width, x.element_size() * 8, uses_warp_groups(x.device))
     parts = tiling.splits(n, columns.keys.shape[0], config)
     total = log_sum.new_empty((parts, n, width))
     _weighted_keys[(triton.cdiv(n, config.rows), parts)](
@@ -145,7 +144,9 @@ def _weighted_keys(
     inside = row < rows
     width = tl.arange(0, WIDTH)
     a = tl.load(x + row[:, None] * WIDTH + width[None, :], mask=inside[:, None], other=0.0)
-    level = tl.load(log_sum + row, mask=inside, other=0.0) - LOG2_GAIN
+    # Other dtypes have the range of float32, in which long keys need every bit of the logarithm.
+    GAIN: tl.constexpr = FLOAT16_GAIN if x.dtype.element_ty == tl.float16 else 0.0
+    level = tl.load(log_sum + row, mask=inside, other=0.0) - GAIN
     count = tl.load(filled).to(tl.int32)
     first, last, whole = _span(count, COLUMNS)
     total = tl.zeros((ROWS, WIDTH), tl.float32)
@@ -164,4 +165,4 @@ def _weighted_keys(
         p = tl.where(there[None, :], p, 0.0)
         total = tl.dot(p.to(b.dtype), b, total, input_precision=PRECISION)
     place = (tl.program_id(1).to(tl.int64) * rows + row)[:, None] * WIDTH + width[None, :]
-    tl.store(out + place, total * tl.math.exp2(-LOG2_GAIN), mask=inside[:, None])
+    tl.store(out + place, total * tl.math.exp2(-GAIN), mask=inside[:, None])

@@ -29,13 +29,18 @@ def forward_config(width: int, bits: int) -> Config:
     return Config(128, 64, 8, 2) if width <= 256 else Config(64, 32, 8, 2)
 
 
-def backward_config(width: int, bits: int) -> Config:
-    """Tiling of `_weighted_keys` for rows of `width` (a power of two) numbers of `bits` bits."""
+def backward_config(width: int, bits: int, warp_groups: bool) -> Config:
+    """Tiling of `_weighted_keys` for rows of `width` (a power of two) numbers of `bits` bits.
+
+    `warp_groups` is as in the tiling of `patch_nt_xent`.
+    """
     if bits == 32:
         return Config(32, 32, 4, 2) if width <= 64 else Config(32, 32, 8, 2)
     if width <= 128:
         return Config(128, 64, 8, 2)
-    return Config(64, 64, 8, 2) if width <= 256 else Config(32, 64, 8, 2)
+    if width <= 256:
+        return Config(128, 32, 8, 2) if warp_groups else Config(64, 64, 8, 2)
+    return Config(32, 64, 8, 2)
 
 
 def splits(rows: int, entries: int, config: Config) -> int:

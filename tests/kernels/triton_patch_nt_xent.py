@@ -1,34 +1,23 @@
-"""The Triton kernels, run by Triton's interpreter on a CPU; `test_triton.py` starts this file with TRITON_INTERPRET=1.
+"""The Triton kernels of the loss, in Triton's interpreter or on a GPU; `test_triton.py` starts this file.
 
-The interpreter computes bfloat16 products wrongly, so that inputs are float32 and float16. Uninitialised memory is
-filled with NaN: a kernel that does not write all results, or reads uninitialised memory, fails.
+The interpreter computes bfloat16 products wrongly, so that inputs are float32 and float16.
 """
 
-import os
 import sys
 
 import pytest
 import torch
 
-from pscl_kernels import patch_nt_xent, sample_similar
+from pscl_kernels import patch_nt_xent
 from pscl_kernels.patch_nt_xent import rows as row_module
 from pscl_kernels.patch_nt_xent.triton import tiling
 
+from . import edges
 from .cases import GROUPINGS, assert_as_good_as_torch, grouping, loss_and_gradients, plain_torch, rows, truth
+from .device import DEVICE, EXTRA, interpreter_only, poison  # noqa: F401
 from .ranks import compare_ranks_with_oracle
-from .test_sample_similar import assert_greedy, by_hand, lattice
-
-assert os.environ["TRITON_INTERPRET"] == "1"
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-
-
-@pytest.fixture(autouse=True)
-def _poison():
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture
@@ -36,7 +25,7 @@ def _small_tiles(monkeypatch):
     """Shards and tiles small enough that groups span several, as they do at the sizes of training."""
     monkeypatch.setattr(row_module, "SHARD_PAIRS", 32)
     for name in ("forward_config", "symmetric_config", "backward_config"):
-        monkeypatch.setattr(tiling, name, lambda width, bits: tiling.Config(32, 16, 4, 1))
+        monkeypatch.setattr(tiling, name, lambda *_: tiling.Config(32, 16, 4, 1))
 
 
 @pytest.fixture(params=["rows", "pairs"])
@@ -46,12 +35,16 @@ def _forward(request, monkeypatch):
 
 
 def check(q, k, groups, tau, **options):
+    ids = None if groups is None else groups.to(DEVICE)
     ours = loss_and_gradients(
-        lambda a, b, t: patch_nt_xent(a, b, groups, temperature=t, backend="triton", **options), q, k, tau
+        lambda a, b, t: patch_nt_xent(a, b, ids, temperature=t, backend="triton", **options),
+        q.to(DEVICE),
+        k.to(DEVICE),
+        tau,
     )
     torchs = loss_and_gradients(lambda a, b, t: plain_torch(a, b, groups, t), q, k, tau)
     # The kernels round the scaled rows to their dtype: that moves a logit by up to eps / tau.
-    rounding = torch.finfo(q.dtype).eps / tau + 1e-6
+    rounding = torch.finfo(q.dtype).eps / tau + 1e-6 + EXTRA
     gradient = 2 * rounding
     n = q.shape[0]
     terms = [1 / (tau * 2 * n * x.double().norm(dim=1).min().item()) for x in (q, k)]
@@ -115,7 +108,7 @@ def test_device_temperature_takes_the_running_maximum(monkeypatch, tau):
 
 
 def test_results_do_not_vary():
-    q, k = rows(70, 16, torch.float32)
+    q, k = (x.to(DEVICE) for x in rows(70, 16, torch.float32))
     first, second = (
         loss_and_gradients(lambda a, b, t: patch_nt_xent(a, b, temperature=t, backend="triton"), q, k, 0.1)
         for _ in range(2)
@@ -124,9 +117,9 @@ def test_results_do_not_vary():
 
 
 def test_bad_values_are_not_hidden_and_absent_rows_may_hold_them():
-    q, k = rows(20, 4, torch.float32)
+    q, k = (x.to(DEVICE) for x in rows(20, 4, torch.float32))
     q[3, 1] = torch.nan
-    groups = torch.arange(20) % 4
+    groups = torch.arange(20, device=DEVICE) % 4
     q.requires_grad_()
     loss = patch_nt_xent(q, k, groups, backend="triton")
     loss.backward()
@@ -142,83 +135,44 @@ def test_bad_values_are_not_hidden_and_absent_rows_may_hold_them():
 
 
 def test_empty_input_and_zero_rows():
-    empty = torch.ones(0, 8, requires_grad=True)
+    empty = torch.ones(0, 8, requires_grad=True, device=DEVICE)
     loss = patch_nt_xent(empty, empty, backend="triton")
     loss.backward()
     assert loss.item() == 0
     q, k = rows(9, 4, torch.float32)
     q[2] = 0
-    ours = loss_and_gradients(lambda a, b, t: patch_nt_xent(a, b, temperature=t, backend="triton"), q, k, 0.5)
+    ours = edges.patch_loss("triton", q.to(DEVICE), k.to(DEVICE), 0.5)
     for mine, true in zip(ours, truth(q, k, None, 0.5), strict=True):
-        torch.testing.assert_close(mine, true, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(mine, true, rtol=1e-5 + EXTRA, atol=1e-7 + EXTRA)
 
 
 def test_limits():
-    wide = torch.ones(2, 129)
+    wide = torch.ones(2, 129, device=DEVICE)
     with pytest.raises(ValueError, match=r"triton.* 129"):
         patch_nt_xent(wide, wide, backend="triton")
     with pytest.raises(ValueError, match="triton"):
         patch_nt_xent(wide[:, :4].double(), wide[:, :4].double(), backend="triton")
 
 
-@pytest.mark.parametrize("world", [2, 3])
-def test_ranks_agree_with_one(world, tmp_path):
-    compare_ranks_with_oracle(world, tmp_path, "float32", ["triton"], rtol=2e-5, atol=1e-6)
+@pytest.mark.parametrize(
+    "check",
+    [
+        edges.rows_of_any_length,
+        edges.many_equal_rows,
+        edges.small_weights,
+        edges.temperatures_that_are_not_positive,
+    ],
+)
+def test_ends_of_the_number_range(check):
+    check("triton", DEVICE)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize(
-    ("batch", "count", "places", "width", "own", "masked"),
-    [
-        (1, 1, 1, 1, False, False),
-        (2, 7, 130, 3, True, True),
-        (1, 20, 17, 70, False, True),
-        (2, 3, 600, 64, True, False),
-    ],
-)
-def test_sampling(dtype, batch, count, places, width, own, masked):
-    patches = torch.randn(batch, places, width).to(dtype)
-    templates = torch.randn(*((batch, count) if own else (count,)), width).to(dtype)
-    valid = torch.rand(batch, places) < 0.6 if masked else torch.ones(batch, places, dtype=torch.bool)
-    taken = sample_similar(templates, patches, valid if masked else None, backend="triton")
-    assert_greedy(templates, patches, valid, taken)
+def test_one_pair(dtype):
+    edges.one_pair("triton", DEVICE, dtype)
 
 
-@pytest.mark.parametrize(("count", "places"), [(5, 1), (6, 140), (34, 40)])
-def test_sampling_of_ties_and_shortage(count, places):
-    generator = torch.Generator().manual_seed(count)
-    for batch in (1, 2) if count < 30 else (1,):
-        patches, templates = lattice((batch, places), generator), lattice((count,), generator)
-        valid = torch.rand(batch, places, generator=generator) < 0.8
-        assert torch.equal(
-            sample_similar(templates, patches, valid, backend="triton"), by_hand(templates, patches, valid)
-        )
-
-
-def test_sampling_of_zeros_nan_and_strided_maps():
-    patches = torch.tensor([[[-1.0, 0], [0, 0], [1, 0], [torch.nan, 0]]])
-    templates = torch.tensor([[0.0, 0], [1, 0], [-1, 0], [1, 1], [1, 0]])
-    assert sample_similar(templates, patches, backend="triton").tolist() == [[3, 2, 0, 1, -1]]
-    assert sample_similar(torch.ones(3, 2), torch.ones(2, 0, 2), backend="triton").tolist() == [[-1] * 3] * 2
-    maps = torch.randn(2, 16, 12, 11).flatten(2).transpose(1, 2)
-    templates = torch.randn(4, 16)
-    assert torch.equal(
-        sample_similar(templates, maps, backend="triton"),
-        sample_similar(templates, maps, backend="reference"),
-    )
-
-
-@pytest.mark.parametrize("by_feature", [False, True])
-def test_sampling_of_an_image_that_spans_more_than_32_bits(by_feature):
-    """The memory is allocated, but only a few pages of it are used."""
-    fill = torch.utils.deterministic.fill_uninitialized_memory
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    try:
-        far = 2**30 + 512  # twice that is beyond 31 bits
-        memory = torch.empty(2 * far + 64, dtype=torch.float16)
-    finally:
-        torch.utils.deterministic.fill_uninitialized_memory = fill
-    patches = memory.as_strided((1, 3, 3), (0, 1, far) if by_feature else (0, far, 1))
-    patches.copy_(torch.tensor([[[1.0, 0, 0], [0, 1, 0], [0, 0, 1]]]))
-    templates = torch.tensor([[0.1, 0.2, 1], [0.1, 1, 0.2], [0.1, 0, 1]], dtype=torch.float16)
-    assert sample_similar(templates, patches, backend="triton").tolist() == [[2, 1, 0]]
+@interpreter_only
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_agree_with_one(world, tmp_path):
+    compare_ranks_with_oracle(world, tmp_path, "float32", ["triton"], rtol=2e-5, atol=1e-6)

@@ -1,6 +1,4 @@
-"""The Triton kernels of the queue loss, run by Triton's interpreter; see `interpreted.py`."""
-
-import os
+"""The Triton kernels of the queue loss, in Triton's interpreter or on a GPU; `test_triton.py` starts this file."""
 
 import pytest
 import torch
@@ -8,35 +6,33 @@ import torch
 from pscl_kernels import queue_info_nce
 from pscl_kernels.queue_info_nce.triton import runs, tiling
 
+from . import edges
 from .cases import loss_and_gradients
-from .queue_cases import KINDS, case, check_as_good_as_torch, truth
-
-assert os.environ["TRITON_INTERPRET"] == "1"
+from .device import DEVICE, EXTRA, poison  # noqa: F401
+from .queue_cases import KINDS, case, check_as_good_as_torch, on, truth
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-
-
-@pytest.fixture(autouse=True)
-def _poison():
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture
 def _small_tiles(monkeypatch):
     """Tiles small enough that rows, queue and runs span several, and that programs share the tiles of a block."""
     for name in ("forward_config", "backward_config"):
-        monkeypatch.setattr(tiling, name, lambda width, bits: tiling.Config(32, 16, 4, 1))
+        monkeypatch.setattr(tiling, name, lambda *_: tiling.Config(32, 16, 4, 1))
     monkeypatch.setattr(tiling, "BLOCK", 16)
     monkeypatch.setattr(tiling, "SPLIT_TILES", 2)
 
 
+def moved(inputs):
+    """q, k, queue and options of a case on the device of the kernels."""
+    *tensors, options = inputs
+    return *(x.to(DEVICE, copy=True) for x in tensors), on(DEVICE, options)
+
+
 def check(kind, n, entries, d, tau, dtype, length=1.0):
-    check_as_good_as_torch(
-        "triton", *case(kind, n, entries, d, dtype, length=length), tau, eps=torch.finfo(dtype).eps
-    )
+    eps = torch.finfo(dtype).eps + EXTRA
+    inputs = case(kind, n, entries, d, dtype, length=length)
+    check_as_good_as_torch("triton", *inputs, tau, eps=eps, device=DEVICE)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -68,22 +64,23 @@ def test_any_number_of_filled_slots(filled):
     """The end of the filled part falls before, on and behind the edges of tiles and of programs' shares."""
     q, k, queue, options = case("one group", 10, 80, 8, torch.float32)
     options["queue_groups"][torch.randperm(80)[filled:]] = -1
-    check_as_good_as_torch("triton", q, k, queue, options, 0.2, eps=2**-23)
+    check_as_good_as_torch("triton", q, k, queue, options, 0.2, eps=2**-23 + EXTRA, device=DEVICE)
 
 
 @pytest.mark.parametrize("entries", [1, 16, 17, 300, 700])
 def test_sums_of_runs_that_span_blocks(entries, monkeypatch):
     """Runs inside a block, of a whole block, of many blocks, and of more blocks than one step reads."""
     monkeypatch.setattr(tiling, "BLOCK", 16)
-    keys, weight = torch.randn(entries, 64), torch.rand(2, entries)
+    keys, weight = torch.randn(entries, 64, device=DEVICE), torch.rand(2, entries, device=DEVICE)
     ids = torch.stack([(torch.rand(entries) ** 3 * 9).long().sort().values, torch.arange(entries) // 290])
+    ids = ids.to(DEVICE)
     head = torch.searchsorted(ids, ids)
     sums, masses = runs.run_sums(keys, weight, head)
     for kind in range(2):
         for first in head[kind].unique():
             own = head[kind] == first
             wanted = (weight[kind, own, None].double() * keys[own].double()).sum(0)
-            torch.testing.assert_close(sums[kind, first].double(), wanted, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(sums[kind, first].double(), wanted, rtol=1e-5, atol=1e-5 + EXTRA)
             mass = weight[kind, own].double().sum()
             torch.testing.assert_close(masses[kind, first].double(), mass, rtol=1e-5, atol=0)
 
@@ -91,7 +88,7 @@ def test_sums_of_runs_that_span_blocks(entries, monkeypatch):
 @pytest.mark.usefixtures("_small_tiles")
 def test_long_keys_take_the_running_maximum_and_short_ones_plain_sums():
     """Both give the same sums if both are safe; the long queue would overflow plain sums."""
-    q, k, queue, _ = case("plain", 12, 70, 8, torch.float32)
+    q, k, queue, _ = moved(case("plain", 12, 70, 8, torch.float32))
     # The bound is the norm of the longest key, also of one that no row is similar to.
     z = torch.nn.functional.normalize(q)
     away = torch.linalg.svd(z[:7]).Vh[-1]
@@ -105,9 +102,21 @@ def test_long_keys_take_the_running_maximum_and_short_ones_plain_sums():
     assert queue_info_nce(q, k, 60 * queue, temperature=0.05, backend="triton").isfinite()
 
 
+@pytest.mark.parametrize("check", [edges.long_keys, edges.temperatures_that_are_not_positive])
+def test_ends_of_the_number_range(check):
+    check("triton", DEVICE)
+
+
+def test_keys_too_long_for_float16_are_not_hidden():
+    q, k, queue, _ = moved(case("plain", 3, 5, 16, torch.float16))
+    assert queue_info_nce(q, k, queue.float() * 1000, backend="triton").isfinite()
+    assert not queue_info_nce(q, k, queue.float() * 1e6, backend="triton").isfinite()
+    assert queue_info_nce(q, k, queue.float() * 1e6, backend="chunked").isfinite()
+
+
 @pytest.mark.usefixtures("_small_tiles")
 def test_results_do_not_vary():
-    q, k, queue, options = case("dense", 40, 70, 16, torch.float32)
+    q, k, queue, options = moved(case("dense", 40, 70, 16, torch.float32))
     first, second = (
         loss_and_gradients(
             lambda a, b, t: queue_info_nce(a, b, queue, **options, temperature=t, backend="triton"), q, k, 0.1
@@ -121,7 +130,7 @@ def test_results_do_not_vary():
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.usefixtures("_small_tiles")
 def test_bad_values_are_not_hidden_and_unused_ones_may_be_anything(where, bad):
-    q, k, queue, options = case("dense", 20, 40, 4, torch.float32)
+    q, k, queue, options = moved(case("dense", 20, 40, 4, torch.float32))
     {"q": q, "queue": queue}[where][3, 1] = bad
     q.requires_grad_()
     loss = queue_info_nce(q, k, queue, **options, backend="triton")
@@ -138,16 +147,17 @@ def test_bad_values_are_not_hidden_and_unused_ones_may_be_anything(where, bad):
 
 @pytest.mark.parametrize("kind", ["plain", "nobody"])
 def test_empty_input_and_keys_without_gradient(kind):
-    q, k, queue, options = case(kind, 0, 6, 4, torch.float32)
+    q, k, queue, options = moved(case(kind, 0, 6, 4, torch.float32))
     q.requires_grad_()
     loss = queue_info_nce(q, k, queue, **options, backend="triton")
     loss.backward()
     assert loss.item() == 0
-    q, k, queue, options = case(kind, 5, 6, 4, torch.float32)
+    inputs = case(kind, 5, 6, 4, torch.float32)
+    q, k, queue, options = moved(inputs)
     q.requires_grad_()
     queue_info_nce(q, k, queue, **options, temperature=0.3, backend="triton").backward()
     torch.testing.assert_close(
-        q.grad.double(), truth(q.detach(), k, queue, options, 0.3)[1], rtol=1e-5, atol=1e-6
+        q.grad.double().cpu(), truth(*inputs, 0.3)[1], rtol=1e-5 + EXTRA, atol=1e-6 + EXTRA
     )
     assert k.grad is None
 
@@ -155,7 +165,7 @@ def test_empty_input_and_keys_without_gradient(kind):
 @pytest.mark.parametrize("key_gradient", [True, False])
 def test_operator_registration(key_gradient):
     """Shapes and dtypes of the registered fake, with widths that are padded."""
-    q, k, queue, options = case("dense", 12, 15, 5, torch.float32)
+    q, k, queue, options = moved(case("dense", 12, 15, 5, torch.float32))
     names = (
         "groups",
         "queue_groups",
