@@ -74,8 +74,8 @@ def select_data(config: FinetuneConfig, archive: Archive) -> FinetuneData:
     shown = [classes.names[index] for index in classes.kept if pixels[index]]
     if len(shown) < 2:
         raise UserError(
-            f"references: {', '.join(config.references)} shows only the class {shown[0]!r}, from which no other can be told; "
-            "choose an image with pixels of several classes"
+            f"references: {', '.join(config.references)} shows only the class {shown[0]!r}, from which no other can be "
+            "told; choose an image with pixels of several classes"
         )
     validation = _select_validation(config, archive, collection, classes)
     return FinetuneData(collection, classes, references, validation, pixels)

@@ -106,8 +106,8 @@ def predict(
         images: Image files and folders, or image ids if ``archive`` is given.
         out: Output folder, by default ``RUN/predictions/files``. Images inside it are not taken as input.
         archive: Read the images from this archive.
-        percentiles, luma, crop_bottom, page, common_range: For files, fields of :class:`IngestOptions`; by default those of the annotated
-            images of the run.
+        percentiles, luma, crop_bottom, page, common_range: For files, fields of :class:`IngestOptions`; by default those
+            of the annotated images of the run.
         tta, adapt: See :class:`Predictor`.
         progress: Show a progress bar if the output is a terminal.
 
@@ -127,7 +127,8 @@ def predict(
     given = {name: value for name, value in values.items() if value is not None}
     if archive is not None and given:
         raise UserError(
-            "predict: --percentiles, --colour, --crop-bottom, --page and --range apply to files only; leave them out with --archive"
+            "predict: --percentiles, --colour, --crop-bottom, --page and --range apply to files only; leave them out "
+            "with --archive"
         )
     folder, _, predictor = open_run(run, tta=tta, adapt=adapt)
     report = PredictReport(Path(out) if out is not None else folder.path / PREDICTIONS / FILES)

@@ -75,7 +75,6 @@ def test_lines_that_agree_may_name_an_image_again(tmp_path: Path) -> None:
     [
         (["file,split", "a.png,train", "sem/a.png,test"], r"line 3.*split of a\.png.*'test'.*'train'"),
         (["file,split,split", "a.png,train,test"], "column 'split'"),
-        (["file;split", "a.png;train"], "';'"),
         (["file,split", "", "", "aa.png,test"], r"line 4.*aa\.png"),
         (["file,specimem", "a.png,x"], "'specimem'.*'specimen'"),
         (["specimen", "x"], "column 'file'"),
@@ -84,7 +83,7 @@ def test_lines_that_agree_may_name_an_image_again(tmp_path: Path) -> None:
         (["file,alloy", ",x"], "line 2.*'file'"),
         (["file", "aa.png"], r"line 2.*aa\.png.*'a\.png'"),
         (["file", "b.png"], r"line 2.*b\.png.*2 images"),
-        (["file,um_per_pixel", "a.png,0.1um"], "um_per_pixel is '0.1um'"),
+        (["file,um_per_pixel", "a.png,0.1 inch"], "um_per_pixel is '0.1 inch'"),
         (["file,magnification", "a.png,-5"], "magnification is '-5'"),
         (["file,reference", "a.png,perhaps"], "reference is 'perhaps'"),
         (["file,split", "a.png,tset"], "line 2: split is 'tset'.*'test'"),
