@@ -60,6 +60,18 @@ def test_names_in_other_forms_are_found(tmp_path: Path, form: str) -> None:
     ]
 
 
+def test_a_name_without_folder_means_all_images_of_that_name(tmp_path: Path) -> None:
+    """One of them would otherwise be used for training although it is a test image."""
+    for name in ("a.png", "copy/a.png", "b/a.png"):
+        picture(tmp_path / "steel" / "img" / name)
+    write_splits(
+        tmp_path / "steel", train=["b/a.png"], val=[], test=["a.png"], test_ood=[], references=["b/a.png"]
+    )
+    found = plan([tmp_path / "steel"])
+    splits = {item.stem: item.split for item in found.items}
+    assert splits == {"a": "test", "copy__a": "test", "b__a": "train"}
+
+
 def test_an_image_in_two_splits_under_two_names_is_an_error(tmp_path: Path) -> None:
     picture(tmp_path / "steel" / "img" / "a.png")
     write_splits(tmp_path / "steel", train=["a.png"], val=["img/a.png"], test_ood=[], references=[])
