@@ -106,6 +106,9 @@ def test_a_stack_of_masks_belongs_to_a_stack_of_images(tmp_path: Path) -> None:
         np.testing.assert_array_equal(archive.read_mask(place), masks[place])
     packed(tmp_path / "x", tmp_path / "one.h5", page=2)
     np.testing.assert_array_equal(Archive(tmp_path / "one.h5").read_mask(0), masks[2])
+    write(tmp_path / "x" / "img" / "a.tif", stack[0])
+    packed(tmp_path / "x", tmp_path / "mask.h5", page=1)
+    np.testing.assert_array_equal(Archive(tmp_path / "mask.h5").read_mask(0), masks[1])
     for images, some in ((stack, masks[:2]), (stack[:1], masks[:2]), (stack, masks[:1])):
         write(tmp_path / "x" / "img" / "a.tif", *images)
         write(tmp_path / "x" / "gt" / "a.tif", *some)
