@@ -12,7 +12,8 @@ from pscl_hpc.archive import Archive
 from pscl_hpc.archive.build import BuildOptions, BuildResult, build
 from pscl_hpc.archive.ingest.sources import plan
 from pscl_hpc.archive.options import options_from_json, options_to_json
-from pscl_hpc.errors import UserError
+from pscl_hpc.cli.main import main
+from pscl_hpc.errors import EXIT_INPUT, UserError
 
 from .archives import labels, texture
 
@@ -150,3 +151,16 @@ def test_page_and_range_are_recorded_unless_they_are_usual() -> None:
     for wrong in ('"page": -2', '"page": true', '"range": "x"', '"other": 1'):
         with pytest.raises(ValueError, match="ingest option"):
             options_from_json(options_to_json(usual)[:-1] + f", {wrong}}}")
+
+
+def test_the_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "x" / "a.tif", IMAGE, texture((200, 100), 2))
+    command = ["archive", "build", str(tmp_path / "x"), "--out", str(tmp_path / "a.h5")]
+    for flag, value in (("--page", "one"), ("--page", "-1"), ("--range", "all"), ("--mask-values", "#12=a")):
+        assert main([*command, flag, value]) == EXIT_INPUT
+        assert flag in capsys.readouterr().err
+    assert main([*command, "--page", "1", "--range", "collection"]) == 0
+    (record,) = Archive(tmp_path / "a.h5").records
+    assert (record.height, record.width) == (200, 100)
+    assert main(["archive", "info", str(tmp_path / "a.h5")]) == 0
+    assert "--page 1 --range collection" in capsys.readouterr().out
