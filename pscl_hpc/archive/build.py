@@ -236,6 +236,7 @@ class _Packer:
                 scribbles=item.scribbles,
                 page=page,
                 position=position,
+                chosen=self._options.page,
             )
             self.seen.setdefault(item.dataset, set()).update(mask_values(mask))
         writer.add_strips(

@@ -27,6 +27,8 @@ _SCALE_RATIO = 1.5
 _RATIO = 4.0
 """A warning is given from this ratio of two intensity ranges, 2 bits."""
 _NAMES = {"uint8": "8-bit", "uint16": "16-bit", "float32": "floating-point"}
+_ALWAYS = frozenset({"percentiles", "luma", "crop_bottom"})
+"""Fields of which every record has a value."""
 _FIELDS = ("percentiles", "luma", "crop_bottom", "page", "common_range")
 
 
@@ -87,7 +89,14 @@ def choose_options(folder: RunFolder, given: Mapping[str, Any]) -> FileOptions:
         UserError: the annotated images differ in a field that is not given, or the record is damaged.
     """
     missing = [name for name in _FIELDS if name not in given]
-    annotated, unlabelled = _recorded(folder) if missing else ([], [])
+    annotated: list[IngestOptions | None] = []
+    unlabelled: list[IngestOptions | None] = []
+    if missing:
+        try:
+            annotated, unlabelled = _recorded(folder)
+        except UserError:
+            if not _ALWAYS.issubset(given):
+                raise
     known = [options for options in annotated if options is not None]
     options = replace(known[0] if known else IngestOptions(), **given)
     complete = bool(known) and None not in annotated

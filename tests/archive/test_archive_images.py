@@ -17,6 +17,7 @@ from PIL import Image
 
 from pscl_hpc.archive.ingest.errors import Unreadable
 from pscl_hpc.archive.ingest.images import open_pages
+from pscl_hpc.archive.options import ALL_PAGES
 
 from .archives import decode, pixels
 
@@ -90,13 +91,12 @@ def test_tiff_pages_and_reduced_copies(tmp_path: Path) -> None:
         writer.write(pages[0])
         writer.write(pages[0][::2, ::2], subfiletype=1)
         writer.write(pages[1])
-    with open_pages(tmp_path / "a.tif") as found:
-        assert [(page.height, page.width, page.dtype) for page in found] == [
-            (20, 30, "uint8"),
-            (25, 10, "uint16"),
-        ]
-        for page, truth in zip(found, pages, strict=True):
+    for number, truth in zip((0, 2), pages, strict=True):
+        with open_pages(tmp_path / "a.tif", number) as (page,):
             np.testing.assert_array_equal(page.rows(0, page.height)[:, :, 0], truth)
+    for number, named in ((ALL_PAGES, "20 x 30.*25 x 10.*--page 0"), (1, "no page 1.*0, 2")):
+        with pytest.raises(Unreadable, match=named), open_pages(tmp_path / "a.tif", number):
+            pass
 
 
 def test_tiff_white_is_zero_palette_and_bilevel(tmp_path: Path) -> None:

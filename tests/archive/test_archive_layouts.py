@@ -220,7 +220,7 @@ def test_files_that_are_not_supported_are_named(tmp_path: Path, capsys: pytest.C
     folder = tmp_path / "x"
     picture(folder / "img" / "a.png")
     (folder / "gt").mkdir()
-    (folder / "gt" / "a.json").write_text('{"shapes": []}')
+    (folder / "gt" / "a.json").write_text('{"annotation": 1, "annotations": []}')
     for name in ("b.czi", "c.czi", "d.webp"):
         (folder / "img" / name).write_bytes(b"\0")
     reasons = [item.reason for item in plan([folder]).skipped]

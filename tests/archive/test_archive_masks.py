@@ -77,7 +77,7 @@ def test_masks_that_cannot_be_used_say_why(tmp_path: Path) -> None:
     Image.fromarray(np.where(mask == 1, 7, mask).astype(np.uint8)).save(tmp_path / "unknown.png")
     Image.fromarray(np.where(mask == 1, 255, 0).astype(np.uint8)).save(tmp_path / "black-white.png")
     (tmp_path / "torn.png").write_bytes((tmp_path / "narrow.png").read_bytes()[:80])
-    tifffile.imwrite(tmp_path / "float.tif", mask.astype(np.float32))
+    tifffile.imwrite(tmp_path / "float.tif", mask.astype(np.float32) / 2)
     (tmp_path / "text.png").write_text("no picture")
     Image.fromarray(mask).save(tmp_path / "renamed.png", "JPEG")
     two = Collection("two", ("a", "b"))

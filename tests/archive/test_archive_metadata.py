@@ -75,7 +75,6 @@ def test_lines_that_agree_may_name_an_image_again(tmp_path: Path) -> None:
     [
         (["file,split", "a.png,train", "sem/a.png,test"], r"line 3.*split of a\.png.*'test'.*'train'"),
         (["file,split,split", "a.png,train,test"], "column 'split'"),
-        (["file;split", "a.png;train"], "';'"),
         (["file,split", "", "", "aa.png,test"], r"line 4.*aa\.png"),
         (["file,specimem", "a.png,x"], "'specimem'.*'specimen'"),
         (["specimen", "x"], "column 'file'"),
@@ -84,7 +83,7 @@ def test_lines_that_agree_may_name_an_image_again(tmp_path: Path) -> None:
         (["file,alloy", ",x"], "line 2.*'file'"),
         (["file", "aa.png"], r"line 2.*aa\.png.*'a\.png'"),
         (["file", "b.png"], r"line 2.*b\.png.*2 images"),
-        (["file,um_per_pixel", "a.png,0.1um"], "um_per_pixel is '0.1um'"),
+        (["file,um_per_pixel", "a.png,0.1 inch"], "um_per_pixel is '0.1 inch'"),
         (["file,magnification", "a.png,-5"], "magnification is '-5'"),
         (["file,reference", "a.png,perhaps"], "reference is 'perhaps'"),
         (["file,split", "a.png,tset"], "line 2: split is 'tset'.*'test'"),
@@ -112,3 +111,89 @@ def test_a_csv_file_that_cannot_be_read(tmp_path: Path) -> None:
     for name in ("x.csv", "gone.csv"):
         with pytest.raises(UserError, match=name):
             plan([tmp_path / "sem"], metadata=tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "file;specimen;um_per_pixel;split\r\na.tif;Gie\u00dferei;0,021;train\r\n",
+        "\ufefffile,specimen,um_per_pixel,split\na.tif,Gie\u00dferei,0.021,train\n",
+        'file,specimen,um_per_pixel,split\na.tif,Gie\u00dferei,"0,021",Train\n',
+        "sep=,\nfile,specimen,um_per_pixel,split\na.tif,Gie\u00dferei,0.021,train\n",
+        "file\tspecimen\tum_per_pixel\tsplit\na.tif\tGie\u00dferei\t21 nm\ttrain\n",
+        "File,Specimen,um per pixel,Split,,\n,,,,,\na.tif,Gie\u00dferei,0.021 \u00b5m,train,,\n",
+        "file,specimen,um_per_pixel,split,operator\na.tif,Gie\u00dferei,2.1e-2,train,Anna\n",
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "cp1252"])
+def test_csv_files_as_programs_write_them(tmp_path: Path, content: str, encoding: str) -> None:
+    picture(tmp_path / "sem" / "a.tif")
+    (tmp_path / "m.csv").write_bytes(
+        content.removeprefix("\ufeff" if encoding != "utf-8" else "").encode(encoding)
+    )
+    found = plan([tmp_path / "sem"], metadata=tmp_path / "m.csv")
+    (item,) = found.items
+    assert (item.specimen, item.split) == ("Gie\u00dferei", "train")
+    assert item.um_per_pixel == pytest.approx(0.021)
+    assert any("operator" in note for note in found.notes) == ("operator" in content)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x\\a.tif", "sem\\x\\a.tif", "C:\\Daten\\sem\\x\\a.tif", "/home/me/sem/x/a.tif", "./x/a.tif", "x/a", "x/a.TIF",
+        "D:\\Fotos\\a.tif",
+    ],
+)  # fmt: skip
+def test_paths_of_other_machines(tmp_path: Path, name: str) -> None:
+    picture(tmp_path / "sem" / "x" / "a.tif")
+    if not name.startswith("D:"):
+        picture(tmp_path / "sem" / "y" / "a.tif")
+    write_csv(tmp_path / "m.csv", "file,specimen", f"{name},S1")
+    found = plan([tmp_path / "sem"], metadata=tmp_path / "m.csv")
+    assert [item.stem for item in found.items if item.specimen] == ["x__a"]
+
+
+def test_a_path_of_another_machine_must_name_one_image(tmp_path: Path) -> None:
+    for place in "xy":
+        picture(tmp_path / "sem" / place / "a.tif")
+    write_csv(tmp_path / "m.csv", "file,specimen", "D:\\Fotos\\a.tif,S1")
+    with pytest.raises(UserError, match=r"line 2.*2 images"):
+        plan([tmp_path / "sem"], metadata=tmp_path / "m.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "separator", "expected"),
+    [
+        ("5000x", ",", 5000),
+        ("5 kx", ",", 5000),
+        ("2,5 kx", ";", 2500),
+        ("10,000", ";", 10),
+        ("10.000", ",", 10),
+        ("10,000", ",", None),
+        ("10.000", ";", None),
+        ("1.000.000", ";", None),
+        ("1,000.5", ",", None),
+        ("0", ",", None),
+        ("nan", ",", None),
+        ("5 V", ",", None),
+    ],
+)
+def test_numbers_that_could_mean_two_things_are_refused(
+    tmp_path: Path, text: str, separator: str, expected: float | None
+) -> None:
+    picture(tmp_path / "sem" / "a.tif")
+    cell = f'"{text}"' if "," in text else text
+    write_csv(tmp_path / "m.csv", f"file{separator}magnification", f"a.tif{separator}{cell}")
+    if expected is None:
+        with pytest.raises(UserError, match="line 2: magnification is"):
+            plan([tmp_path / "sem"], metadata=tmp_path / "m.csv")
+    else:
+        assert plan([tmp_path / "sem"], metadata=tmp_path / "m.csv").items[0].magnification == expected
+
+
+def test_a_workbook_is_not_a_csv_file(tmp_path: Path) -> None:
+    picture(tmp_path / "sem" / "a.tif")
+    (tmp_path / "m.csv").write_bytes(b"PK\x03\x04" + bytes(range(256)))
+    with pytest.raises(UserError, match="workbook"):
+        plan([tmp_path / "sem"], metadata=tmp_path / "m.csv")

@@ -18,10 +18,10 @@ def test_a_split_whose_path_is_wrong_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "steel"
     for name in ("x/a.png", "x/b.png", "y/a.png"):
         picture(folder / "img" / name)
-    write_splits(folder, train=["x/a.png"], val=["img/x/b.png"], test_ood=["z/a.png"], references=[])
+    write_splits(folder, train=["x/a.png"], val=["w/x/b.png"], test_ood=["z/a.png"], references=[])
     found = plan([folder])
     assert {Path(item.path).relative_to(folder / "img").as_posix() for item in found.skipped} == {
-        "img/x/b.png",
+        "w/x/b.png",
         "z/a.png",
     }
     write_splits(folder, train=["x/a.png"], val=["b.png"], test_ood=["y/a.png"], references=[])
@@ -32,6 +32,51 @@ def test_a_split_whose_path_is_wrong_is_named(tmp_path: Path) -> None:
         "steel/x__b": ("val", False),
         "steel/y__a": ("test_ood", False),
     }
+
+
+@pytest.mark.parametrize(
+    "form", ["{}", "{}.tif", "img/{}.tif", "img\\{}.tif", "./img/{}.tif", "{}.TIF", "IMG/{}", "A/{}.tif"]
+)
+def test_names_in_other_forms_are_found(tmp_path: Path, form: str) -> None:
+    """Without suffix, with the image folder, from Windows, in upper case; a twin is chosen only by its suffix."""
+    folder = tmp_path / "steel"
+    for name in "abc":
+        picture(folder / "img" / f"{name}.tif")
+    picture(folder / "img" / "c.png")
+    names = {split: [form.format(name)] for split, name in zip(("train", "val", "test"), "abc", strict=True)}
+    write_splits(folder, **names, test_ood=[], references=names["train"])
+    found = plan([folder])
+    if form.startswith(("A/", "IMG/")):
+        assert len(found.skipped) >= 3
+        return
+    assert table(found) == {
+        "steel/a": ("train", False),
+        "steel/b": ("val", False),
+        "steel/c": ("test", False),
+    }
+    assert found.collections["steel"].references == ("steel/a",)
+    assert [item.path.name for item in found.items if item.stem == "c"] == [
+        "c.tif" if "tif" in form.lower() else "c.png"
+    ]
+
+
+def test_a_name_without_folder_means_all_images_of_that_name(tmp_path: Path) -> None:
+    """One of them would otherwise be used for training although it is a test image."""
+    for name in ("a.png", "copy/a.png", "b/a.png"):
+        picture(tmp_path / "steel" / "img" / name)
+    write_splits(
+        tmp_path / "steel", train=["b/a.png"], val=[], test=["a.png"], test_ood=[], references=["b/a.png"]
+    )
+    found = plan([tmp_path / "steel"])
+    splits = {item.stem: item.split for item in found.items}
+    assert splits == {"a": "test", "copy__a": "test", "b__a": "train"}
+
+
+def test_an_image_in_two_splits_under_two_names_is_an_error(tmp_path: Path) -> None:
+    picture(tmp_path / "steel" / "img" / "a.png")
+    write_splits(tmp_path / "steel", train=["a.png"], val=["img/a.png"], test_ood=[], references=[])
+    with pytest.raises(UserError, match=r"a\.png in train.*in val"):
+        plan([tmp_path / "steel"])
 
 
 @pytest.mark.parametrize("listed", ["x/heat1.5.png", "x/heat1.5", "heat1.5.png", "heat1.5"])

@@ -12,7 +12,7 @@ from pscl_hpc.archive import Archive, ShardWriter
 from pscl_hpc.errors import UserError
 from pscl_hpc.models.unet import UNetConfig
 from pscl_hpc.segmentation import ClassList
-from pscl_hpc.segmentation.data import WindowDataset, select_data
+from pscl_hpc.segmentation.data import FinetuneData, WindowDataset, select_data
 
 from .helpers import ALLOY, SCRATCH, micrograph, settings
 
@@ -141,3 +141,23 @@ def test_windows_of_a_sparse_annotation_show_some_of_it(tmp_path: Path) -> None:
     drawn = windows(Archive(tmp_path / "a.h5"), validation_split="", batch_size=4)
     shown = [(target != 255).any() for step in range(20) for target in drawn[step].targets]
     assert np.mean(shown) > 0.9
+
+
+def test_references_must_show_more_than_one_class(tmp_path: Path) -> None:
+    """And classes that they do not show are known before training."""
+    image, mask = micrograph(0)
+    with ShardWriter(tmp_path / "a.h5", [ALLOY]) as writer:
+        for name, shown in (("matrix", mask * 0), ("two", np.where(mask == 2, 0, mask)), ("all", mask)):
+            writer.add(image, mask=shown, id=f"alloy/{name}", dataset="alloy", split="train")
+    archive = Archive(tmp_path / "a.h5")
+
+    def data(*names: str) -> FinetuneData:
+        references = [f"alloy/{name}" for name in names]
+        return select_data(
+            settings(archive.path, Path("unused"), references=references, validation_split=""), archive
+        )
+
+    with pytest.raises(UserError, match=r"references: alloy/matrix.*'matrix'"):
+        data("matrix")
+    assert data("two").unseen == ("void",)
+    assert data("matrix", "all").unseen == ()

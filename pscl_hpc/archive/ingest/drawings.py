@@ -27,20 +27,27 @@ class Drawings:
     labels: tuple[str, ...]
     """All labels, in the order of the files."""
     unread: tuple[Unread, ...]
+    notes: tuple[str, ...]
+    """Sentences on images that are listed without a shape."""
 
 
-def find_drawings(folder: Path, places: Iterable[Path], images: Mapping[str, Path]) -> Drawings:
+def find_drawings(folder: Path | None, places: Iterable[Path], images: Mapping[str, Path]) -> Drawings:
     """Match annotation files to images.
 
     Args:
-        folder: dataset folder; files in it are considered, and those anywhere under ``places``.
+        folder: dataset folder; files in it are considered.
+        places: files, and folders in which files at any depth are considered.
         images: name -> file of the images that have no mask of pixels.
     """
     suffixes = annotation_suffixes()
-    paths = {path for path in folder.iterdir() if path.is_file() and not is_junk(path.name)}
+    paths = (
+        {path for path in folder.iterdir() if path.is_file() and not is_junk(path.name)} if folder else set()
+    )
     for place in places:
         paths.update(files_under(place))
     unread: list[Unread] = []
+    notes: list[str] = []
+    read: set[Path] = set()
     matched: dict[str, list[tuple[AnnotationFile, Drawing]]] = {}
     for path in sorted(path for path in paths if path.suffix.lower() in suffixes):
         try:
@@ -50,10 +57,12 @@ def find_drawings(folder: Path, places: Iterable[Path], images: Mapping[str, Pat
             continue
         if file is None:
             continue
-        without = []
+        without, empty = [], []
         for drawing in file.drawings:
             name = _image_of(file, drawing, images)
-            if name is None:
+            if name is not None and not drawing.shapes and not drawing.problem:
+                empty.append(name)
+            elif name is None:
                 without.append(drawing.image or path.name)
             else:
                 matched.setdefault(name, []).append((file, drawing))
@@ -64,13 +73,19 @@ def find_drawings(folder: Path, places: Iterable[Path], images: Mapping[str, Pat
                 "which is used; rename the file as its image, or move it away"
             )
             unread.append(Unread(path.parent, (path,), reason))
+        if empty:
+            # Files list images that nobody has looked at yet, so these are not all background.
+            read.add(path)
+            count = f"{len(empty)} of {len(file.drawings)} images in it have"
+            notes.append(f"{path}: {count} no shape, so they have no mask ({', '.join(empty[:3])})")
     files = list(dict.fromkeys(file for some in matched.values() for file, _ in some))
     return Drawings(
         {name: _single(some) for name, some in matched.items()},
-        frozenset(file.path for file in files),
+        frozenset(file.path for file in files) | read,
         tuple(dict.fromkeys(file.format for file in files)),
         tuple(dict.fromkeys(label for file in files for label in file.labels)),
         tuple(unread),
+        tuple(notes),
     )
 
 

@@ -154,7 +154,7 @@ def _notes(name: str, layout: Layout, splits: Mapping[str, str]) -> list[str]:
         counts = Counter(splits.values())
         shown = ", ".join(f"{split} {count}" for split, count in counts.items())
         notes.append(f"{name}: splits are taken from the folders: {shown}")
-    return [readable(note) for note in notes]
+    return [readable(note) for note in (*notes, *layout.notes)]
 
 
 def plain_name(name: str) -> str:

@@ -80,6 +80,7 @@ class Layout:
     rule: str
     """The convention by which masks were found; empty if there is no mask."""
     unread: tuple[Unread, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def find_layouts(source: Path) -> tuple[list[Layout], list[Unread]]:
@@ -220,14 +221,11 @@ def _layout(folder: Path, groups: Sequence[Group], rule: str, *, beside: bool = 
     if not splits and "train" in inside.values():
         splits = {name: split for name, split in inside.items() if split}
     used = {path for group in groups for path in (group.images, group.masks) if path is not None}
-    folders = [
-        path
-        for group in groups
-        for path in (None if group.loose else group.images, group.masks, group.annotations)
-    ]
-    places = [path for path in folders if path is not None]
+    given = [group.annotations for group in groups if group.annotations is not None]
+    folders = [path for group in groups for path in (None if group.loose else group.images, group.masks)]
+    places = given or [path for path in folders if path is not None]
     unmasked = {name: path for name, path in images.items() if name not in masks}
-    drawings = find_drawings(folder, places, unmasked)
+    drawings = find_drawings(None if given else folder, places, unmasked)
     if drawings.of_image:
         kinds = f"shapes of {' and '.join(drawings.formats)}"
         rule = f"{rule}; {kinds}" if masks else kinds
@@ -242,7 +240,7 @@ def _layout(folder: Path, groups: Sequence[Group], rule: str, *, beside: bool = 
     splits = {name: splits[name] for name in images if name in splits}
     return Layout(
         folder, base, dict(sorted(images.items())), masks, drawings.of_image, drawings.labels, tuple(strays), splits, rule,
-        tuple(unread),
+        tuple(unread), drawings.notes,
     )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from pscl_hpc.archive.ingest.mask_pixels import (
 )
 from pscl_hpc.archive.ingest.mask_values import IGNORE, OTHER, TRANSPARENT, Key, by_colour, suggestion
 from pscl_hpc.archive.ingest.page import Page
+from pscl_hpc.archive.options import ALL_PAGES
 from pscl_hpc.errors import UserError
 
 _MANY_COLOURS = 32
@@ -40,6 +41,7 @@ def read_mask(
     scribbles: bool = False,
     page: Page | None = None,
     position: tuple[int, int] = (0, 1),
+    chosen: int = ALL_PAGES,
 ) -> npt.NDArray[np.uint8]:
     """(cropped, width) class indices of an image.
 
@@ -52,6 +54,7 @@ def read_mask(
         scribbles: pixels outside the shapes are not annotated rather than background.
         page: the image; it chooses the page of a mask that has as many pages as the file of the image.
         position: number of the image among the packed pages of its file, and their count.
+        chosen: page of the mask if it has several but the image one, as given by ``--page``.
 
     Raises:
         Unreadable: the file is damaged or has another size or unknown values, colours or labels.
@@ -60,7 +63,7 @@ def read_mask(
     if drawing is not None:
         rows = cropped if drawing.size == (cropped, width) else height
         return fill(drawing, collection, rows, width, shown, scribbles=scribbles)[:cropped]
-    found = _page(read_pages(path), page, position, shown)
+    found = _page(read_pages(path), page, position, chosen, shown)
     if found.pixels.shape[:2] not in ((height, width), (cropped, width)):
         size = " x ".join(map(str, found.pixels.shape[:2]))
         raise Unreadable(
@@ -152,25 +155,32 @@ def check_colours(paths: Sequence[Path], classes: Sequence[str]) -> None:
         raise UserError(
             f"{first} is a mask in colours, and the masks have {len(counts)} colours, as after smoothing or lossy "
             f"compression; save them with hard edges as PNG, and give the class of each colour, such as "
-            f"{suggestion(colours, classes)}"
+            f"{suggestion(colours, ())}"
         )
+    # Which colour is which is a guess only for two: black or transparent is the background.
+    names = classes if len(colours) == 2 else ()
+    choices = f"; the classes are {', '.join(classes)}" if classes else ""
     raise UserError(
-        f"{first} is a mask in colours; give the class of each with {suggestion(colours, classes)} (correct the classes; "
-        f"'{IGNORE}' means not annotated)"
+        f"{first} is a mask in colours; give the class of each with {suggestion(colours, names)}{choices}, or '{IGNORE}' "
+        "if not annotated"
     )
 
 
-def _page(pages: Sequence[MaskPage], page: Page | None, position: tuple[int, int], shown: str) -> MaskPage:
+def _page(
+    pages: Sequence[MaskPage], page: Page | None, position: tuple[int, int], chosen: int, shown: str
+) -> MaskPage:
     """The page of a mask file that belongs to a page of its image."""
     place, packed = position
     if len(pages) == packed:
         return pages[place]
     if page is not None and len(pages) == page.total:
         return pages[page.number]
+    if packed == 1 and 0 <= chosen < len(pages):
+        return pages[chosen]
     count = f"{len(pages)} pages" if len(pages) > 1 else "1 page"
     raise Unreadable(
         f"the mask {shown} has {count} but the image {packed}; save one mask page for each page of the image, or "
-        "choose a page of both with --page"
+        "choose a page with --page"
     )
 
 

@@ -58,10 +58,10 @@ class Splits:
         missing = []
         exactly = set()
         for name, split in self.files.items():
-            level, found = known.find(name)
+            found = known.find(name)
             if not found:
                 missing.append(name)
-            for image in found:
+            for image, level in found.items():
                 if level < _WITHOUT_SUFFIX:
                     exactly.add(image)
                 other = best.setdefault(image, (level, split, name))
@@ -73,9 +73,10 @@ class Splits:
                     best[image] = (level, split, name)
         references = []
         for wanted in self.references:
-            level, found = known.find(wanted)
-            references.append((wanted, found))
-            exactly.update(found if level < _WITHOUT_SUFFIX else ())
+            found = known.find(wanted)
+            nearest = tuple(image for image, level in found.items() if level == min(found.values()))
+            references.append((wanted, nearest))
+            exactly.update(image for image in nearest if found[image] < _WITHOUT_SUFFIX)
         splits = {image: split for image, (_, split, _) in best.items()}
         return Listed(splits, frozenset(exactly), tuple(references), tuple(sorted(missing)))
 
@@ -106,14 +107,21 @@ class _Known:
                 for fold, text in ((0, key), (1, key.casefold())):
                     self._levels[2 * level + fold].setdefault(text, []).append(image)
 
-    def find(self, name: str) -> tuple[int, tuple[str, ...]]:
-        """How exactly the best images match (0 is best), and these images."""
+    def find(self, name: str) -> dict[str, int]:
+        """The images that a name means, and how exactly each matches (0 is best).
+
+        A name without folders means the images of that name in all folders.
+        """
         plain = nfc(name).replace("\\", "/").removeprefix("./")
         for text in dict.fromkeys((plain, plain.removeprefix(f"{self._base}/"))):
-            for level, known in enumerate(self._levels):
-                if found := known.get(text.casefold() if level % 2 else text):
-                    return level, tuple(found)
-        return len(self._levels), ()
+            for levels in ((0, 2), (1, 3), (4, 6), (5, 7)):
+                found: dict[str, int] = {}
+                for level in levels:
+                    for image in self._levels[level].get(text.casefold() if level % 2 else text, ()):
+                        found.setdefault(image, level)
+                if found:
+                    return found
+        return {}
 
 
 _FORMS: tuple[Callable[[PurePosixPath], str], ...] = (

@@ -13,7 +13,7 @@ from pscl_hpc.archive.ingest.errors import Unreadable
 
 @annotation_format("COCO", ".json")
 def read_coco(data: bytes) -> tuple[list[Drawing], list[str]] | None:
-    """``images``, ``annotations`` and ``categories``; an image without annotation is all background."""
+    """``images``, ``annotations`` and ``categories``."""
     content = json_object(data)
     if content is None or not all(
         isinstance(content.get(key), list) for key in ("images", "annotations", "categories")
