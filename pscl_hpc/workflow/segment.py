@@ -202,9 +202,10 @@ def _keep_request(request: Request, out: Path) -> None:
     before: dict[str, Any] = read_request(out).model_dump()
     now = request.model_dump()
     changed = [key for key in now if now[key] != before[key]]
-    # Another mask where there was none continues what the suggestion began.
-    if changed and not before["mask"]:
-        (out / REQUEST_FILE).unlink()
+    if changed and not (out / RUN).exists():
+        # Nothing was trained yet: a corrected call begins again.
+        for name in (ARCHIVE_FILE, REQUEST_FILE):
+            (out / name).unlink(missing_ok=True)
         _keep_request(request, out)
         return
     if changed:

@@ -61,8 +61,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def request_of(folder: Path, **changes: object) -> Request:
-    tree = {"folder": str(folder / "sem"), "mask": str(folder / "painted/1_mask.png"), "overrides": SMALL}
+def request_of(home: Path, **changes: object) -> Request:
+    tree = {"folder": str(home / "sem"), "mask": str(home / "painted/1_mask.png"), "overrides": SMALL}
     return Request.model_validate({**tree, **changes})
 
 
@@ -169,6 +169,7 @@ def test_without_a_mask_and_with_one_afterwards(folder: Path) -> None:
     with pytest.raises(UserError, match="--mask"):
         segment(request_of(folder, mask=""), folder / "out")
     assert len(Archive(folder / "out/archive.h5")) == 3
+    assert prepare(request_of(folder), folder / "out").inputs.reference == "sem/1"
 
 
 @pytest.mark.parametrize(
@@ -187,6 +188,8 @@ def test_wrong_input_is_found_before_the_training(
     with pytest.raises(UserError, match=named):
         segment(request_of(folder, **changes), folder / "out")
     assert not (folder / "out/model").exists()
+    # The corrected call may use the same folder.
+    assert prepare(request_of(folder), folder / "out").inputs.reference == "sem/1"
 
 
 def test_a_mask_of_no_image_and_a_mask_among_the_images(folder: Path) -> None:
