@@ -232,7 +232,7 @@ def _found(inputs: Inputs) -> str:
     scale = "of all known" if scales == len(records) else f"known of {scales}" if scales else "not known"
     return (
         f"{home}: {len(records)} images, {annotated} with a mask, scale {scale}; classes: {', '.join(inputs.classes)}; "
-        f"trained on {inputs.reference}"
+        f"annotated image: {inputs.reference}"
     )
 
 
