@@ -17,6 +17,7 @@ from pscl_hpc.errors import UserError
 from pscl_hpc.metallography.measure import Wanted, measure, measure_masks
 from pscl_hpc.metallography.record import MEASUREMENTS_FILE, read_measurements
 from pscl_hpc.report import write_report
+from pscl_hpc.report.measure_page import least_sure, scale_bar
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.segmentation.pictures import read_labels
 
@@ -162,6 +163,37 @@ def test_the_page_has_scale_bars_numbers_and_the_least_sure_images(measured: Pat
     first = min(confidences, key=lambda name: confidences[name])
     after = text[text.index('id="next"') :]
     assert after.index(first) == min(after.index(name) for name in confidences)
+
+
+def test_images_without_a_mask_are_proposed_first(measured: Path) -> None:
+    image = read_measurements(measured).images[0]
+    bare = {name: phase.model_copy(update={"fraction_in_mask": None}) for name, phase in image.phases.items()}
+    images = [
+        image.model_copy(update={"name": "masked", "mean_confidence": 0.5}),
+        image.model_copy(update={"name": "bare", "mean_confidence": 0.9, "phases": bare}),
+        image.model_copy(update={"name": "trained on", "mean_confidence": 0.4, "annotated": True}),
+        image.model_copy(update={"name": "barer", "mean_confidence": 0.8, "phases": bare}),
+    ]
+    assert [one.name for one in least_sure(images)] == ["barer", "bare", "masked"]
+
+
+@pytest.mark.parametrize(
+    ("width", "um_per_pixel", "label", "percent"),
+    [
+        (100, 1.0, "20 \N{MICRO SIGN}m", 20),
+        (1000, 0.0001, "20 nm", 20),
+        (1000, 10.0, "2 mm", 20),
+        (333, 0.05, "2 \N{MICRO SIGN}m", 12.01),
+    ],
+)
+def test_a_scale_bar_is_a_round_length_that_fits(
+    width: int, um_per_pixel: float, label: str, percent: float
+) -> None:
+    bar = scale_bar(width, um_per_pixel)
+    assert bar is not None
+    assert bar.label == label
+    assert bar.percent == pytest.approx(percent, abs=0.01)
+    assert scale_bar(width, None) is None
 
 
 def test_the_command(trained: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
