@@ -12,7 +12,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +227,7 @@ class _Writer:
         record, classes = archive.records[index], self.predictor.classes
         key = f"{archive.rows[index].pixel_checksum} {record.low} {record.high} {self.confidence} {bar is not None}"
         if self.finished is not None and (before := self.finished.find(key, source, target)):
-            return before
+            return replace(before, um_per_pixel=record.um_per_pixel)
         sure = np.empty((record.height, record.width), np.uint8) if self.confidence else None
         labels = self.predictor.archive_image(archive, index, confidence=sure)
         colours = archive_overlay(archive, index, labels, classes)

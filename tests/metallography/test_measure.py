@@ -11,11 +11,13 @@ import pytest
 import tifffile
 from PIL import Image
 
-from pscl_hpc.archive import Archive
+from pscl_hpc.archive import Archive, Collection, ShardWriter
 from pscl_hpc.cli.main import main
 from pscl_hpc.errors import UserError
+from pscl_hpc.metallography.grains import number_by_area
 from pscl_hpc.metallography.measure import Wanted, measure, measure_masks
 from pscl_hpc.metallography.record import MEASUREMENTS_FILE, read_measurements
+from pscl_hpc.metallography.summary import GRAINS
 from pscl_hpc.report import write_report
 from pscl_hpc.report.measure_page import least_sure, scale_bar
 from pscl_hpc.runs import RunFolder
@@ -130,6 +132,27 @@ def test_masks_are_measured_directly(archive_file: Path, tmp_path: Path) -> None
     text = write_report([tmp_path]).path.read_text(encoding="utf-8")
     assert "Phases in 2 masks" in text
     assert "Annotate next" not in text
+
+
+def test_grain_size_in_the_tables_and_on_the_page(tmp_path: Path) -> None:
+    mask = np.zeros((100, 80), np.uint8)
+    mask[19:-1:20] = mask[:, 19:-1:20] = 1
+    with ShardWriter(tmp_path / "grains.h5", [Collection("g", ("grain", "edge"))]) as writer:
+        for name in ("a", "b"):
+            writer.add(mask * 200, mask=mask, id=f"g/{name}", dataset="g", um_per_pixel=0.5)
+    wanted = Wanted(boundary="edge")
+    record = measure_masks(tmp_path / "grains.h5", out=tmp_path / "out", wanted=wanted).record
+    found = record.find(GRAINS, "ASTM grain size G (planimetric)")
+    assert found is not None
+    # 12 grains by the planimetric procedure on 100 x 80 pixels of 0.5 um.
+    assert found.value == pytest.approx(number_by_area(12 / (8000 * 0.25) * 1e6))
+    (row,) = (
+        row for row in rows(tmp_path / "out/images.csv") if row["phase"] == GRAINS and row["image"] == "g/a"
+    )
+    assert float(row["grain_size_planimetric"]) == found.value
+    assert row["particles_inside"] == "6"
+    text = write_report([tmp_path / "out"]).path.read_text(encoding="utf-8")
+    assert f"ASTM grain size G (planimetric): {found.value:.3g}" in text
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,20 @@ def test_classes_without_names_are_numbered(folder: Path) -> None:
     assert any("--classes" in text for text in said)
 
 
+def test_a_mask_beside_its_image(folder: Path) -> None:
+    """The folder tells the mask by its name, and has no class names."""
+    mask = folder / "sem/1_mask.png"
+    shutil.copy(folder / "painted/1_mask.png", mask)
+    found = prepare(request_of(folder, mask=str(mask)), folder / "out").inputs
+    assert found.reference == "sem/1"
+    assert found.classes == ("class 0", "class 1")
+    assert len(Archive(found.archive)) == 3
+    named = prepare(
+        request_of(folder, mask=str(mask), classes=("matrix", "carbide")), folder / "named"
+    ).inputs
+    assert named.classes == ("matrix", "carbide")
+
+
 def test_the_same_call_resumes_after_a_kill(folder: Path) -> None:
     command = [
         sys.executable, "-m", "pscl_hpc.cli", "segment", str(folder / "sem"), "--mask",
