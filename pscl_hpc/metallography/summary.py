@@ -83,8 +83,8 @@ def _too_small(name: str, found: Sequence[Particles], rules: Rules) -> list[str]
     if small <= counted:
         return []
     return [
-        f"{name}: {small} regions have fewer than {rules.smallest} pixels and are not counted, {counted} are; a higher "
-        "magnification would resolve them, and --smallest sets the limit."
+        f"{name}: {small} regions have fewer than {rules.smallest} pixels and are not counted, {counted} are; they are "
+        "noise of the segmentation or too small for this magnification; --smallest sets the limit."
     ]
 
 

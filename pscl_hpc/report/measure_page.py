@@ -128,13 +128,18 @@ def representative(images: Sequence[ImageResult], most: int = MOST_IMAGES) -> li
 
 
 def least_sure(images: Sequence[ImageResult]) -> list[ImageResult]:
-    """The images with the lowest mean confidence, without those that are annotated already."""
+    """The images with the lowest mean confidence that the model was not trained on; those without a mask come first."""
     known = [
         image
         for image in images
         if image.mean_confidence is not None and not image.annotated and image.files.get("confidence")
     ]
-    return sorted(known, key=lambda image: (image.mean_confidence or 0.0, image.name))[:NEXT]
+    return sorted(known, key=lambda image: (has_mask(image), image.mean_confidence or 0.0, image.name))[:NEXT]
+
+
+def has_mask(image: ImageResult) -> bool:
+    """Whether the archive has a mask of the image."""
+    return any(phase.fraction_in_mask is not None for phase in image.phases.values())
 
 
 def scale_bar(width: int, um_per_pixel: float | None) -> ScaleBar | None:
@@ -178,6 +183,7 @@ def _picture(
     note = "the model was trained on this image" if image.annotated else ""
     if image.mean_confidence is not None and confidence:
         note = f"mean confidence {100 * image.mean_confidence:.1f} %"
+        note += ", has a mask already" if has_mask(image) else ""
     return Picture(
         image.name,
         image.width,

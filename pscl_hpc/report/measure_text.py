@@ -48,7 +48,7 @@ def sentences(record: Measurements) -> list[str]:
     for quantity in ("ASTM grain size G (planimetric)", "mean lineal intercept"):
         row = record.find(GRAINS, quantity)
         if row is not None and row.value is not None:
-            lines.append(f"{quantity}: {_value(row)}.")
+            lines.append(f"{quantity}: {_number(row)}{f' {unit_text(row.unit)}' if row.unit else ''}.")
     if record.correction is not None:
         lines.append(
             f"The fractions are corrected by the errors of the model on {record.correction.images} validation images."
@@ -123,8 +123,11 @@ def particle_table(record: Measurements) -> Table | None:
         return None
     rows = []
     for quantity in quantities:
-        cells = [_value(row) if (row := record.find(name, quantity)) else "" for name in names]
-        rows.append((quantity, *cells))
+        found = [record.find(name, quantity) for name in names]
+        unit, _ = _per_large_area(next(row.unit for row in found if row))
+        rows.append(
+            (f"{quantity}, {unit}" if unit else quantity, *(_number(row) if row else "" for row in found))
+        )
     return Table(("", *names), tuple(rows))
 
 
@@ -165,12 +168,29 @@ def _percent(row: Result) -> str:
     return f"{text} ({100 * row.low:.1f} to {100 * row.high:.1f})"
 
 
-def _value(row: Result) -> str:
+def _number(row: Result) -> str:
+    """Value and interval without the unit."""
     if row.value is None:
         return NONE
-    digits = f"{row.value:.0f}" if not row.images and not row.unit else f"{row.value:.4g}"
-    text = f"{digits} {unit_text(row.unit)}".strip()
-    return text if row.low is None or row.high is None else f"{text} ({row.low:.4g} to {row.high:.4g})"
+    _, factor = _per_large_area(row.unit)
+    if not row.images and not row.unit:
+        return f"{row.value:.0f}"
+    if row.low is None or row.high is None:
+        return _short(factor * row.value)
+    return f"{_short(factor * row.value)} ({_short(factor * row.low)} to {_short(factor * row.high)})"
+
+
+def _short(value: float) -> str:
+    """Three significant digits, all digits of whole numbers, no exponent for usual sizes."""
+    if 1000 <= abs(value) < 1e7:
+        return f"{value:.0f}"
+    return f"{value:.3g}"
+
+
+def _per_large_area(unit: str) -> tuple[str, float]:
+    """The unit as text, and the factor to it: numbers per area are given for mm\N{SUPERSCRIPT TWO} or a million pixels."""
+    large = {f"1/{MICROMETRE}2": "per mm\N{SUPERSCRIPT TWO}", "1/px2": "per million pixels"}
+    return (large[unit], 1e6) if unit in large else (unit_text(unit), 1.0)
 
 
 def _length(value: float, unit: str) -> str:

@@ -7,12 +7,10 @@ from the bottom edge appear in the pictures without a class.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +24,9 @@ from pscl_hpc.classifiers import CLASSIFIER_FILE
 from pscl_hpc.errors import UserError
 from pscl_hpc.models import MODEL_FILE
 from pscl_hpc.progress import Progress
-from pscl_hpc.runs import writing
-from pscl_hpc.segmentation.config import InferenceConfig, Tta
+from pscl_hpc.segmentation.config import Tta
 from pscl_hpc.segmentation.evaluate import PREDICTIONS, ImagePredictor, open_run
+from pscl_hpc.segmentation.finished import Finished, file_hash
 from pscl_hpc.segmentation.ingest_options import (
     FileOptions,
     choose_options,
@@ -40,8 +38,6 @@ from pscl_hpc.segmentation.ingest_options import (
 from pscl_hpc.segmentation.input_files import list_files
 from pscl_hpc.segmentation.pictures import archive_overlay, picture_name, png_bytes, write_file
 
-FINISHED_FILE = "finished.jsonl"
-"""In the output folder of a call that can be resumed: one line for each finished image."""
 FILES = "files"
 """Default output folder in ``RUN/predictions``."""
 
@@ -151,7 +147,11 @@ def predict(
     folder, _, predictor = open_run(run, tta=tta, adapt=adapt)
     report = PredictReport(Path(out) if out is not None else folder.path / PREDICTIONS / FILES)
     writer = _Writer(
-        predictor, confidence, _Finished(report.folder, folder.path, predictor.inference) if resume else None
+        predictor,
+        confidence,
+        Finished(report.folder, f"{file_hash(_model_file(folder.path))} {predictor.inference}")
+        if resume
+        else None,
     )
     names = list(dict.fromkeys(map(str, images)))
     found: list[tuple[str, ImageRecord]] = []
@@ -235,7 +235,7 @@ class _Writer:
 
     predictor: ImagePredictor
     confidence: bool
-    finished: _Finished | None
+    finished: Finished | None
     """Pictures of an earlier call; None where files with other content must not be overwritten."""
 
     def write(
@@ -243,9 +243,10 @@ class _Writer:
     ) -> PredictedImage:
         """One image; ``bar`` is the index of the rows cropped from it."""
         record, classes = archive.records[index], self.predictor.classes
-        key = f"{archive.rows[index].pixel_checksum} {record.low} {record.high} {self.confidence} {bar is not None}"
-        if self.finished is not None and (before := self.finished.find(key, source, target)):
-            return before
+        pixels = f"{archive.rows[index].pixel_checksum} {record.low} {record.high} {bar is not None}"
+        key = f"{target} {self.confidence} {source} {pixels}"
+        if self.finished is not None and (before := self.finished.find(key)):
+            return replace(PredictedImage(**before), um_per_pixel=record.um_per_pixel)
         sure = np.empty((record.height, record.width), np.uint8) if self.confidence else None
         labels = self.predictor.archive_image(archive, index, confidence=sure)
         colours = archive_overlay(archive, index, labels, classes)
@@ -277,53 +278,13 @@ class _Writer:
             source, labels_path, overlay_path, cropped, record.um_per_pixel, confidence_path, mean
         )
         if self.finished is not None:
-            self.finished.add(key, image)
+            self.finished.add(key, asdict(image), list(contents))
         return image
 
 
 def _model_file(run: Path) -> Path:
     """The network or the classifier of a run."""
     return run / (MODEL_FILE if (run / MODEL_FILE).exists() else CLASSIFIER_FILE)
-
-
-class _Finished:
-    """The images that earlier calls have segmented, in a file that grows by a line for each."""
-
-    def __init__(self, folder: Path, run: Path, inference: InferenceConfig) -> None:
-        self._path = folder / FINISHED_FILE
-        self._key = (
-            f"{hashlib.sha256(_model_file(run).read_bytes()).hexdigest()} {inference.tta} {inference.adapt}"
-        )
-        self._known: dict[str, PredictedImage] = {}
-        for line in self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else ():
-            try:
-                entry = json.loads(line)
-                self._known[entry["key"]] = PredictedImage(**entry["image"])
-            except (ValueError, TypeError, KeyError):
-                continue  # a line that was not written to its end
-
-    def find(self, key: str, source: str, target: Path) -> PredictedImage | None:
-        """The image if the same pixels were segmented into the same files by the same model, and these exist."""
-        found = self._known.get(f"{self._key} {key} {target}")
-        if found is None or found.source != source:
-            return None
-        paths = [path for path in (found.labels, found.overlay, found.confidence) if path]
-        return found if all(Path(path).is_file() for path in paths) else None
-
-    def add(self, key: str, image: PredictedImage) -> None:
-        target = Path(image.labels).with_suffix("")
-        line = json.dumps({"key": f"{self._key} {key} {target}", "image": asdict(image)})
-        with writing(self._path), self._path.open("a", encoding="utf-8") as file:
-            # A line that a killed call has left unfinished ends here.
-            file.write(f"{line}\n" if self._ends_line() else f"\n{line}\n")
-
-    def _ends_line(self) -> bool:
-        with self._path.open("rb") as file:
-            size = file.seek(0, 2)
-            if not size:
-                return True
-            file.seek(size - 1)
-            return file.read(1) == b"\n"
 
 
 def _stems(names: Sequence[str]) -> dict[str, str]:

@@ -202,9 +202,10 @@ def _keep_request(request: Request, out: Path) -> None:
     before: dict[str, Any] = read_request(out).model_dump()
     now = request.model_dump()
     changed = [key for key in now if now[key] != before[key]]
-    # Another mask where there was none continues what the suggestion began.
-    if changed and not before["mask"]:
-        (out / REQUEST_FILE).unlink()
+    if changed and not (out / RUN).exists():
+        # Nothing was trained yet: a corrected call begins again.
+        for name in (ARCHIVE_FILE, REQUEST_FILE):
+            (out / name).unlink(missing_ok=True)
         _keep_request(request, out)
         return
     if changed:
@@ -231,7 +232,7 @@ def _found(inputs: Inputs) -> str:
     scale = "of all known" if scales == len(records) else f"known of {scales}" if scales else "not known"
     return (
         f"{home}: {len(records)} images, {annotated} with a mask, scale {scale}; classes: {', '.join(inputs.classes)}; "
-        f"trained on {inputs.reference}"
+        f"annotated image: {inputs.reference}"
     )
 
 

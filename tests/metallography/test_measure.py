@@ -11,12 +11,15 @@ import pytest
 import tifffile
 from PIL import Image
 
-from pscl_hpc.archive import Archive
+from pscl_hpc.archive import Archive, Collection, ShardWriter
 from pscl_hpc.cli.main import main
 from pscl_hpc.errors import UserError
+from pscl_hpc.metallography.grains import number_by_area
 from pscl_hpc.metallography.measure import Wanted, measure, measure_masks
 from pscl_hpc.metallography.record import MEASUREMENTS_FILE, read_measurements
+from pscl_hpc.metallography.summary import GRAINS
 from pscl_hpc.report import write_report
+from pscl_hpc.report.measure_page import least_sure, scale_bar
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.segmentation.pictures import read_labels
 
@@ -131,6 +134,27 @@ def test_masks_are_measured_directly(archive_file: Path, tmp_path: Path) -> None
     assert "Annotate next" not in text
 
 
+def test_grain_size_in_the_tables_and_on_the_page(tmp_path: Path) -> None:
+    mask = np.zeros((100, 80), np.uint8)
+    mask[19:-1:20] = mask[:, 19:-1:20] = 1
+    with ShardWriter(tmp_path / "grains.h5", [Collection("g", ("grain", "edge"))]) as writer:
+        for name in ("a", "b"):
+            writer.add(mask * 200, mask=mask, id=f"g/{name}", dataset="g", um_per_pixel=0.5)
+    wanted = Wanted(boundary="edge")
+    record = measure_masks(tmp_path / "grains.h5", out=tmp_path / "out", wanted=wanted).record
+    found = record.find(GRAINS, "ASTM grain size G (planimetric)")
+    assert found is not None
+    # 12 grains by the planimetric procedure on 100 x 80 pixels of 0.5 um.
+    assert found.value == pytest.approx(number_by_area(12 / (8000 * 0.25) * 1e6))
+    (row,) = (
+        row for row in rows(tmp_path / "out/images.csv") if row["phase"] == GRAINS and row["image"] == "g/a"
+    )
+    assert float(row["grain_size_planimetric"]) == found.value
+    assert row["particles_inside"] == "6"
+    text = write_report([tmp_path / "out"]).path.read_text(encoding="utf-8")
+    assert f"ASTM grain size G (planimetric): {found.value:.3g}" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -162,6 +186,37 @@ def test_the_page_has_scale_bars_numbers_and_the_least_sure_images(measured: Pat
     first = min(confidences, key=lambda name: confidences[name])
     after = text[text.index('id="next"') :]
     assert after.index(first) == min(after.index(name) for name in confidences)
+
+
+def test_images_without_a_mask_are_proposed_first(measured: Path) -> None:
+    image = read_measurements(measured).images[0]
+    bare = {name: phase.model_copy(update={"fraction_in_mask": None}) for name, phase in image.phases.items()}
+    images = [
+        image.model_copy(update={"name": "masked", "mean_confidence": 0.5}),
+        image.model_copy(update={"name": "bare", "mean_confidence": 0.9, "phases": bare}),
+        image.model_copy(update={"name": "trained on", "mean_confidence": 0.4, "annotated": True}),
+        image.model_copy(update={"name": "barer", "mean_confidence": 0.8, "phases": bare}),
+    ]
+    assert [one.name for one in least_sure(images)] == ["barer", "bare", "masked"]
+
+
+@pytest.mark.parametrize(
+    ("width", "um_per_pixel", "label", "percent"),
+    [
+        (100, 1.0, "20 \N{MICRO SIGN}m", 20),
+        (1000, 0.0001, "20 nm", 20),
+        (1000, 10.0, "2 mm", 20),
+        (333, 0.05, "2 \N{MICRO SIGN}m", 12.01),
+    ],
+)
+def test_a_scale_bar_is_a_round_length_that_fits(
+    width: int, um_per_pixel: float, label: str, percent: float
+) -> None:
+    bar = scale_bar(width, um_per_pixel)
+    assert bar is not None
+    assert bar.label == label
+    assert bar.percent == pytest.approx(percent, abs=0.01)
+    assert scale_bar(width, None) is None
 
 
 def test_the_command(trained: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
