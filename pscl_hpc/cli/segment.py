@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from pscl_hpc.cli import ingest
 from pscl_hpc.errors import EXIT_SKIPPED, UserError
+
+if TYPE_CHECKING:
+    from pscl_hpc.workflow import Request
 
 
 def register(app: typer.Typer) -> None:
@@ -61,7 +64,11 @@ def segment_command(
     Writes archive.h5, the run model/, measurements/ with CSV files, and report.html. The page names the single commands
     that do the same, and each part can be continued by them. The same command resumes after an interruption.
 
+    Without --mask it suggests the image to annotate, and writes a copy of it and an empty mask to paint.
+
     **Examples**
+
+    `pscl-hpc segment micrographs`
 
     `pscl-hpc segment micrographs --mask painted/0007.png --classes matrix,carbide`
 
@@ -96,6 +103,9 @@ def segment_command(
 
     wanted = {"--cluster": cluster, "--profile": profile, "--partition": partition, "--time": time,
               "--gpus-per-node": gpus_per_node}  # fmt: skip
+    if mask is None:
+        _suggest(request, target, as_json)
+        return
     if submit:
         sent = submit_segment(
             request, target, cluster=cluster, profile=profile, partition=partition, time=time,
@@ -127,3 +137,24 @@ def segment_command(
         typer.echo(done.page)
     if record.skipped:
         raise typer.Exit(EXIT_SKIPPED)
+
+
+def _suggest(request: Request, target: Path, as_json: bool) -> None:
+    from pscl_hpc.workflow import suggest_annotation
+
+    found = suggest_annotation(request, target, progress=not as_json)
+    for warning in found.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if as_json:
+        paths = {"id": found.id, "image": found.image, "template": found.template, "reason": found.reason}
+        typer.echo(json.dumps({name: str(path) for name, path in paths.items()}))
+        return
+    for line in found.lines:
+        typer.echo(line)
+    typer.echo(f"{found.reason}: why this image")
+    typer.echo(f"{found.image}: the image")
+    typer.echo(
+        f"{found.template}: paint this mask, a palette PNG, with the indices of your classes (0, 1, ...); pixels that stay "
+        "255 count as not annotated. Then: pscl-hpc segment {request.folder} --mask {found.template} "
+        f"--image {found.id} --classes ..."
+    )

@@ -31,7 +31,7 @@ from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.segmentation.data import class_list
 from pscl_hpc.training import read_place
 from pscl_hpc.workflow.inputs import ARCHIVE_FILE, Inputs, pack
-from pscl_hpc.workflow.suggestion import suggest
+from pscl_hpc.workflow.suggestion import Annotation, prepare_annotation
 
 RECIPE = "finetune/default.yaml"
 REQUEST_FILE = "segment.json"
@@ -111,12 +111,18 @@ def segment(
     return finish(request, out, prepared, say=say, progress=progress)
 
 
+def suggest_annotation(request: Request, out: Path, *, progress: bool = False) -> Annotation:
+    """Pack the images, choose the one to annotate, and write a template to paint on; errors as of :func:`segment`."""
+    _keep_request(request, out)
+    build(plan([Path(request.folder)]), out / ARCHIVE_FILE, request.options, progress=progress)
+    return prepare_annotation(out / ARCHIVE_FILE, out, progress=progress)
+
+
 def prepare(request: Request, out: Path, *, say: Say = lambda text: None, progress: bool = False) -> Prepared:
     """Pack the archive and check the configuration; the arguments and errors are those of :func:`segment`."""
-    _keep_request(request, out)
     if not request.mask:
-        build(plan([Path(request.folder)]), out / ARCHIVE_FILE, request.options, progress=progress)
-        suggest(out / ARCHIVE_FILE, out)
+        raise UserError(f"{request.folder}: a mask of one image is needed; give it with --mask")
+    _keep_request(request, out)
     inputs = pack(
         Path(request.folder),
         Path(request.mask),

@@ -23,7 +23,7 @@ from pscl_hpc.config.packaged import packaged_config
 from pscl_hpc.errors import UserError
 from pscl_hpc.metallography.record import read_measurements
 from pscl_hpc.runs import RunFolder
-from pscl_hpc.workflow import Request, segment
+from pscl_hpc.workflow import Request, segment, suggest_annotation
 from pscl_hpc.workflow.inputs import numbered_classes
 from pscl_hpc.workflow.segment import PAGE, REQUEST_FILE, prepare
 
@@ -185,7 +185,26 @@ def test_the_validation_images_of_a_dataset_folder_correct_the_fractions(tmp_pat
 def test_without_a_mask_and_with_one_afterwards(folder: Path) -> None:
     with pytest.raises(UserError, match="--mask"):
         segment(request_of(folder, mask=""), folder / "out")
+    found = suggest_annotation(request_of(folder, mask=""), folder / "out")
     assert len(Archive(folder / "out/archive.h5")) == 3
+    assert found.id in ("sem/0", "sem/1", "sem/2")
+    assert found.reason.is_file()
+    with Image.open(found.template) as template, Image.open(found.image) as image:
+        assert (template.mode, template.size, image.size) == ("P", (56, 48), (56, 48))
+        assert np.array_equal(np.unique(np.asarray(template)), [255])
+        painted = np.asarray(template).copy()
+        painted[:, :20], painted[:, 20:30] = 0, 1
+        changed = template.copy()
+        changed.paste(Image.fromarray(painted))
+    changed.save(found.template)
+    again = suggest_annotation(request_of(folder, mask=""), folder / "out")
+    with Image.open(again.template) as template:
+        assert np.array_equal(np.asarray(template), painted)
+    request = request_of(folder, mask=str(found.template), image=found.id, classes=("a", "b"))
+    inputs = prepare(request, folder / "out").inputs
+    assert inputs.reference == found.id
+    archive = Archive(folder / "out/archive.h5")
+    assert np.array_equal(archive.read_mask(archive.find(found.id).index), painted)
     assert prepare(request_of(folder), folder / "out").inputs.reference == "sem/1"
 
 
