@@ -22,22 +22,27 @@ restart=${{SLURM_RESTART_COUNT:-0}}
 job=$SLURM_JOB_ID
 [ -z "$SLURM_ARRAY_JOB_ID" ] || job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID
 shown() {{ scontrol show job --oneliner "$SLURM_JOB_ID" 2> /dev/null; }}
-end_for_good() {{ # WORD REASON EXIT_CODE: the reason also stands in Slurm's own record of the job
+tell() {{ scontrol update JobId="$SLURM_JOB_ID" Comment="$1" > /dev/null 2>&1; }} # Slurm's own record of the job
+end_for_good() {{ # WORD REASON EXIT_CODE
     trap - EXIT
     echo "error: $2" >&2
     printf '%s\\n' "$1" "$2" 2> /dev/null > "$files/$job.$restart.end"
-    scontrol update JobId="$SLURM_JOB_ID" Comment="$2" > /dev/null 2>&1
+    tell "$2"
+    clean
     exit "$3"
 }}
 # srun names the node of a rank that died.
 messages=$(mktemp 2> /dev/null || echo /dev/null)
-exec 3> >(exec tee -a "$messages" >&2)
+clean() {{ [ "$messages" = /dev/null ] || rm -f "$messages"; }}
+exec 4>> "$messages"
+exec 3> >(exec tee -a /dev/fd/4 >&2)
 relay=$!
+exec 4>&-
 trap 'code=$?; end_for_good {refused} "setup on $SLURMD_NODENAME: $BASH_COMMAND ended with exit code $code" 2' EXIT
 set -e"""
 _READY = """\
 set +e
-trap - EXIT"""
+trap clean EXIT"""
 _END = """\
 tasks=$!
 exec 3>&-
@@ -75,8 +80,8 @@ done
 # A task that ends on purpose writes a status file; any other non-zero end is a failure.
 case $(head -n 1 "$files/$job.$restart.end" 2> /dev/null) in
 {stopped}) scancel "$SLURM_JOB_ID" && sleep 600; exit "$code" ;;
-{refused}) exit 2 ;;
-{full}) exit {exit_full} ;;
+{refused}) tell "$(sed -n 2p "$files/$job.$restart.end")"; exit 2 ;;
+{full}) tell "$(sed -n 2p "$files/$job.$restart.end")"; exit {exit_full} ;;
 {requeue}) again ;;
 esac
 case $(shown) in

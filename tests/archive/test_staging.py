@@ -185,7 +185,8 @@ def test_a_rank_that_looked_too_early_does_not_wait_for_the_end_of_the_others(
     staging._COPIES.clear()
     with ThreadPoolExecutor(1) as pool:
         late = pool.submit(stage_archive, archive, tmp_path / "disk")
-        time.sleep(0.5)  # it finds no copy, and the lock held by a rank that uses one
+        # It finds no copy, and the lock held by a rank that uses one. Correct code passes however late this thread is.
+        time.sleep(0.5)
         assert not late.done()
         aside.rename(copy.parent)
         try:

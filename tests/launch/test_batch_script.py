@@ -74,7 +74,9 @@ class Batch:
         eventually((self.folder / "tasks-started").exists)
 
     def run(self, tasks: str, **environment: str) -> tuple[int, list[str]]:
-        code = self.start(tasks, **environment).wait(PATIENCE_S)
+        (self.folder / "tmp").mkdir(exist_ok=True)
+        code = self.start(tasks, TMPDIR=str(self.folder / "tmp"), **environment).wait(PATIENCE_S)
+        assert not list((self.folder / "tmp").iterdir()), "it leaves no temporary file"
         return code, self.notes()
 
     def reason(self, restart: int = 0) -> str:
@@ -210,8 +212,8 @@ def test_each_job_of_an_array_has_separate_retries(batch: Batch) -> None:
     ("word", "code", "asked"),
     [
         (STOPPED, 130, ["cancel 7"]),
-        (REFUSED, 2, []),
-        (FULL, EXIT_FULL, []),
+        (REFUSED, 2, ["update JobId=7 Comment=why"]),
+        (FULL, EXIT_FULL, ["update JobId=7 Comment=why"]),
         (REQUEUE, 255, ["requeue 7"]),
     ],
 )

@@ -156,7 +156,8 @@ def ended(done: Submission) -> str:
 
     # The accounting is a little behind.
     eventually(
-        f"{done.run} ended for sacct", lambda: not state().startswith(("RUNNING", "PENDING", "REQUEUED"))
+        f"{done.run} ended for sacct",
+        lambda: not (state() or "PENDING").startswith(("RUNNING", "PENDING", "REQUEUED")),
     )
     return state()
 

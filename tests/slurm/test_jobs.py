@@ -116,11 +116,10 @@ def test_a_job_that_always_fails_ends_after_its_retries(monkeypatch: pytest.Monk
     done = submit(make_config("runs/a"), cluster="slurm", profile=Profile(time="10", retries=1))
     assert ended(done).startswith("FAILED")
     assert log_of(done).count("rank 0 of 1") == 2
-    attempts = RunFolder.load(done.run).attempts
-    assert [attempt.get("ended") for attempt in attempts] == [
-        "a rank ended with exit code 137, killed by signal 9",
-        None,
-    ]
+    first, second = RunFolder.load(done.run).attempts
+    assert first["ended"] == f"a rank on {first['node']} ended with exit code 137, killed by signal 9"
+    assert "ended" not in second
+    assert first["node"] != second["node"]
     found = run_status(done.run)
     assert found.state == "lost"
     assert "2 starts failed without a new checkpoint" in found.detail
@@ -138,7 +137,7 @@ def test_a_job_that_always_fails_ends_after_its_retries(monkeypatch: pytest.Monk
         ({"sbatch": {"gres": "gpu:2"}}, "GPU"),
         ({"nodes": 2, "sbatch": {"gpus": "tesla:2"}}, "GPU"),
         # Not understood as a request, but Slurm gives the GPU.
-        ({"sbatch": {"tres-per-task": "gres:gpu:1"}}, "GPU"),
+        ({"sbatch": {"gpus-per-socket": 1, "sockets-per-node": 1}}, "GPU"),
         ({"setup": ("module load cuda/99",)}, "module load cuda/99"),
         ({"environment": {"A": "$NO_SUCH_VARIABLE"}}, "NO_SUCH_VARIABLE"),
     ],
