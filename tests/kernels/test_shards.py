@@ -5,10 +5,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pscl_kernels import patch_nt_xent
 from pscl_kernels.patch_nt_xent import chunked, operation
 from pscl_kernels.patch_nt_xent import rows as row_module
 
-from .cases import GROUPINGS, grouping, rows
+from .cases import GROUPINGS, grouping, loss_and_gradients, rows, truth
 from .ranks import compare_ranks_with_oracle
 
 # torch computes what is left over from whole vectors by other code: parts of a multiple of 64 rows have no such rest.
@@ -102,6 +103,16 @@ def test_sorting(groups):
         assert torch.equal(label[place], label[place].sort().values)
         pairs = order[place] % n
         assert sorted(set(pairs.tolist())) == list(range(first // 2, min(first // 2 + PAIRS, n)))
+
+
+@pytest.mark.parametrize("first", [8, 16, 24, 32])
+def test_tiles_of_several_groups_against_shards_of_one(first):
+    """A tile at the edge of two groups has negatives in a shard that is all of one of them."""
+    groups = torch.tensor([0] * first + [1] * (PAIRS - first) + [0] * PAIRS + [1] * PAIRS + [2] * 9 + [-1])
+    q, k = rows(len(groups), WIDTH)
+    ours = loss_and_gradients(lambda a, b, t: patch_nt_xent(a, b, groups, temperature=t), q, k, 0.3)
+    for mine, true in zip(ours, truth(q, k, groups, 0.3), strict=True):
+        torch.testing.assert_close(mine, true, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("world", [2, 3])

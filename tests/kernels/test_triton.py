@@ -92,10 +92,17 @@ def test_table_of_all_configurations_is_current_and_clean():
     if table["triton"] != triton.__version__:
         pytest.skip(f"the table is of Triton {table['triton']}, installed is {triton.__version__}")
     assert set(table["kernels"]) == {name for name, _, _ in taken()}
+    # The symmetric forward pass, which is not the default, sampling of narrow rows, and kernels that run once per row.
+    spills = {
+        "sm_100 greedy bfloat16 16": 64,
+        "sm_80 queue prepare bfloat16 512": 8,
+        "sm_86 pair_sums bfloat16 64": 8,
+        "sm_89 pair_sums bfloat16 64": 8,
+        "sm_90 greedy bfloat16 16": 64,
+        "sm_90 queue finish float32 128": 16,
+    }
     for name, measured in table["kernels"].items():
-        # The symmetric forward pass, which is not the default, is 8 bytes short on two chips.
-        spilled = 8 if name in ("sm_86 pair_sums bfloat16 64", "sm_89 pair_sums bfloat16 64") else 0
-        assert measured["spilled_bytes"] == spilled, name
+        assert measured["spilled_bytes"] == spills.get(name, 0), name
         assert measured["shared_bytes"] <= SHARED_LIMIT[int(name.split()[0][3:])], name
         # Blocks of the widest rows are too small for a warp group in the backward pass.
         main = "log_sums bfloat16" in name or ("weighted_negatives bfloat16" in name and " 512 " not in name)
