@@ -91,9 +91,9 @@ class Suggestion:
         looks = "1 image looks" if len(different) == 1 else f"{len(different)} images look"
         if self.enough:
             more = ", ".join(self.id(place) for place in self.enough[len(self.chosen) :])
-            fix = f"--count {len(self.enough)} covers every group and adds {more}"
+            fix = f"--count {len(self.enough)} covers at least half of every image and adds {more}"
         else:
-            fix = f"even {_MOST} images do not cover every group; choose images of one kind with --dataset"
+            fix = f"even {_MOST} images do not cover them all; choose images of one kind with --dataset"
         return [f"{looks} different, with less than half of the patches covered: {names}; {fix}"]
 
     def to_json(self) -> dict[str, Any]:
