@@ -1,10 +1,9 @@
 """Effect of test-time augmentation and adaptation on the Dice of trained networks.
 
-    python -m bench.inference runs/studies/longer-cpu --archive alloys.h5 [--methods none pscl-clustered] [--jobs 2]
+    python -m bench.inference runs/studies/one-image --archive alloys.h5 [--methods imagenet-self-training] [--jobs 2]
 
-Each fine-tuning of a finished study is scored on the validation images and on every test split of its dataset: as by
-`pscl-hpc evaluate`, with test-time augmentation (`--tta`), and adapted to each image (`--adapt`). The study is not
-changed.
+Each fine-tuning of a finished study is scored on the validation images and on every test split of its dataset: by one
+pass, with test-time augmentation (`--tta`), and adapted to each image (`--adapt`). The study is not changed.
 """
 
 from __future__ import annotations
@@ -20,16 +19,16 @@ import torch
 from bench.record import record
 from pscl_hpc.archive import Archive, ImageRecord
 from pscl_hpc.results.study import read_results
-from pscl_hpc.segmentation.config import FinetuneConfig
+from pscl_hpc.segmentation.config import FinetuneConfig, InferenceConfig
 from pscl_hpc.segmentation.evaluate import open_run
 from pscl_hpc.segmentation.inference import Predictor
 from pscl_hpc.segmentation.metrics import ConfusionMatrix
 
-WAYS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "tta": {"tta": "rotations"},
-    "adapt 0.1": {"adapt": 0.1},
-    "adapt 0.25": {"adapt": 0.25},
+WAYS: dict[str, InferenceConfig] = {
+    "one pass": InferenceConfig(),
+    "rotations": InferenceConfig(tta="rotations"),
+    "scales": InferenceConfig(tta="scales"),
+    "scales, adapt 0.1": InferenceConfig(tta="scales", adapt=0.1),
 }
 
 
@@ -68,7 +67,12 @@ def main() -> None:
     rows = [row for folder in runs for row in found[folder]]
     methods = f" --methods {' '.join(arguments.methods)}" if arguments.methods else ""
     command = f"python -m bench.inference runs/studies/{results.study} --archive ARCHIVE{methods}"
-    content = {"study": results.study, "archive": results.archive, "ways": WAYS, "rows": rows}
+    content = {
+        "study": results.study,
+        "archive": results.archive,
+        "ways": {name: way.model_dump() for name, way in WAYS.items()},
+        "rows": rows,
+    }
     print(record("cpu-inference", content, command=command))
 
 
@@ -76,20 +80,24 @@ def score(run: Path, archive_path: Path) -> list[dict[str, Any]]:
     """Mean Dice of one run on each split with annotated images, for each way of inference."""
     torch.set_num_threads(1)
     _, config, plain = open_run(run)
+    assert isinstance(config, FinetuneConfig)
+    assert isinstance(plain, Predictor)
     dataset = config.references[0].partition("/")[0]
     with Archive(archive_path) as archive:
         return [
             {
                 "split": split,
-                "validates": split == config.validation_split,
+                "validates": split.startswith("val"),
                 "images": len(records),
                 "dice": {
-                    way: _dice(
-                        Predictor(plain.net, plain.classes, plain.device, runtime=plain.runtime, **options),
+                    name: _dice(
+                        Predictor(
+                            plain.net, plain.classes, plain.device, runtime=plain.runtime, inference=way
+                        ),
                         archive,
                         records,
                     )
-                    for way, options in WAYS.items()
+                    for name, way in WAYS.items()
                 },
             }
             for split, records in _splits(archive, dataset, config).items()
@@ -99,7 +107,7 @@ def score(run: Path, archive_path: Path) -> list[dict[str, Any]]:
 def _splits(archive: Archive, dataset: str, config: FinetuneConfig) -> dict[str, list[ImageRecord]]:
     splits: dict[str, list[ImageRecord]] = {}
     for image in archive.select(datasets=[dataset], has_mask=True):
-        if image.split == config.validation_split or image.split.startswith("test"):
+        if image.split.startswith(("val", "test")) and image.id not in config.references:
             splits.setdefault(image.split, []).append(image)
     return splits
 

@@ -14,6 +14,7 @@ from pscl_hpc.errors import UserError
 from pscl_hpc.models import SegmentationNet
 from pscl_hpc.models.unet import UNet, UNetConfig
 from pscl_hpc.segmentation import finetune
+from pscl_hpc.segmentation.config import InferenceConfig
 from pscl_hpc.segmentation.evaluate import open_run
 from pscl_hpc.segmentation.inference import Predictor, Tiling, adapted, sample_windows
 
@@ -123,7 +124,9 @@ def test_images_of_any_size_are_predicted(shape: tuple[int, int]) -> None:
     before = state(net)
     image = np.random.default_rng(0).random((1, *shape), np.float32)
     tiling = Tiling(tile=32, block=64)
-    labels = Predictor(net, THREE, torch.device("cpu"), tiling=tiling, adapt=0.5)(reader(image), *shape)
+    labels = Predictor(net, THREE, torch.device("cpu"), tiling=tiling, inference=InferenceConfig(adapt=0.5))(
+        reader(image), *shape
+    )
     assert labels.shape == shape
     assert labels.max() < 3
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
@@ -135,7 +138,13 @@ def test_all_blocks_of_an_image_use_the_same_statistics() -> None:
     image[:, :, 48:] *= 0.2
     seen = []
     layer = next(layer for layer in net.modules() if isinstance(layer, nn.BatchNorm2d))
-    predict = Predictor(net, THREE, torch.device("cpu"), tiling=Tiling(tile=32, block=32), adapt=0.5)
+    predict = Predictor(
+        net,
+        THREE,
+        torch.device("cpu"),
+        tiling=Tiling(tile=32, block=32),
+        inference=InferenceConfig(adapt=0.5),
+    )
     block = predict._block
 
     def watched(part: np.ndarray) -> np.ndarray:
