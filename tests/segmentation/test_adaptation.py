@@ -147,10 +147,10 @@ def test_all_blocks_of_an_image_use_the_same_statistics() -> None:
     )
     block = predict._block
 
-    def watched(part: np.ndarray) -> np.ndarray:
+    def watched(part: np.ndarray, sure: bool) -> tuple[np.ndarray, np.ndarray | None]:
         assert layer.running_mean is not None
         seen.append(tuple(layer.running_mean.tolist()))
-        return block(part)
+        return block(part, sure)
 
     predict._block = watched  # type: ignore[method-assign]
     predict(reader(image), 64, 96)
