@@ -115,7 +115,7 @@ def test_a_second_call_keeps_what_is_segmented(trained: RunFolder, measured: Pat
     assert again.images == record.images
     third = measure(trained.path, out=measured, splits=["test"], tta="rotations").record
     assert kept.stat().st_mtime_ns > before
-    assert third.settings["test-time augmentation"] == "yes"
+    assert third.settings["test-time augmentation"] == "rotations"
     measure(trained.path, out=measured, splits=["test"])
 
 
