@@ -155,6 +155,6 @@ def _suggest(request: Request, target: Path, as_json: bool) -> None:
     typer.echo(f"{found.image}: the image")
     typer.echo(
         f"{found.template}: paint this mask, a palette PNG, with the indices of your classes (0, 1, ...); pixels that stay "
-        "255 count as not annotated. Then: pscl-hpc segment {request.folder} --mask {found.template} "
+        f"255 count as not annotated. Then: pscl-hpc segment {request.folder} --mask {found.template} "
         f"--image {found.id} --classes ..."
     )
