@@ -29,10 +29,10 @@ from pscl_hpc.models import TRUNKS, Trunk, build_trunk
 from pscl_hpc.seeding import numpy_generator, torch_generator
 from pscl_hpc.segmentation import ClassList, ConfusionMatrix
 from pscl_hpc.suggestion import FILTERS, IMAGENET, dense_features
-from pscl_hpc.suggestion.coverage import measure, nearest_distances
+from pscl_hpc.suggestion.coverage import measure
 from pscl_hpc.suggestion.filters import filter_responses
 from pscl_hpc.suggestion.patches import ImagePatches, read_patches
-from pscl_hpc.suggestion.textures import find_textures, labels_of, shares
+from pscl_hpc.suggestion.textures import clusters, shares
 
 KINDS = ("filters", "filters + ImageNet")
 HIDDEN, RIDGE = 512, 1e-3
@@ -40,8 +40,6 @@ STRIDE, STEP = 2, 4
 """Every fourth pixel of every second row and column is used, for training and for scores."""
 NEVER = 10.0
 """Is subtracted from the score of a class that the annotated image does not show."""
-TEXTURES = 32
-"""Clusters of the rules that use clusters."""
 
 
 class Features:
@@ -153,24 +151,22 @@ def _width(kind: str) -> int | None:
 def orders(images: list[ImagePatches], seed: int) -> dict[str, list[str]]:
     """Training images by each rule, the most recommended first.
 
-    ``nearest patch`` is the rule of `pscl-hpc archive suggest`: the mean distance of all patches to the nearest patch of
-    the image. ``nearest patch, equal textures`` gives each of 32 clusters of patches the same weight. ``medoid`` is the
-    energy distance of the image's patches to all patches. ``rare textures`` is the mean over 32 clusters of the
-    cluster's share in the image as a part of its share in all images, at most 1.
+    ``equal textures`` is the rule of `pscl-hpc archive suggest`: the mean distance of all patches to the nearest patch of
+    the image, where each cluster of patches has the same weight. In ``nearest patch`` each patch has the same weight.
+    ``medoid`` is the energy distance of the image's patches to all patches. ``rare textures`` is the mean over 32 clusters
+    of the cluster's share in the image as a part of its share in all images, at most 1.
     """
     nearness = measure(images, seed)
-    centres = find_textures(images, seed, most=TEXTURES)
-    share = shares(images, centres)
-    sample = [image.vectors[numpy_generator(seed, image.record.id).permutation(len(image.vectors))[:256]]
-              for image in images]  # fmt: skip
+    sample = [
+        image.vectors[numpy_generator(seed, image.record.id).permutation(len(image.vectors))[:256]]
+        for image in images
+    ]
     distances = np.array([[cdist(a, b).mean() for b in sample] for a in sample])
-    labels = np.concatenate([labels_of(image, centres) for image in images])
-    everything = np.concatenate([image.vectors for image in images])
-    nearest = np.stack([nearest_distances(everything, image.vectors) for image in images])
-    kinds = [nearest[:, labels == kind].mean(axis=1) for kind in np.unique(labels)]
+    centres = clusters(np.concatenate(sample), 32, numpy_generator(seed, "clusters"))
+    share = shares(images, centres)
     scores = {
+        "equal textures": nearness.distances @ nearness.weights,
         "nearest patch": nearness.distances.mean(axis=1),
-        "nearest patch, equal textures": np.mean(kinds, axis=0),
         "medoid": 2 * distances.mean(axis=1) - np.diag(distances),
         "rare textures": -np.minimum(1, share / np.maximum(share.mean(axis=0), 1e-9)).mean(axis=1),
     }
