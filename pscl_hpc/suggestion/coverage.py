@@ -14,6 +14,7 @@ import torch
 
 from pscl_hpc.seeding import numpy_generator
 from pscl_hpc.suggestion.patches import BLUR, ImagePatches, Vectors
+from pscl_hpc.suggestion.textures import equal_weights
 
 _TARGETS = 4096
 """About so many patches stand for the archive."""
@@ -33,6 +34,8 @@ class Nearness:
     """From each patch to the nearest patch of each image, (I, N)."""
     image_of: npt.NDArray[np.int64]
     """The image of each patch, (N,)."""
+    weights: npt.NDArray[np.float64]
+    """Weight of each patch, (N,), by which rare textures count as much as frequent ones; the sum is 1."""
     radius: float
     """Patches within this distance are similar: 95% of patches have one elsewhere in their own image."""
 
@@ -40,6 +43,10 @@ class Nearness:
         """Distance of each patch to the nearest of the chosen images, (N,)."""
         found: npt.NDArray[np.float32] = self.distances[list(chosen)].min(axis=0)
         return found
+
+    def textures_covered(self, chosen: Sequence[int]) -> float:
+        """Share of all textures that the chosen images cover: of all patches, by their weights."""
+        return float(self.weights @ (self.nearest(chosen) <= self.radius))
 
     def covered(self, chosen: Sequence[int]) -> npt.NDArray[np.float64]:
         """Share of each image's patches that are similar to one of the chosen images, (I,)."""
@@ -72,11 +79,12 @@ def measure(images: Sequence[ImagePatches], seed: int) -> Nearness:
         inside = others.min(axis=0)
     inside = inside[np.isfinite(inside)]
     radius = float(np.quantile(inside, _ALIKE)) if len(inside) else 0.0
-    return Nearness(near, owner, radius)
+    weights = equal_weights(targets, numpy_generator(seed, "weights"))
+    return Nearness(near, owner, weights, radius)
 
 
 def choose(nearness: Nearness, count: int) -> list[int]:
-    """Images one after another, each with the least mean distance of the archive's patches to the images so far.
+    """Images one after another, each with the least weighted mean distance of all patches to the images so far.
 
     This is the greedy solution of the facility location problem; its reduction of the mean distance is at least
     1 - 1/e of the best possible (Nemhauser, Wolsey and Fisher 1978).
@@ -84,7 +92,7 @@ def choose(nearness: Nearness, count: int) -> list[int]:
     chosen: list[int] = []
     current = np.full(nearness.distances.shape[1], np.inf, np.float32)
     for _ in range(min(count, len(nearness.distances))):
-        means = np.minimum(nearness.distances, current).mean(axis=1, dtype=np.float64)
+        means = np.minimum(nearness.distances, current) @ nearness.weights
         means[chosen] = np.inf
         chosen.append(int(means.argmin()))
         current = np.minimum(current, nearness.distances[chosen[-1]])

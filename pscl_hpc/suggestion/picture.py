@@ -84,10 +84,10 @@ def _tile(
         name = f"{suggestion.chosen.index(place) + 1}. {suggestion.id(place)}"
         box = (0, _LABEL, grey.width - 1, tile.height - 1)
         pen.rectangle(box, outline=_MARK, width=_FRAME)
-        said = f"suggested; alone covers {suggestion.alone(place):.0%} of all"
+        said = f"suggested; alone {suggestion.alone(place):.0%} of textures"
     else:
         name = suggestion.id(place)
-        said = f"{suggestion.covered[place]:.0%} of it covered; alone {suggestion.alone(place):.0%} of all"
+        said = f"{suggestion.covered[place]:.0%} covered; alone {suggestion.alone(place):.0%} of textures"
     pen.text((0, 0), _fit(pen, name, 13), _MARK if chosen else _INK, _font(13))
     pen.text((0, 16), said, _MARK if chosen else _FAINT, _font(12))
     return tile

@@ -61,8 +61,8 @@ class Suggestion:
         return tuple(int(place) for place in np.argsort(covered, kind="stable") if covered[place] < APART)
 
     def alone(self, place: int) -> float:
-        """Share of all images' patches that an image covers if only it is annotated."""
-        return float(self.nearness.covered([place]).mean())
+        """Share of all textures that an image covers if only it is annotated."""
+        return self.nearness.textures_covered([place])
 
     def id(self, place: int) -> str:
         """Id of an image."""
@@ -74,11 +74,13 @@ class Suggestion:
         some = "" if len(self.images) == self.available else f"{len(self.images)} of "
         found = [f"{some}{_count(self.available, 'image')} compared by {self.features}"]
         for number, place in enumerate(self.chosen):
-            share = self.nearness.covered(self.chosen[: number + 1]).mean()
+            so_far = self.chosen[: number + 1]
+            share, patches = self.nearness.textures_covered(so_far), self.nearness.covered(so_far).mean()
             what = "with those above " if number else ""
-            rest = "" if number else f"; an image on average {average:.0%}"
+            rest = "" if number else f"; an image on average {average:.0%} of the textures"
             found.append(
-                f"{number + 1}. {self.id(place)}: {what}similar to {share:.0%} of the patches of all images{rest}"
+                f"{number + 1}. {self.id(place)}: {what}covers {share:.0%} of the textures and {patches:.0%} of the "
+                f"patches of all images{rest}"
             )
         return found
 
@@ -107,9 +109,7 @@ class Suggestion:
                 {
                     "image": self.id(place),
                     "covers_alone": round(self.alone(place), 4),
-                    "covered_so_far": round(
-                        float(self.nearness.covered(self.chosen[: number + 1]).mean()), 4
-                    ),
+                    "covered_so_far": round(self.nearness.textures_covered(self.chosen[: number + 1]), 4),
                 }
                 for number, place in enumerate(self.chosen)
             ],

@@ -13,7 +13,7 @@ from pscl_hpc.suggestion import FILTERS, dense_features
 from pscl_hpc.suggestion.coverage import Nearness, choose, measure, nearest_distances
 from pscl_hpc.suggestion.filters import filter_responses
 from pscl_hpc.suggestion.patches import STEP, describe, fit_projection, read_patches, windows_of
-from pscl_hpc.suggestion.textures import find_textures, labels_of, shares
+from pscl_hpc.suggestion.textures import equal_weights, find_textures, labels_of, shares
 
 from .textures import texture, textured_archive
 
@@ -71,16 +71,28 @@ def test_nearest_distances_equal_a_loop() -> None:
 def test_the_choice_is_greedy_and_nearly_the_best() -> None:
     random = np.random.default_rng(0)
     distances = random.random((7, 60)).astype(np.float32)
-    nearness = Nearness(distances, np.arange(60) % 7, 0.2)
+    weights = random.random(60)
+    weights /= weights.sum()
+    nearness = Nearness(distances, np.arange(60) % 7, weights, 0.2)
     chosen = choose(nearness, 3)
-    assert chosen[0] == int(distances.mean(axis=1).argmin())
-    second = [np.inf if i == chosen[0] else nearness.nearest([chosen[0], i]).mean() for i in range(7)]
+    assert chosen[0] == int((distances @ weights).argmin())
+    second = [np.inf if i == chosen[0] else nearness.nearest([chosen[0], i]) @ weights for i in range(7)]
     assert chosen[1] == int(np.argmin(second))
     start = distances.max()
-    best = max(start - nearness.nearest(three).mean() for three in combinations(range(7), 3))
-    assert start - nearness.nearest(chosen).mean() >= (1 - 1 / np.e) * best
+    best = max(start - nearness.nearest(three) @ weights for three in combinations(range(7), 3))
+    assert start - nearness.nearest(chosen) @ weights >= (1 - 1 / np.e) * best
     assert choose(nearness, 9)[:3] == chosen
     assert sorted(choose(nearness, 9)) == list(range(7))
+    near = (distances[chosen] <= 0.2).any(axis=0)
+    assert nearness.textures_covered(chosen) == pytest.approx(weights[near].sum())
+
+
+def test_a_rare_texture_counts_as_much_as_a_frequent_one() -> None:
+    """Two points far apart, one with a hundred times the members of the other."""
+    vectors = np.repeat(np.array([[0, 0], [9, 9]], np.float32), [500, 5], axis=0)
+    weights = equal_weights(vectors, np.random.default_rng(0))
+    assert weights[:500].sum() == pytest.approx(0.5)
+    assert weights[500:].sum() == pytest.approx(0.5)
 
 
 def test_images_count_the_same_whatever_their_size(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pscl_hpc.suggestion import FILTERS, dense_features, draw, suggest
 
 from .textures import textured_archive
 
-KINDS = {f"a{i}": "fine" for i in range(4)} | {f"b{i}": "coarse" for i in range(2)}
+KINDS = {f"a{i}": "fine" for i in range(3)} | {f"b{i}": "coarse" for i in range(3)}
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +33,9 @@ def test_text_warning_and_picture(file: Path, tmp_path: Path, capsys: pytest.Cap
     said = capsys.readouterr()
     lines = said.out.splitlines()
     assert lines[0].startswith("6 images")
-    assert lines[1].startswith("1. steel/a")
+    assert lines[1].startswith("1. steel/")
     assert lines[-1] == str(picture)
-    assert said.err.startswith("warning: 2 images")
+    assert said.err.startswith("warning: 3 images")
     assert "--count 2" in said.err
     with Image.open(picture) as image:
         assert image.format == "PNG"
@@ -45,7 +45,7 @@ def test_json(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(file, "--count", "2", "--dataset", "steel", "--json") == 0
     said = capsys.readouterr()
     found = json.loads(said.out)
-    assert [item["image"][:7] for item in found["suggested"]] == ["steel/a", "steel/b"]
+    assert {item["image"][:7] for item in found["suggested"]} == {"steel/a", "steel/b"}
     assert found["enough"] == [item["image"] for item in found["suggested"]]
     assert found["different"] == []
     assert len(found["candidates"]) == found["images"] == 6
