@@ -46,10 +46,11 @@ def study(name: str, *baselines: str) -> str:
     head = ["method", *(f"{dataset} {split}" for dataset, split in places)]
     head += [f"Dice error removed against {baseline}" for baseline in shown]
     said = f"Mean Dice ± standard deviation over {_runs(lines)} runs (worst annotated image)"
-    over = ", ".join(result["headline"])
-    intervals = f"error removed over {over} with its {100 * result['confidence']:.0f}% interval."
-    intervals += f" All runs together took {_job_seconds(result['rows']) / 60:.0f} minutes of job time."
-    return f"{said}; {intervals}\n\n" + table(head, rows) + origin(name, content)
+    if shown:
+        over, share = ", ".join(result["headline"]), 100 * result["confidence"]
+        said += f"; error removed over {over} with its {share:.0f}% interval"
+    said += f". All runs together took {_job_seconds(result['rows']) / 60:.0f} minutes of job time."
+    return f"{said}\n\n" + table(head, rows) + origin(name, content)
 
 
 def inference(name: str) -> str:
