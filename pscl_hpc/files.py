@@ -1,4 +1,4 @@
-"""Writing files so that a crash leaves the old or the new file, never a partial one."""
+"""Writing files so that a crash leaves the old or the new file, never a partial one; reading JSON by a schema."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pscl_hpc.errors import JobError
+from pydantic import BaseModel, ValidationError
+
+from pscl_hpc.errors import JobError, UserError
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 @contextmanager
@@ -147,3 +151,15 @@ def write_text(path: Path, text: str) -> None:
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
+
+
+def read_checked(path: Path, model: type[ModelT], advice: str) -> ModelT:
+    """A JSON file as a pydantic model; UserError, which ends in ``advice``, if it is missing or damaged."""
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {advice}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: {f'key {where}: ' if where else ''}{first['msg']}; {advice}") from None

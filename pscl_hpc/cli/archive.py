@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from dataclasses import asdict
@@ -12,6 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from pscl_hpc.cli import ingest
+from pscl_hpc.cli.archive_images import compare_command, suggest_command
+from pscl_hpc.cli.options import ARCHIVE, JSON, check_new_png, print_json
 from pscl_hpc.errors import EXIT_SKIPPED, UserError
 
 archive_app = typer.Typer(
@@ -20,9 +21,6 @@ archive_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
-
-_ARCHIVE = typer.Argument(metavar="FILE", help="Archive file, or folder of shards.")
-_JSON = typer.Option("--json", help="Print one JSON object.")
 
 
 @archive_app.command("build")
@@ -73,7 +71,7 @@ def build_command(
     shard_size: Annotated[
         str, typer.Option(help="Size of a shard before compression, e.g. 500M or 2G; --out is then a folder.")
     ] = "",
-    as_json: Annotated[bool, _JSON] = False,
+    as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Pack PNG, JPEG, BMP and TIFF images into an archive, or add them to one.
 
@@ -145,7 +143,7 @@ def build_command(
         )
     archive = Archive(path)
     if as_json:
-        _print_json(
+        print_json(
             {
                 "archive": str(path),
                 "images": len(archive),
@@ -173,11 +171,11 @@ def build_command(
 
 @archive_app.command("info")
 def info_command(
-    file: Annotated[Path, _ARCHIVE],
+    file: Annotated[Path, ARCHIVE],
     contact_sheet: Annotated[
         Path | None, typer.Option(metavar="PNG", help="Also draw samples of every collection.")
     ] = None,
-    as_json: Annotated[bool, _JSON] = False,
+    as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Show the content of an archive: collections, classes, splits, sizes, storage.
 
@@ -197,18 +195,18 @@ def info_command(
     if contact_sheet is not None:
         from pscl_hpc.archive.contact_sheet import contact_sheet as draw
 
-        _check_new_png("--contact-sheet", contact_sheet)
+        check_new_png("--contact-sheet", contact_sheet)
         draw(archive, contact_sheet)
         summary["contact_sheet"] = str(contact_sheet)
     if as_json:
-        _print_json(summary)
+        print_json(summary)
         return
     _print_summary(summary)
     typer.echo(contact_sheet if contact_sheet is not None else file)
 
 
 @archive_app.command("check")
-def check_command(file: Annotated[Path, _ARCHIVE], as_json: Annotated[bool, _JSON] = False) -> None:
+def check_command(file: Annotated[Path, ARCHIVE], as_json: Annotated[bool, JSON] = False) -> None:
     """Verify an archive: checksums, masks, references, copies of images, specimens in several splits.
 
     Copies are found even if rotated, mirrored, rescaled or changed in brightness. The exit code is 0 if there is no
@@ -226,7 +224,7 @@ def check_command(file: Annotated[Path, _ARCHIVE], as_json: Annotated[bool, _JSO
     archive = Archive(file)
     findings = check(archive, progress=not as_json)
     if as_json:
-        _print_json(
+        print_json(
             {"archive": str(file), "images": len(archive), "findings": [asdict(item) for item in findings]}
         )
     else:
@@ -250,7 +248,7 @@ def synth_command(
             "--family", help="grains, precipitates or particles; repeat the option for several. Default: all."
         ),
     ] = None,
-    as_json: Annotated[bool, _JSON] = False,
+    as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Make an archive of synthetic micrographs with exact masks: four classes, six production batches.
 
@@ -271,138 +269,14 @@ def synth_command(
     path = write_synthetic_archive(out, images, seed, shape, family or FAMILIES, progress=not as_json)
     archive = Archive(path)
     if as_json:
-        _print_json({"archive": str(path), "images": len(archive), "fingerprint": archive.fingerprint})
+        print_json({"archive": str(path), "images": len(archive), "fingerprint": archive.fingerprint})
     else:
         typer.echo(f"{_count(len(archive), 'image')} in {_count(len(archive.collections), 'collection')}")
         typer.echo(path)
 
 
-@archive_app.command("compare")
-def compare_command(
-    files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="Archives, each a file or a folder of shards.")
-    ],
-    to: Annotated[str, typer.Option(metavar="DATASET", help="Compare only with this collection.")] = "",
-    splits: Annotated[
-        str, typer.Option(help="Splits to compare, separated by commas; an empty name means no split.")
-    ] = "train,",
-    as_json: Annotated[bool, _JSON] = False,
-) -> None:
-    """Compare how the images of collections look, to choose images for pretraining.
-
-    Grey levels, gradients and spatial frequencies are compared: 0 means identical, 1 nothing in common. The last line
-    shows the mean distance between random halves of each collection; a distance that is not larger may be due to chance.
-
-    **Examples**
-
-    `pscl-hpc archive compare alloys.h5`
-
-    `pscl-hpc archive compare alloys.h5 pool.h5 --to steel`
-    """
-    from pscl_hpc.archive import Archive
-    from pscl_hpc.archive.similarity import compare
-
-    found = compare(
-        [Archive(file) for file in files],
-        splits=[name.strip() for name in splits.split(",")],
-        progress=not as_json,
-    )
-    if to and to not in found.names:
-        raise UserError(f"--to is {to!r}; choose one of {', '.join(found.names)}")
-    rows = [found.names.index(to)] if to else range(len(found.names))
-    pairs = [
-        (row, col) for row in rows for col in range(len(found.names)) if (row != col if to else row < col)
-    ]
-    halves = [None if value != value else round(float(value), 4) for value in found.distances.diagonal()]
-    if as_json:
-        _print_json(
-            {
-                "halves": dict(zip(found.names, halves, strict=True)),
-                "pairs": [
-                    {
-                        "a": found.names[a],
-                        "b": found.names[b],
-                        "distance": round(float(found.distances[a, b]), 4),
-                    }
-                    for a, b in pairs
-                ],
-            }
-        )
-        return
-    for row, col in sorted(pairs, key=lambda pair: found.distances[pair]):
-        typer.echo(f"{found.distances[row, col]:.3f}  {found.names[row]} - {found.names[col]}")
-    named = (f"{name} {value}" for name, value in zip(found.names, halves, strict=True) if value is not None)
-    typer.echo(f"halves of one collection: {', '.join(named)}")
-
-
-@archive_app.command("suggest")
-def suggest_command(
-    file: Annotated[Path, _ARCHIVE],
-    dataset: Annotated[
-        list[str] | None,
-        typer.Option(help="Collection to choose from; repeat the option for several. Default: all together."),
-    ] = None,
-    splits: Annotated[
-        str, typer.Option(help="Splits to choose from, separated by commas; an empty name means no split.")
-    ] = "train,",
-    count: Annotated[int, typer.Option(help="Images to suggest.")] = 1,
-    trunk: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="Features that images are compared by: imagenet, filters, or the run folder of a pretraining. "
-            "Default: imagenet if its weights are installed, else filters.",
-        ),
-    ] = "",
-    out: Annotated[
-        Path | None, typer.Option(metavar="PNG", help="Also draw why these images were chosen.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Random seed; the same seed suggests the same images.")] = 0,
-    as_json: Annotated[bool, _JSON] = False,
-) -> None:
-    """Suggest which images to annotate: those with patches like all textures of the archive. Masks are not read.
-
-    A warning lists images that look different from all suggested ones, and how many suggestions would cover them.
-
-    **Examples**
-
-    `pscl-hpc archive suggest alloys.h5 --dataset steel --out why.png`
-
-    `pscl-hpc archive suggest alloys.h5 --dataset steel --count 3 --trunk runs/pscl`
-    """
-    from pscl_hpc.archive import Archive
-    from pscl_hpc.suggestion import dense_features, draw, suggest
-
-    if out is not None:
-        _check_new_png("--out", out)
-    archive = Archive(file)
-    found = suggest(
-        archive,
-        dense_features(trunk),
-        datasets=dataset,
-        splits=[name.strip() for name in splits.split(",")],
-        count=count,
-        seed=seed,
-        progress=not as_json,
-    )
-    if out is not None:
-        draw(archive, found, out)
-    for warning in found.warnings():
-        print(f"warning: {warning}", file=sys.stderr)
-    if as_json:
-        _print_json(found.to_json() | ({"picture": str(out)} if out is not None else {}))
-        return
-    for line in found.lines():
-        typer.echo(line)
-    if out is not None:
-        typer.echo(out)
-
-
-def _check_new_png(option: str, path: Path) -> None:
-    if path.suffix.lower() != ".png":
-        raise UserError(f"{option} is {path}; give a file name that ends in .png")
-    if path.exists():
-        raise UserError(f"{path} already exists; give another name or remove it")
+archive_app.command("compare")(compare_command)
+archive_app.command("suggest")(suggest_command)
 
 
 def _target(out: str, shard_size: str) -> tuple[Path, int | None]:
@@ -474,7 +348,3 @@ def _pairs(counts: dict[str, int]) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    typer.echo(json.dumps(value, indent=1))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from pscl_hpc.errors import UserError
-from pscl_hpc.files import write_json
+from pscl_hpc.files import read_checked, write_json
 
 MEASUREMENTS_FILE = "measurements.json"
 
@@ -148,13 +147,4 @@ def write_measurements(folder: Path, record: Measurements) -> None:
 
 def read_measurements(folder: Path) -> Measurements:
     """Read ``measurements.json``; UserError if it cannot be read."""
-    path = folder / MEASUREMENTS_FILE
-    advice = "run 'pscl-hpc measure' again"
-    try:
-        return Measurements.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); {advice}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path}: {f'key {where}: ' if where else ''}{first['msg']}; {advice}") from None
+    return read_checked(folder / MEASUREMENTS_FILE, Measurements, "run 'pscl-hpc measure' again")

@@ -7,9 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from pscl_hpc.errors import UserError
+from pscl_hpc.files import read_checked
 from pscl_hpc.segmentation.classes import ClassList
 
 
@@ -100,11 +100,4 @@ def read_evaluation(path: Path) -> Evaluation:
         UserError: it does not exist or is damaged.
     """
     advice = f"run 'pscl-hpc evaluate {path.parent}' again"
-    try:
-        return Evaluation.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); {advice}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path}: {f'key {where}: ' if where else ''}{first['msg']}; {advice}") from None
+    return read_checked(path, Evaluation, advice)

@@ -1,0 +1,25 @@
+"""Arguments and output that several commands share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from pscl_hpc.errors import UserError
+
+ARCHIVE = typer.Argument(metavar="FILE", help="Archive file, or folder of shards.")
+JSON = typer.Option("--json", help="Print one JSON object.")
+
+
+def check_new_png(option: str, path: Path) -> None:
+    if path.suffix.lower() != ".png":
+        raise UserError(f"{option} is {path}; give a file name that ends in .png")
+    if path.exists():
+        raise UserError(f"{path} already exists; give another name or remove it")
+
+
+def print_json(value: dict[str, Any]) -> None:
+    typer.echo(json.dumps(value, indent=1))
