@@ -6,7 +6,15 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pscl_hpc.config import CheckpointConfig, Count, LogConfig, RuntimeConfig, TrainingConfig, ViewConfig
+from pscl_hpc.config import (
+    CheckpointConfig,
+    Count,
+    LogConfig,
+    NonNegative,
+    RuntimeConfig,
+    TrainingConfig,
+    ViewConfig,
+)
 from pscl_hpc.methods import METHODS, AnyMethod, ReferencedMethodConfig
 from pscl_hpc.models import TRUNKS, AnyTrunk
 
@@ -52,6 +60,9 @@ class PretrainConfig(TrainingConfig):
     method: AnyMethod = Field(default_factory=METHODS.default_config)
     batch_size: Count = 8
     """Unlabelled images per step, over all ranks; references come on top."""
+    encoder_lr_scale: NonNegative = 1.0
+    """Learning rate of the encoder as a share of ``optimiser.lr``. Less than 1 keeps more of initial weights from
+    ImageNet; 0 keeps them except for batch statistics."""
     accumulate: Count = 1
     """Forward passes per step, each on an equal part of the batch with its own negatives."""
     runtime: PretrainRuntimeConfig = PretrainRuntimeConfig()

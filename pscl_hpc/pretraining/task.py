@@ -58,7 +58,14 @@ class PretrainTask(Task[Batch]):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         rate = scaled_lr(self.config.optimiser, self.config.batch_size)
-        return parameter_groups(self.module, rate, self.config.optimiser.weight_decay)
+        decay, scale = self.config.optimiser.weight_decay, self.config.encoder_lr_scale
+        if scale == 1:
+            return parameter_groups(self.module, rate, decay)
+        encoder = self.module.trunk.encoder
+        return [
+            *parameter_groups(self.module, rate, decay, without=encoder),
+            *parameter_groups(encoder, rate * scale, decay, name="encoder"),
+        ]
 
     def loss(self, module: nn.Module, batch: Batch, number: int, *, measure: bool) -> StepLoss:
         device = self.ranks.device

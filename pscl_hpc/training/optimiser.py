@@ -18,13 +18,19 @@ _OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 def parameter_groups(
-    module: nn.Module, lr: float, weight_decay: float = 0.0, *, name: str = ""
+    module: nn.Module,
+    lr: float,
+    weight_decay: float = 0.0,
+    *,
+    name: str = "",
+    without: nn.Module | None = None,
 ) -> list[dict[str, Any]]:
     """Trainable parameters of ``module`` as two groups: weights with decay, biases and normalisation without.
 
-    The learning rate of a group with a ``name`` is logged as ``<name>/lr``.
+    The learning rate of a group with a ``name`` is logged as ``<name>/lr``. Parameters of ``without`` are left out.
     """
-    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    left_out = set() if without is None else set(without.parameters())
+    trainable = [p for p in module.parameters() if p.requires_grad and p not in left_out]
     groups = [
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
