@@ -92,7 +92,12 @@ def score(run: Path, archive_path: Path) -> list[dict[str, Any]]:
                 "dice": {
                     name: _dice(
                         Predictor(
-                            plain.net, plain.classes, plain.device, runtime=plain.runtime, inference=way
+                            plain.net,
+                            plain.classes,
+                            plain.device,
+                            runtime=plain.runtime,
+                            inference=way,
+                            resize=plain.resize,
                         ),
                         archive,
                         records,

@@ -30,6 +30,8 @@ class ModelCard:
     """Class names in index order; empty for a trunk."""
     background: int = 0
     ignore_classes: tuple[int, ...] = ()
+    resize: float = 1.0
+    """Factor by which images are resized for the network."""
 
 
 def save_trunk(path: Path, trunk: Trunk) -> None:
@@ -80,6 +82,7 @@ def _save(path: Path, module: nn.Module, card: ModelCard) -> None:
         "classes": list(card.classes),
         "background": card.background,
         "ignore_classes": list(card.ignore_classes),
+        "resize": card.resize,
     }
     tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
     metadata = {"pscl_hpc": json.dumps(header)}
@@ -125,6 +128,7 @@ def _load(path: Path, *, weights: bool = True) -> tuple[ModelCard, dict[str, Ten
             tuple(str(name) for name in header.get("classes", ())),
             int(header.get("background", 0)),
             tuple(int(number) for number in header.get("ignore_classes", ())),
+            float(header.get("resize", 1.0)),
         )
     except (TypeError, ValueError, KeyError):
         raise UserError(

@@ -68,9 +68,13 @@ class FinetuneConfig(TrainingConfig):
     model: AnyTrunk | None = None
     """The trunk; absent: that of ``pretrained``, or the default one. Where both are given they must agree."""
     crop: Size = (160, 160)
-    """Random windows trained on."""
+    """Random windows trained on, in pixels after ``resize``."""
     batch_size: Count = 4
     """Windows per step."""
+    resize: Positive | Literal["auto"] = 1.0
+    """Images are resized by this factor for the network, and class probabilities back. auto: images of more than 768
+    pixels a side are reduced to about that, but not so far that the mean intercept of the finest annotated class becomes
+    less than 4 pixels."""
     jitter: JitterConfig = JitterConfig(brightness=0.08, contrast=0.08, saturation=0.08, hue=0.02)
     """Random intensity changes of the windows."""
     flip: bool = True

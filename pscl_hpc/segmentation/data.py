@@ -272,6 +272,7 @@ class WindowDataset(Dataset[Windows]):
         config: The run.
         trunk: Decides channels and standardisation of the windows.
         unlabelled: Images of the unlabelled windows; needed when ``config.semi_supervised`` is set.
+        resize: Factor by which images are resized for the network.
         rank: The rank whose share of each batch is read.
         ranks: Number of ranks among which each batch is divided.
 
@@ -288,6 +289,7 @@ class WindowDataset(Dataset[Windows]):
         *,
         trunk: TrunkConfig,
         unlabelled: Sequence[ImageRecord] = (),
+        resize: float = 1.0,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
@@ -297,6 +299,7 @@ class WindowDataset(Dataset[Windows]):
         self.classes = classes
         self.config = config
         self.trunk = trunk
+        self.resize = resize
         annotated, mixed = (
             config.batch_size,
             config.semi_supervised.batch_size if config.semi_supervised else 0,
@@ -333,7 +336,7 @@ class WindowDataset(Dataset[Windows]):
 
     def _window(self, step: int, slot: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], str]:
         record, rng = self._draw(step, slot)
-        placement = Placement.draw(self.config, rng)
+        placement = Placement.draw(self.config, rng, self.resize)
         annotated = slot < self.config.batch_size
         region = self.regions[record.id] if annotated else None
         for _ in range(_TRIES if annotated else 1):

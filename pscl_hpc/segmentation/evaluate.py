@@ -179,7 +179,14 @@ def open_run(
     device = setup_device(runtime)
     if inference.adapt and not any(isinstance(layer, nn.BatchNorm2d) for layer in net.modules()):
         raise UserError(f"{folder.path}: its network has no batch normalisation to adapt; use --adapt 0")
-    predictor = Predictor(net.to(device), ClassList.of(card), device, runtime=runtime, inference=inference)
+    predictor = Predictor(
+        net.to(device),
+        ClassList.of(card),
+        device,
+        runtime=runtime,
+        inference=inference,
+        resize=card.resize,
+    )
     return folder, config, predictor
 
 

@@ -6,21 +6,32 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
 from pscl_hpc.archive import Archive, ImageRecord
+from pscl_hpc.archive.windows import restrict
 from pscl_hpc.errors import UserError
 from pscl_hpc.models import MODEL_FILE, ModelCard, SegmentationNet, build_trunk, load_trunk, save_segmentation
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.seeding import derive_seed
 from pscl_hpc.segmentation.config import FinetuneConfig
-from pscl_hpc.segmentation.data import FinetuneData, WindowDataset, Windows, select_data, select_unlabelled
+from pscl_hpc.segmentation.data import (
+    FinetuneData,
+    WindowDataset,
+    Windows,
+    annotated_region,
+    select_data,
+    select_unlabelled,
+)
 from pscl_hpc.segmentation.inference import Predictor
 from pscl_hpc.segmentation.ingest_options import UNSEEN_KEY, options_record
 from pscl_hpc.segmentation.losses import Objective, SegmentationLoss, Supervised, class_weights
 from pscl_hpc.segmentation.metrics import ConfusionMatrix, Scores
 from pscl_hpc.segmentation.semi_supervised import SEMI_SUPERVISED
+from pscl_hpc.segmentation.working_size import working_scale
 from pscl_hpc.training import Ranks, StepLoss, Task, parameter_groups, scaled_lr, train
 from pscl_hpc.training.reduce import sum_over_ranks
 
@@ -54,6 +65,7 @@ class FinetuneTask(Task[Windows]):
         self.unlabelled: tuple[ImageRecord, ...] = (
             select_unlabelled(config, settings, archive, home) if settings else ()
         )
+        self.resize = working_scale(config.resize, self._masks())
         self.net = build_net(config, self.data.classes.count)
         self.dataset: WindowDataset = WindowDataset(
             archive,
@@ -62,6 +74,7 @@ class FinetuneTask(Task[Windows]):
             config,
             trunk=self.net.trunk.config,
             unlabelled=self.unlabelled,
+            resize=self.resize,
             rank=ranks.rank,
             ranks=ranks.world,
         )
@@ -71,9 +84,22 @@ class FinetuneTask(Task[Windows]):
         self.module: Objective = build_objective(self.net, self.data, config, self.average).to(ranks.device)
         self.module.process_group = ranks.group
         self.predictor = Predictor(
-            self.average or self.net, self.data.classes, ranks.device, runtime=config.runtime
+            self.average or self.net,
+            self.data.classes,
+            ranks.device,
+            runtime=config.runtime,
+            resize=self.resize,
         )
         self.validate_every = config.validate_every if self.data.validation else 0
+
+    def _masks(self) -> list[npt.NDArray[np.uint8]]:
+        """The used annotation of each reference."""
+        found = []
+        for record in self.data.references:
+            mask = self.data.classes.without_ignored(self.archive.read_mask(record.index))
+            region = annotated_region(self.archive, record, self.data.classes, self.config.square)
+            found.append(mask if region is None else restrict(mask, (0, 0, *mask.shape), region))
+        return found
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return optimiser_groups(self.net, self.config, self.module.extra)
@@ -138,7 +164,11 @@ class FinetuneTask(Task[Windows]):
         """The model, and in run.json which weights it holds."""
         collection = self.data.collection
         card = ModelCard(
-            self.net.trunk.config, collection.classes, collection.background, collection.ignore_classes
+            self.net.trunk.config,
+            collection.classes,
+            collection.background,
+            collection.ignore_classes,
+            self.resize,
         )
         save_segmentation(folder.path / MODEL_FILE, self.average or self.net, card)
         folder.update(best={"step": best_step, "mean_dice": best_score})

@@ -24,6 +24,7 @@ from pscl_hpc.config import RuntimeConfig
 from pscl_hpc.models import SegmentationNet
 from pscl_hpc.segmentation.classes import ClassList
 from pscl_hpc.segmentation.config import InferenceConfig
+from pscl_hpc.segmentation.working_size import resized
 from pscl_hpc.training import autocast
 
 _MAGNIFICATIONS = (0.8, 1.0, 1.25)
@@ -60,6 +61,7 @@ class Predictor:
         runtime: RuntimeConfig | None = None,
         tiling: Tiling | None = None,
         inference: InferenceConfig | None = None,
+        resize: float = 1.0,
     ) -> None:
         """See the class.
 
@@ -70,6 +72,7 @@ class Predictor:
             runtime: Precision of the network.
             tiling: How large images are divided.
             inference: Test-time augmentation and adaptation to each image; by default one plain pass.
+            resize: Factor by which images are resized for the network. Tiles have their size after it.
         """
         self.net = net
         self.classes = classes
@@ -77,6 +80,7 @@ class Predictor:
         self.runtime = runtime or RuntimeConfig()
         self.tiling = tiling or Tiling()
         self.inference = inference or InferenceConfig()
+        self.resize = resize
         self.channels = net.trunk.in_channels
         self.standardise = net.trunk.config.standardise
         self._smallest = net.trunk.maps.bottleneck.stride
@@ -123,10 +127,10 @@ class Predictor:
         """A block in which the network is adapted to an image, as ``inference.adapt`` says."""
         if not self.inference.adapt:
             return nullcontext()
-        windows = sample_windows(height, width, self.tiling.tile)
+        windows = sample_windows(height, width, round(self.tiling.tile / self.resize))
 
         def forward() -> None:
-            images = torch.cat([self._inputs(read(window)) for window in windows])
+            images = torch.cat([self._resized(self._inputs(read(window))) for window in windows])
             with autocast(self.device, self.runtime):
                 self.net(images.to(self.device))
 
@@ -135,7 +139,7 @@ class Predictor:
     def _fill(
         self, labels: npt.NDArray[np.uint8], read: ReadWindow, confidence: npt.NDArray[np.uint8] | None
     ) -> None:
-        block, halo = self.tiling.block, round(self.tiling.tile * self.tiling.overlap)
+        block, halo = self.tiling.block, round(self.tiling.tile * self.tiling.overlap / self.resize)
         height, width = labels.shape
         for y0 in range(0, height, block):
             for x0 in range(0, width, block):
@@ -155,13 +159,17 @@ class Predictor:
         rim = tuple((0, max(0, self._smallest - size)) for size in image.shape[1:])
         return torch.from_numpy(np.pad(image, ((0, 0), *rim), mode="symmetric")).unsqueeze(0)
 
+    def _resized(self, images: Tensor) -> Tensor:
+        return resized(images, self.resize, self._smallest)
+
     @torch.inference_mode()
     def _block(
         self, image: npt.NDArray[np.float32], sure: bool
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8] | None]:
         """Class indices of a part of an image and, if ``sure``, the probability of each as 0 to 255."""
         height, width = image.shape[1:]
-        inputs = self._inputs(image)
+        given = self._inputs(image)
+        inputs = self._resized(given)
         roi = tuple(min(self.tiling.tile, size) for size in inputs.shape[2:])
         if roi == tuple(inputs.shape[2:]):
             blended = self._probabilities(inputs.to(self.device))
@@ -176,6 +184,8 @@ class Predictor:
                 sw_device=self.device,
                 device=torch.device("cpu"),
             )
+        if self.resize != 1:
+            blended = F.interpolate(blended, size=given.shape[2:], mode="bilinear", align_corners=False)
         best = self._kept.to(blended.device)[blended[0].argmax(dim=0)]
         labels = best[:height, :width].to("cpu", torch.uint8).numpy()
         if not sure:
@@ -194,10 +204,10 @@ class Predictor:
             if factor != 1 and min(size) < self._smallest:
                 continue
             for turns, mirrored in product(range(4), (False, True)):
-                view = _resized(images, size)
+                view = _to_size(images, size)
                 view = torch.rot90(view.flip(3) if mirrored else view, turns, (2, 3))
                 back = torch.rot90(self._softmax(view), -turns, (2, 3))
-                total = total + _resized(back.flip(3) if mirrored else back, images.shape[2:])
+                total = total + _to_size(back.flip(3) if mirrored else back, images.shape[2:])
                 views += 1
         return total / views
 
@@ -207,7 +217,7 @@ class Predictor:
         return F.softmax(logits.float().index_select(1, self._kept), dim=1)
 
 
-def _resized(images: Tensor, size: Sequence[int]) -> Tensor:
+def _to_size(images: Tensor, size: Sequence[int]) -> Tensor:
     if images.shape[2:] == torch.Size(size):
         return images
     shrunk = size[0] < images.shape[2]

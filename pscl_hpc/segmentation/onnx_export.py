@@ -1,9 +1,10 @@
 """A fine-tuned run as an ONNX file for other programs, checked against this one.
 
 The graph has one input, ``image``: (1, channels, h, w) float32 in 0..1, where 0 is black and 1 white (8-bit images
-divided by 255), of any size not smaller than the stride of the network. Standardisation and normalisation are inside, so
-the whole image belongs into one call: a tile would be standardised by itself. Outputs: ``classes`` (1, h, w) uint8, the
-class indices, and ``probabilities`` (1, classes, h, w) float32, 0 for ignored classes.
+divided by 255), of any size that is not smaller than the stride of the network after ``resize``. Standardisation,
+resizing and normalisation are inside, so the whole image belongs into one call: a tile would be standardised by itself.
+Outputs: ``classes`` (1, h, w) uint8, the class indices, and ``probabilities`` (1, classes, h, w) float32, 0 for ignored
+classes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import importlib.util
 import io
 import json
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ from pscl_hpc.models import SegmentationNet
 from pscl_hpc.segmentation.classes import ClassList
 from pscl_hpc.segmentation.evaluate import open_run
 from pscl_hpc.segmentation.inference import Predictor
+from pscl_hpc.segmentation.working_size import resized
 
 ONNX_FILE = "model.onnx"
 OPSET = 18
@@ -61,9 +64,10 @@ class ExportNet(nn.Module):
     place: Tensor
     luma: Tensor
 
-    def __init__(self, net: SegmentationNet, classes: ClassList) -> None:
+    def __init__(self, net: SegmentationNet, classes: ClassList, resize: float = 1.0) -> None:
         super().__init__()
         self.net = net
+        self.resize = resize
         self.standardise = net.trunk.config.standardise
         self.register_buffer("kept", torch.tensor(classes.kept), persistent=False)
         # One row per class; an ignored class has no column, so its probability is 0.
@@ -75,8 +79,11 @@ class ExportNet(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         if self.standardise:
             image = self._standardised(image)
-        logits = self.net(image).index_select(1, self.kept)
-        probabilities = F.softmax(logits, dim=1)
+        work = resized(image, self.resize, 1)
+        probabilities = F.softmax(self.net(work).index_select(1, self.kept), dim=1)
+        if self.resize != 1:
+            size = image.shape[2:]
+            probabilities = F.interpolate(probabilities, size=size, mode="bilinear", align_corners=False)
         classes = self.kept[probabilities.argmax(dim=1)]
         return classes.to(torch.uint8), F.conv2d(probabilities, self.place)
 
@@ -111,7 +118,7 @@ def export_onnx(run: str | Path, out: str | Path | None = None) -> Exported:
     path = Path(out) if out is not None else folder.path / ONNX_FILE
     if path.is_dir() or not path.parent.is_dir():
         raise UserError(f"{path}: is a folder, or is in one that does not exist; name a file with --out")
-    net = ExportNet(predictor.net.cpu(), predictor.classes).eval()
+    net = ExportNet(predictor.net.cpu(), predictor.classes, predictor.resize).eval()
     model = _convert(net, predictor.channels, predictor.classes)
     data = model.SerializeToString()
     exported = _check(net, data, predictor.channels, net.net.trunk.maps.bottleneck.stride, path)
@@ -159,7 +166,8 @@ def _check(net: ExportNet, data: bytes, channels: int, stride: int, path: Path) 
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    sizes = ((stride, stride), (5 * stride + 3, 7 * stride + 1), (200, 264))
+    seen = ((stride, stride), (5 * stride + 3, 7 * stride + 1), (200, 264))
+    sizes = tuple((math.ceil(height / net.resize), math.ceil(width / net.resize)) for height, width in seen)
     largest, wrong, pixels = 0.0, 0, 0
     for image in _samples(channels, sizes):
         with torch.no_grad():

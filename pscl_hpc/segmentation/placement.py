@@ -19,14 +19,11 @@ from pscl_hpc.archive import Archive, ImageRecord, Window
 from pscl_hpc.archive.windows import draw_window, read_window
 from pscl_hpc.models import TrunkConfig
 from pscl_hpc.segmentation.config import FinetuneConfig
+from pscl_hpc.segmentation.working_size import BLUR
 
 Pixel = TypeVar("Pixel", bound=np.generic)
 Pair = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]
 """Image (C, h, w) in 0..1 and mask (h, w)."""
-
-_BLUR = 0.5
-"""Standard deviation of the blur before reducing, times sqrt(1 / scale^2 - 1) pixels: that of a pixel's own square,
-widened to the square that a reduced pixel covers."""
 
 
 class Placement(NamedTuple):
@@ -40,8 +37,8 @@ class Placement(NamedTuple):
     """Window pixels per image pixel."""
 
     @classmethod
-    def draw(cls, config: FinetuneConfig, rng: np.random.Generator) -> Placement:
-        """A random placement."""
+    def draw(cls, config: FinetuneConfig, rng: np.random.Generator, resize: float = 1.0) -> Placement:
+        """A random placement for a network that sees images resized by this factor."""
         flip = bool(rng.integers(2)) and config.flip
         turns: float = int(rng.integers(4)) if config.rotate else 0
         scale, (low, high) = 1.0, config.scale
@@ -49,7 +46,7 @@ class Placement(NamedTuple):
             scale = math.exp(rng.uniform(math.log(low), math.log(high)))
         if config.any_angle:
             turns = rng.uniform(0, 4)
-        return cls(flip, turns, scale)
+        return cls(flip, turns, scale * resize)
 
     @property
     def copies(self) -> bool:
@@ -132,7 +129,7 @@ def _resample(
     y, x = v * cos - u * sin, v * sin + u * cos
     y = centre[0] + (-y if placement.flip else y)
     x = centre[1] + x
-    sigma = _BLUR * math.sqrt(max(0.0, placement.scale**-2 - 1))
+    sigma = BLUR * math.sqrt(max(0.0, placement.scale**-2 - 1))
     margin = 2 + math.ceil(2 * sigma)
     top, left = max(0, math.floor(y.min()) - margin), max(0, math.floor(x.min()) - margin)
     bottom = min(record.height, math.ceil(y.max()) + margin)
