@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-from bench.tables import gpu, measurements, study
+from bench.tables import gpu, measurements, recipe, study
 from bench.tables.common import RESULTS, ROOT
 
 DOCUMENTS = ("README.md", "kernels/README.md", "docs/*.md", "bench/README.md", "slurm/README.md")
@@ -29,6 +29,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "cpu-matching-purity": lambda: study.matching("cpu-matching-purity"),
     "gpu-study-one-shot": lambda: study.study("gpu-study-one-shot"),
     "cpu-study-one-image": lambda: study.study("cpu-study-one-image"),
+    "cpu-study-all-annotated": lambda: study.study("cpu-study-all-annotated"),
+    "recipe-trials": lambda: recipe.trials("recipe-trials"),
+    "large-images": lambda: recipe.large_images("large-images"),
     "suggest": lambda: measurements.suggestion("suggest"),
     "suggest-filters": lambda: measurements.suggestion("suggest", "filters"),
     "cpu-step": lambda: measurements.step("cpu-step-vs-released"),
