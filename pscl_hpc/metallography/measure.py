@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from pscl_hpc.archive import Archive, ImageRecord
+from pscl_hpc.archive.ingest.errors import Unreadable
+from pscl_hpc.archive.ingest.mask_values import Key
+from pscl_hpc.archive.manifest import sha256_of
 from pscl_hpc.errors import UserError, did_you_mean
 from pscl_hpc.metallography.correction import Correction
 from pscl_hpc.metallography.image import SMALLEST, ImageMeasurement, Rules, measure_image
@@ -26,9 +32,11 @@ from pscl_hpc.runs import writing
 from pscl_hpc.segmentation.classes import ClassList
 from pscl_hpc.segmentation.data import class_list
 from pscl_hpc.segmentation.evaluate import ImagePredictor, SegmentationConfig, open_run, same_name
+from pscl_hpc.segmentation.input_files import list_files
+from pscl_hpc.segmentation.input_masks import InputMasks
 from pscl_hpc.segmentation.metrics import ConfusionMatrix
 from pscl_hpc.segmentation.pictures import read_labels
-from pscl_hpc.segmentation.predict import PredictReport, predict
+from pscl_hpc.segmentation.predict import PredictedImage, PredictReport, predict
 
 FOLDER = "measurements"
 """Default output folder in a run."""
@@ -71,6 +79,9 @@ def measure(
     archive: str | Path | None = None,
     splits: Sequence[str] = (),
     validation: str = "",
+    masks: str | Path | None = None,
+    mask_values: Mapping[Key, str] | None = None,
+    scribbles: bool = False,
     commands: Sequence[str] = (),
     notes: Sequence[str] = (),
     skipped: Sequence[tuple[str, str]] = (),
@@ -79,8 +90,8 @@ def measure(
 ) -> Measured:
     """Segment images with a fine-tuned run and measure them.
 
-    Masks of archive images are compared with the predictions. Phase fractions are corrected by the confusion on
-    validation images if the archive of the run has some.
+    Masks of archive images, and those in ``masks``, are compared with the predictions. Phase fractions are corrected by
+    the confusion on validation images if the archive of the run has some.
 
     Args:
         run: A finished fine-tuning run.
@@ -92,6 +103,8 @@ def measure(
         splits: Without ``images``: only these splits.
         validation: The split with the confusion of the correction; empty: all whose names begin with ``val``; ``none``: no
             correction.
+        masks: Folder with masks of the image files, or a file of shapes on them.
+        mask_values, scribbles: What these masks mean; see :meth:`InputMasks.find`.
         commands, notes, skipped: For the record: commands that give the same, warnings, and files that were skipped before.
         progress: Show progress bars if the output is a terminal.
         options: Further arguments of :func:`~pscl_hpc.segmentation.predict.predict`.
@@ -105,11 +118,21 @@ def measure(
     )  # fmt: skip
     rules = wanted.rules(predictor.classes)
     target = Path(out) if out is not None else folder.path / FOLDER
+    if masks is not None and (archive is not None or not images):
+        raise UserError(
+            "--masks is for image files; name them, or leave it out for images of an archive, which has masks"
+        )
     if images and splits:
         raise UserError("--split chooses images of the archive; leave it out, or name no image")
     if not images:
         archive = archive or config.data.archive
         images = [record.id for record in _collection(archive, config, predictor, splits)]
+    compared = None
+    if masks is not None:
+        files, _ = list_files(list(map(str, images)), target / "predictions")
+        compared = InputMasks.find(
+            Path(masks), files, predictor.classes, mask_values=mask_values, scribbles=scribbles
+        )
     correction = _correction(config, predictor, validation, progress)
     predicted = predict(
         run,
@@ -122,7 +145,11 @@ def measure(
         **options,
     )
     source = Archive(archive) if archive is not None else None
-    measured = _measure_predictions(predicted, rules, wanted, source, target, progress)
+    mask_of = _MaskOf(rules.classes, source, compared)
+    measured = _measure_predictions(predicted, rules, wanted, mask_of, target, progress)
+    if compared is not None and len(mask_of.skipped) == len(compared.files):
+        source_file, reason = mask_of.skipped[0]
+        raise UserError(f"--masks {masks}: no image could be compared with its mask: {source_file}: {reason}")
     settings = {
         "ingest options": str(predicted.options) if predicted.options else "as in the archive",
         "test-time augmentation": predictor.inference.tta,
@@ -136,11 +163,11 @@ def measure(
         source=str(run),
         masks=False,
         correction=correction,
-        references=tuple(config.references),
+        references=(*config.references, *(_trained_on(config, compared) if compared else ())),
         settings=settings,
         commands=commands,
-        warnings=[*notes, *predicted.warnings],
-        skipped=[*skipped, *predicted.skipped],
+        warnings=[*notes, *(compared.notes if compared else ()), *predicted.warnings],
+        skipped=[*skipped, *predicted.skipped, *mask_of.skipped],
     )
 
 
@@ -205,11 +232,47 @@ def measure_masks(
     )
 
 
+def _trained_on(config: SegmentationConfig, compared: InputMasks) -> list[str]:
+    """The files with masks that the run was trained on, by their content."""
+    path = Path(config.data.archive)
+    if not path.exists():
+        return []
+    archive = Archive(path)
+    known = {archive.rows[archive.find(name).index].sha256 for name in config.references}
+    return [name for name in compared.files if sha256_of(Path(name)) in known]
+
+
+class _MaskOf:
+    """The mask to compare a prediction with."""
+
+    def __init__(self, classes: ClassList, archive: Archive | None, files: InputMasks | None) -> None:
+        self._classes = classes
+        self._archive = archive
+        self._files = files
+        self.skipped: list[tuple[str, str]] = []
+        """Masks that cannot be used: image and reason."""
+
+    def read(self, image: PredictedImage, shape: tuple[int, ...]) -> npt.NDArray[np.uint8] | None:
+        if self._archive is not None:
+            record = self._archive.find(image.source)
+            collection = self._archive.collections[record.dataset]
+            if record.has_mask and ClassList.of(collection) == self._classes:
+                return self._archive.read_mask(record.index)
+        if self._files is not None:
+            try:
+                return self._files.read(image.source, shape[0], shape[1], image.cropped)
+            except Unreadable as error:
+                self.skipped.append(
+                    (image.source, f"it is measured, but not compared with its mask: {error}")
+                )
+        return None
+
+
 def _measure_predictions(
     predicted: PredictReport,
     rules: Rules,
     wanted: Wanted,
-    archive: Archive | None,
+    mask_of: _MaskOf,
     folder: Path,
     progress: bool,
 ) -> list[ImageMeasurement]:
@@ -219,11 +282,7 @@ def _measure_predictions(
             labels = read_labels(Path(image.labels))
             pages = [one for one in predicted.written if one.source == image.source]
             name = image.source if len(pages) == 1 else f"{image.source}#{pages.index(image)}"
-            mask = None
-            if archive is not None:
-                record = archive.find(image.source)
-                if record.has_mask and ClassList.of(archive.collections[record.dataset]) == rules.classes:
-                    mask = archive.read_mask(record.index)
+            mask = mask_of.read(image, labels.shape) if len(pages) == 1 else None
             files = {"labels": image.labels, "overlay": image.overlay, "confidence": image.confidence}
             found.append(
                 measure_image(
@@ -256,7 +315,7 @@ def _write(
     warnings: Sequence[str],
     skipped: Sequence[tuple[str, str]],
 ) -> Measured:
-    summary = summarise(images, rules, correction)
+    summary = summarise(images, rules, correction, references=references)
     record = Measurements(
         source=source,
         masks=masks,

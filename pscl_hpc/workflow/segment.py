@@ -131,11 +131,15 @@ def prepare(request: Request, out: Path, *, say: Say = lambda text: None, progre
         classes=request.classes,
         mask_values=request.mask_values,
         options=request.options,
+        extend=not (out / RUN).is_dir() or _is_done(out / RUN),
         progress=progress,
     )
     for note in inputs.notes:
         say(note)
     say(_found(inputs))
+    if inputs.waiting:
+        more = "1 more image is" if len(inputs.waiting) == 1 else f"{len(inputs.waiting)} more images are"
+        say(f"{more} added after the training, which goes on with the images that it began with")
     config = load_config(packaged_config(RECIPE), _overrides(request, out, inputs), kind="finetune")
     assert isinstance(config, FinetuneConfig)
     archive = Archive(inputs.archive)
@@ -157,6 +161,9 @@ def finish(
     if not (out / RUN).is_dir() or not _is_done(out / RUN):
         say(f"training on {inputs.reference}: {packaged_config(RECIPE).name}, {out / RUN}")
     finetune(config, progress=progress)
+    if inputs.waiting:
+        # The run is done now, so the archive may change.
+        inputs = prepare(request, out, progress=progress).inputs
     home = inputs.reference.partition("/")[0]
     ids = [record.id for record in Archive(inputs.archive).select(datasets=[home])]
     say(f"segmenting and measuring {len(ids)} images")
@@ -182,7 +189,7 @@ def finish_job(config: FinetuneConfig) -> None:
     if not read_place().first:
         finetune(config)
         return
-    prepared = prepare(request, out)
+    prepared = prepare(request, out, say=print)
     finish(request, out, Prepared(prepared.inputs, config), say=print)
 
 

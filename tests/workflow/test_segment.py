@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pscl_hpc.archive import Archive
@@ -23,6 +25,7 @@ from pscl_hpc.config.packaged import packaged_config
 from pscl_hpc.errors import UserError
 from pscl_hpc.metallography.record import read_measurements
 from pscl_hpc.runs import RunFolder
+from pscl_hpc.training import StopRequested
 from pscl_hpc.workflow import Request, segment, suggest_annotation
 from pscl_hpc.workflow.inputs import numbered_classes
 from pscl_hpc.workflow.segment import PAGE, REQUEST_FILE, prepare
@@ -143,6 +146,30 @@ def test_the_same_call_resumes_after_a_kill(folder: Path) -> None:
     assert (folder / "out" / PAGE).is_file()
 
 
+def test_images_that_are_added_before_the_training_has_ended(folder: Path) -> None:
+    """The training goes on with the archive it began with; all images are measured."""
+    out, request = folder / "out", request_of(folder)
+    config = prepare(request, out).config
+    before = Archive(out / "archive.h5").fingerprint
+    run = RunFolder.start(config, torch.device("cpu"))
+    with contextlib.suppress(StopRequested), run:
+        run.update(archive=before)
+        run.stop("interrupted")
+        raise StopRequested("interrupted", "")
+    Image.fromarray(micrograph(7)[0]).save(folder / "sem/new.png")
+    (folder / "sem/0.png").unlink()
+    said: list[str] = []
+    record = segment(request, out, say=said.append).measured.record
+    assert any("1 more image" in text for text in said)
+    assert [image.name for image in record.images] == ["sem/0", "sem/1", "sem/2", "sem/new"]
+    assert RunFolder.load(out / "model").record["archive"] == before
+    assert any("sem/0" in warning and "no longer" in warning for warning in record.warnings)
+    # Another mask needs another training.
+    Image.fromarray(1 - micrograph(1)[1]).save(folder / "painted/1_mask.png")
+    with pytest.raises(UserError, match="--out"):
+        segment(request, out)
+
+
 def test_another_request_does_not_overwrite(folder: Path) -> None:
     out = folder / "out"
     segment(request_of(folder), out)
@@ -189,6 +216,7 @@ def test_without_a_mask_and_with_one_afterwards(folder: Path) -> None:
     assert len(Archive(folder / "out/archive.h5")) == 3
     assert found.id in ("sem/0", "sem/1", "sem/2")
     assert found.reason.is_file()
+    assert not any("--count" in warning for warning in found.warnings)
     with Image.open(found.template) as template, Image.open(found.image) as image:
         assert (template.mode, template.size, image.size) == ("P", (56, 48), (56, 48))
         assert np.array_equal(np.unique(np.asarray(template)), [255])

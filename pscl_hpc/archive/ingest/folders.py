@@ -169,7 +169,7 @@ def check_no_masks(folder: Path, images: Iterable[Path]) -> None:
 def _walk(folder: Path, above: frozenset[Path], wanted: Callable[[Path], bool]) -> Iterator[Path]:
     real = folder.resolve()
     if real in above:
-        return  # a link to a parent folder
+        return  # a link to a folder that contains this one
     try:
         inside = list(folder.iterdir())
     except OSError as error:
@@ -178,7 +178,7 @@ def _walk(folder: Path, above: frozenset[Path], wanted: Callable[[Path], bool]) 
         if is_junk(path.name):
             continue
         if path.is_dir():
-            yield from _walk(path, above | {real}, wanted)
+            yield from _walk(path, above | {real, *real.parents}, wanted)
         elif wanted(path):
             yield path
 

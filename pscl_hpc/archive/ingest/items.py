@@ -67,7 +67,7 @@ def unique_items(items: Sequence[Item], skipped: list[Skipped]) -> dict[str, Ite
         best = same[0] if len(same) == 1 else min(same, key=_preference)
         for other in same:
             if other is not best:
-                why = "is listed" if best.listed and not other.listed else "is packed instead"
+                why = "is listed" if best.listed and not other.listed else "is preferred"
                 reason = f"{best.source} has the same image id {image_id} and {why}; rename one to pack both"
                 skipped.append(Skipped(other.source, reason))
         try:
