@@ -91,7 +91,7 @@ def _preference(item: Item) -> tuple[bool, int, bool]:
             depth = 1 if pages[0].dtype == "uint8" else 2
     except Unreadable:
         depth = 0
-    return not item.listed, -depth, item.path.suffix.lower() in (".jpg", ".jpeg")
+    return not item.listed, -depth, item.path.suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif")
 
 
 def _is_unpaired_mask(item: Item) -> bool:

@@ -35,6 +35,8 @@ def open_tiff(path: Path) -> Iterator[list[Page]]:
         file = tifffile.TiffFile(path)
     with file:
         with decoding("TIFF"):
+            if not len(file.pages):
+                raise Unreadable("damaged TIFF (it has no page)")
             um_per_pixel, magnification = scale_of(file)
             frames = _full_size(file)
             pages = [TiffPage(frame, file.filehandle) for frame in frames]
