@@ -8,14 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from pscl_hpc.archive import Archive, ImageRecord
-from pscl_hpc.archive.ingest.errors import Unreadable
 from pscl_hpc.archive.ingest.mask_values import Key
-from pscl_hpc.archive.manifest import sha256_of
 from pscl_hpc.errors import UserError, did_you_mean
+from pscl_hpc.metallography.comparison import MaskOf, trained_on, validation_correction
 from pscl_hpc.metallography.correction import Correction
 from pscl_hpc.metallography.image import SMALLEST, ImageMeasurement, Rules, measure_image
 from pscl_hpc.metallography.record import ImageResult, Measurements, write_measurements
@@ -34,13 +30,11 @@ from pscl_hpc.segmentation.data import class_list
 from pscl_hpc.segmentation.evaluate import ImagePredictor, SegmentationConfig, open_run, same_name
 from pscl_hpc.segmentation.input_files import list_files
 from pscl_hpc.segmentation.input_masks import InputMasks
-from pscl_hpc.segmentation.metrics import ConfusionMatrix
 from pscl_hpc.segmentation.pictures import read_labels
-from pscl_hpc.segmentation.predict import PredictedImage, PredictReport, predict
+from pscl_hpc.segmentation.predict import PredictReport, predict
 
 FOLDER = "measurements"
 """Default output folder in a run."""
-NO_VALIDATION = "none"
 
 
 @dataclass(frozen=True)
@@ -133,7 +127,7 @@ def measure(
         compared = InputMasks.find(
             Path(masks), files, predictor.classes, mask_values=mask_values, scribbles=scribbles
         )
-    correction = _correction(config, predictor, validation, progress)
+    correction = validation_correction(config, predictor, validation, progress)
     predicted = predict(
         run,
         images,
@@ -145,7 +139,7 @@ def measure(
         **options,
     )
     source = Archive(archive) if archive is not None else None
-    mask_of = _MaskOf(rules.classes, source, compared)
+    mask_of = MaskOf(rules.classes, source, compared)
     measured = _measure_predictions(predicted, rules, wanted, mask_of, target, progress)
     if compared is not None and len(mask_of.skipped) == len(compared.files):
         source_file, reason = mask_of.skipped[0]
@@ -163,7 +157,7 @@ def measure(
         source=str(run),
         masks=False,
         correction=correction,
-        references=(*config.references, *(_trained_on(config, compared) if compared else ())),
+        references=(*config.references, *(trained_on(config, compared) if compared else ())),
         settings=settings,
         commands=commands,
         warnings=[*notes, *(compared.notes if compared else ()), *predicted.warnings],
@@ -232,47 +226,11 @@ def measure_masks(
     )
 
 
-def _trained_on(config: SegmentationConfig, compared: InputMasks) -> list[str]:
-    """The files with masks that the run was trained on, by their content."""
-    path = Path(config.data.archive)
-    if not path.exists():
-        return []
-    archive = Archive(path)
-    known = {archive.rows[archive.find(name).index].sha256 for name in config.references}
-    return [name for name in compared.files if sha256_of(Path(name)) in known]
-
-
-class _MaskOf:
-    """The mask to compare a prediction with."""
-
-    def __init__(self, classes: ClassList, archive: Archive | None, files: InputMasks | None) -> None:
-        self._classes = classes
-        self._archive = archive
-        self._files = files
-        self.skipped: list[tuple[str, str]] = []
-        """Masks that cannot be used: image and reason."""
-
-    def read(self, image: PredictedImage, shape: tuple[int, ...]) -> npt.NDArray[np.uint8] | None:
-        if self._archive is not None:
-            record = self._archive.find(image.source)
-            collection = self._archive.collections[record.dataset]
-            if record.has_mask and ClassList.of(collection) == self._classes:
-                return self._archive.read_mask(record.index)
-        if self._files is not None:
-            try:
-                return self._files.read(image.source, shape[0], shape[1], image.cropped)
-            except Unreadable as error:
-                self.skipped.append(
-                    (image.source, f"it is measured, but not compared with its mask: {error}")
-                )
-        return None
-
-
 def _measure_predictions(
     predicted: PredictReport,
     rules: Rules,
     wanted: Wanted,
-    mask_of: _MaskOf,
+    mask_of: MaskOf,
     folder: Path,
     progress: bool,
 ) -> list[ImageMeasurement]:
@@ -377,45 +335,3 @@ def _of_splits(
         if name not in known:
             raise UserError(f"--split '{name}': {archive} has no such images{did_you_mean(name, known)}")
     return [record for record in records if not splits or record.split in splits]
-
-
-def _correction(
-    config: SegmentationConfig, predictor: ImagePredictor, validation: str, progress: bool
-) -> Correction | None:
-    """The confusion on the validation images of the run's archive; None if there are none."""
-    if validation == NO_VALIDATION:
-        return None
-    path = Path(config.data.archive)
-    if not path.exists():
-        if validation:
-            raise UserError(f"{path}: the archive of the run is not found, so --validation cannot be used")
-        return None
-    archive = Archive(path)
-    name = same_name(config.references[0].partition("/")[0], archive.collections)
-    collection = archive.collections.get(name)
-    annotated = [
-        record
-        for record in (archive.select(datasets=[name], has_mask=True) if collection else [])
-        if record.id not in config.references
-    ]
-    known = sorted({record.split for record in annotated})
-    if validation and validation not in known:
-        raise UserError(
-            f"--validation '{validation}': {path} has no annotated images of this split"
-            f"{did_you_mean(validation, known)}"
-        )
-    chosen = [
-        record
-        for record in annotated
-        if (record.split == validation if validation else record.split.startswith("val"))
-    ]
-    if not chosen or collection is None or ClassList.of(collection) != predictor.classes:
-        return None
-    counts = []
-    with Progress("validate", len(chosen), unit="image", show=progress) as bar:
-        for record in chosen:
-            matrix = ConfusionMatrix(predictor.classes)
-            matrix.update(predictor.archive_image(archive, record.index), archive.read_mask(record.index))
-            counts.append(matrix.counts)
-            bar.advance(record.id)
-    return Correction(tuple(counts), " and ".join(sorted({record.split for record in chosen})))

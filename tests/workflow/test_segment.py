@@ -28,7 +28,7 @@ from pscl_hpc.runs import RunFolder
 from pscl_hpc.training import StopRequested
 from pscl_hpc.workflow import Request, segment, suggest_annotation
 from pscl_hpc.workflow.inputs import numbered_classes
-from pscl_hpc.workflow.segment import PAGE, REQUEST_FILE, prepare
+from pscl_hpc.workflow.segment import PAGE, REQUEST_FILE, prepare, read_request
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
@@ -98,6 +98,12 @@ def test_classes_without_names_are_numbered(folder: Path) -> None:
     inputs = prepare(request_of(folder), folder / "out", say=said.append).inputs
     assert inputs.classes == ("class 0", "class 1")
     assert any("--classes" in text for text in said)
+
+
+def test_a_time_takes_the_place_of_the_steps(folder: Path) -> None:
+    others = tuple(text for text in SMALL if "schedule.steps" not in text)
+    schedule = prepare(request_of(folder, minutes=0.5, overrides=others), folder / "out").config.schedule
+    assert (schedule.minutes, schedule.steps) == (0.5, 0)
 
 
 def test_a_mask_beside_its_image(folder: Path) -> None:
@@ -173,8 +179,8 @@ def test_images_that_are_added_before_the_training_has_ended(folder: Path) -> No
 def test_another_request_does_not_overwrite(folder: Path) -> None:
     out = folder / "out"
     segment(request_of(folder), out)
-    with pytest.raises(UserError, match="smallest"):
-        segment(request_of(folder, smallest=3), out)
+    with pytest.raises(UserError, match="percentiles"):
+        segment(request_of(folder, percentiles=(1, 99)), out)
     labels = read_measurements(out / "measurements").images[0].files["labels"]
     before = (out / "measurements" / labels).stat().st_mtime_ns
     trained = (out / "model/model.safetensors").stat().st_mtime_ns
@@ -183,6 +189,11 @@ def test_another_request_does_not_overwrite(folder: Path) -> None:
     assert len(read_measurements(out / "measurements").images) == 4
     assert (out / "model/model.safetensors").stat().st_mtime_ns == trained
     assert (out / "measurements" / labels).stat().st_mtime_ns == before
+    # What is measured may change without another training.
+    again = segment(request_of(folder, um_per_pixel=0.5, phases=("class 1",)), out).measured.record
+    assert (again.unit, again.phases) == ("um", ("class 1",))
+    assert read_request(out).um_per_pixel == 0.5
+    assert (out / "model/model.safetensors").stat().st_mtime_ns == trained
 
 
 def test_the_validation_images_of_a_dataset_folder_correct_the_fractions(tmp_path: Path) -> None:
