@@ -67,7 +67,7 @@ def test_depth_colour_and_odd_sizes(trained: RunFolder, tmp_path: Path) -> None:
     eight = labels_of(report.folder, "eight")
     assert np.array_equal(labels_of(report.folder, "grey-as-rgb"), eight)
     assert sum("in colour" in warning for warning in report.warnings) == 1
-    assert any(warning.startswith(files[-1]) for warning in report.warnings)
+    assert any(warning.startswith(str(files[-1])) for warning in report.warnings)
     known = (mask != 255) & (mask != SCRATCH)
     for stem in ("eight", "sixteen", "real"):
         labels = labels_of(report.folder, stem)
