@@ -30,6 +30,7 @@ def study(name: str, *baselines: str) -> str:
     }
     places = list(dict.fromkeys((dataset, split) for _, dataset, split in lines))
     shown = baselines or tuple(dict.fromkeys(baseline for _, baseline in compared))
+    with_errors = any(line.get("fraction_error") for line in lines.values())
     rows = []
     for method in result["methods"]:
         cells = []
@@ -41,9 +42,13 @@ def study(name: str, *baselines: str) -> str:
                 if line and worst
                 else "-"
             )
+        if with_errors:
+            errors = [lines.get((method, *place), {}).get("fraction_error") for place in places]
+            cells.append(f"{100 * fmean(one['mean'] for one in errors):.1f}" if all(errors) else "-")
         cells += [_removed(compared.get((method, baseline))) for baseline in shown]
         rows.append([method, *cells])
     head = ["method", *(f"{dataset} {split}" for dataset, split in places)]
+    head += ["error of the phase fraction, percentage points"] if with_errors else []
     head += [f"Dice error removed against {baseline}" for baseline in shown]
     said = f"Mean Dice ± standard deviation over {_runs(lines)} runs (worst annotated image)"
     if shown:

@@ -2,7 +2,7 @@
 
 from pscl_hpc.archive.format import IGNORE_INDEX, Collection, ImageRecord, Window
 from pscl_hpc.archive.options import AUTO_CROP, IngestOptions
-from pscl_hpc.archive.reader import Archive
+from pscl_hpc.archive.reader import Archive, is_archive
 from pscl_hpc.archive.windows import epoch_order
 from pscl_hpc.archive.writer import ShardWriter
 
@@ -16,4 +16,5 @@ __all__ = [
     "ShardWriter",
     "Window",
     "epoch_order",
+    "is_archive",
 ]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pscl_hpc.archive.codecs import AUTO
-from pscl_hpc.archive.format import IGNORE_INDEX, MANIFEST, Collection, Row, mask_values, parse_pool, unite
+from pscl_hpc.archive.format import MANIFEST, Collection, Row, parse_pool, unite
 from pscl_hpc.archive.ingest.errors import Unreadable
 from pscl_hpc.archive.ingest.images import open_pages
 from pscl_hpc.archive.ingest.items import Item, Skipped
@@ -97,8 +97,8 @@ def _build(
     collections = _all_collections(plan, old, out)
     skipped = list(plan.skipped)
     planned = {item.id: item for item in plan.items}
-    existing = {_file_id(row.id): row for row in old.rows} if old else {}
-    packed = {_file_id(row.id): row for part in parts.shards for row in part.rows}
+    existing = {file_id(row.id): row for row in old.rows} if old else {}
+    packed = {file_id(row.id): row for part in parts.shards for row in part.rows}
     cropped: dict[str, int] = {}
     unchanged: list[str] = []
     new: set[str] = set()
@@ -122,8 +122,8 @@ def _build(
     if not picks and not existing:
         if not parts.shards:
             parts.remove()
-        reasons = "; ".join(f"{item.path}: {item.reason}" for item in skipped[:3])
-        raise UserError(f"no image could be packed ({reasons}); correct the files")
+        more = f"; {len(skipped) - 1} more are skipped" if len(skipped) > 1 else ""
+        raise UserError(f"no image could be packed: {skipped[0].path}: {skipped[0].reason}{more}")
     # A source of which no image was packed adds no collection.
     used = {row.dataset for row, _ in picks} | (set(old.collections) if old else set())
     filled = {name: collection for name, collection in collections.items() if name in used}
@@ -137,27 +137,11 @@ def _build(
     parts.remove()
     with_other_options = tuple(name for name in unchanged if _has_other_options(existing[name], options))
     warnings = [f"{name}: {remark}" for name, remark in packer.remarks.items()]
-    if old is None and not packed:
-        warnings += _counted_from_one(packer.seen, collections)
     changed = {row.dataset for row, _ in picks}
     warnings += mixed_types([*existing.values(), *(row for row, _ in picks)], changed)
     return BuildResult(
         out, len(picks), len(unchanged), tuple(skipped), cropped, with_other_options, tuple(warnings)
     )
-
-
-def _counted_from_one(seen: dict[str, set[int]], collections: dict[str, Collection]) -> list[str]:
-    """Warnings about collections of which no mask has the value 0."""
-    found = []
-    for name, values in seen.items():
-        classes = collections[name].classes
-        if 0 not in values and values != {IGNORE_INDEX}:
-            pairs = ",".join(f"{index}={label}" for index, label in enumerate(classes, 1))
-            found.append(
-                f"{name}: no mask has the value 0 ({classes[0]}); if the masks count the classes from 1, build a new file "
-                f"with --mask-values {pairs}"
-            )
-    return found
 
 
 class _Packer:
@@ -170,8 +154,6 @@ class _Packer:
         self._writer: ShardWriter | None = None
         self._bytes = 0
         self.remarks: dict[str, str] = {}
-        self.seen: dict[str, set[int]] = {}
-        """Collection -> values of its masks."""
 
     def __enter__(self) -> None:
         pass
@@ -238,7 +220,6 @@ class _Packer:
                 position=position,
                 chosen=self._options.page,
             )
-            self.seen.setdefault(item.dataset, set()).update(mask_values(mask))
         writer.add_strips(
             page.strips(),
             shape=(page.height, page.width, page.channels),
@@ -326,17 +307,17 @@ def _has_other_options(row: Row, options: IngestOptions) -> bool:
 
 def _new_picks(parts: Parts, wanted: set[str]) -> list[Pick]:
     """The packed images of the wanted files, from the latest part that has them, sorted by id."""
-    latest = {_file_id(row.id): part for part in parts.shards for row in part.rows}
+    latest = {file_id(row.id): part for part in parts.shards for row in part.rows}
     picks = [
         (row, part)
         for part in parts.shards
         for row in part.rows
-        if _file_id(row.id) in wanted and latest[_file_id(row.id)] is part
+        if file_id(row.id) in wanted and latest[file_id(row.id)] is part
     ]
     return sorted(picks, key=lambda pick: pick[0].id)
 
 
-def _file_id(image_id: str) -> str:
+def file_id(image_id: str) -> str:
     """The id of the file of a page."""
     return re.sub(r"#\d+$", "", image_id)
 

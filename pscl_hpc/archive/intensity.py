@@ -24,7 +24,7 @@ class RangeEstimator:
     """
 
     remark: str
-    """Why the range is not that of the percentiles; empty if it is. Set by :meth:`range`."""
+    """Why the range is not that of the percentiles, or that the image is constant; else empty. Set by :meth:`range`."""
 
     def __init__(self, dtype: str, height: int, width: int, percentiles: tuple[float, float]) -> None:
         self._dtype = dtype
@@ -38,7 +38,9 @@ class RangeEstimator:
 
     def add(self, strip: npt.NDArray[Any]) -> None:
         """Add the next rows, (rows, width, channels)."""
-        if self._dtype == "uint16":
+        if self._dtype == "uint8":
+            self._least, self._most = min(self._least, int(strip.min())), max(self._most, int(strip.max()))
+        elif self._dtype == "uint16":
             self._histogram += np.bincount(strip.reshape(-1), minlength=1 << 16)
         elif self._dtype == "float32":
             values = strip[-self._row % self._step :: self._step, :: self._step].astype(np.float32)
@@ -52,6 +54,7 @@ class RangeEstimator:
     def range(self) -> tuple[float, float]:
         """(low, high); equal only for a constant image."""
         if self._dtype == "uint8":
+            self._note_constant(self._least, self._most)
             return 0.0, 255.0
         if self._dtype == "uint16":
             low, high = _histogram_percentiles(self._histogram, self._percentiles)
@@ -60,6 +63,7 @@ class RangeEstimator:
         else:
             values = np.concatenate(self._samples) if self._samples else np.empty(0, np.float32)
             if not values.size:
+                self.remark = "no pixel has a finite value, so the image is empty"
                 return 0.0, 0.0
             values, least = self._without_fill(values)
             low, high = (float(value) for value in np.percentile(values, self._percentiles))
@@ -70,7 +74,13 @@ class RangeEstimator:
                 "percentiles"
             )
             return least, most
+        if not self.remark:
+            self._note_constant(least, most)
         return low, high
+
+    def _note_constant(self, least: float, most: float) -> None:
+        if least == most:
+            self.remark = f"all pixels have the value {least:g}, so the image is empty"
 
     def _without_fill(self, values: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], float]:
         """The values without those that fill missing pixels, and the least value of the image that is not a fill."""

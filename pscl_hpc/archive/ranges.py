@@ -48,15 +48,13 @@ def mixed_types(rows: Iterable[Row], changed: Set[str]) -> list[str]:
     Args:
         changed: collections to which images were added.
     """
-    pools: dict[str, Counter[str]] = {}
+    types: dict[str, Counter[str]] = {}
     for row in rows:
-        pools.setdefault(row.dataset, Counter())[row.pool] += 1
+        types.setdefault(row.dataset, Counter())[parse_pool(row.pool)[0]] += 1
     found = []
-    for name, counts in pools.items():
-        if name in changed and len({parse_pool(pool)[0] for pool in counts}) > 1:
-            shown = ", ".join(
-                f"{count} of {_KINDS[parse_pool(pool)[0]]}" for pool, count in sorted(counts.items())
-            )
+    for name, counts in types.items():
+        if name in changed and len(counts) > 1:
+            shown = ", ".join(f"{count} of {_KINDS[dtype]}" for dtype, count in sorted(counts.items()))
             found.append(
                 f"{name}: its images have several types ({shown}); 8 bits are scaled from 0 to 255 and others by their own "
                 "intensity range, so the same field looks different; export all images in the same way"

@@ -13,7 +13,16 @@ from unicodedata import normalize
 import numpy as np
 import numpy.typing as npt
 
-from pscl_hpc.archive.format import MASK_POOL, Collection, ImageRecord, Row, Window, fingerprint, unite
+from pscl_hpc.archive.format import (
+    MANIFEST,
+    MASK_POOL,
+    Collection,
+    ImageRecord,
+    Row,
+    Window,
+    fingerprint,
+    unite,
+)
 from pscl_hpc.archive.manifest import read_manifest
 from pscl_hpc.archive.shard import PositionedFile, Shard, open_shard
 from pscl_hpc.archive.staging import staged_path
@@ -25,6 +34,11 @@ _BAND = 1024
 STANDARD_DEVIATION = np.float32(1 / 6)
 """Of a standardised image: three standard deviations on either side of the mean fit into 0..1."""
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+
+
+def is_archive(path: str | Path) -> bool:
+    """Whether a path is a file, or a folder of shards, that :class:`Archive` may open."""
+    return Path(path).is_file() or (Path(path) / MANIFEST).is_file()
 
 
 class Archive:

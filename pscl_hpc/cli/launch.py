@@ -226,7 +226,7 @@ def status(run: Run, as_json: Json = False) -> None:
         return
     lines = {
         "state": found.state + (f" ({found.detail})" if found.detail else ""),
-        "step": f"{found.step} of {found.total or '?'}",
+        "step": _steps(found, " of "),
         "loss": "" if found.loss is None else f"{found.loss:.6g}",
         "images/s": "" if found.images_per_second is None else f"{found.images_per_second:.4g}",
         "time left": _duration(found.eta_s),
@@ -304,7 +304,8 @@ def _show_end(found: RunStatus, as_json: bool) -> None:
         _print_json(dataclasses.asdict(found))
     else:
         why = f" ({found.detail})" if found.state == "failed" else ""
-        typer.echo(f"job {found.job}: {found.state} at step {found.step} of {found.total or '?'}{why}")
+        steps = _steps(found, " of ")
+        typer.echo(f"job {found.job}: {found.state}{f' at step {steps}' if steps else ''}{why}")
         typer.echo(found.run)
 
 
@@ -313,8 +314,7 @@ def _table(found: list[RunStatus]) -> None:
     for each in found:
         loss = "" if each.loss is None else f"{each.loss:.4g}"
         job = f"{each.job} ({each.cluster})" if each.job else ""
-        step = f"{each.step}/{each.total or '?'}"
-        rows.append((each.run, each.kind, each.state, step, loss, _duration(each.eta_s), job))
+        rows.append((each.run, each.kind, each.state, _steps(each, "/"), loss, _duration(each.eta_s), job))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows if found else []:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
@@ -332,6 +332,13 @@ def _wait(run: Path, stream: TextIO) -> bool:
     if found.state != "done":
         print(f"{run}: {found.state}{': ' + found.detail if found.detail else ''}", file=stream)
     return found.state != "done"
+
+
+def _steps(found: RunStatus, between: str) -> str:
+    """The step of a run and their number; empty for a finished run without steps, as of some pixel classifiers."""
+    if found.state == "done" and not found.step:
+        return ""
+    return f"{found.step}{between}{found.total or '?'}"
 
 
 def _duration(seconds: float | None) -> str:

@@ -21,22 +21,38 @@ def register(app: typer.Typer) -> None:
 
 def measure_command(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="Folder of a fine-tuned run; with --masks an archive.")
+        Path,
+        typer.Argument(
+            metavar="RUN", help="Folder of a fine-tuned run; or an archive, whose masks are measured."
+        ),
     ],
     images: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="IMAGE",
-            help="Image files or folders; with --archive or --masks, image ids. Default: the images of the collection that "
-            "the run was trained on; with --masks all annotated images.",
+            help="Image files or folders; of an archive, image ids. Default: the images of the collection that the run was "
+            "trained on; of an archive all annotated images.",
         ),
     ] = None,
     masks: Annotated[
-        bool, typer.Option("--masks", help="Measure the masks of an archive instead of predictions.")
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of masks of the image files, to compare with: shows the error of the fractions.",
+        ),
+    ] = None,
+    mask_values: Annotated[
+        str,
+        typer.Option(
+            metavar="VALUE=CLASS,...", help="With --masks: classes of the values or colours in them."
+        ),
+    ] = "",
+    scribbles: Annotated[
+        bool, typer.Option("--scribbles", help="With --masks: 0 is not annotated, 1 is the first class.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Output folder. Default: RUN/measurements.")] = None,
     archive: Annotated[Path | None, typer.Option(help="Read the images from this archive.")] = None,
-    dataset: Annotated[str, typer.Option(help="With --masks: the collection, if several have masks.")] = "",
+    dataset: Annotated[str, typer.Option(help="Of an archive: the collection, if several have masks.")] = "",
     split: Annotated[
         list[str] | None, typer.Option("--split", help="Only images of this split; repeat for several.")
     ] = None,
@@ -79,23 +95,39 @@ def measure_command(
 
     `pscl-hpc measure runs/steel-0007 --split test --phase carbide`
 
-    `pscl-hpc measure alloys.h5 --masks --dataset steel --split test --out steel-masks`
+    `pscl-hpc measure runs/steel-0007 micrographs/ --masks painted/`
+
+    `pscl-hpc measure alloys.h5 --dataset steel --split test --out steel-masks`
 
     `pscl-hpc measure runs/grains micrographs/ --boundary boundary --um-per-pixel 0.25`
     """
+    from pscl_hpc.archive import is_archive
     from pscl_hpc.metallography.measure import Wanted, measure, measure_masks
     from pscl_hpc.report import write_report
 
     wanted = Wanted(tuple(phase or ()), boundary, smallest, um_per_pixel)
-    if masks:
+    if masks is None and (mask_values or scribbles):
+        raise UserError("--mask-values and --scribbles are for --masks; name the folder of the masks")
+    if is_archive(run):
+        given = {
+            "--masks": masks,
+            "--archive": archive,
+            "--validation": validation or None,
+            "--tta": tta,
+            "--adapt": adapt,
+        }
+        if wrong := [name for name, value in given.items() if value is not None]:
+            raise UserError(
+                f"{run} is an archive, whose masks are measured; leave {wrong[0]} out, or name a run"
+            )
         if out is None:
-            raise UserError("--masks needs a folder for the results; name one with --out")
+            raise UserError(f"{run} is an archive; name a folder for the results with --out")
         measured = measure_masks(
             run, images or (), out=out, wanted=wanted, dataset=dataset, splits=split or (), progress=not as_json
         )  # fmt: skip
     else:
         if dataset:
-            raise UserError("--dataset is for --masks; name images, or choose some with --split")
+            raise UserError("--dataset is for an archive; name images, or choose some with --split")
         measured = measure(
             run,
             images or (),
@@ -104,6 +136,9 @@ def measure_command(
             archive=archive,
             splits=split or (),
             validation=validation,
+            masks=masks,
+            mask_values=ingest.values_of_masks(mask_values),
+            scribbles=scribbles,
             percentiles=None if percentiles is None else ingest.two_percentiles(percentiles),
             luma=None if colour is None else ingest.luma(colour),
             crop_bottom=None if crop_bottom is None else ingest.rows_to_crop(crop_bottom),

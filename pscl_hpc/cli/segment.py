@@ -98,7 +98,10 @@ def segment_command(
     )
     target = out if out is not None else Path("runs") / f"segment-{folder.absolute().name}"
 
+    said: set[str] = set()
+
     def say(text: str) -> None:
+        said.add(text)
         print(text, file=sys.stderr, flush=True)
 
     wanted = {"--cluster": cluster, "--profile": profile, "--partition": partition, "--time": time,
@@ -124,10 +127,11 @@ def segment_command(
     with stop_after_step():
         done = segment(request, target, say=say, progress=not as_json)
     record = done.measured.record
-    for warning in record.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    for source, reason in record.skipped:
-        print(f"skipped {source}: {reason}", file=sys.stderr)
+    told = [f"warning: {warning}" for warning in record.warnings]
+    told += [f"skipped {source}: {reason}" for source, reason in record.skipped]
+    for text in told:
+        if text not in said:  # packing told it before the training
+            print(text, file=sys.stderr)
     if as_json:
         typer.echo(json.dumps({"folder": str(target), "page": str(done.page),
                                "results": [row.model_dump() for row in record.results]}))  # fmt: skip

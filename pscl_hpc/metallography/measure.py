@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pscl_hpc.archive import Archive, ImageRecord
+from pscl_hpc.archive.ingest.mask_values import Key
 from pscl_hpc.errors import UserError, did_you_mean
+from pscl_hpc.metallography.comparison import MaskOf, trained_on, validation_correction
 from pscl_hpc.metallography.correction import Correction
 from pscl_hpc.metallography.image import SMALLEST, ImageMeasurement, Rules, measure_image
 from pscl_hpc.metallography.record import ImageResult, Measurements, write_measurements
@@ -26,13 +28,13 @@ from pscl_hpc.runs import writing
 from pscl_hpc.segmentation.classes import ClassList
 from pscl_hpc.segmentation.data import class_list
 from pscl_hpc.segmentation.evaluate import ImagePredictor, SegmentationConfig, open_run, same_name
-from pscl_hpc.segmentation.metrics import ConfusionMatrix
+from pscl_hpc.segmentation.input_files import list_files
+from pscl_hpc.segmentation.input_masks import InputMasks
 from pscl_hpc.segmentation.pictures import read_labels
 from pscl_hpc.segmentation.predict import PredictReport, predict
 
 FOLDER = "measurements"
 """Default output folder in a run."""
-NO_VALIDATION = "none"
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,9 @@ def measure(
     archive: str | Path | None = None,
     splits: Sequence[str] = (),
     validation: str = "",
+    masks: str | Path | None = None,
+    mask_values: Mapping[Key, str] | None = None,
+    scribbles: bool = False,
     commands: Sequence[str] = (),
     notes: Sequence[str] = (),
     skipped: Sequence[tuple[str, str]] = (),
@@ -79,8 +84,8 @@ def measure(
 ) -> Measured:
     """Segment images with a fine-tuned run and measure them.
 
-    Masks of archive images are compared with the predictions. Phase fractions are corrected by the confusion on
-    validation images if the archive of the run has some.
+    Masks of archive images, and those in ``masks``, are compared with the predictions. Phase fractions are corrected by
+    the confusion on validation images if the archive of the run has some.
 
     Args:
         run: A finished fine-tuning run.
@@ -92,6 +97,8 @@ def measure(
         splits: Without ``images``: only these splits.
         validation: The split with the confusion of the correction; empty: all whose names begin with ``val``; ``none``: no
             correction.
+        masks: Folder with masks of the image files, or a file of shapes on them.
+        mask_values, scribbles: What these masks mean; see :meth:`InputMasks.find`.
         commands, notes, skipped: For the record: commands that give the same, warnings, and files that were skipped before.
         progress: Show progress bars if the output is a terminal.
         options: Further arguments of :func:`~pscl_hpc.segmentation.predict.predict`.
@@ -105,12 +112,22 @@ def measure(
     )  # fmt: skip
     rules = wanted.rules(predictor.classes)
     target = Path(out) if out is not None else folder.path / FOLDER
+    if masks is not None and (archive is not None or not images):
+        raise UserError(
+            "--masks is for image files; name them, or leave it out for images of an archive, which has masks"
+        )
     if images and splits:
         raise UserError("--split chooses images of the archive; leave it out, or name no image")
     if not images:
         archive = archive or config.data.archive
         images = [record.id for record in _collection(archive, config, predictor, splits)]
-    correction = _correction(config, predictor, validation, progress)
+    compared = None
+    if masks is not None:
+        files, _ = list_files(list(map(str, images)), target / "predictions")
+        compared = InputMasks.find(
+            Path(masks), files, predictor.classes, mask_values=mask_values, scribbles=scribbles
+        )
+    correction = validation_correction(config, predictor, validation, progress)
     predicted = predict(
         run,
         images,
@@ -122,7 +139,11 @@ def measure(
         **options,
     )
     source = Archive(archive) if archive is not None else None
-    measured = _measure_predictions(predicted, rules, wanted, source, target, progress)
+    mask_of = MaskOf(rules.classes, source, compared)
+    measured = _measure_predictions(predicted, rules, wanted, mask_of, target, progress)
+    if compared is not None and len(mask_of.skipped) == len(compared.files):
+        source_file, reason = mask_of.skipped[0]
+        raise UserError(f"--masks {masks}: no image could be compared with its mask: {source_file}: {reason}")
     settings = {
         "ingest options": str(predicted.options) if predicted.options else "as in the archive",
         "test-time augmentation": predictor.inference.tta,
@@ -136,11 +157,11 @@ def measure(
         source=str(run),
         masks=False,
         correction=correction,
-        references=tuple(config.references),
+        references=(*config.references, *(trained_on(config, compared) if compared else ())),
         settings=settings,
         commands=commands,
-        warnings=[*notes, *predicted.warnings],
-        skipped=[*skipped, *predicted.skipped],
+        warnings=[*notes, *(compared.notes if compared else ()), *predicted.warnings],
+        skipped=[*skipped, *predicted.skipped, *mask_of.skipped],
     )
 
 
@@ -209,7 +230,7 @@ def _measure_predictions(
     predicted: PredictReport,
     rules: Rules,
     wanted: Wanted,
-    archive: Archive | None,
+    mask_of: MaskOf,
     folder: Path,
     progress: bool,
 ) -> list[ImageMeasurement]:
@@ -219,11 +240,7 @@ def _measure_predictions(
             labels = read_labels(Path(image.labels))
             pages = [one for one in predicted.written if one.source == image.source]
             name = image.source if len(pages) == 1 else f"{image.source}#{pages.index(image)}"
-            mask = None
-            if archive is not None:
-                record = archive.find(image.source)
-                if record.has_mask and ClassList.of(archive.collections[record.dataset]) == rules.classes:
-                    mask = archive.read_mask(record.index)
+            mask = mask_of.read(image, labels.shape) if len(pages) == 1 else None
             files = {"labels": image.labels, "overlay": image.overlay, "confidence": image.confidence}
             found.append(
                 measure_image(
@@ -256,7 +273,7 @@ def _write(
     warnings: Sequence[str],
     skipped: Sequence[tuple[str, str]],
 ) -> Measured:
-    summary = summarise(images, rules, correction)
+    summary = summarise(images, rules, correction, references=references)
     record = Measurements(
         source=source,
         masks=masks,
@@ -318,45 +335,3 @@ def _of_splits(
         if name not in known:
             raise UserError(f"--split '{name}': {archive} has no such images{did_you_mean(name, known)}")
     return [record for record in records if not splits or record.split in splits]
-
-
-def _correction(
-    config: SegmentationConfig, predictor: ImagePredictor, validation: str, progress: bool
-) -> Correction | None:
-    """The confusion on the validation images of the run's archive; None if there are none."""
-    if validation == NO_VALIDATION:
-        return None
-    path = Path(config.data.archive)
-    if not path.exists():
-        if validation:
-            raise UserError(f"{path}: the archive of the run is not found, so --validation cannot be used")
-        return None
-    archive = Archive(path)
-    name = same_name(config.references[0].partition("/")[0], archive.collections)
-    collection = archive.collections.get(name)
-    annotated = [
-        record
-        for record in (archive.select(datasets=[name], has_mask=True) if collection else [])
-        if record.id not in config.references
-    ]
-    known = sorted({record.split for record in annotated})
-    if validation and validation not in known:
-        raise UserError(
-            f"--validation '{validation}': {path} has no annotated images of this split"
-            f"{did_you_mean(validation, known)}"
-        )
-    chosen = [
-        record
-        for record in annotated
-        if (record.split == validation if validation else record.split.startswith("val"))
-    ]
-    if not chosen or collection is None or ClassList.of(collection) != predictor.classes:
-        return None
-    counts = []
-    with Progress("validate", len(chosen), unit="image", show=progress) as bar:
-        for record in chosen:
-            matrix = ConfusionMatrix(predictor.classes)
-            matrix.update(predictor.archive_image(archive, record.index), archive.read_mask(record.index))
-            counts.append(matrix.counts)
-            bar.advance(record.id)
-    return Correction(tuple(counts), " and ".join(sorted({record.split for record in chosen})))

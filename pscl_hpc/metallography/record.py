@@ -124,14 +124,21 @@ class Measurements(_Part):
         """The phase fractions as lines of text."""
         found = []
         for name in self.kept:
-            for quantity in ("fraction", "corrected fraction", "fraction in the masks"):
+            for quantity in (
+                "fraction",
+                "corrected fraction",
+                "fraction in the masks",
+                "error of the fraction",
+            ):
                 row = self.find(name, quantity)
                 if row is None or row.value is None:
                     continue
+                error = quantity.startswith("error")
+                sign, unit = ("+", "percentage points") if error else ("", "%")
                 interval = ""
                 if row.low is not None and row.high is not None:
-                    interval = f"  (95% interval {100 * row.low:.2f} to {100 * row.high:.2f})"
-                found.append(f"{100 * row.value:7.2f} %  {name}: {quantity}{interval}")
+                    interval = f" (95% interval {100 * row.low:{sign}.2f} to {100 * row.high:{sign}.2f})"
+                found.append(f"{100 * row.value:{sign}7.2f} {unit}  {name}: {quantity}{interval}")
         return found
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,8 @@ from pscl_hpc.metallography.lines import scaled, total
 from pscl_hpc.metallography.particles import Particles, weighted_percentiles
 from pscl_hpc.metallography.statistics import Estimate, jackknife, mean_interval
 
+ERROR, ABSOLUTE_ERROR = "error of the fraction", "absolute error of the fraction"
+"""Predicted minus in the mask, as a share of the area: mean over the images with its sign, and without."""
 GRAINS = "grains"
 """In the place of a phase name, for grains."""
 MICROMETRE, PIXEL = "um", "px"
@@ -57,7 +59,11 @@ class Summary:
 
 
 def summarise(
-    images: Sequence[ImageMeasurement], rules: Rules, correction: Correction | None = None
+    images: Sequence[ImageMeasurement],
+    rules: Rules,
+    correction: Correction | None = None,
+    *,
+    references: Collection[str] = (),
 ) -> Summary:
     """The results of a set of images.
 
@@ -65,9 +71,13 @@ def summarise(
         images: At least one.
         rules: What was measured.
         correction: Of phase fractions, if the confusion of the model is known.
+        references: Names of the images that the model was trained on; their masks say nothing about its errors.
     """
     unit, warnings = length_unit(images)
-    rows = [row for index in rules.classes.kept for row in _fractions(images, rules, index, correction)]
+    rows = []
+    for index in rules.classes.kept:
+        rows += _fractions(images, rules, index, correction)
+        rows += _compared([image for image in images if image.name not in references], rules, index)
     for index in rules.phases:
         name = rules.classes.names[index]
         rows += _particle_rows(name, images, [image.phases[index].particles for image in images], unit)
@@ -124,15 +134,24 @@ def _fractions(
     if correction is not None:
         corrected = correction.estimate([image.fractions() for image in counted], index)
         rows.append(Row(name, "corrected fraction", "", corrected))
-    compared = [image.confusion for image in images if image.confusion is not None and image.confusion.sum()]
-    if compared:
-        truth = [float(shares(counts.sum(axis=1))[index]) for counts in compared]
-        predicted = [float(shares(counts.sum(axis=0))[index]) for counts in compared]
-        rows += [
-            Row(name, "fraction in the masks", "", mean_interval(truth, limits=(0, 1))),
-            Row(name, "fraction in the same pixels", "", mean_interval(predicted, limits=(0, 1))),
-        ]
     return rows
+
+
+def _compared(images: Sequence[ImageMeasurement], rules: Rules, index: int) -> list[Row]:
+    """The fraction in the masks, the predicted one of the same pixels, and the errors; nothing without masks."""
+    name = rules.classes.names[index]
+    compared = [image.confusion for image in images if image.confusion is not None and image.confusion.sum()]
+    if not compared:
+        return []
+    truth = [float(shares(counts.sum(axis=1))[index]) for counts in compared]
+    predicted = [float(shares(counts.sum(axis=0))[index]) for counts in compared]
+    errors = [after - before for after, before in zip(predicted, truth, strict=True)]
+    return [
+        Row(name, "fraction in the masks", "", mean_interval(truth, limits=(0, 1))),
+        Row(name, "fraction in the same pixels", "", mean_interval(predicted, limits=(0, 1))),
+        Row(name, ERROR, "", mean_interval(errors, limits=(-1, 1))),
+        Row(name, ABSOLUTE_ERROR, "", mean_interval([abs(error) for error in errors], limits=(0, 1))),
+    ]
 
 
 def _particle_rows(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pscl_hpc.metallography.record import ImageResult, Measurements, Result
-from pscl_hpc.metallography.summary import GRAINS, MICROMETRE
+from pscl_hpc.metallography.summary import ABSOLUTE_ERROR, ERROR, GRAINS, MICROMETRE
 from pscl_hpc.report.story import Tile
 
 MU = "\N{MICRO SIGN}m"
@@ -76,6 +76,9 @@ def tiles(record: Measurements) -> list[Tile]:
         truth = record.find(name, "fraction in the masks")
         if truth is not None and truth.value is not None:
             notes.append(f"in the masks {100 * truth.value:.1f} %")
+        error = record.find(name, ABSOLUTE_ERROR)
+        if error is not None and error.value is not None:
+            notes.append(f"mean error of an image {100 * error.value:.1f} percentage points")
         size = record.find(name, "mean diameter")
         if size is not None and size.value is not None:
             notes.append(f"mean diameter {_length(size.value, size.unit)}")
@@ -89,6 +92,7 @@ def fraction_table(record: Measurements) -> Table:
         ("corrected fraction", "corrected"),
         ("fraction in the masks", "in the masks"),
         ("fraction in the same pixels", "predicted, same images"),
+        (ERROR, "error, percentage points"),
     ]
     used = [(key, title) for key, title in columns if any(record.find(name, key) for name in record.kept)]
     if all(_same(record, name) for name in record.kept):
@@ -99,7 +103,9 @@ def fraction_table(record: Measurements) -> Table:
         (
             name,
             *(
-                _percent(row) if (row := record.find(name, key)) and row.value is not None else NONE
+                (_points(row) if key == ERROR else _percent(row))
+                if (row := record.find(name, key)) and row.value is not None
+                else NONE
                 for key, _ in used
             ),
         )
@@ -158,6 +164,17 @@ def confusion_table(record: Measurements) -> Table | None:
         for predicted in kept
     )
     return Table(("Predicted as", *(f"is {record.classes[true]}, %" for true in kept)), rows)
+
+
+def _points(row: Result) -> str:
+    """A difference of fractions in percentage points."""
+    assert row.value is not None
+    text = f"{100 * row.value:+.1f}"
+    return (
+        text
+        if row.low is None or row.high is None
+        else f"{text} ({100 * row.low:+.1f} to {100 * row.high:+.1f})"
+    )
 
 
 def _percent(row: Result) -> str:

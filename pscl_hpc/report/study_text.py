@@ -28,6 +28,7 @@ PURITY = (
     "image. Where purity is near chance, the patch loss separates random patches."
 )
 """The meaning of the table of purities."""
+FRACTION_ERROR = "error of the phase fraction, %"
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def score_table(results: StudyResults, place: Place) -> Table:
     """The methods of one table of scores."""
     lines = [line for line in results.table if line.place == place]
     classes = tuple(dict.fromkeys(name for line in lines for name in line.dice))
+    errors = any(line.fraction_error for line in lines)
     rows = [
         (
             line.method,
@@ -76,10 +78,12 @@ def score_table(results: StudyResults, place: Place) -> Table:
             spread_text(line.validation_dice),
             *(spread_text(line.dice.get(name)) for name in classes),
             spread_text(line.pixel_accuracy),
+            *([points_text(line.fraction_error)] if errors else []),
         )
         for line in lines
     ]
     head = ("method", "runs", "mean Dice", "worst annotated image", "validation Dice", *classes, "accuracy")
+    head += (FRACTION_ERROR,) if errors else ()
     return Table(head, tuple(rows), tuple(line.mean_dice.mean if line.mean_dice else 0.0 for line in lines))
 
 
@@ -129,6 +133,12 @@ def notes(results: StudyResults) -> list[str]:
         "Dice is pooled over the images of a split; mean Dice is the mean over the foreground classes; ± is the sample "
         "standard deviation over runs. Validation images choose the checkpoint.",
     ]
+    if any(line.fraction_error for line in results.table):
+        lines.append(
+            "The error of the phase fraction is the difference between the predicted fraction of a class in an image and "
+            "that in its mask, in percentage points of the area, without its sign: the mean over test images and "
+            "foreground classes."
+        )
     same: dict[str, list[str]] = {}
     for method, text in pools(results).items():
         same.setdefault(text, []).append(method)
@@ -227,6 +237,13 @@ def spread_text(found: Spread | None) -> str:
     if found is None:
         return "-"
     return f"{found.mean:.3f}" + ("" if found.std is None else f" ± {found.std:.3f}")
+
+
+def points_text(found: Spread | None) -> str:
+    """Mean and standard deviation of a share of the area, in percentage points."""
+    if found is None:
+        return "-"
+    return f"{100 * found.mean:.1f}" + ("" if found.std is None else f" ± {100 * found.std:.1f}")
 
 
 def _worst(found: Worst | None) -> str:

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from pscl_hpc.files import read_checked
@@ -32,6 +33,8 @@ class ImageScore(_Part):
 
     id: str
     mean_dice: Score
+    confusion: tuple[tuple[int, ...], ...] = ()
+    """Pixels by true class (row) and predicted class; empty in evaluations of earlier versions."""
 
 
 class SplitScores(_Part):
@@ -85,11 +88,30 @@ class Evaluation(_Part):
         )
         return " and ".join(ways)
 
+    def fraction_errors(self, split: str) -> dict[str, float] | None:
+        """Error of the phase fraction of each foreground class, a share of the area.
+
+        It is the difference between the predicted fraction of an image and that in its mask, among annotated pixels,
+        without its sign, as mean over the images of a split. None without confusion matrices.
+        """
+        counts = [np.array(image.confusion) for image in self.splits[split].images_scored]
+        if not counts or any(one.size == 0 for one in counts):
+            return None
+        errors = [abs(one.sum(axis=0) - one.sum(axis=1)) / one.sum() for one in counts if one.sum()]
+        if not errors:
+            return None
+        mean = np.mean(errors, axis=0)
+        return {self.class_names[index]: float(mean[index]) for index in self.classes.foreground}
+
     @model_validator(mode="after")
     def _check(self) -> Evaluation:
         if self.split not in self.splits:
             raise ValueError(f"there are no scores of the split '{self.split}'")
-        assert self.classes
+        count = self.classes.count
+        for scores in self.splits.values():
+            for image in scores.images_scored:
+                if image.confusion and [len(row) for row in image.confusion] != [count] * count:
+                    raise ValueError(f"the confusion matrix of {image.id} is not {count} x {count}")
         return self
 
 

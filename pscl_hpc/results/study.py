@@ -42,6 +42,9 @@ class Row(_Placed):
     dice: dict[str, float | None]
     mean_iou: float | None
     pixel_accuracy: float | None
+    fraction_error: dict[str, float] | None = None
+    """Error of the phase fraction of each foreground class, see :meth:`Evaluation.fraction_errors`; None if the evaluation
+    does not have it."""
     images: int
     validation_dice: float | None
     """Mean Dice on the validation images at the chosen step."""
@@ -73,6 +76,8 @@ class Line(_Placed):
     mean_dice: Spread | None
     dice: dict[str, Spread | None]
     pixel_accuracy: Spread | None
+    fraction_error: Spread | None = None
+    """Mean over the foreground classes, of the runs that have it."""
     worst: Worst | None
     validation_dice: Spread | None
     """Best mean Dice on the validation images, by which settings may be chosen."""

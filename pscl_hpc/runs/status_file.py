@@ -55,6 +55,9 @@ class StatusFile:
             "node": attempts[-1].get("node", ""),
             "job": attempts[-1].get("job", ""),
         }
+        if record.get("status") == "done" and not record.get("steps"):
+            # A run that does not know its steps before, such as a pixel classifier.
+            self._values["total"] = self._values.get("step", 0)
         if record.get("status") != "running":
             self._values |= {"images_per_second": None, "eta_s": None}
             self._lines.clear()

@@ -84,7 +84,8 @@ def evaluate(
 
     Returns:
         The content of ``evaluation.json``: at the top level the scores of ``test``, or of the first split if ``test``
-        is not scored; in ``splits`` the scores of each split and the Dice of each image.
+        is not scored; in ``splits`` the scores of each split, and the Dice and the confusion matrix (rows are true
+        classes) of each image.
 
     Raises:
         UserError: the run is not a finished one that segments, the archive has other classes, or no image can be scored.
@@ -125,7 +126,13 @@ def evaluate(
                 total.merge(single)
                 scores = single.scores().to_json()
                 keys = ("mean_dice", "dice", "pixel_accuracy")
-                per_image.append({"id": record.id, **{key: scores[key] for key in keys}})
+                per_image.append(
+                    {
+                        "id": record.id,
+                        **{key: scores[key] for key in keys},
+                        "confusion": single.counts.tolist(),
+                    }
+                )
                 bar.advance()
             scored[split] = {**total.scores().to_json(), "per_image": per_image}
     images = sum(map(len, chosen.values()))

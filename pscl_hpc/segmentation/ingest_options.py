@@ -168,6 +168,16 @@ def intensity_warnings(folder: RunFolder, images: Iterable[tuple[str, ImageRecor
     return [f"{_first(names)}: {text}; predictions may be worse" for text, names in found.items()]
 
 
+def colour_warnings(folder: RunFolder, images: Iterable[tuple[str, ImageRecord]]) -> list[str]:
+    """Warnings about images in colour for a run whose network sees grey levels only."""
+    names = list(dict.fromkeys(name for name, image in images if image.channels == 3))
+    if not names:
+        return []
+    return [
+        f"{_first(names)}: in colour, but {folder.path} was trained on grey images and sees the brightness only"
+    ]
+
+
 def model_warnings(folder: RunFolder, images: Iterable[tuple[str, ImageRecord]]) -> list[str]:
     """Warnings about classes that a run has never seen, and about images of another magnification.
 

@@ -27,9 +27,11 @@ from pscl_hpc.progress import Progress
 from pscl_hpc.segmentation.config import Tta
 from pscl_hpc.segmentation.evaluate import PREDICTIONS, ImagePredictor, open_run
 from pscl_hpc.segmentation.finished import Finished, file_hash
+from pscl_hpc.segmentation.inference import Predictor
 from pscl_hpc.segmentation.ingest_options import (
     FileOptions,
     choose_options,
+    colour_warnings,
     fixed_ranges,
     intensity_warnings,
     mismatch_warnings,
@@ -178,6 +180,8 @@ def predict(
     else:
         report.warnings = mismatch_warnings(folder, [record for _, record in found])
     report.warnings += intensity_warnings(folder, found) + model_warnings(folder, found)
+    if isinstance(predictor, Predictor) and predictor.channels == 1:
+        report.warnings += colour_warnings(folder, found)
     if not report.written:
         name, reason = (report.skipped[listed:] or report.skipped)[0]  # rather an image than another file
         others = f" (and {len(report.skipped) - 1} others)" if len(report.skipped) > 1 else ""

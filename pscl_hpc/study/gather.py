@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
+from statistics import fmean
 from typing import Any
 
 from pscl_hpc.errors import UserError
@@ -107,6 +108,7 @@ def _rows(plan: Plan, cell: Cell) -> Iterable[Row]:
             dice=scores.dice,
             mean_iou=scores.mean_iou,
             pixel_accuracy=scores.pixel_accuracy,
+            fraction_error=evaluation.fraction_errors(split),
             images=scores.images,
             validation_dice=best.get("mean_dice"),
             step=best.get("step", 0),
@@ -187,6 +189,9 @@ def _table(plan: Plan, rows: Sequence[Row]) -> Iterable[Line]:
                     mean_dice=spread(row.mean_dice for row in found),
                     dice={name: spread(row.dice.get(name) for row in found) for name in found[0].dice},
                     pixel_accuracy=spread(row.pixel_accuracy for row in found),
+                    fraction_error=spread(
+                        fmean(row.fraction_error.values()) if row.fraction_error else None for row in found
+                    ),
                     worst=_worst(found),
                     validation_dice=spread(row.validation_dice for row in found),
                 )

@@ -85,18 +85,24 @@ class Suggestion:
         return found
 
     def warnings(self) -> list[str]:
-        """What no suggested image shows, in words."""
-        if not (different := self.different):
+        """What no suggested image shows, in words, and how many suggestions show it."""
+        if not (different := self.looks_different()):
             return []
-        names = ", ".join(self.id(place) for place in different[:_NAMED])
-        names += f" and {len(different) - _NAMED} more" if len(different) > _NAMED else ""
-        looks = "1 image looks" if len(different) == 1 else f"{len(different)} images look"
         if self.enough:
             more = ", ".join(self.id(place) for place in self.enough[len(self.chosen) :])
             fix = f"--count {len(self.enough)} covers at least half of every image and adds {more}"
         else:
             fix = f"even {_MOST} images do not cover them all; choose images of one kind with --dataset"
-        return [f"{looks} different, with less than half of the patches covered: {names}; {fix}"]
+        return [f"{different}; {fix}"]
+
+    def looks_different(self) -> str:
+        """What no suggested image shows, in words; empty if there is nothing."""
+        if not (different := self.different):
+            return ""
+        names = ", ".join(self.id(place) for place in different[:_NAMED])
+        names += f" and {len(different) - _NAMED} more" if len(different) > _NAMED else ""
+        looks = "1 image looks" if len(different) == 1 else f"{len(different)} images look"
+        return f"{looks} different, with less than half of the patches covered: {names}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

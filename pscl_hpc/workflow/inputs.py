@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pscl_hpc.archive.build import BuildOptions, BuildResult, build
+from pscl_hpc.archive import Archive
+from pscl_hpc.archive.build import BuildOptions, BuildResult, build, file_id
 from pscl_hpc.archive.format import IGNORE_INDEX
 from pscl_hpc.archive.ingest.errors import Unreadable
 from pscl_hpc.archive.ingest.images import open_pages
@@ -43,6 +44,8 @@ class Inputs:
     skipped: tuple[tuple[str, str], ...]
     command: str
     """The command that packs the same archive."""
+    waiting: tuple[str, ...] = ()
+    """Ids of new images that are not packed yet, because a training on the archive is not finished."""
 
 
 def pack(
@@ -54,6 +57,7 @@ def pack(
     classes: Sequence[str] = (),
     mask_values: Mapping[int | str, str] | None = None,
     options: BuildOptions | None = None,
+    extend: bool = True,
     progress: bool = False,
 ) -> Inputs:
     """Pack a folder into ``out/archive.h5``, or add what is new in it.
@@ -66,6 +70,7 @@ def pack(
         classes: Class names in index order; empty: those of ``splits.json``, or numbers.
         mask_values: Value in the mask -> class name.
         options: How images are packed.
+        extend: Add new images to an archive that exists; a training on it can only be resumed if it stays the same.
         progress: Show a progress bar if the output is a terminal.
 
     Raises:
@@ -94,17 +99,41 @@ def pack(
             f"--classes is {','.join(names)}, but splits.json of {item.dataset} names the classes "
             f"{','.join(collection.classes)}; leave --classes out"
         )
-    packed = build(found, out / ARCHIVE_FILE, options or BuildOptions(), progress=progress)
-    _check_packed(packed, item, mask)
+    archive = out / ARCHIVE_FILE
+    warnings: tuple[str, ...] = ()
+    skipped, waiting = found.skipped, _not_packed(found, archive)
+    if extend or not archive.exists():
+        packed = build(found, archive, options or BuildOptions(), progress=progress)
+        _check_packed(packed, item, mask)
+        warnings, skipped, waiting = packed.warnings, packed.skipped, ()
+    if gone := _no_longer_found(found, archive):
+        named = f"{', '.join(gone[:3])}{', ...' if len(gone) > 3 else ''}"
+        warnings += (
+            f"{len(gone)} of the images measured {'are' if len(gone) > 1 else 'is'} no longer in {folder} ({named}); to "
+            "leave them out, choose another --out",
+        )
     return Inputs(
-        out / ARCHIVE_FILE,
+        archive,
         item.id,
         collection.classes,
         tuple(notes),
-        packed.warnings,
-        tuple((one.path, one.reason) for one in packed.skipped),
+        warnings,
+        tuple((one.path, one.reason) for one in skipped),
         _command(folder, out, metadata, names, values, options or BuildOptions()),
+        waiting,
     )
+
+
+def _not_packed(found: Plan, archive: Path) -> tuple[str, ...]:
+    """Ids of images that are not in an archive."""
+    packed = {file_id(record.id) for record in Archive(archive).records} if archive.exists() else set()
+    return tuple(item.id for item in found.items if item.id not in packed)
+
+
+def _no_longer_found(found: Plan, archive: Path) -> tuple[str, ...]:
+    """Ids of images of an archive that are not among the files."""
+    files = {item.id for item in found.items}
+    return tuple(record.id for record in Archive(archive).records if file_id(record.id) not in files)
 
 
 def _first_plan(
@@ -195,6 +224,11 @@ def _check_packed(packed: BuildResult, item: Item, mask: Path) -> None:
     """UserError if the one annotated image could not be packed."""
     for one in packed.skipped:
         if one.path in (item.source, str(item.path)):
+            if "is already in" in one.reason:
+                raise UserError(
+                    f"{mask}: {packed.path} has {item.id} with another mask or other pixels, from an earlier call; choose "
+                    "another --out to train again"
+                )
             raise UserError(f"{mask}: {item.path} could not be packed with it: {one.reason}")
 
 

@@ -21,7 +21,7 @@ from pscl_hpc.archive.ingest.sources import plan
 from pscl_hpc.config import load_config
 from pscl_hpc.config.packaged import packaged_config
 from pscl_hpc.errors import UserError
-from pscl_hpc.files import create_text
+from pscl_hpc.files import create_text, write_text
 from pscl_hpc.metallography.image import SMALLEST
 from pscl_hpc.metallography.measure import Measured, Wanted, measure
 from pscl_hpc.report import write_report
@@ -38,11 +38,14 @@ REQUEST_FILE = "segment.json"
 RUN, MEASUREMENTS, PAGE = "model", "measurements", "report.html"
 JOB_ENTRY = "pscl_hpc.workflow.segment:finish_job"
 """What a job runs."""
+_MEASURING = ("phases", "boundary", "smallest", "um_per_pixel")
+"""Fields of :class:`Request` that do not concern the training: a later call may change them."""
 Say = Callable[[str], None]
 
 
 class Request(BaseModel):
-    """What a call asks for; kept in ``segment.json``, so that an interrupted call is resumed by the same one only."""
+    """What a call asks for; kept in ``segment.json``, so that an interrupted call is resumed by the same one only. What is
+    measured may change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -131,11 +134,19 @@ def prepare(request: Request, out: Path, *, say: Say = lambda text: None, progre
         classes=request.classes,
         mask_values=request.mask_values,
         options=request.options,
+        extend=not (out / RUN).is_dir() or _is_done(out / RUN),
         progress=progress,
     )
     for note in inputs.notes:
         say(note)
     say(_found(inputs))
+    for warning in inputs.warnings:
+        say(f"warning: {warning}")
+    for source, reason in inputs.skipped:
+        say(f"skipped {source}: {reason}")
+    if inputs.waiting:
+        more = "1 more image is" if len(inputs.waiting) == 1 else f"{len(inputs.waiting)} more images are"
+        say(f"{more} added after the training, which goes on with the images that it began with")
     config = load_config(packaged_config(RECIPE), _overrides(request, out, inputs), kind="finetune")
     assert isinstance(config, FinetuneConfig)
     archive = Archive(inputs.archive)
@@ -155,8 +166,11 @@ def finish(
     """Train, predict, measure and write the page; the arguments and errors are those of :func:`segment`."""
     inputs, config = prepared.inputs, prepared.config
     if not (out / RUN).is_dir() or not _is_done(out / RUN):
-        say(f"training on {inputs.reference}: {packaged_config(RECIPE).name}, {out / RUN}")
+        say(f"training on the mask of {inputs.reference} ({_length(config)}), in {out / RUN}")
     finetune(config, progress=progress)
+    if inputs.waiting:
+        # The run is done now, so the archive may change.
+        inputs = prepare(request, out, progress=progress).inputs
     home = inputs.reference.partition("/")[0]
     ids = [record.id for record in Archive(inputs.archive).select(datasets=[home])]
     say(f"segmenting and measuring {len(ids)} images")
@@ -182,7 +196,7 @@ def finish_job(config: FinetuneConfig) -> None:
     if not read_place().first:
         finetune(config)
         return
-    prepared = prepare(request, out)
+    prepared = prepare(request, out, say=print)
     finish(request, out, Prepared(prepared.inputs, config), say=print)
 
 
@@ -207,7 +221,9 @@ def _keep_request(request: Request, out: Path) -> None:
         raise UserError(f"{out}: cannot be written to ({error.strerror}); choose another --out") from None
     before: dict[str, Any] = read_request(out).model_dump()
     now = request.model_dump()
-    changed = [key for key in now if now[key] != before[key]]
+    changed = [key for key in now if now[key] != before[key] and key not in _MEASURING]
+    if not changed and now != before:
+        write_text(out / REQUEST_FILE, request.model_dump_json(indent=2) + "\n")
     if changed and not (out / RUN).exists():
         # Nothing was trained yet: a corrected call begins again.
         for name in (ARCHIVE_FILE, REQUEST_FILE):
@@ -220,6 +236,13 @@ def _keep_request(request: Request, out: Path) -> None:
             f"{out}: has the results of another call ({key} is {before[key]!r} there, {now[key]!r} here); choose another "
             "--out"
         )
+
+
+def _length(config: FinetuneConfig) -> str:
+    schedule = config.schedule
+    if not schedule.minutes:
+        return f"{schedule.steps} steps"
+    return f"about {schedule.minutes:g} minute{'s' if schedule.minutes != 1 else ''}"
 
 
 def _is_done(run: Path) -> bool:
@@ -235,10 +258,12 @@ def _found(inputs: Inputs) -> str:
     records = archive.select(datasets=[home])
     scales = sum(record.um_per_pixel is not None for record in records)
     annotated = sum(record.has_mask for record in records)
-    scale = "of all known" if scales == len(records) else f"known of {scales}" if scales else "not known"
+    scale = f"known of {scales}" if scales < len(records) else "known of all"
+    if not scales:
+        scale = "not known, so lengths are in pixels (--um-per-pixel gives it)"
     return (
-        f"{home}: {len(records)} images, {annotated} with a mask, scale {scale}; classes: {', '.join(inputs.classes)}; "
-        f"annotated image: {inputs.reference}"
+        f"{home}: {len(records)} images, {annotated} with a mask; classes: {', '.join(inputs.classes)}; "
+        f"annotated image: {inputs.reference}; scale {scale}"
     )
 
 
@@ -267,11 +292,11 @@ def _commands(request: Request, out: Path, inputs: Inputs) -> list[str]:
 
 def _overrides(request: Request, out: Path, inputs: Inputs) -> list[str]:
     """The changes of the recipe; quoted as JSON, because values are read as YAML."""
-    steps = ("schedule.steps=0", f"schedule.minutes={request.minutes:g}") if request.minutes else ()
+    time = (f"schedule.minutes={request.minutes:g}",) if request.minutes else ()
     return [
         f"run={json.dumps(str(out / RUN))}",
         f"data.archive={json.dumps(str(inputs.archive))}",
         f"references={json.dumps([inputs.reference])}",
-        *steps,
+        *time,
         *request.overrides,
     ]

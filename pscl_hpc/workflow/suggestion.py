@@ -57,9 +57,13 @@ def prepare_annotation(archive_path: Path, out: Path, *, progress: bool = False)
     write_file(image, png_bytes(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0).copy()))
     if not template.exists():
         write_file(template, _empty_mask(record.height, record.width))
-    return Annotation(
-        record.id, image, template, out / _REASON, tuple(found.lines()), tuple(found.warnings())
-    )
+    warnings = []
+    if different := found.looks_different():
+        warnings.append(
+            f"{different}; a model from one mask may be wrong there: check these images in the result, or put them into a "
+            "folder of their own and annotate one of them, too"
+        )
+    return Annotation(record.id, image, template, out / _REASON, tuple(found.lines()), tuple(warnings))
 
 
 def _empty_mask(height: int, width: int) -> bytes:

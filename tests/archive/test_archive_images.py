@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,26 @@ def test_tiff_layouts(tmp_path_factory: pytest.TempPathFactory, data: st.DataObj
         stored = np.moveaxis(stored, 2, 0)
     tifffile.imwrite(path, stored, **options)
     np.testing.assert_array_equal(decode(path), image)
+
+
+def test_one_plain_strip_is_read_by_rows(tmp_path: Path) -> None:
+    """As ImageJ writes mosaics; the whole strip must not be in memory."""
+    image = pixels((2000, 1500), "uint16")
+    tifffile.imwrite(tmp_path / "a.tif", image, rowsperstrip=2000, byteorder=">")
+    with open_pages(tmp_path / "a.tif") as (page,):
+        tracemalloc.start()
+        top = 0
+        for strip in page.strips():
+            np.testing.assert_array_equal(strip[:, :, 0], image[top : top + 256])
+            top += len(strip)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert top == 2000
+    assert peak < image.nbytes
+    data = (tmp_path / "a.tif").read_bytes()
+    (tmp_path / "short.tif").write_bytes(data[:-1000])
+    with pytest.raises(Unreadable), open_pages(tmp_path / "short.tif") as (page,):
+        list(page.strips())
 
 
 def test_tiff_pages_and_reduced_copies(tmp_path: Path) -> None:

@@ -41,7 +41,8 @@ def test_a_few_pixels_that_differ_are_not_lost(tmp_path: Path, dtype: str, commo
 def test_a_constant_image_is_constant(tmp_path: Path) -> None:
     archive, warnings = _packed(tmp_path, np.full((20, 30), 700, np.uint16))
     assert (archive.records[0].low, archive.records[0].high) == (700, 700)
-    assert not warnings
+    [warning] = warnings
+    assert "700" in warning
 
 
 @pytest.mark.parametrize("fill", [-3.4028235e38, 1e38, -9999.0, -32768.0])
@@ -78,3 +79,21 @@ def test_white_is_zero_is_inverted_in_every_type(tmp_path: Path, dtype: str) -> 
     inverted = (top - image.astype(np.int64)).astype(dtype)
     white, _ = _packed(tmp_path, inverted, photometric="miniswhite")
     np.testing.assert_allclose(white.read_unit(0), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [np.zeros((20, 30), np.uint8), np.full((20, 30), np.nan, np.float32), np.full((20, 30), 0.5, np.float32)],
+)
+def test_an_empty_image_is_told(tmp_path: Path, image: np.ndarray) -> None:
+    _, [warning] = _packed(tmp_path, image)
+    assert warning.startswith("x/a: ")
+
+
+def test_types_are_counted_without_colour(tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    folder.mkdir()
+    for name, shape, dtype in (("a", (9, 8), "uint8"), ("b", (9, 8, 3), "uint8"), ("c", (9, 8), "uint16")):
+        tifffile.imwrite(folder / f"{name}.tif", pixels(shape, dtype))
+    [warning] = build(plan([folder]), tmp_path / "a.h5", BuildOptions()).warnings
+    assert "1 of 16 bits, 2 of 8 bits" in warning

@@ -178,13 +178,37 @@ def test_the_meaning_of_values_can_be_given(tmp_path: Path) -> None:
             plan([folder])
 
 
-def test_masks_that_count_from_one_are_named(tmp_path: Path) -> None:
+def test_masks_that_may_count_from_one_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "steel"
     picture(folder / "img" / "a.png")
-    picture(folder / "gt" / "a.png", labels((6, 8)) % 2 + 1)
-    result = build(plan([folder], classes=["m", "n", "o"]), tmp_path / "a.h5", BuildOptions())
-    [warning] = result.warnings
-    assert "--mask-values 1=m,2=n,3=o" in warning
+    mask = labels((6, 8)) % 2 + 1
+    picture(folder / "gt" / "a.png", mask)
+    classes = ["m", "n", "o"]
+    with pytest.raises(UserError, match=r"--mask-values 1=m,2=n,3=o .*--mask-values 1=n,2=o"):
+        plan([folder], classes=classes)
+    # Each of the two mends, and a declaration of 0.
+    meanings = ({1: "m", 2: "n", 3: "o"}, mask - 1), ({1: "n", 2: "o"}, mask)
+    for number, (values, expected) in enumerate(meanings):
+        found = plan([folder], classes=classes, mask_values=values)
+        archive = Archive(build(found, tmp_path / f"{number}.h5", BuildOptions()).path)
+        np.testing.assert_array_equal(archive.read_mask(0), expected)
+    assert plan([folder], classes=["m", "n"], scribbles=True).items
+    splits = {"classes": classes, "ignore_classes": [0], "background": 1}
+    (folder / "splits.json").write_text(json.dumps(splits))
+    assert plan([folder]).items
+    (folder / "splits.json").unlink()
+    # One mask with 0 shows that all count from 0; a mask that cannot be read shows nothing.
+    picture(folder / "img" / "b.png")
+    picture(folder / "gt" / "b.png", labels((6, 8)))
+    assert plan([folder], classes=classes).items
+
+
+def test_all_grey_levels_of_a_scaled_mask_are_in_both_mends(tmp_path: Path) -> None:
+    Image.fromarray(np.array([0, 127, 255], np.uint8)[labels((20, 30)) % 3]).save(tmp_path / "a.png")
+    with pytest.raises(
+        Unreadable, match="0=matrix,127=carbide,255=pore, or --mask-values 0=matrix,127=carbide,255=ignore"
+    ):
+        _read_mask(tmp_path / "a.png")
 
 
 def test_white_is_the_class_in_a_black_and_white_tiff(tmp_path: Path) -> None:

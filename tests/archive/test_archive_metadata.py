@@ -192,6 +192,21 @@ def test_numbers_that_could_mean_two_things_are_refused(
         assert plan([tmp_path / "sem"], metadata=tmp_path / "m.csv").items[0].magnification == expected
 
 
+def test_a_split_that_no_command_uses_is_told(tmp_path: Path) -> None:
+    picture(tmp_path / "sem" / "0007.png")
+    for split, told in (("holdout", True), ("test_new", False), ("", False)):
+        csv_file = write_csv(tmp_path / "x.csv", "file,split", f"0007.png,{split}")
+        notes = plan([tmp_path / "sem"], metadata=csv_file).notes
+        assert any(split in note for note in notes if split) == told
+
+
+def test_a_name_that_lost_its_zeros_in_a_spreadsheet(tmp_path: Path) -> None:
+    picture(tmp_path / "sem" / "0007.png")
+    csv_file = write_csv(tmp_path / "x.csv", "file,alloy", "7,A")
+    with pytest.raises(UserError, match=r"did you mean '0007\.png'"):
+        plan([tmp_path / "sem"], metadata=csv_file)
+
+
 def test_a_workbook_is_not_a_csv_file(tmp_path: Path) -> None:
     picture(tmp_path / "sem" / "a.tif")
     (tmp_path / "m.csv").write_bytes(b"PK\x03\x04" + bytes(range(256)))

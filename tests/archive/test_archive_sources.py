@@ -141,6 +141,32 @@ def test_images_behind_links_are_read(tmp_path: Path) -> None:
     assert "No such file" in packed.skipped[0].reason
 
 
+def test_a_link_to_a_folder_above_is_not_followed(steel: Path) -> None:
+    """It would bring the masks in as micrographs."""
+    before = plan([steel])
+    (steel / "img" / "up").symlink_to(steel)
+    after = plan([steel])
+    assert table(after) == table(before)
+    assert (after.notes, after.skipped) == (before.notes, before.skipped)
+
+
+def test_images_of_one_id_are_counted_once_and_the_preferred_one_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "steel"
+    for name in ("a.png", "a.jpg", "b.png"):
+        picture(folder / "img" / name)
+    picture(folder / "gt" / "a.png", labels((6, 8)))
+    found = plan([folder], classes=["m", "n", "o"])
+    assert found.notes == ("steel: 1 of 2 images have a mask (img/ + gt/)",)
+    assert [Path(item.path).name for item in found.skipped] == ["a.jpg"]
+
+
+def test_an_ignored_background_is_told(steel: Path) -> None:
+    write_splits(steel, classes=["nothing", "matrix", "carbide"], ignore_classes=[0])
+    assert any("nothing" in note and "background" in note for note in plan([steel]).notes)
+    write_splits(steel, classes=["nothing", "matrix", "carbide"], ignore_classes=[0], background=1)
+    assert not any("background" in note for note in plan([steel]).notes)
+
+
 def test_names_that_are_no_utf8(tmp_path: Path) -> None:
     folder = tmp_path / os.fsdecode(b"st\xe4hle")
     picture(folder / "img" / "a.png").rename(folder / "img" / os.fsdecode(b"H\xe4rte.png"))

@@ -17,7 +17,7 @@ from pscl_hpc.errors import UserError
 from pscl_hpc.metallography.grains import number_by_area
 from pscl_hpc.metallography.measure import Wanted, measure, measure_masks
 from pscl_hpc.metallography.record import MEASUREMENTS_FILE, read_measurements
-from pscl_hpc.metallography.summary import GRAINS
+from pscl_hpc.metallography.summary import ABSOLUTE_ERROR, ERROR, GRAINS
 from pscl_hpc.report import write_report
 from pscl_hpc.report.measure_page import least_sure, scale_bar
 from pscl_hpc.runs import RunFolder
@@ -225,8 +225,66 @@ def test_the_command(trained: RunFolder, tmp_path: Path, capsys: pytest.CaptureF
     shown = json.loads(capsys.readouterr().out)
     assert shown == json.loads((out / MEASUREMENTS_FILE).read_text())
     assert (out / "report.html").is_file()
-    assert main(["measure", str(trained.path), "--masks"]) == 2
-    assert "--out" in capsys.readouterr().err
+    archive = trained.decided_config.data.archive
+    for wrong, named in ((["--scribbles"], "--masks"), (["--tta", "none"], "--tta"), ([], "--out")):
+        source = str(trained.path) if wrong == ["--scribbles"] else archive
+        assert main(["measure", source, *wrong]) == 2
+        assert named in capsys.readouterr().err
+    assert main(["measure", archive, "--dataset", "alloy", "--out", str(out)]) == 0
+
+
+@pytest.mark.parametrize("white", [1, 255])
+def test_files_are_compared_with_masks_in_a_folder(trained: RunFolder, tmp_path: Path, white: int) -> None:
+    for number in range(6, 9):
+        image, mask = micrograph(number)
+        for folder, name, pixels in (
+            ("sem", f"Gefüge {number}.tif", image),
+            ("painted", f"Gefüge {number}.png", mask * white),
+        ):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / folder / name)
+    (tmp_path / "painted/Gefüge 8.png").unlink()
+    values = {0: "matrix", 255: "carbide"} if white == 255 else {}
+    call = (trained.path, [tmp_path / "sem"])
+    done = measure(*call, out=tmp_path / "out", masks=tmp_path / "painted", mask_values=values)
+    errors = []
+    for number, image in zip(range(6, 9), done.record.images, strict=True):
+        found, mask = image.phases["carbide"], micrograph(number)[1]
+        assert found.fraction_in_mask == (None if number == 8 else pytest.approx(mask.mean()))
+        if number < 8:
+            errors.append(found.fraction - mask.mean())
+    mean, absolute = (done.record.find("carbide", name) for name in (ERROR, ABSOLUTE_ERROR))
+    assert mean is not None
+    assert absolute is not None
+    assert (mean.value, mean.images) == (pytest.approx(np.mean(errors)), 2)
+    assert absolute.value == pytest.approx(np.mean(np.abs(errors)))
+    assert any("2 of 3 images have a mask" in text for text in done.record.warnings)
+    assert any("percentage points" in line for line in done.record.lines())
+    assert "percentage points" in write_report([done.folder]).path.read_text(encoding="utf-8")
+    if white == 255:
+        with pytest.raises(UserError, match="no image could be compared"):
+            measure(*call, out=tmp_path / "out", masks=tmp_path / "painted")
+
+
+def test_masks_that_fit_no_image_or_not_all(trained: RunFolder, tmp_path: Path) -> None:
+    for number in (6, 7):
+        (tmp_path / "sem").mkdir(exist_ok=True)
+        Image.fromarray(micrograph(number)[0]).save(tmp_path / f"sem/{number}.png")
+    masks = tmp_path / "painted"
+    call = (trained.path, [tmp_path / "sem"])
+    for make, named in ((lambda: None, "painted"), (masks.mkdir, "0007_mask")):
+        make()
+        with pytest.raises(UserError, match=named):
+            measure(*call, out=tmp_path / "out", masks=masks)
+    Image.fromarray(micrograph(6)[1]).save(masks / "6.png")
+    Image.fromarray(micrograph(7)[1][1:]).save(masks / "7.png")
+    record = measure(*call, out=tmp_path / "out", masks=masks).record
+    assert [image.phases["carbide"].fraction_in_mask is None for image in record.images] == [False, True]
+    [(source, reason)] = record.skipped
+    assert source.endswith("7.png")
+    assert "63 x 64" in reason
+    with pytest.raises(UserError, match="--masks"):
+        measure(trained.path, out=tmp_path / "out", masks=masks)
 
 
 def test_a_damaged_record_is_named(measured: Path, tmp_path: Path) -> None:

@@ -60,11 +60,14 @@ def test_depth_colour_and_odd_sizes(trained: RunFolder, tmp_path: Path) -> None:
         save(tmp_path, "real.tif", (image / 255).astype(np.float32)),
         save(tmp_path, "grey-as-rgb.png", np.repeat(image[..., None], 3, axis=2)),
         save(tmp_path, "tiny.png", image[:1, :3]),
+        save(tmp_path, "colour.png", np.dstack([image, image // 2, 255 - image])),
     ]
     report = predict(trained.path, files, out=tmp_path / "out")
     assert not report.skipped
     eight = labels_of(report.folder, "eight")
     assert np.array_equal(labels_of(report.folder, "grey-as-rgb"), eight)
+    assert sum("in colour" in warning for warning in report.warnings) == 1
+    assert any(warning.startswith(str(files[-1])) for warning in report.warnings)
     known = (mask != 255) & (mask != SCRATCH)
     for stem in ("eight", "sixteen", "real"):
         labels = labels_of(report.folder, stem)

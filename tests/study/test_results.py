@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from pscl_hpc.errors import UserError
 from pscl_hpc.report import write_report
 from pscl_hpc.report.study_text import TABLE_FILE, notes, sampling_table, sentences
+from pscl_hpc.results.evaluation import read_evaluation
 from pscl_hpc.results.runs import collect
 from pscl_hpc.results.scores import score_tables
 from pscl_hpc.results.study import RESULTS_FILE, Sampling, read_results
@@ -199,6 +201,46 @@ def test_the_table_states_the_pool_and_every_method(finished: Path) -> None:
     assert "no test or validation image" in text
     for method in ("none", "simclr", "pscl"):
         assert len(re.findall(rf"^\| {method} \| 6 \|", text, re.MULTILINE)) == 2
+
+
+def test_the_error_of_the_phase_fraction(finished: Path, tmp_path: Path) -> None:
+    results = read_results(finished)
+    for row in results.rows:
+        if row.method == "simclr":  # evaluated without confusion matrices
+            assert row.fraction_error is None
+            continue
+        evaluation = json.loads((finished / row.folder / "evaluation.json").read_text())
+        expected = dict.fromkeys(evaluation["classes"][1:], 0.0)
+        images = evaluation["splits"][row.split]["per_image"]
+        for image in images:
+            matrix = image["confusion"]
+            pixels = sum(map(sum, matrix))
+            for index, name in enumerate(evaluation["classes"]):
+                if index:
+                    predicted, annotated = sum(line[index] for line in matrix), sum(matrix[index])
+                    expected[name] += abs(predicted - annotated) / pixels / len(images)
+        assert row.fraction_error == pytest.approx(expected)
+    lines = {line.method: line for line in results.table if line.split == "test"}
+    assert lines["simclr"].fraction_error is None
+    rows = [row.fraction_error for row in results.rows if (row.method, row.split) == ("pscl", "test")]
+    means = [statistics.fmean(errors.values()) for errors in rows if errors]
+    assert len(means) == 6
+    assert lines["pscl"].fraction_error is not None
+    assert lines["pscl"].fraction_error.mean == pytest.approx(statistics.fmean(means))
+    text = (finished / TABLE_FILE).read_text(encoding="utf-8")
+    assert text.count("error of the phase fraction, %") == 2
+    assert len(re.findall(r"^\| simclr .*\| - \|$", text, re.MULTILINE)) == 2
+    shown = f"| {100 * statistics.fmean(means):.1f} ± {100 * statistics.stdev(means):.1f} |"
+    assert shown in text
+
+
+def test_a_confusion_matrix_of_another_size_is_damage(finished: Path, tmp_path: Path) -> None:
+    row = next(row for row in read_results(finished).rows if row.method == "pscl")
+    content = json.loads((finished / row.folder / "evaluation.json").read_text())
+    content["splits"]["test"]["per_image"][0]["confusion"] = [[1, 2], [3, 4]]
+    (tmp_path / "evaluation.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="confusion"):
+        read_evaluation(tmp_path / "evaluation.json")
 
 
 def test_the_table_has_the_scores_that_settings_are_chosen_by(finished: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pscl_hpc.archive import Archive
@@ -23,9 +25,10 @@ from pscl_hpc.config.packaged import packaged_config
 from pscl_hpc.errors import UserError
 from pscl_hpc.metallography.record import read_measurements
 from pscl_hpc.runs import RunFolder
+from pscl_hpc.training import StopRequested
 from pscl_hpc.workflow import Request, segment, suggest_annotation
 from pscl_hpc.workflow.inputs import numbered_classes
-from pscl_hpc.workflow.segment import PAGE, REQUEST_FILE, prepare
+from pscl_hpc.workflow.segment import PAGE, REQUEST_FILE, prepare, read_request
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
@@ -97,6 +100,12 @@ def test_classes_without_names_are_numbered(folder: Path) -> None:
     assert any("--classes" in text for text in said)
 
 
+def test_a_time_takes_the_place_of_the_steps(folder: Path) -> None:
+    others = tuple(text for text in SMALL if "schedule.steps" not in text)
+    schedule = prepare(request_of(folder, minutes=0.5, overrides=others), folder / "out").config.schedule
+    assert (schedule.minutes, schedule.steps) == (0.5, 0)
+
+
 def test_a_mask_beside_its_image(folder: Path) -> None:
     """The folder tells the mask by its name, and has no class names."""
     mask = folder / "sem/1_mask.png"
@@ -143,11 +152,35 @@ def test_the_same_call_resumes_after_a_kill(folder: Path) -> None:
     assert (folder / "out" / PAGE).is_file()
 
 
+def test_images_that_are_added_before_the_training_has_ended(folder: Path) -> None:
+    """The training goes on with the archive it began with; all images are measured."""
+    out, request = folder / "out", request_of(folder)
+    config = prepare(request, out).config
+    before = Archive(out / "archive.h5").fingerprint
+    run = RunFolder.start(config, torch.device("cpu"))
+    with contextlib.suppress(StopRequested), run:
+        run.update(archive=before)
+        run.stop("interrupted")
+        raise StopRequested("interrupted", "")
+    Image.fromarray(micrograph(7)[0]).save(folder / "sem/new.png")
+    (folder / "sem/0.png").unlink()
+    said: list[str] = []
+    record = segment(request, out, say=said.append).measured.record
+    assert any("1 more image" in text for text in said)
+    assert [image.name for image in record.images] == ["sem/0", "sem/1", "sem/2", "sem/new"]
+    assert RunFolder.load(out / "model").record["archive"] == before
+    assert any("sem/0" in warning and "no longer" in warning for warning in record.warnings)
+    # Another mask needs another training.
+    Image.fromarray(1 - micrograph(1)[1]).save(folder / "painted/1_mask.png")
+    with pytest.raises(UserError, match="--out"):
+        segment(request, out)
+
+
 def test_another_request_does_not_overwrite(folder: Path) -> None:
     out = folder / "out"
     segment(request_of(folder), out)
-    with pytest.raises(UserError, match="smallest"):
-        segment(request_of(folder, smallest=3), out)
+    with pytest.raises(UserError, match="percentiles"):
+        segment(request_of(folder, percentiles=(1, 99)), out)
     labels = read_measurements(out / "measurements").images[0].files["labels"]
     before = (out / "measurements" / labels).stat().st_mtime_ns
     trained = (out / "model/model.safetensors").stat().st_mtime_ns
@@ -156,6 +189,11 @@ def test_another_request_does_not_overwrite(folder: Path) -> None:
     assert len(read_measurements(out / "measurements").images) == 4
     assert (out / "model/model.safetensors").stat().st_mtime_ns == trained
     assert (out / "measurements" / labels).stat().st_mtime_ns == before
+    # What is measured may change without another training.
+    again = segment(request_of(folder, um_per_pixel=0.5, phases=("class 1",)), out).measured.record
+    assert (again.unit, again.phases) == ("um", ("class 1",))
+    assert read_request(out).um_per_pixel == 0.5
+    assert (out / "model/model.safetensors").stat().st_mtime_ns == trained
 
 
 def test_the_validation_images_of_a_dataset_folder_correct_the_fractions(tmp_path: Path) -> None:
@@ -189,6 +227,7 @@ def test_without_a_mask_and_with_one_afterwards(folder: Path) -> None:
     assert len(Archive(folder / "out/archive.h5")) == 3
     assert found.id in ("sem/0", "sem/1", "sem/2")
     assert found.reason.is_file()
+    assert not any("--count" in warning for warning in found.warnings)
     with Image.open(found.template) as template, Image.open(found.image) as image:
         assert (template.mode, template.size, image.size) == ("P", (56, 48), (56, 48))
         assert np.array_equal(np.unique(np.asarray(template)), [255])

@@ -83,7 +83,7 @@ def parse_number(text: str, column: str, separator: str) -> float:
         else None
     )
     if match is None or factor is None:
-        raise ValueError("must be a positive number")
+        raise ValueError("must be a positive number, or empty if it is not known")
     digits = match[1]
     # A group of three digits may be thousands; not after a leading zero, and not with the usual mark of the file.
     unusual = "." if separator == ";" else ","

@@ -129,6 +129,12 @@ class Finder:
             self._skip(base / missing, f"listed in {SPLITS_FILE} but not found; {fix}")
         self.unread += layout.unread
         self.notes += _notes(name, layout, by_folder)
+        if splits.background in splits.ignore_classes and len(classes) > 2:
+            kept = [name for index, name in enumerate(classes) if index not in splits.ignore_classes]
+            self.notes.append(
+                f"{splits_file}: the background {classes[splits.background]} is one of the ignore_classes, so "
+                f"{' and '.join(kept)} all count as foreground in the scores; name another class as background"
+            )
         self.labels[name] = layout.labels
         self.collections[name] = Collection(
             name=name,
@@ -148,7 +154,11 @@ class Finder:
 def _notes(name: str, layout: Layout, splits: Mapping[str, str]) -> list[str]:
     notes = []
     if layout.rule:
-        count = f"{len(layout.masks) + len(layout.drawings)} of {len(layout.images)} images have a mask"
+        images, annotated = (
+            {Path(image).with_suffix("") for image in found}
+            for found in (layout.images, (*layout.masks, *layout.drawings))
+        )
+        count = f"{len(annotated)} of {len(images)} images have a mask"
         notes.append(f"{name}: {count} ({layout.rule})")
     if splits:
         counts = Counter(splits.values())

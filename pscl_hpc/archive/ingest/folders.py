@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from unicodedata import normalize
 
+from pscl_hpc.archive.ingest.foreign import NOT_READ, reason
 from pscl_hpc.archive.ingest.images import IMAGE_SUFFIXES
 from pscl_hpc.errors import UserError
 
@@ -21,13 +22,6 @@ MASK_FOLDERS = (
 """Names of mask folders, the most usual first."""
 _JUNK = ("@eadir", "__macosx", "$recycle.bin", "#recycle", "system volume information", "lost+found")
 """Folders that operating systems and network drives make."""
-_NOT_READ = (
-    ".czi", ".dm3", ".dm4", ".ser", ".emi", ".emd", ".lif", ".lsm", ".nd2", ".oib", ".oif", ".vsi", ".svs",
-    ".ndpi", ".scn", ".mrc", ".gif", ".webp", ".jp2", ".j2k", ".jxl", ".heic", ".heif", ".avif", ".jfif",
-    ".jpe", ".btf", ".tf2", ".tf8", ".ome", ".npy", ".npz", ".mat", ".raw", ".dcm", ".nii", ".nrrd", ".mha",
-    ".exr", ".psd", ".xcf", ".pgm", ".ppm", ".pnm", ".pbm", ".tga", ".roi", ".zip",
-)  # fmt: skip
-"""Endings of image and annotation files that are not read."""
 _ANNOTATION = re.compile(rb'"(shapes|annotations|segmentation)"|<(annotation|polygon)')
 """Is in JSON and XML files with annotations."""
 
@@ -107,13 +101,7 @@ def foreign_files(folder: Path, used: Iterable[Path], known: Set[Path]) -> list[
     for path in sorted(files - known):
         if not is_junk(path.name) and not _is_header(path):
             found.setdefault((path.parent, path.suffix.lower()), []).append(path)
-    return [Unread(place, tuple(paths), _why(suffix)) for (place, suffix), paths in found.items()]
-
-
-def _why(suffix: str) -> str:
-    if suffix in (".dm3", ".dm4", ".ser"):
-        return f"{suffix} files need RosettaSciIO; install it with pip install 'pscl-hpc[microscopes]'"
-    return f"{suffix} files are not supported; export images as TIFF or PNG, and masks as PNG or TIFF of class indices"
+    return [Unread(place, tuple(paths), reason(suffix)) for (place, suffix), paths in found.items()]
 
 
 def _is_header(path: Path) -> bool:
@@ -169,7 +157,7 @@ def check_no_masks(folder: Path, images: Iterable[Path]) -> None:
 def _walk(folder: Path, above: frozenset[Path], wanted: Callable[[Path], bool]) -> Iterator[Path]:
     real = folder.resolve()
     if real in above:
-        return  # a link to a parent folder
+        return  # a link to a folder that contains this one
     try:
         inside = list(folder.iterdir())
     except OSError as error:
@@ -178,7 +166,7 @@ def _walk(folder: Path, above: frozenset[Path], wanted: Callable[[Path], bool]) 
         if is_junk(path.name):
             continue
         if path.is_dir():
-            yield from _walk(path, above | {real}, wanted)
+            yield from _walk(path, above | {real, *real.parents}, wanted)
         elif wanted(path):
             yield path
 
@@ -201,7 +189,7 @@ def _is_foreign(path: Path) -> bool:
     suffix = path.suffix.lower()
     if suffix in IMAGE_SUFFIXES:
         return False
-    if suffix in _NOT_READ:
+    if suffix in NOT_READ:
         return True
     if suffix not in (".json", ".xml"):
         return False

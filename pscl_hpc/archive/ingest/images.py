@@ -21,6 +21,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from pscl_hpc.archive.format import Pixels
 from pscl_hpc.archive.ingest.errors import Unreadable, decoding
+from pscl_hpc.archive.ingest.foreign import NOT_READ, reason
 from pscl_hpc.archive.ingest.microscope_files import SUFFIXES as MICROSCOPE_SUFFIXES
 from pscl_hpc.archive.ingest.microscope_files import read_microscope_file
 from pscl_hpc.archive.ingest.page import ORIENTATION, ArrayPage, Page, upright
@@ -29,7 +30,9 @@ from pscl_hpc.archive.ingest.scale_text import scale_beside
 from pscl_hpc.archive.ingest.tiff import open_tiff
 from pscl_hpc.archive.options import ALL_PAGES
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", *MICROSCOPE_SUFFIXES)
+_OTHER_NAMES = (".jpe", ".jfif", ".btf", ".tf2", ".tf8", ".svs")
+"""Other endings of JPEG and TIFF files."""
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", *_OTHER_NAMES, *MICROSCOPE_SUFFIXES)
 MAX_DECODED = 1 << 29
 """Pixels of a PNG, JPEG or BMP, which is decoded into memory as a whole."""
 TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -66,7 +69,9 @@ def open_pages(path: Path, page: int = ALL_PAGES) -> Iterator[list[Page]]:
     elif head.startswith((_JPEG, _BMP)):
         yield _with_scale([_decode_pillow(path)], path)
     else:
-        raise Unreadable("it is not a PNG, JPEG, BMP or TIFF image")
+        suffix = path.suffix.lower()
+        advice = reason(suffix) if suffix in NOT_READ else "save it as TIFF or PNG"
+        raise Unreadable(f"it is not a PNG, JPEG, BMP or TIFF image; {advice}")
 
 
 def _with_scale(pages: list[Page], path: Path) -> list[Page]:

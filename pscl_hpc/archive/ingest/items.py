@@ -67,7 +67,7 @@ def unique_items(items: Sequence[Item], skipped: list[Skipped]) -> dict[str, Ite
         best = same[0] if len(same) == 1 else min(same, key=_preference)
         for other in same:
             if other is not best:
-                why = "is listed" if best.listed and not other.listed else "is packed instead"
+                why = "is listed" if best.listed and not other.listed else "is preferred"
                 reason = f"{best.source} has the same image id {image_id} and {why}; rename one to pack both"
                 skipped.append(Skipped(other.source, reason))
         try:
@@ -91,7 +91,7 @@ def _preference(item: Item) -> tuple[bool, int, bool]:
             depth = 1 if pages[0].dtype == "uint8" else 2
     except Unreadable:
         depth = 0
-    return not item.listed, -depth, item.path.suffix.lower() in (".jpg", ".jpeg")
+    return not item.listed, -depth, item.path.suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif")
 
 
 def _is_unpaired_mask(item: Item) -> bool:

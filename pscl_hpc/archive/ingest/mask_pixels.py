@@ -127,11 +127,17 @@ def read_pages(path: Path) -> list[MaskPage]:
         if data.startswith(TIFF_HEADS):
             return _read_tiff(data, path.name)
         if path.suffix.lower() not in MASK_SUFFIXES:
-            raise Unreadable(f"the mask {path.name} is not a PNG, BMP or TIFF, so its values are not exact")
+            raise Unreadable(
+                f"the mask {path.name} is not a PNG, BMP or TIFF, so its values are not exact; export it as PNG from the "
+                "program that made it"
+            )
         # Pillow returns the indices of a palette image; libpng would convert them to colours.
         with open_picture(data) as image:
             if image.format == "JPEG":
-                raise Unreadable(f"the mask {path.name} is a JPEG, so its values are not exact")
+                raise Unreadable(
+                    f"the mask {path.name} is a JPEG, so its values are not exact; export it as PNG from the program that "
+                    "made it"
+                )
             return [_from_picture(image, path.name)]
 
 

@@ -128,6 +128,39 @@ def check_palettes(paths: Sequence[Path]) -> None:
                 )
 
 
+def check_first_class(paths: Sequence[Path], collection: Collection) -> None:
+    """Check that a mask of a collection has the value 0, unless class 0 is ignored: else they may count from 1.
+
+    Raises:
+        UserError: all values are class indices, but none is 0. Masks that cannot be read are ignored.
+    """
+    classes = collection.classes
+    if 0 in collection.ignore_classes or len(classes) < 2:
+        return
+    found: set[int] = set()
+    for path in paths:
+        try:
+            pages = [page.values() for page in read_pages(path)]
+        except (Unreadable, OSError):
+            return  # packing reports it
+        for mask in pages:
+            if mask.dtype.kind not in "ui":
+                return
+            found.update(mask_values(mask))
+        # Other values are refused when the mask is packed, with the values of that mask.
+        if not found <= {*range(1, len(classes)), IGNORE_INDEX}:
+            return
+    values: list[Key] = sorted(found - {IGNORE_INDEX})
+    if values:
+        counted: list[Key] = list(range(1, len(classes) + 1))
+        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        raise UserError(
+            f"{paths[0]}{more}: no mask has the value 0 ({classes[0]}), so the masks may count the classes from 1; add "
+            f"{suggestion(counted, classes)} if they do, or "
+            f"{suggestion(values, [classes[int(value)] for value in values])} if the values are class indices from 0"
+        )
+
+
 def check_colours(paths: Sequence[Path], classes: Sequence[str]) -> None:
     """Check that no mask of a collection needs ``--mask-values`` because its classes are colours or transparency.
 
@@ -221,11 +254,15 @@ def _check_indices(mask: Pixels, classes: Sequence[str], shown: str) -> None:
     if not (scaled or (IGNORE_INDEX in found and set(found) <= {0, IGNORE_INDEX})):
         return
     levels: list[Key] = list(found) if scaled else [0, IGNORE_INDEX]
-    listed = ",".join(f"{index}={name}" for index, name in enumerate(classes))
+    named = [*levels[:-1]] if scaled else list(range(len(classes)))
+    listed = suggestion(named, classes)
+    values = (
+        f"values {', '.join(map(str, found[:-1]))} and {found[-1]}" if len(found) > 1 else f"value {found[0]}"
+    )
     raise Unreadable(
-        f"the mask {shown} has only the values {' and '.join(map(str, found))}, so it is not clear what {IGNORE_INDEX} "
-        f"means; give the classes of the values with {suggestion(levels, classes)}, or "
-        f"--mask-values {listed},{IGNORE_INDEX}={IGNORE} if {IGNORE_INDEX} means not annotated"
+        f"the mask {shown} has only the {values}, so it is not clear what {IGNORE_INDEX} means; give the classes of the "
+        f"values with {suggestion(levels, classes)}, or {listed},{IGNORE_INDEX}={IGNORE} if {IGNORE_INDEX} means not "
+        "annotated"
     )
 
 

@@ -58,6 +58,7 @@ class MetadataFile:
     lines: tuple[Line, ...]
     not_used: tuple[str, ...] = ()
     """Columns with other names."""
+    notes: tuple[str, ...] = ()
 
     @staticmethod
     def read(path: Path) -> MetadataFile:
@@ -95,7 +96,12 @@ class MetadataFile:
             elif near_split := closest_key(split):
                 raise UserError(f"{where}: split is {split!r}; did you mean '{near_split}'?")
             lines.append(Line(where, cells, separator))
-        return MetadataFile(path, tuple(lines), tuple(unknown))
+        splits = {line.text("split") for line in lines}
+        others = sorted(
+            name for name in splits if name not in ("", *SPLIT_NAMES) and not name.startswith("test")
+        )
+        note = f"images of the split {' and '.join(others)} are neither trained on nor scored unless a command names it"
+        return MetadataFile(path, tuple(lines), tuple(unknown), (note,) if others else ())
 
     def check_consistent(self, images: Sequence[Path]) -> None:
         """UserError when two lines contradict each other about an image.
@@ -135,6 +141,11 @@ class MetadataFile:
             raise UserError(f"{line.where}: {wanted} matches {len(found)} images; give more of the path")
         if not found:
             near = difflib.get_close_matches(wanted.name, images, n=1)
+            if wanted.stem.isdecimal():  # spreadsheets remove leading zeros
+                numbered = (name for name in images if PurePosixPath(name).stem.isdecimal())
+                near = [name for name in numbered if int(PurePosixPath(name).stem) == int(wanted.stem)][
+                    :1
+                ] or near
             hint = f"; did you mean '{near[0]}'?" if near else ""
             raise UserError(f"{line.where}: there is no image {wanted} among the sources{hint}")
         return found[0]

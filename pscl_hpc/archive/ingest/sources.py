@@ -17,7 +17,7 @@ from pscl_hpc.archive.ingest.finder import Finder, MaskMeaning
 from pscl_hpc.archive.ingest.images import IMAGE_SUFFIXES
 from pscl_hpc.archive.ingest.items import Item, Skipped, unique_items
 from pscl_hpc.archive.ingest.mask_values import Key, by_colour, class_indices, classes_of_values
-from pscl_hpc.archive.ingest.masks import check_colours, check_palettes
+from pscl_hpc.archive.ingest.masks import check_colours, check_first_class, check_palettes
 from pscl_hpc.archive.ingest.metadata_csv import MetadataFile
 from pscl_hpc.archive.ingest.splits import check_classes
 from pscl_hpc.errors import UserError
@@ -78,7 +78,9 @@ def plan(
         lines = MetadataFile.read(metadata)
         roots = [*sources, *(pair or ())]
         if lines.not_used:
-            finder.notes.append(f"{metadata}: the columns {', '.join(lines.not_used)} are not used")
+            word = "columns" if len(lines.not_used) > 1 else "column"
+            finder.notes.append(f"{metadata}: not used: the {word} {', '.join(lines.not_used)}")
+        finder.notes += [f"{metadata}: {note}" for note in lines.notes]
         items, collections = apply_metadata(items, collections, lines, roots, finder.meaning)
     skipped = list(finder.skipped)
     unique = unique_items(items, skipped)
@@ -119,6 +121,8 @@ def _check_masks(
             check_palettes(pictures)
             check_colours(pictures, collection.classes)
         if collection.classes:
+            indexed = [item.mask for item in annotated if item.mask and not (item.drawing or item.mask_names)]
+            check_first_class(indexed, collection)
             continue
         wanted = "a,b"
         if not pictures and (known := [label for label in labels.get(name, ()) if label]):

@@ -1,4 +1,4 @@
-"""TIFF pages, read by rows of their tiles or strips so that a mosaic larger than memory can be packed."""
+"""TIFF pages, read by parts so that a mosaic larger than memory can be packed: tiles, strips, rows of plain strips."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
-from pscl_hpc.archive.format import Pixels
+from pscl_hpc.archive.format import TILE, Pixels
 from pscl_hpc.archive.ingest.errors import Unreadable, decoding
 from pscl_hpc.archive.ingest.page import ORIENTATION, Page, drop_alpha, to_stored, upright
 from pscl_hpc.archive.ingest.scale import scale_of
@@ -35,6 +35,8 @@ def open_tiff(path: Path) -> Iterator[list[Page]]:
         file = tifffile.TiffFile(path)
     with file:
         with decoding("TIFF"):
+            if not len(file.pages):
+                raise Unreadable("damaged TIFF (it has no page)")
             um_per_pixel, magnification = scale_of(file)
             frames = _full_size(file)
             pages = [TiffPage(frame, file.filehandle) for frame in frames]
@@ -71,6 +73,25 @@ def _check_whole(file: tifffile.TiffFile) -> None:
         )
 
 
+def _is_plain(page: tifffile.TiffPage) -> bool:
+    """Whether the strips are the pixels as they are, so that rows can be read alone."""
+    return (
+        not page.is_tiled
+        and page.compression == 1
+        and page.predictor == 1
+        and page.fillorder == 1
+        and page.dtype is not None
+        and page.bitspersample == 8 * page.dtype.itemsize
+        and page.photometric != _YCBCR
+    )
+
+
+def _parts_of_strip(page: tifffile.TiffPage) -> int:
+    """Rows that are read at once: a divisor of the rows of a strip, unless there is only one strip."""
+    rows = int(page.chunks[0])
+    return min(rows, TILE) if rows >= page.imagelength or rows % TILE == 0 else rows
+
+
 class TiffPage(Page):
     """One page of a TIFF file with its rows as stored, not turned by ``orientation``."""
 
@@ -93,7 +114,10 @@ class TiffPage(Page):
             raise Unreadable(
                 "its separate colour planes are too large for memory; save it with interleaved colour"
             )
+        self._plain = not self._whole and _is_plain(page)
         self._band_rows = self.height if self._whole else page.chunks[0]
+        if self._plain:
+            self._band_rows = _parts_of_strip(page)
         sample = self._convert(np.zeros((1, 1, page.samplesperpixel), page.dtype))
         self.channels, self.dtype = sample.shape[2], sample.dtype.name
         bits = page.bitspersample
@@ -114,19 +138,38 @@ class TiffPage(Page):
         """One row of tiles, or one strip; the last one is cached."""
         if self._band is None or self._band[0] != number:
             with decoding("TIFF"):
-                raw = self._decode_whole() if self._whole else self._decode_band(number)
-                self._band = (number, self._convert(raw))
+                self._band = None  # its memory is free before the next one is read
+                self._band = (number, self._convert(self._decode(number)))
         return self._band[1]
 
-    def _decode_whole(self) -> Pixels:
-        return np.moveaxis(self._tiff.asarray(), 0, 2)
+    def _decode(self, number: int) -> Pixels:
+        if self._whole:
+            return np.moveaxis(self._tiff.asarray(), 0, 2)
+        return self._read_plain(number) if self._plain else self._decode_band(number)
+
+    def _read_plain(self, number: int) -> Pixels:
+        """Rows of an uncompressed strip, without reading the rest of it."""
+        page = self._tiff
+        top = number * self._band_rows
+        rows = min(self._band_rows, self.height - top)
+        strip, above = divmod(top, page.chunks[0])
+        assert page.dtype is not None
+        row_bytes = self.width * page.samplesperpixel * page.dtype.itemsize
+        if page.databytecounts[strip] < (above + rows) * row_bytes:
+            raise ValueError(f"segment {strip} is too short")
+        self._handle.seek(page.dataoffsets[strip] + above * row_bytes)
+        data = self._handle.read(rows * row_bytes)
+        if len(data) != rows * row_bytes:
+            raise ValueError(f"the file ends inside segment {strip}")
+        stored = page.dtype.newbyteorder(page.parent.byteorder)
+        return np.frombuffer(data, stored).reshape(rows, self.width, page.samplesperpixel).astype(page.dtype)
 
     def _decode_band(self, number: int) -> Pixels:
         page = self._tiff
         top = number * self._band_rows
         rows = min(self._band_rows, self.height - top)
-        band = np.zeros((rows, self.width, page.samplesperpixel), page.dtype)
         across = page.chunked[1]
+        band = None
         for index in range(number * across, (number + 1) * across):
             size = page.databytecounts[index]
             if not size:
@@ -136,12 +179,18 @@ class TiffPage(Page):
             if len(data) != size:
                 raise ValueError(f"the file ends inside segment {index}")
             segment, (_, _, y, x, _), shape = page.decode(data, index, jpegtables=page.jpegtables)
+            del data
             if segment is None:
                 raise ValueError(f"segment {index} is empty")
             height, width = shape[1:3]
             if segment.shape[1] < min(height, rows) or y != top:
                 raise ValueError(f"segment {index} is too short")
+            if across == 1 and segment.shape[2] == self.width:
+                return segment[0, :rows]
+            if band is None:
+                band = np.zeros((rows, self.width, page.samplesperpixel), page.dtype)
             band[:, x : x + width] = segment[0, :rows, : self.width - x]
+        assert band is not None
         return band
 
     def _convert(self, raw: Pixels) -> Pixels:
