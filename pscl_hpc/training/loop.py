@@ -76,7 +76,7 @@ class Loop:
         self._restore_batchnorm: Callable[[], None] = lambda: None
         if ranks.group is not None and runtime.sync_batchnorm:
             self._restore_batchnorm = synchronise_batchnorm(task.module, ranks.group)
-        self._parallel = data_parallel(task.module, ranks.group)
+        self._parallel = data_parallel(task.module, None if task.joint else ranks.group)
         self._writer = BackgroundWriter(folder.checkpoints)
         self._saved_at = time.monotonic()
 
@@ -159,18 +159,13 @@ class Loop:
         Raises:
             JobError: loss or gradient is not finite; the weights are left as they were.
         """
-        task, config, count = self.task, self.config, len(micro_batches)
+        task, config = self.task, self.config
         task.module.train()
         first = self.position.step * task.accumulate
         rates = set_lr(self.optimiser, self.position.step, config.schedule)
         self.optimiser.zero_grad(set_to_none=True)
-        losses: list[StepLoss] = []
-        for index, batch in enumerate(micro_batches):
-            with self._gradients(reduce=index + 1 == count):
-                loss = task.loss(self._parallel, batch, first + index, measure=measure)
-                (loss.total / count).backward()  # type: ignore[no-untyped-call]
-            terms = {name: term.detach() for name, term in loss.terms.items()}
-            losses.append(StepLoss(loss.total.detach(), terms))
+        losses = self._backward(micro_batches, first, measure=measure)
+        count = len(losses)
         norm = gradient_norm(task.module.parameters())
         # The only wait for the device in a step, when all of its work is queued.
         *totals, size = torch.stack([loss.total for loss in losses] + [norm.to(losses[0].total)]).tolist()
@@ -195,6 +190,20 @@ class Loop:
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
         return {**self.task.state(), "optimiser": self.optimiser.state_dict(), **asdict(self.position)}
+
+    def _backward(self, micro_batches: list[Any], first: int, *, measure: bool) -> list[StepLoss]:
+        """The losses of a step, whose mean has its gradient in the parameters; ``first`` numbers the first batch."""
+        task, count = self.task, len(micro_batches)
+        if task.joint:
+            return [task.joint_backward(micro_batches, first, measure=measure)]
+        losses: list[StepLoss] = []
+        for index, batch in enumerate(micro_batches):
+            with self._gradients(reduce=index + 1 == count):
+                loss = task.loss(self._parallel, batch, first + index, measure=measure)
+                (loss.total / count).backward()  # type: ignore[no-untyped-call]
+            terms = {name: term.detach() for name, term in loss.terms.items()}
+            losses.append(StepLoss(loss.total.detach(), terms))
+        return losses
 
     def _gradients(self, *, reduce: bool) -> AbstractContextManager[None]:
         """Around a forward and backward pass: the last one of a step sums the gradients of all over the ranks."""
