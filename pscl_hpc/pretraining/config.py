@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -32,6 +32,9 @@ class PretrainLogConfig(LogConfig):
     """Log positive and hardest-negative similarity of each scale."""
     purity: bool = True
     """Log the share of sampled patches whose mask has the template's class, where masks are known."""
+    probe_every: Annotated[int, Field(ge=0)] = 100
+    """Measure the features every so many steps, and after the first and the last: their rank, and, with annotated
+    training images, how well the nearest pixels tell the class. It does not change the training; 0 turns it off."""
 
     def keeps(self, term: str) -> bool:
         """Whether a term, such as ``scale0/purity``, is logged."""

@@ -17,6 +17,7 @@ from pscl_hpc.models import TRUNK_FILE, Trunk, build_trunk, load_trunk, save_tru
 from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.pretraining.data import Batch, PretrainData, make_views
 from pscl_hpc.pretraining.inspection import inspect_run
+from pscl_hpc.pretraining.probe import FeatureProbe
 from pscl_hpc.pretraining.two_pass import Part, batch_statistics, whole_batch_gradient
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.seeding import Draws, derive_seed
@@ -53,6 +54,8 @@ class PretrainTask(Task[Batch]):
         self.accumulate = config.passes * self.dataset.parts_here
         self.joint = config.accumulate == "exact"
         self.keep_lowest_loss = config.checkpoint.keep_best
+        self.monitor_every = config.log.probe_every
+        self._probe: FeatureProbe | None = None
         _check_kernels(config, ranks.device)
         torch.manual_seed(derive_seed(config.seed, "weights"))
         self.module: Method = build_method(config.method, first_trunk(config), self.dataset.setting).to(
@@ -107,6 +110,15 @@ class PretrainTask(Task[Batch]):
         save_trunk(folder.path / TRUNK_FILE, self.module.trunk)
         data = PretrainData(self.archive, self.config)
         inspect_run(self.module, data, folder.path, self.ranks.device)
+
+    def monitor(self) -> dict[str, float]:
+        data = self.dataset
+        if self._probe is None:
+            self._probe = FeatureProbe(
+                self.archive, self.config, data.references, data.records, self.ranks.device
+            )
+        with self._precision():
+            return self._probe.measure(self.module.trunk)
 
     def warnings(self) -> list[str]:
         return config_warnings(self.config, [record.split for record in self.dataset.records])

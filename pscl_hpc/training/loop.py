@@ -128,7 +128,10 @@ class Loop:
             with bar:
                 for step in range(position.step + 1, steps + 1):
                     last = step == steps
-                    measure = step == 1 or step % config.log.every_steps == 0 or last
+                    monitor = self.task.monitor_every and (
+                        step % self.task.monitor_every == 0 or step == 1 or last
+                    )
+                    measure = step == 1 or step % config.log.every_steps == 0 or last or bool(monitor)
                     ranks.beat(step - 1, "reading images")
                     micro_batches = [next(batches) for _ in range(count)]
                     ranks.beat(step - 1, "computing")
@@ -138,7 +141,8 @@ class Loop:
                     if measure:
                         values = ranks.mean(values)
                         if log is not None:
-                            self._log(log, values, images / max(1e-9, time.perf_counter() - since))
+                            rate = images / max(1e-9, time.perf_counter() - since)
+                            self._log(log, {**values, **(self.task.monitor() if monitor else {})}, rate)
                         since, images = time.perf_counter(), 0
                     pause = time.perf_counter()
                     self._save_when_due(self._validate(log, last=last), last=last)

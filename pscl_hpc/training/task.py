@@ -48,6 +48,8 @@ class Task(ABC, Generic[BatchT]):
     """The batches of a step have one loss, see :meth:`joint_backward`; otherwise a step has the mean of their losses."""
     validate_every: int = 0
     """Steps between validations, which then decide the best weights; 0: there is no validation."""
+    monitor_every: int = 0
+    """Steps between calls of :meth:`monitor`, which is also called after the first and the last step; 0: never."""
     keep_lowest_loss: bool = False
     """Keep the checkpoint with the lowest smoothed loss as the best one; for tasks without validation."""
 
@@ -121,6 +123,10 @@ class Task(ABC, Generic[BatchT]):
             for the log.
         """
         raise NotImplementedError
+
+    def monitor(self) -> dict[str, float]:
+        """Values for the log, measured by rank 0 alone on the present weights without changing anything."""
+        return {}
 
     def warnings(self) -> Sequence[str]:
         """Sentences for the user before the first step."""
