@@ -7,11 +7,14 @@ processes, draws the same numbers.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+
+_T = TypeVar("_T")
 
 
 def derive_seed(seed: int, *key: int | str) -> int:
@@ -61,6 +64,15 @@ class Draws:
     slots: tuple[int, ...]
     """Slot of each image of this rank in the batch of all ranks."""
     device: torch.device | str = "cpu"
+    found: dict[str, Any] = field(default_factory=dict, compare=False)
+    """Results of :meth:`once`."""
+
+    def once(self, purpose: str, compute: Callable[[], _T]) -> _T:
+        """Result of ``compute``, which has no gradient; a second pass over the same images takes it from the first."""
+        if purpose not in self.found:
+            self.found[purpose] = compute()
+        result: _T = self.found[purpose]
+        return result
 
     def each(self, purpose: str, images: Iterable[int]) -> list[torch.Generator]:
         """One generator for each of these images of this rank."""

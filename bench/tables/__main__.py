@@ -42,6 +42,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cpu-archive-rate": lambda: measurements.archive_rate("cpu-archive-rate"),
     "cpu-chaos": lambda: measurements.chaos("cpu-chaos-1", "cpu-chaos-2"),
     "cpu-checkpoint-overhead": lambda: measurements.checkpoint_overhead("cpu-checkpoint-overhead"),
+    "cpu-large-batch": lambda: measurements.large_batch("cpu-large-batch"),
     "cpu-scaling": lambda: measurements.scaling("cpu-scaling"),
     "synthetic-statistics": lambda: measurements.synthetic("synthetic-statistics"),
     "cpu-peers": lambda: measurements.peers("cpu-peers"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from statistics import fmean
+from statistics import fmean, median
 
 from bench.tables.common import RESULTS, load, origin, table
 
@@ -180,6 +180,40 @@ def checkpoint_overhead(name: str) -> str:
         f"share of the time at one in {every} steps",
     ]
     return table(head, [row]) + origin(name, content)
+
+
+def large_batch(name: str) -> str:
+    """Memory and time of a batch in parts with the loss of the whole batch."""
+    content = load(name)
+    result = content["result"]
+    rows = []
+    for row in result["memory"]:
+        whole = row.get("whole", {})
+        rows.append(
+            [
+                row["method"],
+                str(row["batch"]),
+                f"{whole['growth_mb']:.0f}" if whole else "not run",
+                f"{row['exact']['growth_mb']:.0f}",
+            ]
+        )
+    head = [
+        "method",
+        "images in the batch",
+        "at once: growth, MB",
+        f"in parts of {result['part']}: growth, MB",
+    ]
+    times = [
+        [
+            row["method"],
+            str(row["batch"]),
+            *(f"{median(row[kind]):.2f}" for kind in ("whole", "exact")),
+            f"{row['ratio']:.2f}",
+        ]
+        for row in result["time"]
+    ]
+    second = ["method", "images in the batch", "step at once, CPU s", "step in parts, CPU s", "ratio"]
+    return table(head, rows) + "\n" + table(second, times) + origin(name, content)
 
 
 def latency(name: str) -> str:

@@ -71,6 +71,8 @@ COMMANDS = (
           "pscl_hpc.cli.config:config_app"),
     Entry("report", LOOK, "Show runs on one self-contained HTML page.",
           "pscl_hpc.cli.report:register"),
+    Entry("replay", LOOK, "Compute the step again that ended a run with a value that is not finite.",
+          "pscl_hpc.cli.replay:register"),
     Entry("submit", CLUSTER, "Run pretrain, finetune, classifier or a study as jobs, on this machine or on Slurm.",
           "pscl_hpc.cli.launch:register"),
     Entry("jobs", CLUSTER, "List, follow, cancel and requeue jobs.",

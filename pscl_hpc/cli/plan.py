@@ -108,6 +108,11 @@ def plan(
             f"{rates}: was measured with {other}; measure again with the same keys: "
             f"'pscl-hpc plan --config {config} --measure FILE'"
         )
+    if loaded.accumulate == "exact":
+        raise UserError(
+            "plan does not predict accumulate=exact; predict with accumulate=1, and see docs/large-batch.md for what the "
+            "second pass costs"
+        )
     total = batch or loaded.batch_size
     parts = ranks * loaded.accumulate
     if total % parts:

@@ -13,7 +13,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pscl_hpc.launch.ends import EXIT_FULL, FULL, FULL_REASON, PROBE_BYTES, REFUSED, REQUEUE, STOPPED
+from pscl_hpc.launch.ends import (
+    BAD_NODE,
+    EXIT_FULL,
+    FULL,
+    FULL_REASON,
+    PROBE_BYTES,
+    REFUSED,
+    REQUEUE,
+    STOPPED,
+)
 from pscl_hpc.launch.profiles import Container, Profile
 
 _START = """\
@@ -21,8 +30,11 @@ files={files}
 restart=${{SLURM_RESTART_COUNT:-0}}
 job=$SLURM_JOB_ID
 [ -z "$SLURM_ARRAY_JOB_ID" ] || job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID
+given={comment}
 shown() {{ scontrol show job --oneliner "$SLURM_JOB_ID" 2> /dev/null; }}
-tell() {{ scontrol update JobId="$SLURM_JOB_ID" Comment="$1" > /dev/null 2>&1; }} # Slurm's own record of the job
+tell() {{ # Slurm's own record of the job, behind the user's comment
+    scontrol update JobId="$SLURM_JOB_ID" Comment="${{given:+$given; }}$1" > /dev/null 2>&1
+}}
 end_for_good() {{ # WORD REASON EXIT_CODE
     trap - EXIT
     echo "error: $2" >&2
@@ -83,6 +95,7 @@ case $(head -n 1 "$files/$job.$restart.end" 2> /dev/null) in
 {refused}) tell "$(sed -n 2p "$files/$job.$restart.end")"; exit 2 ;;
 {full}) tell "$(sed -n 2p "$files/$job.$restart.end")"; exit {exit_full} ;;
 {requeue}) again ;;
+{bad_node}) node=$(sed -n 3p "$files/$job.$restart.end") ;; # it is avoided as one on which a rank died
 esac
 case $(shown) in
 *JobState=RUNNING*) for _ in {{1..20}}; do kill -0 "$relay" 2> /dev/null && sleep 0.1 || break; done ;;
@@ -92,7 +105,7 @@ esac
 run=$(cat "$files/$job.run" 2> /dev/null)
 newest=$(ls "$run/checkpoints" 2> /dev/null | sed -n 's/^step-0*\\([0-9][0-9]*\\)\\.pt$/\\1/p' | sort -n | tail -n 1)
 died=$(grep -m 1 '^srun: error: [^ :]*: task' "$messages" | grep -v "Exited with")
-node=$(echo "$died" | sed -n 's/^srun: error: \\([^ :]*\\):.*/\\1/p')
+[ -n "$node" ] || node=$(echo "$died" | sed -n 's/^srun: error: \\([^ :]*\\):.*/\\1/p')
 room "$files" && room "${{run:-$files}}" && echo "$restart $code ${{newest:--}} ${{node:--}}" >> "$files/$job.failures" ||
     end_for_good {full} {full_reason} {exit_full}
 count=$(awk -v newest="${{newest:--}}" '$3 == newest' "$files/$job.failures" | wc -l)
@@ -112,7 +125,11 @@ def start_lines(profile: Profile, files: Path) -> list[str]:
         'export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$SRUN_CPUS_PER_TASK}"',
         # Without a trap, the SIGTERM with which Slurm ends a job would kill the shell before it can decide anything.
         "trap : TERM",
-        *_START.format(files=shlex.quote(str(files)), refused=REFUSED).splitlines(),
+        *_START.format(
+            files=shlex.quote(str(files)),
+            refused=REFUSED,
+            comment=shlex.quote(str(profile.sbatch.get("comment", ""))),
+        ).splitlines(),
         *(f"export {name}={_shell_text(name, value)}" for name, value in profile.environment.items()),
         *profile.setup,
         *_READY.splitlines(),
@@ -127,6 +144,7 @@ def end_lines(retries: int) -> list[str]:
         refused=REFUSED,
         requeue=REQUEUE,
         full=FULL,
+        bad_node=BAD_NODE,
         full_reason=shlex.quote(FULL_REASON),
         exit_full=EXIT_FULL,
         probe=PROBE_BYTES,

@@ -1,8 +1,9 @@
 """How the starts of a job ended: small files beside its logs, written by tasks, batch script and local controller.
 
-``JOB.RESTART.end`` has a word in its first line and the reason in its second. ``JOB.failures`` has a line for each
-start that failed: its number, exit code, newest checkpoint then (or ``-``) and the node whose rank died (or ``-``).
-``JOB.run`` holds the path of the run folder, so that the batch script finds the checkpoints.
+``JOB.RESTART.end`` has a word in its first line, the reason in its second and, for a failure of a node, its name in the
+third. ``JOB.failures`` has a line for each start that failed: its number, exit code, newest checkpoint then (or ``-``)
+and the node whose rank died (or ``-``). ``JOB.run`` holds the path of the run folder, so that the batch script finds the
+checkpoints.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from pscl_hpc.files import write_text
 
 STOPPED, REFUSED, REQUEUE, FULL = "stopped", "refused", "requeue", "full"
 """Words of an end file: stopped on request; a retry would fail again; to be started again; the disk is full."""
+BAD_NODE = "node"
+"""Word of an end file: a failure of the node that its third line names."""
 CANCELLED = "cancelled"
 """The recorded reason of a run that was stopped on request."""
 EXIT_FULL = 74
@@ -46,11 +49,11 @@ class Failure:
         return f"{rank} ended with exit code {self.code}{killed}"
 
 
-def write_end(files: Path, job: str, restart: int, word: str, reason: str = "") -> None:
+def write_end(files: Path, job: str, restart: int, word: str, reason: str = "", node: str = "") -> None:
     """Write how a start of a job ended; a disk that is full leaves no file, and the batch script notices that."""
     line = " ".join(reason.split())
     with contextlib.suppress(OSError):
-        write_text(files / f"{job}.{restart}.end", f"{word}\n{line}\n")
+        write_text(files / f"{job}.{restart}.end", f"{word}\n{line}\n" + (f"{node}\n" if node else ""))
 
 
 def read_end(files: Path, job: str, restart: int) -> tuple[str, str]:

@@ -69,6 +69,8 @@ class Profile(Strict):
     container: Container | None = None
     stage: str | None = None
     """Folder on each node's local disk; the archive is copied to it once and read from there."""
+    check_nodes: bool = True
+    """Check memory, run folder and clock of each node before its ranks start."""
     sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
     """Further options of sbatch, without the dashes; true for an option without a value."""
 

@@ -30,6 +30,7 @@ from pscl_hpc.config import load_config
 from pscl_hpc.errors import EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, EXIT_TERMINATED, JobError, UserError
 from pscl_hpc.files import is_no_space
 from pscl_hpc.launch.ends import (
+    BAD_NODE,
     CANCELLED,
     EXIT_FULL,
     FULL,
@@ -41,6 +42,7 @@ from pscl_hpc.launch.ends import (
     read_failures,
     write_end,
 )
+from pscl_hpc.launch.node_check import BadNodeError, check_node
 from pscl_hpc.launch.schedulers import run_slurm
 from pscl_hpc.launch.task import Task
 from pscl_hpc.runs import RunFolder, job_start
@@ -75,6 +77,8 @@ class StageJob:
     """Whether each task has a GPU."""
     stage: str | None = None
     """Folder on the node's local disk from which the archive is read."""
+    check_nodes: bool = True
+    """Whether each node is checked before its ranks start."""
     source: str = ""
     """Hash of the submitted code; empty to accept any."""
     commit: str = ""
@@ -87,6 +91,9 @@ class StageJob:
         with listen() as requeue:
             try:
                 self._prepare(task)
+                if self.check_nodes and task.local_rank == 0:
+                    for sentence in check_node(task.node, Path(self.run), self.tasks_per_node):
+                        print(sentence, file=sys.stderr, flush=True)
                 config = load_config(Path(self.run) / "config.yaml").model_copy(update={"run": self.run})
                 if not self.gpus and config.runtime.device != "cpu" and (given := own_gpus()):
                     _check_gpu(task, f"was given GPUs ({given})")
@@ -149,6 +156,8 @@ class StageJob:
         if is_no_space(error):
             self._write_status(task, FULL, text)
             _exit(f"error: {text}", EXIT_FULL)
+        if isinstance(error, BadNodeError):
+            write_end(Path(self.files), task.job, task.restart, BAD_NODE, text, error.node)
         if isinstance(error, UserError):
             self._write_status(task, REFUSED, text)
             _exit(f"error: {text}", EXIT_INPUT)

@@ -145,6 +145,7 @@ def _submit(
             tasks_per_node=profile.tasks,
             gpus=bool(profile.gpus),
             stage=profile.stage,
+            check_nodes=profile.check_nodes,
             source=source,
             commit=head,
         )

@@ -15,10 +15,12 @@ from pscl_hpc.methods.base import (
     display_name,
 )
 from pscl_hpc.methods.common.patches import patch_purity
+from pscl_hpc.methods.embedding import Embedding, join
 
 __all__ = [
     "METHODS",
     "AnyMethod",
+    "Embedding",
     "Method",
     "MethodConfig",
     "MethodOutput",
@@ -29,5 +31,6 @@ __all__ = [
     "Views",
     "build_method",
     "display_name",
+    "join",
     "patch_purity",
 ]

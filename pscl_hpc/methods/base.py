@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pscl_hpc.archive import Collection
 from pscl_hpc.config import Count, NamedConfig, Registry, Strict
+from pscl_hpc.methods.embedding import Embedding
 from pscl_hpc.models import Features, Trunk, TrunkMaps
 from pscl_hpc.seeding import Draws
 from pscl_hpc.views import ViewGeometry
@@ -166,7 +167,6 @@ class Method(nn.Module, ABC):
         self.config = config
         self.backend = setting.backend
 
-    @abstractmethod
     def forward(self, views: Views, draws: Draws, measure: bool = False) -> MethodOutput:
         """Loss of one batch.
 
@@ -175,6 +175,35 @@ class Method(nn.Module, ABC):
             draws: Source of all random numbers of the method.
             measure: Also compute the terms that are only logged.
         """
+        return self.loss(self.embed(views, draws, measure), measure)
+
+    @abstractmethod
+    def embed(self, views: Views, draws: Draws, measure: bool) -> Embedding:
+        """What the loss needs of these images.
+
+        With ``accumulate=exact`` it is called for parts of the batch, first without gradient and then again with
+        gradient: images must not influence each other here, and nothing may be changed or staged. Work without
+        gradient that both calls need belongs into ``draws.once``. Arguments as for :meth:`forward`.
+        """
+
+    @abstractmethod
+    def loss(self, embedding: Embedding, measure: bool) -> MethodOutput:
+        """Loss of the whole batch. Everything that is compared, averaged, staged or normalised over images is here.
+
+        Args:
+            embedding: Of all images of this rank.
+            measure: Also compute the terms that are only logged.
+        """
+
+    def survey(self, views: Views, draws: Draws) -> Tensor | None:
+        """What :meth:`begin` must know of these images, (n, ...), before any image is embedded in parts; None: nothing.
+
+        Arguments as for :meth:`forward`.
+        """
+        return None
+
+    def begin(self, found: Tensor) -> None:
+        """Initialise from the :meth:`survey` of all images of this rank."""
 
     def after_step(self, progress: float) -> None:
         """Called after each optimiser step, to update moving averages. ``progress`` goes from 0 to 1 over the run."""

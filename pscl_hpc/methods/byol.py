@@ -16,6 +16,7 @@ from pscl_hpc.methods.common.momentum import (
     at_least_float32,
     momentum_at,
 )
+from pscl_hpc.methods.embedding import Embedding
 from pscl_hpc.models import Trunk
 from pscl_hpc.seeding import Draws
 from pscl_hpc.training.reduce import mean_over_ranks
@@ -48,23 +49,37 @@ class Byol(Method):
         self.momentum_trunk = MomentumEncoder(trunk)
         self.momentum_projector = MomentumEncoder(self.projector)
 
-    def forward(self, views: Views, draws: Draws, measure: bool = False) -> MethodOutput:
-        """Mean over images of ``2 - 2 cos`` from q to k plus that from k to q (equations 2 and 3)."""
-        distances = _distance(self._predictions(views.query), self._targets(views.key)) + _distance(
-            self._predictions(views.key), self._targets(views.query)
+    def embed(self, views: Views, draws: Draws, measure: bool) -> Embedding:
+        """Pooled bottlenecks of both views, of the trunk and of its momentum copy."""
+        q = self.trunk.encode(views.query)[-1].mean(dim=(2, 3))
+        target_k = draws.once("target k", lambda: self._target_features(views.key))
+        k = self.trunk.encode(views.key)[-1].mean(dim=(2, 3))
+        target_q = draws.once("target q", lambda: self._target_features(views.query))
+        return Embedding({"q": q, "k": k, "target q": target_q, "target k": target_k})
+
+    def loss(self, embedding: Embedding, measure: bool) -> MethodOutput:
+        """Mean over images of ``2 - 2 cos`` from q to k plus that from k to q (equations 2 and 3).
+
+        Projector and predictor normalise over the whole batch, so they belong to the loss.
+        """
+        found = embedding.images
+        distances = _distance(self._predictions(found["q"]), self._targets(found["target k"])) + _distance(
+            self._predictions(found["k"]), self._targets(found["target q"])
         )
         count = torch.tensor(float(len(distances)), device=distances.device)
         loss = mean_over_ranks(distances.sum(), count, self.process_group)
         return MethodOutput(loss, {"image/loss": loss.detach()})
 
-    def _predictions(self, images: Tensor) -> Tensor:
-        predictions: Tensor = self.predictor(self.projector(self.trunk.encode(images)[-1].mean(dim=(2, 3))))
+    @torch.no_grad()
+    def _target_features(self, images: Tensor) -> Tensor:
+        return self.momentum_trunk.module.encode(images)[-1].mean(dim=(2, 3))
+
+    def _predictions(self, features: Tensor) -> Tensor:
+        predictions: Tensor = self.predictor(self.projector(features))
         return predictions
 
-    @torch.no_grad()
-    def _targets(self, images: Tensor) -> Tensor:
-        bottleneck = self.momentum_trunk.module.encode(images)[-1]
-        targets: Tensor = self.momentum_projector(bottleneck.mean(dim=(2, 3)))
+    def _targets(self, features: Tensor) -> Tensor:
+        targets: Tensor = self.momentum_projector(features)
         return targets
 
     def after_step(self, progress: float) -> None:

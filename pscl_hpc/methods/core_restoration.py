@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pscl_hpc.config import Count, Fraction, Positive
 from pscl_hpc.methods.base import METHODS, Method, MethodConfig, MethodOutput, Setting, Views
 from pscl_hpc.methods.common.corruption import Corrupted, CorruptionConfig, corrupt
+from pscl_hpc.methods.embedding import Embedding
 from pscl_hpc.models import GlobalHead, Trunk
 from pscl_hpc.seeding import Draws
 from pscl_hpc.training.reduce import mean_over_ranks, sum_over_ranks
@@ -62,31 +63,38 @@ class Core(Method):
         self.restoration_head = nn.Conv2d(trunk.maps.scales[-1].channels, trunk.in_channels, 1)
         self.balance = GradientBalance(config.restoration, measured=config.balance == "gradient")
 
-    def forward(self, views: Views, draws: Draws, measure: bool = False) -> MethodOutput:
-        """Weighted sum of NT-Xent and of the mean absolute error over corrupted pixels."""
+    def embed(self, views: Views, draws: Draws, measure: bool) -> Embedding:
+        """Projections of the corrupted view q and of view k, and the restoration's error."""
         corrupted = self.corrupt(views, draws)
         maps = self.trunk.encode(corrupted.images)
         key = self.trunk.encode(views.key)[-1]
         to_contrast, to_decoder = self.balance.split(maps[-1])
+        q, k = self.global_head(to_contrast), self.global_head(key)
+        decoded = self.trunk.decode((*maps[:-1], to_decoder)).scales[-1]
+        error, values = restoration_error(
+            self.restoration_head(decoded), self.trunk.normalise(views.query), corrupted.mask
+        )
+        sums = {"error": error, "values": values}
+        if measure:
+            sums |= {"corrupted": corrupted.mask.sum(), "pixels": torch.ones_like(corrupted.mask).sum()}
+        return Embedding({"q": q, "k": k}, sums)
+
+    def loss(self, embedding: Embedding, measure: bool) -> MethodOutput:
+        """Weighted sum of NT-Xent and of the mean absolute error over corrupted pixels."""
         contrast = patch_nt_xent(
-            self.global_head(to_contrast),
-            self.global_head(key),
+            embedding.images["q"],
+            embedding.images["k"],
             temperature=self.config.temperature,
             process_group=self.process_group,
             backend=self.backend,
         )
-        decoded = self.trunk.decode((*maps[:-1], to_decoder)).scales[-1]
-        restoration = restoration_loss(
-            self.restoration_head(decoded),
-            self.trunk.normalise(views.query),
-            corrupted.mask,
-            self.process_group,
-        )
+        sums = embedding.sums
+        restoration = mean_over_ranks(sums["error"], sums["values"], self.process_group)
         weights = self.balance.weights()
         terms = {"image/loss": contrast.detach(), "restoration/loss": restoration.detach()}
         if measure:
             terms["restoration/weight"] = weights[1]
-            terms["restoration/corrupted"] = corrupted.mask.float().mean()
+            terms["restoration/corrupted"] = sums["corrupted"] / sums["pixels"]
         weights = weights.to(restoration)
         return MethodOutput(weights[0] * contrast + weights[1] * restoration, terms)
 
@@ -112,19 +120,15 @@ class Core(Method):
         return corrupted, self.trunk.denormalise(restored).clamp(0, 1)
 
 
-def restoration_loss(
-    restored: Tensor, target: Tensor, mask: Tensor, process_group: dist.ProcessGroup | None = None
-) -> Tensor:
-    """Mean absolute error over the corrupted pixels of the batch; 0 where there are none.
+def restoration_error(restored: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of the absolute errors over the corrupted pixels, and the number of values in it.
 
     Args:
         restored: (B, C, h, w), in the units of the target.
         target: (B, C, h, w).
         mask: Corrupted pixels, bool (B, 1, h, w).
-        process_group: Ranks that share the batch.
     """
-    error = torch.where(mask, restored - target, 0.0).abs().sum()
-    return mean_over_ranks(error, mask.sum() * restored.shape[1], process_group)
+    return torch.where(mask, restored - target, 0.0).abs().sum(), mask.sum() * restored.shape[1]
 
 
 class GradientBalance(nn.Module):

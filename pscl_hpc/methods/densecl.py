@@ -19,6 +19,7 @@ from pscl_hpc.methods.common.momentum import (
     momentum_at,
 )
 from pscl_hpc.methods.common.patches import gather_patches, patches_of
+from pscl_hpc.methods.embedding import Embedding
 from pscl_hpc.models import GlobalHead, Trunk
 from pscl_hpc.seeding import Draws
 from pscl_hpc.training.reduce import whole_loss
@@ -69,33 +70,45 @@ class DenseCl(Method):
         self.queue = KeyQueue(capacity, config.projection)
         self.dense_queue = KeyQueue(capacity, config.projection)
 
-    def forward(self, views: Views, draws: Draws, measure: bool = False) -> MethodOutput:
-        """``(1 - w) * image loss + w * patch loss`` with w = ``dense_weight`` (equation 3).
+    def embed(self, views: Views, draws: Draws, measure: bool) -> Embedding:
+        """Projections of images and patches of view q, and the momentum keys of view k.
 
-        The positive of a patch of view q is the projection of the patch of view k with the most similar feature. The
-        negatives are the pooled projections of images of earlier steps (sections 3.2 and 3.3). The loss is 0, without
-        gradient, in the first step.
+        The positive of a patch of view q is the projection of the patch of view k with the most similar feature.
         """
         features = self.trunk.encode(views.query)[-1]
-        key_features, k, key_patches = self._keys(views.key)
+        keys = draws.once("keys", lambda: self._keys(views.key, features.detach()))
         q, patches = self.global_head(features), patches_of(self.dense_head(features))
-        partners = gather_patches(key_patches, most_similar_patches(features, key_features))
+        return Embedding({"q": q, "patches": patches, **keys})
+
+    def loss(self, embedding: Embedding, measure: bool) -> MethodOutput:
+        """``(1 - w) * image loss + w * patch loss`` with w = ``dense_weight`` (equation 3).
+
+        The negatives of patches are the pooled projections of images of earlier steps (sections 3.2 and 3.3). The loss
+        is 0, without gradient, in the first step.
+        """
+        found = embedding.images
         parts = (
-            self._contrast(q, k, self.queue),
-            self._contrast(patches.flatten(0, 1), partners.flatten(0, 1), self.dense_queue),
+            self._contrast(found["q"], found["k"], self.queue),
+            self._contrast(found["patches"].flatten(0, 1), found["partners"].flatten(0, 1), self.dense_queue),
         )
-        self.queue.stage(F.normalize(at_least_float32(k), dim=1))
-        self.dense_queue.stage(F.normalize(at_least_float32(key_patches).mean(dim=(2, 3)), dim=1))
+        self.queue.stage(F.normalize(at_least_float32(found["k"]), dim=1))
+        self.dense_queue.stage(F.normalize(found["pooled"], dim=1))
         image_loss, patch_loss = whole_loss(torch.stack(parts), self.process_group).unbind()
         weight = self.config.dense_weight
         terms = {"image/loss": image_loss.detach(), "patches/loss": patch_loss.detach()}
         return MethodOutput((1 - weight) * image_loss + weight * patch_loss, terms)
 
     @torch.no_grad()
-    def _keys(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Momentum bottleneck (B, C, H, W), image keys (B, D) and patch keys (B, D, H, W)."""
+    def _keys(self, images: Tensor, query: Tensor) -> dict[str, Tensor]:
+        """Momentum keys of images ``k`` (B, D), of the partners of all patches of the map ``query`` (B, H * W, D), and
+        the patch keys ``pooled`` over an image (B, D)."""
         features = self.momentum_trunk.module.encode(images)[-1]
-        return features, self.momentum_global_head(features), self.momentum_dense_head(features)
+        patches = self.momentum_dense_head(features)
+        return {
+            "k": self.momentum_global_head(features),
+            "partners": gather_patches(patches, most_similar_patches(query, features)),
+            "pooled": at_least_float32(patches).mean(dim=(2, 3)),
+        }
 
     def _contrast(self, q: Tensor, k: Tensor, queue: KeyQueue) -> Tensor:
         rows = queue.rows()

@@ -17,6 +17,7 @@ from pscl_hpc.methods.base import METHODS, Method, MethodConfig, MethodOutput, S
 from pscl_hpc.methods.common.correspondence import Matches, match_patches
 from pscl_hpc.methods.common.momentum import MomentumConfig, MomentumEncoder, momentum_at
 from pscl_hpc.methods.common.patches import gather_patches
+from pscl_hpc.methods.embedding import Embedding
 from pscl_hpc.models import GlobalHead, PatchHead, Trunk, TrunkMaps
 from pscl_hpc.seeding import Draws
 from pscl_kernels import patch_nt_xent, patch_similarity_stats
@@ -72,27 +73,43 @@ class Ideal(Method):
             self.global_head = GlobalHead(channels, hidden=config.hidden, projection=config.projection)
             self.momentum_global_head = MomentumEncoder(self.global_head)
 
-    def forward(self, views: Views, draws: Draws, measure: bool = False) -> MethodOutput:
-        """Dense loss, plus ``global_weight`` times the image-level one."""
+    def embed(self, views: Views, draws: Draws, measure: bool) -> Embedding:
+        """Projections of matched patches of both views, the image of each or -1, and projections of images."""
         query = self.trunk.encode(views.query)[-1]
-        with torch.no_grad():
-            key = self.momentum_trunk.module.encode(views.key)[-1]
-        matches = self._draw(match_patches(self.config.correspondence, views.geometry, query, key), draws)
-        q = self.patch_head(gather_patches(query, matches.query)).flatten(0, 1)
-        k = self.momentum_patch_head(gather_patches(key, matches.key)).flatten(0, 1)
+        matches, keys = draws.once("keys", lambda: self._keys(views, query.detach(), draws))
         # The slot in the batch of all ranks is unique across ranks.
         images = torch.tensor(draws.slots[: len(query)], device=query.device).unsqueeze(1)
-        groups = torch.where(matches.valid, images, -1).flatten()
+        found = {
+            "q": self.patch_head(gather_patches(query, matches.query)),
+            "groups": torch.where(matches.valid, images, -1),
+        }
+        if self.global_head is not None:
+            found["image q"] = self.global_head(query)
+        return Embedding({**found, **keys})
+
+    def loss(self, embedding: Embedding, measure: bool) -> MethodOutput:
+        """Dense loss, plus ``global_weight`` times the image-level one."""
+        q, k, groups = (embedding.images[name].flatten(0, 1) for name in ("q", "k", "groups"))
         loss = self._contrast(q, k, groups)
         terms = {"patches/loss": loss.detach()}
-        if self.global_head is not None and self.momentum_global_head is not None:
-            image_loss = self._contrast(self.global_head(query), self.momentum_global_head(key), None)
+        if "image q" in embedding.images:
+            image_loss = self._contrast(embedding.images["image q"], embedding.images["image k"], None)
             loss = loss + self.config.global_weight * image_loss
             terms["image/loss"] = image_loss.detach()
         if measure:
             positive, negative = patch_similarity_stats(q.detach(), k, groups)
             terms |= {"patches/positive": positive, "patches/negative": negative}
         return MethodOutput(loss, terms)
+
+    @torch.no_grad()
+    def _keys(self, views: Views, query: Tensor, draws: Draws) -> tuple[Matches, dict[str, Tensor]]:
+        """The contrasted pairs of patches, and the momentum projections of patches ``k`` and of images ``image k``."""
+        key = self.momentum_trunk.module.encode(views.key)[-1]
+        matches = self._draw(match_patches(self.config.correspondence, views.geometry, query, key), draws)
+        keys = {"k": self.momentum_patch_head(gather_patches(key, matches.key))}
+        if self.momentum_global_head is not None:
+            keys["image k"] = self.momentum_global_head(key)
+        return matches, keys
 
     def after_step(self, progress: float) -> None:
         """See :class:`Method`."""

@@ -17,6 +17,7 @@ from pscl_hpc.methods.common.momentum import (
     at_least_float32,
     momentum_at,
 )
+from pscl_hpc.methods.embedding import Embedding
 from pscl_hpc.models import GlobalHead, Trunk
 from pscl_hpc.seeding import Draws
 from pscl_hpc.training.reduce import whole_loss
@@ -61,13 +62,17 @@ class Moco(Method):
         self.momentum_head = MomentumEncoder(self.global_head)
         self.queue = KeyQueue(config.queue_steps * setting.images_per_step, config.projection)
 
-    def forward(self, views: Views, draws: Draws, measure: bool = False) -> MethodOutput:
+    def embed(self, views: Views, draws: Draws, measure: bool) -> Embedding:
+        """Projections of view q, and momentum keys of view k."""
+        q = self.global_head(self.trunk.encode(views.query)[-1])
+        return Embedding({"q": q, "k": draws.once("keys", lambda: self._keys(views.key))})
+
+    def loss(self, embedding: Embedding, measure: bool) -> MethodOutput:
         """InfoNCE of each image of view q with its momentum key of view k against the queue.
 
         The loss is 0, without gradient, in the first step, when the queue is empty.
         """
-        q = self.global_head(self.trunk.encode(views.query)[-1])
-        k = self._keys(views.key)
+        q, k = embedding.images["q"], embedding.images["k"]
         queue = self.queue.rows()
         part = queue_info_nce(
             q,

@@ -5,6 +5,8 @@ Shape legend: B images, K clusters, h w pixels, H W patches of a map, P = H * W,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -21,7 +23,8 @@ from pscl_hpc.methods.common.patches import gather_patches, patch_labels, patche
 from pscl_hpc.methods.common.pscl import Pscl
 from pscl_hpc.methods.common.pscl_config import PatchConfig
 from pscl_hpc.methods.common.sampling import choose_pure
-from pscl_hpc.methods.pscl_simclr import in_batch_loss
+from pscl_hpc.methods.embedding import Embedding
+from pscl_hpc.methods.pscl_simclr import in_batch_embedding, in_batch_loss
 from pscl_hpc.models import Features, Trunk
 from pscl_hpc.seeding import Draws
 from pscl_hpc.training.reduce import sum_over_ranks
@@ -79,21 +82,40 @@ class PsclClustered(Pscl):
         self.class_names = tuple(f"cluster {number + 1}" for number in range(config.clusters))
         self._staged: list[tuple[Moments, Moments]] = []
 
-    def forward(self, views: Views, draws: Draws, measure: bool = False) -> MethodOutput:
-        """See :func:`in_batch_loss`. The moments of the batch are kept for :meth:`after_step`."""
+    def embed(self, views: Views, draws: Draws, measure: bool) -> Embedding:
+        """See :func:`in_batch_embedding`; also the moments of random pixels."""
         query, key = self.trunk(views.query), self.trunk(views.key)
-        self._watch(views, key, draws)
-        output = in_batch_loss(self, views, query, key, self.sample_patches(views, key, draws), measure)
+        sums = draws.once("moments", lambda: self._observe(views, key, draws))
+        samples = draws.once("samples", lambda: self.sample_patches(views, key, draws))
+        return replace(in_batch_embedding(self, views, query, key, samples, measure), sums=sums)
+
+    def loss(self, embedding: Embedding, measure: bool) -> MethodOutput:
+        """See :func:`in_batch_loss`. The moments of the batch are kept for :meth:`after_step`."""
+        output = in_batch_loss(self, embedding, measure)
+        if self.training:
+            self._stage(embedding.sums)
         if measure:
             output.terms["clusters/largest"] = self.clusters.share.max()
             output.terms["clusters/smallest"] = self.clusters.share.min()
         return output
 
     @torch.no_grad()
+    def survey(self, views: Views, draws: Draws) -> Tensor | None:
+        """Vectors of random pixels, if the clusters are not initialised."""
+        if self.clusters.known:
+            return None
+        vectors, _, _ = self._random_pixels(views, self.trunk(views.key), draws)
+        return vectors.flatten(0, 1)
+
+    def begin(self, found: Tensor) -> None:
+        """Initialise the clusters."""
+        self.clusters.start(found, self._scale, self.process_group)
+
+    @torch.no_grad()
     def sample_patches(self, views: Views, key: Features, draws: Draws) -> tuple[PatchSample, ...]:
         """Random patches of each cluster in each image, among those that belong to it with a large margin."""
         if not self.clusters.known:
-            self._watch(views, key, draws)
+            self._observe(views, key, draws)
         labels = self._pixel_labels(views, key)
         one_hot = F.one_hot(labels + 1, self.config.clusters + 1)[..., 1:].permute(0, 3, 1, 2).float()
         samples = []
@@ -121,13 +143,16 @@ class PsclClustered(Pscl):
         self.clusters.revive(self._scale)
         self._staged.clear()
 
-    def sampling_terms(
-        self, scale: int, views: Views, sample: PatchSample, height: int, width: int
-    ) -> dict[str, Tensor]:
+    def sample_purity(self, views: Views, sample: PatchSample, height: int, width: int) -> Tensor:
+        """See :func:`majority_purity`."""
+        return majority_purity(views, sample, height, width)
+
+    def sampling_terms(self, scale: int, embedding: Embedding) -> dict[str, Tensor]:
         """Patches per image, and the agreement of clusters with annotated classes where masks exist."""
+        valid = embedding.images[f"scale{scale}/groups"] >= 0
         return {
-            f"scale{scale}/templates": sample.valid.sum() / len(sample.valid),
-            f"scale{scale}/purity": majority_purity(views, sample, height, width).nanmean(),
+            f"scale{scale}/templates": valid.sum() / len(valid),
+            f"scale{scale}/purity": embedding.images[f"scale{scale}/purity"].nanmean(),
         }
 
     @property
@@ -138,8 +163,8 @@ class PsclClustered(Pscl):
         return scale
 
     @torch.no_grad()
-    def _watch(self, views: Views, key: Features, draws: Draws) -> None:
-        """Initialise the clusters if needed, and keep the moments of random pixels of the batch."""
+    def _random_pixels(self, views: Views, key: Features, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+        """Vectors (B, n, 4 + D) of random pixels of view k, their projections (B, n, D) and positions (B, n)."""
         pixels = torch.stack(
             [
                 torch.randint(
@@ -154,19 +179,32 @@ class PsclClustered(Pscl):
         described = _texture(views.key)
         described = described.gather(1, pixels.unsqueeze(2).expand(-1, -1, _DESCRIPTORS))
         projected = self._project(gather_patches(key.scales[-1], pixels))
-        vectors = self._vectors(described, projected, self._place_means(key)[pixels]).flatten(0, 1)
+        return self._vectors(described, projected, self._place_means(key)[pixels]), projected, pixels
+
+    @torch.no_grad()
+    def _observe(self, views: Views, key: Features, draws: Draws) -> dict[str, Tensor]:
+        """The moments of random pixels by cluster and by place; initialises the clusters if needed."""
+        by_image, projected, pixels = self._random_pixels(views, key, draws)
+        vectors = by_image.flatten(0, 1)
         if not self.clusters.known:
-            self.clusters.start(vectors, self._scale, self.process_group)
-        if self.training:
-            labels, _ = nearest(vectors, self.clusters.moments, self._scale)
-            height, width = key.scales[-1].shape[2:]
-            place = pixels // width * _PLACES // height * _PLACES + pixels % width * _PLACES // width
-            self._staged.append(
-                (
-                    Moments.of(vectors, labels, self.config.clusters),
-                    Moments.of(projected.flatten(0, 1), place.flatten(), _PLACES**2),
-                )
-            )
+            self.begin(vectors)
+        if not self.training:
+            return {}
+        labels, _ = nearest(vectors, self.clusters.moments, self._scale)
+        height, width = key.scales[-1].shape[2:]
+        place = pixels // width * _PLACES // height * _PLACES + pixels % width * _PLACES // width
+        moments = {
+            "cluster": Moments.of(vectors, labels, self.config.clusters),
+            "place": Moments.of(projected.flatten(0, 1), place.flatten(), _PLACES**2),
+        }
+        return {f"{of}/{name}": part for of, sums in moments.items() for name, part in sums._asdict().items()}
+
+    def _stage(self, sums: Mapping[str, Tensor]) -> None:
+        """Keep the moments of :meth:`_observe` until :meth:`after_step`."""
+        clusters, places = (
+            Moments(*(sums[f"{of}/{name}"] for name in Moments._fields)) for of in ("cluster", "place")
+        )
+        self._staged.append((clusters, places))
 
     def _pixel_labels(self, views: Views, key: Features) -> Tensor:
         """Cluster of each pixel of view k, int64 (B, h, w); -1 where the margin is small."""

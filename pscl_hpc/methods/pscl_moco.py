@@ -24,6 +24,7 @@ from pscl_hpc.methods.common.momentum import (
 from pscl_hpc.methods.common.patches import gather_patches
 from pscl_hpc.methods.common.pscl import AnnotatedPscl
 from pscl_hpc.methods.common.pscl_config import AnnotatedPatchConfig
+from pscl_hpc.methods.embedding import Embedding
 from pscl_hpc.models import Features, Trunk
 from pscl_hpc.seeding import Draws
 from pscl_hpc.training.reduce import sum_over_ranks, whole_loss
@@ -84,27 +85,33 @@ class PsclMoco(AnnotatedPscl):
         )
         self.target_scale = RELEASED_BATCH / setting.images_per_step if config.scale_targets else 1.0
 
-    def forward(self, views: Views, draws: Draws, measure: bool = False) -> MethodOutput:
+    def embed(self, views: Views, draws: Draws, measure: bool) -> Embedding:
+        """Projections of images, and of the sampled patches of each scale with class and share, and their keys."""
+        query = self.trunk(views.query)
+        samples, keys = draws.once("keys", lambda: self._keys(views, draws, measure))
+        found = {"q": self.global_head(query.bottleneck), **keys}
+        for scale, sample in enumerate(samples):
+            height, width = query.scales[scale].shape[2:]
+            patches = partner_patches(views.geometry, sample.key_patches.clamp_min(0), height, width)
+            found[f"scale{scale}/q"] = self.patch_heads[scale](gather_patches(query.scales[scale], patches))
+        return Embedding(found, references=views.references)
+
+    def loss(self, embedding: Embedding, measure: bool) -> MethodOutput:
         """``(1 - r) * image loss + r * patch loss`` with r = ``patch_weight``.
 
         The patch loss is the mean over the patches of all scales, weighted by scale and by the purity of the template.
         Both losses are 0, without gradient, in the first step, when the queues are empty.
         """
-        query, key = self.trunk(views.query), self.key_features(views)
-        parts, counts, terms = [self._image_part(views, query, key)], [], {}
-        for scale, sample in enumerate(self.sample_patches(views, key, draws)):
-            height, width = key.scales[scale].shape[2:]
-            key_patches = sample.key_patches.clamp_min(0)
-            query_patches = partner_patches(views.geometry, key_patches, height, width)
-            q = self.patch_heads[scale](gather_patches(query.scales[scale], query_patches))
-            with torch.no_grad():
-                k = self.momentum_patch_heads.module[scale](gather_patches(key.scales[scale], key_patches))
-            parts.append(self._patch_part(scale, views, sample, q, k))
-            counts.append(sample.valid.sum())
+        parts, counts, terms = [self._image_part(embedding)], [], {}
+        for scale in range(len(self.patch_heads)):
+            parts.append(self._patch_part(scale, embedding))
+            valid = embedding.images[f"scale{scale}/groups"] >= 0
+            counts.append(valid.sum())
             if measure:
+                q, k = (embedding.images[f"scale{scale}/{name}"] for name in ("q", "k"))
                 similarity = F.cosine_similarity(q.detach(), k, dim=2)
-                terms[f"scale{scale}/positive"] = similarity[sample.valid].mean()
-                terms |= self.sampling_terms(scale, views, sample, height, width)
+                terms[f"scale{scale}/positive"] = similarity[valid].mean()
+                terms |= self.sampling_terms(scale, embedding)
         image_loss, *patch_losses = whole_loss(torch.stack(parts), self.process_group).unbind()
         terms["image/loss"] = image_loss.detach()
         patches = sum_over_ranks(torch.stack(counts), self.process_group)
@@ -135,18 +142,39 @@ class PsclMoco(AnnotatedPscl):
         for queue in (self.image_queue, *self.prototype_queues):
             cast(KeyQueue, queue).advance(self.process_group)
 
-    def _image_part(self, views: Views, query: Features, key: Features) -> Tensor:
+    @torch.no_grad()
+    def _keys(
+        self, views: Views, draws: Draws, measure: bool
+    ) -> tuple[tuple[PatchSample, ...], dict[str, Tensor]]:
+        """The sampled patches, and what has no gradient: keys, classes, shares and production batches."""
+        key = self.key_features(views)
+        found = {
+            "k": self.momentum_global_head(key.bottleneck),
+            "production batches": views.production_batches,
+        }
+        samples = self.sample_patches(views, key, draws)
+        for scale, sample in enumerate(samples):
+            patches = gather_patches(key.scales[scale], sample.key_patches.clamp_min(0))
+            found[f"scale{scale}/k"] = self.momentum_patch_heads.module[scale](patches)
+            found[f"scale{scale}/groups"] = sample.groups
+            found[f"scale{scale}/shares"] = sample.shares
+            if measure:
+                grid = key.scales[scale].shape[2:]
+                found[f"scale{scale}/purity"] = self.sample_purity(views, sample, *grid)
+        return samples, found
+
+    def _image_part(self, embedding: Embedding) -> Tensor:
         """This rank's part of the image loss. Stages the image keys."""
-        q, k = self.global_head(query.bottleneck), self.momentum_global_head(key.bottleneck)
+        q, k, production_batches = (embedding.images[name] for name in ("q", "k", "production batches"))
         queue = self.image_queue.rows()
         same = self.target_scale * self.config.image_production_batch_decay ** queue.ages.float()
         part = queue_info_nce(
             q,
             k,
             queue.keys,
-            groups=torch.zeros_like(views.production_batches),
+            groups=torch.zeros_like(production_batches),
             queue_groups=queue.groups,
-            subgroups=views.production_batches,
+            subgroups=production_batches,
             queue_subgroups=queue.production_batches,
             same_weight=same,
             normalise_targets=self.config.normalise_targets,
@@ -154,26 +182,29 @@ class PsclMoco(AnnotatedPscl):
             process_group=self.process_group,
             backend=self.backend,
         )
-        groups = torch.zeros_like(views.production_batches)
+        groups = torch.zeros_like(production_batches)
         if not self.config.queue_references:
-            groups[: views.references] = -1
-        self.image_queue.stage(F.normalize(at_least_float32(k), dim=1), groups, views.production_batches)
+            groups[: embedding.references] = -1
+        self.image_queue.stage(F.normalize(at_least_float32(k), dim=1), groups, production_batches)
         return part
 
-    def _patch_part(self, scale: int, views: Views, sample: PatchSample, q: Tensor, k: Tensor) -> Tensor:
-        """This rank's part of the loss of one scale, q and k (B, T, D). Stages the class prototypes."""
+    def _patch_part(self, scale: int, embedding: Embedding) -> Tensor:
+        """This rank's part of the loss of one scale. Stages the class prototypes."""
+        found = embedding.images
+        q, k, groups, shares = (found[f"scale{scale}/{name}"] for name in ("q", "k", "groups", "shares"))
+        production_batches = found["production batches"]
         stored = cast(KeyQueue, self.prototype_queues[scale])
         queue = stored.rows()
         ages = queue.ages.float()
-        weights = class_weights(sample, self.classes)
-        present = sample.valid.view(weights.shape)
+        weights = class_weights(groups >= 0, shares, self.classes)
+        present = (groups >= 0).view(weights.shape)
         part = queue_info_nce(
             q.flatten(0, 1),
             k.flatten(0, 1),
             queue.keys,
-            groups=sample.groups.flatten(),
+            groups=groups.flatten(),
             queue_groups=queue.groups,
-            subgroups=views.production_batches.repeat_interleave(q.shape[1]),
+            subgroups=production_batches.repeat_interleave(q.shape[1]),
             queue_subgroups=queue.production_batches,
             same_weight=self.target_scale * self.config.patch_production_batch_decay**ages,
             any_weight=self.target_scale * self.config.patch_class_decay**ages,
@@ -189,16 +220,17 @@ class PsclMoco(AnnotatedPscl):
             prototypes = torch.einsum("bck,bckd->bcd", weights.to(unit), unit)
         if self.config.normalise_prototypes:
             prototypes = F.normalize(prototypes, dim=2)
-        groups = torch.arange(self.classes, device=k.device).expand(len(k), -1)
-        stored.stage(prototypes, torch.where(present.any(dim=2), groups, -1), views.production_batches)
+        classes = torch.arange(self.classes, device=k.device).expand(len(k), -1)
+        stored.stage(prototypes, torch.where(present.any(dim=2), classes, -1), production_batches)
         return part
 
 
-def class_weights(sample: PatchSample, classes: int) -> Tensor:
+def class_weights(valid: Tensor, shares: Tensor, classes: int) -> Tensor:
     """Weight of each patch within its class and image, (B, C, k): the share of the class in the template's patch.
 
-    They sum to 1 over the patches of a class that exist, and are 0 where there is none.
+    They sum to 1 over the patches of a class that exist, and are 0 where there is none. Arguments as in
+    :class:`PatchSample`, (B, T).
     """
     # The small constant gives weights to a class without a matching patch, too (template_rule: released).
-    shares = torch.where(sample.valid, sample.shares + 1e-6, 0.0).view(len(sample.valid), classes, -1)
+    shares = torch.where(valid, shares + 1e-6, 0.0).view(len(valid), classes, -1)
     return shares / shares.sum(dim=2, keepdim=True).clamp_min(1e-12)

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from pscl_hpc.config import Count, Positive
 from pscl_hpc.methods.base import METHODS, Method, MethodConfig, MethodOutput, Setting, Views
+from pscl_hpc.methods.embedding import Embedding
 from pscl_hpc.models import GlobalHead, Trunk
 from pscl_hpc.seeding import Draws
 from pscl_kernels import patch_nt_xent
@@ -36,13 +37,16 @@ class Simclr(Method):
             trunk.maps.bottleneck.channels, hidden=config.hidden, projection=config.projection
         )
 
-    def forward(self, views: Views, draws: Draws, measure: bool = False) -> MethodOutput:
-        """NT-Xent over the batch. The positive of an image is its other view."""
+    def embed(self, views: Views, draws: Draws, measure: bool) -> Embedding:
+        """Projections of both views."""
         q = self.global_head(self.trunk.encode(views.query)[-1])
-        k = self.global_head(self.trunk.encode(views.key)[-1])
+        return Embedding({"q": q, "k": self.global_head(self.trunk.encode(views.key)[-1])})
+
+    def loss(self, embedding: Embedding, measure: bool) -> MethodOutput:
+        """NT-Xent over the batch. The positive of an image is its other view."""
         loss = patch_nt_xent(
-            q,
-            k,
+            embedding.images["q"],
+            embedding.images["k"],
             temperature=self.config.temperature,
             process_group=self.process_group,
             backend=self.backend,

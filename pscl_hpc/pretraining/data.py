@@ -58,7 +58,10 @@ class Batch:
 
 
 class PretrainData(Dataset[Batch]):
-    """Batches by number: item ``step * accumulate + part`` is one forward pass.
+    """Batches by number: item ``step * accumulate + pass`` is one forward pass of this rank.
+
+    With ``accumulate=exact`` the batch of a step is divided into parts as if each were a rank of its own, of which rank
+    r of W has the parts r, r + W, ...; item ``step * parts_here + part`` is one of them.
 
     Args:
         archive: Open archive.
@@ -83,9 +86,11 @@ class PretrainData(Dataset[Batch]):
         )
         self._order = (-1, np.empty(0, np.int64))
         self._per_batch = config.references_per_pass
-        own = [*range(rank, self._per_batch, ranks)]
-        own += [self._per_batch + image for image in range(rank, self.config.images_per_pass, ranks)]
-        self.slots = Slots(tuple(own), self._per_batch + self.config.images_per_pass)
+        exact = config.accumulate == "exact"
+        total = config.parts if exact else ranks
+        self._slots = tuple(self._slots_of(part, total) for part in range(rank, total, ranks))
+        self.parts_here = len(self._slots)
+        """Parts of this rank in one pass."""
 
     @property
     def setting(self) -> Setting:
@@ -95,14 +100,22 @@ class PretrainData(Dataset[Batch]):
         return Setting(home, self.production_batches, config.images_per_step, config.runtime.kernels)
 
     def __len__(self) -> int:
-        return self.config.schedule.steps * self.config.accumulate
+        return self.config.schedule.steps * self.config.passes * self.parts_here
+
+    def _slots_of(self, part: int, parts: int) -> Slots:
+        """The slots of one of so many equal parts of the batch."""
+        own = [*range(part, self._per_batch, parts)]
+        own += [self._per_batch + image for image in range(part, self.config.images_per_pass, parts)]
+        return Slots(tuple(own), self._per_batch + self.config.images_per_pass)
 
     def __getitem__(self, number: int) -> Batch:
+        number, part = divmod(number, self.parts_here)
+        slots = self._slots[part]
         size, channels = self.config.views.size, self.config.model.in_channels
-        records = [self._record(number, slot) for slot in self.slots.places]
-        references = sum(slot < self._per_batch for slot in self.slots.places)
+        records = [self._record(number, slot) for slot in slots.places]
+        references = sum(slot < self._per_batch for slot in slots.places)
         pairs = []
-        for place, (slot, record) in enumerate(zip(self.slots.places, records, strict=True)):
+        for place, (slot, record) in enumerate(zip(slots.places, records, strict=True)):
             random = numpy_generator(self.config.seed, "windows", number, slot)
             region = None
             if place < references:
@@ -128,13 +141,14 @@ class PretrainData(Dataset[Batch]):
             comparable=torch.tensor([record.dataset == home for record in records]),
             references=references,
             production_batches=torch.tensor([self._production_batch(record) for record in records]),
-            slots=self.slots,
+            slots=slots,
             ids=tuple(record.id for record in records),
         )
 
     def ids(self, number: int) -> tuple[str, ...]:
-        """Archive ids of the whole batch of all ranks."""
-        return tuple(self._record(number, slot).id for slot in range(self.slots.total))
+        """Archive ids of the whole batch of all ranks that item ``number`` belongs to."""
+        total = self._per_batch + self.config.images_per_pass
+        return tuple(self._record(number // self.parts_here, slot).id for slot in range(total))
 
     def _production_batch(self, record: ImageRecord) -> int:
         return self.production_batches.index(record.production_batch) if record.production_batch else -1
@@ -237,6 +251,13 @@ def make_views(batch: Batch, config: PretrainConfig, number: int, device: torch.
 
 def _check_even(config: PretrainConfig, ranks: int) -> None:
     """UserError when the ranks cannot have equal shares of a batch."""
+    if config.accumulate == "exact":
+        if config.parts % ranks:
+            raise UserError(
+                f"with accumulate=exact the {config.parts} parts of a batch (batch_size / part_size) cannot be divided "
+                f"among {ranks} ranks; set batch_size={ranks * -(-config.parts // ranks) * config.part_size}"
+            )
+        return
     parts = ranks * config.accumulate
     if config.batch_size % parts:
         better = max(parts, round(config.batch_size / parts) * parts)

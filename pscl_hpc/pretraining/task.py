@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,11 +12,13 @@ from torch import nn
 
 from pscl_hpc.archive import Archive
 from pscl_hpc.errors import UserError
-from pscl_hpc.methods import Method, build_method
+from pscl_hpc.methods import Method, MethodOutput, Views, build_method
 from pscl_hpc.models import TRUNK_FILE, Trunk, build_trunk, load_trunk, save_trunk
 from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.pretraining.data import Batch, PretrainData, make_views
 from pscl_hpc.pretraining.inspection import inspect_run
+from pscl_hpc.pretraining.probe import FeatureProbe
+from pscl_hpc.pretraining.two_pass import Part, batch_statistics, whole_batch_gradient
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.seeding import Draws, derive_seed
 from pscl_hpc.training import Ranks, StepLoss, Task, autocast, parameter_groups, scaled_lr, train
@@ -47,14 +51,19 @@ class PretrainTask(Task[Batch]):
         super().__init__(config, archive, ranks)
         self.config = config
         self.dataset: PretrainData = PretrainData(archive, config, ranks.rank, ranks.world)
-        self.accumulate = config.accumulate
+        self.accumulate = config.passes * self.dataset.parts_here
+        self.joint = config.accumulate == "exact"
         self.keep_lowest_loss = config.checkpoint.keep_best
+        self.monitor_every = config.log.probe_every
+        self._probe: FeatureProbe | None = None
         _check_kernels(config, ranks.device)
         torch.manual_seed(derive_seed(config.seed, "weights"))
         self.module: Method = build_method(config.method, first_trunk(config), self.dataset.setting).to(
             ranks.device
         )
         self.module.process_group = ranks.group
+        if self.joint:
+            _check_trunk(self.module.trunk)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         rate = scaled_lr(self.config.optimiser, self.config.batch_size)
@@ -68,14 +77,27 @@ class PretrainTask(Task[Batch]):
         ]
 
     def loss(self, module: nn.Module, batch: Batch, number: int, *, measure: bool) -> StepLoss:
-        device = self.ranks.device
-        views = make_views(batch, self.config, number, device)
-        draws = Draws(self.config.seed, number, batch.slots.places, device)
-        with autocast(device, self.config.runtime):
-            output = module(views, draws, measure)
-        return StepLoss(
-            output.loss, {name: term for name, term in output.terms.items() if self.config.log.keeps(name)}
-        )
+        with self._precision():
+            output = module(self._views(batch, number), self._draws(batch, number), measure)
+        return self._logged(output)
+
+    def joint_backward(self, batches: Sequence[Batch], number: int, *, measure: bool) -> StepLoss:
+        step = number // self.accumulate
+        parts = [Part(partial(self._views, batch, step), self._draws(batch, step)) for batch in batches]
+        return self._logged(whole_batch_gradient(self.module, parts, self._precision, measure))
+
+    def _views(self, batch: Batch, number: int) -> Views:
+        return make_views(batch, self.config, number, self.ranks.device)
+
+    def _draws(self, batch: Batch, number: int) -> Draws:
+        return Draws(self.config.seed, number, batch.slots.places, self.ranks.device)
+
+    def _precision(self) -> AbstractContextManager[object]:
+        return autocast(self.ranks.device, self.config.runtime)
+
+    def _logged(self, output: MethodOutput) -> StepLoss:
+        terms = {name: term for name, term in output.terms.items() if self.config.log.keeps(name)}
+        return StepLoss(output.loss, terms)
 
     def after_step(self, progress: float) -> None:
         self.module.after_step(progress)
@@ -95,6 +117,15 @@ class PretrainTask(Task[Batch]):
         save_trunk(folder.path / TRUNK_FILE, self.module.trunk)
         data = PretrainData(self.archive, self.config)
         inspect_run(self.module, data, folder.path, self.ranks.device)
+
+    def monitor(self) -> dict[str, float]:
+        data = self.dataset
+        if self._probe is None:
+            self._probe = FeatureProbe(
+                self.archive, self.config, data.references, data.records, self.ranks.device
+            )
+        with self._precision():
+            return self._probe.measure(self.module.trunk)
 
     def warnings(self) -> list[str]:
         return config_warnings(self.config, [record.split for record in self.dataset.records])
@@ -130,7 +161,7 @@ def config_warnings(config: PretrainConfig, splits: Sequence[str]) -> list[str]:
             f"data.splits includes images of {', '.join(scored)}, so scores on them are not scores on unseen images; "
             "leave these splits out, or say so with the scores"
         )
-    images, needed = len(splits), config.batch_size // config.accumulate
+    images, needed = len(splits), config.images_per_pass
     if images < needed:
         found.append(
             f"there are {images} unlabelled images for a batch_size of {needed}, so an image occurs several times in a "
@@ -152,6 +183,16 @@ def config_warnings(config: PretrainConfig, splits: Sequence[str]) -> list[str]:
             "the learning rate never reaches optimiser.lr; reduce it"
         )
     return [f"warning: {sentence}" for sentence in found]
+
+
+def _check_trunk(trunk: Trunk) -> None:
+    """UserError when the trunk mixes the images of a part, so that a part is not a part of the whole batch."""
+    if layers := batch_statistics(trunk):
+        raise UserError(
+            f"accumulate=exact needs a trunk whose features of an image do not depend on the other images, but this one "
+            f"(model.name={trunk.config.name}) has {len(layers)} layers with batch statistics, such as {layers[0]}; set "
+            "model.name=unet model.norm=group (or instance), or accumulate=1"
+        )
 
 
 def _check_kernels(config: PretrainConfig, device: torch.device) -> None:

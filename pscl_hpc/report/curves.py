@@ -62,6 +62,19 @@ _FAMILIES = {
         "rare or absent in this image.",
         (0.0, None),
     ),
+    "probe": _Family(
+        "What the features tell of the annotation",
+        "Share of pixels of annotated training images whose class is told by the most similar pixels, mean over classes. "
+        "It is measured only, never trained on. It should rise above its first value and above chance; methods that "
+        "train the encoder alone improve the bottleneck only.",
+        (0.0, 1.02),
+    ),
+    "rank": _Family(
+        "Rank of the features",
+        "RankMe: the number of directions that the features of random pixels use. A fall towards 1 is a collapse: all "
+        "places look the same to the network.",
+        (0.0, None),
+    ),
     "dice": _Family(
         "Dice on validation images",
         "Overlap with the annotation, 1 is perfect. The checkpoint with the best mean is kept; test images are not used "

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, NoReturn
 
 import torch
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pscl_hpc.config import TrainingConfig
@@ -24,6 +25,7 @@ from pscl_hpc.training.loader import read_ahead
 from pscl_hpc.training.optimiser import build_optimiser, gradient_norm, set_lr
 from pscl_hpc.training.ranks import Ranks
 from pscl_hpc.training.reduce import data_parallel
+from pscl_hpc.training.replay import random_state, save_failure
 from pscl_hpc.training.stopping import StopRequested, stop_reason
 from pscl_hpc.training.task import StepLoss, Task
 
@@ -76,9 +78,11 @@ class Loop:
         self._restore_batchnorm: Callable[[], None] = lambda: None
         if ranks.group is not None and runtime.sync_batchnorm:
             self._restore_batchnorm = synchronise_batchnorm(task.module, ranks.group)
-        self._parallel = data_parallel(task.module, ranks.group)
+        self._parallel = data_parallel(task.module, None if task.joint else ranks.group)
         self._writer = BackgroundWriter(folder.checkpoints)
         self._saved_at = time.monotonic()
+        self._random: dict[str, Tensor] | None = None
+        """State of the global generators before the step, in a run that saves a failed step."""
 
     def run(self, *, progress: bool = False) -> None:
         """Train to the last step and export.
@@ -87,6 +91,7 @@ class Loop:
             StopRequested: between two steps, with the state saved.
         """
         log = self._begin() if self.ranks.first else None
+        self._random = {}
         try:
             self._train(log, progress=progress)
             self._writer.flush()
@@ -128,7 +133,10 @@ class Loop:
             with bar:
                 for step in range(position.step + 1, steps + 1):
                     last = step == steps
-                    measure = step == 1 or step % config.log.every_steps == 0 or last
+                    monitor = self.task.monitor_every and (
+                        step % self.task.monitor_every == 0 or step == 1 or last
+                    )
+                    measure = step == 1 or step % config.log.every_steps == 0 or last or bool(monitor)
                     ranks.beat(step - 1, "reading images")
                     micro_batches = [next(batches) for _ in range(count)]
                     ranks.beat(step - 1, "computing")
@@ -138,7 +146,8 @@ class Loop:
                     if measure:
                         values = ranks.mean(values)
                         if log is not None:
-                            self._log(log, values, images / max(1e-9, time.perf_counter() - since))
+                            rate = images / max(1e-9, time.perf_counter() - since)
+                            self._log(log, {**values, **(self.task.monitor() if monitor else {})}, rate)
                         since, images = time.perf_counter(), 0
                     pause = time.perf_counter()
                     self._save_when_due(self._validate(log, last=last), last=last)
@@ -159,26 +168,23 @@ class Loop:
         Raises:
             JobError: loss or gradient is not finite; the weights are left as they were.
         """
-        task, config, count = self.task, self.config, len(micro_batches)
+        task, config = self.task, self.config
         task.module.train()
         first = self.position.step * task.accumulate
+        if self._random is not None:
+            self._random = random_state()
         rates = set_lr(self.optimiser, self.position.step, config.schedule)
         self.optimiser.zero_grad(set_to_none=True)
-        losses: list[StepLoss] = []
-        for index, batch in enumerate(micro_batches):
-            with self._gradients(reduce=index + 1 == count):
-                loss = task.loss(self._parallel, batch, first + index, measure=measure)
-                (loss.total / count).backward()  # type: ignore[no-untyped-call]
-            terms = {name: term.detach() for name, term in loss.terms.items()}
-            losses.append(StepLoss(loss.total.detach(), terms))
+        losses = self._backward(micro_batches, first, measure=measure)
+        count = len(losses)
         norm = gradient_norm(task.module.parameters())
         # The only wait for the device in a step, when all of its work is queued.
         *totals, size = torch.stack([loss.total for loss in losses] + [norm.to(losses[0].total)]).tolist()
         for index, total in enumerate(totals):
             if not math.isfinite(total):
-                self._raise_not_finite("loss", losses[index], first + index)
+                self._raise_not_finite("loss", losses[index], first + index, micro_batches)
         if not math.isfinite(size):
-            self._raise_not_finite("gradient", losses[-1], first + count - 1)
+            self._raise_not_finite("gradient", losses[-1], first + count - 1, micro_batches)
         values = {"loss": sum(totals) / count}
         if measure:
             for key in losses[0].terms:
@@ -195,6 +201,20 @@ class Loop:
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
         return {**self.task.state(), "optimiser": self.optimiser.state_dict(), **asdict(self.position)}
+
+    def _backward(self, micro_batches: list[Any], first: int, *, measure: bool) -> list[StepLoss]:
+        """The losses of a step, whose mean has its gradient in the parameters; ``first`` numbers the first batch."""
+        task, count = self.task, len(micro_batches)
+        if task.joint:
+            return [task.joint_backward(micro_batches, first, measure=measure)]
+        losses: list[StepLoss] = []
+        for index, batch in enumerate(micro_batches):
+            with self._gradients(reduce=index + 1 == count):
+                loss = task.loss(self._parallel, batch, first + index, measure=measure)
+                (loss.total / count).backward()  # type: ignore[no-untyped-call]
+            terms = {name: term.detach() for name, term in loss.terms.items()}
+            losses.append(StepLoss(loss.total.detach(), terms))
+        return losses
 
     def _gradients(self, *, reduce: bool) -> AbstractContextManager[None]:
         """Around a forward and backward pass: the last one of a step sums the gradients of all over the ranks."""
@@ -262,13 +282,19 @@ class Loop:
             costs["checkpoint_seconds"] = round(self._writer.seconds, 3)
         log.write(self.position.step, {**values, **costs})
 
-    def _raise_not_finite(self, what: str, loss: StepLoss, number: int) -> NoReturn:
+    def _raise_not_finite(self, what: str, loss: StepLoss, number: int, micro_batches: list[Any]) -> NoReturn:
         terms = {"loss": loss.total, **loss.terms}
         shown = ", ".join(f"{key}={float(value):g}" for key, value in terms.items())
         images = ", ".join(dict.fromkeys(self.task.image_ids(number)))
         saved = self.folder.checkpoints.steps()
+        replay = ""
+        if self._random is not None and self.ranks.first:
+            self._writer.flush()
+            state = self.task.state()
+            if save_failure(self.folder, self.position.step, state, self._random, micro_batches):
+                replay = f"; 'pscl-hpc replay {shlex.quote(str(self.folder.path))}' shows where it arises"
         kept = f"; the checkpoint of step {saved[-1]} is kept in {self.folder.path}" if saved else ""
         raise JobError(
             f"the {what} is not finite at step {self.position.step + 1} ({shown}; images: {images}); start again with "
-            f"a lower optimiser.lr or with optimiser.clip_norm=1 in a new folder (run=...){kept}"
+            f"a lower optimiser.lr or with optimiser.clip_norm=1 in a new folder (run=...){kept}{replay}"
         )

@@ -29,6 +29,8 @@ from pscl_hpc.training.stopping import StopRequested
 
 _NCCL_SLACK_S = 60.0
 """How much earlier the heartbeat names a lost rank than NCCL's own time-out kills the process without a message."""
+_PROBE_VALUES = 1 << 18
+"""Values of the first sum over the ranks, which tries the network: a megabyte."""
 _store: Store | None = None
 _sessions = 0
 
@@ -323,16 +325,19 @@ def _make_group(
             timeout=timedelta(seconds=runtime.init_timeout_s),
         )
         group: dist.ProcessGroup = dist.new_group(timeout=timedelta(seconds=limit), backend=backend)
-        probe = torch.ones(1, device=device)
+        # A megabyte, as the gradients of a small network: some faults of a network do not show in a few bytes.
+        probe = torch.ones(_PROBE_VALUES, device=device)
         dist.all_reduce(probe, group=group)
     except RuntimeError as error:
         raise JobError(
             f"rank {place.rank} on {place.node}: the ranks cannot communicate over {backend} "
             f"({str(error).strip().splitlines()[0]}); nothing was trained"
         ) from error
-    if not math.isclose(float(probe), place.world):
+    wrong = probe[probe != place.world]
+    if len(wrong):
         raise JobError(
-            f"rank {place.rank} on {place.node}: a sum over {place.world} ranks gave {float(probe):g}"
+            f"rank {place.rank} on {place.node}: a sum over {place.world} ranks gave {float(wrong[0]):g} in "
+            f"{len(wrong)} of {len(probe)} values; nothing was trained, exclude this node (sbatch: exclude)"
         )
     return group
 

@@ -38,6 +38,26 @@ def mean_over_ranks(total: Tensor, count: Tensor, process_group: dist.ProcessGro
     return whole_loss(total / sum_over_ranks(count, process_group).clamp_min(1), process_group)
 
 
+@torch.no_grad()
+def sum_gradients(module: nn.Module, process_group: dist.ProcessGroup | None) -> None:
+    """Sum the gradients of all parameters over the ranks, for a module outside of :func:`data_parallel`.
+
+    A parameter without gradient on every rank keeps none.
+    """
+    if process_group is None:
+        return
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    has = torch.tensor([float(parameter.grad is not None) for parameter in trained], device=trained[0].device)
+    used = [p for p, count in zip(trained, sum_over_ranks(has, process_group).tolist(), strict=True) if count]
+    for dtype in dict.fromkeys(parameter.dtype for parameter in used):
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in used if p.dtype == dtype]
+        total = sum_over_ranks(torch.cat([gradient.flatten() for gradient in gradients]), process_group)
+        parts = iter(torch.split(total, [gradient.numel() for gradient in gradients]))
+        for parameter in used:
+            if parameter.dtype == dtype:
+                parameter.grad = next(parts).view_as(parameter)
+
+
 def data_parallel(module: nn.Module, process_group: dist.ProcessGroup | None) -> nn.Module:
     """``module`` with gradients SUMMED over the ranks (torch averages them); the module itself for one process.
 

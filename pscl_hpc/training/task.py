@@ -44,8 +44,12 @@ class Task(ABC, Generic[BatchT]):
     """This rank's share of each batch, by number. Batches have ``ids``, the image of each of their entries."""
     accumulate: int = 1
     """Batches per step: step ``t`` (from 0) uses the numbers ``t * accumulate`` to ``(t + 1) * accumulate - 1``."""
+    joint: bool = False
+    """The batches of a step have one loss, see :meth:`joint_backward`; otherwise a step has the mean of their losses."""
     validate_every: int = 0
     """Steps between validations, which then decide the best weights; 0: there is no validation."""
+    monitor_every: int = 0
+    """Steps between calls of :meth:`monitor`, which is also called after the first and the last step; 0: never."""
     keep_lowest_loss: bool = False
     """Keep the checkpoint with the lowest smoothed loss as the best one; for tasks without validation."""
 
@@ -72,6 +76,18 @@ class Task(ABC, Generic[BatchT]):
             number: Number of the batch.
             measure: Also compute terms that are only logged.
         """
+
+    def joint_backward(self, batches: Sequence[BatchT], number: int, *, measure: bool) -> StepLoss:
+        """Loss of all batches of a step together; used if :attr:`joint`.
+
+        Its gradient, summed over the ranks, is added to that of the parameters of :attr:`module`.
+
+        Args:
+            batches: From :attr:`dataset`.
+            number: Number of the first batch.
+            measure: Also compute terms that are only logged.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def image_ids(self, number: int) -> Sequence[str]:
@@ -107,6 +123,10 @@ class Task(ABC, Generic[BatchT]):
             for the log.
         """
         raise NotImplementedError
+
+    def monitor(self) -> dict[str, float]:
+        """Values for the log, measured by rank 0 alone on the present weights without changing anything."""
+        return {}
 
     def warnings(self) -> Sequence[str]:
         """Sentences for the user before the first step."""

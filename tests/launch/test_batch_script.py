@@ -286,3 +286,17 @@ def test_containers() -> None:
     pyxis = Container(image="docker://x", how="pyxis", mounts=("/a:/a", "/b:/b"), python="/opt/python")
     assert srun_options(pyxis)[1:] == ["--container-image=docker://x", "--container-mounts=/a:/a,/b:/b"]
     assert python_command(Profile(container=pyxis)) == "env --ignore-signal=USR2 /opt/python"
+
+
+def test_a_node_that_failed_its_check_is_avoided(batch: Batch) -> None:
+    (batch.files / "7.0.end").write_text("node\nnode n2: no memory\nn2\n")
+    # srun names the node whose rank it killed for the other one's end.
+    tasks = "echo 'srun: error: n1: task 0: Killed' >&2; exit 3"
+    assert batch.run(tasks) == (3, ["requeue 7", "update JobId=7 ExcNodeList=n2"])
+    assert (batch.files / "7.failures").read_text() == "0 3 - n2\n"
+
+
+def test_the_users_comment_is_kept(tmp_path: Path) -> None:
+    batch = Batch(tmp_path, sbatch={"comment": "of 'mine' $HOME"})
+    (batch.files / "7.0.end").write_text(f"{REFUSED}\nwhy\n")
+    assert batch.run("exit 2") == (2, ["update JobId=7 Comment=of 'mine' $HOME; why"])

@@ -274,7 +274,7 @@ def labels_of_angles(angles: Tensor) -> Tensor:
     maps = angles.unsqueeze(1).expand(-1, key.scales[-1].shape[1], -1, -1)
     key = key._replace(scales=(*key.scales[:-1], maps))
     for progress in (0.5, 1.0, 1.0, 1.0):
-        method._watch(views, key, draws(0))
+        method._stage(method._observe(views, key, draws(0)))
         method.after_step(progress)
     return method._pixel_labels(views, key)
 

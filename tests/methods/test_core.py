@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from pscl_hpc.methods import Setting
 from pscl_hpc.methods.common.corruption import CorruptionConfig, corrupt
-from pscl_hpc.methods.core_restoration import Core, CoreConfig, GradientBalance, restoration_loss
+from pscl_hpc.methods.core_restoration import Core, CoreConfig, GradientBalance, restoration_error
 from pscl_hpc.models.unet import UNet, UNetConfig
 from pscl_hpc.seeding import Draws
 from pscl_kernels import patch_nt_xent
@@ -182,13 +182,14 @@ def test_restoration_loss_is_over_corrupted_pixels_only() -> None:
     restored = torch.randn((2, 3, 5, 6), generator=random, requires_grad=True)
     mask = torch.rand((2, 1, 5, 6), generator=random) < 0.3
     target = torch.where(mask, torch.randn((2, 3, 5, 6), generator=random), math.nan)
-    loss = restoration_loss(restored, target, mask)
-    loss.backward()
+    error, values = restoration_error(restored, target, mask)
+    assert int(values) == 3 * int(mask.sum())
+    (error / values).backward()
     assert restored.grad is not None
     assert bool((restored.grad[~mask.expand_as(restored)] == 0).all())
     assert bool((restored.grad[mask.expand_as(restored)].abs() * mask.sum() * 3).allclose(torch.ones(())))
-    nothing = restoration_loss(restored, target, torch.zeros_like(mask))
-    assert float(nothing.detach()) == 0.0
+    nothing, values = restoration_error(restored, target, torch.zeros_like(mask))
+    assert float(nothing.detach()) == int(values) == 0
     nothing.backward()
     assert bool(restored.grad.isfinite().all())
 

@@ -12,7 +12,16 @@ from safetensors.torch import load_file
 
 from pscl_hpc.cli.main import main
 from pscl_hpc.config import Positive, load_config, to_yaml
-from pscl_hpc.methods import METHODS, Method, MethodConfig, MethodOutput, Setting, Views, display_name
+from pscl_hpc.methods import (
+    METHODS,
+    Embedding,
+    Method,
+    MethodConfig,
+    MethodOutput,
+    Setting,
+    Views,
+    display_name,
+)
 from pscl_hpc.models import TRUNK_FILE, Trunk
 from pscl_hpc.pretraining import pretrain
 from pscl_hpc.pretraining.config import PretrainConfig
@@ -41,8 +50,12 @@ class Invariance(Method):
     def __init__(self, trunk: Trunk, config: InvarianceConfig, setting: Setting) -> None:
         super().__init__(trunk, config, setting)
 
-    def forward(self, views: Views, draws: Draws, measure: bool = False) -> MethodOutput:
+    def embed(self, views: Views, draws: Draws, measure: bool) -> Embedding:
         q, k = (self.trunk.encode(images)[-1].mean(dim=(2, 3)) for images in (views.query, views.key))
+        return Embedding({"q": q, "k": k})
+
+    def loss(self, embedding: Embedding, measure: bool) -> MethodOutput:
+        q, k = embedding.images["q"], embedding.images["k"]
         hinge = (self.config.floor - q.std(dim=0)).clamp_min(0).mean()
         loss = mean_over_ranks(
             (q - k).square().sum() + len(q) * hinge, torch.tensor(float(len(q))), self.process_group

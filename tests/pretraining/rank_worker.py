@@ -42,7 +42,7 @@ def train(archive: Path, name: str, ranks: Ranks) -> dict[str, Any]:
             loop = Loop(task, RunFolder.follow("unused", config, done=False), ranks)
             losses, gradients = [], []
             for step in range(STEPS):
-                numbers = range(step * config.accumulate, (step + 1) * config.accumulate)
+                numbers = range(step * task.accumulate, (step + 1) * task.accumulate)
                 losses.append(loop.step([task.dataset[number] for number in numbers], measure=True)["loss"])
                 gradients.append(
                     {key: p.grad.clone() for key, p in task.module.named_parameters() if p.grad is not None}

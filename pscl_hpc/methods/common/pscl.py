@@ -10,6 +10,7 @@ from pscl_hpc.methods.base import Method, PatchSample, Setting, Views
 from pscl_hpc.methods.common.patches import patch_purity
 from pscl_hpc.methods.common.pscl_config import AnnotatedPatchConfig, PatchConfig
 from pscl_hpc.methods.common.sampling import PatchSampler
+from pscl_hpc.methods.embedding import Embedding
 from pscl_hpc.models import Features, GlobalHead, PatchHead, Trunk
 from pscl_hpc.seeding import Draws
 
@@ -31,10 +32,15 @@ class Pscl(Method):
         self.scale_weights = config.scale_weights or (1.0,) * len(self.patch_heads)
 
     @abstractmethod
-    def sampling_terms(
-        self, scale: int, views: Views, sample: PatchSample, height: int, width: int
-    ) -> dict[str, Tensor]:
-        """Logged terms for the patches of one scale, a grid of ``height`` x ``width``."""
+    def sample_purity(self, views: Views, sample: PatchSample, height: int, width: int) -> Tensor:
+        """Share of each image's sampled patches that show one class, (B,); NaN where no mask is known.
+
+        The scale is a grid of ``height`` x ``width`` patches.
+        """
+
+    @abstractmethod
+    def sampling_terms(self, scale: int, embedding: Embedding) -> dict[str, Tensor]:
+        """Logged terms for the patches of one scale, from its entries ``groups`` and ``purity``."""
 
 
 class AnnotatedPscl(Pscl):
@@ -57,11 +63,15 @@ class AnnotatedPscl(Pscl):
         """See :class:`PatchSampler`."""
         return self.sampler(views, key, self.patch_heads, draws)
 
-    def sampling_terms(
-        self, scale: int, views: Views, sample: PatchSample, height: int, width: int
-    ) -> dict[str, Tensor]:
+    def sample_purity(self, views: Views, sample: PatchSample, height: int, width: int) -> Tensor:
+        """See :func:`patch_purity`."""
+        return patch_purity(views, sample, height, width)
+
+    def sampling_terms(self, scale: int, embedding: Embedding) -> dict[str, Tensor]:
         """Templates per reference, and purity of the patches of the other images."""
+        count = embedding.references
+        valid = embedding.images[f"scale{scale}/groups"][:count] >= 0
         return {
-            f"scale{scale}/templates": sample.valid[: views.references].sum() / views.references,
-            f"scale{scale}/purity": patch_purity(views, sample, height, width)[views.references :].nanmean(),
+            f"scale{scale}/templates": valid.sum() / count,
+            f"scale{scale}/purity": embedding.images[f"scale{scale}/purity"][count:].nanmean(),
         }
