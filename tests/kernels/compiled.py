@@ -21,7 +21,7 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from pscl_kernels.backends import TRITON_SHARED_BYTES
-from pscl_kernels.patch_nt_xent.triton import backward, forward, preparation, symmetric, tiling
+from pscl_kernels.patch_nt_xent.triton import backward, forward, preparation, tiling
 from pscl_kernels.queue_info_nce.triton import rows as queue_rows
 from pscl_kernels.queue_info_nce.triton import runs as queue_runs
 from pscl_kernels.queue_info_nce.triton import tiles as queue_tiles
@@ -90,23 +90,27 @@ def taken() -> Iterator[tuple[str, int, Kernel]]:
 
 def shipped(capability: int) -> Iterator[Kernel]:
     """Every kernel at every configuration of the table, as tiled for a chip."""
-    warp_groups = capability == 90
+    major = capability // 10
     for dtype, bits in (("bfloat16", 16), ("float32", 32)):
         precision = "tf32x3" if bits == 32 else "tf32"
         for width in (16, 64, 128) if bits == 32 else (16, 64, 128, 256, 512):
             rows = {"WIDTH": width, "ROWS": tiling.PLAIN_ROWS}
             yield Kernel(f"prepare {dtype} {width}", preparation._prepare, dtype, rows, 4, 3)
             yield Kernel(f"finish {dtype} {width}", backward._finish, dtype, rows, 4, 3)
-            for function, config, options in loss_kernels(width, bits, warp_groups):
+            for function, config, options in loss_kernels(width, bits, major):
                 constants = {"WIDTH": width, "ROWS": config.rows, "COLUMNS": config.columns}
-                constants |= {"PRECISION": precision, **options}
+                constants |= {"PRECISION": precision, "POLYNOMIAL": config.polynomial, **options}
                 names = [function.__name__[1:], dtype, str(width)]
                 names += ["by shard"] * options.get("BY_SHARD", False)
                 if "PLAIN" in options:
                     names.append("plain" if options["PLAIN"] else "maximum")
-                yield Kernel(" ".join(names), function, dtype, constants, *config[2:])
-            for name, function, constants, config in queue_kernels(width, bits, warp_groups):
+                yield Kernel(
+                    " ".join(names), function, dtype, constants, config.warps, config.stages, config.registers
+                )
+            for name, function, constants, config in queue_kernels(width, bits, major):
                 precise = {"PRECISION": precision} if "PRECISION" in function.arg_names else {}
+                if "POLYNOMIAL" in function.arg_names:
+                    precise["POLYNOMIAL"] = config.polynomial
                 yield Kernel(
                     f"queue {name} {dtype} {width}",
                     function,
@@ -131,22 +135,21 @@ def shipped(capability: int) -> Iterator[Kernel]:
             yield Kernel(f"greedy {dtype} {width}", sampling._greedy, dtype, greedy, sampling.WARPS, 3)
 
 
-def loss_kernels(
-    width: int, bits: int, warp_groups: bool
-) -> Iterator[tuple[Any, tiling.Config, dict[str, Any]]]:
+def loss_kernels(width: int, bits: int, major: int) -> Iterator[tuple[Any, tiling.Config, dict[str, Any]]]:
     """The kernels that loop over pairs of rows, each with its tiling and further constants."""
     for plain in (True, False):
         for by_shard in (False, True):
-            options = {"PLAIN": plain, "BY_SHARD": by_shard}
-            yield forward._log_sums, tiling.forward_config(width, bits), options
-        yield backward._weighted_negatives, tiling.backward_config(width, bits, warp_groups), {"PLAIN": plain}
-    symmetric_config = tiling.symmetric_config(width, bits)
-    if symmetric_config is not None:
-        yield symmetric._pair_sums, symmetric_config, {}
+            options = {"PLAIN": plain, "BY_SHARD": by_shard, "chosen": None}
+            yield forward._log_sums, tiling.forward_config(width, bits, major), options
+        yield (
+            backward._weighted_negatives,
+            tiling.backward_config(width, bits, major),
+            {"PLAIN": plain, "chosen": None},
+        )
 
 
 def queue_kernels(
-    width: int, bits: int, warp_groups: bool
+    width: int, bits: int, major: int
 ) -> Iterator[tuple[str, Any, dict[str, Any], tiling.Config]]:
     """The kernels of the queue loss with all kinds of labels: name, function, constants and tiling."""
     default = tiling.Config(queue_tiling.ROWS, 0, 4, 3)
@@ -157,8 +160,8 @@ def queue_kernels(
     yield "run_pieces", queue_runs._run_pieces, runs, default
     yield "run_totals", queue_runs._run_totals, runs, default
     for name, function, config in (
-        ("log_sums", queue_tiles._log_sums, queue_tiling.forward_config(width, bits)),
-        ("weighted_keys", queue_tiles._weighted_keys, queue_tiling.backward_config(width, bits, warp_groups)),
+        ("log_sums", queue_tiles._log_sums, queue_tiling.forward_config(width, bits, major)),
+        ("weighted_keys", queue_tiles._weighted_keys, queue_tiling.backward_config(width, bits, major)),
     ):
         yield name, function, {"ROWS": config.rows, "COLUMNS": config.columns}, config
 

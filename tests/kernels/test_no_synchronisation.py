@@ -67,14 +67,15 @@ def _no_kernels(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_of", device_of)
     if importlib.util.find_spec("triton") is None:
         return
-    from pscl_kernels.patch_nt_xent.triton import backward, forward, preparation, symmetric
+    from pscl_kernels.patch_nt_xent.triton import backward, forward, preparation
+    from pscl_kernels.patch_nt_xent.triton import runs as patch_runs
     from pscl_kernels.queue_info_nce.triton import rows, runs, tiles
     from pscl_kernels.sample_similar import triton as sampling
 
     for module, names in (
-        (preparation, ["_prepare"]),
+        (preparation, ["_prepare", "_mean"]),
         (forward, ["_log_sums"]),
-        (symmetric, ["_pair_sums"]),
+        (patch_runs, ["_runs"]),
         (backward, ["_weighted_negatives", "_finish"]),
         (rows, ["_prepare", "_finish"]),
         (runs, ["_run_pieces", "_run_totals"]),
@@ -115,12 +116,7 @@ def _strict(monkeypatch):
 @pytest.mark.usefixtures("_strict")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("on_device", [False, True])
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_loss_and_gradient(backend, on_device, symmetric, world, monkeypatch):
-    if backend == "triton":
-        from pscl_kernels.patch_nt_xent.triton import tiling
-
-        monkeypatch.setattr(tiling, "SYMMETRIC_FORWARD", symmetric)
+def test_loss_and_gradient(backend, on_device, world):
     name, size = world
     q, k = (torch.empty(N, D, dtype=torch.bfloat16, device="meta") for _ in range(2))
     groups = torch.empty(N, dtype=torch.int64, device="meta")
