@@ -21,7 +21,7 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from pscl_kernels.backends import TRITON_SHARED_BYTES
-from pscl_kernels.patch_nt_xent.triton import backward, forward, preparation, tiling
+from pscl_kernels.patch_nt_xent.triton import backward, forward, preparation, runs, tiling
 from pscl_kernels.queue_info_nce.triton import rows as queue_rows
 from pscl_kernels.queue_info_nce.triton import runs as queue_runs
 from pscl_kernels.queue_info_nce.triton import tiles as queue_tiles
@@ -43,15 +43,19 @@ POINTERS = {
     "int8": "*i8",
 }
 TENSORS = {
-    **dict.fromkeys(["label", "own_label", "order", "partner", "taken"], "int64"),
+    **dict.fromkeys(
+        ["label", "own_label", "order", "partner", "taken", "group", "source", "number", "count"], "int64"
+    ),
     **dict.fromkeys(["low", "high", "present"], "int32"),
     **dict.fromkeys(
         ["positive", "norm", "out", "own_log_sum", "log_sum", "factors", "own_factors", "scale", "total"],
         "float32",
     ),
-    **dict.fromkeys(["coefficient", "radial", "best", "known", "sums", "workspace"], "float32"),
     **dict.fromkeys(
-        ["q", "k", "x", "own_x", "dq", "dk", "templates", "patches"], ""
+        ["coefficient", "radial", "best", "known", "sums", "tau", "grad", "lse", "factor", "loss"], "float32"
+    ),
+    **dict.fromkeys(
+        ["q", "k", "x", "own_x", "dq", "dk", "grad_q", "grad_k", "templates", "patches"], ""
     ),  # "": the features' dtype
     "valid": "bool",
     "first_of_tile": "int8",
@@ -61,6 +65,7 @@ TENSORS = {
     "keys": "",
     "plain": "bool",
 }
+FLOATS = ("host_scale", "host_divisor", "host_slope")
 WIDE = ("stride_templates", "stride_image")
 ALIGNED = ("width", "stride_place", "stride_image")
 """Sizes that real calls of the sampling have as multiples of 16, which Triton compiles for."""
@@ -91,11 +96,19 @@ def taken() -> Iterator[tuple[str, int, Kernel]]:
 def shipped(capability: int) -> Iterator[Kernel]:
     """Every kernel at every configuration of the table, as tiled for a chip."""
     major = capability // 10
+    found = {"ROWS": 128, "STEPS": runs.STEPS}
+    yield Kernel("runs forward", runs._runs, "float32", found | {"lse": None}, 4, 3)
+    yield Kernel("runs backward", runs._runs, "float32", found, 4, 3)
+    yield Kernel("mean", preparation._mean, "float32", {"BLOCK": tiling.MEAN_BLOCK}, 16, 3)
+    slope = {"BLOCK": tiling.MEAN_BLOCK}
+    yield Kernel("temperature_gradient", backward._temperature_gradient, "float32", slope, 16, 3)
+    yield from kernels_that_read_the_temperature(major)
     for dtype, bits in (("bfloat16", 16), ("float32", 32)):
         precision = "tf32x3" if bits == 32 else "tf32"
         for width in (16, 64, 128) if bits == 32 else (16, 64, 128, 256, 512):
-            rows = {"WIDTH": width, "ROWS": tiling.PLAIN_ROWS}
-            yield Kernel(f"prepare {dtype} {width}", preparation._prepare, dtype, rows, 4, 3)
+            rows = {"WIDTH": width, "ROWS": tiling.PLAIN_ROWS, "tau": None}
+            prepared = rows | {"STEPS": preparation.STEPS}
+            yield Kernel(f"prepare {dtype} {width}", preparation._prepare, dtype, prepared, 4, 3)
             yield Kernel(f"finish {dtype} {width}", backward._finish, dtype, rows, 4, 3)
             for function, config, options in loss_kernels(width, bits, major):
                 constants = {"WIDTH": width, "ROWS": config.rows, "COLUMNS": config.columns}
@@ -135,16 +148,38 @@ def shipped(capability: int) -> Iterator[Kernel]:
             yield Kernel(f"greedy {dtype} {width}", sampling._greedy, dtype, greedy, sampling.WARPS, 3)
 
 
+def kernels_that_read_the_temperature(major: int) -> Iterator[Kernel]:
+    """The kernels of the loss for a temperature on the device, at one width."""
+    rows: dict[str, Any] = {"WIDTH": 64, "ROWS": tiling.PLAIN_ROWS}
+    prepared = rows | {"STEPS": preparation.STEPS}
+    yield Kernel("prepare, temperature on the device", preparation._prepare, "bfloat16", prepared, 4, 3)
+    yield Kernel("finish, temperature on the device", backward._finish, "bfloat16", rows, 4, 3)
+    for function, config, options in loss_kernels(64, 16, major):
+        if options["PLAIN"]:
+            constants = {"WIDTH": 64, "ROWS": config.rows, "COLUMNS": config.columns, "PRECISION": "tf32"}
+            constants |= {"POLYNOMIAL": config.polynomial, **options}
+            del constants["tau"]
+            yield Kernel(
+                f"{function.__name__[1:]}{' by shard' * options.get('BY_SHARD', False)}, temperature on the device",
+                function,
+                "bfloat16",
+                constants,
+                config.warps,
+                config.stages,
+                config.registers,
+            )
+
+
 def loss_kernels(width: int, bits: int, major: int) -> Iterator[tuple[Any, tiling.Config, dict[str, Any]]]:
     """The kernels that loop over pairs of rows, each with its tiling and further constants."""
     for plain in (True, False):
         for by_shard in (False, True):
-            options = {"PLAIN": plain, "BY_SHARD": by_shard, "chosen": None}
+            options = {"PLAIN": plain, "BY_SHARD": by_shard, "tau": None}
             yield forward._log_sums, tiling.forward_config(width, bits, major), options
         yield (
             backward._weighted_negatives,
             tiling.backward_config(width, bits, major),
-            {"PLAIN": plain, "chosen": None},
+            {"PLAIN": plain, "tau": None},
         )
 
 
@@ -176,7 +211,7 @@ def build(kernel: Kernel, capability: int) -> Any:
             signature[name] = POINTERS[TENSORS[name] or kernel.dtype]
             attributes[(index,)] = [["tt.divisibility", 16]]
         else:
-            signature[name] = "i64" if name in WIDE else "i32"
+            signature[name] = "fp32" if name in FLOATS else "i64" if name in WIDE else "i32"
             if name in ALIGNED:
                 attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel.function, signature=signature, constexprs=kernel.constants, attrs=attributes)

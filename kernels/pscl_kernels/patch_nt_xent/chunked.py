@@ -91,6 +91,11 @@ def row_gradients(
     return dq.contiguous(), dk.clone(), radial
 
 
+def temperature_gradient(grad: Tensor, radial: Tensor, saved: Saved, temperature: Tensor) -> Tensor:
+    coefficient = coefficient_of(grad, saved, temperature)
+    return (radial.sum() * coefficient * (-0.5 / temperature.double())).to(temperature)
+
+
 def _shard_sums(x: Tensor, label: Tensor, positive: Tensor, rank: int, other: int, plain: bool) -> Tensor:
     """(2, shards, 2N): each own row's sum of exponentials over the negatives in each shard of rank `other`.
 

@@ -83,6 +83,9 @@ class Backend(Protocol):
         no part; dx * coefficient_of(...) is the gradient of the normalised row z.
         """
 
+    def temperature_gradient(self, grad: Tensor, radial: Tensor, saved: Saved, temperature: Tensor) -> Tensor:
+        """Gradient of the temperature, like it, from <z, dx> of all rows, (world, 2N)."""
+
 
 def patch_nt_xent(
     q: Tensor,
@@ -195,9 +198,8 @@ def _backward(
         if not with_temperature:
             return dq, dk, torch.zeros_like(temperature)
         # The loss depends on temperature and rows only through x, which scales with temperature^(-1/2).
-        total = gather(radial, group_name, kept.x.shape[0]).sum()
-        slope = total * coefficient_of(grad, kept, temperature) * (-0.5 / temperature.double())
-        return dq, dk, slope.to(temperature)
+        of_all = gather(radial, group_name, kept.x.shape[0])
+        return dq, dk, _module(backend).temperature_gradient(grad, of_all, kept, temperature)
 
 
 @_backward.register_fake

@@ -14,6 +14,7 @@ from pscl_kernels.patch_nt_xent.rows import shard_rows
 from pscl_kernels.patch_nt_xent.triton import tiling
 from pscl_kernels.patch_nt_xent.triton.runs import GAIN, runs
 from pscl_kernels.patch_nt_xent.triton.tiling import (
+    MEAN_BLOCK,
     PLAIN_ROWS,
     exp2_by_shares,
     negatives,
@@ -88,6 +89,17 @@ def row_gradients(
         ROWS=PLAIN_ROWS,
     )
     return grad_q, grad_k, radial
+
+
+def temperature_gradient(grad: Tensor, radial: Tensor, saved: Saved, temperature: Tensor) -> Tensor:
+    """See `operation.Backend`."""
+    out = torch.empty((), dtype=temperature.dtype, device=radial.device)
+    tau, value = tiling.temperature_argument(temperature)
+    slope = -0.5 / (value * math.sqrt(LOG2_E * value)) if value > 0 else math.nan
+    _temperature_gradient[(1,)](
+        radial, grad, saved.number, tau, slope, out, radial.numel(), BLOCK=MEAN_BLOCK, num_warps=16
+    )
+    return out.to(temperature.device)
 
 
 @triton.jit
@@ -190,7 +202,7 @@ def _finish(
     grad,
     count,
     tau,
-    divisor,
+    host_divisor,
     grad_q,
     grad_k,
     radial,
@@ -233,10 +245,28 @@ def _finish(
     tl.store(radial + row, along, mask=inside)
     # At the floor the divisor is constant, so the gradient keeps its radial part.
     tangential = tl.where(length > FLOOR, along, 0.0)
-    if tau is not None:
+    if tau is None:
+        divisor = host_divisor
+    else:
         divisor = tl.sqrt(tl.load(tau).to(tl.float64) * LOG2E).to(tl.float32)
     coefficient = tl.load(grad).to(tl.float32) / tl.load(count).to(tl.float32) / divisor
     gradient = (dx - z * tangential[:, None]) * (coefficient / length)[:, None]
     gradient = tl.where(present[:, None], gradient, 0.0)
     tl.store(grad_q + place, gradient.to(grad_q.dtype.element_ty), mask=here & (source < n)[:, None])
     tl.store(grad_k + place, gradient.to(grad_k.dtype.element_ty), mask=here & second[:, None])
+
+
+@triton.jit
+def _temperature_gradient(radial, grad, count, tau, host_slope, out, rows, BLOCK: tl.constexpr):
+    """Gradient of the temperature from <z, dx> of all rows, by one program."""
+    total = tl.zeros((BLOCK,), tl.float32)
+    for first in range(0, rows, BLOCK):
+        row = first + tl.arange(0, BLOCK)
+        total += tl.load(radial + row, mask=row < rows, other=0.0)
+    if tau is None:
+        slope = host_slope
+    else:
+        value = tl.load(tau).to(tl.float64)
+        slope = (-0.5 / (value * tl.sqrt(value * LOG2E))).to(tl.float32)
+    share = tl.load(grad).to(tl.float32) / tl.load(count).to(tl.float32)
+    tl.store(out, (tl.sum(total, 0) * share * slope).to(out.dtype.element_ty))

@@ -10,13 +10,16 @@ from torch import Tensor
 
 from pscl_kernels.patch_nt_xent import rows as row_module
 from pscl_kernels.patch_nt_xent.operation import LOG2_E, Prepared
-from pscl_kernels.patch_nt_xent.triton.tiling import PLAIN_ROWS, layout, norms, temperature_argument
+from pscl_kernels.patch_nt_xent.triton.tiling import (
+    MEAN_BLOCK,
+    PLAIN_ROWS,
+    layout,
+    norms,
+    temperature_argument,
+)
 
 STEPS = row_module.SHARD_PAIRS.bit_length()
 """Steps of a binary search in the pairs of a shard."""
-
-MEAN_BLOCK = 8192
-"""Rows that the program which computes the mean reads at a time."""
 
 LOG2E = tl.constexpr(LOG2_E)
 
@@ -32,8 +35,10 @@ def prepare(q: Tensor, k: Tensor, groups: Tensor, temperature: Tensor) -> Prepar
         # Only the pairs are sorted: where the two rows of a pair come follows from the run of its group. The last shard
         # is filled with pairs that take no part, which come after all others.
         pairs = min(row_module.SHARD_PAIRS, n)
-        descending = torch.nn.functional.pad(groups, (0, -n % pairs), value=-1).clamp_min(-1).view(-1, pairs)
-        group, source = torch.sort(descending, dim=1, descending=True, stable=True)
+        keys = groups.clamp_min(-1)
+        if n % pairs:
+            keys = torch.nn.functional.pad(keys, (0, -n % pairs), value=-1)
+        group, source = torch.sort(keys.view(-1, pairs), dim=1, descending=True, stable=True)
         tau, value = temperature_argument(temperature)
         _prepare[(triton.cdiv(group.numel(), PLAIN_ROWS),)](
             q.contiguous(),
@@ -88,7 +93,7 @@ def _prepare(
     group,
     source,
     tau,
-    scale,
+    host_scale,
     x,
     positive,
     norm,
@@ -120,7 +125,7 @@ def _prepare(
     b = tl.load(k + pair[:, None] * d + column[None, :], mask=read, other=0.0).to(tl.float32)  # [ROWS, WIDTH]
     a_norm, b_norm = norms(a), norms(b)
     if tau is None:
-        factor = scale
+        factor = host_scale
     else:
         factor = tl.sqrt((1.0 / tl.load(tau).to(tl.float64)) * LOG2E).to(tl.float32)
     a = (a / a_norm[:, None] * factor).to(x.dtype.element_ty)

@@ -44,6 +44,10 @@ PLAIN_ROWS = 8
 """Rows per program of the kernels that loop over rows only."""
 
 
+MEAN_BLOCK = 8192
+"""Rows that a program which adds up numbers of all rows reads at a time."""
+
+
 class Config(NamedTuple):
     """Tile size and launch options of one kernel."""
 
