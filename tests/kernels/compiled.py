@@ -21,7 +21,7 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from pscl_kernels.backends import TRITON_SHARED_BYTES
-from pscl_kernels.patch_nt_xent.triton import backward, forward, preparation, symmetric, tiling
+from pscl_kernels.patch_nt_xent.triton import backward, forward, preparation, runs, tiling
 from pscl_kernels.queue_info_nce.triton import rows as queue_rows
 from pscl_kernels.queue_info_nce.triton import runs as queue_runs
 from pscl_kernels.queue_info_nce.triton import tiles as queue_tiles
@@ -43,15 +43,19 @@ POINTERS = {
     "int8": "*i8",
 }
 TENSORS = {
-    **dict.fromkeys(["label", "own_label", "order", "partner", "taken"], "int64"),
+    **dict.fromkeys(
+        ["label", "own_label", "order", "partner", "taken", "group", "source", "number", "count"], "int64"
+    ),
     **dict.fromkeys(["low", "high", "present"], "int32"),
     **dict.fromkeys(
         ["positive", "norm", "out", "own_log_sum", "log_sum", "factors", "own_factors", "scale", "total"],
         "float32",
     ),
-    **dict.fromkeys(["coefficient", "radial", "best", "known", "sums", "workspace"], "float32"),
     **dict.fromkeys(
-        ["q", "k", "x", "own_x", "dq", "dk", "templates", "patches"], ""
+        ["coefficient", "radial", "best", "known", "sums", "tau", "grad", "lse", "factor", "loss"], "float32"
+    ),
+    **dict.fromkeys(
+        ["q", "k", "x", "own_x", "dq", "dk", "grad_q", "grad_k", "templates", "patches"], ""
     ),  # "": the features' dtype
     "valid": "bool",
     "first_of_tile": "int8",
@@ -61,6 +65,7 @@ TENSORS = {
     "keys": "",
     "plain": "bool",
 }
+FLOATS = ("host_scale", "host_divisor", "host_slope")
 WIDE = ("stride_templates", "stride_image")
 ALIGNED = ("width", "stride_place", "stride_image")
 """Sizes that real calls of the sampling have as multiples of 16, which Triton compiles for."""
@@ -90,23 +95,35 @@ def taken() -> Iterator[tuple[str, int, Kernel]]:
 
 def shipped(capability: int) -> Iterator[Kernel]:
     """Every kernel at every configuration of the table, as tiled for a chip."""
-    warp_groups = capability == 90
+    major = capability // 10
+    found = {"ROWS": 128, "STEPS": runs.STEPS}
+    yield Kernel("runs forward", runs._runs, "float32", found | {"lse": None}, 4, 3)
+    yield Kernel("runs backward", runs._runs, "float32", found, 4, 3)
+    yield Kernel("mean", preparation._mean, "float32", {"BLOCK": tiling.MEAN_BLOCK}, 16, 3)
+    slope = {"BLOCK": tiling.MEAN_BLOCK}
+    yield Kernel("temperature_gradient", backward._temperature_gradient, "float32", slope, 16, 3)
+    yield from kernels_that_read_the_temperature(major)
     for dtype, bits in (("bfloat16", 16), ("float32", 32)):
         precision = "tf32x3" if bits == 32 else "tf32"
         for width in (16, 64, 128) if bits == 32 else (16, 64, 128, 256, 512):
-            rows = {"WIDTH": width, "ROWS": tiling.PLAIN_ROWS}
-            yield Kernel(f"prepare {dtype} {width}", preparation._prepare, dtype, rows, 4, 3)
+            rows = {"WIDTH": width, "ROWS": tiling.PLAIN_ROWS, "tau": None}
+            prepared = rows | {"STEPS": preparation.STEPS}
+            yield Kernel(f"prepare {dtype} {width}", preparation._prepare, dtype, prepared, 4, 3)
             yield Kernel(f"finish {dtype} {width}", backward._finish, dtype, rows, 4, 3)
-            for function, config, options in loss_kernels(width, bits, warp_groups):
+            for function, config, options in loss_kernels(width, bits, major):
                 constants = {"WIDTH": width, "ROWS": config.rows, "COLUMNS": config.columns}
-                constants |= {"PRECISION": precision, **options}
+                constants |= {"PRECISION": precision, "POLYNOMIAL": config.polynomial, **options}
                 names = [function.__name__[1:], dtype, str(width)]
                 names += ["by shard"] * options.get("BY_SHARD", False)
                 if "PLAIN" in options:
                     names.append("plain" if options["PLAIN"] else "maximum")
-                yield Kernel(" ".join(names), function, dtype, constants, *config[2:])
-            for name, function, constants, config in queue_kernels(width, bits, warp_groups):
+                yield Kernel(
+                    " ".join(names), function, dtype, constants, config.warps, config.stages, config.registers
+                )
+            for name, function, constants, config in queue_kernels(width, bits, major):
                 precise = {"PRECISION": precision} if "PRECISION" in function.arg_names else {}
+                if "POLYNOMIAL" in function.arg_names:
+                    precise["POLYNOMIAL"] = config.polynomial
                 yield Kernel(
                     f"queue {name} {dtype} {width}",
                     function,
@@ -131,22 +148,43 @@ def shipped(capability: int) -> Iterator[Kernel]:
             yield Kernel(f"greedy {dtype} {width}", sampling._greedy, dtype, greedy, sampling.WARPS, 3)
 
 
-def loss_kernels(
-    width: int, bits: int, warp_groups: bool
-) -> Iterator[tuple[Any, tiling.Config, dict[str, Any]]]:
+def kernels_that_read_the_temperature(major: int) -> Iterator[Kernel]:
+    """The kernels of the loss for a temperature on the device, at one width."""
+    rows: dict[str, Any] = {"WIDTH": 64, "ROWS": tiling.PLAIN_ROWS}
+    prepared = rows | {"STEPS": preparation.STEPS}
+    yield Kernel("prepare, temperature on the device", preparation._prepare, "bfloat16", prepared, 4, 3)
+    yield Kernel("finish, temperature on the device", backward._finish, "bfloat16", rows, 4, 3)
+    for function, config, options in loss_kernels(64, 16, major):
+        if options["PLAIN"]:
+            constants = {"WIDTH": 64, "ROWS": config.rows, "COLUMNS": config.columns, "PRECISION": "tf32"}
+            constants |= {"POLYNOMIAL": config.polynomial, **options}
+            del constants["tau"]
+            yield Kernel(
+                f"{function.__name__[1:]}{' by shard' * options.get('BY_SHARD', False)}, temperature on the device",
+                function,
+                "bfloat16",
+                constants,
+                config.warps,
+                config.stages,
+                config.registers,
+            )
+
+
+def loss_kernels(width: int, bits: int, major: int) -> Iterator[tuple[Any, tiling.Config, dict[str, Any]]]:
     """The kernels that loop over pairs of rows, each with its tiling and further constants."""
     for plain in (True, False):
         for by_shard in (False, True):
-            options = {"PLAIN": plain, "BY_SHARD": by_shard}
-            yield forward._log_sums, tiling.forward_config(width, bits), options
-        yield backward._weighted_negatives, tiling.backward_config(width, bits, warp_groups), {"PLAIN": plain}
-    symmetric_config = tiling.symmetric_config(width, bits)
-    if symmetric_config is not None:
-        yield symmetric._pair_sums, symmetric_config, {}
+            options = {"PLAIN": plain, "BY_SHARD": by_shard, "tau": None}
+            yield forward._log_sums, tiling.forward_config(width, bits, major), options
+        yield (
+            backward._weighted_negatives,
+            tiling.backward_config(width, bits, major),
+            {"PLAIN": plain, "tau": None},
+        )
 
 
 def queue_kernels(
-    width: int, bits: int, warp_groups: bool
+    width: int, bits: int, major: int
 ) -> Iterator[tuple[str, Any, dict[str, Any], tiling.Config]]:
     """The kernels of the queue loss with all kinds of labels: name, function, constants and tiling."""
     default = tiling.Config(queue_tiling.ROWS, 0, 4, 3)
@@ -157,8 +195,8 @@ def queue_kernels(
     yield "run_pieces", queue_runs._run_pieces, runs, default
     yield "run_totals", queue_runs._run_totals, runs, default
     for name, function, config in (
-        ("log_sums", queue_tiles._log_sums, queue_tiling.forward_config(width, bits)),
-        ("weighted_keys", queue_tiles._weighted_keys, queue_tiling.backward_config(width, bits, warp_groups)),
+        ("log_sums", queue_tiles._log_sums, queue_tiling.forward_config(width, bits, major)),
+        ("weighted_keys", queue_tiles._weighted_keys, queue_tiling.backward_config(width, bits, major)),
     ):
         yield name, function, {"ROWS": config.rows, "COLUMNS": config.columns}, config
 
@@ -173,7 +211,7 @@ def build(kernel: Kernel, capability: int) -> Any:
             signature[name] = POINTERS[TENSORS[name] or kernel.dtype]
             attributes[(index,)] = [["tt.divisibility", 16]]
         else:
-            signature[name] = "i64" if name in WIDE else "i32"
+            signature[name] = "fp32" if name in FLOATS else "i64" if name in WIDE else "i32"
             if name in ALIGNED:
                 attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel.function, signature=signature, constexprs=kernel.constants, attrs=attributes)

@@ -35,7 +35,7 @@ ROWS = 65_536
 """Rows of the predictions: the marks are given for this number."""
 
 WIDTHS = (64, 128, 256)
-NAMES = ("log_sums", "weighted_negatives", "pair_sums", "queue log_sums", "queue weighted_keys")
+NAMES = ("log_sums", "weighted_negatives", "queue log_sums", "queue weighted_keys")
 
 
 class Chip(NamedTuple):
@@ -74,7 +74,8 @@ def products(kernel: Kernel) -> int:
 def describe(kernel: Kernel, capability: int) -> dict[str, Any]:
     """Counts and clocks of one kernel on one chip."""
     code, chip = sass.read(build(kernel, capability)), CHIPS[capability]
-    dense, masked = min(code.loops, key=lambda x: x.issue), max(code.loops, key=lambda x: x.issue)
+    dense = min(code.loops, key=lambda x: (x.mufu, x.issue))
+    masked = max(code.loops, key=lambda x: x.issue)
     rows, columns, width = (kernel.constants[name] for name in ("ROWS", "COLUMNS", "WIDTH"))
     needed = 2 * rows * columns * width * products(kernel)
     done = dense.matrix_flop * (kernel.warps // 4 if capability == 90 else kernel.warps) or needed

@@ -7,7 +7,6 @@ launched, the device must be that of the operation's tensors. `bench/gpu/correct
 """
 
 import contextlib
-import importlib.util
 
 import pytest
 import torch
@@ -19,11 +18,10 @@ from pscl_kernels.patch_nt_xent import operation, statistics
 from pscl_kernels.queue_info_nce import operation as queue_operation
 from pscl_kernels.sample_similar import chunked
 
+from .meta import needs_triton, replace_kernels
+
 N, D = 300, 24
 
-needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="Triton is not installed"
-)
 BACKENDS = ["chunked", pytest.param("triton", marks=needs_triton)]
 
 
@@ -43,46 +41,9 @@ class NoDataFromTheHost(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class Silent:
-    """A kernel that does nothing, whatever its grid, but asks which device is current."""
-
-    def __init__(self, current):
-        self.current = current
-
-    def __getitem__(self, grid):
-        assert self.current == [torch.device("meta")], "launched on whatever device is current"
-        return lambda *args, **kwargs: None
-
-
 @pytest.fixture(autouse=True)
 def _no_kernels(monkeypatch):
-    current = []
-
-    @contextlib.contextmanager
-    def device_of(tensor):
-        current.append(tensor.device)
-        yield
-        current.pop()
-
-    monkeypatch.setattr(torch.cuda, "device_of", device_of)
-    if importlib.util.find_spec("triton") is None:
-        return
-    from pscl_kernels.patch_nt_xent.triton import backward, forward, preparation, symmetric
-    from pscl_kernels.queue_info_nce.triton import rows, runs, tiles
-    from pscl_kernels.sample_similar import triton as sampling
-
-    for module, names in (
-        (preparation, ["_prepare"]),
-        (forward, ["_log_sums"]),
-        (symmetric, ["_pair_sums"]),
-        (backward, ["_weighted_negatives", "_finish"]),
-        (rows, ["_prepare", "_finish"]),
-        (runs, ["_run_pieces", "_run_totals"]),
-        (tiles, ["_log_sums", "_weighted_keys"]),
-        (sampling, ["_tile_maxima", "_greedy"]),
-    ):
-        for name in names:
-            monkeypatch.setattr(module, name, Silent(current))
+    replace_kernels(monkeypatch)
 
 
 @pytest.fixture(params=[1, 2])
@@ -115,12 +76,7 @@ def _strict(monkeypatch):
 @pytest.mark.usefixtures("_strict")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("on_device", [False, True])
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_loss_and_gradient(backend, on_device, symmetric, world, monkeypatch):
-    if backend == "triton":
-        from pscl_kernels.patch_nt_xent.triton import tiling
-
-        monkeypatch.setattr(tiling, "SYMMETRIC_FORWARD", symmetric)
+def test_loss_and_gradient(backend, on_device, world):
     name, size = world
     q, k = (torch.empty(N, D, dtype=torch.bfloat16, device="meta") for _ in range(2))
     groups = torch.empty(N, dtype=torch.int64, device="meta")

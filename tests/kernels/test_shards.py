@@ -28,22 +28,21 @@ def _small_shards(monkeypatch):
 def computed(q, k, groups, tau, world):
     """(logarithms of the sums, dq, dk, <z, dx>) of all rows, as `world` ranks with equal parts compute them in turn."""
     temperature = torch.tensor(tau, dtype=torch.float64)
-    plain = operation._is_plain(temperature)
     parts = list(zip(q.chunk(world), k.chunk(world), groups.chunk(world), strict=True))
     own = [chunked.prepare(*part, temperature) for part in parts]
     x, label = (torch.stack([getattr(p, name) for p in own]) for name in ("x", "label"))
     sums = []
     for rank, p in enumerate(own):
-        local = chunked.local_sums(p.x, p.label, p.positive, plain=plain) if world > 1 else None
-        sums.append(chunked.log_sums(x, label, p.positive, rank, local, plain=plain))
+        local = chunked.local_sums(p.x, p.label, p.positive, temperature) if world > 1 else None
+        sums.append(chunked.log_sums(x, label, p.positive, rank, local, temperature))
     log_sum = torch.stack(sums)
     gradients = [
         chunked.row_gradients(
             torch.tensor(0.3, dtype=log_sum.dtype),
             *part[:2],
-            operation.Saved(x, log_sum, label, p.norm, p.order, p.partner),
+            operation.Saved(x, log_sum, label, p.norm, p.order, p.partner, (label < 0).sum().clamp_min(1)),
             rank,
-            plain=plain,
+            temperature,
         )
         for rank, (p, part) in enumerate(zip(own, parts, strict=True))
     ]

@@ -3,14 +3,12 @@
 The interpreter computes bfloat16 products wrongly, so that inputs are float32 and float16.
 """
 
-import sys
-
 import pytest
 import torch
 
 from pscl_kernels import patch_nt_xent
 from pscl_kernels.patch_nt_xent import rows as row_module
-from pscl_kernels.patch_nt_xent.triton import tiling
+from pscl_kernels.patch_nt_xent.triton import backward, preparation, tiling
 
 from . import edges
 from .cases import GROUPINGS, assert_as_good_as_torch, grouping, loss_and_gradients, plain_torch, rows, truth
@@ -24,17 +22,21 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def _small_tiles(monkeypatch):
     """Shards and tiles small enough that groups span several, as they do at the sizes of training."""
     monkeypatch.setattr(row_module, "SHARD_PAIRS", 32)
-    for name in ("forward_config", "symmetric_config", "backward_config"):
+    for name in ("forward_config", "backward_config"):
         monkeypatch.setattr(tiling, name, lambda *_: tiling.Config(32, 16, 4, 1))
 
 
-@pytest.fixture(params=["rows", "pairs"])
-def _forward(request, monkeypatch):
-    """Both forward kernels: each tile for its rows, and each pair of tiles once."""
-    monkeypatch.setattr(tiling, "SYMMETRIC_FORWARD", request.param == "pairs")
+@pytest.fixture
+def _device_temperature(monkeypatch):
+    """As if the temperature were on the device, so that the host does not know which sums it needs."""
+    monkeypatch.setattr(tiling, "is_plain", lambda temperature: None)
+    for module in (preparation, backward):
+        name = "temperature_argument"
+        target = module if hasattr(module, name) else tiling
+        monkeypatch.setattr(target, name, lambda temperature: (temperature, 0.0))
 
 
-def check(q, k, groups, tau, **options):
+def check(q, k, groups, tau, *, extra=0.0, **options):
     ids = None if groups is None else groups.to(DEVICE)
     ours = loss_and_gradients(
         lambda a, b, t: patch_nt_xent(a, b, ids, temperature=t, backend="triton", **options),
@@ -44,7 +46,7 @@ def check(q, k, groups, tau, **options):
     )
     torchs = loss_and_gradients(lambda a, b, t: plain_torch(a, b, groups, t), q, k, tau)
     # The kernels round the scaled rows to their dtype: that moves a logit by up to eps / tau.
-    rounding = torch.finfo(q.dtype).eps / tau + 1e-6 + EXTRA
+    rounding = torch.finfo(q.dtype).eps / tau + 1e-6 + EXTRA + extra
     gradient = 2 * rounding
     n = q.shape[0]
     terms = [1 / (tau * 2 * n * x.double().norm(dim=1).min().item()) for x in (q, k)]
@@ -73,12 +75,12 @@ def test_loss_with_shipped_tiles(kind, n, d, tau, dtype):
 
 @pytest.mark.parametrize("kind", GROUPINGS)
 @pytest.mark.parametrize(("n", "tau"), [(80, 0.07), (77, 0.012)])
-@pytest.mark.usefixtures("_small_tiles", "_forward")
+@pytest.mark.usefixtures("_small_tiles")
 def test_loss_over_many_tiles(kind, n, tau):
     check(*rows(n, 24, torch.float32), grouping(kind, n), tau)
 
 
-@pytest.mark.usefixtures("_small_tiles", "_forward")
+@pytest.mark.usefixtures("_small_tiles")
 def test_unaligned_runs_of_absent_and_equal_groups():
     """Every way in which run ends can fall on tile edges: first, last and middle groups of many sizes."""
     for absent, first, second in [
@@ -95,16 +97,52 @@ def test_unaligned_runs_of_absent_and_equal_groups():
         check(*rows(len(groups), 16, torch.float32), groups, 0.2)
 
 
-@pytest.mark.parametrize("tau", [0.5, 0.005])
-def test_device_temperature_takes_the_running_maximum(monkeypatch, tau):
-    """If the host does not know the value of the temperature, sums keep a maximum and are correct for any value.
+@pytest.mark.parametrize("tau", [0.5, 0.0137, 0.005])
+@pytest.mark.usefixtures("_small_tiles")
+def test_device_chooses_the_sums_by_the_temperature(request, tau):
+    """The same kernels as for a number, of two that are launched. At 0.005 plain sums overflow: exponents reach 288."""
+    q, k = (x.to(DEVICE) for x in rows(80, 16, torch.float32))
+    temperature = torch.tensor(tau, dtype=torch.float64, device=DEVICE)
 
-    At 0.005 exponents reach 288: without the maximum sums overflow.
-    """
-    monkeypatch.setattr(
-        sys.modules["pscl_kernels.patch_nt_xent.operation"], "_is_plain", lambda temperature: False
-    )
-    check(*rows(40, 16, torch.float32), grouping("four", 40), tau)
+    def results():
+        return loss_and_gradients(
+            lambda a, b, t: patch_nt_xent(
+                a, b, grouping("four", 80).to(DEVICE), temperature=t, backend="triton"
+            ),
+            q,
+            k,
+            temperature,
+        )
+
+    known = results()
+    request.getfixturevalue("_device_temperature")
+    for mine, theirs in zip(results(), known, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-9)
+    check(q, k, grouping("four", 80), tau)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("share", [1, 5, 8])
+@pytest.mark.parametrize("tau", [0.5, 0.05])
+def test_loss_with_polynomial_exponentials(monkeypatch, share, tau, dtype):
+    for name in ("forward_config", "backward_config"):
+        monkeypatch.setattr(tiling, name, lambda *_: tiling.Config(32, 64, 4, 1, polynomial=share))
+    q, k = rows(150, 16, dtype)
+    ids = grouping("four", 150)
+    check(q, k, ids, tau, extra=1e-4)
+
+
+def test_sorting_is_that_of_the_other_backends():
+    for n, pairs in ((1, 4), (7, 4), (8, 4), (50, 16), (30, 64)):
+        groups = torch.randint(-1, 4, (n,), device=DEVICE)
+        q, k = (torch.randn(n, 5, device=DEVICE) for _ in range(2))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(row_module, "SHARD_PAIRS", pairs)
+            found = preparation.prepare(q, k, groups, torch.tensor(0.3, dtype=torch.float64))
+            expected = row_module.sorted_rows(q, k, groups)
+        for name in ("label", "order", "partner"):
+            assert torch.equal(getattr(found, name), getattr(expected.sorting, name)), (n, pairs, name)
+        torch.testing.assert_close(found.norm, torch.where(found.label < 0, expected.norm, found.norm))
 
 
 def test_results_do_not_vary():

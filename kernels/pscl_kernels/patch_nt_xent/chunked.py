@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pscl_kernels.norms import NORM_FLOOR
-from pscl_kernels.patch_nt_xent.operation import Prepared, Saved, scale_of
+from pscl_kernels.patch_nt_xent.operation import LOG2_E, Prepared, Saved, coefficient_of, is_plain, scale_of
 from pscl_kernels.patch_nt_xent.rows import (
     Tile,
     no_negatives,
@@ -39,15 +39,16 @@ def prepare(q: Tensor, k: Tensor, groups: Tensor, temperature: Tensor) -> Prepar
     return Prepared(x, (x * x[own.sorting.partner]).sum(1), own.norm, *own.sorting)
 
 
-def local_sums(x: Tensor, label: Tensor, positive: Tensor, *, plain: bool) -> Tensor:
-    return _shard_sums(x.unsqueeze(0), label.unsqueeze(0), positive, 0, 0, plain)
+def local_sums(x: Tensor, label: Tensor, positive: Tensor, temperature: Tensor) -> Tensor:
+    return _shard_sums(x.unsqueeze(0), label.unsqueeze(0), positive, 0, 0, is_plain(temperature) is True)
 
 
 def log_sums(
-    x: Tensor, label: Tensor, positive: Tensor, rank: int, local: Tensor | None, *, plain: bool
+    x: Tensor, label: Tensor, positive: Tensor, rank: int, local: Tensor | None, temperature: Tensor
 ) -> Tensor:
+    plain = is_plain(temperature) is True  # running maxima are always safe
     if local is None:
-        local = local_sums(x[rank], label[rank], positive, plain=plain)
+        local = local_sums(x[rank], label[rank], positive, temperature)
     top = torch.zeros_like(positive) if plain else positive.clone()
     sums = torch.exp2(positive - top)
     for other in range(x.shape[0]):
@@ -61,25 +62,38 @@ def log_sums(
     return sums.log2_().add_(top)
 
 
+def mean(lse: Tensor, positive: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    present = label < 0
+    losses = torch.where(present, (lse - positive) / LOG2_E, 0.0)
+    count = present.sum().clamp_min(1)
+    return losses.sum() / count, count
+
+
 def row_gradients(
-    coefficient: Tensor, q: Tensor, k: Tensor, saved: Saved, rank: int, *, plain: bool
+    grad: Tensor, q: Tensor, k: Tensor, saved: Saved, rank: int, temperature: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     own, log_sum, present = saved.x[rank], saved.log_sum[rank], saved.label[rank] < 0
     other = own[saved.partner]
     positive = (own * other).sum(1)
     pull = torch.exp2(positive - log_sum) + torch.exp2(positive - log_sum[saved.partner]) - 2.0
     dx = other.mul_(torch.where(present, pull, 0.0).unsqueeze(1))
-    _add_weighted_negatives(dx, saved, rank, plain=plain)
+    _add_weighted_negatives(dx, saved, rank, plain=is_plain(temperature) is True)
 
     z = torch.cat([q, k]).index_select(0, saved.order).to(dx) / saved.norm.unsqueeze(1)
     z.masked_fill_(~present.unsqueeze(1), 0.0)
     radial = (z * dx).sum(1)
+    coefficient = coefficient_of(grad, saved, temperature)
     # Below the floor the divisor is constant, so the gradient keeps its radial part.
     tangential = torch.where(saved.norm > NORM_FLOOR, radial, 0.0)
     rows = dx.sub_(z.mul_(tangential.unsqueeze(1))).mul_((coefficient / saved.norm).unsqueeze(1))
     rows.masked_fill_(~present.unsqueeze(1), 0.0)
     dq, dk = torch.empty_like(rows).index_copy_(0, saved.order, rows).to(q.dtype).chunk(2)
     return dq.contiguous(), dk.clone(), radial
+
+
+def temperature_gradient(grad: Tensor, radial: Tensor, saved: Saved, temperature: Tensor) -> Tensor:
+    coefficient = coefficient_of(grad, saved, temperature)
+    return (radial.sum() * coefficient * (-0.5 / temperature.double())).to(temperature)
 
 
 def _shard_sums(x: Tensor, label: Tensor, positive: Tensor, rank: int, other: int, plain: bool) -> Tensor:

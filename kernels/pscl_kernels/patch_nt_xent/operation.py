@@ -41,6 +41,7 @@ class Saved(NamedTuple):
     norm: Tensor
     order: Tensor
     partner: Tensor
+    number: Tensor  # 0-d int64: number of rows of all ranks that take part, at least 1
 
 
 class Backend(Protocol):
@@ -52,14 +53,14 @@ class Backend(Protocol):
     def prepare(self, q: Tensor, k: Tensor, groups: Tensor, temperature: Tensor) -> Prepared:
         """Normalise, scale, cast and sort the rows of q and k, (N, D)."""
 
-    def local_sums(self, x: Tensor, label: Tensor, positive: Tensor, *, plain: bool) -> Tensor:
+    def local_sums(self, x: Tensor, label: Tensor, positive: Tensor, temperature: Tensor) -> Tensor:
         """Sums over the rank's own columns for `log_sums`, computed before those of other ranks arrive.
 
-        x (2N, width), label and positive (2N,) of this rank. With `plain`, sums of exponentials cannot overflow.
+        x (2N, width), label and positive (2N,) of this rank.
         """
 
     def log_sums(
-        self, x: Tensor, label: Tensor, positive: Tensor, rank: int, local: Tensor | None, *, plain: bool
+        self, x: Tensor, label: Tensor, positive: Tensor, rank: int, local: Tensor | None, temperature: Tensor
     ) -> Tensor:
         """(2N,) base-2 logarithm of each own row's sum of exponentials over its positive and all negatives.
 
@@ -67,14 +68,23 @@ class Backend(Protocol):
         `local_sums` or None. The sum runs over the shards of columns in the same order with and without `local`.
         """
 
+    def mean(self, lse: Tensor, positive: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean loss of the rows that take part, 0-d, and `Saved.number`, from contiguous (world, 2N) tensors.
+
+        The order of the sum is the same on every rank, so the loss is the same to the last bit.
+        """
+
     def row_gradients(
-        self, coefficient: Tensor, q: Tensor, k: Tensor, saved: Saved, rank: int, *, plain: bool
+        self, grad: Tensor, q: Tensor, k: Tensor, saved: Saved, rank: int, temperature: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of the own q and k, (N, D), and <z, dx> of each own row, (2N,).
 
         dx_i = sum_j W_ij x_j + (E_ip / l_i + E_ip / l_p - 2) x_p for row weights of one, and zero for rows that take
-        no part; dx * coefficient is the gradient of the normalised row z.
+        no part; dx * coefficient_of(...) is the gradient of the normalised row z.
         """
+
+    def temperature_gradient(self, grad: Tensor, radial: Tensor, saved: Saved, temperature: Tensor) -> Tensor:
+        """Gradient of the temperature, like it, from <z, dx> of all rows, (world, 2N)."""
 
 
 def patch_nt_xent(
@@ -99,9 +109,15 @@ def scale_of(temperature: Tensor) -> Tensor:
     return torch.sqrt(LOG2_E / temperature.double())
 
 
-def _is_plain(temperature: Tensor) -> bool:
-    """Whether plain sums are known to be safe; the value of a tensor on an accelerator is never read."""
-    return temperature.device.type == "cpu" and float(temperature) >= PLAIN_TEMPERATURE
+def is_plain(temperature: Tensor) -> bool | None:
+    """Whether plain sums are safe; None for a tensor on an accelerator, whose value the host never reads."""
+    return float(temperature) >= PLAIN_TEMPERATURE if temperature.device.type == "cpu" else None
+
+
+def coefficient_of(grad: Tensor, saved: Saved, temperature: Tensor) -> Tensor:
+    """Factor, 0-d, from dx in `Backend.row_gradients` to the gradient of a normalised row, for the upstream `grad`."""
+    weight = grad / saved.number
+    return (weight / (temperature.double() * scale_of(temperature))).to(saved.log_sum.dtype)
 
 
 def _module(backend: str) -> Backend:
@@ -118,25 +134,24 @@ def _forward(
     group_name: str,
     world_size: int,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(loss, *Saved)."""
     with computing_on(q):
         check_same_shape(q, group_name, world_size)
         module = _module(backend)
         own = module.prepare(q, k, groups, temperature)
-        plain = _is_plain(temperature)
         x_of_all = start_gather(own.x, group_name, world_size)
         label_of_all = start_gather(own.label, group_name, world_size)
         # Computed while the rows of other ranks are in transfer.
-        local = module.local_sums(own.x, own.label, own.positive, plain=plain) if world_size > 1 else None
+        local = module.local_sums(own.x, own.label, own.positive, temperature) if world_size > 1 else None
         x, label = x_of_all(), label_of_all()
-        log_sum = module.log_sums(x, label, own.positive, rank_in(group_name), local, plain=plain)
-        log_sums, positives = gather(torch.stack([log_sum, own.positive]), group_name, world_size).unbind(1)
-        # Every rank adds the same numbers in the same order, so the loss is the same to the last bit.
-        present = label < 0
-        losses = torch.where(present, (log_sums - positives) / LOG2_E, 0.0)
-        loss = losses.sum() / present.sum().clamp_min(1)
-        return loss, x, log_sums.contiguous(), label, own.norm, own.order, own.partner
+        lse = module.log_sums(x, label, own.positive, rank_in(group_name), local, temperature).unsqueeze(0)
+        positive = own.positive.unsqueeze(0)
+        if world_size > 1:
+            both = gather(torch.cat([lse, positive]), group_name, world_size)
+            lse, positive = (part.contiguous() for part in both.unbind(1))
+        loss, count = module.mean(lse, positive, label)
+        return loss, x, lse, label, own.norm, own.order, own.partner, count
 
 
 @_forward.register_fake
@@ -148,7 +163,7 @@ def _(
     group_name: str,
     world_size: int,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     rows = 2 * q.shape[0]
     width, stored = _module(backend).layout(q)
@@ -161,6 +176,7 @@ def _(
         q.new_empty(rows, dtype=dtype),
         own,
         torch.empty_like(own),
+        groups.new_empty(()),
     )
 
 
@@ -178,17 +194,12 @@ def _backward(
     """Gradients of q, k, each (N, D), and of the temperature, 0-d, for the upstream gradient `grad`, 0-d."""
     with computing_on(q):
         kept = Saved(*saved)
-        tau, scale = temperature.double(), scale_of(temperature)
-        weight = grad / (kept.label < 0).sum().clamp_min(1)
-        coefficient = (weight / (tau * scale)).to(kept.log_sum.dtype)
-        dq, dk, radial = _module(backend).row_gradients(
-            coefficient, q, k, kept, rank_in(group_name), plain=_is_plain(temperature)
-        )
+        dq, dk, radial = _module(backend).row_gradients(grad, q, k, kept, rank_in(group_name), temperature)
         if not with_temperature:
             return dq, dk, torch.zeros_like(temperature)
         # The loss depends on temperature and rows only through x, which scales with temperature^(-1/2).
-        total = gather(radial, group_name, kept.x.shape[0]).sum()
-        return dq, dk, (total * coefficient * (-0.5 / tau)).to(temperature)
+        of_all = gather(radial, group_name, kept.x.shape[0])
+        return dq, dk, _module(backend).temperature_gradient(grad, of_all, kept, temperature)
 
 
 @_backward.register_fake

@@ -11,94 +11,124 @@ import triton.language as tl
 from torch import Tensor
 
 from pscl_kernels.patch_nt_xent.rows import shard_rows
-from pscl_kernels.patch_nt_xent.triton import symmetric, tiling
-from pscl_kernels.patch_nt_xent.triton.tiling import add_exponentials, negatives, walk
+from pscl_kernels.patch_nt_xent.triton import tiling
+from pscl_kernels.patch_nt_xent.triton.runs import runs
+from pscl_kernels.patch_nt_xent.triton.tiling import add_exponentials, negatives, walk, wanted_kind
 
 
-def local_sums(x: Tensor, label: Tensor, positive: Tensor, *, plain: bool) -> Tensor:
-    """(2, shards, 2N): each own row's sum over each own shard, relative to 2^maximum, and the maxima unless `plain`."""
+def local_sums(x: Tensor, label: Tensor, positive: Tensor, temperature: Tensor) -> Tensor:
+    """(2, shards, 2N): each own row's sum over each own shard, relative to 2^maximum, and the maxima unless plain."""
     rows = len(x)
     shards = triton.cdiv(rows, shard_rows(rows))
     sums = positive.new_empty((2, shards, rows))
     if rows:
-        _launch(x.unsqueeze(0), label.unsqueeze(0), positive, 0, None, sums, plain)
+        _launch(x.unsqueeze(0), label.unsqueeze(0), positive, 0, None, sums, temperature)
     return sums
 
 
 def log_sums(
-    x: Tensor, label: Tensor, positive: Tensor, rank: int, local: Tensor | None, *, plain: bool
+    x: Tensor, label: Tensor, positive: Tensor, rank: int, local: Tensor | None, temperature: Tensor
 ) -> Tensor:
     """See `operation.Backend`."""
     out = torch.empty_like(positive)
-    if not positive.numel():
-        return out
-    config = tiling.symmetric_config(x.shape[2], x.element_size() * 8)
-    if tiling.SYMMETRIC_FORWARD and plain and len(x) == 1 and config is not None:
-        return symmetric.log_sums(x[0], label[0], positive, config)
-    _launch(x, label, positive, rank, local, out, plain)
+    if positive.numel():
+        _launch(x, label, positive, rank, local, out, temperature)
     return out
 
 
 def _launch(
-    x: Tensor, label: Tensor, positive: Tensor, rank: int, local: Tensor | None, out: Tensor, plain: bool
+    x: Tensor,
+    label: Tensor,
+    positive: Tensor,
+    rank: int,
+    local: Tensor | None,
+    out: Tensor,
+    temperature: Tensor,
 ) -> None:
     ranks, rows, width = x.shape
     side = shard_rows(rows)
     shards = triton.cdiv(rows, side)
-    config = tiling.forward_config(width, x.element_size() * 8)
-    runs = tiling.runs(label, label[rank], config.rows, side)
-    _log_sums[(triton.cdiv(rows, config.rows),)](
-        x[rank],
-        x,
-        label[rank],
-        label,
-        *runs,
-        positive,
-        out if local is None else local,
-        out,
-        rows,
-        side,
-        ranks * shards,
-        rank * shards,
-        0 if local is None else shards,
-        WIDTH=width,
-        ROWS=config.rows,
-        COLUMNS=config.columns,
-        PLAIN=plain,
-        BY_SHARD=out.ndim == 3,
-        PRECISION=tiling.precision(x.dtype),
-        num_warps=config.warps,
-        num_stages=config.stages,
-        maxnreg=config.registers,
-    )
+    config = tiling.forward_config(width, x.element_size() * 8, tiling.chip(x.device))
+    columns, _ = runs(label, rank, config.rows)
+    for plain, tau in tiling.kinds(temperature):
+        _log_sums[(triton.cdiv(rows, config.rows),)](
+            x[rank],
+            x,
+            label[rank],
+            label,
+            *columns,
+            positive,
+            out if local is None else local,
+            out,
+            tau,
+            rows,
+            side,
+            ranks * shards,
+            rank * shards,
+            0 if local is None else shards,
+            WIDTH=width,
+            ROWS=config.rows,
+            COLUMNS=config.columns,
+            PLAIN=plain,
+            BY_SHARD=out.ndim == 3,
+            PRECISION=tiling.precision(x.dtype),
+            POLYNOMIAL=config.polynomial,
+            num_warps=config.warps,
+            num_stages=config.stages,
+            maxnreg=config.registers,
+        )
 
 
 # Compiled once for any number of ranks and shards.
 @triton.jit(do_not_specialize=["shards", "own_shard", "known_shards"])
 def _log_sums(
-    own_x, x, own_label, label, low, high, present, positive, known, out, rows, side, shards, own_shard,
+    own_x,
+    x,
+    own_label,
+    label,
+    low,
+    high,
+    present,
+    positive,
+    known,
+    out,
+    tau,
+    rows,
+    side,
+    shards,
+    own_shard,
     known_shards,
-    WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PLAIN: tl.constexpr,
-    BY_SHARD: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PLAIN: tl.constexpr,
+    BY_SHARD: tl.constexpr,
+    PRECISION: tl.constexpr,
+    POLYNOMIAL: tl.constexpr,
+):
     """Base-2 logarithm of the sum of exponentials over positive and negatives, for one block of own rows.
 
     BY_SHARD: instead, the negatives' sum over each shard, and its maximum, (2, shards, rows). `known` has these results
-    for `known_shards` shards from `own_shard` on, which are not computed again.
+    for `known_shards` shards from `own_shard` on, which are not computed again. Does nothing if `tau` asks
+    for the other kind of sums.
     """
     first_row = tl.program_id(0).to(tl.int64) * ROWS
-    row = first_row + tl.arange(0, ROWS)
+    row = first_row + tl.arange(0, ROWS)  # [ROWS]
     last_row = tl.minimum(first_row + ROWS, rows) - 1
     inside = row < rows
+    if tau is not None:
+        wanted = wanted_kind(tau, PLAIN)
+        shards = tl.where(wanted, shards, 0)
+        inside = inside & wanted
     width = tl.arange(0, WIDTH)
     within = tl.arange(0, ROWS)[:, None] * WIDTH + width[None, :]
-    a = tl.load(own_x + first_row * WIDTH + within, mask=inside[:, None], other=0.0)
-    own = tl.load(own_label + row, mask=inside, other=0)
+    a = tl.load(own_x + first_row * WIDTH + within, mask=inside[:, None], other=0.0)  # [ROWS, WIDTH]
+    own = tl.load(own_label + row, mask=inside, other=0)  # [ROWS]
     lowest, highest = tl.load(own_label + first_row), tl.load(own_label + last_row)
-    start = tl.load(positive + row, mask=inside, other=0.0)
-    top = start
+    start = tl.load(positive + row, mask=inside, other=0.0)  # [ROWS]
+    row_max = start
     if PLAIN:
-        total = tl.math.exp2(top)
+        total = tl.math.exp2(start)
     else:
         total = tl.full((ROWS,), 1.0, tl.float32)
     offset = tl.arange(0, COLUMNS)[:, None] * WIDTH + width[None, :]
@@ -106,14 +136,15 @@ def _log_sums(
     blocks = tl.num_programs(0)
     for shard in range(shards):
         block = (first_row * 0 + shard // per_rank) * rows + shard % per_rank * side  # first row, 64-bit
+        shard_x = x + block * WIDTH
         computed = (shard < own_shard) | (shard >= own_shard + known_shards)
         place = (first_row * 0 + shard - own_shard) * rows + row
         loaded = inside & (computed == 0)
-        part = tl.load(known + place, mask=loaded, other=0.0)
-        part_top = start
+        part = tl.load(known + place, mask=loaded, other=0.0)  # [ROWS]
+        part_max = start
         if not PLAIN:
             maximum = tl.load(known + known_shards.to(tl.int64) * rows + place, mask=loaded, other=0.0)
-            part_top = tl.where(computed, start, maximum)
+            part_max = tl.where(computed, start, maximum)
         count = tl.load(present + shard)
         low_column = tl.load(low + shard * blocks + tl.program_id(0))
         high_column = tl.load(high + shard * blocks + tl.program_id(0))
@@ -122,30 +153,31 @@ def _log_sums(
                 half, low_column, high_column, count, lowest == highest, (lowest < 0) & computed, COLUMNS
             )
             for i in range(dense):
-                tile = (dense_first + i).to(tl.int64) * COLUMNS
-                b = tl.load(x + (block + tile) * WIDTH + offset)
-                exponents = tl.dot(a, tl.trans(b), input_precision=PRECISION)
-                part, part_top = add_exponentials(part, part_top, exponents, PLAIN)
+                b = tl.load(shard_x + ((dense_first + i) * COLUMNS * WIDTH + offset))  # [COLUMNS, WIDTH]
+                exponents = tl.dot(a, tl.trans(b), input_precision=PRECISION)  # [ROWS, COLUMNS]
+                part, part_max = add_exponentials(part, part_max, exponents, PLAIN, POLYNOMIAL)
             for i in range(masked):
-                tile = masked_first + i + tl.where(i < before_gap, 0, gap)
-                column = tile * COLUMNS + tl.arange(0, COLUMNS)
+                column = (masked_first + i + tl.where(i < before_gap, 0, gap)) * COLUMNS + tl.arange(
+                    0, COLUMNS
+                )
                 there = (column < count)[:, None]
-                b = tl.load(x + (block + tile.to(tl.int64) * COLUMNS) * WIDTH + offset, mask=there, other=0.0)
-                exponents = tl.dot(a, tl.trans(b), input_precision=PRECISION)
+                place_x = column[:, None] * WIDTH + width[None, :]
+                b = tl.load(shard_x + place_x, mask=there, other=0.0)  # [COLUMNS, WIDTH]
+                exponents = tl.dot(a, tl.trans(b), input_precision=PRECISION)  # [ROWS, COLUMNS]
                 exponents = tl.where(negatives(own, label + block, column, count), exponents, float("-inf"))
-                part, part_top = add_exponentials(part, part_top, exponents, PLAIN)
+                part, part_max = add_exponentials(part, part_max, exponents, PLAIN, 0)
         if BY_SHARD:
             tl.store(out + place, part, mask=inside)
             if not PLAIN:
-                tl.store(out + shards.to(tl.int64) * rows + place, part_top, mask=inside)
+                tl.store(out + shards.to(tl.int64) * rows + place, part_max, mask=inside)
         elif PLAIN:
             total += part
         else:
-            new = tl.maximum(top, part_top)
-            total = total * tl.math.exp2(top - new) + part * tl.math.exp2(part_top - new)
-            top = new
+            new = tl.maximum(row_max, part_max)
+            total = total * tl.math.exp2(row_max - new) + part * tl.math.exp2(part_max - new)
+            row_max = new
     if not BY_SHARD:
-        log_sum = tl.math.log2(total)
+        lse = tl.math.log2(total)
         if not PLAIN:
-            log_sum += top
-        tl.store(out + row, log_sum, mask=inside)
+            lse += row_max
+        tl.store(out + row, lse, mask=inside)

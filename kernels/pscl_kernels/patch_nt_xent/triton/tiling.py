@@ -22,15 +22,30 @@ from torch import Tensor
 
 from pscl_kernels.norms import NORM_FLOOR
 from pscl_kernels.norms import SHRINK as SHRINK_ROWS
+from pscl_kernels.patch_nt_xent.operation import PLAIN_TEMPERATURE, is_plain
 
 FLOOR = tl.constexpr(NORM_FLOOR)
 SHRINK = tl.constexpr(SHRINK_ROWS)
 
+PLAIN_FROM = tl.constexpr(PLAIN_TEMPERATURE)
+
+ROUNDING = tl.constexpr(1.5 * 2.0**23)
+"""A float32 plus this number is rounded to an integer."""
+
+EXP2 = (0.99992806, 0.693261, 0.24261117, 0.05517142)
+"""Coefficients of 2^x for |x| <= 1/2, from the constant on: the least relative error of this degree, 7.5e-5."""
+
+EXP2_0, EXP2_1, EXP2_2, EXP2_3 = (tl.constexpr(x) for x in EXP2)
+
+POLYNOMIAL_CHIPS = (9, 10)
+"""Chips (major compute capability) on which exponentials take longer than the products of narrow rows."""
+
 PLAIN_ROWS = 8
 """Rows per program of the kernels that loop over rows only."""
 
-SYMMETRIC_FORWARD = False
-"""Whether the forward pass of one rank computes each pair of tiles once (`symmetric`) instead of twice (`forward`)."""
+
+MEAN_BLOCK = 8192
+"""Rows that a program which adds up numbers of all rows reads at a time."""
 
 
 class Config(NamedTuple):
@@ -43,49 +58,55 @@ class Config(NamedTuple):
     registers: int | None = (
         None  # maximum per thread; if None, the assembler may spill to fit another program
     )
+    polynomial: int = 0  # of 16 exponentials, how many are computed as `exp2_by_shares` does
 
 
-def forward_config(width: int, bits: int) -> Config:
-    """Tiling of `forward._log_sums` for rows of `width` (a power of two) numbers of `bits` bits."""
+def chip(device: torch.device) -> int:
+    """Major compute capability of a device, 0 for one that is not a GPU."""
+    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
+
+
+def forward_config(width: int, bits: int, major: int) -> Config:
+    """Tiling of `forward._log_sums` for rows of `width` (a power of two) numbers of `bits` bits on a `chip`."""
     if bits == 32:
         return Config(64, 32, 4, 2) if width <= 64 else Config(32, 64, 8, 2)
     if width <= 64:
-        return Config(128, 64, 4, 2)
+        return Config(128, 64, 4, 2, polynomial=5 if major in POLYNOMIAL_CHIPS else 0)
+    if width <= 128 and major in POLYNOMIAL_CHIPS:
+        # Two blocks of a warp group each alternate between products and exponentials.
+        return Config(128, 64, 4, 2, polynomial=4)
     return Config(128, 64, 8, 3) if width <= 256 else Config(64, 32, 8, 2)
 
 
-def symmetric_config(width: int, bits: int) -> Config | None:
-    """Tiling of `symmetric._pair_sums`, as above, or None if no tiling fits the registers.
-
-    The number of rows is a multiple of the number of columns.
-    """
-    if bits == 32:
-        return Config(64, 32, 4, 2, 255) if width <= 64 else None
-    if width <= 64:
-        return Config(128, 64, 4, 3)
-    if width <= 128:
-        return Config(128, 64, 8, 2)
-    return Config(128, 32, 8, 2) if width <= 256 else Config(64, 32, 8, 2)
-
-
-def backward_config(width: int, bits: int, warp_groups: bool) -> Config:
-    """Tiling of `backward._weighted_negatives`, as above; `warp_groups` as `uses_warp_groups` says."""
+def backward_config(width: int, bits: int, major: int) -> Config:
+    """Tiling of `backward._weighted_negatives`, as above."""
     if bits == 32:
         return Config(32, 32, 4, 2) if width <= 64 else Config(32, 32, 8, 2)
+    # On compute capability 9.0 only, a warp group of 4 warps computes a product of 64 rows.
+    warp_groups = major == 9
     if width <= 64:
-        # Two blocks of a warp group each alternate between products and exponentials.
-        return Config(128, 64, 4 if warp_groups else 8, 2, 255)
+        # Two blocks, as above.
+        return Config(128, 64, 4 if warp_groups else 8, 2, 255, 3 if warp_groups else 0)
     if width <= 128:
-        return Config(128, 64, 8, 2)
+        return Config(128, 64, 8, 2, polynomial=1 if warp_groups else 0)
     if width <= 256:
         # Two warp groups along 64 rows would compute each product of rows and columns twice.
         return Config(128, 32, 8, 2) if warp_groups else Config(64, 64, 8, 2)
     return Config(32, 64, 8, 2)
 
 
-def uses_warp_groups(device: torch.device) -> bool:
-    """Whether a warp group of 4 warps computes a product of 64 rows: compute capability 9.0 only."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+def kinds(temperature: Tensor) -> list[tuple[bool, Tensor | None]]:
+    """Launches of a kernel with plain sums or running maxima: (PLAIN, temperature, if the kernel has to read it).
+
+    For a temperature on the device both kernels are launched, and one of them finds that it has nothing to do.
+    """
+    plain = is_plain(temperature)
+    return [(True, temperature), (False, temperature)] if plain is None else [(plain, None)]
+
+
+def temperature_argument(temperature: Tensor) -> tuple[Tensor | None, float]:
+    """A temperature as arguments of a kernel: a tensor on the device, or None and the number."""
+    return (None, float(temperature)) if temperature.device.type == "cpu" else (temperature, 0.0)
 
 
 def layout(q: Tensor) -> tuple[int, torch.dtype]:
@@ -105,28 +126,10 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32x3" if dtype == torch.float32 else "tf32"
 
 
-class Runs(NamedTuple):
-    """For each shard of columns and block of own rows: the columns, counted within the shard, of the block's groups."""
-
-    low: Tensor  # (shards, blocks) int32
-    high: Tensor  # (shards, blocks) int32
-    present: Tensor  # (shards,) int32: how many columns take part
-
-
-def runs(label: Tensor, own_label: Tensor, rows_per_block: int, rows_per_shard: int) -> Runs:
-    """`Runs` of columns labelled (world, 2N) against rows labelled (2N,)."""
-    rows = len(own_label)
-    missing = -rows % rows_per_shard
-    # The last shard of each rank is padded with a label greater than all others.
-    shards = torch.nn.functional.pad(label, (0, missing), value=1).view(-1, rows_per_shard)
-    blocks = triton.cdiv(rows, rows_per_block)
-    last = torch.arange(1, blocks + 1, device=label.device).mul_(rows_per_block).sub_(1).clamp_max_(rows - 1)
-    first_label = own_label[::rows_per_block].expand(len(shards), -1).contiguous()
-    last_label = own_label.index_select(0, last).expand(len(shards), -1).contiguous()
-    present = (shards < 0).sum(1, keepdim=True)
-    low = torch.searchsorted(shards, first_label).minimum(present)
-    high = torch.searchsorted(shards, last_label, right=True).minimum(present)
-    return Runs(low.int(), high.int(), present.squeeze(1).int())
+@triton.jit
+def wanted_kind(temperature, PLAIN: tl.constexpr):
+    """Whether the temperature that `kinds` passed asks for the kernel with PLAIN."""
+    return (tl.load(temperature).to(tl.float64) >= PLAIN_FROM) == PLAIN
 
 
 @triton.jit
@@ -169,12 +172,40 @@ def negatives(own_label, label, column, present):
 
 
 @triton.jit
-def add_exponentials(total, top, exponents, PLAIN: tl.constexpr):
-    """Add a tile's exponentials to the row sums `total`, which are relative to 2^top unless PLAIN."""
-    if PLAIN:
-        total += tl.sum(tl.math.exp2(exponents), 1)
+def polynomial_exp2(x):
+    """2^x for |x| < 126 by additions and multiplications, with a relative error of 7.5e-5; NaN stays NaN."""
+    shifted = x + ROUNDING
+    f = x - (shifted - ROUNDING)
+    y = EXP2_3 * f + EXP2_2
+    y = y * f + EXP2_1
+    y = y * f + EXP2_0
+    # The lowest bits of `shifted` are the integer nearest to x. A product, because a sum of bits would hide NaN.
+    power = shifted.to(tl.int32, bitcast=True) * 0x800000 + 0x3F800000
+    return y * power.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def exp2_by_shares(x, POLYNOMIAL: tl.constexpr):
+    """2^x of a tile (rows, columns), POLYNOMIAL of 16 columns by a polynomial and the others by the special function unit.
+
+    A thread of a warp group has whole columns of the accumulator: the compiler decides for each of its registers and
+    computes one of the two.
+    """
+    if POLYNOMIAL == 0:
+        return tl.math.exp2(x)
     else:
-        new = tl.maximum(top, tl.max(exponents, 1))
-        total = total * tl.math.exp2(top - new) + tl.sum(tl.math.exp2(exponents - new[:, None]), 1)
-        top = new
-    return total, top
+        column = tl.arange(0, x.shape[1])[None, :]
+        chosen = (column % 2 == 1) & (column // 8 % 8 < POLYNOMIAL)
+        return tl.where(chosen, polynomial_exp2(x), tl.math.exp2(x))
+
+
+@triton.jit
+def add_exponentials(total, row_max, exponents, PLAIN: tl.constexpr, POLYNOMIAL: tl.constexpr):
+    """Add a tile's exponentials to the row sums `total`, which are relative to 2^row_max unless PLAIN."""
+    if PLAIN:
+        total += tl.sum(exp2_by_shares(exponents, POLYNOMIAL), 1)
+    else:
+        new = tl.maximum(row_max, tl.max(exponents, 1))
+        total = total * tl.math.exp2(row_max - new) + tl.sum(tl.math.exp2(exponents - new[:, None]), 1)
+        row_max = new
+    return total, row_max

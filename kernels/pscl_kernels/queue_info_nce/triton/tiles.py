@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pscl_kernels.patch_nt_xent.triton.tiling import add_exponentials, on_device, precision, uses_warp_groups
+from pscl_kernels.patch_nt_xent.triton.tiling import add_exponentials, chip, on_device, precision
 from pscl_kernels.queue_info_nce.operation import Columns, plain_limit, scale_of
 from pscl_kernels.queue_info_nce.triton import tiling
 
@@ -25,7 +25,7 @@ def log_sums(x: Tensor, positive: Tensor, temperature: Tensor, columns: Columns)
     """(N,) base-2 logarithm of the sum of exponentials of rows x (N, width), N > 0, over positive and entries."""
     n, width = x.shape
     entries = columns.keys.shape[0]
-    config = tiling.forward_config(width, x.element_size() * 8)
+    config = tiling.forward_config(width, x.element_size() * 8, chip(x.device))
     parts = tiling.splits(n, entries, config)
     out = positive.new_empty((parts, n))
     scale = on_device(scale_of(temperature), x.device)
@@ -41,6 +41,7 @@ def log_sums(x: Tensor, positive: Tensor, temperature: Tensor, columns: Columns)
         ROWS=config.rows,
         COLUMNS=config.columns,
         PRECISION=precision(x.dtype),
+        POLYNOMIAL=config.polynomial,
         num_warps=config.warps,
         num_stages=config.stages,
     )
@@ -53,7 +54,7 @@ def log_sums(x: Tensor, positive: Tensor, temperature: Tensor, columns: Columns)
 def weighted_keys(x: Tensor, log_sum: Tensor, columns: Columns) -> Tensor:
     """(parts, N, width) shares of sum_j p_ij queue_j of rows x (N, width), N > 0."""
     n, width = x.shape
-    config = tiling.backward_config(width, x.element_size() * 8, uses_warp_groups(x.device))
+    config = tiling.backward_config(width, x.element_size() * 8, chip(x.device))
     parts = tiling.splits(n, columns.keys.shape[0], config)
     total = log_sum.new_empty((parts, n, width))
     _weighted_keys[(triton.cdiv(n, config.rows), parts)](
@@ -85,60 +86,90 @@ def _span(filled, COLUMNS: tl.constexpr):
 
 @triton.jit
 def _sum_of_exponentials(
-    a, keys, total, top, first, last, whole, filled, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
-    PLAIN: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Base-2 logarithm of `total` 2^top (PLAIN: `total`) and the exponentials of rows `a` with some tiles of keys."""
+    a,
+    keys,
+    total,
+    row_max,
+    first,
+    last,
+    whole,
+    filled,
+    WIDTH: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PLAIN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    POLYNOMIAL: tl.constexpr,
+):
+    """Base-2 logarithm of `total` 2^row_max (PLAIN: `total`) and the exponentials of rows `a` with some tiles of keys."""
     within = tl.arange(0, COLUMNS)
     offset = within[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
     keys += first.to(tl.int64) * COLUMNS * WIDTH
     for _ in range(first, whole):
-        b = tl.load(keys + offset)
+        b = tl.load(keys + offset)  # [COLUMNS, WIDTH]
         keys += COLUMNS * WIDTH
-        exponents = tl.dot(a, tl.trans(b), input_precision=PRECISION)
-        total, top = add_exponentials(total, top, exponents, PLAIN)
+        exponents = tl.dot(a, tl.trans(b), input_precision=PRECISION)  # [ROWS, COLUMNS]
+        total, row_max = add_exponentials(total, row_max, exponents, PLAIN, POLYNOMIAL)
     for tile in range(whole, last):
         there = tile * COLUMNS + within < filled
-        b = tl.load(keys + offset, mask=there[:, None], other=0.0)
-        exponents = tl.dot(a, tl.trans(b), input_precision=PRECISION)
+        b = tl.load(keys + offset, mask=there[:, None], other=0.0)  # [COLUMNS, WIDTH]
+        exponents = tl.dot(a, tl.trans(b), input_precision=PRECISION)  # [ROWS, COLUMNS]
         exponents = tl.where(there[None, :], exponents, float("-inf"))
-        total, top = add_exponentials(total, top, exponents, PLAIN)
-    return tl.math.log2(total) if PLAIN else tl.math.log2(total) + top
+        total, row_max = add_exponentials(total, row_max, exponents, PLAIN, 0)
+    return tl.math.log2(total) if PLAIN else tl.math.log2(total) + row_max
 
 
 @triton.jit
 def _log_sums(
-    x, keys, filled, plain, positive, out, rows,
-    WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    x,
+    keys,
+    filled,
+    plain,
+    positive,
+    out,
+    rows,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    POLYNOMIAL: tl.constexpr,
+):
     """Base-2 logarithm of the sum of exponentials of one block of rows over its share of the tiles.
 
     The first share also includes the positive.
     """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
-    a = tl.load(x + row[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :], mask=inside[:, None], other=0.0)
-    own = tl.load(positive + row, mask=inside, other=0.0)
+    place = row[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+    a = tl.load(x + place, mask=inside[:, None], other=0.0)  # [ROWS, WIDTH]
+    own = tl.load(positive + row, mask=inside, other=0.0)  # [ROWS]
     count = tl.load(filled).to(tl.int32)
     first, last, whole = _span(count, COLUMNS)
     start = tl.zeros((ROWS,), tl.float32) + tl.where(tl.program_id(1) == 0, 1.0, 0.0)
     if tl.load(plain) != 0:
         start *= tl.math.exp2(own)
-        log_sum = _sum_of_exponentials(
-            a, keys, start, own, first, last, whole, count, WIDTH, COLUMNS, True, PRECISION
+        lse = _sum_of_exponentials(
+            a, keys, start, own, first, last, whole, count, WIDTH, COLUMNS, True, PRECISION, POLYNOMIAL
         )
     else:
-        log_sum = _sum_of_exponentials(
-            a, keys, start, own, first, last, whole, count, WIDTH, COLUMNS, False, PRECISION
+        lse = _sum_of_exponentials(
+            a, keys, start, own, first, last, whole, count, WIDTH, COLUMNS, False, PRECISION, 0
         )
-    tl.store(out + tl.program_id(1).to(tl.int64) * rows + row, log_sum, mask=inside)
+    tl.store(out + tl.program_id(1).to(tl.int64) * rows + row, lse, mask=inside)
 
 
 @triton.jit
 def _weighted_keys(
-    x, keys, filled, log_sum, out, rows,
-    WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    x,
+    keys,
+    filled,
+    log_sum,
+    out,
+    rows,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """sum_j p_ij queue_j for one block of rows over its share of the tiles."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
