@@ -240,11 +240,11 @@ def part_crops(path: Path, count: int, side: int) -> dict[str, Any]:
         "PNG": png,
     }
     rates: dict[str, list[float]] = {name: [] for name in readers}
-    for repeat in range(5):  # readers take turns, so that load on the machine meets all of them
+    for _ in range(5):  # readers take turns, so that load on the machine meets all of them
         for name, read in readers.items():
             number, start = 0, time.process_time()
             while time.process_time() - start < 0.4:
-                for _ in range(10):
+                for _crop in range(10):
                     y, x = random.integers(0, LARGE - CROP, 2)
                     read(int(random.integers(LARGE_IMAGES)), int(y), int(x))
                 number += 10
@@ -266,7 +266,8 @@ def part_study(path: Path, count: int, side: int) -> dict[str, Any]:
     config.write_text(
         "kind: study\nname: places\n"
         f"finetune: {{extends: {ROOT}/configs/finetune/default.yaml}}\n"
-        "datasets: [{name: synthetic_precipitates, references: {count: 4}}]\nbudgets: [1]\nseeds: [0, 1, 2, 3, 4]\nmethods:\n"
+        "datasets: [{name: synthetic_precipitates, references: {count: 4}}]\n"
+        "budgets: [1]\nseeds: [0, 1, 2, 3, 4]\nmethods:\n"
         "  - {name: none, pretrain: none}\n"
         "  - {name: plain, pretrain: none, finetune: {semi_supervised: null}}\n"
         f"  - {{name: simclr, pretrain: {ROOT}/configs/pretrain/simclr.yaml}}\n"
@@ -284,7 +285,15 @@ def part_study(path: Path, count: int, side: int) -> dict[str, Any]:
 
 BY_SIZE = ("write", "open", "readers", "add", "check")
 ONCE = ("noise", "crops", "study")
-COSTS = ("write_cpu_s", "open_s", "open_cpu_s", "first_batch_s", "reader_private_MB", "add_s", "add_written_MB")
+COSTS = (
+    "write_cpu_s",
+    "open_s",
+    "open_cpu_s",
+    "first_batch_s",
+    "reader_private_MB",
+    "add_s",
+    "add_written_MB",
+)
 COSTS += ("check_cpu_s", "check_peak_MB")
 
 

@@ -100,9 +100,8 @@ def _pool(archive: Archive, config: PretrainConfig | SegmentationConfig) -> Sequ
             return ()
         home = archive.find(config.references[0]).dataset
         return select_unlabelled(config, config.semi_supervised, archive, home)
-    excluded = config.data.exclude_specimens
-    return [
-        record
-        for record in archive.select(datasets=config.data.datasets, splits=config.data.splits)
-        if not (record.specimen and record.specimen in excluded)
-    ]
+    return archive.select(
+        datasets=config.data.datasets,
+        splits=config.data.splits,
+        without_specimens=config.data.exclude_specimens,
+    )
