@@ -56,6 +56,13 @@ def _same(one: object, other: object) -> bool:
     return one == other
 
 
+def positions(records: Sequence[ImageRecord]) -> npt.NDArray[np.int64]:
+    """The positions of records in their archive; of a lazy selection without making the records."""
+    if isinstance(records, Lazy):
+        return np.asarray(records.places, np.int64)
+    return np.array([record.index for record in records], np.int64)
+
+
 class Catalogue:
     """Finds rows by position, id and column.
 

@@ -10,7 +10,7 @@ from unicodedata import normalize
 import numpy as np
 import numpy.typing as npt
 
-from pscl_hpc.archive.catalogue import Catalogue, Files, Lazy
+from pscl_hpc.archive.catalogue import Catalogue, Files, Lazy, positions
 from pscl_hpc.archive.format import MASK_POOL, Collection, ImageRecord, Row, Window, unite
 from pscl_hpc.archive.manifest import read_manifest
 from pscl_hpc.archive.shard import Shard, open_shard
@@ -112,10 +112,8 @@ class Archive:
         """The texts in a column of some records, by default of all, sorted: dataset, pool, split, specimen, condition,
         alloy or ingest."""
         names, codes = self._catalogue.named(column)
-        if isinstance(records, Lazy):
-            codes = codes[_places(records)]
-        elif records is not None:
-            codes = codes[[record.index for record in records]]
+        if records is not None:
+            codes = codes[positions(records)]
         return sorted(names[code] for code in np.unique(codes))
 
     def find(self, image_id: str) -> ImageRecord:
@@ -284,10 +282,6 @@ class Archive:
             raise UserError(
                 f"{shard.path} is damaged at {row.id} ({error}); restore it from a backup or build it again"
             ) from error
-
-
-def _places(records: Lazy[ImageRecord]) -> npt.NDArray[np.int32]:
-    return np.asarray(records.places, np.int32)
 
 
 def merge_collections(shards: Sequence[Shard]) -> dict[str, Collection]:

@@ -321,7 +321,8 @@ class WindowDataset(Dataset[Windows]):
 
     def _draw(self, step: int, slot: int) -> tuple[ImageRecord, np.random.Generator]:
         """The image in a slot, and the generator for all further draws."""
-        purpose, images, first = "window", self.references, 0
+        images: Sequence[ImageRecord] = self.references
+        purpose, first = "window", 0
         if slot >= self.config.batch_size:
             purpose, images, first = "unlabelled window", self.unlabelled, self.config.batch_size
         rng = numpy_generator(self.config.seed, purpose, step, slot - first)
