@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,15 @@ from pscl_hpc.archive.options import AUTO_CROP, IngestOptions, differing, option
 from pscl_hpc.archive.parts import Parts, Pick, open_parts, publish, stored_bytes
 from pscl_hpc.archive.ranges import mixed_types, with_common_range
 from pscl_hpc.archive.reader import Archive
-from pscl_hpc.archive.writer import ShardWriter, WriteError, write_errors
+from pscl_hpc.archive.write_errors import WriteError, write_errors
+from pscl_hpc.archive.writer import ShardWriter
 from pscl_hpc.errors import UserError
 from pscl_hpc.progress import Progress
 
 PART_BYTES = 128 << 20
-"""Raw pixels in a part: at most this much work is lost in a crash."""
+"""Raw pixels in a part."""
+PART_S = 30.0
+"""Seconds after which a part is finished: at most these and one file are lost in a crash."""
 SHARD_BYTES = 2 << 30
 
 
@@ -97,7 +101,9 @@ def _build(
     collections = _all_collections(plan, old, out)
     skipped = list(plan.skipped)
     planned = {item.id: item for item in plan.items}
-    existing = {file_id(row.id): row for row in old.rows} if old else {}
+    existing: dict[str, Row] = {}
+    if old:
+        existing = {name: row for name in planned if (row := _row_of_file(old, name)) is not None}
     packed = {file_id(row.id): row for part in parts.shards for row in part.rows}
     cropped: dict[str, int] = {}
     unchanged: list[str] = []
@@ -118,8 +124,9 @@ def _build(
             except Unreadable as error:
                 skipped.append(Skipped(item.source, str(error)))
             bar.advance(item.path.name)
-    picks = with_common_range(_new_picks(parts, new), list(existing.values()))
-    if not picks and not existing:
+    kinds = old.groups("dataset", "pool", "ingest") if old else []
+    picks = with_common_range(_new_picks(parts, new), [row for row, _ in kinds])
+    if not picks and not kinds:
         if not parts.shards:
             parts.remove()
         more = f"; {len(skipped) - 1} more are skipped" if len(skipped) > 1 else ""
@@ -128,17 +135,13 @@ def _build(
     used = {row.dataset for row, _ in picks} | (set(old.collections) if old else set())
     filled = {name: collection for name, collection in collections.items() if name in used}
     if picks or old is None or old.collections != filled:
-        kept = []
-        if old and shard_bytes is None:  # one file is written again as a whole, a folder only gets new shards
-            kept = [(row, shard) for shard in old.shards for row in shard.rows]
-        content = sorted(picks + kept, key=lambda pick: pick[0].id)
         listed = list(filled.values())
-        publish(out, parts.folder, content, listed, options.compression, shard_bytes, progress)
+        publish(out, parts.folder, picks, listed, options.compression, shard_bytes, old, progress)
     parts.remove()
     with_other_options = tuple(name for name in unchanged if _has_other_options(existing[name], options))
     warnings = [f"{name}: {remark}" for name, remark in packer.remarks.items()]
     changed = {row.dataset for row, _ in picks}
-    warnings += mixed_types([*existing.values(), *(row for row, _ in picks)], changed)
+    warnings += mixed_types([*kinds, *((row, 1) for row, _ in picks)], changed)
     return BuildResult(
         out, len(picks), len(unchanged), tuple(skipped), cropped, with_other_options, tuple(warnings)
     )
@@ -153,6 +156,7 @@ class _Packer:
         self._options = options
         self._writer: ShardWriter | None = None
         self._bytes = 0
+        self._since = 0.0
         self.remarks: dict[str, str] = {}
 
     def __enter__(self) -> None:
@@ -187,7 +191,7 @@ class _Packer:
             raise
         self.remarks |= writer.remarks | left_out
         self._bytes += sum(stored_bytes(row) for row in writer.rows[mark:])
-        if self._bytes >= PART_BYTES:
+        if self._bytes >= PART_BYTES or time.monotonic() - self._since >= PART_S:
             self._close()
         return cropped
 
@@ -248,7 +252,7 @@ class _Packer:
             self._writer = ShardWriter(
                 self._parts.next_path(), collections, options.compression, percentiles=options.percentiles
             ).__enter__()
-            self._bytes = 0
+            self._bytes, self._since = 0, time.monotonic()
         return self._writer
 
     def _close(
@@ -315,6 +319,14 @@ def _new_picks(parts: Parts, wanted: set[str]) -> list[Pick]:
         if file_id(row.id) in wanted and latest[file_id(row.id)] is part
     ]
     return sorted(picks, key=lambda pick: pick[0].id)
+
+
+def _row_of_file(old: Archive, item_id: str) -> Row | None:
+    """The image of a file in an archive, or its first page."""
+    for name in (item_id, f"{item_id}#0"):
+        if old.has(name):
+            return old.rows[old.find(name).index]
+    return None
 
 
 def file_id(image_id: str) -> str:

@@ -2,7 +2,7 @@
 
 Tiles are written and read as raw chunks, so compression runs outside HDF5's global lock and threads scale. The bytes
 are those of the named HDF5 filter, so any HDF5 program that has the filter can read them. ``gzip`` and ``none`` are in
-every HDF5 build, ``lzf`` in every h5py; for ``zstd`` and ``bitshuffle-lz4`` other programs need the hdf5plugin package.
+every HDF5 build, ``lzf`` in every h5py; for ``zstd`` other programs need the hdf5plugin package.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import numpy.typing as npt
 SHUFFLE = 2
 DEFLATE = 1
 LZF = 32000
-BLOSC = 32001
 ZSTD = 32015
 
 RAW = 0xFFFFFFFF
@@ -128,16 +127,6 @@ CODECS: dict[str, Codec] = {
             lambda data, _: bytes(imagecodecs.zstd_encode(data, level=_ZSTD_LEVEL)),
             lambda data, size: bytes(imagecodecs.zstd_decode(data, out=size)),
         ),
-        Codec(
-            "bitshuffle-lz4",
-            (BLOSC,),
-            # (filter revision, format, item size, chunk bytes, level, bit shuffle, LZ4)
-            (2, 2, 1, 0, 5, 2, 1),
-            lambda data, item: bytes(
-                imagecodecs.blosc_encode(data, level=5, compressor="lz4", shuffle="bitshuffle", typesize=item)
-            ),
-            lambda data, size: bytes(imagecodecs.blosc_decode(data, out=size)),
-        ),
     )
 }
 
@@ -170,8 +159,6 @@ def create_dataset(
             options: tuple[int, ...] = (dtype.itemsize,)
         elif number == LZF:
             options = (*codec.options[:2], tile_bytes)
-        elif number == BLOSC:
-            options = (*codec.options[:2], dtype.itemsize, tile_bytes, *codec.options[4:])
         else:
             options = codec.options
         plist.set_filter(number, h5py.h5z.FLAG_OPTIONAL, options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,9 @@ def class_colours(collection: Collection) -> npt.NDArray[np.uint8]:
     return colours
 
 
-def _title(draw: ImageDraw.ImageDraw, top: int, collection: Collection, records: list[ImageRecord]) -> None:
+def _title(
+    draw: ImageDraw.ImageDraw, top: int, collection: Collection, records: Sequence[ImageRecord]
+) -> None:
     annotated = sum(record.has_mask for record in records)
     draw.text((_GAP, top), collection.name, _INK, _font(17))
     left = _GAP + draw.textlength(collection.name, _font(17)) + 12

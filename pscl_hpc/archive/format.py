@@ -2,13 +2,15 @@
 
 One HDF5 file (a *shard*) contains
 
-* ``/tiles/<pool>``: 256 x 256 tiles, one dataset per (dtype, channels) plus ``mask``; every chunk is one tile. The
-  tiles of an image are consecutive and in row-major order, so images of any size share one dataset and a crop reads
-  only the tiles that it overlaps. Edge tiles are padded with zeros.
-* ``/images/<column>``: the index, one 1-D dataset per field of :class:`Row`; older files lack ``ingest``.
+* ``/tiles/<pool>/<block>``: pixels, one pool per (dtype, channels) plus ``mask``. A block is either *flat*, a 1-D
+  contiguous dataset with the pixels of many images one after the other, or *tiled*, a dataset of compressed square tiles,
+  one HDF5 chunk each. An image has no tile of its own larger than itself, so small images cost what their pixels cost.
+* ``/images``: the index, one fixed-width record per image, sorted by id; see :class:`Row` and ``index``.
+* ``/names/<column>``: the texts to which the numbers in a column of the index refer.
 * ``/collections``: the class lists, a JSON string.
 
-The root attributes ``format`` and ``version`` identify the file. ``manifest.json`` lists the shards of a folder.
+The root attributes ``format`` and ``version`` identify the file, and ``fingerprint`` its content. ``manifest.json`` lists
+the shards of a folder.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,11 +28,13 @@ import numpy.typing as npt
 from pscl_hpc.archive.options import IngestOptions, options_from_json
 
 FORMAT = "pscl-hpc-archive"
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 
 TILE = 256
-"""Side of a tile in pixels; also the HDF5 chunk."""
+"""Side of a tile of a flat block in pixels. Tiles at the right and lower edges are smaller."""
+PACKED_TILES = (64, 128)
+"""Sides of the tiles of tiled blocks: the first for images that fit into one tile, the second for larger ones."""
 IGNORE_INDEX = 255
 """Mask value of a pixel that is not annotated."""
 MAX_CLASSES = IGNORE_INDEX
@@ -149,9 +153,9 @@ def mask_values(mask: Pixels) -> list[int]:
     return [int(value) for value in np.unique(mask)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
-    """One row of the stored index. Every field is an HDF5 column; ``NaN`` and ``""`` mean unknown."""
+    """One record of the stored index; ``NaN`` and ``""`` mean unknown."""
 
     id: str
     dataset: str
@@ -163,9 +167,13 @@ class Row:
     """SHA-256 of the stored pixels, row-major, little-endian, without padding."""
     mask_checksum: str
     pool: str
-    first_tile: int
-    mask_first_tile: int
+    block: int
+    """Number of the block in the pool."""
+    start: int
+    """First pixel (or value of a pixel with three channels) in a flat block, first tile in a tiled one."""
+    mask_block: int
     """-1 where there is no mask."""
+    mask_start: int
     height: int
     width: int
     low: float
@@ -181,35 +189,39 @@ class Row:
     """The options that the file was packed with as JSON, see ``options``; ``""`` where they are not recorded."""
 
     @property
-    def tiles(self) -> int:
-        return tile_count(self.height, self.width)
+    def has_mask(self) -> bool:
+        return self.mask_block >= 0
 
     def record(self, index: int) -> ImageRecord:
         dtype, channels = parse_pool(self.pool)
-        values = {
-            **vars(self),
-            "index": index,
-            "dtype": dtype,
-            "channels": channels,
-            "production_batch": self.condition,
-            "magnification": None if math.isnan(self.magnification) else self.magnification,
-            "um_per_pixel": None if math.isnan(self.um_per_pixel) else self.um_per_pixel,
-            "has_mask": self.mask_first_tile >= 0,
-            "ingest": options_from_json(self.ingest),
-        }
-        return ImageRecord(**{name: values[name] for name in _RECORD_FIELDS})
+        return ImageRecord(
+            index=index,
+            id=self.id,
+            dataset=self.dataset,
+            source=self.source,
+            sha256=self.sha256,
+            height=self.height,
+            width=self.width,
+            channels=channels,
+            dtype=dtype,
+            low=self.low,
+            high=self.high,
+            split=self.split,
+            specimen=self.specimen,
+            production_batch=self.condition,
+            alloy=self.alloy,
+            magnification=None if math.isnan(self.magnification) else self.magnification,
+            um_per_pixel=None if math.isnan(self.um_per_pixel) else self.um_per_pixel,
+            has_mask=self.has_mask,
+            ingest=options_from_json(self.ingest),
+        )
 
 
-_RECORD_FIELDS = tuple(field.name for field in fields(ImageRecord))
-
-COLUMN_TYPES: dict[str, str] = {field.name: str(field.type) for field in fields(Row)}
-"""Column name -> ``"str"``, ``"int"`` or ``"float"``."""
-
-OPTIONAL_COLUMNS = ("ingest",)
-"""Text columns that older files lack."""
-
-_NOT_CONTENT = ("source", "first_tile", "mask_first_tile", "ingest")
-"""Columns with the location of an image or how it was packed; they are not part of the fingerprint."""
+_CONTENT = (
+    "id", "dataset", "sha256", "mask_sha256", "pixel_checksum", "mask_checksum", "pool", "height", "width", "low", "high",
+    "split", "specimen", "condition", "alloy", "magnification", "um_per_pixel",
+)  # fmt: skip
+"""Fields of a row that are part of the fingerprint: not where an image is or how it was packed."""
 
 
 def pool_name(dtype: str, channels: int) -> str:
@@ -229,19 +241,19 @@ def parse_pool(name: str) -> tuple[str, int]:
     return dtype, int(channels)
 
 
-def tile_grid(height: int, width: int) -> tuple[int, int]:
-    """Tiles down and across an image of ``height`` x ``width`` pixels."""
-    return -(-height // TILE), -(-width // TILE)
+def packed_tile(height: int, width: int) -> int:
+    """Side of the tiles of an image in a tiled block."""
+    return PACKED_TILES[0] if max(height, width) <= PACKED_TILES[0] else PACKED_TILES[1]
 
 
-def tile_count(height: int, width: int) -> int:
-    down, across = tile_grid(height, width)
-    return down * across
+def tile_grid(height: int, width: int, side: int) -> tuple[int, int]:
+    """Tiles of ``side`` pixels down and across an image of ``height`` x ``width`` pixels."""
+    return -(-height // side), -(-width // side)
 
 
-def tile_shape(channels: int) -> tuple[int, ...]:
-    """Shape of one tile: (256, 256) for one channel, (256, 256, 3) for three."""
-    return (TILE, TILE) if channels == 1 else (TILE, TILE, channels)
+def tile_shape(channels: int, side: int) -> tuple[int, ...]:
+    """Shape of one tile of a tiled block: (side, side) for one channel, (side, side, 3) for three."""
+    return (side, side) if channels == 1 else (side, side, channels)
 
 
 def stored_dtype(dtype: str) -> np.dtype[np.generic]:
@@ -254,12 +266,12 @@ def fingerprint(rows: Iterable[Row], collections: Iterable[Collection]) -> str:
 
     It does not depend on paths, machines, shards, compression, or the order and number of builds.
     """
-    digest = hashlib.sha256(f"{FORMAT} {VERSION}\n".encode())
+    encode = json.JSONEncoder(sort_keys=True).encode
+    digest = hashlib.sha256(f"{FORMAT} 1\n".encode())  # the version of this definition
     for collection in sorted(collections, key=lambda item: item.name):
-        digest.update(json.dumps(asdict(collection), sort_keys=True).encode() + b"\n")
+        digest.update(encode(asdict(collection)).encode() + b"\n")
     for row in sorted(rows, key=lambda item: item.id):
-        values = {name: value for name, value in vars(row).items() if name not in _NOT_CONTENT}
-        digest.update(json.dumps(values, sort_keys=True).encode() + b"\n")
+        digest.update(encode({name: getattr(row, name) for name in _CONTENT}).encode() + b"\n")
     return digest.hexdigest()
 
 

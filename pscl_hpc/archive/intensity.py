@@ -29,7 +29,7 @@ class RangeEstimator:
     def __init__(self, dtype: str, height: int, width: int, percentiles: tuple[float, float]) -> None:
         self._dtype = dtype
         self._percentiles = percentiles
-        self._histogram = np.zeros(1 << 16, np.int64)
+        self._histogram = np.zeros(1 << 16 if dtype == "uint16" else 0, np.int64)
         self._samples: list[npt.NDArray[np.float32]] = []
         self._step = max(1, int(np.ceil(np.sqrt(height * width / SAMPLE_PIXELS))))
         self._row = 0

@@ -24,13 +24,30 @@ class ShardEntry:
     images: int
 
 
-def read_manifest(folder: Path) -> list[ShardEntry]:
-    """The shards of a folder; UserError when the manifest is missing, damaged or names files elsewhere."""
+@dataclass(frozen=True)
+class Manifest:
+    """The shards of a folder."""
+
+    shards: list[ShardEntry]
+    fingerprint: str
+    """Of all images, see ``format.fingerprint``."""
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a folder; UserError when the manifest is missing, damaged or names files elsewhere."""
     path = folder / MANIFEST
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT or content["version"] != VERSION:
-            raise ValueError(f"format {content['format']!r} version {content['version']!r}")
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']!r}")
+        if content["version"] != VERSION:
+            raise UserError(
+                f"{path} has archive version {content['version']} but this program reads version {VERSION}; build it again "
+                "or use the program version that wrote it"
+            )
+        fingerprint = content["fingerprint"]
+        if type(fingerprint) is not str:
+            raise ValueError("the fingerprint is not a text")
         entries = [ShardEntry(**entry) for entry in content["shards"]]
         for entry in entries:
             types = (type(entry.file), type(entry.sha256), type(entry.bytes), type(entry.images))
@@ -57,13 +74,14 @@ def read_manifest(folder: Path) -> list[ShardEntry]:
             raise UserError(
                 f"{shard} has {shard.stat().st_size} bytes but {entry.bytes} according to {path}; copy it again"
             )
-    return entries
+    return Manifest(entries, fingerprint)
 
 
-def write_manifest(folder: Path, entries: Sequence[ShardEntry]) -> None:
+def write_manifest(folder: Path, entries: Sequence[ShardEntry], fingerprint: str) -> None:
     """Replace the manifest."""
     shards = [asdict(entry) for entry in entries]
-    write_json(folder / MANIFEST, {"format": FORMAT, "version": VERSION, "shards": shards})
+    content = {"format": FORMAT, "version": VERSION, "fingerprint": fingerprint, "shards": shards}
+    write_json(folder / MANIFEST, content)
 
 
 def sha256_of(path: Path) -> str:

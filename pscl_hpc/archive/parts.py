@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pscl_hpc.archive.format import MANIFEST, Collection, Row, parse_pool
+from pscl_hpc.archive.format import Collection, Row, fingerprint, parse_pool
 from pscl_hpc.archive.manifest import ShardEntry, read_manifest, sha256_of, write_manifest
+from pscl_hpc.archive.reader import Archive
 from pscl_hpc.archive.shard import PositionedFile, Shard, open_shard
 from pscl_hpc.archive.writer import ShardWriter
 from pscl_hpc.errors import UserError
@@ -99,14 +100,21 @@ def stored_bytes(row: Row) -> int:
 
 
 def merge(
-    path: Path, picks: Sequence[Pick], collections: Sequence[Collection], compression: str, bar: Progress
+    path: Path,
+    picks: Sequence[Pick],
+    collections: Sequence[Collection],
+    compression: str,
+    bar: Progress,
+    base: Shard | None = None,
 ) -> None:
-    """Write one shard with copies of images of other shards, in the given order."""
+    """Write one shard with all images of ``base``, if any, and copies of images of other shards in the given order."""
     files: dict[Path, PositionedFile] = {}
     with ShardWriter(path, collections, compression) as writer:
+        if base is not None:
+            writer.adopt(base, PositionedFile(base.path, base.stamp))
         for row, shard in picks:
             if shard.path not in files:
-                files[shard.path] = PositionedFile(shard)
+                files[shard.path] = PositionedFile(shard.path, shard.stamp)
             writer.copy(row, shard, files[shard.path])
             bar.advance()
 
@@ -118,22 +126,26 @@ def publish(
     collections: Sequence[Collection],
     compression: str,
     shard_bytes: int | None,
+    old: Archive | None,
     progress: bool,
 ) -> None:
-    """Write ``picks`` to the file ``out``, or as new shards of the folder ``out``.
+    """Add ``picks`` to the file ``out``, or as new shards to the folder ``out``.
 
     Args:
+        old: the archive at ``out``, if there is one.
         parts: folder on the file system of ``out`` in which new files are written before they are moved.
         shard_bytes: raw pixels per shard of a folder; None for one file, which replaces ``out``.
     """
     new = parts / "new.h5"
     with Progress("writing", len(picks), unit="image", show=progress) as bar:
         if shard_bytes is None:
-            merge(new, picks, collections, compression, bar)
+            merge(new, picks, collections, compression, bar, old.shards[0] if old else None)
             move_file(new, out)
             return
         out.mkdir(parents=True, exist_ok=True)
-        entries = read_manifest(out) if (out / MANIFEST).exists() else []
+        entries = read_manifest(out).shards if old else []
+        rows = [*(old.all_rows() if old else ()), *(row for row, _ in picks)]
+        united = {**(old.collections if old else {}), **{item.name: item for item in collections}}
         for group in _groups(picks, shard_bytes):
             merge(new, group, collections, compression, bar)
             digest = sha256_of(new)
@@ -142,7 +154,7 @@ def publish(
             entries.append(ShardEntry(name, digest, new.stat().st_size, len(group)))
             move_file(new, out / name)
     # Last, so that the manifest never lists a shard that is not there.
-    write_manifest(out, entries)
+    write_manifest(out, entries, fingerprint(rows, united.values()))
 
 
 def _groups(picks: Sequence[Pick], limit: int) -> list[list[Pick]]:

@@ -42,15 +42,16 @@ def _common(row: Row) -> bool:
     return options is not None and options.common_range and not row.pool.startswith("uint8")
 
 
-def mixed_types(rows: Iterable[Row], changed: Set[str]) -> list[str]:
+def mixed_types(rows: Iterable[tuple[Row, int]], changed: Set[str]) -> list[str]:
     """Warnings about collections with images of several types.
 
     Args:
-        changed: collections to which images were added.
+        rows: Images, each with the number of images that are alike.
+        changed: Collections to which images were added.
     """
     types: dict[str, Counter[str]] = {}
-    for row in rows:
-        types.setdefault(row.dataset, Counter())[parse_pool(row.pool)[0]] += 1
+    for row, count in rows:
+        types.setdefault(row.dataset, Counter())[parse_pool(row.pool)[0]] += count
     found = []
     for name, counts in types.items():
         if name in changed and len(counts) > 1:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import threading
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 from unicodedata import normalize
@@ -13,22 +10,13 @@ from unicodedata import normalize
 import numpy as np
 import numpy.typing as npt
 
-from pscl_hpc.archive.format import (
-    MANIFEST,
-    MASK_POOL,
-    Collection,
-    ImageRecord,
-    Row,
-    Window,
-    fingerprint,
-    unite,
-)
+from pscl_hpc.archive.catalogue import Catalogue, Files, Lazy, positions
+from pscl_hpc.archive.format import MANIFEST, MASK_POOL, Collection, ImageRecord, Row, Window, unite
 from pscl_hpc.archive.manifest import read_manifest
-from pscl_hpc.archive.shard import PositionedFile, Shard, open_shard
+from pscl_hpc.archive.shard import Shard, open_shard
 from pscl_hpc.archive.staging import staged_path
 from pscl_hpc.errors import UserError, did_you_mean
 
-_OPEN_FILES = 64
 _BAND = 1024
 """Rows of an image that are read at a time for its statistics."""
 STANDARD_DEVIATION = np.float32(1 / 6)
@@ -44,20 +32,24 @@ def is_archive(path: str | Path) -> bool:
 class Archive:
     """A read-only archive: one ``.h5`` file, or a folder of shards with ``manifest.json``.
 
-    The index is read once, when the archive is opened, from the local copy where one was staged. Each process opens the
-    files when it first reads pixels, so an instance can be pickled, forked and shared between threads.
+    The index is verified once, when the archive is opened, from the local copy where one was staged; records are read
+    from it when they are needed. Each process opens the files when it first reads, so an instance can be pickled, forked
+    and shared between threads, and takes no memory per image.
 
     Attributes:
         records: all images, sorted by id over all shards; ``records[i].index == i``.
         collections: the datasets by name.
-        fingerprint: SHA-256 of the content (pixels, masks, ids, metadata), independent of paths and shards.
+        rows: the index of the same images, as stored.
+        fingerprint: SHA-256 of the content (pixels, masks, ids, metadata), independent of paths and shards, as recorded
+            when it was built.
 
     Raises:
         UserError: there is no archive at ``path``, or it is damaged.
     """
 
     path: Path
-    records: tuple[ImageRecord, ...]
+    records: Sequence[ImageRecord]
+    rows: Sequence[Row]
     collections: dict[str, Collection]
     fingerprint: str
 
@@ -66,25 +58,26 @@ class Archive:
         home = staged_path(self.path)
         files = [home]
         if home.is_dir():
-            files = [home / entry.file for entry in read_manifest(home)]
-        self.shards = tuple(open_shard(file) for file in files)
-        self.collections = merge_collections(self.shards)
-        places = [(row, shard) for shard, found in enumerate(self.shards) for row in found.rows]
-        places.sort(key=lambda place: place[0].id)
-        self.rows: tuple[Row, ...] = tuple(row for row, _ in places)
-        self._shard_of = tuple(shard for _, shard in places)
-        for before, after in zip(self.rows, self.rows[1:], strict=False):
-            if before.id == after.id:
-                raise UserError(f"{self.path} has the image {after.id} in two shards; build it again")
-        self.records = tuple(row.record(index) for index, row in enumerate(self.rows))
-        self._by_id = {record.id: record for record in self.records}
-        self._by_nfc = {normalize("NFC", record.id): record for record in self.records}
-        self.fingerprint = fingerprint(self.rows, self.collections.values())
-        self._files = _Files()
+            manifest = read_manifest(home)
+            files = [home / entry.file for entry in manifest.shards]
+        shards = tuple(open_shard(file) for file in files)
+        self.collections = merge_collections(shards)
+        try:
+            self._catalogue = Catalogue(shards)
+        except ValueError as error:
+            raise UserError(f"{self.path} has the image {error} in two shards; build it again") from None
+        self.fingerprint = manifest.fingerprint if home.is_dir() else shards[0].fingerprint
+        self._begin()
+
+    def _begin(self) -> None:
+        everything = range(self._catalogue.count)
+        self.shards = self._catalogue.shards
+        self.rows = Lazy(self._catalogue.row, everything)
+        self.records = Lazy(self._catalogue.record, everything)
         self._statistics: dict[int, tuple[np.float32, np.float32]] = {}
 
     def __len__(self) -> int:
-        return len(self.records)
+        return self._catalogue.count
 
     def __enter__(self) -> Self:
         return self
@@ -93,22 +86,54 @@ class Archive:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_files": None}
+        # A few numbers: readers in other processes find the records in the file.
+        return {name: vars(self)[name] for name in ("path", "collections", "fingerprint", "_catalogue")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _files=_Files())
+        vars(self).update(state)
+        self._begin()
 
     def close(self) -> None:
         """Close the open files; they are opened again when needed."""
-        self._files = _Files()
+        self._catalogue.files = Files()
+
+    def all_rows(self) -> Iterator[Row]:
+        """All rows in order; faster than :attr:`rows` one by one."""
+        return self._catalogue.rows()
+
+    def groups(self, *columns: str) -> list[tuple[Row, int]]:
+        """The first row and the number of images of each combination of texts in some columns of the index."""
+        return [(self.rows[first], count) for first, count in self._catalogue.groups(*columns)]
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """A column of the index as it is stored, for every image."""
+        return self._catalogue.column(name)
+
+    def coded(self, column: str) -> tuple[list[str], npt.NDArray[np.int32]]:
+        """The texts of a column and, for every image, the number of its text; columns as in :meth:`values`."""
+        return self._catalogue.named(column)
+
+    def values(self, column: str, records: Sequence[ImageRecord] | None = None) -> list[str]:
+        """The texts in a column of some records, by default of all, sorted: dataset, pool, split, specimen, condition,
+        alloy or ingest."""
+        names, codes = self._catalogue.named(column)
+        if records is not None:
+            codes = codes[positions(records)]
+        return sorted(names[code] for code in np.unique(codes))
 
     def find(self, image_id: str) -> ImageRecord:
         """The record of an image id, up to Unicode normalisation; UserError, with the nearest id, if there is none."""
-        if image_id not in self._by_id:
-            if same := self._by_nfc.get(normalize("NFC", image_id)):
-                return same
-            raise UserError(f"{self.path} has no image {image_id!r}{did_you_mean(image_id, self._by_id)}")
-        return self._by_id[image_id]
+        if (index := self._catalogue.find(image_id)) >= 0:
+            return self.records[index]
+        ids = self._catalogue.ids()
+        for index, name in enumerate(ids):
+            if normalize("NFC", name) == normalize("NFC", image_id):
+                return self.records[index]
+        raise UserError(f"{self.path} has no image {image_id!r}{did_you_mean(image_id, ids)}")
+
+    def has(self, image_id: str) -> bool:
+        """Whether there is an image with exactly this id."""
+        return self._catalogue.find(image_id) >= 0
 
     def select(
         self,
@@ -116,18 +141,31 @@ class Archive:
         datasets: Sequence[str] | None = None,
         splits: Sequence[str] | None = None,
         has_mask: bool | None = None,
-    ) -> list[ImageRecord]:
-        """Records that match all given arguments, in archive order; UserError for an unknown dataset."""
+        without_specimens: Sequence[str] = (),
+        without: Iterable[ImageRecord] = (),
+    ) -> Sequence[ImageRecord]:
+        """Records that match all given arguments, in archive order; UserError for an unknown dataset.
+
+        ``without_specimens`` and ``without`` leave images out. The result is lazy: it holds positions, not records.
+        """
         for name in datasets or ():
             if name not in self.collections:
                 raise UserError(f"{self.path} has no dataset {name!r}{did_you_mean(name, self.collections)}")
-        return [
-            record
-            for record in self.records
-            if (datasets is None or record.dataset in datasets)
-            and (splits is None or record.split in splits)
-            and (has_mask is None or record.has_mask == has_mask)
-        ]
+        keep = np.ones(len(self), bool)
+        for column, wanted in (("dataset", datasets), ("split", splits)):
+            if wanted is not None:
+                keep &= self._is_one_of(column, wanted)
+        if without_specimens:
+            keep &= ~self._is_one_of("specimen", [name for name in without_specimens if name])
+        if has_mask is not None:
+            keep &= (self._catalogue.column("mask_block") >= 0) == has_mask
+        keep[[record.index for record in without]] = False
+        return Lazy(self._catalogue.record, np.flatnonzero(keep).astype(np.int32))
+
+    def _is_one_of(self, column: str, wanted: Sequence[str]) -> npt.NDArray[np.bool_]:
+        names, codes = self._catalogue.named(column)
+        chosen = np.array([name in wanted for name in names] or [False])
+        return chosen[codes]
 
     def check_names(
         self, *, splits: Iterable[str], specimens: Iterable[str] = (), key: str = "data.splits"
@@ -142,14 +180,14 @@ class Archive:
         Raises:
             UserError: one does not exist; the message suggests the nearest.
         """
-        known = {record.split for record in self.records}
+        known = set(self.values("split"))
         for name in splits:
             if name not in ("", "train", *known):
                 raise UserError(
                     f"{key}: no image of {self.path} is in the splits ['{name}']"
                     f"{did_you_mean(name, sorted(known - {''}))}"
                 )
-        present = {record.specimen for record in self.records} - {""}
+        present = set(self.values("specimen")) - {""}
         for name in specimens:
             if name not in present:
                 raise UserError(
@@ -168,15 +206,15 @@ class Archive:
             ValueError: the window is empty or not inside the image.
             UserError: the file is damaged or was replaced since it was opened.
         """
-        row = self._row(index)
-        return self._read(index, row.pool, row.first_tile, window)
+        row = self._catalogue.row(index)
+        return self._read(index, row.pool, (row.block, row.start), window)
 
     def read_mask(self, index: int, window: Window | None = None) -> npt.NDArray[np.uint8]:
         """(h, w) class indices, 255 where not annotated; ValueError also for an image without a mask."""
-        row = self._row(index)
-        if row.mask_first_tile < 0:
+        row = self._catalogue.row(index)
+        if not row.has_mask:
             raise ValueError(f"{row.id} has no mask")
-        return self._read(index, MASK_POOL, row.mask_first_tile, window)[:, :, 0]
+        return self._read(index, MASK_POOL, (row.mask_block, row.mask_start), window)[:, :, 0]
 
     def read_unit(
         self,
@@ -197,10 +235,12 @@ class Archive:
         """
         if channels not in (1, 3):
             raise ValueError(f"channels must be 1 or 3, got {channels}")
-        row = self._row(index)
+        row = self._catalogue.row(index)
         pixels = self.read_image(index, window).astype(np.float32)
         span = row.high - row.low
-        if span > 0:
+        if row.pool.startswith("uint8") and (row.low, row.high) == (0, 255):
+            pixels *= np.float32(1 / 255)  # never above 1
+        elif span > 0:
             with np.errstate(over="ignore"):  # of values that fill missing pixels
                 pixels -= np.float32(row.low)
                 pixels *= np.float32(1 / span)
@@ -221,7 +261,7 @@ class Archive:
     def statistics(self, index: int) -> tuple[np.float32, np.float32]:
         """Mean and standard deviation of an image's grey level in 0..1. An image of one level has deviation 1."""
         if index not in self._statistics:
-            row = self._row(index)
+            row = self._catalogue.row(index)
             count, total, square = 0, 0.0, 0.0
             for top in range(0, row.height, _BAND):
                 band = self.read_unit(index, (top, 0, min(_BAND, row.height - top), row.width)).astype(float)
@@ -231,23 +271,18 @@ class Archive:
             self._statistics[index] = np.float32(mean), np.float32(deviation if deviation > 1e-4 else 1.0)
         return self._statistics[index]
 
-    def _row(self, index: int) -> Row:
-        if not 0 <= index < len(self.rows):
-            raise ValueError(f"image index {index} is not in 0..{len(self.rows) - 1}")
-        return self.rows[index]
-
-    def _read(self, index: int, pool: str, first_tile: int, window: Window | None) -> npt.NDArray[Any]:
-        row = self.rows[index]
+    def _read(self, index: int, pool: str, place: tuple[int, int], window: Window | None) -> npt.NDArray[Any]:
+        row = self._catalogue.row(index)
         if window is None:
             window = (0, 0, row.height, row.width)
         top, left, height, width = window
         inside = min(top, left) >= 0 and top + height <= row.height and left + width <= row.width
         if not inside or min(height, width) < 1:
             raise ValueError(f"window {window} is not inside {row.id} of {row.height} x {row.width} pixels")
-        shard = self.shards[self._shard_of[index]]
-        reader = self._files.reader(shard)
+        shard, _ = self._catalogue.place(index)
+        reader = self._catalogue.files.reader(shard)
         try:
-            return shard.pools[pool].read(reader, first_tile, row.height, row.width, window)
+            return shard.pools[pool].read(reader, *place, row.height, row.width, window)
         except ValueError as error:
             raise UserError(
                 f"{shard.path} is damaged at {row.id} ({error}); restore it from a backup or build it again"
@@ -264,29 +299,3 @@ def merge_collections(shards: Sequence[Shard]) -> dict[str, Collection]:
             except ValueError as error:
                 raise UserError(f"{shard.path} contradicts the shards before it: {error}") from error
     return dict(sorted(merged.items()))
-
-
-class _Files:
-    """Open files of the current process, least recently used closed first.
-
-    They are opened again after a fork, because the lock may be held by a thread that the child process does not have.
-    """
-
-    def __init__(self) -> None:
-        self._reset()
-
-    def _reset(self) -> None:
-        self._process = os.getpid()
-        self._lock = threading.Lock()
-        self._open: OrderedDict[Path, PositionedFile] = OrderedDict()
-
-    def reader(self, shard: Shard) -> PositionedFile:
-        if os.getpid() != self._process:
-            self._reset()
-        with self._lock:
-            file = self._open.pop(shard.path, None) or PositionedFile(shard)
-            self._open[shard.path] = file
-            if len(self._open) > _OPEN_FILES:
-                # Not closed here, because another thread may be reading it; dropping the last reference closes it.
-                self._open.popitem(last=False)
-        return file

@@ -97,7 +97,7 @@ def _wait_for_copy(lock: IO[str], source: Path, files: list[Path], copy: Path, h
 
 def _files_of(source: Path) -> list[Path]:
     if source.is_dir():
-        return [*(source / entry.file for entry in read_manifest(source)), source / MANIFEST]
+        return [*(source / entry.file for entry in read_manifest(source).shards), source / MANIFEST]
     if not source.is_file():
         raise UserError(f"{source}: archive not found; check data.archive, or build it first")
     return [source]
@@ -133,7 +133,7 @@ def _make(source: Path, files: list[Path], copy: Path, home: Path) -> None:
 
 
 def _fill(partial: Path, source: Path, files: list[Path]) -> None:
-    known = {entry.file: entry.sha256 for entry in read_manifest(source)} if source.is_dir() else {}
+    known = {entry.file: entry.sha256 for entry in read_manifest(source).shards} if source.is_dir() else {}
     partial.mkdir()
     for file in files:
         digest = _copy(file, partial / file.name)

@@ -16,7 +16,7 @@ def summarise(archive: Archive) -> dict[str, Any]:
     codecs: dict[str, str] = {}
     for shard in archive.shards:
         for name, pool in shard.pools.items():
-            stored[name] += int(pool.sizes.sum())
+            stored[name] += pool.stored_bytes
             codecs[name] = pool.codec.name
     return {
         "path": str(archive.path),

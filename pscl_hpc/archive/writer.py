@@ -1,24 +1,20 @@
-"""Writing one archive file: tiles as raw chunks, the index at the end, an atomic rename last."""
+"""Writing one archive file: pixels, the index at the end, an atomic rename last."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Required, Self, TypedDict, Unpack
+from typing import Required, Self, TypedDict, Unpack
 
 import h5py
 import numpy as np
 
-from pscl_hpc.archive.codecs import AUTO, codec_for, create_dataset
+from pscl_hpc.archive.codecs import AUTO, codec_for
 from pscl_hpc.archive.format import (
     CHANNELS,
-    COLUMN_TYPES,
     DTYPES,
     FORMAT,
     MASK_POOL,
@@ -29,47 +25,17 @@ from pscl_hpc.archive.format import (
     Row,
     check_mask,
     collections_to_json,
+    fingerprint,
     parse_pool,
     pool_name,
-    stored_dtype,
-    tile_grid,
-    tile_shape,
 )
+from pscl_hpc.archive.index import ReadAt, encode_digest, write_index
 from pscl_hpc.archive.intensity import RangeEstimator
 from pscl_hpc.archive.options import IngestOptions, options_to_json
-from pscl_hpc.archive.shard import ReadAt, Shard, TilePool
-from pscl_hpc.errors import UserError
+from pscl_hpc.archive.pool_writer import PoolWriter, pool_writer
+from pscl_hpc.archive.shard import Shard
+from pscl_hpc.archive.write_errors import WriteError, write_errors
 from pscl_hpc.files import replacing
-
-_COLUMN_DTYPES: dict[str, Any] = {
-    "str": h5py.string_dtype(),
-    "int": np.dtype("<i8"),
-    "float": np.dtype("<f8"),
-}
-
-
-class WriteError(UserError):
-    """An archive cannot be written; ``reason`` is what the operating system reported."""
-
-    def __init__(self, path: Path, reason: str, fix: str = "fix that, or write to another place") -> None:
-        super().__init__(f"{path} cannot be written ({reason}); {fix}")
-        self.reason = reason
-
-
-@contextmanager
-def write_errors(path: Path) -> Iterator[None]:
-    """Raise :class:`WriteError` for errors of the operating system while ``path`` is written."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        # HDF5 hides the error number in a long message, and raises a RuntimeError when a file is closed.
-        if number := re.search(r"errno = (\d+)", str(error)):
-            reason = os.strerror(int(number[1]))
-        elif isinstance(error, OSError):
-            reason = error.strerror or str(error)
-        else:
-            raise
-        raise WriteError(path, reason) from error
 
 
 class ImageFields(TypedDict, total=False):
@@ -126,7 +92,7 @@ class ShardWriter:
         self._ids: set[str] = set()
         self.remarks: dict[str, str] = {}
         """Image id -> why its intensity range is not that of the percentiles."""
-        self._pools: dict[str, _PoolWriter] = {}
+        self._pools: dict[str, PoolWriter] = {}
         self._block = self._open()
 
     def __enter__(self) -> Self:
@@ -152,8 +118,13 @@ class ShardWriter:
                         raised = error
                         raise
                     for pool in self._pools.values():
-                        pool.trim()
-                    write_index(file, self._rows, list(self._collections.values()))
+                        pool.finish()
+                    write_index(file, self._rows)
+                    collections = list(self._collections.values())
+                    text = collections_to_json(collections)
+                    file.create_dataset("collections", data=text, dtype=h5py.string_dtype())
+                    file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
+                    file.attrs["fingerprint"] = fingerprint(self._rows, collections)
         except WriteError:
             if raised is None:  # an exception of the block came first and is raised instead
                 raise
@@ -162,8 +133,8 @@ class ShardWriter:
         return len(self._rows)
 
     @property
-    def rows(self) -> tuple[Row, ...]:
-        return tuple(self._rows)
+    def rows(self) -> Sequence[Row]:
+        return self._rows
 
     def add(self, image: Pixels, *, mask: Pixels | None = None, **fields: Unpack[ImageFields]) -> None:
         """Append one image.
@@ -207,24 +178,20 @@ class ShardWriter:
             raise ValueError(f"{name}: an id must be '<dataset>/<stem>', here '{dataset}/...'")
         if name in self._ids:
             raise ValueError(f"{name}: this id was already added")
+        for key in ("sha256", "mask_sha256"):
+            encode_digest(str(fields.get(key, "")))
         if dataset not in self._collections:
             raise ValueError(f"{name}: there is no collection {dataset!r}")
         if mask is not None:
             check_mask(mask, height, width, self._collections[dataset])
         pool = self._pool(pool_name(dtype, channels))
         estimator = RangeEstimator(dtype, height, width, self._percentiles)
-        first_tile = pool.count
-        try:
-            checksum = pool.append(_measured(strips, estimator), height, width)
-        except BaseException:
-            pool.count = first_tile
-            raise
-        mask_first, mask_checksum = -1, ""
+        (block, start), checksum = pool.append(_measured(strips, estimator), height, width)
+        mask_block, mask_start, mask_checksum = -1, 0, ""
         if mask is not None:
-            masks = self._pool(MASK_POOL)
-            mask_first = masks.count
             plane = mask.astype(np.uint8, copy=False)[:, :, None]
-            mask_checksum = masks.append((plane[y : y + TILE] for y in range(0, height, TILE)), height, width)
+            planes = (plane[y : y + TILE] for y in range(0, height, TILE))
+            (mask_block, mask_start), mask_checksum = self._pool(MASK_POOL).append(planes, height, width)
         low, high = fields.get("intensity") or estimator.range()
         if estimator.remark:
             self.remarks[name] = estimator.remark
@@ -240,8 +207,10 @@ class ShardWriter:
                 pixel_checksum=checksum,
                 mask_checksum=mask_checksum,
                 pool=pool_name(dtype, channels),
-                first_tile=first_tile,
-                mask_first_tile=mask_first,
+                block=block,
+                start=start,
+                mask_block=mask_block,
+                mask_start=mask_start,
                 height=height,
                 width=width,
                 low=float(low),
@@ -261,106 +230,43 @@ class ShardWriter:
         for row in reversed(self._rows[count:]):
             self._ids.remove(row.id)
             self.remarks.pop(row.id, None)
-            self._pools[row.pool].count = row.first_tile
-            if row.mask_first_tile >= 0:
-                self._pools[MASK_POOL].count = row.mask_first_tile
+            self._pools[row.pool].truncate((row.block, row.start))
+            if row.has_mask:
+                self._pools[MASK_POOL].truncate((row.mask_block, row.mask_start))
         del self._rows[count:]
 
     def copy(self, row: Row, shard: Shard, read_at: ReadAt) -> None:
         """Append an image of another shard; tiles with the same compression are copied as they are."""
         if row.id in self._ids:
             raise ValueError(f"{row.id}: this id was already added")
-        first = self._pool(row.pool).copy(shard.pools[row.pool], read_at, row.first_tile, row.tiles)
-        mask_first = -1
-        if row.mask_first_tile >= 0:
-            masks = shard.pools[MASK_POOL]
-            mask_first = self._pool(MASK_POOL).copy(masks, read_at, row.mask_first_tile, row.tiles)
+        size = row.height, row.width
+        place = self._pool(row.pool).copy(shard.pools[row.pool], read_at, (row.block, row.start), *size)
+        mask_place = (-1, 0)
+        if row.has_mask:
+            own = row.mask_block, row.mask_start
+            mask_place = self._pool(MASK_POOL).copy(shard.pools[MASK_POOL], read_at, own, *size)
         self._ids.add(row.id)
-        self._rows.append(replace(row, first_tile=first, mask_first_tile=mask_first))
+        self._rows.append(
+            replace(row, block=place[0], start=place[1], mask_block=mask_place[0], mask_start=mask_place[1])
+        )
 
-    def _pool(self, name: str) -> _PoolWriter:
+    def adopt(self, shard: Shard, read_at: ReadAt) -> None:
+        """Copy all images of a shard into this file, which has none yet, in pieces as large as possible."""
+        kept = {name for name, pool in shard.pools.items() if self._pool(name).adopt(pool, read_at)}
+        for row in shard.rows:
+            own = {row.pool, MASK_POOL} if row.has_mask else {row.pool}
+            if own <= kept:
+                self._ids.add(row.id)
+                self._rows.append(row)
+            else:
+                self.copy(row, shard, read_at)
+
+    def _pool(self, name: str) -> PoolWriter:
         if name not in self._pools:
+            codec = codec_for(self._compression, parse_pool(name)[0], is_mask=name == MASK_POOL)
             with write_errors(self.path):
-                self._pools[name] = _PoolWriter(self._tiles, name, self._compression, self.path)
+                self._pools[name] = pool_writer(self._tiles, name, codec, self.path)
         return self._pools[name]
-
-
-class _PoolWriter:
-    """Appends tiles to one dataset, as raw chunks."""
-
-    def __init__(self, group: h5py.Group, name: str, compression: str, path: Path) -> None:
-        self._path = path
-        dtype, channels = parse_pool(name)
-        self._dtype = stored_dtype(dtype)
-        self._tile = tile_shape(channels)
-        self._channels = channels
-        self._codec = codec_for(compression, dtype, is_mask=name == MASK_POOL)
-        self._dataset = create_dataset(group, name, (0, *self._tile), self._dtype, self._codec)
-        self._capacity = 0
-        self.count = 0
-        """Tiles in use; lower it to remove the last ones."""
-
-    def append(self, strips: Iterable[Pixels], height: int, width: int) -> str:
-        """Store strips of 256 rows, (rows, width, channels) each; returns the SHA-256 of the pixels."""
-        down, across = tile_grid(height, width)
-        self._reserve(self.count + down * across)
-        digest = hashlib.sha256()
-        rest = height
-        for strip in strips:
-            rows = min(TILE, rest)
-            if strip.shape != (rows, width, self._channels) or rows == 0:
-                expected = (rows, width, self._channels)
-                raise ValueError(f"a strip has the shape {strip.shape}, not {expected}")
-            rest -= rows
-            strip = np.ascontiguousarray(strip, self._dtype)
-            digest.update(strip.data)
-            for left in range(0, width, TILE):
-                part = strip[:, left : left + TILE]
-                tile = np.zeros((TILE, TILE, self._channels), self._dtype)
-                tile[: part.shape[0], : part.shape[1]] = part
-                self._put_chunk(*self._codec.encode(tile))
-        if rest:
-            raise ValueError(f"{rest} of {height} rows are missing")
-        return digest.hexdigest()
-
-    def copy(self, pool: TilePool, read_at: ReadAt, first: int, tiles: int) -> int:
-        """Append tiles of another pool of the same type; returns the index of the first."""
-        self._reserve(self.count + tiles)
-        start = self.count
-        for tile in range(first, first + tiles):
-            filter_mask, data = pool.chunk(read_at, tile)
-            if pool.codec != self._codec:
-                size = int(np.prod(self._tile)) * self._dtype.itemsize
-                raw = pool.codec.decode(data, filter_mask, size, self._dtype.itemsize)
-                filter_mask, data = self._codec.encode(np.frombuffer(raw, self._dtype))
-            self._put_chunk(filter_mask, data)
-        return start
-
-    def _put_chunk(self, filter_mask: int, data: bytes) -> None:
-        place = (self.count,) + (0,) * len(self._tile)
-        with write_errors(self._path):
-            self._dataset.id.write_direct_chunk(place, data, filter_mask)
-        self.count += 1
-
-    def _reserve(self, count: int) -> None:
-        if count > self._capacity:
-            self._capacity = max(count, 2 * self._capacity)
-            with write_errors(self._path):
-                self._dataset.resize(self._capacity, axis=0)
-
-    def trim(self) -> None:
-        self._dataset.resize(self.count, axis=0)
-
-
-def write_index(file: h5py.File, rows: Sequence[Row], collections: Sequence[Collection]) -> None:
-    """Write the index columns, the collections and the format attributes of a file."""
-    images = file.create_group("images")
-    for name, kind in COLUMN_TYPES.items():
-        values = [getattr(row, name) for row in rows]
-        images.create_dataset(name, (len(values),), dtype=_COLUMN_DTYPES[kind], data=values)
-    file.create_dataset("collections", data=collections_to_json(collections), dtype=h5py.string_dtype())
-    file.attrs["format"] = FORMAT
-    file.attrs["version"] = VERSION
 
 
 def _measured(strips: Iterable[Pixels], estimator: RangeEstimator) -> Iterator[Pixels]:

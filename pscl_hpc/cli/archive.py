@@ -64,7 +64,7 @@ def build_command(
     colour: Annotated[str, typer.Option(help=ingest.COLOUR_HELP)] = "keep",
     crop_bottom: Annotated[str, typer.Option(help=ingest.CROP_HELP)] = "0",
     compression: Annotated[
-        str, typer.Option(help="auto, none, gzip, lzf, zstd or bitshuffle-lz4; see docs/archive.md.")
+        str, typer.Option(help="auto, none, gzip, lzf or zstd; see docs/archive.md.")
     ] = "auto",
     percentiles: Annotated[str, typer.Option(help=ingest.PERCENTILES_HELP)] = "0.5,99.5",
     intensity_range: Annotated[str, typer.Option("--range", help=ingest.RANGE_HELP)] = "image",
@@ -222,14 +222,22 @@ def check_command(file: Annotated[Path, ARCHIVE], as_json: Annotated[bool, JSON]
     from pscl_hpc.archive.check import check
 
     archive = Archive(file)
-    findings = check(archive, progress=not as_json)
+    remarks: list[str] = []
+    findings = check(archive, progress=not as_json, remark=remarks.append)
     if as_json:
         print_json(
-            {"archive": str(file), "images": len(archive), "findings": [asdict(item) for item in findings]}
+            {
+                "archive": str(file),
+                "images": len(archive),
+                "findings": [asdict(item) for item in findings],
+                "remarks": remarks,
+            }
         )
     else:
         for finding in findings:
             typer.echo(str(finding))
+        for remark in remarks:
+            print(remark, file=sys.stderr)
         typer.echo(f"{len(archive)} images checked, {_count(len(findings), 'finding')}")
         typer.echo(file)
     if findings:

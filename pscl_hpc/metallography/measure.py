@@ -191,6 +191,7 @@ def measure_masks(
     """
     wanted = wanted or Wanted()
     archive = Archive(path)
+    records: Sequence[ImageRecord]
     if ids:
         records = [archive.find(name) for name in ids]
         missing = [record.id for record in records if not record.has_mask]

@@ -7,6 +7,7 @@ Reference ``r`` gives the templates of every R-th image, so each image is on the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -81,9 +82,9 @@ class PretrainData(Dataset[Batch]):
         self.references = _find_references(archive, config)
         self.regions = {record.id: self._annotated_region(record) for record in self.references}
         self.records = self._select()
-        self.production_batches = tuple(
-            sorted({r.production_batch for r in (*self.references, *self.records) if r.production_batch})
-        )
+        found = {record.production_batch for record in self.references}
+        found |= set(archive.values("condition", self.records))
+        self.production_batches = tuple(sorted(found - {""}))
         self._order = (-1, np.empty(0, np.int64))
         self._per_batch = config.references_per_pass
         exact = config.accumulate == "exact"
@@ -171,18 +172,18 @@ class PretrainData(Dataset[Batch]):
             self._order = (epoch, epoch_order(len(self.records), seed=self.config.seed, epoch=epoch))
         return self._order[1]
 
-    def _select(self) -> list[ImageRecord]:
+    def _select(self) -> Sequence[ImageRecord]:
         data = self.config.data
         self.archive.check_names(splits=data.splits, specimens=data.exclude_specimens)
         alone = self.references and not _reference_config(self.config).in_pool
-        taken = {record.id for record in self.references} if alone else set()
-        found = [
-            record
-            for record in self.archive.select(datasets=data.datasets, splits=data.splits)
-            if record.id not in taken and not (record.specimen and record.specimen in data.exclude_specimens)
-        ]
+        found = self.archive.select(
+            datasets=data.datasets,
+            splits=data.splits,
+            without_specimens=data.exclude_specimens,
+            without=self.references if alone else (),
+        )
         if not found:
-            splits = sorted({record.split for record in self.archive.records})
+            splits = self.archive.values("split")
             raise UserError(
                 f"{self.archive.path}: the splits {list(data.splits)} of the chosen datasets hold no image besides the "
                 f"references; the archive has the splits {splits}, set data.splits"

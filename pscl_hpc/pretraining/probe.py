@@ -13,6 +13,7 @@ Maps are the bottleneck and the finest decoder map; methods that do not train th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,8 +70,8 @@ class FeatureProbe:
         self,
         archive: Archive,
         config: PretrainConfig,
-        references: list[ImageRecord],
-        images: list[ImageRecord],
+        references: Sequence[ImageRecord],
+        images: Sequence[ImageRecord],
         device: torch.device,
     ) -> None:
         self.config = config
@@ -128,7 +129,7 @@ class FeatureProbe:
         return sum(shares) / len(shares)
 
     def _read(
-        self, archive: Archive, records: list[ImageRecord], each: int, random: np.random.Generator
+        self, archive: Archive, records: Sequence[ImageRecord], each: int, random: np.random.Generator
     ) -> tuple[Tensor, Tensor]:
         """Windows (B, C, h, w) and their masks (B, h, w)."""
         height, width = self.size
@@ -192,7 +193,7 @@ def _maps(features: Features) -> dict[str, Tensor]:
     return {"bottleneck": features.bottleneck, "decoder": features.scales[-1]}
 
 
-def _annotated(archive: Archive, config: PretrainConfig) -> list[ImageRecord]:
+def _annotated(archive: Archive, config: PretrainConfig) -> Sequence[ImageRecord]:
     """Annotated images of the training split, of one collection; none if there are none."""
     found = [
         record

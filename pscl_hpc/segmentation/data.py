@@ -117,7 +117,7 @@ def select_data(config: FinetuneConfig, archive: Archive) -> FinetuneData:
 
 def select_unlabelled(
     config: FinetuneConfig, settings: SemiSupervisedConfig, archive: Archive, home: str
-) -> tuple[ImageRecord, ...]:
+) -> Sequence[ImageRecord]:
     """The images to train on without masks; by default those of ``home``, the collection of the references.
 
     The references are included: their pixels that are not annotated are unlabelled, too.
@@ -135,11 +135,7 @@ def select_unlabelled(
             )
     archive.check_names(splits=splits, key=key)
     datasets = (home,) if settings.datasets is None else settings.datasets
-    found = tuple(
-        record
-        for record in archive.select(datasets=datasets, splits=splits)
-        if not (record.specimen and record.specimen in config.data.exclude_specimens)
-    )
+    found = archive.select(datasets=datasets, splits=splits, without_specimens=config.data.exclude_specimens)
     if not found:
         raise UserError(
             f"semi_supervised: {archive.path} has no image of the datasets {list(datasets)} in the splits "
@@ -295,7 +291,7 @@ class WindowDataset(Dataset[Windows]):
     ) -> None:
         self.archive = archive
         self.references = tuple(references)
-        self.unlabelled = tuple(unlabelled)
+        self.unlabelled = unlabelled
         self.classes = classes
         self.config = config
         self.trunk = trunk
@@ -328,7 +324,8 @@ class WindowDataset(Dataset[Windows]):
 
     def _draw(self, step: int, slot: int) -> tuple[ImageRecord, np.random.Generator]:
         """The image in a slot, and the generator for all further draws."""
-        purpose, images, first = "window", self.references, 0
+        images: Sequence[ImageRecord] = self.references
+        purpose, first = "window", 0
         if slot >= self.config.batch_size:
             purpose, images, first = "unlabelled window", self.unlabelled, self.config.batch_size
         rng = numpy_generator(self.config.seed, purpose, step, slot - first)

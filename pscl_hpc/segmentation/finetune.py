@@ -62,7 +62,7 @@ class FinetuneTask(Task[Windows]):
         self.config = config
         self.data = select_data(config, archive)
         settings, home = config.semi_supervised, self.data.collection.name
-        self.unlabelled: tuple[ImageRecord, ...] = (
+        self.unlabelled: Sequence[ImageRecord] = (
             select_unlabelled(config, settings, archive, home) if settings else ()
         )
         self.resize = working_scale(config.resize, self._masks())

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from monai.inferers.utils import sliding_window_inference
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -174,6 +173,9 @@ class Predictor:
         if roi == tuple(inputs.shape[2:]):
             blended = self._probabilities(inputs.to(self.device))
         else:
+            # Imported here: commands that predict nothing need not wait for it.
+            from monai.inferers.utils import sliding_window_inference
+
             blended = sliding_window_inference(  # type: ignore[assignment]
                 inputs,
                 roi,

@@ -6,7 +6,10 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from pscl_hpc.archive import Archive, ImageRecord
+from pscl_hpc.archive.catalogue import positions
 from pscl_hpc.errors import UserError
 from pscl_hpc.methods import ReferenceConfig, ReferencedMethodConfig
 from pscl_hpc.pretraining.config import PretrainConfig
@@ -59,29 +62,45 @@ def check_pool(
         config.references if isinstance(config, SegmentationConfig) else reference.ids if reference else ()
     )
     annotated, pool = [archive.find(name) for name in names], _pool(archive, config)
-    for record in (*annotated, *pool):
-        if scores(record.split):
-            raise UserError(
-                f"{source}: {record.id} is in the split '{record.split}', whose images choose or score the models; "
-                "name a training image"
-            )
-    held_out = {
-        row.pixel_checksum: record.id
-        for row, record in zip(archive.rows, archive.records, strict=True)
-        if scores(record.split)
-    }
-    for part, records in (("annotated images", annotated), ("pool", pool)):
-        for record in records:
-            twin = held_out.get(archive.rows[record.index].pixel_checksum)
-            if twin is not None:
+    for records in (annotated, pool):
+        for split in archive.values("split", records):
+            if scores(split):
+                name = next(record.id for record in records if record.split == split)
                 raise UserError(
-                    f"{source}: {record.id} of the {part} has the same pixels as {twin}, which chooses or scores "
-                    "models; leave one of them out of the archive ('pscl-hpc archive check' lists such pairs)"
+                    f"{source}: {name} is in the split '{split}', whose images choose or score the models; "
+                    "name a training image"
                 )
-    counts = Counter((record.dataset, record.split) for record in pool)
+    for part, records in (("annotated images", annotated), ("pool", pool)):
+        twins = _held_out_twin(archive, records, [name for name in archive.values("split") if scores(name)])
+        if twins is not None:
+            raise UserError(
+                f"{source}: {twins[0].id} of the {part} has the same pixels as {twins[1].id}, which chooses or scores "
+                "models; leave one of them out of the archive ('pscl-hpc archive check' lists such pairs)"
+            )
+    chosen = positions(pool)
+    named = [archive.coded(column) for column in ("dataset", "split")]
+    keys = zip(*(codes[chosen].tolist() for _, codes in named), strict=True)
+    counts = Counter(
+        {(named[0][0][one], named[1][0][two]): count for (one, two), count in Counter(keys).items()}
+    )
     parts = (PoolPart(dataset=key[0], split=key[1], images=counts[key]) for key in sorted(counts))
     apart = reference is not None and not reference.in_pool
-    return Pool(tuple(parts), without_own=apart and any(record in pool for record in annotated))
+    return Pool(tuple(parts), without_own=apart and bool(np.isin(positions(annotated), chosen).any()))
+
+
+def _held_out_twin(
+    archive: Archive, records: Sequence[ImageRecord], splits: Sequence[str]
+) -> tuple[ImageRecord, ImageRecord] | None:
+    """One of the records and an image of these splits with the same pixels."""
+    digests = archive.column("pixel_checksum")
+    heads = np.ascontiguousarray(digests[:, :8]).view("<u8")[:, 0]
+    held_out = positions(archive.select(splits=splits))
+    own = positions(records)
+    for index in own[np.isin(heads[own], heads[held_out])]:
+        same = held_out[(digests[held_out] == digests[index]).all(axis=1)]
+        if same.size:
+            return archive.records[int(index)], archive.records[int(same[0])]
+    return None
 
 
 def reference_of(config: PretrainConfig | SegmentationConfig) -> ReferenceConfig | None:
@@ -100,9 +119,8 @@ def _pool(archive: Archive, config: PretrainConfig | SegmentationConfig) -> Sequ
             return ()
         home = archive.find(config.references[0]).dataset
         return select_unlabelled(config, config.semi_supervised, archive, home)
-    excluded = config.data.exclude_specimens
-    return [
-        record
-        for record in archive.select(datasets=config.data.datasets, splits=config.data.splits)
-        if not (record.specimen and record.specimen in excluded)
-    ]
+    return archive.select(
+        datasets=config.data.datasets,
+        splits=config.data.splits,
+        without_specimens=config.data.exclude_specimens,
+    )

@@ -18,8 +18,6 @@ from pscl_hpc.archive.synthesis import write_synthetic_archive
 from pscl_hpc.config import load_config, to_yaml
 from pscl_hpc.config.loading import parse_yaml
 from pscl_hpc.errors import UserError
-from pscl_hpc.report.study_figures import figure_files
-from pscl_hpc.report.study_text import TABLE_FILE, markdown
 from pscl_hpc.results.study import RESULTS_FILE, StudyResults
 from pscl_hpc.runs import RunFolder, write_json, write_text
 from pscl_hpc.runs.folder import CONFIG_FILE
@@ -104,6 +102,10 @@ def write_results(plan: Plan, outcomes: dict[str, Outcome]) -> StudyResults:
     """Write ``results.json``, ``table.md`` and, if there are scores, ``figure.svg`` and ``figure.png``."""
     results = gather(plan, outcomes)
     write_json(plan.study.folder / RESULTS_FILE, results.model_dump(mode="json"))
+    # Imported here: a plan needs no figures.
+    from pscl_hpc.report.study_figures import figure_files
+    from pscl_hpc.report.study_text import TABLE_FILE, markdown
+
     write_text(plan.study.folder / TABLE_FILE, markdown(results))
     for name, data in figure_files(results).items():
         write_file(plan.study.folder / name, data)

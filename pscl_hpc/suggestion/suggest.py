@@ -179,7 +179,7 @@ def suggest(
 
 def _available(
     archive: Archive, datasets: Sequence[str] | None, splits: Sequence[str] | None, count: int
-) -> list[ImageRecord]:
+) -> Sequence[ImageRecord]:
     records = archive.select(datasets=datasets, splits=splits)
     where = f"{archive.path}{' of ' + ', '.join(datasets) if datasets else ''}"
     if not records:

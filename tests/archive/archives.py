@@ -11,11 +11,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from pscl_hpc.archive import Archive, Collection, ShardWriter
+from pscl_hpc.archive.blocks import Pool
 from pscl_hpc.archive.build import BuildOptions, BuildResult, build
 from pscl_hpc.archive.ingest.images import open_pages
 from pscl_hpc.archive.ingest.page import single_channel
 from pscl_hpc.archive.ingest.sources import Plan, plan
-from pscl_hpc.archive.shard import TilePool
 
 Pixels = npt.NDArray[Any]
 
@@ -115,7 +115,7 @@ def table(found: Plan) -> dict[str, tuple[str, bool]]:
     return {item.id: (item.split, item.mask is not None) for item in found.items}
 
 
-def pool_of(archive: Archive, index: int) -> TilePool:
+def pool_of(archive: Archive, index: int) -> Pool:
     """The tiles of the pool of an image, in an archive of one file."""
     return archive.shards[0].pools[archive.rows[index].pool]
 

@@ -13,13 +13,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pscl_hpc.archive import Archive, Collection, ShardWriter
+from pscl_hpc.archive import copies as copies_module
 from pscl_hpc.archive.build import BuildOptions, build
 from pscl_hpc.archive.check import Finding, check
 from pscl_hpc.archive.contact_sheet import class_colours, contact_sheet
-from pscl_hpc.archive.duplicates import SIDE, Thumbnailer, similar_pairs
+from pscl_hpc.archive.copies import MOST_IMAGES
+from pscl_hpc.archive.duplicates import SIDE, Thumbnailer, Thumbnails, similar_pairs
 from pscl_hpc.archive.ingest.sources import plan
+from pscl_hpc.archive.signatures import turned
 
-from .archives import PLAIN, STEEL, Pixels, labels, pixels, pool_of, texture, write_mixed
+from .archives import PLAIN, STEEL, Pixels, labels, pixels, texture, write_mixed
 
 
 def _archive(path: Path, images: dict[str, Pixels], **fields: dict[str, str]) -> Archive:
@@ -71,7 +74,7 @@ def test_a_copy_in_another_split_is_a_leak(tmp_path: Path) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10**6), noise=st.floats(0, 0.2))
-def test_the_filter_misses_no_pair(seed: int, noise: float) -> None:
+def test_no_copy_is_missed(seed: int, noise: float) -> None:
     """Against all pairs in all orientations, compared one by one."""
     random = np.random.default_rng(seed)
     stack = [random.normal(size=(SIDE, SIDE)) for _ in range(4)]
@@ -79,21 +82,92 @@ def test_the_filter_misses_no_pair(seed: int, noise: float) -> None:
         np.rot90(image, turns) + noise * random.normal(size=(SIDE, SIDE)) for turns, image in enumerate(stack)
     ]
     stack += [np.swapaxes(stack[0], 0, 1)]
-    thumbnails = np.array([image - image.mean() for image in stack])
-    thumbnails /= np.linalg.norm(thumbnails, axis=(1, 2), keepdims=True)
-    truth = set()
+    exact = np.array([image - image.mean() for image in stack])
+    exact /= np.linalg.norm(exact, axis=(1, 2), keepdims=True)
+    thumbnails = Thumbnails(len(stack))
+    for index, image in enumerate(exact):
+        thumbnails[index] = image.astype(np.float32)
+    pairs = {(pair.first, pair.second): pair.correlation for pair in similar_pairs(thumbnails)}
+    group = np.arange(len(stack))
+    for first, second in pairs:
+        group[group == group[second]] = group[first]
     for first in range(len(stack)):
         for second in range(first + 1, len(stack)):
             turned = [
-                np.rot90(side, turns)
-                for side in (thumbnails[second], thumbnails[second].T)
-                for turns in range(4)
+                np.rot90(side, turns) for side in (exact[second], exact[second].T) for turns in range(4)
             ]
-            if max(float((thumbnails[first] * image).sum()) for image in turned) >= 0.98 + 1e-5:
-                truth.add((first, second))
-    found = {(pair.first, pair.second) for pair in similar_pairs(thumbnails.astype(np.float32))}
-    assert truth <= found
-    assert (0, 8) in found
+            best = max(float((exact[first] * image).sum()) for image in turned)
+            if best >= 0.981:
+                assert group[first] == group[second]
+            if (first, second) in pairs:
+                assert best == pytest.approx(pairs[first, second], abs=1e-3)
+    assert group[0] == group[8]
+
+
+def test_copies_among_many_pictures_are_found_in_every_orientation() -> None:
+    """Pictures under one strong shading, so that all of them look somewhat alike."""
+    random = np.random.default_rng(0)
+    shading = 3 * np.linspace(-1, 1, SIDE)[:, None] ** 2
+    stack = [random.normal(size=(SIDE, SIDE)) + shading for _ in range(600)]
+    for turn in range(8):
+        stack[500 + turn] = turned(stack[turn].astype(np.float32), turn)
+    thumbnails = Thumbnails(len(stack))
+    for index, image in enumerate(stack):
+        centred = image - image.mean()
+        thumbnails[index] = (centred / np.linalg.norm(centred)).astype(np.float32)
+    pairs = [(pair.first, pair.second) for pair in similar_pairs(thumbnails)]
+    assert pairs == [(turn, 500 + turn) for turn in range(8)]
+
+
+def test_many_copies_are_one_finding(tmp_path: Path) -> None:
+    images: dict[str, Pixels] = {f"{number:03d}": texture((60, 60), number) for number in range(20)}
+    for number in range(120):
+        images[f"copy{number:03d}"] = np.rot90(images["003"], number % 4).copy()
+        images[f"copy{number:03d}"][0, 0] = number
+    (finding,) = check(_archive(tmp_path / "a.h5", images))
+    assert finding.kind == "duplicate"
+    assert len(finding.images) == MOST_IMAGES
+    assert finding.images[0] == "plain/003"
+    assert "118 more" in finding.detail
+
+
+def test_groups_beyond_the_most_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copies_module, "MOST_GROUPS", 2)
+    images = {f"{number}{twin}": texture((60, 60), number) for number in range(5) for twin in "ab"}
+    found = check(_archive(tmp_path / "a.h5", images))
+    assert [finding.images for finding in found] == [("plain/0a", "plain/0b"), ("plain/1a", "plain/1b"), ()]
+    assert "3 more" in found[2].detail
+
+
+def test_noise_under_uneven_light_is_left_out_with_a_remark(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    shade = 128 + 40 * np.linspace(-1, 1, 200)[None, :] * np.ones((150, 1))
+    images: dict[str, Pixels] = {
+        f"{number}": np.clip(shade + random.normal(0, 6, shade.shape), 0, 255).astype(np.uint8)
+        for number in range(6)
+    }
+    images["same"] = images["2"]
+    images["texture"] = texture((150, 200))
+    images["turned"] = np.rot90(images["texture"]).copy()
+    remarks: list[str] = []
+    findings = check(_archive(tmp_path / "a.h5", images), remark=remarks.append)
+    assert _kinds(findings) == [
+        ("duplicate", ("plain/2", "plain/same")),
+        ("duplicate", ("plain/texture", "plain/turned")),
+    ]
+    assert len(remarks) == 1
+    assert "7 of 9" in remarks[0]
+
+
+def test_a_changed_index_is_found(tmp_path: Path) -> None:
+    write_mixed(tmp_path / "a.h5")
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        images = file["images"][()]
+        images["um_per_pixel"][3] = 0.5
+        file["images"][...] = images
+    found = [finding for finding in check(Archive(tmp_path / "a.h5")) if finding.kind == "checksum"]
+    assert len(found) == 1
+    assert "fingerprint" in found[0].detail
 
 
 @settings(max_examples=40, deadline=None)
@@ -109,7 +183,7 @@ def test_thumbnails_are_area_means(height: int, width: int, strip: int) -> None:
     mean -= mean.mean()
     norm = np.linalg.norm(mean)
     if norm > 1:
-        np.testing.assert_allclose(thumbnailer.thumbnail(), mean / norm, atol=1e-5)
+        np.testing.assert_allclose(thumbnailer.area_means(), mean / norm, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -130,27 +204,26 @@ def test_flat_images_are_compared_by_their_pixels_alone(tmp_path: Path) -> None:
     assert _kinds(check(_archive(tmp_path / "a.h5", images))) == [("duplicate", ("plain/a", "plain/c"))]
 
 
-def _break(path: Path, pool: str, column: str) -> None:
+def _break(path: Path, pool: str, prefix: str) -> None:
     """Change one stored value but not its checksum."""
     with h5py.File(path, "r+") as file:
-        row = file["images/id"].asstr()[()].tolist().index("steel/1-uint16-1")
-        tile = int(file[f"images/{column}"][row])
-        values = file["tiles"][pool][tile]
-        values[3, 4] = 1 - values[3, 4] if pool == "mask" and values[3, 4] < 2 else 1
-        file["tiles"][pool][tile] = values
+        rows = file["images"][()]
+        (row,) = rows[rows["id"] == b"steel/1-uint16-1"]
+        block, place = file[f"tiles/{pool}/{row[f'{prefix}block']}"], int(row[f"{prefix}start"]) + 4
+        block[place] = 1 - block[place] if pool == "mask" and block[place] < 2 else 1
 
 
 def test_a_changed_pixel_is_found(tmp_path: Path) -> None:
-    write_mixed(tmp_path / "a.h5")
+    write_mixed(tmp_path / "a.h5", "none")
     before = _kinds(check(Archive(tmp_path / "a.h5")))
     assert not [kind for kind, _ in before if kind in ("checksum", "mask")]
-    _break(tmp_path / "a.h5", "uint16x1", "first_tile")
+    _break(tmp_path / "a.h5", "uint16x1", "")
     assert ("checksum", ("steel/1-uint16-1",)) in _kinds(check(Archive(tmp_path / "a.h5")))
 
 
 def test_a_changed_mask_is_found(tmp_path: Path) -> None:
-    write_mixed(tmp_path / "a.h5")
-    _break(tmp_path / "a.h5", "mask", "mask_first_tile")
+    write_mixed(tmp_path / "a.h5", "none")
+    _break(tmp_path / "a.h5", "mask", "mask_")
     found = check(Archive(tmp_path / "a.h5"))
     (item,) = (item for item in found if item.kind == "checksum")
     assert "mask of steel/1-uint16-1" in item.detail
@@ -161,9 +234,10 @@ def test_garbage_in_a_compressed_tile_is_found(tmp_path: Path) -> None:
         for number in range(3):
             writer.add(texture((200, 200), number) // 16, id=f"plain/{number}", dataset="plain")
     archive = Archive(tmp_path / "a.h5")
-    pool = pool_of(archive, 1)
+    with h5py.File(tmp_path / "a.h5") as file:
+        offset = int(file["tiles/uint8x1/0-chunks"][archive.rows[1].start]["offset"])
     with (tmp_path / "a.h5").open("r+b") as file:
-        file.seek(int(pool.offsets[1]) + 10)
+        file.seek(offset + 10)
         file.write(b"\xff" * 50)
     findings = check(Archive(tmp_path / "a.h5"))
     assert _kinds(findings) == [("checksum", ("plain/1",))]
@@ -243,7 +317,9 @@ def test_a_shard_that_differs_from_its_manifest(tmp_path: Path) -> None:
     assert check(Archive(tmp_path / "out")) == []
     shard = next((tmp_path / "out").glob("shard-*.h5"))
     with h5py.File(shard, "r+") as file:
-        file["images/um_per_pixel"][...] = 0.5
+        images = file["images"][()]
+        images["um_per_pixel"] = 0.5
+        file["images"][...] = images
     findings = check(Archive(tmp_path / "out"))
     assert [finding.kind for finding in findings] == ["checksum"]
     assert str(shard) in findings[0].detail

@@ -36,28 +36,81 @@ def _soft_link(file: h5py.File) -> None:
 
 
 def _virtual(file: h5py.File) -> None:
-    layout = h5py.VirtualLayout((4, 256, 256), "uint8")
-    layout[:] = h5py.VirtualSource("other.h5", "x", (4, 256, 256))
-    del file["tiles/uint8x1"]
-    file.create_virtual_dataset("tiles/uint8x1", layout)
+    layout = h5py.VirtualLayout((4,), "uint8")
+    layout[:] = h5py.VirtualSource("other.h5", "x", (4,))
+    del file["tiles/uint8x1/0"]
+    file.create_virtual_dataset("tiles/uint8x1/0", layout)
 
 
 def _external_storage(file: h5py.File) -> None:
-    del file["images/height"]
-    file["images"].create_dataset("height", (30,), "i8", external=[("/etc/passwd", 0, 240)])
+    del file["tiles/uint8x1/0"]
+    file["tiles/uint8x1"].create_dataset("0", (240,), "u1", external=[("/etc/passwd", 0, 240)])
 
 
-def _more_tiles_than_stored(file: h5py.File) -> None:
-    file["tiles/uint8x1"].resize(10**9, axis=0)
+def _external_index(file: h5py.File) -> None:
+    kind, count = file["images"].dtype, len(file["images"])
+    del file["images"]
+    file.create_dataset("images", (count,), kind, external=[("/etc/passwd", 0, count * kind.itemsize)])
+
+
+def _fewer_values(file: h5py.File) -> None:
+    values = file["tiles/uint8x1/0"][:100]
+    del file["tiles/uint8x1/0"]
+    file["tiles/uint8x1"].create_dataset("0", data=values)
+
+
+def _more_tiles_than_listed(file: h5py.File) -> None:
+    file["tiles/uint16x1/0"].resize(10**6, axis=0)
+
+
+def _tile_elsewhere(file: h5py.File) -> None:
+    table = file["tiles/uint16x1/0-chunks"][()]
+    table["offset"][0] = 1 << 60
+    file["tiles/uint16x1/0-chunks"][...] = table
 
 
 def _edit(column: str, value: object) -> Callable[[h5py.File], None]:
     def edit(file: h5py.File) -> None:
-        values = file[f"images/{column}"][()]
-        values[0] = value
-        file[f"images/{column}"][...] = values
+        values = file["images"][()]
+        values[column][0] = value
+        file["images"][...] = values
 
     return edit
+
+
+def _rename(column: str, text: bytes) -> Callable[[h5py.File], None]:
+    """Another name for the first number of a column."""
+
+    def edit(file: h5py.File) -> None:
+        names = file[f"names/{column}"][()].astype("S40")
+        names[0] = text
+        del file[f"names/{column}"]
+        file["names"].create_dataset(column, data=names)
+
+    return edit
+
+
+def _without_column(file: h5py.File) -> None:
+    images = file["images"][()]
+    del file["images"]
+    file["images"] = images[[name for name in images.dtype.names if name != "low"]]
+
+
+def _other_type(file: h5py.File) -> None:
+    images = file["images"][()]
+    kind = np.dtype([(name, "<i8" if name == "low" else images.dtype[name]) for name in images.dtype.names])
+    del file["images"]
+    file["images"] = images.astype(kind)
+
+
+def _chunked_index(file: h5py.File) -> None:
+    images = file["images"][()]
+    del file["images"]
+    file.create_dataset("images", data=images, chunks=(4,))
+
+
+def _out_of_order(file: h5py.File) -> None:
+    file["images"][...] = file["images"][()][::-1]
 
 
 def _drop(name: str) -> Callable[[h5py.File], None]:
@@ -69,9 +122,9 @@ def _version(file: h5py.File) -> None:
 
 
 def _strange_filter(file: h5py.File) -> None:
-    del file["tiles/uint8x1"]
-    file["tiles"].create_dataset(
-        "uint8x1", (9, 256, 256), "u1", np.zeros((9, 256, 256), "u1"), chunks=(1, 256, 256), fletcher32=True
+    del file["tiles/uint16x1/0"]
+    file["tiles/uint16x1"].create_dataset(
+        "0", (9, 64, 64), "u2", np.zeros((9, 64, 64), "u2"), chunks=(1, 64, 64), fletcher32=True
     )
 
 
@@ -88,23 +141,34 @@ def _collections(text: str) -> Callable[[h5py.File], None]:
         (_external_link, "images is a link"),
         (_external_tiles, "uint8x1 is a link"),
         (_soft_link, "uint8x1 is a link"),
-        (_virtual, "uint8x1"),
+        (_virtual, "outside the file"),
         (_external_storage, "outside the file"),
-        (_more_tiles_than_stored, r"\d+ of 1000000000 tiles"),
+        (_external_index, "outside the file"),
+        (_fewer_values, "the tiles of (steel|plain)/"),
+        (_more_tiles_than_listed, "of 1000000 tiles"),
+        (_tile_elsewhere, "outside the file"),
         (_strange_filter, "filters"),
+        (_without_column, "low"),
+        (_other_type, "types"),
+        (_chunked_index, "one piece"),
+        (_out_of_order, "order"),
         (_edit("height", 100_000), "the tiles of (steel|plain)/"),
         (_edit("height", -3), "size -3"),
-        (_edit("width", 1 << 40), str(1 << 40)),
-        (_edit("first_tile", -1), "the tiles of (steel|plain)/"),
-        (_edit("mask_first_tile", 10**6), "the mask of (steel|plain)/"),
-        (_edit("pool", "uint64x1"), "uint64x1"),
-        (_edit("dataset", "other"), "'other'"),
-        (_drop("images/low"), "low"),
+        (_edit("width", (1 << 24) + 1), str((1 << 24) + 1)),
+        (_edit("start", -1), "the tiles of (steel|plain)/"),
+        (_edit("start", 1 << 62), "the tiles of (steel|plain)/"),
+        (_edit("block", 9), "the tiles of (steel|plain)/"),
+        (_edit("mask_block", 0), "the mask of (steel|plain)/"),
+        (_edit("split", 7), "split of (steel|plain)/"),
+        (_edit("split", -1), "split of (steel|plain)/"),
+        (_rename("pool", b"uint64x1"), "uint64x1"),
+        (_rename("dataset", b"other"), "other"),
+        (_rename("ingest", b"{"), "JSON"),
         (_drop("tiles/float32x3"), "float32x3"),
         (_drop("collections"), "collections"),
         (_collections("[{"), "cannot be read"),
         (_collections('[{"name": "steel", "classes": "x"}]'), "cannot be read"),
-        (_collections("[]"), "collection of (steel|plain)/"),
+        (_collections("[]"), "collection of the images (steel|plain)/"),
         (_version, "version 99"),
     ],
 )

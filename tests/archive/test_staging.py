@@ -60,7 +60,7 @@ def test_a_folder_of_shards_keeps_its_checksums(archive: Path, tmp_path: Path) -
 
     folder = archive.parent
     entry = ShardEntry("a.h5", sha256_of(archive), archive.stat().st_size, 7)
-    write_manifest(folder, [entry])
+    write_manifest(folder, [entry], "0" * 64)
     copy = stage_archive(folder, tmp_path / "disk")
     assert sorted(path.name for path in copy.iterdir()) == ["a.h5", "manifest.json"]
     with Archive(folder) as opened:
