@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +117,10 @@ def segment(
 def suggest_annotation(request: Request, out: Path, *, progress: bool = False) -> Annotation:
     """Pack the images, choose the one to annotate, and write a template to paint on; errors as of :func:`segment`."""
     _keep_request(request, out)
-    build(plan([Path(request.folder)]), out / ARCHIVE_FILE, request.options, progress=progress)
-    return prepare_annotation(out / ARCHIVE_FILE, out, progress=progress)
+    packed = build(plan([Path(request.folder)]), out / ARCHIVE_FILE, request.options, progress=progress)
+    found = prepare_annotation(out / ARCHIVE_FILE, out, progress=progress)
+    skipped = tuple((one.path, one.reason) for one in packed.skipped)
+    return replace(found, warnings=packed.warnings + found.warnings, skipped=skipped)
 
 
 def prepare(request: Request, out: Path, *, say: Say = lambda text: None, progress: bool = False) -> Prepared:

@@ -280,6 +280,34 @@ def test_a_mask_of_no_image_and_a_mask_among_the_images(folder: Path) -> None:
         segment(request_of(folder, mask=str(inside)), folder / "c")
 
 
+def test_a_mask_of_shapes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shape = {"label": "carbide", "points": [[5, 5], [30, 5], [30, 30]], "shape_type": "polygon"}
+    mask = folder / "painted/2.json"
+    mask.write_text(
+        json.dumps(
+            {"version": "5", "shapes": [shape], "imagePath": "2.png", "imageHeight": 48, "imageWidth": 56}
+        )
+    )
+    with pytest.raises(UserError, match="--classes BACKGROUND,carbide"):
+        prepare(request_of(folder, mask=str(mask)), folder / "out")
+    inputs = prepare(request_of(folder, mask=str(mask), classes=("matrix", "carbide")), folder / "out").inputs
+    assert inputs.reference == "sem/2"
+    archive = Archive(inputs.archive)
+    labels, counts = np.unique(archive.read_mask(archive.find("sem/2").index), return_counts=True)
+    assert labels.tolist() == [0, 1]
+    assert counts[1] == pytest.approx(25 * 25 / 2, rel=0.1)
+
+
+def test_what_the_suggestion_could_not_pack_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "sem/damaged.tif").write_bytes(b"II*\0")
+    assert main(["segment", str(folder / "sem"), "--out", str(folder / "an out")]) == 1
+    shown = capsys.readouterr()
+    assert "damaged.tif" in shown.err
+    command = shlex.split(next(line for line in shown.out.splitlines() if line.startswith("then: "))[6:])
+    assert command[:3] == ["pscl-hpc", "segment", str(folder / "sem")]
+    assert Path(command[4]).is_file()
+
+
 def test_values_that_are_no_class_indices(tmp_path: Path) -> None:
     path = tmp_path / "mask.png"
     Image.fromarray(np.array([[0, 127], [200, 0]], np.uint8)).save(path)
