@@ -191,8 +191,8 @@ def numbered_classes(mask: Path) -> tuple[str, ...]:
     if mask.suffix.lower() in annotation_suffixes() and (shapes := read_annotations(mask)):
         names = ",".join(shapes.labels)
         raise UserError(
-            f"{mask}: it has shapes of {shapes.format} labelled {names}; name the classes with --classes BACKGROUND,{names}, "
-            "where BACKGROUND is the class of the pixels outside all shapes"
+            f"{mask}: it has shapes of {shapes.format} labelled {names}; name the classes with --classes "
+            f"BACKGROUND,{names}, where BACKGROUND is the class of the pixels outside all shapes"
         )
     try:
         with open_pages(mask) as pages:

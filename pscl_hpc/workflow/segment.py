@@ -141,7 +141,7 @@ def prepare(request: Request, out: Path, *, say: Say = lambda text: None, progre
     )
     for note in inputs.notes:
         say(note)
-    say(_found(inputs))
+    say(_found(inputs, request.um_per_pixel))
     for warning in inputs.warnings:
         say(f"warning: {warning}")
     for source, reason in inputs.skipped:
@@ -254,14 +254,16 @@ def _is_done(run: Path) -> bool:
         return False
 
 
-def _found(inputs: Inputs) -> str:
+def _found(inputs: Inputs, um_per_pixel: float | None) -> str:
     archive = Archive(inputs.archive)
     home = inputs.reference.partition("/")[0]
     records = archive.select(datasets=[home])
     scales = sum(record.um_per_pixel is not None for record in records)
     annotated = sum(record.has_mask for record in records)
     scale = f"known of {scales}" if scales < len(records) else "known of all"
-    if not scales:
+    if um_per_pixel is not None:
+        scale = f"{um_per_pixel:g} um per pixel as given"
+    elif not scales:
         scale = "not known, so lengths are in pixels (--um-per-pixel gives it)"
     return (
         f"{home}: {len(records)} images, {annotated} with a mask; classes: {', '.join(inputs.classes)}; "
