@@ -266,6 +266,17 @@ def test_files_are_compared_with_masks_in_a_folder(trained: RunFolder, tmp_path:
             measure(*call, out=tmp_path / "out", masks=tmp_path / "painted")
 
 
+def test_a_class_that_is_predicted_nowhere_is_told(trained: RunFolder, tmp_path: Path) -> None:
+    Image.fromarray(np.full((64, 64), 80, np.uint8) + (np.arange(64) % 5).astype(np.uint8)).save(
+        tmp_path / "bare.png"
+    )
+    record = measure(trained.path, [tmp_path / "bare.png"], out=tmp_path / "out").record
+    assert record.images[0].phases["carbide"].fraction == 0
+    assert [text for text in record.warnings if text.startswith("carbide: predicted in no image")]
+    found = measure(trained.path, out=tmp_path / "all").record
+    assert not [text for text in found.warnings if "predicted in no image" in text]
+
+
 def test_masks_that_fit_no_image_or_not_all(trained: RunFolder, tmp_path: Path) -> None:
     for number in (6, 7):
         (tmp_path / "sem").mkdir(exist_ok=True)
