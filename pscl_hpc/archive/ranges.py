@@ -43,14 +43,17 @@ def _common(row: Row) -> bool:
 
 
 def mixed_types(rows: Iterable[Row], changed: Set[str]) -> list[str]:
-    """Warnings about collections with images of several types.
+    """Warnings about collections with images of several types, or in colour and grey.
 
     Args:
         changed: collections to which images were added.
     """
     types: dict[str, Counter[str]] = {}
+    colours: dict[str, Counter[int]] = {}
     for row in rows:
-        types.setdefault(row.dataset, Counter())[parse_pool(row.pool)[0]] += 1
+        dtype, channels = parse_pool(row.pool)
+        types.setdefault(row.dataset, Counter())[dtype] += 1
+        colours.setdefault(row.dataset, Counter())[channels] += 1
     found = []
     for name, counts in types.items():
         if name in changed and len(counts) > 1:
@@ -58,5 +61,11 @@ def mixed_types(rows: Iterable[Row], changed: Set[str]) -> list[str]:
             found.append(
                 f"{name}: its images have several types ({shown}); 8 bits are scaled from 0 to 255 and others by their own "
                 "intensity range, so the same field looks different; export all images in the same way"
+            )
+    for name, channels_of in colours.items():
+        if name in changed and len(channels_of) > 1:
+            found.append(
+                f"{name}: {channels_of[3]} of its images in colour, {channels_of[1]} grey; networks with one channel, the "
+                "default, see the brightness only, and --colour luma packs it"
             )
     return found

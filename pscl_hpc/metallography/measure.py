@@ -130,6 +130,12 @@ def measure(
         compared = InputMasks.find(
             Path(masks), files, predictor.classes, mask_values=mask_values, scribbles=scribbles
         )
+    known = trained_on(config, compared) if compared else []
+    if compared is not None and len(known) == len(compared.files):
+        notes = [
+            *notes,
+            f"the model was trained on all images with a mask in {masks}, so its errors are not known",
+        ]
     correction = validation_correction(config, predictor, validation, progress)
     predicted = predict(
         run,
@@ -160,7 +166,7 @@ def measure(
         source=str(run),
         masks=False,
         correction=correction,
-        references=(*config.references, *(trained_on(config, compared) if compared else ())),
+        references=(*config.references, *known),
         settings=settings,
         commands=commands,
         warnings=[
