@@ -23,6 +23,7 @@ from pscl_hpc.archive import Archive
 from pscl_hpc.cli.main import main
 from pscl_hpc.config.packaged import packaged_config
 from pscl_hpc.errors import UserError
+from pscl_hpc.metallography.measure import measure
 from pscl_hpc.metallography.record import read_measurements
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.training import StopRequested
@@ -80,6 +81,13 @@ def test_a_folder_and_a_mask_give_numbers_a_page_and_the_single_commands(folder:
     assert record.classes == names
     assert record.unit == "um"
     assert any("3 images" in text and "sem/1" in text for text in said)
+    # The mask that was trained on tells nothing about the errors.
+    again = measure(
+        folder / "out/model", [folder / "sem"], masks=folder / "painted", out=folder / "again"
+    ).record
+    assert [image.annotated for image in again.images] == [False, True, False]
+    assert again.find("carbide", "error of the fraction") is None
+    assert any("trained on all images with a mask" in text for text in again.warnings)
     assert "Phases in 3 images" in done.page.read_text(encoding="utf-8")
     archive = Archive(folder / "out/archive.h5")
     assert np.array_equal(archive.read_mask(archive.find("sem/1").index), micrograph(1)[1])
