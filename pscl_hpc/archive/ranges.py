@@ -43,15 +43,18 @@ def _common(row: Row) -> bool:
 
 
 def mixed_types(rows: Iterable[tuple[Row, int]], changed: Set[str]) -> list[str]:
-    """Warnings about collections with images of several types.
+    """Warnings about collections with images of several types, or in colour and grey.
 
     Args:
         rows: Images, each with the number of images that are alike.
         changed: Collections to which images were added.
     """
     types: dict[str, Counter[str]] = {}
+    colours: dict[str, Counter[int]] = {}
     for row, count in rows:
-        types.setdefault(row.dataset, Counter())[parse_pool(row.pool)[0]] += count
+        dtype, channels = parse_pool(row.pool)
+        types.setdefault(row.dataset, Counter())[dtype] += count
+        colours.setdefault(row.dataset, Counter())[channels] += count
     found = []
     for name, counts in types.items():
         if name in changed and len(counts) > 1:
@@ -59,5 +62,11 @@ def mixed_types(rows: Iterable[tuple[Row, int]], changed: Set[str]) -> list[str]
             found.append(
                 f"{name}: its images have several types ({shown}); 8 bits are scaled from 0 to 255 and others by their own "
                 "intensity range, so the same field looks different; export all images in the same way"
+            )
+    for name, channels_of in colours.items():
+        if name in changed and len(channels_of) > 1:
+            found.append(
+                f"{name}: {channels_of[3]} of its images in colour, {channels_of[1]} grey; networks with one channel, the "
+                "default, see the brightness only, and --colour luma packs it"
             )
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -147,18 +148,23 @@ def _suggest(request: Request, target: Path, as_json: bool) -> None:
     from pscl_hpc.workflow import suggest_annotation
 
     found = suggest_annotation(request, target, progress=not as_json)
-    for warning in found.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
     if as_json:
         paths = {"id": found.id, "image": found.image, "template": found.template, "reason": found.reason}
         typer.echo(json.dumps({name: str(path) for name, path in paths.items()}))
-        return
-    for line in found.lines:
-        typer.echo(line)
-    typer.echo(f"{found.reason}: why this image")
-    typer.echo(f"{found.image}: the image")
-    typer.echo(
-        f"{found.template}: paint this mask, a palette PNG, with the indices of your classes (0, 1, ...); pixels that stay "
-        f"255 count as not annotated. Then: pscl-hpc segment {request.folder} --mask {found.template} "
-        f"--image {found.id} --classes ..."
-    )
+    else:
+        for line in found.lines:
+            typer.echo(line)
+        typer.echo(f"{found.reason}: why this image")
+        typer.echo(f"{found.image}: the image")
+        typer.echo(
+            f"{found.template}: paint this mask, a palette PNG, with the indices of your classes (0, 1, ...); pixels that "
+            "stay 255 count as not annotated"
+        )
+        words = ["pscl-hpc", "segment", request.folder, "--mask", str(found.template), "--image", found.id]
+        typer.echo(f"then: {shlex.join(words)} --out {shlex.quote(str(target))} --classes NAME,NAME,...")
+    for warning in found.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    for source, reason in found.skipped:
+        print(f"skipped {source}: {reason}", file=sys.stderr)
+    if found.skipped:
+        raise typer.Exit(EXIT_SKIPPED)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pscl_hpc.archive import Archive, ImageRecord
 from pscl_hpc.archive.ingest.mask_values import Key
 from pscl_hpc.errors import UserError, did_you_mean
@@ -28,6 +30,7 @@ from pscl_hpc.runs import writing
 from pscl_hpc.segmentation.classes import ClassList
 from pscl_hpc.segmentation.data import class_list
 from pscl_hpc.segmentation.evaluate import ImagePredictor, SegmentationConfig, open_run, same_name
+from pscl_hpc.segmentation.ingest_options import unseen_classes
 from pscl_hpc.segmentation.input_files import list_files
 from pscl_hpc.segmentation.input_masks import InputMasks
 from pscl_hpc.segmentation.pictures import read_labels
@@ -127,6 +130,12 @@ def measure(
         compared = InputMasks.find(
             Path(masks), files, predictor.classes, mask_values=mask_values, scribbles=scribbles
         )
+    known = trained_on(config, compared) if compared else []
+    if compared is not None and len(known) == len(compared.files):
+        notes = [
+            *notes,
+            f"the model was trained on all images with a mask in {masks}, so its errors are not known",
+        ]
     correction = validation_correction(config, predictor, validation, progress)
     predicted = predict(
         run,
@@ -157,12 +166,29 @@ def measure(
         source=str(run),
         masks=False,
         correction=correction,
-        references=(*config.references, *(trained_on(config, compared) if compared else ())),
+        references=(*config.references, *known),
         settings=settings,
         commands=commands,
-        warnings=[*notes, *(compared.notes if compared else ()), *predicted.warnings],
+        warnings=[
+            *notes,
+            *(compared.notes if compared else ()),
+            *predicted.warnings,
+            *_never_predicted(measured, rules, unseen_classes(folder)),
+        ],
         skipped=[*skipped, *predicted.skipped, *mask_of.skipped],
     )
+
+
+def _never_predicted(images: Sequence[ImageMeasurement], rules: Rules, unseen: Sequence[str]) -> list[str]:
+    """A warning about classes that the model has learnt but predicts nowhere."""
+    pixels = np.sum([image.pixels for image in images], axis=0)
+    names = [rules.classes.names[index] for index in rules.classes.kept if not pixels[index]]
+    if not (missing := [name for name in names if name not in unseen]):
+        return []
+    return [
+        f"{' and '.join(missing)}: predicted in no image; if the images show it, train longer, or annotate an image that "
+        "shows more of it"
+    ]
 
 
 def measure_masks(

@@ -43,7 +43,7 @@ def sentences(record: Measurements) -> list[str]:
     for name in record.kept:
         row = main_fraction(record, name)
         if row is not None and row.value is not None and name != record.classes[record.background]:
-            found.append(f"{name} {_percent(row)}")
+            found.append(f"{name} {_percent(row)}".replace(" %", "\N{NO-BREAK SPACE}%"))
     lines = [f"Fractions of the area, with 95% intervals from image to image: {'; '.join(found)}."]
     for quantity in ("ASTM grain size G (planimetric)", "mean lineal intercept"):
         row = record.find(GRAINS, quantity)
@@ -54,11 +54,27 @@ def sentences(record: Measurements) -> list[str]:
             f"The fractions are corrected by the errors of the model on {record.correction.images} validation images."
         )
     elif not record.masks:
-        lines.append(
-            "The errors of the model are not known, because there are no annotated images besides those that it was "
-            "trained on: the intervals do not include them."
-        )
+        lines.append(_errors(record))
     return lines
+
+
+def _errors(record: Measurements) -> str:
+    """What is known of the errors of the model without a correction."""
+    compared = [
+        row for name in record.kept if (row := record.find(name, ABSOLUTE_ERROR)) and row.value is not None
+    ]
+    if compared:
+        shown = "; ".join(f"{row.phase} {100 * (row.value or 0):.1f}" for row in compared)
+        count = compared[0].images
+        return (
+            f"The intervals do not include the errors of the model. On the {count} image{'s' if count != 1 else ''} with a "
+            f"mask that it was not trained on, the mean error of the fraction in percentage points is: {shown}."
+        )
+    return (
+        "The errors of the model are not known, because there are no annotated images besides those that it was "
+        "trained on: the intervals do not include them. Masks of a few more images show them: pscl-hpc measure RUN "
+        "IMAGES --masks DIR."
+    )
 
 
 def tiles(record: Measurements) -> list[Tile]:

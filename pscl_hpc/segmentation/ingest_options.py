@@ -178,6 +178,12 @@ def colour_warnings(folder: RunFolder, images: Iterable[tuple[str, ImageRecord]]
     ]
 
 
+def unseen_classes(folder: RunFolder) -> list[str]:
+    """Classes of which a run has seen no pixel."""
+    unseen = folder.record.get(UNSEEN_KEY)
+    return [str(name) for name in unseen] if isinstance(unseen, list) else []
+
+
 def model_warnings(folder: RunFolder, images: Iterable[tuple[str, ImageRecord]]) -> list[str]:
     """Warnings about classes that a run has never seen, and about images of another magnification.
 
@@ -185,9 +191,8 @@ def model_warnings(folder: RunFolder, images: Iterable[tuple[str, ImageRecord]])
         images: name for the user, and record; images and runs without a scale give no warning.
     """
     found = []
-    unseen = folder.record.get(UNSEEN_KEY)
-    if isinstance(unseen, list) and unseen:
-        names = " and ".join(map(str, unseen))
+    if unseen := unseen_classes(folder):
+        names = " and ".join(unseen)
         found.append(f"{folder.path} was trained without a pixel of {names}, so it is not predicted")
     scale = folder.record.get(SCALE_KEY)
     if not isinstance(scale, list) or len(scale) != 2:

@@ -7,7 +7,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pscl_hpc.archive.ingest.folders import IMAGE_FOLDERS, MASK_FOLDERS, images_under, is_junk, name_on_disk
+from pscl_hpc.archive.ingest.folders import (
+    IMAGE_FOLDERS,
+    MASK_FOLDERS,
+    images_under,
+    is_junk,
+    is_system_file,
+    name_on_disk,
+)
+from pscl_hpc.archive.ingest.foreign import NOT_READ, reason
 from pscl_hpc.archive.ingest.images import IMAGE_SUFFIXES
 from pscl_hpc.archive.ingest.layout import find_layouts
 from pscl_hpc.errors import UserError
@@ -64,7 +72,8 @@ def _list_folder(folder: Path, out: Path) -> tuple[list[Path], list[tuple[Path, 
 
 
 def _other_files(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Hidden files and folders, and files of other kinds, each with the reason why it is skipped."""
+    """Hidden files and folders, and files of other kinds, each with the reason why it is skipped; not those that operating
+    systems make."""
     seen = set()  # a link can lead to a folder above
     for here, folders, files in os.walk(folder, followlinks=True):
         hidden = [name for name in folders if is_junk(name)]
@@ -74,10 +83,18 @@ def _other_files(folder: Path) -> Iterator[tuple[Path, str]]:
             continue
         seen.add(os.path.realpath(here))
         for name in sorted(files + hidden):
+            suffix = Path(name).suffix.lower()
+            if is_system_file(name):
+                continue
             if is_junk(name):
                 yield Path(here, name), "hidden files and folders are not read"
-            elif Path(name).suffix.lower() not in IMAGE_SUFFIXES:
-                yield Path(here, name), f"is not an image file ({', '.join(IMAGE_SUFFIXES)})"
+            elif suffix not in IMAGE_SUFFIXES:
+                why = (
+                    reason(suffix)
+                    if suffix in NOT_READ
+                    else f"is not an image file ({', '.join(IMAGE_SUFFIXES)})"
+                )
+                yield Path(here, name), why
 
 
 def _name_on_disk(name: str) -> str:

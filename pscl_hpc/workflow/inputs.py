@@ -14,6 +14,7 @@ import numpy as np
 from pscl_hpc.archive import Archive
 from pscl_hpc.archive.build import BuildOptions, BuildResult, build, file_id
 from pscl_hpc.archive.format import IGNORE_INDEX
+from pscl_hpc.archive.ingest.annotations import annotation_suffixes, read_annotations
 from pscl_hpc.archive.ingest.errors import Unreadable
 from pscl_hpc.archive.ingest.images import open_pages
 from pscl_hpc.archive.ingest.items import Item
@@ -185,8 +186,14 @@ def numbered_classes(mask: Path) -> tuple[str, ...]:
     """``class 0``, ``class 1``, ... for a mask whose values are class indices without a gap.
 
     Raises:
-        UserError: it has other values.
+        UserError: it has other values, or is a file of shapes.
     """
+    if mask.suffix.lower() in annotation_suffixes() and (shapes := read_annotations(mask)):
+        names = ",".join(shapes.labels)
+        raise UserError(
+            f"{mask}: it has shapes of {shapes.format} labelled {names}; name the classes with --classes "
+            f"BACKGROUND,{names}, where BACKGROUND is the class of the pixels outside all shapes"
+        )
     try:
         with open_pages(mask) as pages:
             pixels = pages[0].rows(0, pages[0].height)

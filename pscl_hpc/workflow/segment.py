@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +117,10 @@ def segment(
 def suggest_annotation(request: Request, out: Path, *, progress: bool = False) -> Annotation:
     """Pack the images, choose the one to annotate, and write a template to paint on; errors as of :func:`segment`."""
     _keep_request(request, out)
-    build(plan([Path(request.folder)]), out / ARCHIVE_FILE, request.options, progress=progress)
-    return prepare_annotation(out / ARCHIVE_FILE, out, progress=progress)
+    packed = build(plan([Path(request.folder)]), out / ARCHIVE_FILE, request.options, progress=progress)
+    found = prepare_annotation(out / ARCHIVE_FILE, out, progress=progress)
+    skipped = tuple((one.path, one.reason) for one in packed.skipped)
+    return replace(found, warnings=packed.warnings + found.warnings, skipped=skipped)
 
 
 def prepare(request: Request, out: Path, *, say: Say = lambda text: None, progress: bool = False) -> Prepared:
@@ -139,7 +141,7 @@ def prepare(request: Request, out: Path, *, say: Say = lambda text: None, progre
     )
     for note in inputs.notes:
         say(note)
-    say(_found(inputs))
+    say(_found(inputs, request.um_per_pixel))
     for warning in inputs.warnings:
         say(f"warning: {warning}")
     for source, reason in inputs.skipped:
@@ -252,14 +254,16 @@ def _is_done(run: Path) -> bool:
         return False
 
 
-def _found(inputs: Inputs) -> str:
+def _found(inputs: Inputs, um_per_pixel: float | None) -> str:
     archive = Archive(inputs.archive)
     home = inputs.reference.partition("/")[0]
     records = archive.select(datasets=[home])
     scales = sum(record.um_per_pixel is not None for record in records)
     annotated = sum(record.has_mask for record in records)
     scale = f"known of {scales}" if scales < len(records) else "known of all"
-    if not scales:
+    if um_per_pixel is not None:
+        scale = f"{um_per_pixel:g} um per pixel as given"
+    elif not scales:
         scale = "not known, so lengths are in pixels (--um-per-pixel gives it)"
     return (
         f"{home}: {len(records)} images, {annotated} with a mask; classes: {', '.join(inputs.classes)}; "

@@ -34,6 +34,8 @@ class Annotation:
     lines: tuple[str, ...]
     """The suggestion in words."""
     warnings: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...] = ()
+    """Files that were not packed, and why."""
 
 
 def prepare_annotation(archive_path: Path, out: Path, *, progress: bool = False) -> Annotation:

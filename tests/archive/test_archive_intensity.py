@@ -95,5 +95,6 @@ def test_types_are_counted_without_colour(tmp_path: Path) -> None:
     folder.mkdir()
     for name, shape, dtype in (("a", (9, 8), "uint8"), ("b", (9, 8, 3), "uint8"), ("c", (9, 8), "uint16")):
         tifffile.imwrite(folder / f"{name}.tif", pixels(shape, dtype))
-    [warning] = build(plan([folder]), tmp_path / "a.h5", BuildOptions()).warnings
-    assert "1 of 16 bits, 2 of 8 bits" in warning
+    types, colour = build(plan([folder]), tmp_path / "a.h5", BuildOptions()).warnings
+    assert "1 of 16 bits, 2 of 8 bits" in types
+    assert "1 of its images in colour, 2 grey" in colour

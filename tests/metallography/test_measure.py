@@ -246,7 +246,9 @@ def test_files_are_compared_with_masks_in_a_folder(trained: RunFolder, tmp_path:
     (tmp_path / "painted/Gefüge 8.png").unlink()
     values = {0: "matrix", 255: "carbide"} if white == 255 else {}
     call = (trained.path, [tmp_path / "sem"])
-    done = measure(*call, out=tmp_path / "out", masks=tmp_path / "painted", mask_values=values)
+    done = measure(
+        *call, out=tmp_path / "out", masks=tmp_path / "painted", mask_values=values, validation="none"
+    )
     errors = []
     for number, image in zip(range(6, 9), done.record.images, strict=True):
         found, mask = image.phases["carbide"], micrograph(number)[1]
@@ -260,10 +262,22 @@ def test_files_are_compared_with_masks_in_a_folder(trained: RunFolder, tmp_path:
     assert absolute.value == pytest.approx(np.mean(np.abs(errors)))
     assert any("2 of 3 images have a mask" in text for text in done.record.warnings)
     assert any("percentage points" in line for line in done.record.lines())
-    assert "percentage points" in write_report([done.folder]).path.read_text(encoding="utf-8")
+    page = write_report([done.folder]).path.read_text(encoding="utf-8")
+    assert "On the 2 images with a mask" in page
     if white == 255:
         with pytest.raises(UserError, match="no image could be compared"):
             measure(*call, out=tmp_path / "out", masks=tmp_path / "painted")
+
+
+def test_a_class_that_is_predicted_nowhere_is_told(trained: RunFolder, tmp_path: Path) -> None:
+    Image.fromarray(np.full((64, 64), 80, np.uint8) + (np.arange(64) % 5).astype(np.uint8)).save(
+        tmp_path / "bare.png"
+    )
+    record = measure(trained.path, [tmp_path / "bare.png"], out=tmp_path / "out").record
+    assert record.images[0].phases["carbide"].fraction == 0
+    assert [text for text in record.warnings if text.startswith("carbide: predicted in no image")]
+    found = measure(trained.path, out=tmp_path / "all").record
+    assert not [text for text in found.warnings if "predicted in no image" in text]
 
 
 def test_masks_that_fit_no_image_or_not_all(trained: RunFolder, tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ def test_a_run_has_the_files_of_a_model(done: RunFolder) -> None:
     assert done.record["prediction"]["images"] == 3
     status = run_status(done.path)
     assert (status.state, status.step, status.total, status.checkpoint) == ("done", 150, 150, None)
+    assert json.loads((done.path / "status.json").read_text())["total"] == 150
     last = done.metrics()[-1]
     assert last["step"] == 150
     assert last["train_accuracy"] > 0.9
@@ -102,12 +103,18 @@ def test_another_seed_draws_other_pixels(done: RunFolder, archive_file: Path, tm
 
 
 @pytest.mark.parametrize("head", ["linear", "knn", "forest", "boosting"])
-def test_every_head_scores_and_predicts(head: str, archive_file: Path, tmp_path: Path) -> None:
+def test_every_head_scores_and_predicts(
+    head: str, archive_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     keys = {"linear": {"steps": 100, "lr": 0.05}, "forest": {"trees": 10}, "boosting": {"trees": 5}}.get(
         head, {}
     )
     folder = train_classifier(classifier(archive_file, tmp_path / "run", head={"name": head, **keys}))
     assert evaluate(folder.path)["mean_dice"] > 0.8
+    capsys.readouterr()
+    assert main(["jobs", "status", str(folder.path)]) == 0
+    # Only networks have steps.
+    assert ("step:" in capsys.readouterr().out) == (head == "linear")
 
 
 def test_frozen_features_of_a_pretrained_trunk(

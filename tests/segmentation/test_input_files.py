@@ -102,6 +102,8 @@ def test_dataset_folders_give_their_images_alone(tmp_path: Path) -> None:
         save(tmp_path / name)
     touch(tmp_path / "one/splits.json")
     touch(tmp_path / "one/img/notes.txt")
+    for name in ("Thumbs.db", ".DS_Store", "._a.png", "@eaDir/a.png"):
+        touch(tmp_path / "one/img" / name)
     out = tmp_path.parent / "out"
     one, two = str(tmp_path / "one/img/a.png"), str(tmp_path / "two/images/b.png")
     files, skipped = list_files([str(tmp_path)], out)
@@ -113,6 +115,14 @@ def test_dataset_folders_give_their_images_alone(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "one/img")
     with pytest.raises(UserError, match=r"gt/"):
         list_files([str(tmp_path / "one")], out)
+
+
+def test_an_image_of_a_kind_that_is_not_read_says_what_to_do(tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    touch(tmp_path / "b.webp")
+    _, [(path, why)] = list_files([str(tmp_path)], tmp_path / "out")
+    assert path.endswith("b.webp")
+    assert "export" in why
 
 
 def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:

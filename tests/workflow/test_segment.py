@@ -23,6 +23,7 @@ from pscl_hpc.archive import Archive
 from pscl_hpc.cli.main import main
 from pscl_hpc.config.packaged import packaged_config
 from pscl_hpc.errors import UserError
+from pscl_hpc.metallography.measure import measure
 from pscl_hpc.metallography.record import read_measurements
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.training import StopRequested
@@ -80,6 +81,13 @@ def test_a_folder_and_a_mask_give_numbers_a_page_and_the_single_commands(folder:
     assert record.classes == names
     assert record.unit == "um"
     assert any("3 images" in text and "sem/1" in text for text in said)
+    # The mask that was trained on tells nothing about the errors.
+    again = measure(
+        folder / "out/model", [folder / "sem"], masks=folder / "painted", out=folder / "again"
+    ).record
+    assert [image.annotated for image in again.images] == [False, True, False]
+    assert again.find("carbide", "error of the fraction") is None
+    assert any("trained on all images with a mask" in text for text in again.warnings)
     assert "Phases in 3 images" in done.page.read_text(encoding="utf-8")
     archive = Archive(folder / "out/archive.h5")
     assert np.array_equal(archive.read_mask(archive.find("sem/1").index), micrograph(1)[1])
@@ -278,6 +286,34 @@ def test_a_mask_of_no_image_and_a_mask_among_the_images(folder: Path) -> None:
     shutil.copy(other, inside)
     with pytest.raises(UserError, match="among the images"):
         segment(request_of(folder, mask=str(inside)), folder / "c")
+
+
+def test_a_mask_of_shapes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shape = {"label": "carbide", "points": [[5, 5], [30, 5], [30, 30]], "shape_type": "polygon"}
+    mask = folder / "painted/2.json"
+    mask.write_text(
+        json.dumps(
+            {"version": "5", "shapes": [shape], "imagePath": "2.png", "imageHeight": 48, "imageWidth": 56}
+        )
+    )
+    with pytest.raises(UserError, match="--classes BACKGROUND,carbide"):
+        prepare(request_of(folder, mask=str(mask)), folder / "out")
+    inputs = prepare(request_of(folder, mask=str(mask), classes=("matrix", "carbide")), folder / "out").inputs
+    assert inputs.reference == "sem/2"
+    archive = Archive(inputs.archive)
+    labels, counts = np.unique(archive.read_mask(archive.find("sem/2").index), return_counts=True)
+    assert labels.tolist() == [0, 1]
+    assert counts[1] == pytest.approx(25 * 25 / 2, rel=0.1)
+
+
+def test_what_the_suggestion_could_not_pack_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "sem/damaged.tif").write_bytes(b"II*\0")
+    assert main(["segment", str(folder / "sem"), "--out", str(folder / "an out")]) == 1
+    shown = capsys.readouterr()
+    assert "damaged.tif" in shown.err
+    command = shlex.split(next(line for line in shown.out.splitlines() if line.startswith("then: "))[6:])
+    assert command[:3] == ["pscl-hpc", "segment", str(folder / "sem")]
+    assert Path(command[4]).is_file()
 
 
 def test_values_that_are_no_class_indices(tmp_path: Path) -> None:

@@ -185,6 +185,11 @@ def is_junk(name: str) -> bool:
     return name.startswith(".") or name.lower() in _JUNK
 
 
+def is_system_file(name: str) -> bool:
+    """Whether a file or folder is made by an operating system or a network drive, so that nobody misses it."""
+    return name.startswith("._") or name.lower() in (*_JUNK, "thumbs.db", "desktop.ini", ".ds_store")
+
+
 def _is_foreign(path: Path) -> bool:
     suffix = path.suffix.lower()
     if suffix in IMAGE_SUFFIXES:
