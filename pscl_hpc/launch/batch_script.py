@@ -107,7 +107,8 @@ newest=$(ls "$run/checkpoints" 2> /dev/null | sed -n 's/^step-0*\\([0-9][0-9]*\\
 died=$(grep -m 1 '^srun: error: [^ :]*: task' "$messages" | grep -v "Exited with")
 node=${{bad:-$(echo "$died" | sed -n 's/^srun: error: \\([^ :]*\\):.*/\\1/p')}}
 # This may be the node that cannot write into the run folder.
-room "$files" && {{ [ -n "$bad" ] || room "${{run:-$files}}"; }} && echo "$restart $code ${{newest:--}} ${{node:--}}" >> "$files/$job.failures" ||
+room "$files" && {{ [ -n "$bad" ] || room "${{run:-$files}}"; }} &&
+    echo "$restart $code ${{newest:--}} ${{node:--}}" >> "$files/$job.failures" ||
     end_for_good {full} {full_reason} {exit_full}
 count=$(awk -v newest="${{newest:--}}" '$3 == newest' "$files/$job.failures" | wc -l)
 [ "$count" -gt {retries} ] || again
