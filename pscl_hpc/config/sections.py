@@ -155,6 +155,11 @@ class LogConfig(Strict):
     """A line in metrics.jsonl every so many steps."""
     tensorboard: bool = False
     """Also write TensorBoard events (extra ``tensorboard``)."""
+    wandb: str = ""
+    """Also log to this project of Weights & Biases (extra ``wandb``); empty: not."""
+    mlflow: str = ""
+    """Also log to the MLflow server or folder at this address, such as ``https://host`` or ``file:/scratch/me/mlruns``
+    (extra ``mlflow``); empty: not."""
 
     def keeps(self, term: str) -> bool:
         """Whether a term, such as ``scale0/purity``, is logged."""

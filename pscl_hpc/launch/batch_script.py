@@ -95,7 +95,7 @@ case $(head -n 1 "$files/$job.$restart.end" 2> /dev/null) in
 {refused}) tell "$(sed -n 2p "$files/$job.$restart.end")"; exit 2 ;;
 {full}) tell "$(sed -n 2p "$files/$job.$restart.end")"; exit {exit_full} ;;
 {requeue}) again ;;
-{bad_node}) node=$(sed -n 3p "$files/$job.$restart.end") ;; # it is avoided as one on which a rank died
+{bad_node}) bad=$(sed -n 3p "$files/$job.$restart.end") ;; # it is avoided as one on which a rank died
 esac
 case $(shown) in
 *JobState=RUNNING*) for _ in {{1..20}}; do kill -0 "$relay" 2> /dev/null && sleep 0.1 || break; done ;;
@@ -105,8 +105,10 @@ esac
 run=$(cat "$files/$job.run" 2> /dev/null)
 newest=$(ls "$run/checkpoints" 2> /dev/null | sed -n 's/^step-0*\\([0-9][0-9]*\\)\\.pt$/\\1/p' | sort -n | tail -n 1)
 died=$(grep -m 1 '^srun: error: [^ :]*: task' "$messages" | grep -v "Exited with")
-[ -n "$node" ] || node=$(echo "$died" | sed -n 's/^srun: error: \\([^ :]*\\):.*/\\1/p')
-room "$files" && room "${{run:-$files}}" && echo "$restart $code ${{newest:--}} ${{node:--}}" >> "$files/$job.failures" ||
+node=${{bad:-$(echo "$died" | sed -n 's/^srun: error: \\([^ :]*\\):.*/\\1/p')}}
+# This may be the node that cannot write into the run folder.
+room "$files" && {{ [ -n "$bad" ] || room "${{run:-$files}}"; }} &&
+    echo "$restart $code ${{newest:--}} ${{node:--}}" >> "$files/$job.failures" ||
     end_for_good {full} {full_reason} {exit_full}
 count=$(awk -v newest="${{newest:--}}" '$3 == newest' "$files/$job.failures" | wc -l)
 [ "$count" -gt {retries} ] || again

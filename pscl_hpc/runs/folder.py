@@ -26,6 +26,7 @@ from pscl_hpc.runs.lock import take_lock
 from pscl_hpc.runs.metrics import MetricsLog, read_metrics
 from pscl_hpc.runs.provenance import describe_attempt, describe_device, now
 from pscl_hpc.runs.status_file import StatusFile
+from pscl_hpc.runs.trackers import open_trackers
 
 if TYPE_CHECKING:
     import torch
@@ -201,15 +202,11 @@ class RunFolder:
 
     def metrics_log(self) -> MetricsLog:
         """The log to append to."""
-        board = self.path / "tensorboard" if self.config.log.tensorboard else None
-        try:
-            return MetricsLog(
-                self.path / METRICS_FILE, tensorboard=board, guard=self.check_owner, listen=self._progress
-            )
-        except ImportError:
-            raise UserError(
-                "log.tensorboard needs the package tensorboard; pip install 'pscl-hpc[tensorboard]'"
-            ) from None
+        config, created = self.config, str(self.record.get("created", ""))
+        tree = config.model_dump(mode="json")
+        trackers = open_trackers(config.log, self.path, config.name, created, tree)
+        path = self.path / METRICS_FILE
+        return MetricsLog(path, trackers=trackers, guard=self.check_owner, listen=self._progress)
 
     def metrics(self) -> list[dict[str, Any]]:
         """All logged lines."""

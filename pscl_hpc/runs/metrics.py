@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pscl_hpc.files import write_text, writing
+from pscl_hpc.runs.trackers import Trackers
 
 _TAIL_BYTES = 1 << 16
 
@@ -22,18 +23,14 @@ class MetricsLog:
         self,
         path: Path,
         *,
-        tensorboard: Path | None = None,
+        trackers: Trackers | None = None,
         guard: Callable[[], None] | None = None,
         listen: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self.path = path
         self._listen = listen
         self._guard = guard or (lambda: None)
-        self._writer: Any = None
-        if tensorboard is not None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(tensorboard))
+        self._trackers = trackers or Trackers()
 
     def rewind(self, step: int) -> None:
         """Drop lines after ``step``, and an incomplete last line.
@@ -63,15 +60,11 @@ class MetricsLog:
             handle.write(json.dumps(line) + "\n")
         if self._listen is not None:
             self._listen(line)
-        if self._writer is not None:
-            for key, value in line.items():
-                if isinstance(value, int | float) and key not in ("step", "time"):
-                    self._writer.add_scalar(key, value, step)
+        self._trackers.write(step, {key: value for key, value in line.items() if key not in ("step", "time")})
 
     def close(self) -> None:
-        """Flush the TensorBoard events, if any."""
-        if self._writer is not None:
-            self._writer.close()
+        """Flush what trackers hold back."""
+        self._trackers.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -301,6 +301,13 @@ def test_keys_without_effect_on_rates_are_accepted_and_the_others_counted(
     assert "16" in shown
 
 
+def test_a_batch_in_exact_parts_is_not_predicted(
+    planned: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*planned, "accumulate=exact", "part_size=1"]) == 2
+    assert "accumulate=exact" in capsys.readouterr().err
+
+
 def test_nothing_is_measured_that_cannot_be_written(
     planned: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.runs import CheckpointStore, MetricsLog, RunFolder, read_metrics, write_text
 from pscl_hpc.runs.attempts import Attempt
 from pscl_hpc.runs.lock import LOCK_FILE
+from pscl_hpc.runs.trackers import TensorBoard, Trackers
 from tests.helpers import small_config
 
 CPU = torch.device("cpu")
@@ -344,7 +345,8 @@ def test_metrics_rewind_and_have_no_nan(tmp_path: Path) -> None:
 
 def test_tensorboard_events_are_written(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    log = MetricsLog(tmp_path / "m.jsonl", tensorboard=tmp_path / "board")
+    trackers = Trackers({"tensorboard": TensorBoard(tmp_path)})
+    log = MetricsLog(tmp_path / "m.jsonl", trackers=trackers)
     log.write(1, {"loss": 0.5})
     log.close()
-    assert list((tmp_path / "board").glob("events*"))
+    assert list((tmp_path / "tensorboard").glob("events*"))
