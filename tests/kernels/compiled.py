@@ -48,14 +48,14 @@ TENSORS = {
     ),
     **dict.fromkeys(["low", "high", "present"], "int32"),
     **dict.fromkeys(
-        ["positive", "norm", "out", "own_log_sum", "log_sum", "factors", "own_factors", "scale", "total"],
+        ["positive", "norm", "out", "own_lse", "lse", "factors", "own_factors", "scale", "total"],
         "float32",
     ),
     **dict.fromkeys(
         ["coefficient", "radial", "best", "known", "sums", "tau", "grad", "lse", "factor", "loss"], "float32"
     ),
     **dict.fromkeys(
-        ["q", "k", "x", "own_x", "dq", "dk", "grad_q", "grad_k", "templates", "patches"], ""
+        ["q", "k", "x", "own_x", "grad_q", "grad_k", "grad_q", "grad_k", "templates", "patches"], ""
     ),  # "": the features' dtype
     "valid": "bool",
     "first_of_tile": "int8",
