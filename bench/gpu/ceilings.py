@@ -36,11 +36,10 @@ class Ceilings(NamedTuple):
     def _milliseconds(self, operations: float, exponentials: float) -> float:
         return 1e3 * max(operations / self.flops_per_second, exponentials / self.exponentials_per_second)
 
-    def loss(self, shape: LossShape, *, symmetric: bool) -> dict[str, float]:
-        """Floors of `patch_nt_xent`; a symmetric forward pass uses each product for its row and its column."""
+    def loss(self, shape: LossShape) -> dict[str, float]:
+        """Floors of `patch_nt_xent`, in which each row sums over all columns."""
         pairs = shape.rows**2 * (1 - 1 / shape.groups if shape.groups else 1)
-        visited = pairs / 2 if symmetric else pairs
-        forward = self._milliseconds(2 * visited * shape.width, visited)
+        forward = self._milliseconds(2 * pairs * shape.width, pairs)
         return {FORWARD: forward, BOTH: forward + self._milliseconds(4 * pairs * shape.width, pairs)}
 
     def queue(self, shape: QueueShape) -> dict[str, float]:

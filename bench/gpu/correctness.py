@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.gpu.operations import ROW, SYMMETRIC, using
 from pscl_kernels import patch_nt_xent, queue_info_nce, sample_similar
 from pscl_kernels.backends import resolve_backend, triton_maximum_width
 
@@ -72,7 +71,7 @@ def check(loss: Loss, q: Tensor, k: Tensor, tau: float, terms: float) -> None:
         assert (ours - true).abs().max().item() <= bound * max(size, true.abs().max().item())
 
 
-def nt_xent(variant: str, kind: str, n: int) -> Loss:
+def nt_xent(kind: str, n: int) -> Loss:
     row = torch.arange(n, device=DEVICE)
     groups = {
         "none": None,
@@ -83,8 +82,7 @@ def nt_xent(variant: str, kind: str, n: int) -> Loss:
     }
 
     def loss(q: Tensor, k: Tensor, tau: float | Tensor, backend: str) -> Tensor:
-        with using(variant if backend == "triton" else "chunked"):
-            return patch_nt_xent(q, k, groups[kind], temperature=tau, backend=backend)
+        return patch_nt_xent(q, k, groups[kind], temperature=tau, backend=backend)
 
     return loss
 
@@ -114,14 +112,12 @@ def info_nce(kind: str, n: int, count: int, width: int, dtype: torch.dtype) -> L
 
 
 LOSSES: dict[str, Callable[[int], Loss]] = {
-    "patch_nt_xent row": lambda n: nt_xent(ROW, "absent", n),
-    "patch_nt_xent symmetric": lambda n: nt_xent(SYMMETRIC, "absent", n),
+    "patch_nt_xent": lambda n: nt_xent("absent", n),
     "queue_info_nce": lambda n: info_nce("soft", n, 2 * n, 64, SMALLEST),
 }
-"""One loss of n rows of 64 numbers for each operation and variant; the names serve `-k`."""
+"""One loss of n rows of 64 numbers for each operation; the names serve `-k`."""
 
 
-@pytest.mark.parametrize("variant", [ROW, SYMMETRIC])
 @pytest.mark.parametrize(
     "kind", ["none", "absent"] if INTERPRETED else ["none", "one", "four", "absent", "nobody"]
 )
@@ -142,8 +138,8 @@ LOSSES: dict[str, Callable[[int], Loss]] = {
         ]
     ),
 )
-def test_patch_nt_xent(variant: str, kind: str, dtype: torch.dtype, n: int, width: int, tau: float) -> None:
-    check(nt_xent(variant, kind, n), *rows(n, width, dtype), tau, 2 * n)
+def test_patch_nt_xent(kind: str, dtype: torch.dtype, n: int, width: int, tau: float) -> None:
+    check(nt_xent(kind, n), *rows(n, width, dtype), tau, 2 * n)
 
 
 @pytest.mark.parametrize("kind", ["plain", "empty slots", "soft", "soft, normalised"])
@@ -227,7 +223,7 @@ def without_synchronisation(call: Callable[[], Any]) -> Any:
 
 
 @gpu_only
-@pytest.mark.parametrize("name", ["patch_nt_xent row", "patch_nt_xent symmetric", "sample_similar"])
+@pytest.mark.parametrize("name", ["patch_nt_xent", "sample_similar"])
 def test_cuda_graph(name: str) -> None:
     q, k = rows(512, 64, SMALLEST)
     q.requires_grad_()

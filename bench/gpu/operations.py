@@ -6,8 +6,6 @@ An operation that has not passed the correctness suite is not measured.
 """
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -34,8 +32,8 @@ from bench.gpu.shapes import (
 )
 from pscl_kernels import available_backends, patch_nt_xent, queue_info_nce, sample_similar
 
-ROW, SYMMETRIC, CHUNKED = "triton, row", "triton, symmetric", "chunked"
-"""Variants of the loss: the two forward passes of the Triton backend, and the backend of other devices."""
+TRITON, CHUNKED = "triton", "chunked"
+"""Backends that are measured: that of NVIDIA GPUs, and that of other devices."""
 
 CHUNKED_ROWS = 65_536
 """Most rows for which "chunked" is measured, and errors are taken against its float64 result."""
@@ -62,19 +60,17 @@ def run(setting: Setting, operation: str) -> None:
     require(setting, operation)
     ceilings = load(setting)
     header: dict[str, Any] = {"temperature": TEMPERATURE} if operation != "sample_similar" else {}
-    if operation == "patch_nt_xent":
-        header["shipped"] = SYMMETRIC if _tiling().SYMMETRIC_FORWARD else ROW
     results = Results(operation.replace("_", "-"), setting, header)
     if operation == "patch_nt_xent":
         for shape in loss_shapes(setting):
-            for variant in (ROW, SYMMETRIC, CHUNKED):
-                if _can_run(setting, variant, shape):
-                    key = {**key_of(shape), "implementation": variant}
-                    results.measure(key, partial(measure_nt_xent, setting, shape, variant, ceilings))
+            for backend in (TRITON, CHUNKED):
+                if _can_run(setting, backend, shape):
+                    key = {**key_of(shape), "implementation": backend}
+                    results.measure(key, partial(measure_nt_xent, setting, shape, backend, ceilings))
     elif operation == "queue_info_nce":
         for entries in queue_shapes(setting):
             for labels in LABELS:
-                for backend in ("triton", CHUNKED):
+                for backend in (TRITON, CHUNKED):
                     if _can_run(setting, backend, entries):
                         key = {**key_of(entries), "labels": labels, "implementation": backend}
                         results.measure(
@@ -82,58 +78,37 @@ def run(setting: Setting, operation: str) -> None:
                         )
     else:
         for images in sampling_shapes(setting):
-            for name in ("triton", CHUNKED, LOOP):
+            for name in (TRITON, CHUNKED, LOOP):
                 key = {**key_of(images), "implementation": name}
                 results.measure(key, partial(measure_sampling, setting, images, name, ceilings))
     results.end(ignore=lambda entry: entry["implementation"] == LOOP)
 
 
 def _can_run(setting: Setting, implementation: str, shape: LossShape | QueueShape) -> bool:
-    """Whether a variant takes such rows here: "triton" does not if shared memory is too small."""
+    """Whether a backend takes such rows here: "triton" does not if shared memory is too small."""
     if implementation == CHUNKED:
         return shape.rows <= CHUNKED_ROWS
     features = torch.empty(0, shape.width, dtype=shape.dtype, device=setting.device)
-    return "triton" in available_backends(features)
+    return TRITON in available_backends(features)
 
 
-def _tiling() -> Any:
-    from pscl_kernels.patch_nt_xent.triton import tiling  # needs Triton
-
-    return tiling
-
-
-@contextmanager
-def using(variant: str) -> Iterator[str]:
-    """The backend of a variant of the loss, whose forward pass is selected inside the context."""
-    if variant == CHUNKED:
-        yield CHUNKED
-        return
-    tiling = _tiling()
-    before, tiling.SYMMETRIC_FORWARD = tiling.SYMMETRIC_FORWARD, variant == SYMMETRIC
-    try:
-        yield "triton"
-    finally:
-        tiling.SYMMETRIC_FORWARD = before
-
-
-def nt_xent(groups: Tensor | None, variant: str) -> Loss:
-    """The loss of (q, k) by one variant."""
+def nt_xent(groups: Tensor | None, backend: str) -> Loss:
+    """The loss of (q, k) by one backend."""
 
     def call(q: Tensor, k: Tensor) -> Tensor:
-        with using(variant) as backend:
-            return patch_nt_xent(q, k, groups, temperature=TEMPERATURE, backend=backend)
+        return patch_nt_xent(q, k, groups, temperature=TEMPERATURE, backend=backend)
 
     return call
 
 
 def measure_nt_xent(
-    setting: Setting, shape: LossShape, variant: str, ceilings: Ceilings | None
+    setting: Setting, shape: LossShape, backend: str, ceilings: Ceilings | None
 ) -> dict[str, Any]:
     q, k = pairs(setting, shape.rows, shape.width, shape.dtype)
     groups = grouping(setting, shape.rows, shape.groups)
-    call = nt_xent(groups, variant)
+    call = nt_xent(groups, backend)
     found = measure_loss(setting, lambda: call(q, k), (q, k))
-    floors = ceilings and ceilings.loss(shape, symmetric=variant == SYMMETRIC)
+    floors = ceilings and ceilings.loss(shape)
     return _with_errors(found, floors, call, nt_xent(groups, CHUNKED), (q, k))
 
 

@@ -38,9 +38,8 @@ def loss(device: Device) -> str:
 
 
 def sizes(device: Device) -> str:
-    """The default variant of our loss over rows."""
-    shipped = device.result("patch-nt-xent").get("shipped")
-    found = device.entries("patch-nt-xent", implementation=shipped)
+    """Our loss over rows."""
+    found = device.entries("patch-nt-xent", implementation="triton")
     rows = [
         [f"{entry['rows']:,}", *_labels(entry), entry["dtype"], *_times(entry)]
         for entry in sorted(found, key=lambda e: (e["dtype"], *_size(e), e["rows"]))
@@ -141,7 +140,7 @@ def peers(device: Device) -> str:
 def targets(device: Device) -> str:
     """What was aimed at, on an H100 unless said otherwise, and what was measured."""
     rows = []
-    ours = {"implementation": device.result("patch-nt-xent").get("shipped"), "dtype": DTYPE}
+    ours = {"implementation": "triton", "dtype": DTYPE}
     for (width, groups), target in LOSS_TARGETS_MS.items():
         where = {"rows": ROWS, "width": width, "groups": groups}
         time = median(device.first("patch-nt-xent", **ours, **where))

@@ -38,7 +38,7 @@ GROUPINGS = ("none", "one", "four", "unbalanced", "absent", "nobody")
 
 
 def loss_and_gradients(loss_of, q: Tensor, k: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(loss, dq, dk, dtau) in float64 on the CPU of `loss_of(q, k, temperature)` on copies of the inputs."""
+    """(loss, grad_q, grad_k, dtau) in float64 on the CPU of `loss_of(q, k, temperature)` on copies of the inputs."""
     q, k = q.clone().requires_grad_(), k.clone().requires_grad_()
     temperature = torch.tensor(tau, dtype=torch.float64, requires_grad=True)
     loss = loss_of(q, k, temperature)
@@ -75,7 +75,7 @@ def assert_as_good_as_torch(ours, torchs, exact, tolerances, floors) -> None:
     of the terms whose difference it is.
     """
     for name, mine, theirs, true, tolerance, floor in zip(
-        ("loss", "dq", "dk", "dtau"), ours, torchs, exact, tolerances, floors, strict=True
+        ("loss", "grad_q", "grad_k", "dtau"), ours, torchs, exact, tolerances, floors, strict=True
     ):
         if true.numel() == 0:
             continue

@@ -2,10 +2,13 @@
 
 Rows of bfloat16 and float32 at representative widths; labels of all kinds; sampling from images of up to 65,536 patches
 in contiguous rows. `python compiled.py` prints the table of registers, spills and shared memory; `--write` updates
-`compiled.json`, which the tests read.
+`compiled.json`, which the tests read; only kernels that have changed since are compiled.
 """
 
 import argparse
+import ast
+import functools
+import hashlib
 import json
 import re
 import subprocess
@@ -48,14 +51,14 @@ TENSORS = {
     ),
     **dict.fromkeys(["low", "high", "present"], "int32"),
     **dict.fromkeys(
-        ["positive", "norm", "out", "own_log_sum", "log_sum", "factors", "own_factors", "scale", "total"],
+        ["positive", "norm", "out", "own_lse", "lse", "factors", "own_factors", "scale", "total"],
         "float32",
     ),
     **dict.fromkeys(
         ["coefficient", "radial", "best", "known", "sums", "tau", "grad", "lse", "factor", "loss"], "float32"
     ),
     **dict.fromkeys(
-        ["q", "k", "x", "own_x", "dq", "dk", "grad_q", "grad_k", "templates", "patches"], ""
+        ["q", "k", "x", "own_x", "grad_q", "grad_k", "grad_q", "grad_k", "templates", "patches"], ""
     ),  # "": the features' dtype
     "valid": "bool",
     "first_of_tile": "int8",
@@ -81,6 +84,25 @@ class Kernel(NamedTuple):
     warps: int
     stages: int
     registers: int | None = None
+
+    @property
+    def source(self) -> str:
+        """Short hash of the code with all that it calls, without comments, and of what it is compiled for."""
+        options = sorted(self.constants.items()), self.dtype, self.warps, self.stages, self.registers
+        return hashlib.sha256(f"{_code(self.function)} {options}".encode()).hexdigest()[:12]
+
+
+@functools.cache
+def _code(function: Any) -> str:
+    """Code of a kernel, of the functions that it calls, and the values of its constants."""
+    parts = [ast.unparse(ast.parse(function.src))]
+    for name in function.fn.__code__.co_names:
+        value = function.fn.__globals__.get(name)
+        if isinstance(value, triton.runtime.jit.JITFunction):
+            parts.append(_code(value))
+        elif isinstance(value, triton.language.constexpr):
+            parts.append(f"{name} = {value.value}")
+    return "\n".join(parts)
 
 
 def taken() -> Iterator[tuple[str, int, Kernel]]:
@@ -231,6 +253,7 @@ def measure(kernel: Kernel, capability: int) -> dict[str, Any]:
         "spilled_bytes": spilled,
         "shared_bytes": compiled.metadata.shared,
         "matrix_unit": units[0] if units else "none",
+        "source": kernel.source,
     }
 
 
@@ -255,17 +278,24 @@ def main() -> None:
     parser.add_argument(
         "names", nargs="*", help="only kernels with these prefixes, with or without sm_90; others are kept"
     )
+    parser.add_argument("--all", action="store_true", help="also kernels whose sources have not changed")
     arguments = parser.parse_args()
     wanted = tuple(arguments.names) or ""
-    measured = {}
+    before = json.loads(GOLDEN.read_text())["kernels"] if GOLDEN.exists() else {}
     for name, capability, kernel in taken():
-        if name.startswith(wanted) or kernel.name.startswith(wanted):
-            measured[name] = found = measure(kernel, capability)
-            print(f"{name:50}", *found.values(), flush=True)
-    if arguments.write:
-        before = json.loads(GOLDEN.read_text())["kernels"] if arguments.names else {}
-        kernels = {name: (before | measured)[name] for name, _, _ in taken()}
-        GOLDEN.write_text(json.dumps({"triton": triton.__version__, "kernels": kernels}, indent=1) + "\n")
+        if not name.startswith(wanted) and not kernel.name.startswith(wanted):
+            continue
+        if arguments.all or before.get(name, {}).get("source") != kernel.source:
+            before[name] = measure(kernel, capability)
+            if arguments.write:
+                write(before)
+        print(f"{name:50}", *before[name].values(), flush=True)
+
+
+def write(measured: dict[str, Any]) -> None:
+    """Write the table, without kernels that do not exist any more; after each kernel, so that a stop loses nothing."""
+    kernels = {name: measured[name] for name, _, _ in taken() if name in measured}
+    GOLDEN.write_text(json.dumps({"triton": triton.__version__, "kernels": kernels}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -132,8 +132,8 @@ def by_hand(q: Tensor, k: Tensor, queue: Tensor, options: dict, tau: float) -> f
         logits = [dot(z, unit(k[i].tolist()))] + [dot(z, key) for key in queue.tolist()]
         targets = [1.0, *y[i]]
         used = [(s, t) for s, t in zip(logits, targets, strict=True) if t >= 0]
-        log_sum = math.log(sum(math.exp(s) for s, _ in used))
-        loss = sum(t * (log_sum - s) for s, t in used)
+        lse = math.log(sum(math.exp(s) for s, _ in used))
+        loss = sum(t * (lse - s) for s, t in used)
         if options.get("normalise_targets"):
             loss /= sum(t for _, t in used)
         total += weight[i] * loss

@@ -31,7 +31,7 @@ ALIGNED_CASES = {
 
 
 def aligned_results(rank: int, world: int, group: dist.ProcessGroup | None, dtype: str, backend: str) -> list:
-    """Per case, this rank's (loss, dq, dk, dtau) of SHARDS shards that `world` ranks share evenly, in small tiles."""
+    """Per case (loss, grad_q, grad_k, dtau) of this rank, of SHARDS shards that `world` ranks share, in small tiles."""
     pairs = SHARD[backend]
     n = pairs * SHARDS
     mine = slice(rank * n // world, (rank + 1) * n // world)

@@ -67,9 +67,9 @@ def compare_queue_ranks_with_oracle(
     ranks = results_of("queue_rank_worker.py", world, folder, dtype, backends)
     for kind in queue_rank_worker.CASES:
         q, k, queue, options = queue_rank_worker.inputs(kind, dtype)
-        loss, dq, dk, dtau = queue_cases.truth(q, k, queue, options, queue_rank_worker.TAU)
+        loss, grad_q, grad_k, dtau = queue_cases.truth(q, k, queue, options, queue_rank_worker.TAU)
         for backend in backends:
             parts = list(zip(*(rank[f"{kind} {backend}"] for rank in ranks), strict=True))
             together = (sum(parts[0]), torch.cat(parts[1]), torch.cat(parts[2]), sum(parts[3]))
-            for ours, true in zip(together, (loss, dq, dk, dtau), strict=True):
+            for ours, true in zip(together, (loss, grad_q, grad_k, dtau), strict=True):
                 torch.testing.assert_close(ours, true, rtol=rtol, atol=atol)

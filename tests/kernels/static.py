@@ -106,11 +106,10 @@ def blocks_at_once(code: sass.Code, warps: int, chip: Chip) -> int:
     return min(REGISTERS // (per_warp * warps), chip.shared // (code.shared + 1024), WARPS // warps)
 
 
-def predicted(row: dict[str, Any], name: str, capability: int, rows: int = ROWS) -> tuple[float, float]:
+def predicted(row: dict[str, Any], capability: int, rows: int = ROWS) -> tuple[float, float]:
     """Milliseconds for `rows` rows against as many columns: overlapped, and not."""
     chip, clocks = CHIPS[capability], row["clocks"]
-    # The symmetric pass computes each pair of tiles once.
-    tiles = rows / row["tile"][1] * (0.5 if name.startswith("pair_sums") else 1.0)
+    tiles = rows / row["tile"][1]
     per_processor = math.ceil(rows / row["tile"][0] / chip.processors)
     scale = tiles * per_processor / (chip.gigahertz * 1e6)
     other = max(clocks["mufu"], clocks["issue"])
@@ -137,7 +136,7 @@ def table(rows: dict[str, dict[str, Any]], capability: int) -> str:
     for name, row in rows.items():
         if name.startswith(prefix):
             kernel, clocks, tile = name.removeprefix(prefix), row["clocks"], row["tile"]
-            low, high = predicted(row, kernel, capability)
+            low, high = predicted(row, capability)
             lines.append(
                 f"| {kernel.replace(' bfloat16', '')} | {tile[0]} x {tile[1]}, {tile[2]}, {tile[3]} | "
                 f"{row['registers']} | {row['blocks']} | {row['mufu']} | {row['issue']}, {row['issue_masked']} | "

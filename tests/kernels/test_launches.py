@@ -93,14 +93,14 @@ def test_queue_loss(launched, labelled, forward, backward):
     weights = [torch.empty(size, device="meta") for size in (entries, entries, n)]
     labels = [*ids, *weights] if labelled else [None] * 7
     tau = torch.tensor(0.2, dtype=torch.float64)
-    (_, coefficient, mass, log_sum, *columns), number = launched(
+    (_, coefficient, mass, lse, *columns), number = launched(
         lambda: queue_operation._forward._init_fn(q, k, queue, *labels, True, tau, "", "triton")
     )
     assert number <= forward
     grad = torch.empty((), device="meta")
     _, number = launched(
         lambda: queue_operation._backward._init_fn(
-            grad, q, k, labels[0], tau, coefficient, mass, log_sum, columns, True, False, "triton"
+            grad, q, k, labels[0], tau, coefficient, mass, lse, columns, True, False, "triton"
         )
     )
     assert number <= backward

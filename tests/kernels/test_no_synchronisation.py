@@ -84,8 +84,8 @@ def test_loss_and_gradient(backend, on_device, world):
     loss, *saved = operation._forward._init_fn(q, k, groups, tau, name, size, backend)
     assert loss.device.type == "meta"
     grad = torch.empty((), device="meta")
-    dq, _, dtau = operation._backward._init_fn(grad, q, k, tau, saved, on_device, name, backend)
-    assert dq.shape == q.shape
+    grad_q, _, dtau = operation._backward._init_fn(grad, q, k, tau, saved, on_device, name, backend)
+    assert grad_q.shape == q.shape
     assert dtau.shape == ()
 
 
@@ -114,11 +114,11 @@ def test_queue_loss_and_gradient(backend, on_device, labelled, world):
     loss, *saved = queue_operation._forward._init_fn(q, k, queue, *labels, True, tau, world[0], backend)
     assert loss.device.type == "meta"
     grad = torch.empty((), device="meta")
-    coefficient, mass, log_sum, *columns = saved
-    dq, dk, dtau = queue_operation._backward._init_fn(
-        grad, q, k, labels[0], tau, coefficient, mass, log_sum, columns, True, on_device, backend
+    coefficient, mass, lse, *columns = saved
+    grad_q, grad_k, dtau = queue_operation._backward._init_fn(
+        grad, q, k, labels[0], tau, coefficient, mass, lse, columns, True, on_device, backend
     )
-    assert dq.shape == dk.shape == q.shape
+    assert grad_q.shape == grad_k.shape == q.shape
     assert dtau.shape == ()
 
 

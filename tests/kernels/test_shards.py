@@ -26,7 +26,7 @@ def _small_shards(monkeypatch):
 
 
 def computed(q, k, groups, tau, world):
-    """(logarithms of the sums, dq, dk, <z, dx>) of all rows, as `world` ranks with equal parts compute them in turn."""
+    """(lse, grad_q, grad_k, <z, dx>) of all rows, as `world` ranks with equal parts compute them in turn."""
     temperature = torch.tensor(tau, dtype=torch.float64)
     parts = list(zip(q.chunk(world), k.chunk(world), groups.chunk(world), strict=True))
     own = [chunked.prepare(*part, temperature) for part in parts]
@@ -35,18 +35,18 @@ def computed(q, k, groups, tau, world):
     for rank, p in enumerate(own):
         local = chunked.local_sums(p.x, p.label, p.positive, temperature) if world > 1 else None
         sums.append(chunked.log_sums(x, label, p.positive, rank, local, temperature))
-    log_sum = torch.stack(sums)
+    lse = torch.stack(sums)
     gradients = [
         chunked.row_gradients(
-            torch.tensor(0.3, dtype=log_sum.dtype),
+            torch.tensor(0.3, dtype=lse.dtype),
             *part[:2],
-            operation.Saved(x, log_sum, label, p.norm, p.order, p.partner, (label < 0).sum().clamp_min(1)),
+            operation.Saved(x, lse, label, p.norm, p.order, p.partner, (label < 0).sum().clamp_min(1)),
             rank,
             temperature,
         )
         for rank, (p, part) in enumerate(zip(own, parts, strict=True))
     ]
-    return log_sum.flatten(), *(torch.cat(parts) for parts in zip(*gradients, strict=True))
+    return lse.flatten(), *(torch.cat(parts) for parts in zip(*gradients, strict=True))
 
 
 @SETTINGS
@@ -80,10 +80,10 @@ def test_order_of_ranks_does_not_matter(order, n, seed, kind, tau):
     groups = grouping(kind, n, seed)
     groups = torch.arange(n) if groups is None else groups
     moved = torch.arange(n).view(3, -1)[torch.tensor(order)].flatten()
-    _, dq, dk, _ = computed(q, k, groups, tau, 3)
+    _, grad_q, grad_k, _ = computed(q, k, groups, tau, 3)
     _, moved_dq, moved_dk, _ = computed(q[moved], k[moved], groups[moved], tau, 3)
-    torch.testing.assert_close(moved_dq, dq[moved], rtol=1e-9, atol=1e-11)
-    torch.testing.assert_close(moved_dk, dk[moved], rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(moved_dq, grad_q[moved], rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(moved_dk, grad_k[moved], rtol=1e-9, atol=1e-11)
 
 
 @SETTINGS

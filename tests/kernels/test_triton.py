@@ -83,7 +83,7 @@ def test_main_kernels_compile_without_spills(which, capability):
 
 @needs_triton
 def test_table_of_all_configurations_is_current_and_clean():
-    """`python compiled.py --write` measures everything, which takes minutes; this test checks its table."""
+    """`python compiled.py --write` measures what has changed, which may take minutes; this test checks its table."""
     import triton
 
     from .compiled import GOLDEN, SHARED_LIMIT, taken
@@ -91,13 +91,10 @@ def test_table_of_all_configurations_is_current_and_clean():
     table = json.loads(GOLDEN.read_text())
     if table["triton"] != triton.__version__:
         pytest.skip(f"the table is of Triton {table['triton']}, installed is {triton.__version__}")
-    assert set(table["kernels"]) == {name for name, _, _ in taken()}
-    # The symmetric forward pass, which is not the default, sampling of narrow rows, and kernels that run once per row.
+    # Sampling of narrow rows, and kernels that run once per row.
     spills = {
         "sm_100 greedy bfloat16 16": 64,
         "sm_80 queue prepare bfloat16 512": 8,
-        "sm_86 pair_sums bfloat16 64": 8,
-        "sm_89 pair_sums bfloat16 64": 8,
         "sm_90 greedy bfloat16 16": 64,
         "sm_90 queue finish float32 128": 16,
     }
@@ -108,6 +105,8 @@ def test_table_of_all_configurations_is_current_and_clean():
         main = "log_sums bfloat16" in name or ("weighted_negatives bfloat16" in name and " 512 " not in name)
         if name.startswith("sm_90 ") and main:
             assert measured["matrix_unit"] == "wgmma", name
+    found = {name: measured["source"] for name, measured in table["kernels"].items()}
+    assert found == {name: kernel.source for name, _, kernel in taken()}, "run python compiled.py --write"
 
 
 @needs_triton

@@ -58,6 +58,13 @@ def test_loss_over_many_tiles(kind, n, entries, tau, length):
     check(kind, n, entries, 24, tau, torch.float32, length)
 
 
+@pytest.mark.parametrize("tau", [0.07, 0.012])
+def test_loss_with_polynomial_exponentials(monkeypatch, tau):
+    monkeypatch.setattr(tiling, "forward_config", lambda *_: tiling.Config(32, 64, 4, 1, polynomial=5))
+    inputs = case("one group", 40, 200, 24, torch.float32)
+    check_as_good_as_torch("triton", *inputs, tau, eps=1e-4, device=DEVICE)
+
+
 @pytest.mark.usefixtures("_small_tiles")
 @pytest.mark.parametrize("filled", [0, 1, 16, 31, 32, 33, 80])
 def test_any_number_of_filled_slots(filled):

@@ -49,17 +49,17 @@ def log_sums(
     plain = is_plain(temperature) is True  # running maxima are always safe
     if local is None:
         local = local_sums(x[rank], label[rank], positive, temperature)
-    top = torch.zeros_like(positive) if plain else positive.clone()
-    sums = torch.exp2(positive - top)
+    row_max = torch.zeros_like(positive) if plain else positive.clone()
+    sums = torch.exp2(positive - row_max)
     for other in range(x.shape[0]):
         by_shard = local if other == rank else _shard_sums(x, label, positive, rank, other, plain)
-        for part, part_top in by_shard.unbind(1):
+        for part, part_max in by_shard.unbind(1):
             if plain:
                 sums += part
             else:
-                before, top = top, torch.maximum(top, part_top)
-                sums = sums * torch.exp2(before - top) + part * torch.exp2(part_top - top)
-    return sums.log2_().add_(top)
+                before, row_max = row_max, torch.maximum(row_max, part_max)
+                sums = sums * torch.exp2(before - row_max) + part * torch.exp2(part_max - row_max)
+    return sums.log2_().add_(row_max)
 
 
 def mean(lse: Tensor, positive: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,10 +72,10 @@ def mean(lse: Tensor, positive: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
 def row_gradients(
     grad: Tensor, q: Tensor, k: Tensor, saved: Saved, rank: int, temperature: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    own, log_sum, present = saved.x[rank], saved.log_sum[rank], saved.label[rank] < 0
+    own, lse, present = saved.x[rank], saved.lse[rank], saved.label[rank] < 0
     other = own[saved.partner]
     positive = (own * other).sum(1)
-    pull = torch.exp2(positive - log_sum) + torch.exp2(positive - log_sum[saved.partner]) - 2.0
+    pull = torch.exp2(positive - lse) + torch.exp2(positive - lse[saved.partner]) - 2.0
     dx = other.mul_(torch.where(present, pull, 0.0).unsqueeze(1))
     _add_weighted_negatives(dx, saved, rank, plain=is_plain(temperature) is True)
 
@@ -87,8 +87,8 @@ def row_gradients(
     tangential = torch.where(saved.norm > NORM_FLOOR, radial, 0.0)
     rows = dx.sub_(z.mul_(tangential.unsqueeze(1))).mul_((coefficient / saved.norm).unsqueeze(1))
     rows.masked_fill_(~present.unsqueeze(1), 0.0)
-    dq, dk = torch.empty_like(rows).index_copy_(0, saved.order, rows).to(q.dtype).chunk(2)
-    return dq.contiguous(), dk.clone(), radial
+    grad_q, grad_k = torch.empty_like(rows).index_copy_(0, saved.order, rows).to(q.dtype).chunk(2)
+    return grad_q.contiguous(), grad_k.clone(), radial
 
 
 def temperature_gradient(grad: Tensor, radial: Tensor, saved: Saved, temperature: Tensor) -> Tensor:
@@ -120,19 +120,19 @@ def _shard_sums(x: Tensor, label: Tensor, positive: Tensor, rank: int, other: in
             if excluded is not None:
                 exponents.masked_fill_(excluded, -math.inf)
             for span, dim, columns in tile.sides(rank):
-                part, top = sums[:, columns.shard, span]
-                after = torch.maximum(top, exponents.amax(dim))
+                part, row_max = sums[:, columns.shard, span]
+                after = torch.maximum(row_max, exponents.amax(dim))
                 new = torch.exp2(exponents - after.unsqueeze(dim)).sum(dim)
-                part.mul_(torch.exp2(top - after)).add_(new)
-                top.copy_(after)
+                part.mul_(torch.exp2(row_max - after)).add_(new)
+                row_max.copy_(after)
     return sums
 
 
 def _add_weighted_negatives(dx: Tensor, saved: Saved, rank: int, *, plain: bool) -> None:
     """Add sum_j W_ij x_j over the negatives j of all ranks to the rows of `dx`, (2N, D)."""
-    x, log_sum, label = saved.x, saved.log_sum, saved.label
+    x, lse, label = saved.x, saved.lse, saved.label
     memory, more = workspace(x), workspace(x)
-    inverse = torch.exp2(-log_sum)
+    inverse = torch.exp2(-lse)
 
     def weights(tile: Tile) -> Tensor:
         exponents = similarities(x, tile, memory)
@@ -141,8 +141,8 @@ def _add_weighted_negatives(dx: Tensor, saved: Saved, rank: int, *, plain: bool)
             row, column = tile.rows.of(inverse).unsqueeze(1), tile.columns.of(inverse).unsqueeze(0)
             w = exponents.exp2_().mul_(torch.add(row, column, out=part))
         else:
-            torch.sub(exponents, tile.rows.of(log_sum).unsqueeze(1), out=part).exp2_()
-            w = exponents.sub_(tile.columns.of(log_sum).unsqueeze(0)).exp2_().add_(part)
+            torch.sub(exponents, tile.rows.of(lse).unsqueeze(1), out=part).exp2_()
+            w = exponents.sub_(tile.columns.of(lse).unsqueeze(0)).exp2_().add_(part)
         if tile.masked:
             w.masked_fill_(no_negatives(tile, label), 0.0)
         return w

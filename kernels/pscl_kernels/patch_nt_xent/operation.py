@@ -33,10 +33,10 @@ class Prepared(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """Tensors for the backward pass: x, log_sum and label of all ranks, the others of this rank."""
+    """Tensors for the backward pass: x, lse and label of all ranks, the others of this rank."""
 
     x: Tensor  # (world, 2N, width)
-    log_sum: Tensor  # (world, 2N) base-2 logarithm of each row's sum of exponentials
+    lse: Tensor  # (world, 2N) base-2 logarithm of each row's sum of exponentials
     label: Tensor  # (world, 2N)
     norm: Tensor
     order: Tensor
@@ -117,7 +117,7 @@ def is_plain(temperature: Tensor) -> bool | None:
 def coefficient_of(grad: Tensor, saved: Saved, temperature: Tensor) -> Tensor:
     """Factor, 0-d, from dx in `Backend.row_gradients` to the gradient of a normalised row, for the upstream `grad`."""
     weight = grad / saved.number
-    return (weight / (temperature.double() * scale_of(temperature))).to(saved.log_sum.dtype)
+    return (weight / (temperature.double() * scale_of(temperature))).to(saved.lse.dtype)
 
 
 def _module(backend: str) -> Backend:
@@ -194,12 +194,14 @@ def _backward(
     """Gradients of q, k, each (N, D), and of the temperature, 0-d, for the upstream gradient `grad`, 0-d."""
     with computing_on(q):
         kept = Saved(*saved)
-        dq, dk, radial = _module(backend).row_gradients(grad, q, k, kept, rank_in(group_name), temperature)
+        grad_q, grad_k, radial = _module(backend).row_gradients(
+            grad, q, k, kept, rank_in(group_name), temperature
+        )
         if not with_temperature:
-            return dq, dk, torch.zeros_like(temperature)
+            return grad_q, grad_k, torch.zeros_like(temperature)
         # The loss depends on temperature and rows only through x, which scales with temperature^(-1/2).
         of_all = gather(radial, group_name, kept.x.shape[0])
-        return dq, dk, _module(backend).temperature_gradient(grad, of_all, kept, temperature)
+        return grad_q, grad_k, _module(backend).temperature_gradient(grad, of_all, kept, temperature)
 
 
 @_backward.register_fake
@@ -228,8 +230,10 @@ def _autograd(ctx, grad, *_):  # type: ignore[no-untyped-def]
         return (None,) * 7
     q, k, temperature, *saved = ctx.saved_tensors
     with_temperature = ctx.needs_input_grad[3]
-    dq, dk, dtau = _backward(grad, q, k, temperature, saved, with_temperature, ctx.group_name, ctx.backend)
-    return dq, dk, None, dtau if with_temperature else None, None, None, None
+    grad_q, grad_k, dtau = _backward(
+        grad, q, k, temperature, saved, with_temperature, ctx.group_name, ctx.backend
+    )
+    return grad_q, grad_k, None, dtau if with_temperature else None, None, None, None
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)

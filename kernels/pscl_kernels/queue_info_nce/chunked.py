@@ -38,7 +38,7 @@ def run_sums(keys: Tensor, weight: Tensor, head: Tensor) -> tuple[Tensor, Tensor
 def forward(q: Tensor, k: Tensor, present: Tensor, temperature: Tensor, columns: Columns) -> Rows:
     scale = scale_of(temperature)
     keys, empty = _visible(columns)
-    log_sum, positive, target = (keys.new_empty(q.shape[0]) for _ in range(3))
+    lse, positive, target = (keys.new_empty(q.shape[0]) for _ in range(3))
     memory = _workspace(q, keys)
     # Reading the bound would make the host wait for an accelerator; the running maximum is kept there instead.
     plain = keys.device.type == "cpu" and float(scale * columns.bound.clamp_min(1.0)) <= plain_limit(
@@ -48,21 +48,21 @@ def forward(q: Tensor, k: Tensor, present: Tensor, temperature: Tensor, columns:
         z, _ = _unit(q[span], present[span], keys.dtype)
         x = z.mul_(scale)
         own = (x * _unit(k[span], present[span], keys.dtype)[0]).sum(1)
-        top = torch.zeros_like(own) if plain else own.clone()
-        sums = torch.exp2(own - top)
+        row_max = torch.zeros_like(own) if plain else own.clone()
+        sums = torch.exp2(own - row_max)
         for tile in _spans(keys.shape[0], keys.device):
             exponents = _product(x, keys[tile], memory)
             if empty is not None:
                 exponents.masked_fill_(empty[tile], -math.inf)
             if not plain:
-                before, top = top, torch.maximum(top, exponents.amax(1))
-                sums.mul_(torch.exp2(before - top))
-                exponents.sub_(top.unsqueeze(1))
+                before, row_max = row_max, torch.maximum(row_max, exponents.amax(1))
+                sums.mul_(torch.exp2(before - row_max))
+                exponents.sub_(row_max.unsqueeze(1))
             sums += exponents.exp2_().sum(1)
-        log_sum[span] = sums.log2_().add_(top)
+        lse[span] = sums.log2_().add_(row_max)
         positive[span] = own
         target[span] = (x * _targets(columns, span)).sum(1)
-    return Rows(log_sum, positive, target)
+    return Rows(lse, positive, target)
 
 
 def backward(
@@ -71,15 +71,15 @@ def backward(
     present: Tensor,
     temperature: Tensor,
     columns: Columns,
-    log_sum: Tensor,
+    lse: Tensor,
     mass: Tensor,
     coefficient: Tensor,
     with_k: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     scale = scale_of(temperature)
     keys, empty = _visible(columns)
-    dq = torch.empty_like(q, memory_format=torch.contiguous_format)
-    dk = torch.empty_like(k, memory_format=torch.contiguous_format) if with_k else k.new_empty(0)
+    grad_q = torch.empty_like(q, memory_format=torch.contiguous_format)
+    grad_k = torch.empty_like(k, memory_format=torch.contiguous_format) if with_k else k.new_empty(0)
     radial = torch.zeros_like(columns.bound)
     memory = _workspace(q, keys)
     for span in _spans(q.shape[0], q.device):
@@ -87,10 +87,10 @@ def backward(
         z, norm = _unit(q[span], here, keys.dtype)
         other, other_norm = _unit(k[span], here, keys.dtype)
         x = z * scale
-        pull = torch.exp2((x * other).sum(1) - log_sum[span]).unsqueeze(1) * y - 1.0
+        pull = torch.exp2((x * other).sum(1) - lse[span]).unsqueeze(1) * y - 1.0
         g = torch.zeros_like(z)
         for tile in _spans(keys.shape[0], keys.device):
-            p = _product(x, keys[tile], memory).sub_(log_sum[span].unsqueeze(1)).exp2_()
+            p = _product(x, keys[tile], memory).sub_(lse[span].unsqueeze(1)).exp2_()
             if empty is not None:
                 p.masked_fill_(empty[tile], 0.0)
             g.addmm_(p, keys[tile])
@@ -100,9 +100,9 @@ def backward(
         radial += (each * along).masked_fill_(~here.unsqueeze(1), 0.0).sum()
         if with_k:
             along_k = pull * (z * other).sum(1, keepdim=True)
-            dk[span] = _through_norm(z * pull, other, other_norm, along_k, each, temperature, here)
-        dq[span] = _through_norm(g, z, norm, along, each, temperature, here)
-    return dq, dk, radial
+            grad_k[span] = _through_norm(z * pull, other, other_norm, along_k, each, temperature, here)
+        grad_q[span] = _through_norm(g, z, norm, along, each, temperature, here)
+    return grad_q, grad_k, radial
 
 
 def _through_norm(

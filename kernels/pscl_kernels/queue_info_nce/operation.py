@@ -36,7 +36,7 @@ class Columns(NamedTuple):
 class Rows(NamedTuple):
     """Results of the forward pass for each row."""
 
-    log_sum: Tensor  # (N,) base-2 logarithm of the sum of exponentials over positive and entries
+    lse: Tensor  # (N,) base-2 logarithm of the sum of exponentials over positive and entries
     positive: Tensor  # (N,) base-2 exponent of the positive
     target: Tensor  # (N,) sum_j y_ij times the base-2 exponent of entry j
 
@@ -63,7 +63,7 @@ class Backend(Protocol):
         present: Tensor,
         temperature: Tensor,
         columns: Columns,
-        log_sum: Tensor,
+        lse: Tensor,
         mass: Tensor,
         coefficient: Tensor,
         with_k: bool,
@@ -159,7 +159,7 @@ def _forward(
     group_name: str,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(loss, coefficient, mass, log_sum, *Columns)."""
+    """(loss, coefficient, mass, lse, *Columns)."""
     with computing_on(q):
         module = _module(backend)
         dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
@@ -168,15 +168,15 @@ def _forward(
         present = _present(q, groups)
         rows = module.forward(q, k, present, temperature, columns)
         # If an entry is infinite, exponents may be -inf, which exponentials would hide.
-        log_sum = rows.log_sum + 0.0 * columns.bound
+        lse = rows.lse + 0.0 * columns.bound
         coefficient = present / total(present.sum(), group_name).clamp_min(1).to(dtype)
         if normalise_targets:
             coefficient = coefficient / mass
         if row_weights is not None:
             coefficient = coefficient * torch.where(present, row_weights, 0.0)
-        losses = (mass * log_sum - rows.positive - rows.target) / LOG2_E
+        losses = (mass * lse - rows.positive - rows.target) / LOG2_E
         loss = (coefficient * torch.where(present, losses, 0.0)).sum()
-        return loss, coefficient, mass, log_sum, *columns
+        return loss, coefficient, mass, lse, *columns
 
 
 @_forward.register_fake
@@ -222,7 +222,7 @@ def _backward(
     temperature: Tensor,
     coefficient: Tensor,
     mass: Tensor,
-    log_sum: Tensor,
+    lse: Tensor,
     columns: list[Tensor],
     with_k: bool,
     with_temperature: bool,
@@ -230,21 +230,25 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q (N, D), of k (N, D), or (0,) without `with_k`, and of the temperature, 0-d."""
     with computing_on(q):
-        dq, dk, radial = _module(backend).backward(
+        grad_q, grad_k, radial = _module(backend).backward(
             q,
             k,
             _present(q, groups),
             temperature,
             Columns(*columns),
-            log_sum,
+            lse,
             mass,
             (grad * coefficient).to(coefficient.dtype),
             with_k,
         )
         if not with_temperature:
-            return dq, dk, torch.zeros_like(temperature)
+            return grad_q, grad_k, torch.zeros_like(temperature)
         # The temperature only enters through the logits, which are inverse to it.
-        return dq, dk, (-radial.to(temperature.device).double() / temperature.double() ** 2).to(temperature)
+        return (
+            grad_q,
+            grad_k,
+            (-radial.to(temperature.device).double() / temperature.double() ** 2).to(temperature),
+        )
 
 
 @_backward.register_fake
@@ -256,7 +260,7 @@ def _(
     temperature: Tensor,
     coefficient: Tensor,
     mass: Tensor,
-    log_sum: Tensor,
+    lse: Tensor,
     columns: list[Tensor],
     with_k: bool,
     with_temperature: bool,
@@ -275,9 +279,9 @@ def _autograd(ctx, grad, *_):  # type: ignore[no-untyped-def]
     gradients = [None] * 14
     if grad is None:
         return tuple(gradients)
-    q, k, groups, temperature, coefficient, mass, log_sum, *columns = ctx.saved_tensors
+    q, k, groups, temperature, coefficient, mass, lse, *columns = ctx.saved_tensors
     with_k, with_temperature = ctx.needs_input_grad[1], ctx.needs_input_grad[11]
-    dq, dk, dtau = _backward(
+    grad_q, grad_k, dtau = _backward(
         grad,
         q,
         k,
@@ -285,13 +289,13 @@ def _autograd(ctx, grad, *_):  # type: ignore[no-untyped-def]
         temperature,
         coefficient,
         mass,
-        log_sum,
+        lse,
         columns,
         with_k,
         with_temperature,
         ctx.backend,
     )
-    for place, gradient in ((0, dq), (1, dk), (11, dtau)):
+    for place, gradient in ((0, grad_q), (1, grad_k), (11, dtau)):
         if ctx.needs_input_grad[place]:
             gradients[place] = gradient
     return tuple(gradients)

@@ -44,8 +44,8 @@ def queue_info_nce(
     target = target * (groups[:, None] == queue_groups[None, :])
     mass = 1 + target.sum(1)
 
-    log_sum = torch.logsumexp(torch.cat([positive[:, None], logits], dim=1), dim=1)
-    loss = mass * log_sum - positive - (target * logits).sum(1)
+    lse = torch.logsumexp(torch.cat([positive[:, None], logits], dim=1), dim=1)
+    loss = mass * lse - positive - (target * logits).sum(1)
     if normalise_targets:
         loss = loss / mass
     if row_weights is not None:

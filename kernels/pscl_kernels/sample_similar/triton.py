@@ -99,10 +99,22 @@ def block_of(width: int, dtype: torch.dtype) -> int:
 
 @triton.jit
 def _similarities(
-    template, patch, valid, place, number, places, count, width, stride_place, stride_feature,
-    TILE: tl.constexpr, TEMPLATES: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr,
+    template,
+    patch,
+    valid,
+    place,
+    number,
+    places,
+    count,
+    width,
+    stride_place,
+    stride_feature,
+    TILE: tl.constexpr,
+    TEMPLATES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
-):  # fmt: skip
+):
     """(TEMPLATES, TILE) cosines up to the templates' norms; -inf for a patch that is not valid, +inf for NaN.
 
     place: (TILE,) patches of one image, number: (TEMPLATES,) templates, from the image's first of each.
@@ -121,13 +133,13 @@ def _similarities(
             start + (feature.to(tl.int64) * stride_feature)[None, :],
             mask=there[:, None] & inside[None, :],
             other=0.0,
-        )
+        )  # [TILE, BLOCK]
         t = tl.load(
             template + number[:, None] * width + feature[None, :],
             mask=wanted[:, None] & inside[None, :],
             other=0.0,
-        )
-        product = tl.dot(t, tl.trans(c), product, input_precision=PRECISION)
+        )  # [TEMPLATES, BLOCK]
+        product = tl.dot(t, tl.trans(c), product, input_precision=PRECISION)  # [TEMPLATES, TILE]
         wide = c.to(tl.float32)
         square += tl.sum(wide * wide, 1)
         if RANGE:
@@ -154,11 +166,25 @@ def _greatest(similarity, TILE: tl.constexpr):
 
 @triton.jit
 def _tile_maxima(
-    templates, patches, valid, best, first_of_tile, places, count, width, tiles, stride_templates,
-    stride_image, stride_place, stride_feature,
-    TILE: tl.constexpr, TEMPLATES: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr,
+    templates,
+    patches,
+    valid,
+    best,
+    first_of_tile,
+    places,
+    count,
+    width,
+    tiles,
+    stride_templates,
+    stride_image,
+    stride_place,
+    stride_feature,
+    TILE: tl.constexpr,
+    TEMPLATES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
-):  # fmt: skip
+):
     """For one tile of one image, the greatest similarity of each template, and the first patch that has it.
 
     best (B, T, tiles), first_of_tile (B, tiles, T) counted within the tile.
@@ -169,10 +195,22 @@ def _tile_maxima(
     for first in range(0, count, TEMPLATES):
         number = first + tl.arange(0, TEMPLATES)
         similarity = _similarities(
-            templates + image * stride_templates, patches + image * stride_image, valid + image * places,
-            place, number, places, count, width, stride_place, stride_feature,
-            TILE, TEMPLATES, BLOCK, MASKED, PRECISION,
-        )  # fmt: skip
+            templates + image * stride_templates,
+            patches + image * stride_image,
+            valid + image * places,
+            place,
+            number,
+            places,
+            count,
+            width,
+            stride_place,
+            stride_feature,
+            TILE,
+            TEMPLATES,
+            BLOCK,
+            MASKED,
+            PRECISION,
+        )
         top, index = _greatest(similarity, TILE)
         tl.store(best + (image * count + number) * tiles + tile, top, mask=number < count)
         tl.store(
@@ -182,11 +220,28 @@ def _tile_maxima(
 
 @triton.jit
 def _greedy(
-    templates, patches, valid, best, first_of_tile, taken, places, count, width, tiles, stride_templates,
-    stride_image, stride_place, stride_feature,
-    TILE: tl.constexpr, TEMPLATES: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr,
-    PRECISION: tl.constexpr, TILES: tl.constexpr, COUNT: tl.constexpr,
-):  # fmt: skip
+    templates,
+    patches,
+    valid,
+    best,
+    first_of_tile,
+    taken,
+    places,
+    count,
+    width,
+    tiles,
+    stride_templates,
+    stride_image,
+    stride_place,
+    stride_feature,
+    TILE: tl.constexpr,
+    TEMPLATES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    MASKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TILES: tl.constexpr,
+    COUNT: tl.constexpr,
+):
     """taken (B, T): the choices of all templates, in order, in one image."""
     image = tl.program_id(0).to(tl.int64)
     templates += image * stride_templates
@@ -225,9 +280,22 @@ def _greedy(
             group = next_stale // TEMPLATES * TEMPLATES
             number = group + tl.arange(0, TEMPLATES)
             similarity = _similarities(
-                templates, patches, valid, place, number, places, count, width, stride_place, stride_feature,
-                TILE, TEMPLATES, BLOCK, MASKED, PRECISION,
-            )  # fmt: skip
+                templates,
+                patches,
+                valid,
+                place,
+                number,
+                places,
+                count,
+                width,
+                stride_place,
+                stride_feature,
+                TILE,
+                TEMPLATES,
+                BLOCK,
+                MASKED,
+                PRECISION,
+            )
             similarity = tl.where((used > 0)[None, :], float("-inf"), similarity)
             write = (number > m) & (number < count)
             top, index = _greatest(similarity, TILE)

@@ -39,9 +39,9 @@ def row_gradients(
     side = shard_rows(rows)
     config = tiling.backward_config(width, saved.x.element_size() * 8, tiling.chip(q.device))
     # Each program of `_weighted_negatives` would otherwise compute the reciprocal sums of all columns again.
-    columns, reciprocal = runs(saved.label, rank, config.rows, saved.log_sum)
+    columns, reciprocal = runs(saved.label, rank, config.rows, saved.lse)
     for plain, tau in tiling.kinds(temperature):
-        factor = reciprocal if plain else saved.log_sum
+        factor = reciprocal if plain else saved.lse
         _weighted_negatives[(triton.cdiv(rows, config.rows),)](
             saved.x[rank],
             saved.x,
@@ -70,7 +70,7 @@ def row_gradients(
         total,
         saved.x[rank],
         saved.label[rank],
-        saved.log_sum[rank],
+        saved.lse[rank],
         q.contiguous(),
         k.contiguous(),
         saved.norm,
@@ -144,7 +144,7 @@ def _weighted_negatives(
     if tau is not None:
         wanted = wanted_kind(tau, PLAIN)
         shards = tl.where(wanted, shards, 0)
-        inside = inside & wanted
+        inside = row < tl.where(wanted, rows, 0)
     width = tl.arange(0, WIDTH)
     within = tl.arange(0, ROWS)[:, None] * WIDTH + width[None, :]
     a = tl.load(own_x + first_row * WIDTH + within, mask=inside[:, None], other=0.0)  # [ROWS, WIDTH]
@@ -193,7 +193,7 @@ def _finish(
     total,
     own_x,
     own_label,
-    own_log_sum,
+    own_lse,
     q,
     k,
     norm,
@@ -225,8 +225,8 @@ def _finish(
         tl.float32
     )
     exponent = tl.sum(a * c, 1)
-    own_sum = tl.load(own_log_sum + row, mask=inside, other=0.0)
-    other_sum = tl.load(own_log_sum + other, mask=inside, other=0.0)
+    own_sum = tl.load(own_lse + row, mask=inside, other=0.0)
+    other_sum = tl.load(own_lse + other, mask=inside, other=0.0)
     pull = tl.math.exp2(exponent - own_sum) + tl.math.exp2(exponent - other_sum) - 2.0
     dx = tl.load(total + row[:, None] * WIDTH + width[None, :], mask=inside[:, None], other=0.0)
     dx = tl.where(present[:, None], dx + pull[:, None] * c, 0.0)

@@ -119,7 +119,7 @@ def _log_sums(
     if tau is not None:
         wanted = wanted_kind(tau, PLAIN)
         shards = tl.where(wanted, shards, 0)
-        inside = inside & wanted
+        inside = row < tl.where(wanted, rows, 0)
     width = tl.arange(0, WIDTH)
     within = tl.arange(0, ROWS)[:, None] * WIDTH + width[None, :]
     a = tl.load(own_x + first_row * WIDTH + within, mask=inside[:, None], other=0.0)  # [ROWS, WIDTH]

@@ -129,6 +129,7 @@ def precision(dtype: torch.dtype) -> str:
 @triton.jit
 def wanted_kind(temperature, PLAIN: tl.constexpr):
     """Whether the temperature that `kinds` passed asks for the kernel with PLAIN."""
+    # NaN asks for running maxima.
     return (tl.load(temperature).to(tl.float64) >= PLAIN_FROM) == PLAIN
 
 

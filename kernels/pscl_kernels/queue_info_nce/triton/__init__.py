@@ -32,7 +32,7 @@ def backward(
     present: Tensor,
     temperature: Tensor,
     columns: Columns,
-    log_sum: Tensor,
+    lse: Tensor,
     mass: Tensor,
     coefficient: Tensor,
     with_k: bool,
@@ -40,7 +40,7 @@ def backward(
     """See `operation.Backend`."""
     if q.shape[0] == 0:
         empty = torch.empty_like(q)
-        return empty, torch.empty_like(k) if with_k else k.new_empty(0), log_sum.new_zeros(())
+        return empty, torch.empty_like(k) if with_k else k.new_empty(0), lse.new_zeros(())
     x, positive, _ = prepared(q, k, present, temperature, None)
-    total = weighted_keys(x, log_sum, columns)
-    return finish(total, q, k, present, positive, temperature, columns, log_sum, mass, coefficient, with_k)
+    total = weighted_keys(x, lse, columns)
+    return finish(total, q, k, present, positive, temperature, columns, lse, mass, coefficient, with_k)

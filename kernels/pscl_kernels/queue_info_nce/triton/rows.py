@@ -52,16 +52,16 @@ def finish(
     positive: Tensor,
     temperature: Tensor,
     columns: Columns,
-    log_sum: Tensor,
+    lse: Tensor,
     mass: Tensor,
     coefficient: Tensor,
     with_k: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Results of `operation.Backend.backward` from the shares `total` (parts, N, width) of sum_j p_ij queue_j."""
     n, d = q.shape
-    dq = torch.empty_like(q, memory_format=torch.contiguous_format)
-    dk = torch.empty_like(k, memory_format=torch.contiguous_format) if with_k else k.new_empty(0)
-    radial = torch.empty_like(log_sum)
+    grad_q = torch.empty_like(q, memory_format=torch.contiguous_format)
+    grad_k = torch.empty_like(k, memory_format=torch.contiguous_format) if with_k else k.new_empty(0)
+    radial = torch.empty_like(lse)
     _finish[(triton.cdiv(n, tiling.ROWS),)](
         total,
         q.contiguous(),
@@ -70,12 +70,12 @@ def finish(
         columns.sums,
         columns.place,
         positive,
-        log_sum,
+        lse,
         mass,
         coefficient,
         on_device(1.0 / temperature.double(), q.device),
-        dq,
-        dk,
+        grad_q,
+        grad_k,
         radial,
         n,
         d,
@@ -86,21 +86,29 @@ def finish(
         WIDTH=total.shape[2],
         ROWS=tiling.ROWS,
     )
-    return dq, dk, radial.sum()
+    return grad_q, grad_k, radial.sum()
 
 
 @triton.jit
 def _unit(pointer, place, read):
     """Rows over their norms, and the norms."""
-    x = tl.load(pointer + place, mask=read, other=0.0).to(tl.float32)
+    x = tl.load(pointer + place, mask=read, other=0.0).to(tl.float32)  # [ROWS, WIDTH]
     norm = norms(x)
     return x / norm[:, None], norm
 
 
 @triton.jit
 def _target_sums(
-    sums, place, row, present, entries, KINDS: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, rows
-):  # fmt: skip
+    sums,
+    place,
+    row,
+    present,
+    entries,
+    KINDS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    rows,
+):
     """(ROWS, WIDTH) weighted sum of the keys that are targets of each row."""
     column = tl.arange(0, WIDTH)
     result = tl.zeros((ROWS, WIDTH), tl.float32)
@@ -113,9 +121,22 @@ def _target_sums(
 
 @triton.jit
 def _prepare(
-    q, k, valid, sums, place, scale, x, positive, target, rows, d, entries,
-    KINDS: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
+    q,
+    k,
+    valid,
+    sums,
+    place,
+    scale,
+    x,
+    positive,
+    target,
+    rows,
+    d,
+    entries,
+    KINDS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+):
     """x, positive and target of one block of rows."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
@@ -143,10 +164,29 @@ def _store_gradient(out, place, write, g, z, norm, along, factor):
 
 @triton.jit(do_not_specialize=["parts"])  # one code for any number of parts
 def _finish(
-    total, q, k, valid, sums, place, positive, log_sum, mass, coefficient, inverse, dq, dk, radial,
-    rows, d, entries, parts,
-    KINDS: tl.constexpr, WITH_K: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
+    total,
+    q,
+    k,
+    valid,
+    sums,
+    place,
+    positive,
+    lse,
+    mass,
+    coefficient,
+    inverse,
+    grad_q,
+    grad_k,
+    radial,
+    rows,
+    d,
+    entries,
+    parts,
+    KINDS: tl.constexpr,
+    WITH_K: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+):
     """Gradients of one block of rows of q and k, and coefficient <z, G> of each."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
@@ -159,7 +199,7 @@ def _finish(
         )
     y = tl.load(mass + row, mask=here, other=0.0)
     c = tl.load(coefficient + row, mask=here, other=0.0)
-    exponent = tl.load(positive + row, mask=here, other=0.0) - tl.load(log_sum + row, mask=here, other=0.0)
+    exponent = tl.load(positive + row, mask=here, other=0.0) - tl.load(lse + row, mask=here, other=0.0)
     pull = y * tl.math.exp2(exponent) - 1.0
     at = row[:, None] * d + column[None, :]
     write = inside[:, None] & (column < d)[None, :]
@@ -170,6 +210,6 @@ def _finish(
     along = tl.sum(z * g, 1)
     tl.store(radial + row, c * along, mask=inside)
     factor = c * tl.load(inverse)
-    _store_gradient(dq, at, write, g, z, norm, along, factor)
+    _store_gradient(grad_q, at, write, g, z, norm, along, factor)
     if WITH_K:
-        _store_gradient(dk, at, write, z, other, other_norm, tl.sum(z * other, 1), factor * pull)
+        _store_gradient(grad_k, at, write, z, other, other_norm, tl.sum(z * other, 1), factor * pull)

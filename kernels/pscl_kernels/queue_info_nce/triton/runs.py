@@ -31,8 +31,16 @@ def run_sums(keys: Tensor, weight: Tensor, head: Tensor) -> tuple[Tensor, Tensor
 
 @triton.jit
 def _run_pieces(
-    keys, weight, head, sums, masses, entries, WIDTH: tl.constexpr, PART: tl.constexpr, ENTRIES: tl.constexpr
-):  # fmt: skip
+    keys,
+    weight,
+    head,
+    sums,
+    masses,
+    entries,
+    WIDTH: tl.constexpr,
+    PART: tl.constexpr,
+    ENTRIES: tl.constexpr,
+):
     """For each entry of one block, the weighted sum of the entries of its run in that block."""
     kind = tl.program_id(2).to(tl.int64) * entries
     entry = tl.program_id(0).to(tl.int64) * ENTRIES + tl.arange(0, ENTRIES)
@@ -42,8 +50,8 @@ def _run_pieces(
     w = tl.load(weight + kind + entry, mask=inside, other=0.0)
     shares = tl.where(run[:, None] == run[None, :], w[None, :], 0.0)
     place = entry[:, None] * WIDTH + column[None, :]
-    values = tl.load(keys + place, mask=inside[:, None], other=0.0).to(tl.float32)
-    piece = tl.dot(shares, values, input_precision="tf32x3")
+    values = tl.load(keys + place, mask=inside[:, None], other=0.0).to(tl.float32)  # [ENTRIES, PART]
+    piece = tl.dot(shares, values, input_precision="tf32x3")  # [ENTRIES, PART]
     tl.store(sums + kind * WIDTH + place, piece, mask=inside[:, None])
     if tl.program_id(1) == 0:
         tl.store(masses + kind + entry, tl.sum(shares, 1), mask=inside)
@@ -51,8 +59,16 @@ def _run_pieces(
 
 @triton.jit
 def _run_totals(
-    keys, weight, head, sums, masses, entries, WIDTH: tl.constexpr, PART: tl.constexpr, ENTRIES: tl.constexpr
-):  # fmt: skip
+    keys,
+    weight,
+    head,
+    sums,
+    masses,
+    entries,
+    WIDTH: tl.constexpr,
+    PART: tl.constexpr,
+    ENTRIES: tl.constexpr,
+):
     """If a run begins in this block and continues behind it, add the pieces of the later blocks to its head.
 
     It does not read what other programs write, which are the heads of their runs.

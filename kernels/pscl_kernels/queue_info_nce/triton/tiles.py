@@ -47,21 +47,21 @@ def log_sums(x: Tensor, positive: Tensor, temperature: Tensor, columns: Columns)
     )
     if parts == 1:
         return out[0]
-    top = out.amax(0)
-    return (out - top).exp2_().sum(0).log2_() + top
+    row_max = out.amax(0)
+    return (out - row_max).exp2_().sum(0).log2_() + row_max
 
 
-def weighted_keys(x: Tensor, log_sum: Tensor, columns: Columns) -> Tensor:
+def weighted_keys(x: Tensor, lse: Tensor, columns: Columns) -> Tensor:
     """(parts, N, width) shares of sum_j p_ij queue_j of rows x (N, width), N > 0."""
     n, width = x.shape
     config = tiling.backward_config(width, x.element_size() * 8, chip(x.device))
     parts = tiling.splits(n, columns.keys.shape[0], config)
-    total = log_sum.new_empty((parts, n, width))
+    total = lse.new_empty((parts, n, width))
     _weighted_keys[(triton.cdiv(n, config.rows), parts)](
         x,
         columns.keys,
         columns.filled,
-        log_sum,
+        lse,
         total,
         n,
         WIDTH=width,
@@ -162,7 +162,7 @@ def _weighted_keys(
     x,
     keys,
     filled,
-    log_sum,
+    lse,
     out,
     rows,
     WIDTH: tl.constexpr,
@@ -177,7 +177,7 @@ def _weighted_keys(
     a = tl.load(x + row[:, None] * WIDTH + width[None, :], mask=inside[:, None], other=0.0)
     # Other dtypes have the range of float32, in which long keys need every bit of the logarithm.
     GAIN: tl.constexpr = FLOAT16_GAIN if x.dtype.element_ty == tl.float16 else 0.0
-    level = tl.load(log_sum + row, mask=inside, other=0.0) - GAIN
+    level = tl.load(lse + row, mask=inside, other=0.0) - GAIN
     count = tl.load(filled).to(tl.int32)
     first, last, whole = _span(count, COLUMNS)
     total = tl.zeros((ROWS, WIDTH), tl.float32)
@@ -185,15 +185,19 @@ def _weighted_keys(
     offset = within[:, None] * WIDTH + width[None, :]
     keys += first.to(tl.int64) * COLUMNS * WIDTH
     for _ in range(first, whole):
-        b = tl.load(keys + offset)
+        b = tl.load(keys + offset)  # [COLUMNS, WIDTH]
         keys += COLUMNS * WIDTH
-        p = tl.math.exp2(tl.dot(a, tl.trans(b), input_precision=PRECISION) - level[:, None])
-        total = tl.dot(p.to(b.dtype), b, total, input_precision=PRECISION)
+        p = tl.math.exp2(
+            tl.dot(a, tl.trans(b), input_precision=PRECISION) - level[:, None]
+        )  # [ROWS, COLUMNS]
+        total = tl.dot(p.to(b.dtype), b, total, input_precision=PRECISION)  # [ROWS, WIDTH]
     for tile in range(whole, last):
         there = tile * COLUMNS + within < count
-        b = tl.load(keys + offset, mask=there[:, None], other=0.0)
-        p = tl.math.exp2(tl.dot(a, tl.trans(b), input_precision=PRECISION) - level[:, None])
+        b = tl.load(keys + offset, mask=there[:, None], other=0.0)  # [COLUMNS, WIDTH]
+        p = tl.math.exp2(
+            tl.dot(a, tl.trans(b), input_precision=PRECISION) - level[:, None]
+        )  # [ROWS, COLUMNS]
         p = tl.where(there[None, :], p, 0.0)
-        total = tl.dot(p.to(b.dtype), b, total, input_precision=PRECISION)
+        total = tl.dot(p.to(b.dtype), b, total, input_precision=PRECISION)  # [ROWS, WIDTH]
     place = (tl.program_id(1).to(tl.int64) * rows + row)[:, None] * WIDTH + width[None, :]
     tl.store(out + place, total * tl.math.exp2(-GAIN), mask=inside[:, None])
