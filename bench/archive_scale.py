@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COPY_EVERY = 1000
 BATCH = 1000
 READERS = 2
-CROP, LARGE, LARGE_IMAGES = 128, 1024, 40
+CROP, LARGE, LARGE_IMAGES = 128, 1024, 16
 Pixels = npt.NDArray[Any]
 
 
@@ -350,23 +350,25 @@ def main() -> None:
         part = globals()[f"part_{arguments.part}"]
         print(json.dumps(part(arguments.archive, arguments.images[0], arguments.side)))
         return
-    rows = []
+    options = f"--images {' '.join(map(str, sorted(arguments.images)))} --side {arguments.side}"
+    command = f"python -m bench.archive_scale {options}"
+    rows: list[dict[str, Any]] = []
+    once: dict[str, Any] = {}
+    result = {"side": arguments.side, "sizes": rows, "exponents": {}, "once": once}
     with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
-        once: dict[str, Any] = {}
         for part in ONCE:
             if part not in arguments.without:
                 once |= measure(part, Path(scratch) / f"{part}.h5", 0, arguments.side)
         for count in sorted(arguments.images):
             path = Path(scratch) / f"{count}.h5"
-            row: dict[str, Any] = {"images": count}
+            rows.append({"images": count})
             for part in BY_SIZE:
                 if part not in arguments.without:
-                    row |= measure(part, path, count, arguments.side)
-            rows.append(row)
+                    rows[-1] |= measure(part, path, count, arguments.side)
             path.unlink()
-    result = {"side": arguments.side, "sizes": rows, "exponents": exponents(rows), "once": once}
-    options = f"--images {' '.join(map(str, sorted(arguments.images)))} --side {arguments.side}"
-    print(record(arguments.name, result, command=f"python -m bench.archive_scale {options}"))
+            result["exponents"] = exponents(rows)
+            # After each size, so that little is lost when the next one takes too long.
+            print(record(arguments.name, result, command=command))
 
 
 if __name__ == "__main__":
