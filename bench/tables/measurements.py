@@ -44,8 +44,11 @@ def archive_scale(name: str) -> str:
         "check_peak_MB": ("memory of check, MB", "{:.0f}"),
     }
     rows = [
-        [label, *(shape.format(size[key]) if key in size else "-" for size in result["sizes"])]
-        + [f"{result['exponents'][key]:.2f}" if key in result["exponents"] else "-"]
+        [
+            label,
+            *(shape.format(size[key]) if key in size else "-" for size in result["sizes"]),
+            f"{result['exponents'][key]:.2f}" if key in result["exponents"] else "-",
+        ]
         for key, (label, shape) in costs.items()
     ]
     head = [
