@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COPY_EVERY = 1000
 BATCH = 1000
 READERS = 2
-CROP, LARGE, LARGE_IMAGES = 128, 1024, 16
+CROP, LARGE, LARGE_IMAGES = 128, 1024, 40
 Pixels = npt.NDArray[Any]
 
 
@@ -209,7 +209,7 @@ def part_crops(path: Path, count: int, side: int) -> dict[str, Any]:
     random = np.random.default_rng(0)
     tile = np.stack(list(small_images(LARGE_IMAGES + 2, LARGE // 8))[2:])
     large = np.tile(tile, (1, 8, 8)) + random.integers(0, 8, (LARGE_IMAGES, LARGE, LARGE), np.uint8)
-    for codec in ("none", "gzip"):
+    for codec in ("none", "gzip", "zstd"):
         with ShardWriter(folder / f"{codec}.h5", [Collection("large")], codec) as writer:
             for number, image in enumerate(large):
                 writer.add(image, id=f"large/{number:04d}", dataset="large")
@@ -222,7 +222,7 @@ def part_crops(path: Path, count: int, side: int) -> dict[str, Any]:
         Image.fromarray(image).save(folder / f"{number}.png")
     memmap = np.memmap(folder / "flat.bin", np.uint8, "r", shape=large.shape)
     file = h5py.File(folder / "h5py.h5")
-    ours = {codec: Archive(folder / f"{codec}.h5") for codec in ("none", "gzip")}
+    ours = {codec: Archive(folder / f"{codec}.h5") for codec in ("none", "gzip", "zstd")}
 
     def cut(images: Any) -> Any:
         return lambda i, y, x: images[i, y : y + CROP, x : x + CROP].astype(np.float32) * np.float32(1 / 255)
@@ -236,6 +236,7 @@ def part_crops(path: Path, count: int, side: int) -> dict[str, Any]:
         "archive none": lambda i, y, x: ours["none"].read_unit(i, (y, x, CROP, CROP)),
         "h5py none": cut(file["none"]),
         "archive gzip": lambda i, y, x: ours["gzip"].read_unit(i, (y, x, CROP, CROP)),
+        "archive zstd": lambda i, y, x: ours["zstd"].read_unit(i, (y, x, CROP, CROP)),
         "h5py gzip": cut(file["gzip"]),
         "PNG": png,
     }
@@ -254,6 +255,7 @@ def part_crops(path: Path, count: int, side: int) -> dict[str, Any]:
         "crops_per_cpu_s": {name: round(value) for name, value in found.items()},
         "none_over_memmap": found["archive none"] / found["memmap"],
         "gzip_over_h5py_gzip": found["archive gzip"] / found["h5py gzip"],
+        "zstd_over_h5py_gzip": found["archive zstd"] / found["h5py gzip"],
     }
 
 
