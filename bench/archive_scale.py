@@ -340,11 +340,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, nargs="+", default=[2000, 20000])
+    parser.add_argument("--images", type=int, nargs="*", default=[2000, 20000])
     parser.add_argument("--side", type=int, default=64)
     parser.add_argument("--name", default="cpu-archive-scale")
     parser.add_argument("--folder", type=Path, help="where archives are made; by default a temporary folder")
-    parser.add_argument("--without", nargs="*", default=[], help="parts to leave out")
+    parser.add_argument(
+        "--only", nargs="+", choices=(*BY_SIZE, *ONCE), help="parts to measure; by default all"
+    )
     parser.add_argument("--part", choices=(*BY_SIZE, *ONCE), help=argparse.SUPPRESS)
     parser.add_argument("--archive", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -352,20 +354,25 @@ def main() -> None:
         part = globals()[f"part_{arguments.part}"]
         print(json.dumps(part(arguments.archive, arguments.images[0], arguments.side)))
         return
-    options = f"--images {' '.join(map(str, sorted(arguments.images)))} --side {arguments.side}"
-    command = f"python -m bench.archive_scale {options}"
+    parts = arguments.only or (*BY_SIZE, *ONCE)
+    options = [f"--images {' '.join(map(str, sorted(arguments.images)))}".strip(), f"--side {arguments.side}"]
+    if arguments.only:
+        options.append(f"--only {' '.join(arguments.only)}")
+    command = f"python -m bench.archive_scale {' '.join(options)}"
     rows: list[dict[str, Any]] = []
     once: dict[str, Any] = {}
     result = {"side": arguments.side, "sizes": rows, "exponents": {}, "once": once}
     with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
         for part in ONCE:
-            if part not in arguments.without:
+            if part in parts:
                 once |= measure(part, Path(scratch) / f"{part}.h5", 0, arguments.side)
+        if once:
+            print(record(arguments.name, result, command=command))
         for count in sorted(arguments.images):
             path = Path(scratch) / f"{count}.h5"
             rows.append({"images": count})
             for part in BY_SIZE:
-                if part not in arguments.without:
+                if part == "write" or part in parts:
                     rows[-1] |= measure(part, path, count, arguments.side)
             path.unlink()
             result["exponents"] = exponents(rows)
