@@ -96,22 +96,28 @@ def rate(archive: Archive, read: ReadCrop, seconds: float) -> float:
 
 def through_h5py(archive: Archive, file: h5py.File) -> ReadCrop:
     """Reads the same crops from the same file with h5py slices, for comparison."""
-    rows = archive.rows
+    rows = list(archive.all_rows())
 
     def read(index: int, window: tuple[int, int, int, int]) -> Pixels:
         row = rows[index]
-        tiles = file["tiles"][row.pool]
+        values = file[f"tiles/{row.pool}/{row.block}"]
         top, left, height, width = window
-        out = np.empty((height, width), tiles.dtype)
-        across = -(-row.width // TILE)
-        for down in range(top // TILE, (top + height - 1) // TILE + 1):
-            y0, y1 = max(top, down * TILE), min(top + height, (down + 1) * TILE)
-            for right in range(left // TILE, (left + width - 1) // TILE + 1):
-                x0, x1 = max(left, right * TILE), min(left + width, (right + 1) * TILE)
-                tile = row.first_tile + down * across + right
-                out[y0 - top : y1 - top, x0 - left : x1 - left] = tiles[
-                    tile, y0 - down * TILE : y1 - down * TILE, x0 - right * TILE : x1 - right * TILE
-                ]
+        out = np.empty((height, width), values.dtype)
+        side = TILE if values.ndim == 1 else values.shape[1]
+        across = -(-row.width // side)
+        for y in range(top // side * side, top + height, side):
+            y0, y1 = max(top, y), min(top + height, y + side)
+            for x in range(left // side * side, left + width, side):
+                x0, x1 = max(left, x), min(left + width, x + side)
+                if values.ndim == 1:  # tiles at the edges are smaller
+                    tall, wide = min(side, row.height - y), min(side, row.width - x)
+                    start = row.start + y * row.width + tall * x
+                    band = values[start + (y0 - y) * wide : start + (y1 - y) * wide]
+                    part = band.reshape(y1 - y0, wide)[:, x0 - x : x1 - x]
+                else:
+                    tile = row.start + y // side * across + x // side
+                    part = values[tile, y0 - y : y1 - y, x0 - x : x1 - x]
+                out[y0 - top : y1 - top, x0 - left : x1 - left] = part
         return out
 
     return read
@@ -129,12 +135,12 @@ def measure(
         "dtype": record,
         "compression": codec,
         "crops_per_second": round(rate(archive, archive.read_image, seconds)),
-        "stored_per_raw": round(int(pools[f"{dtype}x1"].sizes.sum()) / raw / np.dtype(dtype).itemsize, 3),
+        "stored_per_raw": round(pools[f"{dtype}x1"].stored_bytes / raw / np.dtype(dtype).itemsize, 3),
         "write_MB_per_second": round(written),
     }
     if dtype == "uint8":
         line["mask_crops_per_second"] = round(rate(archive, archive.read_mask, seconds))
-        line["mask_stored_per_raw"] = round(int(pools[MASK_POOL].sizes.sum()) / raw, 3)
+        line["mask_stored_per_raw"] = round(pools[MASK_POOL].stored_bytes / raw, 3)
     if codec in ("none", "gzip", "lzf"):  # what h5py decodes without plugins
         with h5py.File(path, "r", locking=False) as file:
             line["crops_per_second_h5py"] = round(rate(archive, through_h5py(archive, file), seconds))

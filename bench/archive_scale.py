@@ -209,7 +209,7 @@ def part_crops(path: Path, count: int, side: int) -> dict[str, Any]:
     random = np.random.default_rng(0)
     tile = np.stack(list(small_images(LARGE_IMAGES + 2, LARGE // 8))[2:])
     large = np.tile(tile, (1, 8, 8)) + random.integers(0, 8, (LARGE_IMAGES, LARGE, LARGE), np.uint8)
-    for codec in ("none", "gzip"):
+    for codec in ("none", "gzip", "zstd"):
         with ShardWriter(folder / f"{codec}.h5", [Collection("large")], codec) as writer:
             for number, image in enumerate(large):
                 writer.add(image, id=f"large/{number:04d}", dataset="large")
@@ -222,7 +222,7 @@ def part_crops(path: Path, count: int, side: int) -> dict[str, Any]:
         Image.fromarray(image).save(folder / f"{number}.png")
     memmap = np.memmap(folder / "flat.bin", np.uint8, "r", shape=large.shape)
     file = h5py.File(folder / "h5py.h5")
-    ours = {codec: Archive(folder / f"{codec}.h5") for codec in ("none", "gzip")}
+    ours = {codec: Archive(folder / f"{codec}.h5") for codec in ("none", "gzip", "zstd")}
 
     def cut(images: Any) -> Any:
         return lambda i, y, x: images[i, y : y + CROP, x : x + CROP].astype(np.float32) * np.float32(1 / 255)
@@ -236,6 +236,7 @@ def part_crops(path: Path, count: int, side: int) -> dict[str, Any]:
         "archive none": lambda i, y, x: ours["none"].read_unit(i, (y, x, CROP, CROP)),
         "h5py none": cut(file["none"]),
         "archive gzip": lambda i, y, x: ours["gzip"].read_unit(i, (y, x, CROP, CROP)),
+        "archive zstd": lambda i, y, x: ours["zstd"].read_unit(i, (y, x, CROP, CROP)),
         "h5py gzip": cut(file["gzip"]),
         "PNG": png,
     }
@@ -254,6 +255,7 @@ def part_crops(path: Path, count: int, side: int) -> dict[str, Any]:
         "crops_per_cpu_s": {name: round(value) for name, value in found.items()},
         "none_over_memmap": found["archive none"] / found["memmap"],
         "gzip_over_h5py_gzip": found["archive gzip"] / found["h5py gzip"],
+        "zstd_over_h5py_gzip": found["archive zstd"] / found["h5py gzip"],
     }
 
 
@@ -338,11 +340,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, nargs="+", default=[2000, 20000])
+    parser.add_argument("--images", type=int, nargs="*", default=[2000, 20000])
     parser.add_argument("--side", type=int, default=64)
     parser.add_argument("--name", default="cpu-archive-scale")
     parser.add_argument("--folder", type=Path, help="where archives are made; by default a temporary folder")
-    parser.add_argument("--without", nargs="*", default=[], help="parts to leave out")
+    parser.add_argument(
+        "--only", nargs="+", choices=(*BY_SIZE, *ONCE), help="parts to measure; by default all"
+    )
     parser.add_argument("--part", choices=(*BY_SIZE, *ONCE), help=argparse.SUPPRESS)
     parser.add_argument("--archive", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -350,23 +354,30 @@ def main() -> None:
         part = globals()[f"part_{arguments.part}"]
         print(json.dumps(part(arguments.archive, arguments.images[0], arguments.side)))
         return
-    rows = []
+    parts = arguments.only or (*BY_SIZE, *ONCE)
+    options = [f"--images {' '.join(map(str, sorted(arguments.images)))}".strip(), f"--side {arguments.side}"]
+    if arguments.only:
+        options.append(f"--only {' '.join(arguments.only)}")
+    command = f"python -m bench.archive_scale {' '.join(options)}"
+    rows: list[dict[str, Any]] = []
+    once: dict[str, Any] = {}
+    result = {"side": arguments.side, "sizes": rows, "exponents": {}, "once": once}
     with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
-        once: dict[str, Any] = {}
         for part in ONCE:
-            if part not in arguments.without:
+            if part in parts:
                 once |= measure(part, Path(scratch) / f"{part}.h5", 0, arguments.side)
+        if once:
+            print(record(arguments.name, result, command=command))
         for count in sorted(arguments.images):
             path = Path(scratch) / f"{count}.h5"
-            row: dict[str, Any] = {"images": count}
+            rows.append({"images": count})
             for part in BY_SIZE:
-                if part not in arguments.without:
-                    row |= measure(part, path, count, arguments.side)
-            rows.append(row)
+                if part == "write" or part in parts:
+                    rows[-1] |= measure(part, path, count, arguments.side)
             path.unlink()
-    result = {"side": arguments.side, "sizes": rows, "exponents": exponents(rows), "once": once}
-    options = f"--images {' '.join(map(str, sorted(arguments.images)))} --side {arguments.side}"
-    print(record(arguments.name, result, command=f"python -m bench.archive_scale {options}"))
+            result["exponents"] = exponents(rows)
+            # After each size, so that little is lost when the next one takes too long.
+            print(record(arguments.name, result, command=command))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,44 @@ def archive_rate(name: str) -> str:
     return table(head, rows) + origin(name, content)
 
 
+def archive_scale(name: str) -> str:
+    """Costs of an archive over the number of small images."""
+    content = load(name)
+    result = content["result"]
+    costs = {
+        "bytes_per_pixel": ("file / pixels", "{:.2f}"),
+        "write_cpu_s": ("write, s", "{:.1f}"),
+        "open_cpu_s": ("open, s", "{:.3f}"),
+        "first_batch_cpu_s": ("first batch, s", "{:.3f}"),
+        "reader_private_MB": ("private memory of a reader, MB", "{:.0f}"),
+        "add_cpu_s": ("add 10 images, s", "{:.2f}"),
+        "add_written_MB": ("written for these, MB", "{:.0f}"),
+        "check_cpu_s": ("check, s", "{:.1f}"),
+        "check_peak_MB": ("memory of check, MB", "{:.0f}"),
+    }
+    rows = [
+        [
+            label,
+            *(shape.format(size[key]) if key in size else "-" for size in result["sizes"]),
+            f"{result['exponents'][key]:.2f}" if key in result["exponents"] else "-",
+        ]
+        for key, (label, shape) in costs.items()
+    ]
+    head = [
+        "seconds of processor time",
+        *(f"{size['images']:,} images" for size in result["sizes"]),
+        "exponent",
+    ]
+    return table(head, rows) + origin(name, content)
+
+
+def crop_rates(name: str) -> str:
+    """128 px crops per second by file format."""
+    content = load(name)
+    rates = content["result"]["once"]["crops_per_cpu_s"]
+    return table(list(rates), [[f"{rate:,}" for rate in rates.values()]]) + origin(name, content)
+
+
 def synthetic(name: str) -> str:
     """Class shares, and the best Dice by grey level only."""
     content = load(name)

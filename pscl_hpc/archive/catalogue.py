@@ -78,7 +78,7 @@ class Catalogue:
 
     def _fresh(self) -> None:
         self.files = Files()
-        self._rows: OrderedDict[int, Row] = OrderedDict()
+        self._rows: OrderedDict[int, tuple[Row, Shard]] = OrderedDict()
         self._columns: dict[str, tuple[list[str], npt.NDArray[np.int32]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -117,11 +117,15 @@ class Catalogue:
         raise AssertionError("not reached")
 
     def row(self, index: int) -> Row:
+        return self.find_row(index)[0]
+
+    def find_row(self, index: int) -> tuple[Row, Shard]:
+        """The row of an image and the shard that has its pixels."""
         found = self._rows.get(index)
         if found is None:
             shard, place = self.place(index)
             try:
-                found = shard.index.row(self.files.reader(shard), place)
+                found = shard.index.row(self.files.reader(shard), place), shard
             except ValueError as error:
                 raise UserError(
                     f"{shard.path} is damaged in its index ({error}); restore it from a backup or build it again"
@@ -204,13 +208,18 @@ class Files:
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._open: OrderedDict[Path, PositionedFile] = OrderedDict()
+        self._last: tuple[Path, PositionedFile] | None = None
 
     def reader(self, shard: Shard) -> PositionedFile:
         if os.getpid() != self._process:
             self._reset()
+        last = self._last
+        if last is not None and last[0] is shard.path:
+            return last[1]
         with self._lock:
             file = self._open.pop(shard.path, None) or PositionedFile(shard.path, shard.stamp)
             self._open[shard.path] = file
+            self._last = shard.path, file
             if len(self._open) > _OPEN_FILES:
                 # Not closed here, because another thread may be reading it; dropping the last reference closes it.
                 self._open.popitem(last=False)

@@ -1,7 +1,7 @@
 """The index of a shard: one record of fixed width per image, sorted by id, read from the file when it is needed.
 
 A reader keeps nothing per image in memory. Texts that many images share are numbers in the record and refer to a table;
-a SHA-256 is 32 bytes, all zero if it is unknown.
+a SHA-256 is 32 bytes, all 255 if it is unknown.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NUMBERS = {
 _DIGESTS = ("sha256", "mask_sha256", "pixel_checksum", "mask_checksum")
 _TEXTS = ("id", "source")
 _COLUMNS = (*NAMED, *_NUMBERS, *_DIGESTS, *_TEXTS)
-_UNKNOWN = bytes(32)
+_UNKNOWN = b"\xff" * 32
 _BLOCK = 1 << 14
 """Records that are read at a time."""
 

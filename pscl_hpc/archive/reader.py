@@ -272,14 +272,13 @@ class Archive:
         return self._statistics[index]
 
     def _read(self, index: int, pool: str, place: tuple[int, int], window: Window | None) -> npt.NDArray[Any]:
-        row = self._catalogue.row(index)
+        row, shard = self._catalogue.find_row(index)
         if window is None:
             window = (0, 0, row.height, row.width)
         top, left, height, width = window
         inside = min(top, left) >= 0 and top + height <= row.height and left + width <= row.width
         if not inside or min(height, width) < 1:
             raise ValueError(f"window {window} is not inside {row.id} of {row.height} x {row.width} pixels")
-        shard, _ = self._catalogue.place(index)
         reader = self._catalogue.files.reader(shard)
         try:
             return shard.pools[pool].read(reader, *place, row.height, row.width, window)

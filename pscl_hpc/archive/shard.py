@@ -180,10 +180,10 @@ def _tiled(dataset: h5py.Dataset, table: h5py.Dataset, channels: int, size: int)
     count, offset = dataset.shape[0], table.id.get_offset()
     if table.dtype != CHUNK_DTYPE or table.shape != (count,):
         raise ValueError(f"{table.name} has {table.shape} of {count} tiles")
-    if offset is None or offset + table.nbytes > size:
+    if count and (offset is None or offset + table.nbytes > size):
         raise ValueError(f"{table.name} is not in one piece in the file")
     chunks = table[()]
     limit = 2 * int(np.prod(tile)) * dataset.dtype.itemsize
     if (chunks["size"] > limit).any() or (chunks["offset"] > size - np.minimum(chunks["size"], size)).any():
         raise ValueError(f"a tile of {dataset.name} is too large or outside the file")
-    return TiledBlock(side, offset, count, int(chunks["size"].sum(dtype=np.int64)))
+    return TiledBlock(side, offset or 0, count, int(chunks["size"].sum(dtype=np.int64)))

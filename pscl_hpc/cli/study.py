@@ -76,15 +76,15 @@ def study_command(
 
     study = load_study(config, overrides or ())
     # Imported here: torch takes seconds that a mistyped file name need not wait for.
-    from pscl_hpc.launch.profiles import Profile, load_profile
-    from pscl_hpc.study.job_pool import JobPool
     from pscl_hpc.study.run import look, run_study
 
     if dry_run:
         _show_plan(look(study), as_json)
         return
+    from pscl_hpc.launch.profiles import Profile, load_profile
     from pscl_hpc.report import write_report
     from pscl_hpc.report.study_text import markdown
+    from pscl_hpc.study.job_pool import JobPool
 
     if cluster == "inline":
         if profile or partition or time or gpus is not None:

@@ -28,7 +28,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
-from scipy import stats
+from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
 Pair = tuple[float, float]
@@ -198,5 +198,5 @@ def _estimate(parts: Sequence[Numbers], shares: Numbers, independent: bool) -> E
     # Variances as shares: their squares do not underflow where all differences are tiny.
     terms = [one**2 / (len(part) - 1) for one, part in zip(variances / variance, parts, strict=True)]
     freedom = 1 / sum(terms)
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(variance)
+    reach = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * math.sqrt(variance)
     return Estimate(value=value, low=value - reach, high=value + reach)

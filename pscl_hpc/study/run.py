@@ -14,7 +14,6 @@ from typing import Any
 
 import yaml
 
-from pscl_hpc.archive.synthesis import write_synthetic_archive
 from pscl_hpc.config import load_config, to_yaml
 from pscl_hpc.config.loading import parse_yaml
 from pscl_hpc.errors import UserError
@@ -163,6 +162,9 @@ def _archive(study: StudyConfig) -> str:
         _make_folder(study.folder)
         partial = path.with_name(f".{os.getpid()}-{path.name}")
         try:
+            # Imported here: it takes longer than a plan.
+            from pscl_hpc.archive.synthesis import write_synthetic_archive
+
             write_synthetic_archive(partial, made.images, made.seed, made.size, made.families)
             partial.replace(path)
         finally:
