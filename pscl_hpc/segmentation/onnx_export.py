@@ -13,6 +13,7 @@ import contextlib
 import importlib.util
 import io
 import json
+import logging
 import math
 import warnings
 from collections.abc import Sequence
@@ -131,7 +132,8 @@ def _convert(net: ExportNet, channels: int, classes: ClassList) -> Any:
     """The ONNX model with its description in the metadata."""
     example = torch.rand(1, channels, 160, 192)
     axes = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
-    # The exporter prints its progress.
+    # The exporter prints its progress, and warns that torchvision, which is not needed, is missing.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(

@@ -250,8 +250,9 @@ def test_defaults_are_named_only_where_other_values_could_matter(run_with: Copy,
     for part in (run, "--percentiles 0.5,99.5", tmp_path / "deep.tif"):
         assert str(part) in deep
     assert warnings_for(grey16(53), "deep.tif", percentiles=(0.5, 99.5)) == []
-    (colour,) = warnings_for(colour8(53), "colour.png")
+    colour, brightness = warnings_for(colour8(53), "colour.png")
     assert "--colour keep" in colour
+    assert "in colour" in brightness
     (bar,) = warnings_for(with_bar(grey8(53)), "bar.png")
     assert "--crop-bottom 0" in bar
     assert len(warnings_for(with_bar(grey16(54)), "all.tif")) == 2
