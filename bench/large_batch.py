@@ -1,16 +1,15 @@
 """Memory and time of a batch that is computed in parts with the loss of the whole batch (`accumulate=exact`).
 
-    python -m bench.large_batch [--size 32] [--part 8] [--steps 4]
+    python -m bench.large_batch [--size 32] [--part 8]
 
-Memory: one step in a process of its own, and the growth of its largest resident memory over that before the step; the
-default U-Net with group normalisation. Time: CPU seconds of steps of both kinds that alternate in one process, so that
-other load on the machine hardly matters. Writes `cpu-large-batch.json`.
+One step in a process of its own, the first one: the growth of its largest resident memory over that before the step, and
+its CPU seconds, which hardly depend on other work on the machine. The default U-Net with group normalisation, on the CPU.
+Writes `cpu-large-batch.json`.
 """
 
 import argparse
 import json
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -29,11 +28,9 @@ from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.training import Loop, Ranks
 
-MEMORY = {"simclr": (64, 256, 1024, 4096), "pscl-simclr": (64, 128, 256)}
+BATCHES = {"simclr": (64, 256, 1024, 4096), "pscl-simclr": (64, 128, 256)}
 LARGEST_WHOLE = 256
 """Largest batch that is also computed at once."""
-TIMED = ("simclr", "pscl-simclr", "pscl-moco")
-TIMED_BATCH = 64
 
 
 def main() -> None:
@@ -42,30 +39,25 @@ def main() -> None:
     )
     parser.add_argument("--size", type=int, default=32, help="side of the windows")
     parser.add_argument("--part", type=int, default=8, help="images of a part")
-    parser.add_argument("--steps", type=int, default=4, help="timed steps of each kind")
-    parser.add_argument(
-        "--memory-of", nargs=3, metavar=("ARCHIVE", "METHOD", "BATCH"), help=argparse.SUPPRESS
-    )
+    parser.add_argument("--one-of", nargs=3, metavar=("ARCHIVE", "METHOD", "BATCH"), help=argparse.SUPPRESS)
     parser.add_argument("--exact", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.memory_of:
-        archive, method, batch = options.memory_of
-        print(json.dumps(memory(Path(archive), method, int(batch), options)))
+    if options.one_of:
+        archive, method, batch = options.one_of
+        print(json.dumps(one_step(Path(archive), method, int(batch), options)))
         return
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "archive.h5"
         write_archive(archive, patches=64)
         result = measure(archive, options)
-    command = (
-        f"python -m bench.large_batch --size {options.size} --part {options.part} --steps {options.steps}"
-    )
+    command = f"python -m bench.large_batch --size {options.size} --part {options.part}"
     print(record("cpu-large-batch", result, command=command), json.dumps(result, indent=2))
 
 
 def measure(archive: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """All measurements."""
+    """All steps."""
     rows = []
-    for method, batches in MEMORY.items():
+    for method, batches in BATCHES.items():
         for batch in batches:
             row: dict[str, Any] = {"method": method, "batch": batch}
             for kind in ("whole", "exact"):
@@ -73,15 +65,10 @@ def measure(archive: Path, options: argparse.Namespace) -> dict[str, Any]:
                     row[kind] = _in_process(archive, method, batch, kind, options)
             rows.append(row)
             print(row, file=sys.stderr, flush=True)
-    return {
-        "size": options.size,
-        "part": options.part,
-        "memory": rows,
-        "time": [times(archive, method, options) for method in TIMED],
-    }
+    return {"size": options.size, "part": options.part, "rows": rows}
 
 
-def memory(archive: Path, method: str, batch: int, options: argparse.Namespace) -> dict[str, float]:
+def one_step(archive: Path, method: str, batch: int, options: argparse.Namespace) -> dict[str, float]:
     """Growth of the largest resident memory of this process in one step, and its CPU seconds."""
     with Archive(archive) as opened:
         loop, batches = _prepare(opened, archive, method, batch, options, exact=options.exact)
@@ -92,24 +79,6 @@ def memory(archive: Path, method: str, batch: int, options: argparse.Namespace) 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"before_mb": round(before / 1024, 1), "growth_mb": round((peak - before) / 1024, 1),
             "cpu_seconds": round(seconds, 2)}  # fmt: skip
-
-
-def times(archive: Path, method: str, options: argparse.Namespace) -> dict[str, Any]:
-    """CPU seconds of steps at once and in parts, alternating."""
-    found: dict[str, list[float]] = {"whole": [], "exact": []}
-    with Archive(archive) as opened:
-        prepared = {
-            kind: _prepare(opened, archive, method, TIMED_BATCH, options, exact=kind == "exact")
-            for kind in found
-        }
-        for number in range(options.steps + 1):
-            for kind, (loop, batches) in prepared.items():
-                began = time.process_time()
-                loop.step(batches, measure=False)
-                if number:
-                    found[kind].append(round(time.process_time() - began, 4))
-    ratio = statistics.median(b / a for a, b in zip(found["whole"], found["exact"], strict=True))
-    return {"method": method, "batch": TIMED_BATCH, **found, "ratio": round(ratio, 3)}
 
 
 def _prepare(
@@ -146,7 +115,7 @@ def _prepare(
 def _in_process(
     archive: Path, method: str, batch: int, kind: str, options: argparse.Namespace
 ) -> dict[str, float]:
-    command = [sys.executable, "-m", "bench.large_batch", "--memory-of", str(archive), method, str(batch)]
+    command = [sys.executable, "-m", "bench.large_batch", "--one-of", str(archive), method, str(batch)]
     command += ["--size", str(options.size), "--part", str(options.part)]
     command += ["--exact"] if kind == "exact" else []
     done = subprocess.run(command, capture_output=True, text=True, check=True)

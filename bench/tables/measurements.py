@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from statistics import fmean, median
+from statistics import fmean
 
 from bench.tables.common import RESULTS, load, origin, table
 
@@ -225,33 +225,15 @@ def large_batch(name: str) -> str:
     content = load(name)
     result = content["result"]
     rows = []
-    for row in result["memory"]:
-        whole = row.get("whole", {})
-        rows.append(
-            [
-                row["method"],
-                str(row["batch"]),
-                f"{whole['growth_mb']:.0f}" if whole else "not run",
-                f"{row['exact']['growth_mb']:.0f}",
-            ]
-        )
-    head = [
-        "method",
-        "images in the batch",
-        "at once: growth, MB",
-        f"in parts of {result['part']}: growth, MB",
-    ]
-    times = [
-        [
-            row["method"],
-            str(row["batch"]),
-            *(f"{median(row[kind]):.2f}" for kind in ("whole", "exact")),
-            f"{row['ratio']:.2f}",
-        ]
-        for row in result["time"]
-    ]
-    second = ["method", "images in the batch", "step at once, CPU s", "step in parts, CPU s", "ratio"]
-    return table(head, rows) + "\n" + table(second, times) + origin(name, content)
+    for row in result["rows"]:
+        whole, exact = row.get("whole"), row["exact"]
+        ratio = f"{exact['cpu_seconds'] / whole['cpu_seconds']:.2f}" if whole else "-"
+        once = (f"{whole['growth_mb']:.0f}", f"{whole['cpu_seconds']:.2f}") if whole else ("-", "-")
+        parts = f"{exact['growth_mb']:.0f}", f"{exact['cpu_seconds']:.2f}"
+        rows.append([row["method"], str(row["batch"]), *once, *parts, ratio])
+    each = f"parts of {result['part']}"
+    head = ["method", "images", "at once: MB", "CPU s", f"{each}: MB", "CPU s", "time, parts / at once"]
+    return table(head, rows) + origin(name, content)
 
 
 def latency(name: str) -> str:
