@@ -98,6 +98,8 @@ class FeatureProbe:
         known = [set(labels.tolist()) for _, labels in self._halves]
         self.classes = sorted(known[0] & known[1])
         """Classes that both halves show; with fewer than two there is no probe."""
+        self._labels = 1 + max((c for shown in known for c in shown), default=0)
+        """A class that one half alone shows can be told, too."""
 
     @torch.no_grad()
     def measure(self, trunk: Trunk) -> dict[str, float]:
@@ -124,7 +126,7 @@ class FeatureProbe:
         vectors = [(F.normalize(pixels.of(features, self.size)), labels) for pixels, labels in self._halves]
         shares = []
         for (memory, known), (query, labels) in (vectors, vectors[::-1]):
-            told = neighbour_votes(memory, known, query, max(self.classes) + 1)
+            told = neighbour_votes(memory, known, query, self._labels)
             shares += [float((told[labels == c] == c).float().mean()) for c in self.classes]
         return sum(shares) / len(shares)
 

@@ -221,17 +221,17 @@ def test_files_that_are_not_supported_are_named(tmp_path: Path, capsys: pytest.C
     picture(folder / "img" / "a.png")
     (folder / "gt").mkdir()
     (folder / "gt" / "a.json").write_text('{"annotation": 1, "annotations": []}')
-    for name in ("b.czi", "c.czi", "d.webp"):
+    for name in ("b.lif", "c.lif", "d.webp"):
         (folder / "img" / name).write_bytes(b"\0")
     reasons = [item.reason for item in plan([folder]).skipped]
-    for text in ("2 files are not read (b.czi, c.czi)", "d.webp", "a.json"):
+    for text in ("2 files are not read (b.lif, c.lif)", "d.webp", "a.json"):
         assert sum(text in reason for reason in reasons) == 1
     out = str(tmp_path / "a.h5")
     assert main(["archive", "build", str(folder), "--out", out]) == EXIT_SKIPPED
     assert "1 image added, 0 unchanged, 3 skipped" in capsys.readouterr().out
     (folder / "img" / "a.png").unlink()
     assert main(["archive", "build", str(folder), "--out", out]) == EXIT_INPUT
-    assert "b.czi" in capsys.readouterr().err
+    assert "b.lif" in capsys.readouterr().err
 
 
 def test_the_command_says_what_was_paired(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,6 +69,28 @@ def test_memory_and_queries_are_in_different_halves(tmp_path: Path) -> None:
     assert int(right.column.min()) >= 20
 
 
+def test_a_class_that_one_half_alone_shows(tmp_path: Path) -> None:
+    mask = np.zeros((64, 64), np.uint8)
+    mask[::2] = 1
+    mask[:, 40:] = np.where(mask[:, 40:] == 1, 2, 0)
+    mask[:, 20:40:2] = 1
+    with ShardWriter(tmp_path / "a.h5", [Collection("alloy", ("a", "b", "c"))]) as writer:
+        for name in ("alloy/0", "alloy/1"):
+            writer.add(60 + 60 * mask, mask=mask, id=name, dataset="alloy", split="train")
+    found = probe(tmp_path / "a.h5", views={"size": [64, 64]}, method={"name": "simclr"})
+    assert found.classes == [0]
+    mask[1, :10] = 2
+    mask[::2, 50:] = np.where(mask[::2, 50:] == 2, 1, mask[::2, 50:])
+    mask[1:, :10] = np.where(mask[1:, :10] == 2, 1, mask[1:, :10])
+    with ShardWriter(tmp_path / "b.h5", [Collection("alloy", ("a", "b", "c"))]) as writer:
+        for name in ("alloy/0", "alloy/1"):
+            image = 60 + 60 * mask
+            writer.add(image, mask=np.where(mask == 2, 2, mask), id=name, dataset="alloy", split="train")
+    found = probe(tmp_path / "b.h5", views={"size": [64, 64]}, method={"name": "simclr"})
+    assert max(int(labels.max()) for _, labels in found._halves) > max(found.classes)
+    assert 0 <= found.measure(Shown())["decoder/probe"] <= 1
+
+
 def test_rank_of_known_matrices() -> None:
     random = torch.Generator().manual_seed(0)
     assert rank_me(torch.eye(5).repeat(3, 1)) == pytest.approx(5, rel=1e-6)

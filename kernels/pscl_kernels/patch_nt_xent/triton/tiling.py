@@ -69,7 +69,7 @@ def chip(device: torch.device) -> int:
 def forward_config(width: int, bits: int, major: int) -> Config:
     """Tiling of `forward._log_sums` for rows of `width` (a power of two) numbers of `bits` bits on a `chip`."""
     if bits == 32:
-        return Config(64, 32, 4, 2) if width <= 64 else Config(32, 64, 8, 2)
+        return Config(64, 32, 4, 2, 255) if width <= 64 else Config(32, 64, 8, 1)
     if width <= 64:
         return Config(128, 64, 4, 2, polynomial=5 if major in POLYNOMIAL_CHIPS else 0)
     if width <= 128 and major in POLYNOMIAL_CHIPS:
