@@ -40,6 +40,7 @@ TRIALS: dict[str, tuple[str, ...]] = {
     "1,400 steps": ("schedule.steps=1400",),
     "2,100 steps": ("schedule.steps=2100",),
     "ImageNet": (SUPERVISED,),
+    "ImageNet, 1,400 steps": (SUPERVISED, "schedule.steps=1400"),
     "PSCL-clustered": (SUPERVISED, "pretrained={clustered}"),
     "PSCL-clustered, self-training": ("pretrained={clustered}",),
 }
