@@ -147,13 +147,19 @@ class FinetuneTask(Task[Windows]):
                 value.copy_(new[key])
 
     def warnings(self) -> list[str]:
-        unseen = self.data.unseen
-        if not unseen:
-            return []
-        names = ", ".join(record.id for record in self.data.references)
-        return [
-            f"warning: {names} shows no pixel of {' and '.join(unseen)}, so the model cannot predict it; add a reference"
-        ]
+        found = []
+        if self.config.resize == "auto" and self.resize != 1:
+            found.append(
+                f"the images are large: for the network they are reduced to {self.resize:.0%} of their sides "
+                "(resize=1 keeps them)"
+            )
+        if unseen := self.data.unseen:
+            names = ", ".join(record.id for record in self.data.references)
+            found.append(
+                f"warning: {names} shows no pixel of {' and '.join(unseen)}, so the model cannot predict it; "
+                "add a reference"
+            )
+        return found
 
     def record(self) -> dict[str, Any]:
         """The ingest options and scales of the training images, and classes that they do not show."""

@@ -118,7 +118,9 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("rule", "scale"), [("auto", 0.768), (0.5, 0.5)])
-def test_a_run_with_large_images(large: Path, tmp_path: Path, rule: float | str, scale: float) -> None:
+def test_a_run_with_large_images(
+    large: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], rule: float | str, scale: float
+) -> None:
     config = settings(
         large,
         run=str(tmp_path / "run"),
@@ -129,6 +131,7 @@ def test_a_run_with_large_images(large: Path, tmp_path: Path, rule: float | str,
         validation_split="",
     )
     run = finetune(config)
+    assert ("reduced to 77%" in capsys.readouterr().err) == (rule == "auto")
     assert load_segmentation(run.path)[1].resize == scale
     scores = evaluate(run.path)
     assert scores["mean_dice"] > 0.9
