@@ -30,6 +30,7 @@ def study(name: str, *baselines: str) -> str:
     }
     places = list(dict.fromkeys((dataset, split) for _, dataset, split in lines))
     shown = baselines or tuple(dict.fromkeys(baseline for _, baseline in compared))
+    single = all(line["runs"] == 1 for line in lines.values())
     with_errors = any(line.get("fraction_error") for line in lines.values())
     rows = []
     for method in result["methods"]:
@@ -37,11 +38,11 @@ def study(name: str, *baselines: str) -> str:
         for place in places:
             line = lines.get((method, *place))
             worst = line and line["worst"]
-            cells.append(
-                f"{_spread(line['mean_dice']['mean'], line['mean_dice']['std'])} ({worst['mean_dice']:.3f})"
-                if line and worst
-                else "-"
-            )
+            if not line or not worst:
+                cells.append("-")
+                continue
+            mean = _spread(line["mean_dice"]["mean"], line["mean_dice"]["std"])
+            cells.append(mean if single else f"{mean} ({worst['mean_dice']:.3f})")
         if with_errors:
             errors = [lines.get((method, *place), {}).get("fraction_error") for place in places]
             cells.append(f"{100 * fmean(one['mean'] for one in errors):.1f}" if all(errors) else "-")
@@ -51,7 +52,11 @@ def study(name: str, *baselines: str) -> str:
     head += ["error of the phase fraction, percentage points"] if with_errors else []
     head += [f"Dice error removed against {baseline}" for baseline in shown]
     said = f"Mean Dice ± standard deviation over {_runs(lines)} runs (worst annotated image)"
-    if shown:
+    if single:
+        said = "Mean Dice of one run"
+    if shown and single:
+        said += f"; error removed over {', '.join(result['headline'])}"
+    elif shown:
         over, share = ", ".join(result["headline"]), 100 * result["confidence"]
         said += f"; error removed over {over} with its {share:.0f}% interval"
     said += f". All runs together took {_job_seconds(result['rows']) / 60:.0f} minutes of job time."
