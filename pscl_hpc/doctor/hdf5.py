@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from pscl_hpc.doctor.findings import Finding
 
-PLUGIN_FILTERS = {"zstd": 32015, "lz4": 32004, "bitshuffle": 32008}
-"""Registered numbers of the filters in hdf5plugin."""
+PLUGIN_FILTERS = {"zstd": 32015}
+"""Registered numbers of the filters of hdf5plugin that archives use."""
 
 
 def library() -> Iterator[Finding]:
