@@ -147,8 +147,8 @@ class Thumbnails:
 def similar_pairs(thumbnails: Thumbnails, threshold: float = THRESHOLD) -> list[Pair]:
     """Pairs of copies, by index; copies of one picture are connected by these pairs, but not every two are a pair.
 
-    Copies with a correlation of 0.99 are missed with a probability below 0.01%, those of 0.98 below 1%, among a million
-    images.
+    Candidates come from random projections, so a copy can be missed: the less likely, the higher its correlation and the
+    fewer the images.
     """
     useful = thumbnails.useful()
     count = len(useful)
