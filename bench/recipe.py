@@ -35,14 +35,12 @@ IMAGES = (
 """Annotated training images that the archive does not recommend."""
 SUPERVISED = "semi_supervised=null"
 TRIALS: dict[str, tuple[str, ...]] = {
-    "default": (),
-    "350 steps": ("schedule.steps=350",),
-    "1,400 steps": ("schedule.steps=1400",),
-    "2,100 steps": ("schedule.steps=2100",),
-    "ImageNet": (SUPERVISED,),
-    "ImageNet, 1,400 steps": (SUPERVISED, "schedule.steps=1400"),
-    "PSCL-clustered": (SUPERVISED, "pretrained={clustered}"),
-    "PSCL-clustered, self-training": ("pretrained={clustered}",),
+    "self-training, 700 steps": ("schedule.steps=700",),
+    "self-training, 1,400 steps": ("schedule.steps=1400",),
+    "supervised, 700 steps": (SUPERVISED, "schedule.steps=700"),
+    "supervised, 1,400 steps": (SUPERVISED, "schedule.steps=1400"),
+    "supervised, 2,800 steps": (SUPERVISED, "schedule.steps=2800"),
+    "PSCL-clustered, supervised, 700 steps": (SUPERVISED, "schedule.steps=700", "pretrained={clustered}"),
 }
 
 
@@ -63,7 +61,8 @@ def main() -> None:
         for trial in arguments.trials or TRIALS:
             overrides = [text.format(**named) for text in TRIALS[trial]]
             print(trial, image, *score(arguments.archive, arguments.folder, trial, image, overrides))
-    rows = [read(path.parent) for path in sorted(arguments.folder.glob("*/trial.json"))]
+    rows = [read(path.parent) for path in arguments.folder.glob("*/trial.json")]
+    rows.sort(key=lambda row: (list(TRIALS).index(row["trial"]), IMAGES.index(row["image"])))
     print(record("recipe-trials", {"rows": rows}, command="python -m bench.recipe ARCHIVE FOLDER"))
 
 

@@ -6,16 +6,19 @@ from bench.tables.common import load, origin, table
 
 
 def trials(name: str) -> str:
-    """Validation Dice of each trial with each annotated image, and the seconds of a training."""
+    """Validation Dice of each trial with each annotated image, and the mean minutes of a training."""
     content = load(name)
     rows = content["result"]["rows"]
-    images = list(dict.fromkeys(row["image"] for row in rows))
+    images = sorted({row["image"] for row in rows}, reverse=True)
     lines = []
     for trial in dict.fromkeys(row["trial"] for row in rows):
         found = {row["image"]: row for row in rows if row["trial"] == trial}
         scores = [f"{found[image]['validation_dice']:.3f}" if image in found else "-" for image in images]
-        lines.append([trial, *scores])
-    return table(["trial", *(image.partition("/")[2] for image in images)], lines) + origin(name, content)
+        minutes = sum(row["seconds"] for row in found.values()) / len(found) / 60
+        lines.append([trial, *scores, f"{minutes:.1f}"])
+    return table(["trial", *(image.partition("/")[2] for image in images), "minutes"], lines) + origin(
+        name, content
+    )
 
 
 def large_images(name: str) -> str:
