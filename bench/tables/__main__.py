@@ -33,7 +33,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "recipe-trials": lambda: recipe.trials("recipe-trials"),
     "large-images": lambda: recipe.large_images("large-images"),
     "suggest": lambda: measurements.suggestion("suggest"),
-    "suggest-filters": lambda: measurements.suggestion("suggest", "filters"),
     "cpu-step": lambda: measurements.step("cpu-step-vs-released"),
     "cpu-patch-nt-xent": lambda: measurements.kernels("cpu-patch-nt-xent"),
     "cpu-queue-info-nce": lambda: measurements.kernels("cpu-queue-info-nce"),
