@@ -38,7 +38,7 @@ demo: $(STAMP) runs/demo/alloys.h5
 	$(BIN)/pscl-hpc report runs/demo
 
 runs/demo/alloys.h5: | $(STAMP)
-	$(BIN)/pscl-hpc archive synth --out $@ --images 60 --seed 1 --family precipitates
+	$(BIN)/pscl-hpc archive synth --out $@ --images 48 --size 384,384 --seed 1 --family precipitates
 
 test: $(STAMP)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m "not slurm" $(TESTS)

@@ -16,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.patches import Patch
 
-from pscl_hpc.archive import Archive
+from pscl_hpc.archive import Archive, ImageRecord
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.segmentation.palette import class_colours, hex_colour
 from pscl_hpc.segmentation.pictures import picture_name, read_labels
 
-ROWS = 2
+ROWS = {"test": 2, "test_ood": 1}
+"""Images of each split, of different production batches where there are several."""
 
 
 def main(demo: Path, out: Path) -> None:
@@ -32,17 +33,18 @@ def main(demo: Path, out: Path) -> None:
         reference = archive.find(config.references[0])
         collection = archive.collections[reference.dataset]
         colours = class_colours(len(collection.classes), collection.background)
-        tests = archive.select(datasets=[reference.dataset], splits=["test"])
-        # Images of different production batches, to show how they differ.
-        chosen = list({record.production_batch: record for record in reversed(tests)}.values())[:ROWS]
-        columns = ["micrograph", "true classes", "U-Net from scratch", "default recipe"]
-        figure, axes = plt.subplots(ROWS, 4, figsize=(10, 5.5), layout="compressed")
+        chosen: list[ImageRecord] = []
+        for split, count in ROWS.items():
+            records = archive.select(datasets=[reference.dataset], splits=[split])
+            chosen += list({record.production_batch: record for record in reversed(records)}.values())[:count]
+        columns = ["micrograph", "true classes", "U-Net from scratch", "pretrained network"]
+        figure, axes = plt.subplots(len(chosen), 4, figsize=(10, 2.7 * len(chosen)), layout="compressed")
         for row, record in enumerate(chosen):
             image = archive.read_unit(record.index)[0]
             pictures: list[npt.NDArray[np.uint8]] = [colours[archive.read_mask(record.index)]]
             for run in ("from-scratch", "finetune"):
-                labels = read_labels(demo / run / "predictions" / "test" / f"{picture_name(record.id)}.png")
-                pictures.append(colours[labels])
+                file = demo / run / "predictions" / record.split / f"{picture_name(record.id)}.png"
+                pictures.append(colours[read_labels(file)])
             axes[row, 0].imshow(image, cmap="gray", vmin=0, vmax=1)
             for column, picture in enumerate(pictures, start=1):
                 axes[row, column].imshow(picture, interpolation="nearest")

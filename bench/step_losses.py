@@ -1,40 +1,28 @@
 """Losses of the first ten steps of every pretraining and fine-tuning, to compare two versions of the code.
 
     python bench/step_losses.py measure OUT.json --work FOLDER
-    python bench/step_losses.py compare BEFORE.json AFTER.json [--before COMMIT]
+    python bench/step_losses.py compare BEFORE.json AFTER.json
 
 Only the console command is used, so that the same script measures versions whose modules differ. The archive is
-synthetic and made once in FOLDER: give the same FOLDER to both versions. `compare` prints what differs. With
-`--before`, the commit of the first file, it also counts the lines of both versions and writes
-`results/step-losses.json`.
+synthetic and made once in FOLDER: give the same FOLDER to both versions. `compare` prints what differs.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import subprocess
 import sys
-import tarfile
 import tempfile
 from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from bench.record import record  # noqa: E402
-
-CONFIGS = ROOT / "configs"
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 REFERENCE = "synthetic_particles/particles_000000"
 REFERENCED = ("pscl-simclr", "pscl-guided", "pscl-moco", "pscl-simclr-paper")
 METHODS = (*REFERENCED, "pscl-clustered", "simclr", "moco", "byol", "densecl", "core", "ideal")
 STEPS = 10
 CLOCKED = ("images_per_second", "memory_mb", "checkpoint_seconds", "time")
 """Values that differ from run to run."""
-AREAS = ("pscl_hpc", "kernels", "bench", "bench/gpu", "tests")
-"""Folders whose Python lines are counted."""
 
 Runs = dict[str, list[dict[str, float]]]
 
@@ -50,7 +38,6 @@ def main() -> None:
     compare_command = commands.add_parser("compare")
     compare_command.add_argument("before", type=Path)
     compare_command.add_argument("after", type=Path)
-    compare_command.add_argument("--before", dest="commit")
     options = parser.parse_args()
     if options.command == "measure":
         options.out.write_text(json.dumps(measure(options.work), indent=1) + "\n")
@@ -59,17 +46,6 @@ def main() -> None:
     found = {name: difference(lines, new.get(name, [])) for name, lines in old.items()}
     for name, what in found.items():
         print(f"{name:28} {what or 'equal'}")
-    if options.commit:
-        lines = {area: [count(options.commit, area), count("HEAD", area)] for area in AREAS}
-        result = {
-            "before": options.commit,
-            "steps": STEPS,
-            "differences": found,
-            "values compared": sum(len(line) for rows in old.values() for line in rows),
-            "python lines, before and after": lines,
-        }
-        command = f"python bench/step_losses.py compare BEFORE.json AFTER.json --before {options.commit}"
-        print(record("step-losses", result, command=command))
     sys.exit(any(found.values()))
 
 
@@ -99,12 +75,10 @@ def measure(work: Path) -> Runs:
             file = CONFIGS / "pretrain" / f"{method}.yaml"
             found[method] = train("pretrain", file, Path(runs) / method, *common, *changes)
         small = ["crop=[96,96]", "validate_every=5", f"references=[{REFERENCE}]"]
-        # The U-Net recipe was the default of earlier versions.
-        names = [name for name in ("unet", "default") if (CONFIGS / "finetune" / f"{name}.yaml").exists()]
         pretrained = f"pretrained={Path(runs) / 'pscl-simclr'}"
         for name, config_name, changes in (
-            ("finetune", names[0], ["batch_size=4"]),
-            ("finetune-pretrained", names[0], ["batch_size=4", pretrained]),
+            ("finetune", "unet", ["batch_size=4"]),
+            ("finetune-pretrained", "unet", ["batch_size=4", pretrained]),
             ("finetune-semi-supervised", "ideal", ["batch_size=3", "semi_supervised.batch_size=3"]),
         ):
             file = CONFIGS / "finetune" / f"{config_name}.yaml"
@@ -126,29 +100,14 @@ def run(*arguments: object) -> None:
 
 
 def difference(before: list[dict[str, float]], after: list[dict[str, float]]) -> str:
-    """The first value of ``before`` that ``after`` does not have, in words; values may have been added, not renamed."""
+    """The first value of ``before`` that ``after`` does not have, in words; values may have been added."""
     if len(before) != len(after):
         return f"{len(after)} lines instead of {len(before)}"
     for number, (old, new) in enumerate(zip(before, after, strict=True)):
         for key, value in old.items():
-            if new.get(renamed(key, new)) != value:
+            if new.get(key) != value:
                 return f"line {number}, {key}: {new.get(key)} instead of {value}"
     return ""
-
-
-def renamed(key: str, line: dict[str, float]) -> str:
-    """The name of a value in another version: patches were called cells."""
-    return key if key in line else key.replace("cells/", "patches/")
-
-
-def count(commit: str, area: str) -> int:
-    """Lines of Python in a folder at a commit."""
-    archive: Any = subprocess.run(
-        ["git", "archive", commit, area], cwd=ROOT, capture_output=True, check=True
-    ).stdout
-    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        files = [tar.extractfile(member) for member in tar.getmembers() if member.name.endswith(".py")]
-        return sum(len(file.read().splitlines()) for file in files if file is not None)
 
 
 if __name__ == "__main__":

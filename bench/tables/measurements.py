@@ -252,10 +252,10 @@ def latency(name: str) -> str:
     return table(head, rows) + origin(name, content)
 
 
-def suggestion(name: str, features: str = "imagenet") -> str:
-    """Dice by the image that each rule suggests, and its rank among all training images."""
+def suggestion(name: str) -> str:
+    """Dice by the image that each rule suggests from ImageNet features, and its rank among all training images."""
     content = load(name)
-    rows, rules = [], list(content["result"]["datasets"][0]["orders"][features])
+    rows, rules = [], list(content["result"]["datasets"][0]["orders"]["imagenet"])
     for found in content["result"]["datasets"]:
         splits = [split for split in next(iter(found["images"][0]["dice"].values())) if split != "rest"]
         for split in splits:
@@ -263,7 +263,7 @@ def suggestion(name: str, features: str = "imagenet") -> str:
                 dice = {row["image"]: row["dice"][kind][split] for row in found["images"]}
                 cells = []
                 for rule in rules:
-                    value = dice[found["orders"][features][rule][0]]
+                    value = dice[found["orders"]["imagenet"][rule][0]]
                     rank = 1 + sum(other > value for other in dice.values())
                     cells.append(f"{value:.3f} ({rank} of {len(dice)})")
                 ends = [

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pscl_hpc.archive.codecs import Codec
-from pscl_hpc.archive.format import TILE, Window, packed_tile, tile_grid
+from pscl_hpc.archive.format import TILE, Window, tile_grid
 from pscl_hpc.archive.index import ReadAt
 
 CHUNK_DTYPE = np.dtype([("offset", "<u8"), ("size", "<u4"), ("filter_mask", "<u4")])
@@ -59,19 +59,6 @@ class Pool:
             block.count * self.dtype.itemsize if isinstance(block, FlatBlock) else block.stored_bytes
             for block in self.blocks
         )
-
-    def holds(self, block: int, start: int, height: int, width: int) -> bool:
-        """Whether an image at this place is inside its block."""
-        if not 0 <= block < len(self.blocks):
-            return False
-        found = self.blocks[block]
-        if isinstance(found, FlatBlock):
-            need = height * width * self.channels
-        else:
-            if found.side != packed_tile(height, width):
-                return False
-            need = int(np.prod(tile_grid(height, width, found.side)))
-        return 0 <= start <= found.count - need
 
     def read(
         self, read_at: ReadAt, block: int, start: int, height: int, width: int, window: Window

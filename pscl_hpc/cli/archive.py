@@ -260,6 +260,8 @@ def synth_command(
 ) -> None:
     """Make an archive of synthetic micrographs with exact masks: four classes, six production batches.
 
+    Batches with inverted contrast are in a split of their own, test_ood (docs/synthetic.md).
+
     **Examples**
 
     `pscl-hpc archive synth --out synthetic.h5 --images 24 --seed 0`

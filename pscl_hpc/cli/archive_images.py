@@ -93,7 +93,7 @@ def suggest_command(
     seed: Annotated[int, typer.Option(help="Random seed; the same seed suggests the same images.")] = 0,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Suggest which images to annotate: those with patches like all textures of the archive. Masks are not read.
+    """Suggest which images to annotate: those whose patches cover most textures of the archive. Masks are not read.
 
     A warning lists images that look different from all suggested ones, and how many suggestions would cover them.
 

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from pscl_hpc.cli.options import OVERRIDES
+
 config_app = typer.Typer(no_args_is_help=True, help="Print every key of a configuration, or check a file.")
 
 Method = Annotated[str, typer.Option("--method", help="Show the keys of this pretraining method.")]
@@ -72,9 +74,7 @@ def check(
     file: Annotated[
         Path, typer.Argument(help="Configuration of a pretraining, a fine-tuning, a classifier or a study.")
     ],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values that replace those of the file.")
-    ] = None,
+    overrides: Annotated[list[str] | None, OVERRIDES] = None,
 ) -> None:
     """Validate a file without running it. Archives and weights that it names are not opened.
 

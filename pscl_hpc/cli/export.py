@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from pscl_hpc.cli.options import JSON
 from pscl_hpc.errors import UserError
 
 
@@ -20,9 +21,9 @@ def export_command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished fine-tuning run.")],
     onnx: Annotated[bool, typer.Option("--onnx", help="Write an ONNX file.")] = False,
     out: Annotated[Path | None, typer.Option(help="The file. Default: RUN/model.onnx.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
+    as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Write the model for other programs. Its answers are compared with those of the run in onnxruntime.
+    """Write the model for other programs. The file is run in onnxruntime and its output compared with that of the run.
 
     Input: image, (1, channels, h, w) float32 in 0..1, a whole image; 8-bit images are divided by 255. Standardisation and
     normalisation are inside. Outputs: classes, (1, h, w) uint8, and probabilities, (1, classes, h, w). The class names

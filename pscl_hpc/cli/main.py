@@ -55,7 +55,7 @@ COMMANDS = (
           "pscl_hpc.cli.pretraining:register"),
     Entry("finetune", TRAIN, "Train a segmentation model on one annotated image.",
           "pscl_hpc.cli.segmentation:register"),
-    Entry("classifier", TRAIN, "Train a pixel classifier on one annotated image, in seconds: the first look.",
+    Entry("classifier", TRAIN, "Train a pixel classifier on one annotated image, in seconds: a first look.",
           "pscl_hpc.cli.segmentation:register"),
     Entry("evaluate", LOOK, "Score a fine-tuned run or a classifier on annotated images: Dice, IoU, pixel accuracy.",
           "pscl_hpc.cli.segmentation:register"),
@@ -71,7 +71,7 @@ COMMANDS = (
           "pscl_hpc.cli.config:config_app"),
     Entry("report", LOOK, "Show runs on one self-contained HTML page.",
           "pscl_hpc.cli.report:register"),
-    Entry("replay", LOOK, "Compute the step again that ended a run with a value that is not finite.",
+    Entry("replay", LOOK, "Repeat the step that stopped a run because a value was not finite.",
           "pscl_hpc.cli.replay:register"),
     Entry("submit", CLUSTER, "Run pretrain, finetune, classifier or a study as jobs, on this machine or on Slurm.",
           "pscl_hpc.cli.launch:register"),
@@ -130,8 +130,9 @@ def options(
 ) -> None:
     """Segment alloy micrographs from one annotated image.
 
-    Micrographs are packed into an archive once. A network is pretrained on it by patch-sampled contrastive learning
-    (PSCL) and fine-tuned on ONE annotated image. Runs can be scored, reported, and submitted to a cluster.
+    'segment' does everything from a folder and one mask. The other commands are its single steps: pack the images into
+    an archive, optionally pretrain a network on it by patch-sampled contrastive learning (PSCL), fine-tune it on one
+    annotated image, score, predict, measure and report. 'submit' runs them on a cluster.
     """
     if version:
         typer.echo(f"pscl-hpc {__version__}")

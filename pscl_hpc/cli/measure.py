@@ -30,8 +30,8 @@ def measure_command(
         list[str] | None,
         typer.Argument(
             metavar="IMAGE",
-            help="Image files or folders; of an archive, image ids. Default: the images of the collection that the run was "
-            "trained on; of an archive all annotated images.",
+            help="Image files or folders; with an archive, image ids. Default: the images of the collection that the run "
+            "was trained on; of an archive all annotated images.",
         ),
     ] = None,
     masks: Annotated[

@@ -11,7 +11,8 @@ import typer
 from pscl_hpc.errors import UserError
 
 ARCHIVE = typer.Argument(metavar="FILE", help="Archive file, or folder of shards.")
-JSON = typer.Option("--json", help="Print one JSON object.")
+JSON = typer.Option("--json", help="Print one JSON object, for programs.")
+OVERRIDES = typer.Argument(metavar="KEY=VALUE", help="Values that override those of the file.")
 
 
 def check_new_png(option: str, path: Path) -> None:

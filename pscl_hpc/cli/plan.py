@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pscl_hpc.cli.options import OVERRIDES
 from pscl_hpc.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,10 +28,7 @@ def register(app: typer.Typer) -> None:
 
 def plan(
     config: Annotated[Path, typer.Option("--config", help="Pretraining configuration.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Keys of the configuration to override."),
-    ] = None,
+    overrides: Annotated[list[str] | None, OVERRIDES] = None,
     rates: Annotated[
         Path, typer.Option(help="File of rates, measured on one device of the same model.")
     ] = Path("rates.json"),
@@ -70,9 +68,9 @@ def plan(
     """Predict step time, memory and scaling of a pretraining on more GPUs than are available.
 
     Measure the rates once on one device of the same model (--measure), and state bandwidths and latencies of the
-    cluster. The first line answers the question; the table varies the number of GPUs at the same number of images per
-    GPU. What the prediction rests on follows, with its source. docs/scaling.md describes the model and how far it was
-    validated.
+    cluster. The first line is the prediction for the GPUs given; the table is for other numbers of GPUs with the same
+    number of images on each. The assumptions follow, with their sources. docs/scaling.md describes the model and how
+    far it was validated.
 
     Examples:
 

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from pscl_hpc.cli.options import JSON, OVERRIDES
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
@@ -20,16 +22,13 @@ def register(app: typer.Typer) -> None:
 
 def pretrain_command(
     config: Annotated[Path, typer.Option("--config", help="Configuration file; see configs/pretrain/.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Values that override those of the file."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
+    overrides: Annotated[list[str] | None, OVERRIDES] = None,
+    as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Pretrain a network on unlabelled micrographs.
 
-    Prints the run folder. Ctrl-C saves the state and stops after the current step; a second Ctrl-C stops at once. To
-    resume an interrupted run, give the same command with its folder as run=...
+    Prints the run folder. Ctrl-C saves a checkpoint after the current step and stops; a second Ctrl-C stops at once.
+    To resume an interrupted run, repeat the command with its folder as run=...
 
     **Examples**
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pscl_hpc.cli.options import JSON
 from pscl_hpc.errors import UserError
 
 
@@ -22,9 +23,9 @@ def replay_command(
     device: Annotated[
         str | None, typer.Option(help="auto, cpu or cuda. Default: that of the run's configuration.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
+    as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Compute the step again whose loss or gradient was not finite, and tell where the first such value arises.
+    """Repeat the step whose loss or gradient was not finite, and name the place of the first such value.
 
     The run saved its weights, images and random state in RUN/failure, and is not changed. The images are read again from
     the archive, those of all ranks in this process.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from pscl_hpc.cli import ingest
+from pscl_hpc.cli.options import JSON
 from pscl_hpc.errors import EXIT_SKIPPED, UserError
 
 if TYPE_CHECKING:
@@ -26,7 +27,9 @@ def segment_command(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of micrographs.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Overrides of configs/finetune/default.yaml."),
+        typer.Argument(
+            metavar="KEY=VALUE", help="Values that override those of configs/finetune/default.yaml."
+        ),
     ] = None,
     mask: Annotated[Path | None, typer.Option(help="Mask of one of the images.")] = None,
     image: Annotated[str, typer.Option(help="The image of the mask, if their names do not tell.")] = "",
@@ -58,7 +61,7 @@ def segment_command(
     partition: Annotated[str | None, typer.Option(help="With --submit: Slurm partition.")] = None,
     time: Annotated[str | None, typer.Option(help="With --submit: time limit.")] = None,
     gpus_per_node: Annotated[int | None, typer.Option(min=0, help="With --submit: GPUs.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
+    as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """From a folder of micrographs and one mask to phase fractions: packs, trains, segments and measures all images.
 

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from pscl_hpc.cli import ingest
+from pscl_hpc.cli.options import JSON, OVERRIDES
 from pscl_hpc.errors import EXIT_SKIPPED
 
-_JSON = typer.Option("--json", help="Print one JSON object, for programs.")
 Tta = Literal["none", "rotations", "scales"]
 AS_TRAINED = "For files only. Default: as for the annotated images of the run."
 TTA = typer.Option(
@@ -39,11 +39,8 @@ def register(app: typer.Typer) -> None:
 
 def finetune_command(
     config: Annotated[Path, typer.Option("--config", help="Configuration file; see configs/finetune/.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Overrides of values in the file."),
-    ] = None,
-    as_json: Annotated[bool, _JSON] = False,
+    overrides: Annotated[list[str] | None, OVERRIDES] = None,
+    as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Train a segmentation model on one annotated image (or a few).
 
@@ -82,16 +79,13 @@ def finetune_command(
 
 def classifier_command(
     config: Annotated[Path, typer.Option("--config", help="Configuration file; see configs/classifier/.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Overrides of values in the file."),
-    ] = None,
-    as_json: Annotated[bool, _JSON] = False,
+    overrides: Annotated[list[str] | None, OVERRIDES] = None,
+    as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """Train a pixel classifier on one annotated image (or a few), in seconds: the first look before any training.
+    """Train a pixel classifier on one annotated image (or a few), in seconds: a first look before any training.
 
-    Each pixel is described by classical filters, or by the maps of a frozen network beside them, and classified by a
-    small network, a linear one, its neighbours, a random forest or gradient boosting. Prints the run folder, which
+    Each pixel is described by classical filters, by the feature maps of a frozen network, or by both, and classified by
+    a small network, a linear one, nearest neighbours, a random forest or gradient boosting. Prints the run folder, which
     'evaluate', 'predict' and 'report' take like that of a fine-tuning.
 
     **Examples**
@@ -131,7 +125,7 @@ def evaluate_command(
     ] = None,
     tta: Annotated[Tta | None, TTA] = None,
     adapt: Annotated[float | None, ADAPT] = None,
-    as_json: Annotated[bool, _JSON] = False,
+    as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Score a fine-tuned run or a classifier: Dice per class, pooled over the images, IoU and pixel accuracy.
 
@@ -186,7 +180,7 @@ def predict_command(
             help="Also write NAME.confidence.png: the probability of the predicted class, 0 to 255.",
         ),
     ] = False,
-    as_json: Annotated[bool, _JSON] = False,
+    as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Segment images of any size: writes a PNG of class indices and a colour overlay for each.
 

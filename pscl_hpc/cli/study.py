@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from pscl_hpc.cli.options import JSON, OVERRIDES
 from pscl_hpc.errors import EXIT_SKIPPED, JobError, UserError
 
 if TYPE_CHECKING:
@@ -23,10 +24,7 @@ def register(app: typer.Typer) -> None:
 
 def study_command(
     config: Annotated[Path, typer.Argument(metavar="FILE", help="Study file; see configs/studies/.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Overrides of keys of the file."),
-    ] = None,
+    overrides: Annotated[list[str] | None, OVERRIDES] = None,
     cluster: Annotated[
         Literal["inline", "local", "slurm"],
         typer.Option(
@@ -57,7 +55,7 @@ def study_command(
         ),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would run; run nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
+    as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Compare pretraining methods: methods x data sets x references x seeds, with a table and a page.
 

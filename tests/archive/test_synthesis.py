@@ -23,6 +23,7 @@ from pscl_hpc.archive.synthesis import (
     write_synthetic_archive,
 )
 from pscl_hpc.archive.synthesis.fields import generator, jittered_sites, noise, pixel_grid, power_diagram
+from pscl_hpc.archive.synthesis.generate import batch_of
 from pscl_hpc.archive.synthesis.write import _plan
 from pscl_hpc.errors import UserError
 
@@ -173,6 +174,12 @@ def test_contrast_inverts_between_batches(family: str, pictures: dict[str, list[
         means.append(float(grey.mean()))
         for one in (1, 2):
             signs[one].add(bool(grey[index == one].mean() > grey[index == 0].mean()))
+        if (
+            family != "grains"
+        ):  # class 1 has the opposite sign in the batch that is out of distribution, and only there
+            darker = bool(grey[index == 1].mean() < grey[index == 0].mean())
+            usual = family == "precipitates"
+            assert darker == (usual != (name in ("aged-32h", "spheroidised-8h"))), name
     assert any(len(found) == 2 for found in signs.values())
     assert max(means) - min(means) > 25.0
 
@@ -219,24 +226,28 @@ def test_power_diagram_agrees_with_the_definition() -> None:
     np.testing.assert_allclose(flat.wall, distance, atol=1e-6)
 
 
-@pytest.mark.parametrize("images", [3, 4, 5, 6, 7, 8, 13, 20, 48, 101])
-def test_plan(images: int) -> None:
-    plan = _plan(images)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("images", [3, 4, 5, 6, 7, 8, 11, 12, 13, 20, 48, 101])
+def test_plan(family: str, images: int) -> None:
+    plan = _plan(family, images)
     assert len(plan) == images
     specimens: dict[int, set[str]] = defaultdict(set)
     count: dict[str, int] = defaultdict(int)
+    batches: dict[str, set[str]] = defaultdict(set)
     for index, split in plan.items():
         specimens[index // 2].add(split)
         count[split] += 1
+        batches[split].add(batch_of(family, index // 2).name)
     assert all(len(splits) == 1 for splits in specimens.values())
-    assert set(count) == {"train", "val", "test"}
-    if images >= 20:
-        assert count["train"] / images == pytest.approx(0.6, abs=0.07)
-        assert count["val"] / images == pytest.approx(0.15, abs=0.07)
-        assert count["test"] / images == pytest.approx(0.25, abs=0.07)
-    if images >= 20:
-        batches = {index // 2 % 6 for index, split in plan.items() if split == "train"}
-        assert batches == set(range(6))
+    assert {"train", "val", "test"} <= set(count)
+    inverted = {"precipitates": {"aged-32h"}, "particles": {"spheroidised-8h"}, "grains": set()}[family]
+    assert batches["test_ood"] == (inverted if len(specimens) >= 6 else set())
+    usual = images - count["test_ood"]
+    if usual >= 17:
+        assert count["train"] / usual == pytest.approx(0.6, abs=0.07)
+        assert count["val"] / usual == pytest.approx(0.15, abs=0.07)
+        assert count["test"] / usual == pytest.approx(0.25, abs=0.07)
+        assert batches["train"] == set(production_batches(family)) - inverted
 
 
 def test_archive_holds_what_was_made(tmp_path: Path) -> None:

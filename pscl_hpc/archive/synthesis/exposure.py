@@ -49,6 +49,8 @@ class Batch:
     """Mean number of scratches in 256 x 256 pixels."""
     stains: float = 0.5
     """Mean number of contamination stains in 256 x 256 pixels."""
+    inverted: bool = False
+    """The common phases have the opposite contrast to every other batch of the family."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pscl_hpc.archive.synthesis import grains, particles, precipitates
-from pscl_hpc.archive.synthesis.exposure import expose, micrometres_per_pixel
+from pscl_hpc.archive.synthesis.exposure import Batch, expose, micrometres_per_pixel
 from pscl_hpc.archive.synthesis.fields import Labels, generator
 from pscl_hpc.errors import UserError, did_you_mean
 
@@ -62,6 +62,12 @@ def production_batches(family: str) -> tuple[str, ...]:
     return tuple(batch.name for batch in _module(family).BATCHES)
 
 
+def batch_of(family: str, specimen: int) -> Batch:
+    """The production batch of a specimen; the batches take turns."""
+    batches: tuple[Batch, ...] = _module(family).BATCHES
+    return batches[specimen % len(batches)]
+
+
 def synthesise(family: str, *, seed: int, index: int, size: tuple[int, int] = (256, 256)) -> Micrograph:
     """Make micrograph number ``index`` of a family, a pure function of the arguments.
 
@@ -85,7 +91,7 @@ def synthesise(family: str, *, seed: int, index: int, size: tuple[int, int] = (2
     if seed < 0 or index < 0:
         raise UserError(f"the seed {seed} and the index {index} of synthetic images must be 0 or more")
     specimen = index // IMAGES_PER_SPECIMEN
-    batch = module.BATCHES[specimen % len(module.BATCHES)]
+    batch = batch_of(family, specimen)
     number = FAMILIES.index(family)
     style = generator(seed, number, 0, specimen)
     rng = generator(seed, number, 1, index)

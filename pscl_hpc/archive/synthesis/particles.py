@@ -40,6 +40,7 @@ BATCHES = (
     Batch(
         "spheroidised-8h", 1200, 0.65, (0.58, 0.40, 0.55, 0.30), (0, -1.4, -1.5, -2.4),
         rim=0.9, edge=0.8, noise=0.018, noise_length=1.2, shading=0.10, blur=0.9, scratches=2.0, texture=0.018,
+        inverted=True,
     ),
     Batch(
         "spheroidised-24h", 1000, 0.90, (0.38, 0.55, 0.45, 0.20), (0, 1.5, 1.4, -2.0),

@@ -44,7 +44,7 @@ BATCHES = (
     ),
     Batch(
         "aged-32h", 12000, 0.50, (0.30, 0.44, 0.43, 0.22), (0, 1.5, 1.1, -1.2),
-        rim=1.5, edge=0.9, noise=0.04, noise_length=0.8, line_noise=0.01, shading=0.12, texture=0.02,
+        rim=1.5, edge=0.9, noise=0.04, noise_length=0.8, line_noise=0.01, shading=0.12, texture=0.02, inverted=True,
     ),
     Batch(
         "aged-64h", 10000, 0.56, (0.58, 0.28, 0.34, 0.66), (0, -4.0, -2.0, 2.0),

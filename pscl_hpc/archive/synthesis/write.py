@@ -11,8 +11,10 @@ from pscl_hpc.archive.format import Collection
 from pscl_hpc.archive.synthesis.generate import (
     FAMILIES,
     IMAGES_PER_SPECIMEN,
+    batch_of,
     class_names,
     collection_name,
+    production_batches,
     synthesise,
 )
 from pscl_hpc.archive.writer import ShardWriter
@@ -26,16 +28,20 @@ MIN_IMAGES_PER_FAMILY = 3
 _TEST_SHARE, _VAL_SHARE = 0.25, 0.15
 
 
-def _plan(images: int) -> dict[int, str]:
+def _plan(family: str, images: int) -> dict[int, str]:
     """Index -> split of one family's ``images`` pictures; both fields of a specimen are in one split.
 
-    The first specimens are for training, so that all production batches are in training when there are enough.
+    The first specimens are for training, so that all production batches are in training when there are enough. A batch
+    with inverted contrast is out of distribution: it is a test split of its own once every batch has a specimen.
     """
     specimens = max(MIN_IMAGES_PER_FAMILY, -(-images // IMAGES_PER_SPECIMEN))
-    test = max(1, round(_TEST_SHARE * specimens))
-    val = max(1, round(_VAL_SHARE * specimens))
-    train = specimens - test - val
-    splits = ["train"] * train + ["val"] * val + ["test"] * test
+    apart = specimens >= len(production_batches(family))
+    inverted = {s for s in range(specimens) if apart and batch_of(family, s).inverted}
+    usual = specimens - len(inverted)
+    test = max(1, round(_TEST_SHARE * usual))
+    val = max(1, round(_VAL_SHARE * usual))
+    names = iter(["train"] * (usual - test - val) + ["val"] * val + ["test"] * test)
+    splits = ["test_ood" if s in inverted else next(names) for s in range(specimens)]
     # First fields of all specimens before second fields, so that no specimen is empty.
     order = [
         s * IMAGES_PER_SPECIMEN + field for field in range(IMAGES_PER_SPECIMEN) for s in range(specimens)
@@ -92,8 +98,9 @@ def write_synthetic_archive(
     Raises:
         UserError: ``out`` exists, there are too few images, or a family, size or seed is wrong.
 
-    About 60% of the specimens are for training, 15% for validation and 25% for testing. Each collection has up to five
-    training images with all classes as references.
+    About 60% of the specimens are for training, 15% for validation and 25% for testing; specimens of a batch with
+    inverted contrast are in the split ``test_ood``. Each collection has up to five training images with all classes as
+    references.
     """
     out = Path(out)
     names = list(dict.fromkeys(families))
@@ -107,7 +114,7 @@ def write_synthetic_archive(
     if out.exists() or out.is_symlink():
         raise UserError(f"{out} already exists; choose another output file or remove it")
     plans = {
-        family: _plan(images // len(names) + (position < images % len(names)))
+        family: _plan(family, images // len(names) + (position < images % len(names)))
         for position, family in enumerate(names)
     }
     described = [
