@@ -57,6 +57,7 @@ def pack(
     image: str = "",
     classes: Sequence[str] = (),
     mask_values: Mapping[int | str, str] | None = None,
+    scribbles: bool = False,
     options: BuildOptions | None = None,
     extend: bool = True,
     progress: bool = False,
@@ -70,6 +71,7 @@ def pack(
         image: Name of the image of the mask, where the names do not tell.
         classes: Class names in index order; empty: those of ``splits.json``, or numbers.
         mask_values: Value in the mask -> class name.
+        scribbles: 0 in the mask is not annotated, 1 is the first class.
         options: How images are packed.
         extend: Add new images to an archive that exists; a training on it can only be resumed if it stays the same.
         progress: Show a progress bar if the output is a terminal.
@@ -81,6 +83,10 @@ def pack(
         if not path.exists():
             raise UserError(f"{path}: {what} is not found; check its path")
     names, values = tuple(classes), dict(mask_values or {})
+    if scribbles and not names:
+        raise UserError(
+            "--scribbles needs the names of the classes; add --classes, the one with the value 1 first"
+        )
     found, numbered = _first_plan(folder, names, values, mask)
     item = image_of_mask(found, mask, image)
     notes = list(found.notes)
@@ -93,7 +99,7 @@ def pack(
     metadata = None
     if item.mask is None or item.mask.resolve() != mask.resolve():
         metadata = _annotation(out, item, mask)
-    found = plan([folder], metadata=metadata, classes=names, mask_values=values)
+    found = plan([folder], metadata=metadata, classes=names, mask_values=values, scribbles=scribbles)
     collection = found.collections[item.dataset]
     if names and collection.classes != names:
         raise UserError(
@@ -120,7 +126,7 @@ def pack(
         tuple(notes),
         warnings,
         tuple((one.path, one.reason) for one in skipped),
-        _command(folder, out, metadata, names, values, options or BuildOptions()),
+        _command(folder, out, metadata, names, values, options or BuildOptions(), scribbles=scribbles),
         waiting,
     )
 
@@ -246,6 +252,8 @@ def _command(
     classes: Sequence[str],
     values: Mapping[int | str, str],
     options: BuildOptions,
+    *,
+    scribbles: bool,
 ) -> str:
     words = ["pscl-hpc", "archive", "build", str(folder)]
     if metadata is not None:
@@ -254,6 +262,7 @@ def _command(
         words += ["--classes", ",".join(classes)]
     if values:
         words += ["--mask-values", ",".join(f"{value}={name}" for value, name in values.items())]
+    words += ["--scribbles"] if scribbles else []
     defaults = BuildOptions().flags()
     for key, flag in options.flags().items():
         if flag != defaults[key]:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pscl_hpc.archive import Archive
 from pscl_hpc.archive.build import BuildOptions, build
 from pscl_hpc.archive.ingest.sources import plan
+from pscl_hpc.archive.options import ALL_PAGES
 from pscl_hpc.config import load_config
 from pscl_hpc.config.packaged import packaged_config
 from pscl_hpc.errors import UserError
@@ -55,9 +56,12 @@ class Request(BaseModel):
     """Image of the mask, where the names do not tell."""
     classes: tuple[str, ...] = ()
     mask_values: dict[int | str, str] = {}
+    scribbles: bool = False
     percentiles: tuple[float, float] = (0.5, 99.5)
     luma: bool = False
     crop_bottom: int = 0
+    page: int = ALL_PAGES
+    common_range: bool = False
     minutes: float | None = None
     """Time for training; None: the steps of the recipe."""
     overrides: tuple[str, ...] = ()
@@ -70,7 +74,7 @@ class Request(BaseModel):
     @property
     def options(self) -> BuildOptions:
         """How images are packed."""
-        return BuildOptions(percentiles=self.percentiles, luma=self.luma, crop_bottom=self.crop_bottom)
+        return BuildOptions(self.percentiles, self.luma, self.crop_bottom, self.page, self.common_range)
 
     @property
     def wanted(self) -> Wanted:
@@ -135,6 +139,7 @@ def prepare(request: Request, out: Path, *, say: Say = lambda text: None, progre
         image=request.image,
         classes=request.classes,
         mask_values=request.mask_values,
+        scribbles=request.scribbles,
         options=request.options,
         extend=not (out / RUN).is_dir() or _is_done(out / RUN),
         progress=progress,

@@ -16,13 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
 from pscl_hpc.archive import Archive
 from pscl_hpc.cli.main import main
 from pscl_hpc.config.packaged import packaged_config
-from pscl_hpc.errors import UserError
+from pscl_hpc.errors import EXIT_INPUT, UserError
 from pscl_hpc.metallography.measure import measure
 from pscl_hpc.metallography.record import read_measurements
 from pscl_hpc.runs import RunFolder
@@ -314,6 +315,36 @@ def test_what_the_suggestion_could_not_pack_is_told(folder: Path, capsys: pytest
     command = shlex.split(next(line for line in shown.out.splitlines() if line.startswith("then: "))[6:])
     assert command[:3] == ["pscl-hpc", "segment", str(folder / "sem")]
     assert Path(command[4]).is_file()
+
+
+def test_scribbles_and_the_options_of_images(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(3):
+        image = micrograph(number)[0]
+        pages = np.stack([image[::-1], image]).astype(np.uint16) * 100
+        tifffile.imwrite(folder / f"sem/{number}.tif", pages, photometric="minisblack")
+        (folder / f"sem/{number}.png").unlink()
+    scribbled = (micrograph(1)[1] + 1) * (np.arange(56) % 3 == 0)
+    Image.fromarray(scribbled.astype(np.uint8)).save(folder / "painted/1_mask.png")
+    words = [
+        "segment",
+        str(folder / "sem"),
+        "--mask",
+        str(folder / "painted/1_mask.png"),
+        "--out",
+        str(folder / "out"),
+    ]
+    words += ["--scribbles", "--page", "1", "--range", "collection", *SMALL]
+    assert main(words) == EXIT_INPUT
+    assert "--classes" in capsys.readouterr().err
+    assert main([*words, "--classes", "matrix,carbide"]) == 0
+    with Archive(folder / "out/archive.h5") as archive:
+        assert len({record.high for record in archive.records}) == 1
+        mask = archive.read_mask(archive.find("sem/1").index)
+        second = tifffile.imread(folder / "sem/1.tif")[1]
+        np.testing.assert_array_equal(archive.read_image(archive.find("sem/1").index)[:, :, 0], second)
+    np.testing.assert_array_equal(mask, np.where(scribbled > 0, scribbled - 1, 255))
+    command = read_measurements(folder / "out/measurements").commands[0]
+    assert all(flag in command for flag in ("--scribbles", "--page 1", "--range collection"))
 
 
 def test_values_that_are_no_class_indices(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from pscl_hpc.archive.ingest.folders import (
     subfolder,
     subfolders,
 )
-from pscl_hpc.archive.ingest.pairing import MASK_SUFFIX, in_one_folder, pair
+from pscl_hpc.archive.ingest.pairing import MASK_SUFFIX, in_one_folder, masks_of_another_folder, pair
 from pscl_hpc.archive.ingest.splits import SPLITS_FILE
 from pscl_hpc.errors import UserError
 
@@ -101,7 +101,13 @@ def find_layouts(source: Path) -> tuple[list[Layout], list[Unread]]:
         return [_layout(source, groups, "one folder per split")], []
     if inner:
         return [_layout(folder, *found) for folder, found in inner.items()], beside_datasets(source, inner)
-    check_no_masks(source, images_under(source))
+    images = images_under(source)
+    check_no_masks(source, images)
+    if found := masks_of_another_folder(images):
+        raise UserError(
+            f"the images in {found[1]} look like masks of those in {found[0]}; give --images {found[0]} --masks "
+            f"{found[1]}, or each folder as a source if they are micrographs"
+        )
     return [_layout(source, [Group(source)], "")], []
 
 

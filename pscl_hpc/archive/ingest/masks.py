@@ -235,7 +235,7 @@ def _translate(
             f"the mask {shown} has the {'colour' if colours else 'value'} {', '.join(names[:3])}{more} ({pixels} pixels), "
             f"which --mask-values does not list; add {names[0]}=CLASS, or {names[0]}={IGNORE} if it means not annotated"
             + (
-                "; many colours come from smooth edges or lossy compression"
+                f"; so many come from smooth edges or lossy compression, which {OTHER}={IGNORE} leaves out"
                 if len(names) > _MANY_COLOURS
                 else ""
             )

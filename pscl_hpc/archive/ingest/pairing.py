@@ -16,9 +16,11 @@ from pscl_hpc.archive.ingest.splits import nfc
 
 _WORDS = (
     "simple segmentation|cp_masks|masks?|labels?|annotations?|annotated|annots?|gt|ground_?truth|segmentations?|seg|"
-    "targets?"
+    "targets?|segmented|binary|binari[sz]ed|thresholded|masken?|masques?"
 )
-MASK_SUFFIX = re.compile(rf"(.+?)(?:[ ._-](?:{_WORDS})|annot)", re.IGNORECASE)
+_IMAGE_WORDS = ("img", "image", "raw", "input", "orig", "original")
+"""Endings of the images beside masks with another ending."""
+MASK_SUFFIX = re.compile(rf"(.+?)(?:([ ._-]+)\(?(?:{_WORDS})\)?|annot)", re.IGNORECASE)
 _PREFIX = re.compile(rf"(?:{_WORDS})[ _-](.+)", re.IGNORECASE)
 _FEW_VALUES = 32
 _FLAT_SHARE = 0.8
@@ -64,7 +66,9 @@ def _image_keys(stem: str, near: bool) -> list[str]:
     folder, name = str(PurePosixPath(stem).parent), PurePosixPath(stem).name
     keys = [name] if near or PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES else []
     if match := MASK_SUFFIX.fullmatch(name):
-        keys.append(match[1])
+        keys += [match[1], *(f"{match[1]}{match[2]}{word}" for word in _IMAGE_WORDS if match[2])]
+    if re.fullmatch(_WORDS, name, re.IGNORECASE):
+        keys += _IMAGE_WORDS
     if match := _PREFIX.fullmatch(name):
         keys += [match[1], f"image_{match[1]}", f"img_{match[1]}"]
     if near:
@@ -78,7 +82,7 @@ def _exact(masks: Sequence[Path]) -> tuple[Path, ...]:
 
 
 def in_one_folder(images: Mapping[str, Path]) -> dict[str, tuple[Path, ...]]:
-    """Masks that are named after an image in the same folder, such as ``0_mask.png`` beside ``0.tif``."""
+    """Masks in the folder of their image, which are named after it: ``0_mask.png`` beside ``0.tif``; or ``0.png``."""
     suspects = {
         name: path
         for name, path in images.items()
@@ -86,7 +90,36 @@ def in_one_folder(images: Mapping[str, Path]) -> dict[str, tuple[Path, ...]]:
     }
     paired, _ = pair(list(images), suspects, near=False)
     found = {name: tuple(filter(looks_like_mask, masks)) for name, masks in paired.items()}
-    return {name: masks for name, masks in found.items() if masks}
+    return _twins(images) | {name: masks for name, masks in found.items() if masks}
+
+
+def _twins(images: Mapping[str, Path]) -> dict[str, tuple[Path, ...]]:
+    """Images with a mask of the same name and another suffix: it looks like a mask, and the image does not."""
+    by_stem: dict[str, list[str]] = {}
+    for name in images:
+        by_stem.setdefault(nfc(PurePosixPath(name).with_suffix("").as_posix()), []).append(name)
+    found = {}
+    for same in (names for names in by_stem.values() if len(names) > 1):
+        masks = [name for name in same if images[name].suffix.lower() in MASK_SUFFIXES]
+        masks = [name for name in masks if looks_like_mask(images[name])]
+        others = [name for name in same if name not in masks and not looks_like_mask(images[name])]
+        found |= {name: tuple(images[mask] for mask in masks) for name in others if masks}
+    return found
+
+
+def masks_of_another_folder(images: Sequence[Path]) -> tuple[Path, Path] | None:
+    """Two folders with files of the same names, of which the second looks like masks of the first; None without such."""
+    by_folder: dict[Path, dict[str, Path]] = {}
+    for path in images:
+        by_folder.setdefault(path.parent, {})[nfc(path.stem).casefold()] = path
+    for masks, inside in by_folder.items():
+        for folder, others in by_folder.items():
+            if folder == masks or not inside.keys() <= others.keys():
+                continue
+            stem, first = next(iter(inside.items()))
+            if looks_like_mask(first) and not looks_like_mask(others[stem]):
+                return folder, masks
+    return None
 
 
 def is_mask_name(name: str) -> bool:
