@@ -23,8 +23,8 @@ from pscl_hpc.config import RuntimeConfig
 from pscl_hpc.models import SegmentationNet
 from pscl_hpc.segmentation.classes import ClassList
 from pscl_hpc.segmentation.config import InferenceConfig
-from pscl_hpc.segmentation.working_size import resized
 from pscl_hpc.training import autocast
+from pscl_hpc.working_size import resized
 
 _MAGNIFICATIONS = (0.8, 1.0, 1.25)
 

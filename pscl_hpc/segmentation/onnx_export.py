@@ -34,7 +34,7 @@ from pscl_hpc.models import SegmentationNet
 from pscl_hpc.segmentation.classes import ClassList
 from pscl_hpc.segmentation.evaluate import open_run
 from pscl_hpc.segmentation.inference import Predictor
-from pscl_hpc.segmentation.working_size import resized
+from pscl_hpc.working_size import resized
 
 ONNX_FILE = "model.onnx"
 OPSET = 18
