@@ -152,7 +152,7 @@ def measure_command(
             adapt=adapt,
             progress=not as_json,
         )
-    page = write_report([measured.folder])
+    report = write_report([measured.folder])
     record = measured.record
     for warning in record.warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -163,6 +163,6 @@ def measure_command(
     else:
         for line in record.lines():
             typer.echo(line)
-        typer.echo(page.path)
+        typer.echo(report.path)
     if record.skipped:
         raise typer.Exit(EXIT_SKIPPED)

@@ -27,7 +27,7 @@ from pscl_hpc.segmentation.classifier_inference import ClassifierPredictor
 from pscl_hpc.segmentation.classify import cache_of
 from pscl_hpc.segmentation.config import FinetuneConfig, InferenceConfig, Tta
 from pscl_hpc.segmentation.inference import Predictor
-from pscl_hpc.segmentation.ingest_options import mismatch_warnings
+from pscl_hpc.segmentation.ingest_options import mismatch_warnings, unseen_classes
 from pscl_hpc.segmentation.metrics import ConfusionMatrix
 from pscl_hpc.segmentation.pictures import picture_name, picture_names, png_bytes, write_file
 from pscl_hpc.training import setup_device
@@ -194,6 +194,7 @@ def open_run(
         runtime=runtime,
         inference=inference,
         resize=card.resize,
+        unseen=unseen_classes(folder),
     )
     return folder, config, predictor
 

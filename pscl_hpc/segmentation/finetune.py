@@ -85,6 +85,7 @@ class FinetuneTask(Task[Windows]):
             ranks.device,
             runtime=config.runtime,
             resize=self.resize,
+            unseen=self.data.unseen,
         )
         self.validate_every = config.validate_every if self.data.validation else 0
 

@@ -16,8 +16,9 @@ from pscl_hpc.archive.build import BuildOptions, BuildResult, build, file_id
 from pscl_hpc.archive.format import IGNORE_INDEX
 from pscl_hpc.archive.ingest.annotations import annotation_suffixes, read_annotations
 from pscl_hpc.archive.ingest.errors import Unreadable
-from pscl_hpc.archive.ingest.images import open_pages
 from pscl_hpc.archive.ingest.items import Item
+from pscl_hpc.archive.ingest.mask_pixels import read_pages
+from pscl_hpc.archive.ingest.mask_values import Key, suggestion
 from pscl_hpc.archive.ingest.pairing import pair
 from pscl_hpc.archive.ingest.sources import Plan, plan
 from pscl_hpc.errors import UserError, did_you_mean
@@ -94,7 +95,8 @@ def pack(
     if not names and not values and (not known or item.dataset in numbered):
         names = numbered_classes(mask)
         notes.append(
-            f"{mask.name} has {len(names)} values, named {', '.join(names)}; name them with --classes"
+            f"{mask.name} has {len(names)} values, named {', '.join(names)}; name them with --classes, and add "
+            "--scribbles if 0 means not annotated"
         )
     metadata = None
     if item.mask is None or item.mask.resolve() != mask.resolve():
@@ -201,19 +203,28 @@ def numbered_classes(mask: Path) -> tuple[str, ...]:
             f"BACKGROUND,{names}, where BACKGROUND is the class of the pixels outside all shapes"
         )
     try:
-        with open_pages(mask) as pages:
-            pixels = pages[0].rows(0, pages[0].height)
+        page = read_pages(mask)[0]
+        if page.coloured or page.drawn_in_alpha:
+            colours: list[Key] = list(page.colours())[:_MOST_CLASSES]
+            raise UserError(
+                f"{mask}: its classes are drawn in colours; name the class of each with {suggestion(colours, ())}, or "
+                "'ignore' if not annotated"
+            )
+        found = sorted(float(value) for value in np.unique(page.values()))
     except Unreadable as error:
-        raise UserError(f"{mask}: {error}; name the classes with --classes") from None
-    values = sorted(set(np.unique(pixels).tolist()) - {IGNORE_INDEX})
-    count = len(values)
-    if pixels.shape[2] != 1 or not 2 <= count <= _MOST_CLASSES or values != list(range(count)):
-        shown = ", ".join(f"{value:g}" for value in values[:8])
+        raise UserError(f"{mask}: {error}") from None
+    values = [value for value in found if value != IGNORE_INDEX]
+    if len(values) == len(found) == 1:
+        raise UserError(f"{mask}: has only the value {found[0]:g}; a mask must show at least two classes")
+    if not 2 <= len(values) <= _MOST_CLASSES or values != list(range(len(values))):
+        shown = ", ".join(f"{value:g}" for value in found[:_MOST_CLASSES])
+        more = " ..." if len(found) > _MOST_CLASSES else ""
+        keys: list[Key] = [int(value) for value in found if value == int(value)][:_MOST_CLASSES]
         raise UserError(
-            f"{mask}: its values ({shown}{' ...' if count > 8 else ''}) are not class indices from 0; name the classes "
-            "with --classes, or the value of each with --mask-values, such as 0=matrix,255=carbide"
+            f"{mask}: its values ({shown}{more}) are not class indices from 0; name the class of each with "
+            f"{suggestion(keys, ())}, or 'ignore' if not annotated"
         )
-    return tuple(f"class {value}" for value in values)
+    return tuple(f"class {value:g}" for value in values)
 
 
 def _annotation(out: Path, item: Item, mask: Path) -> Path:

@@ -352,8 +352,25 @@ def test_values_that_are_no_class_indices(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 127], [200, 0]], np.uint8)).save(path)
     with pytest.raises(UserError, match="--mask-values"):
         numbered_classes(path)
-    Image.fromarray(np.array([[0, 1], [2, 255]], np.uint8)).save(path)
+    Image.fromarray(np.array([[0, 255], [255, 0]], np.uint8)).save(path)
+    with pytest.raises(UserError, match="0=CLASS1,255=CLASS2"):
+        numbered_classes(path)
+    Image.fromarray(np.zeros((2, 2), np.uint8)).save(path)
+    with pytest.raises(UserError, match="only the value 0"):
+        numbered_classes(path)
+    Image.fromarray(np.array([[[0, 0, 0], [255, 0, 0]]], np.uint8)).save(path)
+    with pytest.raises(UserError, match="#000000=CLASS1,#ff0000=CLASS2"):
+        numbered_classes(path)
+    indices = Image.fromarray(np.array([[0, 1], [2, 255]], np.uint8))
+    indices.save(path)
     assert numbered_classes(path) == ("class 0", "class 1", "class 2")
+    indices.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200] + [9] * 759)  # as the template that is painted
+    indices.save(path)
+    assert numbered_classes(path) == ("class 0", "class 1", "class 2")
+    tifffile.imwrite(path.with_suffix(".tif"), np.array([[0, 1], [2, 1]], np.float32))
+    assert numbered_classes(path.with_suffix(".tif")) == ("class 0", "class 1", "class 2")
+    tifffile.imwrite(path.with_suffix(".tif"), np.array([[False, True]]))
+    assert numbered_classes(path.with_suffix(".tif")) == ("class 0", "class 1")
 
 
 def test_a_job_does_the_same(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -103,10 +103,10 @@ def find_layouts(source: Path) -> tuple[list[Layout], list[Unread]]:
         return [_layout(folder, *found) for folder, found in inner.items()], beside_datasets(source, inner)
     images = images_under(source)
     check_no_masks(source, images)
-    if found := masks_of_another_folder(images):
+    if two := masks_of_another_folder(images):
         raise UserError(
-            f"the images in {found[1]} look like masks of those in {found[0]}; give --images {found[0]} --masks "
-            f"{found[1]}, or each folder as a source if they are micrographs"
+            f"the images in {two[1]} look like masks of those in {two[0]}; give --images {two[0]} --masks {two[1]}, or "
+            "each folder as a source if they are micrographs"
         )
     return [_layout(source, [Group(source)], "")], []
 

@@ -271,6 +271,8 @@ def _unknown_values(mask: Pixels, classes: Sequence[str]) -> str:
     found: list[Key] = [value for value in mask_values(mask) if value != IGNORE_INDEX]
     if found == list(range(1, len(classes) + 1)):
         return f"its values seem to count the classes from 1; then add {suggestion(found, classes)}"
+    if found == list(range(len(classes) + 1)):
+        return "if 0 means not annotated and 1 is the first class, add --scribbles; else add the class to the list"
     if set(found) - {-1} <= set(range(len(classes))):
         return f"if -1 means not annotated, add {suggestion(list(range(len(classes))), classes)},-1={IGNORE}"
     if len(found) == len(classes):

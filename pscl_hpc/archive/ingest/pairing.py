@@ -98,7 +98,7 @@ def _twins(images: Mapping[str, Path]) -> dict[str, tuple[Path, ...]]:
     by_stem: dict[str, list[str]] = {}
     for name in images:
         by_stem.setdefault(nfc(PurePosixPath(name).with_suffix("").as_posix()), []).append(name)
-    found = {}
+    found: dict[str, tuple[Path, ...]] = {}
     for same in (names for names in by_stem.values() if len(names) > 1):
         masks = [name for name in same if images[name].suffix.lower() in MASK_SUFFIXES]
         masks = [name for name in masks if looks_like_mask(images[name])]

@@ -64,7 +64,7 @@ class PixelMaps:
         """
         found = []
         for values, stride in zip(self.maps, self.strides, strict=True):
-            if stride == (1, 1):
+            if stride == (1.0, 1.0):
                 found.append(values[:, rows, columns].float())
                 continue
             height, width = values.shape[1:]
