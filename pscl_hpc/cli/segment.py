@@ -29,7 +29,9 @@ def segment_command(
         typer.Argument(metavar="KEY=VALUE", help="Overrides of configs/finetune/default.yaml."),
     ] = None,
     mask: Annotated[Path | None, typer.Option(help="Mask of one of the images.")] = None,
-    image: Annotated[str, typer.Option(help="The image of the mask, if their names do not tell.")] = "",
+    image: Annotated[
+        str, typer.Option(help="The image of the mask, if their names do not tell: name, path or id.")
+    ] = "",
     classes: Annotated[str, typer.Option(help="Class names in index order, separated by commas.")] = "",
     mask_values: Annotated[
         str, typer.Option(metavar="VALUE=CLASS,...", help="Classes of the values in the mask.")

@@ -21,6 +21,7 @@ from pscl_hpc.archive.ingest.mask_pixels import read_pages
 from pscl_hpc.archive.ingest.mask_values import Key, suggestion
 from pscl_hpc.archive.ingest.pairing import pair
 from pscl_hpc.archive.ingest.sources import Plan, plan
+from pscl_hpc.archive.ingest.splits import nfc
 from pscl_hpc.errors import UserError, did_you_mean
 from pscl_hpc.files import replace_file, replacing
 
@@ -69,7 +70,7 @@ def pack(
         folder: As ``archive build`` takes it.
         mask: Mask of one image; it may be anywhere.
         out: The folder of the results.
-        image: Name of the image of the mask, where the names do not tell.
+        image: Name or path of the image of the mask, where the names do not tell.
         classes: Class names in index order; empty: those of ``splits.json``, or numbers.
         mask_values: Value in the mask -> class name.
         scribbles: 0 in the mask is not annotated, 1 is the first class.
@@ -173,7 +174,12 @@ def image_of_mask(found: Plan, mask: Path, image: str) -> Item:
         )
     names = {item.path.name for item in found.items}
     if image:
-        same = [item for item in found.items if Path(image).name == item.path.name or image == item.id]
+        parts = Path(nfc(image)).parts
+        same = [
+            item
+            for item in found.items
+            if image == item.id or Path(nfc(str(item.path))).parts[-len(parts) :] == parts
+        ]
         if not same:
             raise UserError(f"--image {image}: there is no such image{did_you_mean(image, names)}")
     else:
@@ -186,7 +192,9 @@ def image_of_mask(found: Plan, mask: Path, image: str) -> Item:
             )
     if len(same) > 1:
         paths = ", ".join(str(item.path) for item in same[:3])
-        raise UserError(f"{mask}: several images have a matching name ({paths}); name one with --image")
+        raise UserError(
+            f"{mask}: several images have a matching name ({paths}); name one with --image and its folder"
+        )
     return same[0]
 
 

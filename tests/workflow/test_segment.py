@@ -279,6 +279,13 @@ def test_wrong_input_is_found_before_the_training(
 def test_a_mask_of_no_image_and_a_mask_among_the_images(folder: Path) -> None:
     other = folder / "painted/9.png"
     shutil.copy(folder / "painted/1_mask.png", other)
+    (folder / "sem/other").mkdir()
+    Image.fromarray(micrograph(7)[0]).save(folder / "sem/other/1.png")
+    with pytest.raises(UserError, match=r"--image and its folder"):
+        prepare(request_of(folder, image="1.png"), folder / "two")
+    found = prepare(request_of(folder, image="other/1.png"), folder / "two").inputs
+    assert found.reference == "sem/other__1"
+    shutil.rmtree(folder / "sem/other")
     with pytest.raises(UserError, match="--image"):
         segment(request_of(folder, mask=str(other)), folder / "a")
     record = segment(request_of(folder, mask=str(other), image="1.png"), folder / "b").measured.record
