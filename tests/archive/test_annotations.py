@@ -215,6 +215,11 @@ def test_what_is_not_used_is_named(tmp_path: Path) -> None:
     (folder / "all.json").write_text(coco(segmentation=[np.ravel(SQUARE).tolist()]).replace("a.png", "b.png"))
     twice = packed(folder, tmp_path / "b.h5")
     assert any("b.json" in item.reason and "all.json" in item.reason for item in twice.skipped)
+    (folder / "none.json").write_text('{"images": [], "annotations": [], "categories": []}')
+    (folder / "via.json").write_text('{"regions": [{"shape_attributes": {}}], "annotations": "via"}')
+    reasons = {item.reason for item in packed(folder, tmp_path / "c.h5").skipped}
+    assert any("none.json" in reason and "COCO" in reason and "no image" in reason for reason in reasons)
+    assert any("via.json" in reason and "LabelMe" in reason for reason in reasons)
 
 
 def test_images_that_are_listed_without_shapes_have_no_mask(tmp_path: Path) -> None:

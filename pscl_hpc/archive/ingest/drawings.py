@@ -57,6 +57,9 @@ def find_drawings(folder: Path | None, places: Iterable[Path], images: Mapping[s
             continue
         if file is None:
             continue
+        if not file.drawings:
+            unread.append(Unread(path.parent, (path,), f"it is {file.format}, but lists no image"))
+            continue
         without, empty = [], []
         for drawing in file.drawings:
             name = _image_of(file, drawing, images)
