@@ -168,9 +168,10 @@ def class_list(collection: Collection, archive: Archive) -> ClassList:
     try:
         return ClassList.of(collection)
     except ValueError as error:
+        named = len(collection.classes) > 1
+        fix = "take a class out of its ignore_classes" if named else "name its classes"
         raise UserError(
-            f"{archive.path}: collection {collection.name} cannot be segmented ({error}); name its classes "
-            "when the archive is built"
+            f"{archive.path}: collection {collection.name} cannot be segmented ({error}); {fix} when the archive is built"
         ) from None
 
 

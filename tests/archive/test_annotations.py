@@ -304,6 +304,10 @@ def test_rois_of_imagej(tmp_path: Path) -> None:
     found = Archive(tmp_path / "a.h5")
     np.testing.assert_array_equal(found.read_mask(0), wanted)
     np.testing.assert_array_equal(found.read_mask(1), expected())
+    (folder / "a_RoiSet.zip").rename(folder / "RoiSet_a.zip")
+    assert not packed(folder, tmp_path / "named.h5").skipped
+    np.testing.assert_array_equal(Archive(tmp_path / "named.h5").read_mask(0), wanted)
+    (folder / "RoiSet_a.zip").rename(folder / "a_RoiSet.zip")
     (folder / "b.roi").write_bytes(roi("0006-0023", SQUARE).tobytes())
     (skipped,) = packed(folder, tmp_path / "b.h5").skipped
     assert "b.roi" in skipped.reason  # one of two classes beside the background
