@@ -105,8 +105,8 @@ def find_layouts(source: Path) -> tuple[list[Layout], list[Unread]]:
     check_no_masks(source, images)
     if two := masks_of_another_folder(images):
         raise UserError(
-            f"the images in {two[1]} look like masks of those in {two[0]}; give --images {two[0]} --masks {two[1]}, or "
-            "each folder as a source if they are micrographs"
+            f"the images in {two[1]} look like masks of those in {two[0]}; give {two[0]} alone, or to 'archive build' "
+            f"--images {two[0]} --masks {two[1]}; if they are micrographs, give each folder as a source"
         )
     return [_layout(source, [Group(source)], "")], []
 

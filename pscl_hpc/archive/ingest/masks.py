@@ -66,10 +66,13 @@ def read_mask(
     found = _page(read_pages(path), page, position, chosen, shown)
     if found.pixels.shape[:2] not in ((height, width), (cropped, width)):
         size = " x ".join(map(str, found.pixels.shape[:2]))
-        raise Unreadable(
-            f"the mask {shown} has {size} pixels but the image {height} x {width}; export both at one size, or use "
-            "--crop-bottom if an information bar was cut"
+        turned = found.pixels.shape[:2] == (width, height)
+        fix = (
+            "rotate the mask as viewers show the image, which its orientation tag may turn"
+            if turned
+            else "export both at one size, or use --crop-bottom if an information bar was cut"
         )
+        raise Unreadable(f"the mask {shown} has {size} pixels but the image {height} x {width}; {fix}")
     if values is not None:
         return _translate(found, values, collection.classes, shown)[:cropped]
     mask = found.values()[:cropped]
