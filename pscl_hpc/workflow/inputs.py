@@ -18,7 +18,7 @@ from pscl_hpc.archive.ingest.annotations import annotation_suffixes, read_annota
 from pscl_hpc.archive.ingest.errors import Unreadable
 from pscl_hpc.archive.ingest.items import Item
 from pscl_hpc.archive.ingest.mask_pixels import read_pages
-from pscl_hpc.archive.ingest.mask_values import Key, suggestion
+from pscl_hpc.archive.ingest.mask_values import suggestion
 from pscl_hpc.archive.ingest.pairing import pair
 from pscl_hpc.archive.ingest.sources import Plan, plan
 from pscl_hpc.archive.ingest.splits import nfc
@@ -213,7 +213,7 @@ def numbered_classes(mask: Path) -> tuple[str, ...]:
     try:
         page = read_pages(mask)[0]
         if page.coloured or page.drawn_in_alpha:
-            colours: list[Key] = list(page.colours())[:_MOST_CLASSES]
+            colours = list(page.colours())[:_MOST_CLASSES]
             raise UserError(
                 f"{mask}: its classes are drawn in colours; name the class of each with {suggestion(colours, ())}, or "
                 "'ignore' if not annotated"
@@ -227,7 +227,7 @@ def numbered_classes(mask: Path) -> tuple[str, ...]:
     if not 2 <= len(values) <= _MOST_CLASSES or values != list(range(len(values))):
         shown = ", ".join(f"{value:g}" for value in found[:_MOST_CLASSES])
         more = " ..." if len(found) > _MOST_CLASSES else ""
-        keys: list[Key] = [int(value) for value in found if value == int(value)][:_MOST_CLASSES]
+        keys = [int(value) for value in found if value == int(value)][:_MOST_CLASSES]
         raise UserError(
             f"{mask}: its values ({shown}{more}) are not class indices from 0; name the class of each with "
             f"{suggestion(keys, ())}, or 'ignore' if not annotated"
