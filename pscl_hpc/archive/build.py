@@ -256,7 +256,7 @@ class _Packer:
             intensity=page.intensity,
             ingest=self._options,
         )
-        if few and mask is None:
+        if few and mask is None and image_id not in writer.remarks:
             self._like_masks.setdefault(item.dataset, []).append(image_id)
         return prepared.cut
 
