@@ -82,7 +82,8 @@ def test_images_and_masks_of_a_convention_are_paired(
 def test_folders_with_the_names_of_each_other_of_which_one_has_masks_are_refused(tmp_path: Path) -> None:
     for name in ("0", "1"):
         picture(tmp_path / "x" / "Bilder" / f"{name}.tif")
-        _mask(tmp_path / "x" / "Masken" / f"{name}.png")
+        picture(tmp_path / "x" / "Bilder" / "day1" / f"{name}.tif")
+        _mask(tmp_path / "x" / "Masken" / "day1" / f"{name}.png")
     with pytest.raises(UserError, match=r"Bilder alone.*--images .*Bilder --masks .*Masken"):
         _plan(tmp_path / "x")
     for name in ("0", "1"):  # micrographs with two detectors

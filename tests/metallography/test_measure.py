@@ -266,6 +266,7 @@ def test_files_are_compared_with_masks_in_a_folder(trained: RunFolder, tmp_path:
     assert any("carbide: fraction in the masks of 2 images" in line for line in lines)
     assert any("carbide: fraction predicted in the same pixels" in line for line in lines)
     page = write_report([done.folder]).path.read_text(encoding="utf-8")
+    assert "<b>Micrograph</b>" in page
     assert "On the 2 images with a mask" in page
     if white == 255:
         with pytest.raises(UserError, match="no image could be compared"):

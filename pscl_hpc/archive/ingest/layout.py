@@ -103,7 +103,7 @@ def find_layouts(source: Path) -> tuple[list[Layout], list[Unread]]:
         return [_layout(folder, *found) for folder, found in inner.items()], beside_datasets(source, inner)
     images = images_under(source)
     check_no_masks(source, images)
-    if two := masks_of_another_folder(images):
+    if two := masks_of_another_folder(source, images):
         raise UserError(
             f"the images in {two[1]} look like masks of those in {two[0]}; give {two[0]} alone, or to 'archive build' "
             f"--images {two[0]} --masks {two[1]}; if they are micrographs, give each folder as a source"

@@ -26,6 +26,8 @@ _FEW_VALUES = 32
 _FLAT_SHARE = 0.8
 """Share of equal neighbours from which an image is piecewise constant; camera noise leaves far fewer."""
 _ROWS = 2048
+_SUBFOLDERS = 16
+"""So many folders, at most, are compared with each other."""
 
 
 def pair(
@@ -107,18 +109,23 @@ def _twins(images: Mapping[str, Path]) -> dict[str, tuple[Path, ...]]:
     return found
 
 
-def masks_of_another_folder(images: Sequence[Path]) -> tuple[Path, Path] | None:
-    """Two folders with files of the same names, of which the second looks like masks of the first; None without such."""
-    by_folder: dict[Path, dict[str, Path]] = {}
+def masks_of_another_folder(folder: Path, images: Sequence[Path]) -> tuple[Path, Path] | None:
+    """Two of a few subfolders with files of the same names, of which the second looks like masks of the first; or None."""
+    inside: dict[Path, dict[str, Path]] = {}
     for path in images:
-        by_folder.setdefault(path.parent, {})[nfc(path.stem).casefold()] = path
-    for masks, inside in by_folder.items():
-        for folder, others in by_folder.items():
-            if folder == masks or not inside.keys() <= others.keys():
-                continue
-            stem, first = next(iter(inside.items()))
-            if looks_like_mask(first) and not looks_like_mask(others[stem]):
-                return folder, masks
+        top, *rest = path.relative_to(folder).parts
+        if rest:
+            key = nfc(PurePosixPath(*rest).with_suffix("").as_posix()).casefold()
+            inside.setdefault(folder / top, {})[key] = path
+    if len(inside) > _SUBFOLDERS:
+        return None
+    for masks, theirs in inside.items():
+        key, first = next(iter(theirs.items()))
+        others = [other for other in inside if other != masks and theirs.keys() <= inside[other].keys()]
+        if others and looks_like_mask(first):
+            for other in others:
+                if not looks_like_mask(inside[other][key]):
+                    return other, masks
     return None
 
 
