@@ -7,7 +7,7 @@ import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -84,6 +84,10 @@ def pack(
     for path, what in ((folder, "the folder of the images"), (mask, "the mask")):
         if not path.exists():
             raise UserError(f"{path}: {what} is not found; check its path")
+    if mask.is_dir():
+        raise UserError(
+            f"{mask}: is a folder; name the file of one mask, or pack all with 'archive build --masks'"
+        )
     names, values = tuple(classes), dict(mask_values or {})
     if scribbles and not names:
         raise UserError(
@@ -186,6 +190,7 @@ def image_of_mask(found: Plan, mask: Path, image: str) -> Item:
         given = [item for item in found.items if item.mask and item.mask.resolve() == mask.resolve()]
         paired, _ = pair(sorted(names), {mask.name: mask})
         same = given or [item for item in found.items if item.path.name in paired]
+        same = same or [item for item in found.items if nfc(item.path.name) in _images_in(mask)]
         if not same:
             raise UserError(
                 f"{mask}: no image has a matching name, such as {mask.stem}.tif; name its image with --image"
@@ -196,6 +201,18 @@ def image_of_mask(found: Plan, mask: Path, image: str) -> Item:
             f"{mask}: several images have a matching name ({paths}); name one with --image and its folder"
         )
     return same[0]
+
+
+def _images_in(mask: Path) -> frozenset[str]:
+    """Names of the images that a file of shapes lists; empty for a mask of pixels."""
+    if mask.suffix.lower() not in annotation_suffixes():
+        return frozenset()
+    try:
+        shapes = read_annotations(mask)
+    except Unreadable as error:
+        raise UserError(f"{mask}: {error}") from None
+    listed = (drawing.image for drawing in shapes.drawings if drawing.shapes) if shapes else ()
+    return frozenset(PurePosixPath(nfc(name.replace("\\", "/"))).name for name in listed)
 
 
 def numbered_classes(mask: Path) -> tuple[str, ...]:

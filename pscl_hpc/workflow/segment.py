@@ -180,7 +180,7 @@ def finish(
         inputs = prepare(request, out, progress=progress).inputs
     home = inputs.reference.partition("/")[0]
     ids = [record.id for record in Archive(inputs.archive).select(datasets=[home])]
-    say(f"segmenting and measuring {len(ids)} images")
+    say(f"segmenting and measuring {_images(len(ids))}")
     measured = measure(
         out / RUN,
         ids,
@@ -271,9 +271,13 @@ def _found(inputs: Inputs, um_per_pixel: float | None) -> str:
     elif not scales:
         scale = "not known, so lengths are in pixels (--um-per-pixel gives it)"
     return (
-        f"{home}: {len(records)} images, {annotated} with a mask; classes: {', '.join(inputs.classes)}; "
+        f"{home}: {_images(len(records))}, {annotated} with a mask; classes: {', '.join(inputs.classes)}; "
         f"annotated image: {inputs.reference}; scale {scale}"
     )
+
+
+def _images(count: int) -> str:
+    return f"{count} image{'' if count == 1 else 's'}"
 
 
 def _commands(request: Request, out: Path, inputs: Inputs) -> list[str]:

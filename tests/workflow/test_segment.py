@@ -314,6 +314,21 @@ def test_a_mask_of_shapes(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert counts[1] == pytest.approx(25 * 25 / 2, rel=0.1)
 
 
+def test_a_file_of_shapes_names_its_image(folder: Path) -> None:
+    category, corners = {"id": 3, "name": "carbide"}, [5, 5, 30, 5, 30, 30]
+    tree = {
+        "images": [{"id": 7, "file_name": "sem/2.png", "height": 48, "width": 56}],
+        "categories": [category],
+        "annotations": [{"id": 1, "image_id": 7, "category_id": 3, "segmentation": [corners]}],
+    }
+    mask = folder / "instances_default.json"
+    mask.write_text(json.dumps(tree))
+    request = request_of(folder, mask=str(mask), classes=("matrix", "carbide"))
+    assert prepare(request, folder / "out").inputs.reference == "sem/2"
+    with pytest.raises(UserError, match="folder"):
+        prepare(request_of(folder, mask=str(folder / "painted")), folder / "other")
+
+
 def test_what_the_suggestion_could_not_pack_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "sem/damaged.tif").write_bytes(b"II*\0")
     assert main(["segment", str(folder / "sem"), "--out", str(folder / "an out")]) == 1
