@@ -12,6 +12,7 @@ from typing import Any
 from pscl_hpc.archive.codecs import AUTO
 from pscl_hpc.archive.format import MANIFEST, Collection, Row, parse_pool, unite
 from pscl_hpc.archive.ingest.errors import Unreadable
+from pscl_hpc.archive.ingest.few_values import FewValues
 from pscl_hpc.archive.ingest.images import open_pages
 from pscl_hpc.archive.ingest.items import Item, Skipped
 from pscl_hpc.archive.ingest.masks import read_mask
@@ -129,7 +130,8 @@ def _build(
     if not picks and not kinds:
         if not parts.shards:
             parts.remove()
-        more = f"; {len(skipped) - 1} more are skipped" if len(skipped) > 1 else ""
+        others = len(skipped) - 1
+        more = f"; {others} more {'is' if others == 1 else 'are'} skipped" if others else ""
         raise UserError(f"no image could be packed: {skipped[0].path}: {skipped[0].reason}{more}")
     # A source of which no image was packed adds no collection.
     used = {row.dataset for row, _ in picks} | (set(old.collections) if old else set())
@@ -141,6 +143,7 @@ def _build(
     with_other_options = tuple(name for name in unchanged if _has_other_options(existing[name], options))
     warnings = [f"{name}: {remark}" for name, remark in packer.remarks.items()]
     changed = {row.dataset for row, _ in picks}
+    warnings += packer.like_masks()
     warnings += mixed_types([*kinds, *((row, 1) for row, _ in picks)], changed)
     return BuildResult(
         out, len(picks), len(unchanged), tuple(skipped), cropped, with_other_options, tuple(warnings)
@@ -158,6 +161,15 @@ class _Packer:
         self._bytes = 0
         self._since = 0.0
         self.remarks: dict[str, str] = {}
+        self._like_masks: dict[str, list[str]] = {}
+
+    def like_masks(self) -> list[str]:
+        """A warning for each collection with packed images that may be masks."""
+        return [
+            f"{dataset}: {len(ids)} of its images may be masks, they have only a few grey levels each ({', '.join(ids[:3])}"
+            f"{', ...' if len(ids) > 3 else ''}); if they are, name the folders with --images and --masks"
+            for dataset, ids in self._like_masks.items()
+        ]
 
     def __enter__(self) -> None:
         pass
@@ -224,8 +236,9 @@ class _Packer:
                 position=position,
                 chosen=self._options.page,
             )
+        few = FewValues()
         writer.add_strips(
-            page.strips(),
+            few.watch(page.strips()),
             shape=(page.height, page.width, page.channels),
             dtype=page.dtype,
             mask=mask,
@@ -243,6 +256,8 @@ class _Packer:
             intensity=page.intensity,
             ingest=self._options,
         )
+        if few and mask is None and image_id not in writer.remarks:
+            self._like_masks.setdefault(item.dataset, []).append(image_id)
         return prepared.cut
 
     def _open(self) -> ShardWriter:

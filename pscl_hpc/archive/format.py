@@ -141,8 +141,9 @@ def check_mask(mask: Pixels, height: int, width: int, collection: Collection) ->
         raise ValueError(f"collection {collection.name} has no classes, so its images cannot have masks")
     if wrong:
         shown = f"{', '.join(map(str, wrong[:8]))}{' ...' if len(wrong) > 8 else ''}"
+        noun = "value" if len(wrong) == 1 else "values"
         raise ValueError(
-            f"the mask has the value {shown} but collection {collection.name} has classes 0 to {count - 1}"
+            f"the mask has the {noun} {shown} but collection {collection.name} has classes 0 to {count - 1}"
         )
 
 

@@ -62,7 +62,8 @@ def compare(archives: Sequence[Archive], *, splits: Sequence[str], progress: boo
         progress: Show a progress bar when the output is a terminal.
 
     Raises:
-        UserError: fewer than two collections have images in these splits, or images are too small.
+        UserError: two archives have the same content, fewer than two collections have images in these splits, or images
+            are too small.
     """
     found = [
         (archive, name, archive.select(datasets=[name], splits=splits))
@@ -75,6 +76,13 @@ def compare(archives: Sequence[Archive], *, splits: Sequence[str], progress: boo
             f"fewer than two collections have images in the splits {list(splits)}; add an archive or choose other splits "
             "with --splits"
         )
+    paths: dict[str, str] = {}
+    for archive in archives:
+        if archive.fingerprint in paths:
+            raise UserError(
+                f"{archive.path}: has the same content as {paths[archive.fingerprint]}; name each archive once"
+            )
+        paths[archive.fingerprint] = str(archive.path)
     names = [name for _, name, _ in found]
     looks = []
     with Progress("comparing", len(found), unit="collection", show=progress) as bar:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -11,14 +12,18 @@ from typing import NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from pscl_hpc.archive import Archive, Window
 from pscl_hpc.classifiers.features.base import FeatureSet, Picture, PixelMaps
 from pscl_hpc.files import replace_file, writing
+from pscl_hpc.working_size import resized
 
 BLOCK = 1024
 """Side of the parts of an image, in pixels: limits the memory. A multiple of the strides of all trunks."""
-_REVISION = 1
+_SMALLEST = 2
+"""Least side of a resized image, in pixels."""
+_REVISION = 2
 """Of the numbers in a cache: to be raised where the code changes them under the same settings."""
 
 
@@ -50,7 +55,7 @@ class FeatureCache:
         """The maps of a key; None where there are none that can be read."""
         try:
             with safe_open(self._path(key), framework="pt") as file:
-                strides = [float(stride) for stride in json.loads(file.metadata()["strides"])]
+                strides = [(float(y), float(x)) for y, x in json.loads(file.metadata()["strides"])]
                 maps = tuple(file.get_tensor(str(place)) for place in range(len(strides)))
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             return None
@@ -83,19 +88,26 @@ class FeatureReader:
         features: The feature set.
         cache: Where maps are kept; None: nowhere.
         block: Side of the parts in which large images are processed, in pixels.
+        resize: Factor by which images are resized for the features.
     """
 
     def __init__(
-        self, features: FeatureSet, cache: FeatureCache | None = None, *, block: int = BLOCK
+        self,
+        features: FeatureSet,
+        cache: FeatureCache | None = None,
+        *,
+        block: int = BLOCK,
+        resize: float = 1.0,
     ) -> None:
         self.features = features
         self.cache = cache
         self.block = block
-        self._settings = _digest(features) if cache else ""
+        self.resize = resize
+        self._settings = _digest(features, resize) if cache else ""
 
     def parts(self, archive: Archive, index: int) -> Iterator[Part]:
         """The parts of an image, one after the other."""
-        record, block, halo = archive.records[index], self.block, self.features.halo
+        record, block, halo = archive.records[index], self.block, math.ceil(self.features.halo / self.resize)
         for y0 in range(0, record.height, block):
             for x0 in range(0, record.width, block):
                 y1, x1 = min(y0 + block, record.height), min(x0 + block, record.width)
@@ -107,13 +119,28 @@ class FeatureReader:
     def maps(self, archive: Archive, index: int, window: Window) -> PixelMaps:
         """The maps of a window of an image."""
         if self.cache is None:
-            return self.features.maps(self.picture(archive, index, window))
+            return self.maps_of(self.picture(archive, index, window))
         key = self._key(archive, index, window)
         found = self.cache.read(key)
         if found is None:
-            found = self.features.maps(self.picture(archive, index, window))
+            found = self.maps_of(self.picture(archive, index, window))
             self.cache.write(key, found)
         return found
+
+    def maps_of(self, picture: Picture) -> PixelMaps:
+        """The maps of a picture; positions in them are those of the picture, whatever ``resize`` is."""
+        if self.resize == 1:
+            return self.features.maps(picture)
+        grey = self._resized(picture.grey)
+        small = Picture(grey if picture.image is picture.grey else self._resized(picture.image), grey)
+        factors = (
+            picture.grey.shape[1] / grey.shape[1],
+            picture.grey.shape[2] / grey.shape[2],
+        )
+        return self.features.maps(small).of_larger(factors)
+
+    def _resized(self, image: Tensor) -> Tensor:
+        return resized(image[None], self.resize, _SMALLEST)[0]
 
     def picture(self, archive: Archive, index: int, window: Window) -> Picture:
         """A window of an image as the feature set reads it."""
@@ -130,9 +157,9 @@ class FeatureReader:
         return hashlib.sha256(json.dumps([self._settings, content]).encode()).hexdigest()
 
 
-def _digest(features: FeatureSet) -> str:
+def _digest(features: FeatureSet, resize: float) -> str:
     """A hash of the settings and weights of a feature set."""
-    found = hashlib.sha256(json.dumps([_REVISION, features.config.model_dump(mode="json")]).encode())
+    found = hashlib.sha256(json.dumps([_REVISION, resize, features.config.model_dump(mode="json")]).encode())
     for name, value in sorted(features.weights().items()):
         found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         found.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())

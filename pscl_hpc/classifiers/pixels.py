@@ -38,6 +38,8 @@ class ClassifierCard:
     ignore_classes: tuple[int, ...]
     shown: tuple[int, ...]
     """Indices of the classes that the annotated images show: the columns of the head."""
+    resize: float = 1.0
+    """Factor by which images are resized for the features."""
 
 
 class PixelClassifier:
@@ -116,6 +118,7 @@ def load_classifier(folder: Path) -> PixelClassifier:
             int(header["background"]),
             tuple(map(int, header["ignore_classes"])),
             tuple(map(int, header["shown"])),
+            float(header["resize"]),
         )
         classifier = PixelClassifier(FEATURES.implementation(features)(features, initial=False), head, card)
         classifier._load(tensors)

@@ -238,7 +238,7 @@ def check_command(file: Annotated[Path, ARCHIVE], as_json: Annotated[bool, JSON]
             typer.echo(str(finding))
         for remark in remarks:
             print(remark, file=sys.stderr)
-        typer.echo(f"{len(archive)} images checked, {_count(len(findings), 'finding')}")
+        typer.echo(f"{_count(len(archive), 'image')} checked, {_count(len(findings), 'finding')}")
         typer.echo(file)
     if findings:
         raise typer.Exit(EXIT_SKIPPED)

@@ -80,6 +80,10 @@ def measure_command(
     percentiles: Annotated[str | None, typer.Option(help=f"{ingest.PERCENTILES_HELP} {AS_TRAINED}")] = None,
     colour: Annotated[str | None, typer.Option(help=f"{ingest.COLOUR_HELP} {AS_TRAINED}")] = None,
     crop_bottom: Annotated[str | None, typer.Option(help=f"{ingest.CROP_HELP} {AS_TRAINED}")] = None,
+    page: Annotated[str | None, typer.Option(help=f"{ingest.PAGE_HELP} {AS_TRAINED}")] = None,
+    intensity_range: Annotated[
+        str | None, typer.Option("--range", help=f"{ingest.RANGE_HELP} {AS_TRAINED}")
+    ] = None,
     tta: Annotated[Tta | None, TTA] = None,
     adapt: Annotated[float | None, ADAPT] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print measurements.json, for programs.")] = False,
@@ -142,11 +146,13 @@ def measure_command(
             percentiles=None if percentiles is None else ingest.two_percentiles(percentiles),
             luma=None if colour is None else ingest.luma(colour),
             crop_bottom=None if crop_bottom is None else ingest.rows_to_crop(crop_bottom),
+            page=None if page is None else ingest.page_number(page),
+            common_range=None if intensity_range is None else ingest.common_range(intensity_range),
             tta=tta,
             adapt=adapt,
             progress=not as_json,
         )
-    page = write_report([measured.folder])
+    report = write_report([measured.folder])
     record = measured.record
     for warning in record.warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -157,6 +163,6 @@ def measure_command(
     else:
         for line in record.lines():
             typer.echo(line)
-        typer.echo(page.path)
+        typer.echo(report.path)
     if record.skipped:
         raise typer.Exit(EXIT_SKIPPED)

@@ -32,11 +32,16 @@ def segment_command(
         ),
     ] = None,
     mask: Annotated[Path | None, typer.Option(help="Mask of one of the images.")] = None,
-    image: Annotated[str, typer.Option(help="The image of the mask, if their names do not tell.")] = "",
+    image: Annotated[
+        str, typer.Option(help="The image of the mask, if their names do not tell: name, path or id.")
+    ] = "",
     classes: Annotated[str, typer.Option(help="Class names in index order, separated by commas.")] = "",
     mask_values: Annotated[
         str, typer.Option(metavar="VALUE=CLASS,...", help="Classes of the values in the mask.")
     ] = "",
+    scribbles: Annotated[
+        bool, typer.Option("--scribbles", help="In the mask 0 is not annotated, 1 is the first class.")
+    ] = False,
     minutes: Annotated[
         float | None,
         typer.Option(min=0.01, help="Time for training. Default: the number of steps of the recipe."),
@@ -53,6 +58,8 @@ def segment_command(
     percentiles: Annotated[str, typer.Option(help=ingest.PERCENTILES_HELP)] = "0.5,99.5",
     colour: Annotated[str, typer.Option(help=ingest.COLOUR_HELP)] = "keep",
     crop_bottom: Annotated[str, typer.Option(help=ingest.CROP_HELP)] = "0",
+    page: Annotated[str, typer.Option(help=ingest.PAGE_HELP)] = "all",
+    intensity_range: Annotated[str, typer.Option("--range", help=ingest.RANGE_HELP)] = "image",
     submit: Annotated[bool, typer.Option("--submit", help="Train and measure as a job.")] = False,
     cluster: Annotated[
         Literal["local", "slurm"] | None, typer.Option(help="With --submit: where; by default as 'submit'.")
@@ -90,9 +97,12 @@ def segment_command(
         image=image,
         classes=tuple(name.strip() for name in classes.split(",")) if classes else (),
         mask_values=ingest.values_of_masks(mask_values),
+        scribbles=scribbles,
         percentiles=ingest.two_percentiles(percentiles),
         luma=ingest.luma(colour),
         crop_bottom=ingest.rows_to_crop(crop_bottom),
+        page=ingest.page_number(page),
+        common_range=ingest.common_range(intensity_range),
         minutes=minutes,
         overrides=tuple(overrides or ()),
         phases=tuple(phase or ()),

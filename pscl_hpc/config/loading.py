@@ -283,8 +283,11 @@ def first_problem(schema: type[BaseModel], error: ValidationError, tree: Any = N
     if kind == UNKNOWN_NAME:
         given = first["ctx"]["given"]
         return f"key '{key}.name' is '{given}'{did_you_mean(str(given), first['ctx']['names'])}"
-    message = str(first["msg"]).removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
+    message = str(first["msg"])
+    if kind == "value_error":
+        message = message.removeprefix("Value error, ")  # our own sentence
+    else:
+        message = message[:1].lower() + message[1:]
     shown = f", but it is {first['input']!r}" if kind != "value_error" and key else ""
     if kind == "string_type" and isinstance(first["input"], bool | int | float):
         shown += "; quote it, on the command line within a second pair of quotes"

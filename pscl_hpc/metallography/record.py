@@ -128,6 +128,7 @@ class Measurements(_Part):
                 "fraction",
                 "corrected fraction",
                 "fraction in the masks",
+                "fraction in the same pixels",
                 "error of the fraction",
             ):
                 row = self.find(name, quantity)
@@ -138,7 +139,16 @@ class Measurements(_Part):
                 interval = ""
                 if row.low is not None and row.high is not None:
                     interval = f" (95% interval {100 * row.low:{sign}.2f} to {100 * row.high:{sign}.2f})"
-                found.append(f"{100 * row.value:{sign}7.2f} {unit}  {name}: {quantity}{interval}")
+                what = quantity
+                if quantity == "fraction in the masks":
+                    what = (
+                        f"{quantity} of {row.images} images"
+                        if row.images > 1
+                        else "fraction in the mask of 1 image"
+                    )
+                elif quantity == "fraction in the same pixels":
+                    what = "fraction predicted in the same pixels"
+                found.append(f"{100 * row.value:{sign}7.2f} {unit}  {name}: {what}{interval}")
         return found
 
     @property

@@ -82,7 +82,13 @@ def jackknife_error(without: Sequence[float]) -> float:
 
 
 def around(value: float, half: float, images: int, limits: tuple[float, float]) -> Estimate:
-    """The estimate with ``half`` on either side, cut at the limits."""
+    """The estimate with ``half`` on either side, cut at the limits.
+
+    If all images have the same value at a limit, such as a phase that is found in none, their variation tells nothing, and
+    there is no interval.
+    """
+    if half == 0 and value in limits:
+        return Estimate(value, images=images)
     return Estimate(value, max(limits[0], value - half), min(limits[1], value + half), images)
 
 

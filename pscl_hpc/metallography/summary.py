@@ -167,7 +167,8 @@ def _particle_rows(
         ),
     ]  # fmt: skip
     for quantity, column, power in _PARTICLES:
-        estimate = jackknife(pairs, _mean_of(column, power, unit))
+        least = 1.0 if column == "aspect" else 0.0
+        estimate = jackknife(pairs, _mean_of(column, power, unit), limits=(least, math.inf))
         rows.append(Row(name, quantity, {0: "", 1: unit, 2: f"{unit}2"}[power], estimate))
     values, weights = _pooled(pairs, "diameter", 1, unit)
     if len(values):

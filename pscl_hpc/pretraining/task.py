@@ -164,8 +164,8 @@ def config_warnings(config: PretrainConfig, splits: Sequence[str]) -> list[str]:
     images, needed = len(splits), config.images_per_pass
     if images < needed:
         found.append(
-            f"there are {images} unlabelled images for a batch_size of {needed}, so an image occurs several times in a "
-            f"batch and is its own negative; set batch_size={images} or less, or add images"
+            f"{images} unlabelled image{' is' if images == 1 else 's are'} too few for a batch_size of {needed}: an image "
+            f"occurs several times in a batch and is its own negative; set batch_size={images} or less, or add images"
         )
     height, width = config.views.size
     stride = config.method.paired_stride(config.model.maps)

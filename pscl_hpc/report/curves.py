@@ -215,7 +215,7 @@ def _label(key: str, family: str, scales: int) -> str:
 
 def _chart(name: str, family: str, series: list[Series], marks: Sequence[float]) -> Chart:
     words = _FAMILIES.get(family, _OTHER)
-    title = words.title or family.replace("_", " ").capitalize()
+    title = words.title or family[:1].upper() + family[1:].replace("_", " ")
     svg = curves(name, series, title=title, restarts=marks, limits=words.limits)
     # A dashed curve has the colour of the solid one that it belongs to; the caption explains dashes.
     entries = tuple(LegendEntry(one.label, one.slot) for one in series if not one.dashed)

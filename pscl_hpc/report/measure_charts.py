@@ -41,7 +41,8 @@ def fractions(name: str, rows: Sequence[FractionRow], *, title: str) -> str:
             axes.plot(
                 [100 * row.mean], [index], "o", color=row.colour, markersize=9.5, mew=1.2, mec=INK, clip_on=False
             )  # fmt: skip
-        axes.set_xlim(left=0)
+        right = axes.get_xlim()[1]
+        axes.set_xlim(-0.04 * right, right)  # a dot at 0 does not cover the names
         axes.set_xlabel("fraction of the area, %", color=MUTED)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
         return to_svg(figure, name, title)

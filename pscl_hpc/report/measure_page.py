@@ -12,6 +12,9 @@ import numpy as np
 from PIL import Image
 
 from pscl_hpc.archive import Archive
+from pscl_hpc.archive.ingest.errors import Unreadable
+from pscl_hpc.archive.options import IngestOptions
+from pscl_hpc.archive.single_file import temporary_archive
 from pscl_hpc.errors import UserError
 from pscl_hpc.metallography.correction import LIMITS
 from pscl_hpc.metallography.record import ImageResult, Measurements
@@ -39,6 +42,8 @@ NEXT = 3
 """Images that are proposed to be annotated next."""
 LARGE_SIDE, SIDE = 760, 420
 """Longest side of pictures in pixels."""
+_MOST_PIXELS = 1 << 26
+"""Of an image file that is read again for the page."""
 _LARGEST_BAR = 0.3
 """Longest scale bar as a share of the width."""
 
@@ -173,13 +178,6 @@ def _picture(
     overlay = _read(folder / image.files["overlay"], side)
     if not overlay:
         return None
-    micrograph = ""
-    if archive is not None and not confidence:
-        try:
-            unit = archive.read_unit(archive.find(image.name).index)
-            micrograph = photo_uri(grey(unit), side)
-        except UserError:
-            micrograph = ""
     note = "the model was trained on this image" if image.annotated else ""
     if image.mean_confidence is not None and confidence:
         note = f"mean confidence {100 * image.mean_confidence:.1f} %"
@@ -189,11 +187,24 @@ def _picture(
         image.width,
         image.height,
         overlay,
-        micrograph,
+        _micrograph(image, archive, folder, side) if side == LARGE_SIDE else "",
         _read(folder / image.files["confidence"], side) if confidence else "",
         scale_bar(image.width, image.um_per_pixel),
         note,
     )
+
+
+def _micrograph(image: ImageResult, archive: Archive | None, folder: Path, side: int) -> str:
+    """The image without the phases, from the archive or its file; empty where it cannot be read any more."""
+    try:
+        if archive is not None:
+            return photo_uri(grey(archive.read_unit(archive.find(image.name).index)), side)
+        if not Path(image.name).is_file() or image.height * image.width > _MOST_PIXELS:
+            return ""
+        with temporary_archive(Path(image.name), folder, IngestOptions()) as (own, pages):
+            return photo_uri(grey(own.read_unit(pages[0].index)), side)
+    except (UserError, Unreadable, OSError):
+        return ""
 
 
 def _read(path: Path, side: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,7 +29,7 @@ from pscl_hpc.results.study import Place, Row, StudyResults
 from pscl_hpc.segmentation.classes import ClassList
 from pscl_hpc.segmentation.evaluate import EVALUATION_FILE, PREDICTIONS
 from pscl_hpc.segmentation.palette import class_colours
-from pscl_hpc.segmentation.pictures import picture_name, read_labels
+from pscl_hpc.segmentation.pictures import picture_name, picture_names, read_labels
 
 MOST_RUNS = 3
 """Runs of a collection whose predictions are shown side by side, outside studies."""
@@ -49,7 +50,12 @@ class Shown:
 
     def file(self, split: str, image: str) -> Path:
         """The predicted mask of an image."""
-        return self.folder / PREDICTIONS / picture_name(split) / f"{picture_name(image)}.png"
+        return self.folder / PREDICTIONS / picture_name(split) / f"{self._names[split][image]}.png"
+
+    @cached_property
+    def _names(self) -> dict[str, dict[str, str]]:
+        """Split -> image -> stem of its file."""
+        return {split: picture_names(scores.per_image) for split, scores in self.evaluation.splits.items()}
 
 
 @dataclass(frozen=True)

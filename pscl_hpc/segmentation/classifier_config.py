@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from pscl_hpc.classifiers import FEATURES, HEADS, AnyFeatures, AnyHead
-from pscl_hpc.config import Count, Fraction, RunConfig, Strict, check_folder
+from pscl_hpc.config import Count, Fraction, Positive, RunConfig, Strict, check_folder
 
 
 class PixelSampling(Strict):
@@ -31,6 +31,8 @@ class ClassifierConfig(RunConfig):
     0: all of it. It is the square that shows the most classes."""
     pretrained: str = ""
     """A pretraining run folder or its trunk.safetensors, whose maps are the features; needs features.name=trunk."""
+    resize: Positive | Literal["auto"] = 1.0
+    """Images are resized by this factor for the features. auto: as for networks, see ``pscl-hpc config finetune``."""
     features: AnyFeatures = Field(default_factory=FEATURES.default_config)
     """What a pixel is described by."""
     head: AnyHead = Field(default_factory=HEADS.default_config)

@@ -43,8 +43,8 @@ class ClassifierPredictor:
         self.inference = inference or InferenceConfig()
         self._turns = self.inference.tta != "none"
         self._home = home
-        self._plain = FeatureReader(classifier.features)
-        self._cached = FeatureReader(classifier.features, cache) if cache else self._plain
+        self._plain = FeatureReader(classifier.features, resize=card.resize)
+        self._cached = FeatureReader(classifier.features, cache, resize=card.resize) if cache else self._plain
         self._shown = torch.tensor(card.shown, dtype=torch.uint8)
 
     def archive_image(
@@ -61,7 +61,7 @@ class ClassifierPredictor:
             (y0, x0, height, width), (top, left) = part.window, part.corner
             total = self._probabilities(part.maps, *part.outer[2:])
             if self._turns:
-                total = total + self._turned(reader.picture(archive, index, part.outer))
+                total = total + self._turned(reader, reader.picture(archive, index, part.outer))
             highest, best = total[:, top : top + height, left : left + width].max(dim=0)
             labels[y0 : y0 + height, x0 : x0 + width] = self._shown[best].numpy()
             if confidence is not None:
@@ -69,14 +69,14 @@ class ClassifierPredictor:
                 confidence[y0 : y0 + height, x0 : x0 + width] = (share * 255).round().to(torch.uint8).numpy()
         return labels
 
-    def _turned(self, picture: Picture) -> Tensor:
+    def _turned(self, reader: FeatureReader, picture: Picture) -> Tensor:
         """The sum of the class probabilities of the seven other rotations and reflections (K, h, w), turned back."""
         total = torch.zeros(())
         for turns, mirrored in product(range(4), (False, True)):
             if not turns and not mirrored:
                 continue
             changed = Picture(*(_turn(part, turns, mirrored=mirrored) for part in picture))
-            maps = self.classifier.features.maps(changed)
+            maps = reader.maps_of(changed)
             back = torch.rot90(self._probabilities(maps, *changed.grey.shape[1:]), -turns, (1, 2))
             total = total + (back.flip(2) if mirrored else back)
         return total

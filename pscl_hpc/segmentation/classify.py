@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -11,7 +12,6 @@ import torch
 from torch import Tensor
 
 from pscl_hpc.archive import IGNORE_INDEX, Archive
-from pscl_hpc.archive.windows import restrict
 from pscl_hpc.classifiers import (
     CLASSIFIER_FILE,
     FEATURES,
@@ -27,9 +27,10 @@ from pscl_hpc.progress import Progress
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.seeding import numpy_generator
 from pscl_hpc.segmentation.classifier_config import ClassifierConfig
-from pscl_hpc.segmentation.data import Annotations, annotated_region, select_annotations
-from pscl_hpc.segmentation.ingest_options import options_record
+from pscl_hpc.segmentation.data import Annotations, select_annotations
+from pscl_hpc.segmentation.ingest_options import UNSEEN_KEY, options_record
 from pscl_hpc.training import StopRequested, read_place, setup_device, stop_reason
+from pscl_hpc.working_size import note, working_scale
 
 
 def train_classifier(config: ClassifierConfig, *, progress: bool = False) -> RunFolder:
@@ -62,7 +63,8 @@ def train_classifier(config: ClassifierConfig, *, progress: bool = False) -> Run
                     f"{archive.path}: has changed since the run {folder.path} began; restore it, or start a new run "
                     "with run=..."
                 )
-            folder.update(archive=archive.fingerprint, **options_record(data.references, ()))
+            unseen = {UNSEEN_KEY: list(data.unseen)} if data.unseen else {}
+            folder.update(archive=archive.fingerprint, **options_record(data.references, ()), **unseen)
             _train(config, archive, data, features, folder, progress=progress)
     return folder
 
@@ -99,10 +101,15 @@ def _train(
 ) -> None:
     classes = data.classes
     shown = tuple(int(index) for index in np.flatnonzero(data.pixels))
-    card = ClassifierCard(classes.names, classes.background, classes.ignored, shown)
+    masks = data.masks(archive, config.square)
+    resize = working_scale(config.resize, masks)
+    for sentence in (*note(config.resize, resize), *data.warnings()):
+        print(sentence, file=sys.stderr)
+    card = ClassifierCard(classes.names, classes.background, classes.ignored, shown, resize)
     with Progress("classifier", 2, unit="part", show=progress) as bar:
         start = time.perf_counter()
-        samples = _samples(config, archive, data, shown, FeatureReader(features, cache_of(config)))
+        reader = FeatureReader(features, cache_of(config), resize=resize)
+        samples = _samples(config, archive, data, masks, shown, reader)
         read = time.perf_counter()
         bar.advance("features")
         classifier = PixelClassifier(features, config.head, card)
@@ -139,15 +146,11 @@ def _samples(
     config: ClassifierConfig,
     archive: Archive,
     data: Annotations,
+    masks: list[npt.NDArray[np.uint8]],
     shown: tuple[int, ...],
     reader: FeatureReader,
 ) -> Samples:
     """The drawn pixels of all references with their features."""
-    masks = []
-    for record in data.references:
-        mask = data.classes.without_ignored(archive.read_mask(record.index))
-        region = annotated_region(archive, record, data.classes, config.square)
-        masks.append(mask if region is None else restrict(mask, (0, 0, *mask.shape), region))
     drawn = draw_pixels(masks, shown, config.pixels.per_class, config.seed)
     features: list[Tensor] = []
     labels: list[Tensor] = []

@@ -48,6 +48,25 @@ class Annotations:
     pixels: npt.NDArray[np.int64]
     """Annotated pixels of each class in the references, ignored classes 0."""
 
+    def masks(self, archive: Archive, square: int) -> list[npt.NDArray[np.uint8]]:
+        """The used annotation of each reference (h, w): all of it, or that in a square of this side."""
+        found = []
+        for record in self.references:
+            mask = self.classes.without_ignored(archive.read_mask(record.index))
+            region = annotated_region(archive, record, self.classes, square)
+            found.append(mask if region is None else restrict(mask, (0, 0, *mask.shape), region))
+        return found
+
+    def warnings(self) -> list[str]:
+        """A sentence for the user if a class is not shown."""
+        if not self.unseen:
+            return []
+        names = ", ".join(record.id for record in self.references)
+        missing = " and ".join(self.unseen)
+        return [
+            f"warning: {names} shows no pixel of {missing}, so the model cannot predict it; add a reference"
+        ]
+
     @property
     def unseen(self) -> tuple[str, ...]:
         """Classes that no reference shows, so that they are not learned."""
@@ -149,9 +168,10 @@ def class_list(collection: Collection, archive: Archive) -> ClassList:
     try:
         return ClassList.of(collection)
     except ValueError as error:
+        named = len(collection.classes) > 1
+        fix = "take a class out of its ignore_classes" if named else "name its classes"
         raise UserError(
-            f"{archive.path}: collection {collection.name} cannot be segmented ({error}); name its classes "
-            "when the archive is built"
+            f"{archive.path}: collection {collection.name} cannot be segmented ({error}); {fix} when the archive is built"
         ) from None
 
 

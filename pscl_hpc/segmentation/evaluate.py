@@ -27,9 +27,9 @@ from pscl_hpc.segmentation.classifier_inference import ClassifierPredictor
 from pscl_hpc.segmentation.classify import cache_of
 from pscl_hpc.segmentation.config import FinetuneConfig, InferenceConfig, Tta
 from pscl_hpc.segmentation.inference import Predictor
-from pscl_hpc.segmentation.ingest_options import mismatch_warnings
+from pscl_hpc.segmentation.ingest_options import mismatch_warnings, unseen_classes
 from pscl_hpc.segmentation.metrics import ConfusionMatrix
-from pscl_hpc.segmentation.pictures import picture_name, png_bytes, write_file
+from pscl_hpc.segmentation.pictures import picture_name, picture_names, png_bytes, write_file
 from pscl_hpc.training import setup_device
 
 EVALUATION_FILE = "evaluation.json"
@@ -116,9 +116,10 @@ def evaluate(
             per_image = []
             digests = written.setdefault(picture_name(split), {})
             (home / picture_name(split)).mkdir(parents=True, exist_ok=True)
+            names = picture_names(record.id for record in records)
             for record in records:
                 labels = predictor.archive_image(source, record.index)
-                path, data = home / picture_name(split) / f"{picture_name(record.id)}.png", png_bytes(labels)
+                path, data = home / picture_name(split) / f"{names[record.id]}.png", png_bytes(labels)
                 write_file(path, data)
                 digests[path.name] = hashlib.sha256(data).hexdigest()
                 single = ConfusionMatrix(predictor.classes)
@@ -193,6 +194,7 @@ def open_run(
         runtime=runtime,
         inference=inference,
         resize=card.resize,
+        unseen=unseen_classes(folder),
     )
     return folder, config, predictor
 

@@ -6,13 +6,10 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
 from pscl_hpc.archive import Archive, ImageRecord
-from pscl_hpc.archive.windows import restrict
 from pscl_hpc.errors import UserError
 from pscl_hpc.models import MODEL_FILE, ModelCard, SegmentationNet, build_trunk, load_trunk, save_segmentation
 from pscl_hpc.runs import RunFolder
@@ -22,7 +19,6 @@ from pscl_hpc.segmentation.data import (
     FinetuneData,
     WindowDataset,
     Windows,
-    annotated_region,
     select_data,
     select_unlabelled,
 )
@@ -31,9 +27,9 @@ from pscl_hpc.segmentation.ingest_options import UNSEEN_KEY, options_record
 from pscl_hpc.segmentation.losses import Objective, SegmentationLoss, Supervised, class_weights
 from pscl_hpc.segmentation.metrics import ConfusionMatrix, Scores
 from pscl_hpc.segmentation.semi_supervised import SEMI_SUPERVISED
-from pscl_hpc.segmentation.working_size import working_scale
 from pscl_hpc.training import Ranks, StepLoss, Task, parameter_groups, scaled_lr, train
 from pscl_hpc.training.reduce import sum_over_ranks
+from pscl_hpc.working_size import note, working_scale
 
 
 def finetune(config: FinetuneConfig, *, progress: bool = False) -> RunFolder:
@@ -65,7 +61,7 @@ class FinetuneTask(Task[Windows]):
         self.unlabelled: Sequence[ImageRecord] = (
             select_unlabelled(config, settings, archive, home) if settings else ()
         )
-        self.resize = working_scale(config.resize, self._masks())
+        self.resize = working_scale(config.resize, self.data.masks(archive, config.square))
         self.net = build_net(config, self.data.classes.count)
         self.dataset: WindowDataset = WindowDataset(
             archive,
@@ -89,17 +85,9 @@ class FinetuneTask(Task[Windows]):
             ranks.device,
             runtime=config.runtime,
             resize=self.resize,
+            unseen=self.data.unseen,
         )
         self.validate_every = config.validate_every if self.data.validation else 0
-
-    def _masks(self) -> list[npt.NDArray[np.uint8]]:
-        """The used annotation of each reference."""
-        found = []
-        for record in self.data.references:
-            mask = self.data.classes.without_ignored(self.archive.read_mask(record.index))
-            region = annotated_region(self.archive, record, self.data.classes, self.config.square)
-            found.append(mask if region is None else restrict(mask, (0, 0, *mask.shape), region))
-        return found
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return optimiser_groups(self.net, self.config, self.module.extra)
@@ -147,19 +135,7 @@ class FinetuneTask(Task[Windows]):
                 value.copy_(new[key])
 
     def warnings(self) -> list[str]:
-        found = []
-        if self.config.resize == "auto" and self.resize != 1:
-            found.append(
-                f"the images are large: for the network they are reduced to {self.resize:.0%} of their sides "
-                "(resize=1 keeps them)"
-            )
-        if unseen := self.data.unseen:
-            names = ", ".join(record.id for record in self.data.references)
-            found.append(
-                f"warning: {names} shows no pixel of {' and '.join(unseen)}, so the model cannot predict it; "
-                "add a reference"
-            )
-        return found
+        return note(self.config.resize, self.resize) + self.data.warnings()
 
     def record(self) -> dict[str, Any]:
         """The ingest options and scales of the training images, and classes that they do not show."""

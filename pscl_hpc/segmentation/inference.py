@@ -6,7 +6,7 @@ Adaptation mixes the training statistics of batch normalisation with those of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import product
@@ -23,8 +23,8 @@ from pscl_hpc.config import RuntimeConfig
 from pscl_hpc.models import SegmentationNet
 from pscl_hpc.segmentation.classes import ClassList
 from pscl_hpc.segmentation.config import InferenceConfig
-from pscl_hpc.segmentation.working_size import resized
 from pscl_hpc.training import autocast
+from pscl_hpc.working_size import resized
 
 _MAGNIFICATIONS = (0.8, 1.0, 1.25)
 
@@ -61,6 +61,7 @@ class Predictor:
         tiling: Tiling | None = None,
         inference: InferenceConfig | None = None,
         resize: float = 1.0,
+        unseen: Collection[str] = (),
     ) -> None:
         """See the class.
 
@@ -72,6 +73,7 @@ class Predictor:
             tiling: How large images are divided.
             inference: Test-time augmentation and adaptation to each image; by default one plain pass.
             resize: Factor by which images are resized for the network. Tiles have their size after it.
+            unseen: Classes without a pixel in the training; they are never predicted, as ignored ones.
         """
         self.net = net
         self.classes = classes
@@ -83,7 +85,8 @@ class Predictor:
         self.channels = net.trunk.in_channels
         self.standardise = net.trunk.config.standardise
         self._smallest = net.trunk.maps.bottleneck.stride
-        self._kept = torch.tensor(classes.kept, device=device)
+        self.kept = tuple(index for index in classes.kept if classes.names[index] not in unseen)
+        self._kept = torch.tensor(self.kept, device=device)
 
     def __call__(
         self,
@@ -93,7 +96,7 @@ class Predictor:
         *,
         confidence: npt.NDArray[np.uint8] | None = None,
     ) -> npt.NDArray[np.uint8]:
-        """Class indices (height, width) of an image; ignored classes are never predicted.
+        """Class indices (height, width) of an image; ignored and unseen classes are never predicted.
 
         Args:
             read: Reads any window of the image.

@@ -20,6 +20,8 @@ RANGES_KEY = "intensity_ranges"
 """Key in run.json: stored type of the annotated images -> smallest and largest intensity of their ranges."""
 SCALE_KEY = "um_per_pixel"
 """Key in run.json: smallest and largest micrometres per pixel of the annotated images; absent if unknown."""
+MAGNIFICATION_KEY = "magnification"
+"""Key in run.json: the same for their magnifications."""
 UNSEEN_KEY = "unseen_classes"
 """Key in run.json: classes of which no annotated image has a pixel; absent if there are none."""
 _SCALE_RATIO = 1.5
@@ -40,11 +42,14 @@ def options_record(annotated: Iterable[ImageRecord], unlabelled: Iterable[ImageR
     for record in annotated:
         low, high = ranges.get(record.dtype, (record.low, record.high))
         ranges[record.dtype] = [min(low, record.low), max(high, record.high)]
-    scales = [record.um_per_pixel for record in annotated if record.um_per_pixel]
+    scales = {
+        SCALE_KEY: [record.um_per_pixel for record in annotated if record.um_per_pixel],
+        MAGNIFICATION_KEY: [record.magnification for record in annotated if record.magnification],
+    }
     return {
         KEY: {"annotated": _trees(annotated), "unlabelled": _trees(unlabelled)},
         RANGES_KEY: ranges,
-        **({SCALE_KEY: [min(scales), max(scales)]} if scales else {}),
+        **{key: [min(values), max(values)] for key, values in scales.items() if values},
     }
 
 
@@ -188,28 +193,42 @@ def model_warnings(folder: RunFolder, images: Iterable[tuple[str, ImageRecord]])
     """Warnings about classes that a run has never seen, and about images of another magnification.
 
     Args:
-        images: name for the user, and record; images and runs without a scale give no warning.
+        images: name for the user, and record; images and runs without a scale give no warning. The magnification counts
+            where micrometres per pixel are not known of both.
     """
     found = []
     if unseen := unseen_classes(folder):
         names = " and ".join(unseen)
         found.append(f"{folder.path} was trained without a pixel of {names}, so it is not predicted")
-    scale = folder.record.get(SCALE_KEY)
-    if not isinstance(scale, list) or len(scale) != 2:
-        return found
-    finest, coarsest = (float(value) for value in scale)
-    trained = f"{finest:.4g}" if finest == coarsest else f"{finest:.4g} to {coarsest:.4g}"
+    scale, magnification = (_limits(folder, key) for key in (SCALE_KEY, MAGNIFICATION_KEY))
     others: dict[str, list[str]] = {}
     for name, image in images:
-        size = image.um_per_pixel
-        if size and not finest / _SCALE_RATIO < size < coarsest * _SCALE_RATIO:
-            others.setdefault(f"{size:.4g}", []).append(name)
-    found += [
-        f"{_first(names)}: {size} um per pixel, but the annotated images of {folder.path} have {trained}; the structure "
-        "appears at another size, so predictions may be worse"
-        for size, names in others.items()
+        text = ""
+        if scale and image.um_per_pixel:
+            text = _differs(folder, image.um_per_pixel, scale, "{:.4g} um per pixel")
+        elif magnification and image.magnification:
+            text = _differs(folder, image.magnification, magnification, "a magnification of {:.4g}")
+        if text:
+            others.setdefault(text, []).append(name)
+    return found + [
+        f"{_first(names)}: {text}; the structure appears at another size, so predictions may be worse"
+        for text, names in others.items()
     ]
-    return found
+
+
+def _limits(folder: RunFolder, key: str) -> tuple[float, float] | None:
+    """The smallest and the largest value of the annotated images of a run."""
+    entry = folder.record.get(key)
+    return (float(entry[0]), float(entry[1])) if isinstance(entry, list) and len(entry) == 2 else None
+
+
+def _differs(folder: RunFolder, value: float, limits: tuple[float, float], text: str) -> str:
+    """What is different if a value is far from the limits."""
+    low, high = limits
+    if low / _SCALE_RATIO < value < high * _SCALE_RATIO:
+        return ""
+    trained = f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+    return f"{text.format(value)}, but the annotated images of {folder.path} have {trained}"
 
 
 def fixed_ranges(folder: RunFolder, options: IngestOptions) -> dict[str, tuple[float, float]]:

@@ -84,7 +84,9 @@ class InputMasks:
             check_colours(pictures, classes.names)
         if not names:
             check_first_class(pictures, collection)
-        notes = [f"{len(files)} of {len(images)} images have a mask in {place}", *drawings.notes]
+        some = len(files) < len(images)
+        notes = [f"{len(files)} of {len(images)} images have a mask in {place}"] if some else []
+        notes += drawings.notes
         notes += [f"skipped {one}" for one in map(str, drawings.unread)]
         return cls(files, collection, class_indices(names, collection) or None, scribbles, tuple(notes))
 

@@ -34,7 +34,7 @@ from pscl_hpc.models import SegmentationNet
 from pscl_hpc.segmentation.classes import ClassList
 from pscl_hpc.segmentation.evaluate import open_run
 from pscl_hpc.segmentation.inference import Predictor
-from pscl_hpc.segmentation.working_size import resized
+from pscl_hpc.working_size import resized
 
 ONNX_FILE = "model.onnx"
 OPSET = 18
@@ -65,15 +65,19 @@ class ExportNet(nn.Module):
     place: Tensor
     luma: Tensor
 
-    def __init__(self, net: SegmentationNet, classes: ClassList, resize: float = 1.0) -> None:
+    def __init__(
+        self, net: SegmentationNet, classes: ClassList, resize: float = 1.0, kept: tuple[int, ...] = ()
+    ) -> None:
+        """See the class; ``kept`` are the classes that are predicted, by default all but the ignored ones."""
         super().__init__()
         self.net = net
         self.resize = resize
         self.standardise = net.trunk.config.standardise
-        self.register_buffer("kept", torch.tensor(classes.kept), persistent=False)
+        kept = kept or classes.kept
+        self.register_buffer("kept", torch.tensor(kept), persistent=False)
         # One row per class; an ignored class has no column, so its probability is 0.
-        place = torch.zeros(classes.count, len(classes.kept))
-        place[list(classes.kept), torch.arange(len(classes.kept))] = 1
+        place = torch.zeros(classes.count, len(kept))
+        place[list(kept), torch.arange(len(kept))] = 1
         self.register_buffer("place", place[:, :, None, None], persistent=False)
         self.register_buffer("luma", torch.tensor(_LUMA)[None, :, None, None], persistent=False)
 
@@ -119,7 +123,7 @@ def export_onnx(run: str | Path, out: str | Path | None = None) -> Exported:
     path = Path(out) if out is not None else folder.path / ONNX_FILE
     if path.is_dir() or not path.parent.is_dir():
         raise UserError(f"{path}: is a folder, or is in one that does not exist; name a file with --out")
-    net = ExportNet(predictor.net.cpu(), predictor.classes, predictor.resize).eval()
+    net = ExportNet(predictor.net.cpu(), predictor.classes, predictor.resize, predictor.kept).eval()
     model = _convert(net, predictor.channels, predictor.classes)
     data = model.SerializeToString()
     exported = _check(net, data, predictor.channels, net.net.trunk.maps.bottleneck.stride, path)

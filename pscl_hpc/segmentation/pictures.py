@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +109,19 @@ def picture_name(image_id: str) -> str:
         return name
     digest = hashlib.sha256(data).hexdigest()[:16]
     return f"{data[: _LONGEST - 17].decode('utf-8', 'ignore')}-{digest}"
+
+
+def picture_names(ids: Iterable[str]) -> dict[str, str]:
+    """:func:`picture_name` of each id; names that differ only by upper and lower case, which some file systems do not
+    distinguish, end in a hash of the id."""
+    names = {image_id: picture_name(image_id) for image_id in ids}
+    count = Counter(name.casefold() for name in names.values())
+    return {
+        image_id: name
+        if count[name.casefold()] == 1
+        else f"{name}-{hashlib.sha256(image_id.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+        for image_id, name in names.items()
+    }
 
 
 def _outline(labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:

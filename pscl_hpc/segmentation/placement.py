@@ -19,7 +19,7 @@ from pscl_hpc.archive import Archive, ImageRecord, Window
 from pscl_hpc.archive.windows import draw_window, read_window
 from pscl_hpc.models import TrunkConfig
 from pscl_hpc.segmentation.config import FinetuneConfig
-from pscl_hpc.segmentation.working_size import BLUR
+from pscl_hpc.working_size import BLUR
 
 Pixel = TypeVar("Pixel", bound=np.generic)
 Pair = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]

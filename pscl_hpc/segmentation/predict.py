@@ -38,7 +38,7 @@ from pscl_hpc.segmentation.ingest_options import (
     model_warnings,
 )
 from pscl_hpc.segmentation.input_files import list_files
-from pscl_hpc.segmentation.pictures import archive_overlay, picture_name, png_bytes, write_file
+from pscl_hpc.segmentation.pictures import archive_overlay, picture_names, png_bytes, write_file
 
 FILES = "files"
 """Default output folder in ``RUN/predictions``."""
@@ -162,13 +162,14 @@ def predict(
     if source is None:
         names, report.skipped = list_files(names, report.folder)
     ranges = fixed_ranges(folder, choice.options) if choice is not None else {}
-    stems, listed = _stems(names), len(report.skipped)
+    stems = _stems(names) if source is None else _stems_of_ids(names, source)
+    listed = len(report.skipped)
     _make_folder(report.folder)
     with Progress("predict", len(names), unit="image", show=progress) as bar:
         for name in names:
             try:
                 if source is not None:
-                    found.append((name, _segment_id(writer, name, source, report)))
+                    found.append((name, _segment_id(writer, name, source, stems[name], report)))
                 elif choice is not None:
                     found += _segment_file(writer, name, choice, ranges, stems[name], report)
             except (Unreadable, UserError) as error:
@@ -213,10 +214,12 @@ def _segment_file(
     return found
 
 
-def _segment_id(writer: _Writer, name: str, archive: Archive, report: PredictReport) -> ImageRecord:
+def _segment_id(
+    writer: _Writer, name: str, archive: Archive, stem: str, report: PredictReport
+) -> ImageRecord:
     """Segment an image of an archive."""
     record = archive.find(name)
-    target = report.folder / picture_name(record.id)
+    target = report.folder / stem
     report.written.append(writer.write(archive, record.index, None, name, target))
     return record
 
@@ -291,10 +294,21 @@ def _model_file(run: Path) -> Path:
     return run / (MODEL_FILE if (run / MODEL_FILE).exists() else CLASSIFIER_FILE)
 
 
+def _stems_of_ids(names: Sequence[str], archive: Archive) -> dict[str, str]:
+    """Output stem of each image id; of one that is not found, which is an error later, any."""
+    ids = {}
+    for name in names:
+        try:
+            ids[name] = archive.find(name).id
+        except UserError:
+            ids[name] = name
+    stems = picture_names(ids.values())
+    return {name: stems[image_id] for name, image_id in ids.items()}
+
+
 def _stems(names: Sequence[str]) -> dict[str, str]:
     """Output stem of each file: the stem of its name, or the whole path if several files have the same stem."""
     count = Counter(Path(name).stem for name in names)
-    return {
-        name: picture_name(Path(name).stem if count[Path(name).stem] == 1 else name.lstrip("/"))
-        for name in names
-    }
+    wanted = {name: Path(name).stem if count[Path(name).stem] == 1 else name.lstrip("/") for name in names}
+    stems = picture_names(wanted.values())
+    return {name: stems[stem] for name, stem in wanted.items()}

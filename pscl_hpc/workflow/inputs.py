@@ -7,7 +7,7 @@ import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -16,10 +16,12 @@ from pscl_hpc.archive.build import BuildOptions, BuildResult, build, file_id
 from pscl_hpc.archive.format import IGNORE_INDEX
 from pscl_hpc.archive.ingest.annotations import annotation_suffixes, read_annotations
 from pscl_hpc.archive.ingest.errors import Unreadable
-from pscl_hpc.archive.ingest.images import open_pages
 from pscl_hpc.archive.ingest.items import Item
+from pscl_hpc.archive.ingest.mask_pixels import read_pages
+from pscl_hpc.archive.ingest.mask_values import suggestion
 from pscl_hpc.archive.ingest.pairing import pair
 from pscl_hpc.archive.ingest.sources import Plan, plan
+from pscl_hpc.archive.ingest.splits import nfc
 from pscl_hpc.errors import UserError, did_you_mean
 from pscl_hpc.files import replace_file, replacing
 
@@ -57,6 +59,7 @@ def pack(
     image: str = "",
     classes: Sequence[str] = (),
     mask_values: Mapping[int | str, str] | None = None,
+    scribbles: bool = False,
     options: BuildOptions | None = None,
     extend: bool = True,
     progress: bool = False,
@@ -67,9 +70,10 @@ def pack(
         folder: As ``archive build`` takes it.
         mask: Mask of one image; it may be anywhere.
         out: The folder of the results.
-        image: Name of the image of the mask, where the names do not tell.
+        image: Name or path of the image of the mask, where the names do not tell.
         classes: Class names in index order; empty: those of ``splits.json``, or numbers.
         mask_values: Value in the mask -> class name.
+        scribbles: 0 in the mask is not annotated, 1 is the first class.
         options: How images are packed.
         extend: Add new images to an archive that exists; a training on it can only be resumed if it stays the same.
         progress: Show a progress bar if the output is a terminal.
@@ -80,7 +84,15 @@ def pack(
     for path, what in ((folder, "the folder of the images"), (mask, "the mask")):
         if not path.exists():
             raise UserError(f"{path}: {what} is not found; check its path")
+    if mask.is_dir():
+        raise UserError(
+            f"{mask}: is a folder; name the file of one mask, or pack all with 'archive build --masks'"
+        )
     names, values = tuple(classes), dict(mask_values or {})
+    if scribbles and not names:
+        raise UserError(
+            "--scribbles needs the names of the classes; add --classes, the one with the value 1 first"
+        )
     found, numbered = _first_plan(folder, names, values, mask)
     item = image_of_mask(found, mask, image)
     notes = list(found.notes)
@@ -88,12 +100,13 @@ def pack(
     if not names and not values and (not known or item.dataset in numbered):
         names = numbered_classes(mask)
         notes.append(
-            f"{mask.name} has {len(names)} values, named {', '.join(names)}; name them with --classes"
+            f"{mask.name} has {len(names)} values, named {', '.join(names)}; name them with --classes, and add "
+            "--scribbles if 0 means not annotated"
         )
     metadata = None
     if item.mask is None or item.mask.resolve() != mask.resolve():
         metadata = _annotation(out, item, mask)
-    found = plan([folder], metadata=metadata, classes=names, mask_values=values)
+    found = plan([folder], metadata=metadata, classes=names, mask_values=values, scribbles=scribbles)
     collection = found.collections[item.dataset]
     if names and collection.classes != names:
         raise UserError(
@@ -120,7 +133,7 @@ def pack(
         tuple(notes),
         warnings,
         tuple((one.path, one.reason) for one in skipped),
-        _command(folder, out, metadata, names, values, options or BuildOptions()),
+        _command(folder, out, metadata, names, values, options or BuildOptions(), scribbles=scribbles),
         waiting,
     )
 
@@ -165,21 +178,41 @@ def image_of_mask(found: Plan, mask: Path, image: str) -> Item:
         )
     names = {item.path.name for item in found.items}
     if image:
-        same = [item for item in found.items if Path(image).name == item.path.name or image == item.id]
+        parts = Path(nfc(image)).parts
+        same = [
+            item
+            for item in found.items
+            if image == item.id or Path(nfc(str(item.path))).parts[-len(parts) :] == parts
+        ]
         if not same:
             raise UserError(f"--image {image}: there is no such image{did_you_mean(image, names)}")
     else:
         given = [item for item in found.items if item.mask and item.mask.resolve() == mask.resolve()]
         paired, _ = pair(sorted(names), {mask.name: mask})
         same = given or [item for item in found.items if item.path.name in paired]
+        same = same or [item for item in found.items if nfc(item.path.name) in _images_in(mask)]
         if not same:
             raise UserError(
                 f"{mask}: no image has a matching name, such as {mask.stem}.tif; name its image with --image"
             )
     if len(same) > 1:
         paths = ", ".join(str(item.path) for item in same[:3])
-        raise UserError(f"{mask}: several images have a matching name ({paths}); name one with --image")
+        raise UserError(
+            f"{mask}: several images have a matching name ({paths}); name one with --image and its folder"
+        )
     return same[0]
+
+
+def _images_in(mask: Path) -> frozenset[str]:
+    """Names of the images that a file of shapes lists; empty for a mask of pixels."""
+    if mask.suffix.lower() not in annotation_suffixes():
+        return frozenset()
+    try:
+        shapes = read_annotations(mask)
+    except Unreadable as error:
+        raise UserError(f"{mask}: {error}") from None
+    listed = (drawing.image for drawing in shapes.drawings if drawing.shapes) if shapes else ()
+    return frozenset(PurePosixPath(nfc(name.replace("\\", "/"))).name for name in listed)
 
 
 def numbered_classes(mask: Path) -> tuple[str, ...]:
@@ -195,19 +228,28 @@ def numbered_classes(mask: Path) -> tuple[str, ...]:
             f"BACKGROUND,{names}, where BACKGROUND is the class of the pixels outside all shapes"
         )
     try:
-        with open_pages(mask) as pages:
-            pixels = pages[0].rows(0, pages[0].height)
+        page = read_pages(mask)[0]
+        if page.coloured or page.drawn_in_alpha:
+            colours = list(page.colours())[:_MOST_CLASSES]
+            raise UserError(
+                f"{mask}: its classes are drawn in colours; name the class of each with {suggestion(colours, ())}, or "
+                "'ignore' if not annotated"
+            )
+        found = sorted(float(value) for value in np.unique(page.values()))
     except Unreadable as error:
-        raise UserError(f"{mask}: {error}; name the classes with --classes") from None
-    values = sorted(set(np.unique(pixels).tolist()) - {IGNORE_INDEX})
-    count = len(values)
-    if pixels.shape[2] != 1 or not 2 <= count <= _MOST_CLASSES or values != list(range(count)):
-        shown = ", ".join(f"{value:g}" for value in values[:8])
+        raise UserError(f"{mask}: {error}") from None
+    values = [value for value in found if value != IGNORE_INDEX]
+    if len(values) == len(found) == 1:
+        raise UserError(f"{mask}: has only the value {found[0]:g}; a mask must show at least two classes")
+    if not 2 <= len(values) <= _MOST_CLASSES or values != list(range(len(values))):
+        shown = ", ".join(f"{value:g}" for value in found[:_MOST_CLASSES])
+        more = " ..." if len(found) > _MOST_CLASSES else ""
+        keys = [int(value) for value in found if value == int(value)][:_MOST_CLASSES]
         raise UserError(
-            f"{mask}: its values ({shown}{' ...' if count > 8 else ''}) are not class indices from 0; name the classes "
-            "with --classes, or the value of each with --mask-values, such as 0=matrix,255=carbide"
+            f"{mask}: its values ({shown}{more}) are not class indices from 0; name the class of each with "
+            f"{suggestion(keys, ())}, or 'ignore' if not annotated"
         )
-    return tuple(f"class {value}" for value in values)
+    return tuple(f"class {value:g}" for value in values)
 
 
 def _annotation(out: Path, item: Item, mask: Path) -> Path:
@@ -246,6 +288,8 @@ def _command(
     classes: Sequence[str],
     values: Mapping[int | str, str],
     options: BuildOptions,
+    *,
+    scribbles: bool,
 ) -> str:
     words = ["pscl-hpc", "archive", "build", str(folder)]
     if metadata is not None:
@@ -254,6 +298,7 @@ def _command(
         words += ["--classes", ",".join(classes)]
     if values:
         words += ["--mask-values", ",".join(f"{value}={name}" for value, name in values.items())]
+    words += ["--scribbles"] if scribbles else []
     defaults = BuildOptions().flags()
     for key, flag in options.flags().items():
         if flag != defaults[key]:

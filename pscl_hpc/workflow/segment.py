@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pscl_hpc.archive import Archive
 from pscl_hpc.archive.build import BuildOptions, build
 from pscl_hpc.archive.ingest.sources import plan
+from pscl_hpc.archive.options import ALL_PAGES
 from pscl_hpc.config import load_config
 from pscl_hpc.config.packaged import packaged_config
 from pscl_hpc.errors import UserError
@@ -55,9 +56,12 @@ class Request(BaseModel):
     """Image of the mask, where the names do not tell."""
     classes: tuple[str, ...] = ()
     mask_values: dict[int | str, str] = {}
+    scribbles: bool = False
     percentiles: tuple[float, float] = (0.5, 99.5)
     luma: bool = False
     crop_bottom: int = 0
+    page: int = ALL_PAGES
+    common_range: bool = False
     minutes: float | None = None
     """Time for training; None: the steps of the recipe."""
     overrides: tuple[str, ...] = ()
@@ -70,7 +74,7 @@ class Request(BaseModel):
     @property
     def options(self) -> BuildOptions:
         """How images are packed."""
-        return BuildOptions(percentiles=self.percentiles, luma=self.luma, crop_bottom=self.crop_bottom)
+        return BuildOptions(self.percentiles, self.luma, self.crop_bottom, self.page, self.common_range)
 
     @property
     def wanted(self) -> Wanted:
@@ -135,6 +139,7 @@ def prepare(request: Request, out: Path, *, say: Say = lambda text: None, progre
         image=request.image,
         classes=request.classes,
         mask_values=request.mask_values,
+        scribbles=request.scribbles,
         options=request.options,
         extend=not (out / RUN).is_dir() or _is_done(out / RUN),
         progress=progress,
@@ -175,7 +180,7 @@ def finish(
         inputs = prepare(request, out, progress=progress).inputs
     home = inputs.reference.partition("/")[0]
     ids = [record.id for record in Archive(inputs.archive).select(datasets=[home])]
-    say(f"segmenting and measuring {len(ids)} images")
+    say(f"segmenting and measuring {_images(len(ids))}")
     measured = measure(
         out / RUN,
         ids,
@@ -266,9 +271,13 @@ def _found(inputs: Inputs, um_per_pixel: float | None) -> str:
     elif not scales:
         scale = "not known, so lengths are in pixels (--um-per-pixel gives it)"
     return (
-        f"{home}: {len(records)} images, {annotated} with a mask; classes: {', '.join(inputs.classes)}; "
+        f"{home}: {_images(len(records))}, {annotated} with a mask; classes: {', '.join(inputs.classes)}; "
         f"annotated image: {inputs.reference}; scale {scale}"
     )
+
+
+def _images(count: int) -> str:
+    return f"{count} image{'' if count == 1 else 's'}"
 
 
 def _commands(request: Request, out: Path, inputs: Inputs) -> list[str]:

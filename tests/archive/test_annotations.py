@@ -215,6 +215,11 @@ def test_what_is_not_used_is_named(tmp_path: Path) -> None:
     (folder / "all.json").write_text(coco(segmentation=[np.ravel(SQUARE).tolist()]).replace("a.png", "b.png"))
     twice = packed(folder, tmp_path / "b.h5")
     assert any("b.json" in item.reason and "all.json" in item.reason for item in twice.skipped)
+    (folder / "none.json").write_text('{"images": [], "annotations": [], "categories": []}')
+    (folder / "via.json").write_text('{"regions": [{"shape_attributes": {}}], "annotations": "via"}')
+    reasons = {item.reason for item in packed(folder, tmp_path / "c.h5").skipped}
+    assert any("none.json" in reason and "COCO" in reason and "no image" in reason for reason in reasons)
+    assert any("via.json" in reason and "LabelMe" in reason for reason in reasons)
 
 
 def test_images_that_are_listed_without_shapes_have_no_mask(tmp_path: Path) -> None:
@@ -299,6 +304,10 @@ def test_rois_of_imagej(tmp_path: Path) -> None:
     found = Archive(tmp_path / "a.h5")
     np.testing.assert_array_equal(found.read_mask(0), wanted)
     np.testing.assert_array_equal(found.read_mask(1), expected())
+    (folder / "a_RoiSet.zip").rename(folder / "RoiSet_a.zip")
+    assert not packed(folder, tmp_path / "named.h5").skipped
+    np.testing.assert_array_equal(Archive(tmp_path / "named.h5").read_mask(0), wanted)
+    (folder / "RoiSet_a.zip").rename(folder / "a_RoiSet.zip")
     (folder / "b.roi").write_bytes(roi("0006-0023", SQUARE).tobytes())
     (skipped,) = packed(folder, tmp_path / "b.h5").skipped
     assert "b.roi" in skipped.reason  # one of two classes beside the background

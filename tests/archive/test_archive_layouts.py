@@ -53,6 +53,12 @@ def _plan(source: Path) -> Plan:
         ("x.tif", "x.tif.png", "x"),
         ("sub/1.5kx.tif", "sub/1.5kx-mask.png", "sub__1.5kx"),
         ("img/0.tif", "img/0_mask.png", "0"),
+        ("0_img.png", "0_mask.png", "0_img"),
+        ("s-raw.tif", "s-seg.tif", "s-raw"),
+        ("sub/image.png", "sub/mask.png", "sub__image"),
+        ("0.tif", "0 (mask).png", "0"),
+        ("0.tif", "0_binary.tif", "0"),
+        ("0.jpg", "0.png", "0"),
         ("B.PNG", "masks/b.png", "B"),
     ],
 )
@@ -71,6 +77,37 @@ def test_images_and_masks_of_a_convention_are_paired(
     result = build(_plan(folder), tmp_path / "a.h5", BuildOptions())
     assert (result.added, result.skipped) == (1, ())
     np.testing.assert_array_equal(Archive(tmp_path / "a.h5").read_mask(0), expected)
+
+
+def test_folders_with_the_names_of_each_other_of_which_one_has_masks_are_refused(tmp_path: Path) -> None:
+    for name in ("0", "1"):
+        picture(tmp_path / "x" / "Bilder" / f"{name}.tif")
+        picture(tmp_path / "x" / "Bilder" / "day1" / f"{name}.tif")
+        _mask(tmp_path / "x" / "Masken" / "day1" / f"{name}.png")
+    with pytest.raises(UserError, match=r"Bilder alone.*--images .*Bilder --masks .*Masken"):
+        _plan(tmp_path / "x")
+    for name in ("0", "1"):  # micrographs with two detectors
+        picture(tmp_path / "y" / "se" / f"{name}.tif")
+        picture(tmp_path / "y" / "bse" / f"{name}.tif")
+    assert len(plan([tmp_path / "y"]).items) == 4
+
+
+def test_an_image_of_few_values_is_named_if_it_has_no_mask(tmp_path: Path) -> None:
+    _mask(tmp_path / "x" / "0.png")
+    picture(tmp_path / "x" / "1.png")
+    picture(tmp_path / "x" / "2.png", np.full((6, 8), 7, np.uint8))
+    (warning, empty) = build(plan([tmp_path / "x"]), tmp_path / "a.h5", BuildOptions()).warnings[::-1]
+    assert "x/0" in warning
+    assert "x/1" not in warning
+    assert "x/2" not in warning
+    assert "x/2" in empty
+
+
+def test_of_two_files_of_an_id_the_one_like_a_mask_is_not_preferred(tmp_path: Path) -> None:
+    picture(tmp_path / "x" / "img" / "0.jpg")
+    _mask(tmp_path / "x" / "img" / "0.png")
+    _mask(tmp_path / "x" / "gt" / "0.png")
+    assert [item.path.suffix for item in _plan(tmp_path / "x").items] == [".jpg"]
 
 
 @pytest.mark.parametrize(

@@ -215,8 +215,10 @@ def test_white_is_the_class_in_a_black_and_white_tiff(tmp_path: Path) -> None:
     mask = labels((20, 30)) == 1
     for photometric in ("minisblack", "miniswhite"):
         stored = mask if photometric == "minisblack" else ~mask
-        tifffile.imwrite(tmp_path / "a.tif", stored, photometric=photometric)
+        tifffile.imwrite(tmp_path / "a.tif", stored, photometric=photometric, software="paint")
         np.testing.assert_array_equal(_read_mask(tmp_path / "a.tif"), mask)
+    tifffile.imwrite(tmp_path / "a.tif", mask)  # as a script writes it: white is zero, but True is the class
+    np.testing.assert_array_equal(_read_mask(tmp_path / "a.tif"), mask)
     tifffile.imwrite(tmp_path / "a.tif", labels((20, 30)), photometric="miniswhite")
     with pytest.raises(Unreadable, match=r"a\.tif"):
         _read_mask(tmp_path / "a.tif")

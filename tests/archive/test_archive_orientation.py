@@ -16,6 +16,7 @@ from pscl_hpc.archive.ingest import page as module
 from pscl_hpc.archive.ingest.errors import Unreadable
 from pscl_hpc.archive.ingest.images import open_pages
 from pscl_hpc.archive.ingest.sources import plan
+from pscl_hpc.errors import UserError
 
 from .archives import Pixels, labels, pixels
 
@@ -81,3 +82,6 @@ def test_masks_and_cropping_apply_to_the_upright_image(tmp_path: Path) -> None:
     with Archive(tmp_path / "a.h5") as archive:
         np.testing.assert_array_equal(archive.read_image(0)[:, :, 0], image[:35])
         np.testing.assert_array_equal(archive.read_mask(0), mask[:35])
+    Image.fromarray(turned_by(mask, 6)).save(tmp_path / "steel" / "gt" / "a.tif")
+    with pytest.raises(UserError, match="orientation"):
+        build(plan([tmp_path / "steel"], classes=["m", "n", "o"]), tmp_path / "b.h5", BuildOptions())

@@ -164,3 +164,12 @@ def test_the_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (record.height, record.width) == (200, 100)
     assert main(["archive", "info", str(tmp_path / "a.h5")]) == 0
     assert "--page 1 --range collection" in capsys.readouterr().out
+
+
+def test_an_image_and_its_mask_in_one_file_need_a_choice(tmp_path: Path) -> None:
+    path = tmp_path / "x" / "a.tif"
+    write(path, IMAGE, np.where(labels(IMAGE.shape) == 1, 255, 0).astype(np.uint8))
+    with pytest.raises(UserError, match=r"page 1 looks like a mask.*--page 0"):
+        packed(tmp_path / "x", tmp_path / "a.h5")
+    packed(tmp_path / "x", tmp_path / "a.h5", page=0)
+    np.testing.assert_array_equal(Archive(tmp_path / "a.h5").read_image(0)[:, :, 0], IMAGE)

@@ -98,11 +98,14 @@ def test_a_collection_is_described_by_few_windows_the_same_each_time(file: Path)
     assert len(first.vectors) == 6, "an image smaller than a window is one window"
 
 
-def test_two_archives_and_too_little_to_compare(file: Path) -> None:
-    with Archive(file) as a, Archive(file) as b:
+def test_two_archives_and_too_little_to_compare(file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "b.h5"
+    with ShardWriter(other, [Collection("held")]) as writer:
+        writer.add(picture("fine", 998), id="held/1", dataset="held", split="test")
+    with Archive(file) as a, Archive(other) as b:
         found = compare([a, b], splits=["test"])
-        assert found.names == (f"{file}:held", f"{file}:held")
-        assert found.distances[0, 1] == 0.0
+        assert found.names == (f"{file}:held", f"{other}:held")
+        assert found.distances[0, 1] < 0.5
         with pytest.raises(UserError, match=r"\['val'\].*--splits"):
             compare([a], splits=["val"])
 
@@ -120,3 +123,11 @@ def test_command_sorts_by_likeness(file: Path) -> None:
     result = run(archive_app, ["compare", str(file), "--to", "finee"])
     assert isinstance(result.exception, UserError)
     assert "coarse, fine, fine2" in str(result.exception)
+
+
+def test_an_archive_is_not_compared_with_itself(file: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.h5"
+    copy.write_bytes(file.read_bytes())
+    for other in (file, copy):
+        with Archive(file) as first, Archive(other) as second, pytest.raises(UserError, match="same content"):
+            compare([first, second], splits=("",))

@@ -88,7 +88,7 @@ def test_tiny_and_flat_images_have_finite_features(name: str, size: tuple[int, i
 
 def test_coarse_maps_are_interpolated_between_their_centres() -> None:
     values = torch.tensor([[[0.0, 4.0]]]).half()
-    maps = PixelMaps((values,), (4.0,))
+    maps = PixelMaps((values,), ((4.0, 4.0),))
     found = maps.at(torch.zeros(8, dtype=torch.long), torch.arange(8))[:, 0]
     # Centres of the map's pixels are at 2 and 6; pixels of the image are at 0.5, 1.5, ...
     expected = (torch.arange(8) + 0.5 - 2).clamp(0, 4)
@@ -155,6 +155,34 @@ def test_an_image_in_parts_has_the_filters_of_the_whole(large: Archive) -> None:
         torch.testing.assert_close(found, expected[y0 : y0 + height, x0 : x0 + width], atol=1e-3, rtol=1e-3)
 
 
+def test_features_of_a_reduced_image_are_at_the_places_of_the_image(tmp_path: Path) -> None:
+    rows, columns = np.mgrid[:90, :110]
+    ramp = (rows + columns).astype(np.uint8)
+    with ShardWriter(tmp_path / "a.h5", [Collection("a")]) as writer:
+        writer.add(ramp, id="a/0", dataset="a")
+    with Archive(tmp_path / "a.h5") as archive:
+        for scale in (0.37, 0.5):
+            features = feature_set(name="filters", sigmas=[2.0], medians=[])
+            reader = FeatureReader(features, resize=scale)
+            found = everywhere(next(reader.parts(archive, 0)).maps, 90, 110)
+            grey = torch.from_numpy(archive.read_unit(0, standardise=True))[0]
+            inside = (slice(20, -20), slice(20, -20))
+            for feature in (0, 1):  # the grey level, and its mean around a pixel
+                torch.testing.assert_close(found[..., feature][inside], grey[inside], atol=3e-3, rtol=0)
+
+
+def test_a_reduced_image_in_parts_has_the_filters_of_the_whole(large: Archive) -> None:
+    features = feature_set(name="filters", sigmas=[1.0, 4.0], medians=[5])
+    whole = next(FeatureReader(features, resize=0.5).parts(large, 0))
+    expected = everywhere(whole.maps, 300, 270)
+    parts = list(FeatureReader(features, block=128, resize=0.5).parts(large, 0))
+    assert len(parts) == 9
+    for part in parts:
+        (y0, x0, height, width), (top, left) = part.window, part.corner
+        found = everywhere(part.maps, *part.outer[2:])[top : top + height, left : left + width]
+        torch.testing.assert_close(found, expected[y0 : y0 + height, x0 : x0 + width], atol=2e-3, rtol=2e-3)
+
+
 def test_a_cache_gives_the_same_maps_and_is_keyed_by_content(large: Archive, tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path / "features")
     keys = {"name": "trunk", "model": SMALL_TRUNK, "strides": [2, 4]}
@@ -170,7 +198,8 @@ def test_a_cache_gives_the_same_maps_and_is_keyed_by_content(large: Archive, tmp
     weights = {name: value + 1 for name, value in changed.weights().items()}
     changed.load_weights(weights)
     next(FeatureReader(changed, cache).parts(large, 0))
-    assert len(list(cache.folder.rglob("*.safetensors"))) == 3
+    next(FeatureReader(changed, cache, resize=0.5).parts(large, 0))
+    assert len(list(cache.folder.rglob("*.safetensors"))) == 4
     # A damaged file is made again.
     files[0].write_bytes(b"damaged")
     found = next(FeatureReader(feature_set(**keys), cache).parts(large, 0)).maps

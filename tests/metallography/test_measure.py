@@ -261,8 +261,12 @@ def test_files_are_compared_with_masks_in_a_folder(trained: RunFolder, tmp_path:
     assert (mean.value, mean.images) == (pytest.approx(np.mean(errors)), 2)
     assert absolute.value == pytest.approx(np.mean(np.abs(errors)))
     assert any("2 of 3 images have a mask" in text for text in done.record.warnings)
-    assert any("percentage points" in line for line in done.record.lines())
+    lines = done.record.lines()
+    assert any("percentage points" in line for line in lines)
+    assert any("carbide: fraction in the masks of 2 images" in line for line in lines)
+    assert any("carbide: fraction predicted in the same pixels" in line for line in lines)
     page = write_report([done.folder]).path.read_text(encoding="utf-8")
+    assert "<b>Micrograph</b>" in page
     assert "On the 2 images with a mask" in page
     if white == 255:
         with pytest.raises(UserError, match="no image could be compared"):

@@ -30,6 +30,10 @@ def test_few_images_have_no_interval_and_limits_cut() -> None:
     assert mean_interval([]).value is None
     assert mean_interval([0.3]).low is None
     assert mean_interval([0.0, 0.2], limits=(0, 1)).low == 0
+    for value in (0.0, 1.0):  # found in no image, or everywhere: how it varies is not known
+        nowhere = mean_interval([value] * 3, limits=(0, 1))
+        assert (nowhere.value, nowhere.low, nowhere.high) == (value, None, None)
+    assert mean_interval([0.5] * 3, limits=(0, 1)).low == 0.5
     assert jackknife([1.0, None], lambda some: next((x for x in some if x), None)).low is None
 
 

@@ -182,6 +182,18 @@ def test_a_class_that_the_reference_lacks_is_not_predicted(tmp_path: Path) -> No
     assert scores["dice"]["carbide"] > 0.8
 
 
+def test_a_class_that_the_reference_lacks_is_said_before_training_and_by_predict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ShardWriter(tmp_path / "a.h5", [Collection("alloy", CLASSES)]) as writer:
+        image, mask = micrograph(0)
+        writer.add(image, mask=np.minimum(mask, 1), id="alloy/0", dataset="alloy", split="train")
+    run = train_classifier(classifier(tmp_path / "a.h5", tmp_path / "run", references=["alloy/0"]))
+    assert f"no pixel of {CLASSES[2]}" in capsys.readouterr().err
+    Image.fromarray(image).save(tmp_path / "x.png")
+    assert any(CLASSES[2] in warning for warning in predict(run.path, [tmp_path / "x.png"]).warnings)
+
+
 def test_files_are_predicted_and_adaptation_is_refused(done: RunFolder, tmp_path: Path) -> None:
     image, mask = micrograph(9)
     Image.fromarray(image).save(tmp_path / "new.png")

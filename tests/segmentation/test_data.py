@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pscl_hpc.archive import Archive, ShardWriter
+from pscl_hpc.archive import Archive, Collection, ShardWriter
 from pscl_hpc.errors import UserError
 from pscl_hpc.models.unet import UNetConfig
 from pscl_hpc.segmentation import ClassList
-from pscl_hpc.segmentation.data import FinetuneData, WindowDataset, select_data
+from pscl_hpc.segmentation.data import FinetuneData, WindowDataset, class_list, select_data
 
 from .helpers import ALLOY, SCRATCH, micrograph, settings
 
@@ -161,3 +161,11 @@ def test_references_must_show_more_than_one_class(tmp_path: Path) -> None:
         data("matrix")
     assert data("two").unseen == ("void",)
     assert data("matrix", "all").unseen == ()
+
+
+def test_too_few_classes_say_why(archive_file: Path) -> None:
+    with Archive(archive_file) as archive:
+        with pytest.raises(UserError, match="ignore_classes"):
+            class_list(Collection("x", ("a", "b"), ignore_classes=(0,)), archive)
+        with pytest.raises(UserError, match="name its classes"):
+            class_list(Collection("x", ("a",)), archive)

@@ -70,6 +70,26 @@ def test_classes_never_seen_and_other_scales_are_said(
     assert "far.tif" in scale
     assert "0.05 um per pixel" in scale
     assert "0.02" in scale
+    (written, *_) = report.written
+    assert not (read_labels(Path(written.labels)) == 2).any(), (
+        "void is never predicted, after two steps already"
+    )
+
+
+def test_another_magnification_is_said_where_the_scale_is_not_known(tmp_path: Path) -> None:
+    image, mask = micrograph(3)
+    with ShardWriter(tmp_path / "a.h5", [ALLOY]) as writer:
+        for name, magnification in (("a", 5000.0), ("near", 6000.0), ("far", 500.0), ("none", None)):
+            writer.add(
+                image, mask=mask, id=f"alloy/{name}", dataset="alloy", split="train", magnification=magnification
+            )  # fmt: skip
+    run = finetune(
+        settings(tmp_path / "a.h5", tmp_path / "run", references=["alloy/a"], validation_split="",
+                 schedule={"steps": 1})
+    )  # fmt: skip
+    ids = [f"alloy/{name}" for name in ("near", "far", "none")]
+    (warning,) = predict(run.path, ids, archive=tmp_path / "a.h5", out=tmp_path / "out").warnings
+    assert warning.startswith("alloy/far: a magnification of 500")
 
 
 def test_a_range_of_the_collection_applies_to_files(trained: RunFolder, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pscl_hpc.segmentation.pictures import (
     archive_overlay,
     overlay,
     picture_name,
+    picture_names,
     png_bytes,
     read_labels,
     write_file,
@@ -78,6 +79,13 @@ def test_class_indices_survive_the_png(tmp_path: Path) -> None:
     write_file(tmp_path / "a.png", png_bytes(labels))
     assert np.array_equal(read_labels(tmp_path / "a.png"), labels)
     assert Image.open(io.BytesIO(png_bytes(labels))).mode == "L"
+
+
+def test_pictures_of_ids_that_differ_by_case_do_not_replace_each_other() -> None:
+    names = picture_names(["x/A", "x/a", "x/b"])
+    assert names["x/b"] == "x__b"
+    assert len({name.casefold() for name in names.values()}) == 3
+    assert picture_names(["x/a", "x/A"])["x/A"] == names["x/A"]
 
 
 def test_pngs_beyond_the_pixel_limit_of_pillow_are_read(

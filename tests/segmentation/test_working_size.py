@@ -9,14 +9,17 @@ import pytest
 import torch
 
 from pscl_hpc.archive import Archive, Collection, ShardWriter
+from pscl_hpc.classifiers import load_classifier
+from pscl_hpc.config import resolve_config
 from pscl_hpc.models import load_segmentation
 from pscl_hpc.models.unet import UNetConfig
-from pscl_hpc.segmentation import evaluate, finetune
+from pscl_hpc.segmentation import evaluate, finetune, train_classifier
+from pscl_hpc.segmentation.classifier_config import ClassifierConfig
 from pscl_hpc.segmentation.evaluate import open_run
 from pscl_hpc.segmentation.inference import Predictor, Tiling
 from pscl_hpc.segmentation.onnx_export import export_onnx
 from pscl_hpc.segmentation.placement import Placement, cut_window
-from pscl_hpc.segmentation.working_size import mean_intercepts, resized, working_scale
+from pscl_hpc.working_size import mean_intercepts, resized, working_scale
 
 from .helpers import THREE, reader, settings
 from .test_inference import Pointwise
@@ -138,6 +141,24 @@ def test_a_run_with_large_images(
     _, _, predictor = open_run(run.path)
     assert isinstance(predictor, Predictor)
     assert predictor.resize == scale
+
+
+@pytest.mark.parametrize(("rule", "scale"), [("auto", 0.768), (1.0, 1.0)])
+def test_a_classifier_of_large_images(
+    large: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], rule: float | str, scale: float
+) -> None:
+    tree = {
+        "kind": "classifier", "run": str(tmp_path / "run"), "data": {"archive": str(large)}, "references": ["alloy/0"],
+        "features": {"name": "filters", "sigmas": [2.0], "medians": []}, "pixels": {"per_class": 300},
+        "head": {"name": "mlp", "steps": 100}, "resize": rule, "runtime": {"device": "cpu", "threads": 1},
+    }  # fmt: skip
+    config = resolve_config(tree, source="test")
+    assert isinstance(config, ClassifierConfig)
+    run = train_classifier(config)
+    assert ("reduced to 77%" in capsys.readouterr().err) == (rule == "auto")
+    assert load_classifier(run.path).card.resize == scale
+    for tta in ("none", "rotations"):
+        assert evaluate(run.path, tta=tta)["mean_dice"] > 0.95
 
 
 def test_the_onnx_file_resizes_too(large: Path, tmp_path: Path) -> None:

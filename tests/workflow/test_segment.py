@@ -16,13 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
 from pscl_hpc.archive import Archive
 from pscl_hpc.cli.main import main
 from pscl_hpc.config.packaged import packaged_config
-from pscl_hpc.errors import UserError
+from pscl_hpc.errors import EXIT_INPUT, UserError
 from pscl_hpc.metallography.measure import measure
 from pscl_hpc.metallography.record import read_measurements
 from pscl_hpc.runs import RunFolder
@@ -278,6 +279,13 @@ def test_wrong_input_is_found_before_the_training(
 def test_a_mask_of_no_image_and_a_mask_among_the_images(folder: Path) -> None:
     other = folder / "painted/9.png"
     shutil.copy(folder / "painted/1_mask.png", other)
+    (folder / "sem/other").mkdir()
+    Image.fromarray(micrograph(7)[0]).save(folder / "sem/other/1.png")
+    with pytest.raises(UserError, match=r"--image and its folder"):
+        prepare(request_of(folder, image="1.png"), folder / "two")
+    found = prepare(request_of(folder, image="other/1.png"), folder / "two").inputs
+    assert found.reference == "sem/other__1"
+    shutil.rmtree(folder / "sem/other")
     with pytest.raises(UserError, match="--image"):
         segment(request_of(folder, mask=str(other)), folder / "a")
     record = segment(request_of(folder, mask=str(other), image="1.png"), folder / "b").measured.record
@@ -306,6 +314,21 @@ def test_a_mask_of_shapes(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert counts[1] == pytest.approx(25 * 25 / 2, rel=0.1)
 
 
+def test_a_file_of_shapes_names_its_image(folder: Path) -> None:
+    category, corners = {"id": 3, "name": "carbide"}, [5, 5, 30, 5, 30, 30]
+    tree = {
+        "images": [{"id": 7, "file_name": "sem/2.png", "height": 48, "width": 56}],
+        "categories": [category],
+        "annotations": [{"id": 1, "image_id": 7, "category_id": 3, "segmentation": [corners]}],
+    }
+    mask = folder / "instances_default.json"
+    mask.write_text(json.dumps(tree))
+    request = request_of(folder, mask=str(mask), classes=("matrix", "carbide"))
+    assert prepare(request, folder / "out").inputs.reference == "sem/2"
+    with pytest.raises(UserError, match="folder"):
+        prepare(request_of(folder, mask=str(folder / "painted")), folder / "other")
+
+
 def test_what_the_suggestion_could_not_pack_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "sem/damaged.tif").write_bytes(b"II*\0")
     assert main(["segment", str(folder / "sem"), "--out", str(folder / "an out")]) == 1
@@ -316,13 +339,60 @@ def test_what_the_suggestion_could_not_pack_is_told(folder: Path, capsys: pytest
     assert Path(command[4]).is_file()
 
 
+def test_scribbles_and_the_options_of_images(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(3):
+        image = micrograph(number)[0]
+        pages = np.stack([image[::-1], image]).astype(np.uint16) * 100
+        tifffile.imwrite(folder / f"sem/{number}.tif", pages, photometric="minisblack")
+        (folder / f"sem/{number}.png").unlink()
+    scribbled = (micrograph(1)[1] + 1) * (np.arange(56) % 3 == 0)
+    Image.fromarray(scribbled.astype(np.uint8)).save(folder / "painted/1_mask.png")
+    words = [
+        "segment",
+        str(folder / "sem"),
+        "--mask",
+        str(folder / "painted/1_mask.png"),
+        "--out",
+        str(folder / "out"),
+    ]
+    words += ["--scribbles", "--page", "1", "--range", "collection", *SMALL]
+    assert main(words) == EXIT_INPUT
+    assert "--classes" in capsys.readouterr().err
+    assert main([*words, "--classes", "matrix,carbide"]) == 0
+    with Archive(folder / "out/archive.h5") as archive:
+        assert len({record.high for record in archive.records}) == 1
+        mask = archive.read_mask(archive.find("sem/1").index)
+        second = tifffile.imread(folder / "sem/1.tif")[1]
+        np.testing.assert_array_equal(archive.read_image(archive.find("sem/1").index)[:, :, 0], second)
+    np.testing.assert_array_equal(mask, np.where(scribbled > 0, scribbled - 1, 255))
+    command = read_measurements(folder / "out/measurements").commands[0]
+    assert all(flag in command for flag in ("--scribbles", "--page 1", "--range collection"))
+
+
 def test_values_that_are_no_class_indices(tmp_path: Path) -> None:
     path = tmp_path / "mask.png"
     Image.fromarray(np.array([[0, 127], [200, 0]], np.uint8)).save(path)
     with pytest.raises(UserError, match="--mask-values"):
         numbered_classes(path)
-    Image.fromarray(np.array([[0, 1], [2, 255]], np.uint8)).save(path)
+    Image.fromarray(np.array([[0, 255], [255, 0]], np.uint8)).save(path)
+    with pytest.raises(UserError, match="0=CLASS1,255=CLASS2"):
+        numbered_classes(path)
+    Image.fromarray(np.zeros((2, 2), np.uint8)).save(path)
+    with pytest.raises(UserError, match="only the value 0"):
+        numbered_classes(path)
+    Image.fromarray(np.array([[[0, 0, 0], [255, 0, 0]]], np.uint8)).save(path)
+    with pytest.raises(UserError, match="#000000=CLASS1,#ff0000=CLASS2"):
+        numbered_classes(path)
+    indices = Image.fromarray(np.array([[0, 1], [2, 255]], np.uint8))
+    indices.save(path)
     assert numbered_classes(path) == ("class 0", "class 1", "class 2")
+    indices.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200] + [9] * 759)  # as the template that is painted
+    indices.save(path)
+    assert numbered_classes(path) == ("class 0", "class 1", "class 2")
+    tifffile.imwrite(path.with_suffix(".tif"), np.array([[0, 1], [2, 1]], np.float32))
+    assert numbered_classes(path.with_suffix(".tif")) == ("class 0", "class 1", "class 2")
+    tifffile.imwrite(path.with_suffix(".tif"), np.array([[False, True]]))
+    assert numbered_classes(path.with_suffix(".tif")) == ("class 0", "class 1")
 
 
 def test_a_job_does_the_same(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

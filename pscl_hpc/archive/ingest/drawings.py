@@ -12,7 +12,7 @@ from pscl_hpc.archive.ingest.errors import Unreadable
 from pscl_hpc.archive.ingest.folders import Unread, files_under, is_junk
 from pscl_hpc.archive.ingest.splits import nfc
 
-_ROI_WORDS = re.compile(r"[ ._-]*(roi[ _-]?sets?|rois?)$", re.IGNORECASE)
+_ROI_WORDS = re.compile(r"^(roi[ _-]?sets?|rois?)[ ._-]+|[ ._-]*(roi[ _-]?sets?|rois?)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +56,9 @@ def find_drawings(folder: Path | None, places: Iterable[Path], images: Mapping[s
             unread.append(Unread(path.parent, (path,), str(error)))
             continue
         if file is None:
+            continue
+        if not file.drawings:
+            unread.append(Unread(path.parent, (path,), f"it is {file.format}, but lists no image"))
             continue
         without, empty = [], []
         for drawing in file.drawings:

@@ -14,6 +14,7 @@ _EXTRAS = {
     ".zip": "imagej",
 }  # fmt: skip
 _EXPORT = "export images as TIFF or PNG, and masks as PNG or TIFF of class indices"
+_ANNOTATIONS = "LabelMe or COCO JSON, CVAT XML, or masks as PNG or TIFF of class indices"
 _HOW = {
     ".czi": "export the images as TIFF in ZEN (Image Export)",
     ".zip": "unpack it if it is an archive of images",
@@ -23,6 +24,8 @@ _HOW = {
 def reason(suffix: str) -> str:
     """Why files of a kind are not read, and what to do."""
     extra = _EXTRAS.get(suffix)
+    if suffix in (".json", ".xml"):
+        return f"annotations in a format that is not read; export {_ANNOTATIONS}"
     if extra is None:
         return f"{suffix} files are not supported; {_EXPORT}"
     return f"{suffix} files are read with pip install 'pscl-hpc[{extra}]'; or {_HOW.get(suffix, _EXPORT)}"

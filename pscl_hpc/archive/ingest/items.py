@@ -84,14 +84,15 @@ def unique_items(items: Sequence[Item], skipped: list[Skipped]) -> dict[str, Ite
     return unique
 
 
-def _preference(item: Item) -> tuple[bool, int, bool]:
-    """Sorts the best of several files with one id first: listed, more than 8 bits, lossless."""
+def _preference(item: Item) -> tuple[bool, bool, int, bool]:
+    """Sorts the best of several files with one id first: listed, not like a mask, more than 8 bits, lossless."""
     try:
         with open_pages(item.path) as pages:
             depth = 1 if pages[0].dtype == "uint8" else 2
     except Unreadable:
         depth = 0
-    return not item.listed, -depth, item.path.suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif")
+    lossy = item.path.suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif")
+    return not item.listed, looks_like_mask(item.path), -depth, lossy
 
 
 def _is_unpaired_mask(item: Item) -> bool:

@@ -29,7 +29,7 @@ from pscl_hpc.archive.ingest.folders import (
     subfolder,
     subfolders,
 )
-from pscl_hpc.archive.ingest.pairing import MASK_SUFFIX, in_one_folder, pair
+from pscl_hpc.archive.ingest.pairing import MASK_SUFFIX, in_one_folder, masks_of_another_folder, pair
 from pscl_hpc.archive.ingest.splits import SPLITS_FILE
 from pscl_hpc.errors import UserError
 
@@ -101,7 +101,13 @@ def find_layouts(source: Path) -> tuple[list[Layout], list[Unread]]:
         return [_layout(source, groups, "one folder per split")], []
     if inner:
         return [_layout(folder, *found) for folder, found in inner.items()], beside_datasets(source, inner)
-    check_no_masks(source, images_under(source))
+    images = images_under(source)
+    check_no_masks(source, images)
+    if two := masks_of_another_folder(source, images):
+        raise UserError(
+            f"the images in {two[1]} look like masks of those in {two[0]}; give {two[0]} alone, or to 'archive build' "
+            f"--images {two[0]} --masks {two[1]}; if they are micrographs, give each folder as a source"
+        )
     return [_layout(source, [Group(source)], "")], []
 
 

@@ -195,13 +195,14 @@ def _from_tiff(page: tifffile.TiffPage, name: str) -> MaskPage:
     if page.photometric == _PALETTE and page.colormap is not None:
         return MaskPage(name, mask, palette=(np.asarray(page.colormap).T >> 8).astype(np.uint8))
     if page.photometric == _WHITE_IS_ZERO:
-        # As viewers show it: in a black-and-white mask, white is the class.
+        # As viewers show it: in a black-and-white mask, white is the class. But tifffile, and with it scikit-image, stores
+        # the truth values of an array as they are and declares white as zero.
         if mask.dtype != bool:
             raise Unreadable(
                 f"the mask {name} is stored with white as zero, so it is not clear whether its values are inverted; save "
                 "it with black as zero"
             )
-        mask = ~mask
+        mask = mask if str(page.software).startswith("tifffile") else ~mask
     if mask.ndim == 3 and page.planarconfig == _SEPARATE and page.samplesperpixel > 1:
         mask = np.moveaxis(mask, 0, 2)
     return _with_channels(mask, name)

@@ -66,10 +66,13 @@ def read_mask(
     found = _page(read_pages(path), page, position, chosen, shown)
     if found.pixels.shape[:2] not in ((height, width), (cropped, width)):
         size = " x ".join(map(str, found.pixels.shape[:2]))
-        raise Unreadable(
-            f"the mask {shown} has {size} pixels but the image {height} x {width}; export both at one size, or use "
-            "--crop-bottom if an information bar was cut"
+        turned = found.pixels.shape[:2] == (width, height)
+        fix = (
+            "rotate the mask as viewers show the image, which its orientation tag may turn"
+            if turned
+            else "export both at one size, or use --crop-bottom if an information bar was cut"
         )
+        raise Unreadable(f"the mask {shown} has {size} pixels but the image {height} x {width}; {fix}")
     if values is not None:
         return _translate(found, values, collection.classes, shown)[:cropped]
     mask = found.values()[:cropped]
@@ -235,7 +238,7 @@ def _translate(
             f"the mask {shown} has the {'colour' if colours else 'value'} {', '.join(names[:3])}{more} ({pixels} pixels), "
             f"which --mask-values does not list; add {names[0]}=CLASS, or {names[0]}={IGNORE} if it means not annotated"
             + (
-                "; many colours come from smooth edges or lossy compression"
+                f"; so many come from smooth edges or lossy compression, which {OTHER}={IGNORE} leaves out"
                 if len(names) > _MANY_COLOURS
                 else ""
             )
@@ -271,6 +274,8 @@ def _unknown_values(mask: Pixels, classes: Sequence[str]) -> str:
     found: list[Key] = [value for value in mask_values(mask) if value != IGNORE_INDEX]
     if found == list(range(1, len(classes) + 1)):
         return f"its values seem to count the classes from 1; then add {suggestion(found, classes)}"
+    if found == list(range(len(classes) + 1)):
+        return "if 0 means not annotated and 1 is the first class, add --scribbles; else add the class to the list"
     if set(found) - {-1} <= set(range(len(classes))):
         return f"if -1 means not annotated, add {suggestion(list(range(len(classes))), classes)},-1={IGNORE}"
     if len(found) == len(classes):

@@ -3,6 +3,7 @@ Zeiss ZEN (.czi), by czifile (the extra ``zeiss``)."""
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,7 +29,8 @@ _EXACT = 1 << 24
 
 def read_microscope_file(path: Path) -> list[ArrayPage]:
     """The images of a file, with micrometres per pixel; Unreadable if it has none or is damaged."""
-    with decoding(f"{path.suffix.lower()} file"):
+    with decoding(f"{path.suffix.lower()} file"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the readers warn about parts that are not images
         if path.suffix.lower() == _CZI:
             pages = _read_czi(path)
         else:

@@ -8,11 +8,14 @@ import numpy as np
 
 from pscl_hpc.archive.duplicates import Thumbnail, Thumbnailer
 from pscl_hpc.archive.ingest.errors import Unreadable
+from pscl_hpc.archive.ingest.few_values import has_few_values
 from pscl_hpc.archive.ingest.page import Page
 from pscl_hpc.archive.options import ALL_PAGES
 
 _SMALLER, _SAME_SIZE = 0.95, 0.9
 """Correlation of thumbnails from which a page shows another one again; a coloured overlay changes more than a reduction."""
+_FEW_PAGES = 8
+"""A file of at most so many pages may have an image and masks of it; larger ones are stacks of images."""
 _DEPTHS = {"uint8": 8, "uint16": 16, "float32": 32}
 
 
@@ -33,6 +36,7 @@ def choose(pages: Sequence[Page], wanted: int) -> list[Page]:
             raise Unreadable(f"it has no page {wanted}; choose one of {numbers} with --page")
         return chosen
     if len({_kind(page) for page in pages}) == 1:
+        _check_alike(pages)
         return list(pages)
     thumbnails = {page.number: _thumbnail(page) for page in pages}
     kept: list[Page] = []
@@ -53,6 +57,20 @@ def choose(pages: Sequence[Page], wanted: int) -> list[Page]:
         )
     kept[0].left_out = f"{' and '.join(copies)} again and is not packed; --page chooses another page"
     return kept
+
+
+def _check_alike(pages: Sequence[Page]) -> None:
+    """Unreadable if some of a few pages of one kind look like masks, and others do not."""
+    if not 1 < len(pages) <= _FEW_PAGES:
+        return
+    masks = [page.number for page in pages if has_few_values(page)]
+    if 0 < len(masks) < len(pages):
+        first = next(page.number for page in pages if page.number not in masks)
+        which = f"page {masks[0]} looks like a mask" if len(masks) == 1 else f"pages {masks} look like masks"
+        raise Unreadable(
+            f"{which} and page {first} does not; choose the image with --page {first} and save the mask as a file, or save "
+            "each page as a file"
+        )
 
 
 def _kind(page: Page) -> tuple[int, int, str, int]:

@@ -16,14 +16,18 @@ from pscl_hpc.archive.ingest.splits import nfc
 
 _WORDS = (
     "simple segmentation|cp_masks|masks?|labels?|annotations?|annotated|annots?|gt|ground_?truth|segmentations?|seg|"
-    "targets?"
+    "targets?|segmented|binary|binari[sz]ed|thresholded|masken?|masques?"
 )
-MASK_SUFFIX = re.compile(rf"(.+?)(?:[ ._-](?:{_WORDS})|annot)", re.IGNORECASE)
+_IMAGE_WORDS = ("img", "image", "raw", "input", "orig", "original")
+"""Endings of the images beside masks with another ending."""
+MASK_SUFFIX = re.compile(rf"(.+?)(?:([ ._-]+)\(?(?:{_WORDS})\)?|annot)", re.IGNORECASE)
 _PREFIX = re.compile(rf"(?:{_WORDS})[ _-](.+)", re.IGNORECASE)
 _FEW_VALUES = 32
 _FLAT_SHARE = 0.8
 """Share of equal neighbours from which an image is piecewise constant; camera noise leaves far fewer."""
 _ROWS = 2048
+_SUBFOLDERS = 16
+"""So many folders, at most, are compared with each other."""
 
 
 def pair(
@@ -64,7 +68,9 @@ def _image_keys(stem: str, near: bool) -> list[str]:
     folder, name = str(PurePosixPath(stem).parent), PurePosixPath(stem).name
     keys = [name] if near or PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES else []
     if match := MASK_SUFFIX.fullmatch(name):
-        keys.append(match[1])
+        keys += [match[1], *(f"{match[1]}{match[2]}{word}" for word in _IMAGE_WORDS if match[2])]
+    if re.fullmatch(_WORDS, name, re.IGNORECASE):
+        keys += _IMAGE_WORDS
     if match := _PREFIX.fullmatch(name):
         keys += [match[1], f"image_{match[1]}", f"img_{match[1]}"]
     if near:
@@ -78,7 +84,7 @@ def _exact(masks: Sequence[Path]) -> tuple[Path, ...]:
 
 
 def in_one_folder(images: Mapping[str, Path]) -> dict[str, tuple[Path, ...]]:
-    """Masks that are named after an image in the same folder, such as ``0_mask.png`` beside ``0.tif``."""
+    """Masks in the folder of their image, which are named after it: ``0_mask.png`` beside ``0.tif``; or ``0.png``."""
     suspects = {
         name: path
         for name, path in images.items()
@@ -86,7 +92,41 @@ def in_one_folder(images: Mapping[str, Path]) -> dict[str, tuple[Path, ...]]:
     }
     paired, _ = pair(list(images), suspects, near=False)
     found = {name: tuple(filter(looks_like_mask, masks)) for name, masks in paired.items()}
-    return {name: masks for name, masks in found.items() if masks}
+    return _twins(images) | {name: masks for name, masks in found.items() if masks}
+
+
+def _twins(images: Mapping[str, Path]) -> dict[str, tuple[Path, ...]]:
+    """Images with a mask of the same name and another suffix: it looks like a mask, and the image does not."""
+    by_stem: dict[str, list[str]] = {}
+    for name in images:
+        by_stem.setdefault(nfc(PurePosixPath(name).with_suffix("").as_posix()), []).append(name)
+    found: dict[str, tuple[Path, ...]] = {}
+    for same in (names for names in by_stem.values() if len(names) > 1):
+        masks = [name for name in same if images[name].suffix.lower() in MASK_SUFFIXES]
+        masks = [name for name in masks if looks_like_mask(images[name])]
+        others = [name for name in same if name not in masks and not looks_like_mask(images[name])]
+        found |= {name: tuple(images[mask] for mask in masks) for name in others if masks}
+    return found
+
+
+def masks_of_another_folder(folder: Path, images: Sequence[Path]) -> tuple[Path, Path] | None:
+    """Two of a few subfolders with files of the same names, of which the second looks like masks of the first; or None."""
+    inside: dict[Path, dict[str, Path]] = {}
+    for path in images:
+        top, *rest = path.relative_to(folder).parts
+        if rest:
+            key = nfc(PurePosixPath(*rest).with_suffix("").as_posix()).casefold()
+            inside.setdefault(folder / top, {})[key] = path
+    if len(inside) > _SUBFOLDERS:
+        return None
+    for masks, theirs in inside.items():
+        key, first = next(iter(theirs.items()))
+        others = [other for other in inside if other != masks and theirs.keys() <= inside[other].keys()]
+        if others and looks_like_mask(first):
+            for other in others:
+                if not looks_like_mask(inside[other][key]):
+                    return other, masks
+    return None
 
 
 def is_mask_name(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ from pscl_hpc.archive.ingest.errors import Unreadable, decoding
 from pscl_hpc.archive.ingest.page import ORIENTATION, Page, drop_alpha, to_stored, upright
 from pscl_hpc.archive.ingest.scale import scale_of
 
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
+"""What it says about damaged files is said by :class:`Unreadable`, in a sentence."""
 _REDUCED = 1
 """Bit of NewSubfileType: a reduced copy of another page (thumbnail, pyramid level)."""
 _TRANSPARENCY = 4

@@ -39,16 +39,21 @@ class PixelMaps:
 
     maps: tuple[Tensor, ...]
     """(C, h, w) float16 each."""
-    strides: tuple[float, ...]
-    """Image pixels per map pixel along each axis, for each map."""
+    strides: tuple[tuple[float, float], ...]
+    """Image pixels per map pixel along rows and columns, for each map."""
 
     @classmethod
     def of(cls, maps: list[Tensor], strides: list[float]) -> PixelMaps:
         """Maps of any precision; values beyond half precision are clipped."""
-        return cls(tuple(m.clamp(-_LARGEST, _LARGEST).half().cpu() for m in maps), tuple(strides))
+        halves = tuple(m.clamp(-_LARGEST, _LARGEST).half().cpu() for m in maps)
+        return cls(halves, tuple((stride, stride) for stride in strides))
 
     def __add__(self, other: PixelMaps) -> PixelMaps:
         return PixelMaps(self.maps + other.maps, self.strides + other.strides)
+
+    def of_larger(self, factors: tuple[float, float]) -> PixelMaps:
+        """The same maps for the image that was reduced by these factors along rows and columns to compute them."""
+        return PixelMaps(self.maps, tuple((y * factors[0], x * factors[1]) for y, x in self.strides))
 
     def at(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Features (N, F) float32 of pixels; coarser maps are interpolated bilinearly between their centres.
@@ -59,13 +64,13 @@ class PixelMaps:
         """
         found = []
         for values, stride in zip(self.maps, self.strides, strict=True):
-            if stride == 1:
+            if stride == (1.0, 1.0):
                 found.append(values[:, rows, columns].float())
                 continue
             height, width = values.shape[1:]
             # A map's pixel i covers the image from i * stride to (i + 1) * stride.
-            x = 2 * (columns.float() + 0.5) / (stride * width) - 1
-            y = 2 * (rows.float() + 0.5) / (stride * height) - 1
+            x = 2 * (columns.float() + 0.5) / (stride[1] * width) - 1
+            y = 2 * (rows.float() + 0.5) / (stride[0] * height) - 1
             grid = torch.stack((x, y), dim=-1)[None, :, None]
             sampled = F.grid_sample(values[None].float(), grid, padding_mode="border", align_corners=False)
             found.append(sampled[0, :, :, 0])

@@ -1,8 +1,8 @@
-"""The size at which a network sees images.
+"""The size at which networks and pixel classifiers see images.
 
 Networks know structures at the size of those in their training. The ImageNet trunk and windows of some 128 pixels suit
 micrographs of 500 to 800 pixels a side; the structures of an image with three times as many pixels are three times as
-wide, and far fewer of them are in a window.
+wide, and far fewer of them are in a window. The filters of pixel classifiers have fixed sizes in pixels, too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ widened to the square that a reduced pixel covers."""
 
 
 def working_scale(rule: float | Literal["auto"], masks: Sequence[npt.NDArray[np.uint8]]) -> float:
-    """The factor by which images are resized for the network.
+    """The factor by which images are resized for the model.
 
     Args:
         rule: The factor itself; or ``auto``: 1, or less where the annotated images are large.
@@ -40,6 +40,15 @@ def working_scale(rule: float | Literal["auto"], masks: Sequence[npt.NDArray[np.
     side = float(np.median([max(mask.shape) for mask in masks]))
     finest = min((value for mask in masks for value in mean_intercepts(mask).values()), default=math.inf)
     return round(min(1.0, max(LARGEST_SIDE / side, THINNEST / finest)), 3)
+
+
+def note(rule: float | Literal["auto"], scale: float) -> list[str]:
+    """A sentence for the user if ``auto`` reduces the images."""
+    if rule != "auto" or scale == 1:
+        return []
+    return [
+        f"the images are large: for the model they are reduced to {scale:.0%} of their sides (resize=1 keeps them)"
+    ]
 
 
 def mean_intercepts(mask: npt.NDArray[np.uint8]) -> dict[int, float]:
