@@ -68,8 +68,8 @@ def build(
 ) -> BuildResult:
     """Pack the images of a plan into ``out``, adding to an archive that already exists.
 
-    Finished parts are kept in ``OUT.partial/``, from which the same call resumes after a crash. An old archive is
-    replaced by one rename at the end.
+    Finished parts are kept in ``OUT.partial/``, from which the same call resumes after a crash. A new archive appears by
+    one rename at the end; images are added to an old one, all or none, while others may be reading it.
 
     Args:
         out: a file, or a folder of shards if ``shard_bytes`` is given or the folder exists.

@@ -104,8 +104,13 @@ def _files_of(source: Path) -> list[Path]:
 
 
 def _key(source: Path, files: list[Path]) -> str:
-    facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    facts = [(file.name, *_state(file)) for file in files]
     return f"{source.stem[:40]}-{hashlib.sha256(json.dumps([str(source), facts]).encode()).hexdigest()[:16]}"
+
+
+def _state(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def _is_complete(copy: Path, files: list[Path]) -> bool:
@@ -136,7 +141,10 @@ def _fill(partial: Path, source: Path, files: list[Path]) -> None:
     known = {entry.file: entry.sha256 for entry in read_manifest(source).shards} if source.is_dir() else {}
     partial.mkdir()
     for file in files:
+        before = _state(file)
         digest = _copy(file, partial / file.name)
+        if _state(file) != before:
+            raise UserError(f"{file} was changed while it was copied; start the command again")
         if digest != known.get(file.name, digest):
             raise UserError(
                 f"{file} does not match its checksum in {MANIFEST}; restore it from a backup or build it again"
