@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import getpass
 import hashlib
 import json
 import os
@@ -23,6 +22,7 @@ from typing import IO
 from pscl_hpc.archive.format import MANIFEST
 from pscl_hpc.archive.manifest import read_manifest, sha256_of
 from pscl_hpc.errors import JobError, UserError
+from pscl_hpc.files import user_name
 
 _BLOCK = 1 << 22
 _POLL_S = 0.02
@@ -54,7 +54,7 @@ def stage_archive(path: Path, folder: Path) -> Path:
     if source in _COPIES:
         return _COPIES[source]
     files = _files_of(source)
-    home = folder / f"pscl-hpc-{_user()}"
+    home = folder / f"pscl-hpc-{user_name()}"
     key = _key(source, files)
     copy = home / key
     try:
@@ -184,10 +184,3 @@ def _make_room(home: Path, needed: int, key: str) -> None:
             f"{home}: the archive needs {needed / 1e9:.2f} GB but {free / 1e9:.2f} GB are free; make room or "
             "remove 'stage'"
         )
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a user id without a name, as in containers
-        return str(os.getuid())

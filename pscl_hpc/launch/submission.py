@@ -31,8 +31,9 @@ from pscl_hpc.pretraining.data import PretrainData
 from pscl_hpc.pretraining.task import first_trunk
 from pscl_hpc.runs import RunFolder, commit, now
 from pscl_hpc.runs.attempts import newest_attempt
-from pscl_hpc.runs.folder import CONFIG_FILE, RECORD_FILE, steps_of
+from pscl_hpc.runs.folder import RECORD_FILE, steps_of
 from pscl_hpc.runs.lock import lock_holder
+from pscl_hpc.runs.places import CONFIG_FILE
 from pscl_hpc.runs.status_file import STATUS_FILE
 from pscl_hpc.segmentation.classifier_config import ClassifierConfig
 from pscl_hpc.segmentation.classify import check_classifier
