@@ -83,6 +83,9 @@ def submit(
     ] = None,
     tasks_per_node: Annotated[int | None, typer.Option(min=1, help="Ranks per node, on CPUs.")] = None,
     cpus: Annotated[int | None, typer.Option(min=1, help="CPU cores per rank.")] = None,
+    debug_nccl: Annotated[
+        bool | None, typer.Option("--debug-nccl", help="Record the communication of the ranks.")
+    ] = None,
     retries: Annotated[
         int | None, typer.Option(min=0, help="Restarts after a crash without a new checkpoint; 3 by default.")
     ] = None,
@@ -126,6 +129,7 @@ def submit(
             "--tasks-per-node": tasks_per_node,
             "--account": account,
             "--retries": retries,
+            "--debug-nccl": debug_nccl,
         }
         if given := [name for name, value in shapes.items() if value is not None]:
             raise UserError(f"{given[0]} is not an option for a study; put it into a --profile")
@@ -151,6 +155,7 @@ def submit(
         tasks_per_node=tasks_per_node,
         cpus_per_task=cpus,
         retries=retries,
+        debug_nccl=debug_nccl,
     )
     where = cluster or default_cluster()
     # Imported late because of torch, so that a mistyped file name is reported at once.
@@ -165,6 +170,8 @@ def submit(
     done = submit_run(loaded, cluster=where, profile=requested, any_commit=any_commit)
     if warning := signal_delay_warning(done.run, requested):
         typer.echo(f"warning: {warning}", err=True)
+    if purge := run_status(done.run).purge:
+        typer.echo(purge, err=True)
     if not as_json:
         typer.echo(
             f"job {done.job.job} ({done.job.cluster}); follow it with: pscl-hpc jobs logs -f {done.run}"
@@ -234,6 +241,7 @@ def status(run: Run, as_json: Json = False) -> None:
         "restarts": f"{found.restarts}, last reason: {found.last_end}" if found.restarts else "",
         "job": f"{found.job} ({found.cluster})" if found.job else "started by hand",
         "ranks": str(found.ranks) if found.ranks > 1 else "",
+        "purge": found.purge,
         "run": found.run,
     }
     for name, value in lines.items():

@@ -147,12 +147,14 @@ def _submit(
             gpus=bool(profile.gpus),
             stage=profile.stage,
             check_nodes=profile.check_nodes,
+            debug_nccl=profile.debug_nccl,
             source=source,
             commit=head,
         )
         for folder in folders
     ]
-    jobs = _send(build_executor(cluster, files, name, profile, attached), folders, stage_jobs)
+    executor = build_executor(cluster, files, name, profile, attached)
+    jobs = _send(executor, folders, stage_jobs, profile.purge_days)
     submissions = []
     for folder, job in zip(folders, jobs, strict=True):
         record = JobRecord(
@@ -215,7 +217,9 @@ def show_script(config: RunConfig, *, cluster: str, profile: Profile) -> str:
     return submission_script((run / JOBS).absolute(), config.name, profile)
 
 
-def _send(executor: Any, folders: Sequence[RunFolder], stage_jobs: Sequence[StageJob]) -> list[Any]:
+def _send(
+    executor: Any, folders: Sequence[RunFolder], stage_jobs: Sequence[StageJob], purge_days: int | None
+) -> list[Any]:
     """Mark the runs as queued and hand their jobs to the executor; if it refuses them, the runs are as before."""
     # A run that is done keeps its status; otherwise it would be trained again.
     unfinished = [folder for folder in folders if not folder.done]
@@ -230,6 +234,7 @@ def _send(executor: Any, folders: Sequence[RunFolder], stage_jobs: Sequence[Stag
             steps=steps_of(folder.decided_config),
             status="queued",
             error="",
+            purge_days=purge_days,
         )
     slurm_conf = os.environ.get("SLURM_CONF")
     # A job that is submitted from inside another job must not inherit that job's variables.

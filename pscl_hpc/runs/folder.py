@@ -25,6 +25,7 @@ from pscl_hpc.runs.lock import take_lock
 from pscl_hpc.runs.metrics import MetricsLog, read_metrics
 from pscl_hpc.runs.places import CONFIG_FILE, check_same, reserve_folder, usable
 from pscl_hpc.runs.provenance import describe_attempt, describe_device, now
+from pscl_hpc.runs.purge import Purge, first_purged
 from pscl_hpc.runs.status_file import StatusFile
 from pscl_hpc.runs.trackers import open_trackers
 
@@ -206,7 +207,7 @@ class RunFolder:
         with writing(self.path / RECORD_FILE):
             write_json(self.path / RECORD_FILE, self.record)
         self._status = self._status or StatusFile(self.path, self.newest_checkpoint)
-        self._status.record(self.record)
+        self._status.record(self.record, self.first_purged())
 
     def _progress(self, line: dict[str, Any]) -> None:
         """Called with every new line of the log."""
@@ -217,6 +218,13 @@ class RunFolder:
         """Step of the newest checkpoint, without reading the configuration."""
         steps = CheckpointStore(self.path / CHECKPOINTS).steps()
         return steps[-1] if steps else None
+
+    def first_purged(self) -> Purge | None:
+        """The first file that the site deletes, of the run or its archive; None if its policy is not known."""
+        days = self.record.get("purge_days")
+        if not isinstance(days, int):
+            return None
+        return first_purged((self.path, Path(self.setting("data.archive", str))), days)
 
     @property
     def steps(self) -> int:
