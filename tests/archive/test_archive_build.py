@@ -13,8 +13,9 @@ import tifffile
 from PIL import Image
 
 from pscl_hpc.archive import Archive
-from pscl_hpc.archive.build import AUTO_CROP, BuildOptions, build
+from pscl_hpc.archive.build import BuildOptions, build
 from pscl_hpc.archive.ingest.sources import plan
+from pscl_hpc.archive.options import AUTO_CROP
 from pscl_hpc.errors import UserError
 
 from .archives import labels, make_sources, packed, pixels
