@@ -34,13 +34,17 @@ Changes = dict[int, bytearray]
 
 
 class Overlaid(io.RawIOBase):
-    """A file of which the part below ``limit`` is not written: changes of it are kept in ``changes``."""
+    """A file of which the part below ``limit`` is not written: changes of it are kept in ``changes``.
+
+    The first error of writing is kept in ``error``, because HDF5 loses errors that it is not told in its own way.
+    """
 
     def __init__(self, file: BinaryIO, limit: int, changes: Changes) -> None:
         self._descriptor = file.fileno()
         self._limit = limit
         self._place = 0
         self.changes = changes
+        self.error: OSError | None = None
 
     def readable(self) -> bool:
         return True
@@ -61,7 +65,8 @@ class Overlaid(io.RawIOBase):
 
     def truncate(self, size: int | None = None) -> int:
         size = self._place if size is None else size
-        os.ftruncate(self._descriptor, max(size, self._limit))
+        with self._keep_error():
+            os.ftruncate(self._descriptor, max(size, self._limit))
         return size
 
     def readinto(self, buffer: Any) -> int:
@@ -88,9 +93,17 @@ class Overlaid(io.RawIOBase):
             first = max(self._place, start)
             last = min(self._place + below, start + _PAGE)
             self.changes[page][first - start : last - start] = view[first - self._place : last - self._place]
-        _write_at(self._descriptor, view[below:], self._place + below)
+        with self._keep_error():
+            _write_at(self._descriptor, view[below:], self._place + below)
         self._place += len(view)
         return len(view)
+
+    @contextlib.contextmanager
+    def _keep_error(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.error = self.error or error
 
 
 def _pages(start: int, end: int) -> range:
@@ -166,6 +179,8 @@ def growing(path: Path) -> Iterator[h5py.File]:
             overlaid = Overlaid(file, end, {})
             with h5py.File(overlaid, "r+") as grown:
                 yield grown
+            if overlaid.error is not None:
+                raise overlaid.error
             size = os.fstat(file.fileno()).st_size
             parts = [_CHANGE.pack(page, len(data)) + data for page, data in overlaid.changes.items()]
             journal = b"".join(parts)
@@ -179,6 +194,8 @@ def growing(path: Path) -> Iterator[h5py.File]:
             if not committed:
                 with contextlib.suppress(OSError):
                     os.ftruncate(file.fileno(), end)
+            if overlaid is not None and overlaid.error is not None:
+                raise overlaid.error from None
             raise
         _apply(file, overlaid.changes, size)
 

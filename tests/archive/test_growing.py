@@ -96,6 +96,45 @@ def test_kill_9_while_images_are_added(tmp_path: Path, grown: tuple[Path, Path],
     np.testing.assert_array_equal(before.read_image(1)[:, :, 0], pixels((40, 300), seed=1))
 
 
+FULL = """
+import os, resource, sys
+from pathlib import Path
+from pscl_hpc.archive import growing
+from pscl_hpc.archive.build import BuildOptions, build
+from pscl_hpc.archive.ingest.sources import plan
+from pscl_hpc.errors import UserError
+out, room = Path(sys.argv[2]), int(sys.argv[3])
+found = plan([Path(sys.argv[1])])
+def full():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (out.stat().st_size + room,) * 2)
+journal = growing._CHANGE.pack
+if room < 1000:  # the pixels fit, but not the journal
+    growing._CHANGE = type("Change", (), {"pack": lambda *given: full() or journal(*given)})
+else:
+    full()
+try:
+    build(found, out, BuildOptions())
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("room", [10, 5000, 20_000])
+def test_a_full_disk_while_images_are_added(tmp_path: Path, grown: tuple[Path, Path], room: int) -> None:
+    """One line of error; the archive is byte for byte as before, and the addition can be made later."""
+    out, sources = grown
+    before = out.read_bytes()
+    (tmp_path / "full.py").write_text(FULL)
+    command = [sys.executable, str(tmp_path / "full.py"), str(sources), str(out), str(room)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE_S)
+    assert done.stdout.startswith(f"{out} cannot be written (File too large)"), done.stderr
+    assert done.stdout.count("\n") == 1
+    assert done.stderr == ""
+    assert out.read_bytes() == before
+    packed(sources, out)
+    assert len(Archive(out)) == 5
+
+
 def test_readers_go_on(grown: tuple[Path, Path]) -> None:
     """Open files, files that are opened again, and readers in other processes see what there was."""
     out, sources = grown
