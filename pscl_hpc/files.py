@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import getpass
 import json
 import os
 import socket
@@ -163,3 +164,11 @@ def read_checked(path: Path, model: type[ModelT], advice: str) -> ModelT:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise UserError(f"{path}: {f'key {where}: ' if where else ''}{first['msg']}; {advice}") from None
+
+
+def user_name() -> str:
+    """The name of the user, for folders on local disks."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name, as in containers
+        return str(os.getuid())

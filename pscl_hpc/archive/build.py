@@ -4,35 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import re
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from pscl_hpc.archive.codecs import AUTO
 from pscl_hpc.archive.format import MANIFEST, Collection, Row, parse_pool, unite
 from pscl_hpc.archive.ingest.errors import Unreadable
-from pscl_hpc.archive.ingest.few_values import FewValues
-from pscl_hpc.archive.ingest.images import open_pages
 from pscl_hpc.archive.ingest.items import Item, Skipped
-from pscl_hpc.archive.ingest.masks import read_mask
-from pscl_hpc.archive.ingest.page import Page
-from pscl_hpc.archive.ingest.prepare import prepare
 from pscl_hpc.archive.ingest.sources import Plan
 from pscl_hpc.archive.manifest import sha256_of
-from pscl_hpc.archive.options import AUTO_CROP, IngestOptions, differing, options_from_json
-from pscl_hpc.archive.parts import Parts, Pick, open_parts, publish, stored_bytes
+from pscl_hpc.archive.options import IngestOptions, differing, options_from_json
+from pscl_hpc.archive.packer import Packer
+from pscl_hpc.archive.parts import Parts, Pick, open_parts, publish
 from pscl_hpc.archive.ranges import mixed_types, with_common_range
 from pscl_hpc.archive.reader import Archive
 from pscl_hpc.archive.write_errors import WriteError, write_errors
-from pscl_hpc.archive.writer import ShardWriter
 from pscl_hpc.errors import UserError
 from pscl_hpc.progress import Progress
 
-PART_BYTES = 128 << 20
-"""Raw pixels in a part."""
-PART_S = 30.0
-"""Seconds after which a part is finished: at most these and one file are lost in a crash."""
 SHARD_BYTES = 2 << 30
 
 
@@ -69,8 +58,8 @@ def build(
 ) -> BuildResult:
     """Pack the images of a plan into ``out``, adding to an archive that already exists.
 
-    Finished parts are kept in ``OUT.partial/``, from which the same call resumes after a crash. An old archive is
-    replaced by one rename at the end.
+    Finished parts are kept in ``OUT.partial/``, from which the same call resumes after a crash. A new archive appears by
+    one rename at the end; images are added to an old one, all or none, while others may be reading it.
 
     Args:
         out: a file, or a folder of shards if ``shard_bytes`` is given or the folder exists.
@@ -110,7 +99,7 @@ def _build(
     unchanged: list[str] = []
     new: set[str] = set()
     bar = Progress("packing", len(planned), unit="file", show=progress)
-    packer = _Packer(parts, collections, options)
+    packer = Packer(parts, collections, options, options.compression)
     with bar, packer:
         for item_id, item in planned.items():
             try:
@@ -148,138 +137,6 @@ def _build(
     return BuildResult(
         out, len(picks), len(unchanged), tuple(skipped), cropped, with_other_options, tuple(warnings)
     )
-
-
-class _Packer:
-    """Writes images into parts of limited size; all pages of a file are in one part."""
-
-    def __init__(self, parts: Parts, collections: dict[str, Collection], options: BuildOptions) -> None:
-        self._parts = parts
-        self._collections = collections
-        self._options = options
-        self._writer: ShardWriter | None = None
-        self._bytes = 0
-        self._since = 0.0
-        self.remarks: dict[str, str] = {}
-        self._like_masks: dict[str, list[str]] = {}
-
-    def like_masks(self) -> list[str]:
-        """A warning for each collection with packed images that may be masks."""
-        return [
-            f"{dataset}: {len(ids)} of its images may be masks, they have only a few grey levels each ({', '.join(ids[:3])}"
-            f"{', ...' if len(ids) > 3 else ''}); if they are, name the folders with --images and --masks"
-            for dataset, ids in self._like_masks.items()
-        ]
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        # Ctrl-C and SIGTERM keep the open part; any other exception discards it and keeps the finished ones.
-        if kind in (KeyboardInterrupt, SystemExit):
-            kind = error = trace = None
-        self._close(kind, error, trace)
-
-    def pack(self, item: Item, hashes: tuple[str, str]) -> dict[str, int]:
-        """Append all pages of one file, or none and raise Unreadable; returns id -> rows cut by automatic cropping."""
-        writer = self._open()
-        mark = len(writer)
-        try:
-            with open_pages(item.path, self._options.page) as pages:
-                cropped = {}
-                left_out = {}
-                for number, page in enumerate(pages):
-                    image_id = item.id if len(pages) == 1 else f"{item.id}#{number}"
-                    cut = self._append(writer, item, image_id, page, hashes, (number, len(pages)))
-                    if page.left_out:
-                        left_out[item.id] = page.left_out
-                    if cut and self._options.crop_bottom == AUTO_CROP:
-                        cropped[image_id] = cut
-        except (Unreadable, ValueError) as error:
-            writer.truncate(mark)
-            raise Unreadable(str(error)) from error
-        except BaseException:
-            writer.truncate(mark)
-            raise
-        self.remarks |= writer.remarks | left_out
-        self._bytes += sum(stored_bytes(row) for row in writer.rows[mark:])
-        if self._bytes >= PART_BYTES or time.monotonic() - self._since >= PART_S:
-            self._close()
-        return cropped
-
-    def _append(
-        self,
-        writer: ShardWriter,
-        item: Item,
-        image_id: str,
-        page: Page,
-        hashes: tuple[str, str],
-        position: tuple[int, int],
-    ) -> int:
-        prepared = prepare(page, self._options)
-        page = prepared.image
-        mask = None
-        if item.mask is not None:
-            if item.drawing is not None and position[1] > 1:
-                raise Unreadable(f"it has {position[1]} pages but shapes on one; choose it with --page")
-            collection = self._collections[item.dataset]
-            mask = read_mask(
-                item.mask,
-                collection,
-                page.height + prepared.cut,
-                page.width,
-                page.height,
-                dict(item.mask_values) or None,
-                drawing=item.drawing,
-                scribbles=item.scribbles,
-                page=page,
-                position=position,
-                chosen=self._options.page,
-            )
-        few = FewValues()
-        writer.add_strips(
-            few.watch(page.strips()),
-            shape=(page.height, page.width, page.channels),
-            dtype=page.dtype,
-            mask=mask,
-            id=image_id,
-            dataset=item.dataset,
-            split=item.split,
-            specimen=item.specimen,
-            production_batch=item.production_batch,
-            alloy=item.alloy,
-            magnification=item.magnification or page.magnification,
-            um_per_pixel=item.um_per_pixel or page.um_per_pixel,
-            source=item.source,
-            sha256=hashes[0],
-            mask_sha256=hashes[1],
-            intensity=page.intensity,
-            ingest=self._options,
-        )
-        if few and mask is None and image_id not in writer.remarks:
-            self._like_masks.setdefault(item.dataset, []).append(image_id)
-        return prepared.cut
-
-    def _open(self) -> ShardWriter:
-        if self._writer is None:
-            collections = list(self._collections.values())
-            options = self._options
-            self._writer = ShardWriter(
-                self._parts.next_path(), collections, options.compression, percentiles=options.percentiles
-            ).__enter__()
-            self._bytes, self._since = 0, time.monotonic()
-        return self._writer
-
-    def _close(
-        self, kind: type[BaseException] | None = None, error: BaseException | None = None, trace: Any = None
-    ) -> None:
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.__exit__(kind, error, trace)
-            if kind is None and len(writer):
-                self._parts.add(writer.path)
-            elif kind is None:
-                writer.path.unlink()  # all files of this part are damaged
 
 
 def _hashes(item: Item) -> tuple[str, str]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import heapq
 import os
 import threading
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
@@ -73,6 +76,8 @@ class Catalogue:
     def __init__(self, shards: tuple[Shard, ...]) -> None:
         self.shards = shards
         self.count = sum(len(shard.index) for shard in shards)
+        self._starts = [0, *accumulate(len(shard.index) for shard in shards)][:-1]
+        """Position of the first image of each shard."""
         self._order = self._sorted()
         self._fresh()
 
@@ -82,13 +87,13 @@ class Catalogue:
         self._columns: dict[str, tuple[list[str], npt.NDArray[np.int32]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"shards": self.shards, "count": self.count, "_order": self._order}
+        return {name: vars(self)[name] for name in ("shards", "count", "_starts", "_order")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._fresh()
 
-    def _sorted(self) -> npt.NDArray[np.int64] | None:
+    def _sorted(self) -> npt.NDArray[np.int32] | None:
         """Position -> position in the shards one after another; None for a single shard, which is sorted.
 
         Raises:
@@ -103,18 +108,15 @@ class Catalogue:
         ids = ids[order]
         if (same := np.flatnonzero(ids[1:] == ids[:-1])).size:
             raise ValueError(decode_text(ids[same[0]]))
-        return order.astype(np.int64)
+        return order.astype(np.int32)
 
     def place(self, index: int) -> tuple[Shard, int]:
         """The shard of an image and its position there."""
         if not 0 <= index < self.count:
             raise ValueError(f"image index {index} is not in 0..{self.count - 1}")
         place = index if self._order is None else int(self._order[index])
-        for shard in self.shards:
-            if place < len(shard.index):
-                return shard, place
-            place -= len(shard.index)
-        raise AssertionError("not reached")
+        number = bisect_right(self._starts, place) - 1
+        return self.shards[number], place - self._starts[number]
 
     def row(self, index: int) -> Row:
         return self.find_row(index)[0]
@@ -140,12 +142,8 @@ class Catalogue:
 
     def rows(self) -> Iterator[Row]:
         """All rows; faster than one by one."""
-        if self._order is None:
-            for shard in self.shards:
-                yield from shard.index.rows(self.files.reader(shard))
-        else:
-            for index in range(self.count):
-                yield self.row(index)
+        shards = (shard.index.rows(self.files.reader(shard)) for shard in self.shards)
+        yield from heapq.merge(*shards, key=lambda row: encode_text(row.id))
 
     def find(self, image_id: str) -> int:
         """The position of an image, or -1."""

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
-from pscl_hpc.archive.duplicates import Thumbnails, similar_pairs
+from pscl_hpc.archive.duplicates import Thumbnails, components, similar_pairs
 from pscl_hpc.archive.reader import Archive
 
 MOST_GROUPS = 1000
@@ -95,9 +93,7 @@ def _groups(count: int, pairs: list[tuple[int, int]]) -> list[list[int]]:
     if not pairs:
         return []
     edges: npt.NDArray[np.int64] = np.array(pairs)
-    _, labels = connected_components(
-        coo_array((np.ones(len(edges)), edges.T), (count, count)), directed=False
-    )
+    labels = components(edges, count)
     groups: dict[int, list[int]] = defaultdict(list)
     for index in np.unique(edges):
         groups[int(labels[index])].append(int(index))

@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from pscl_hpc.archive.signatures import ORIENTATIONS, candidates, signatures, turned
 
@@ -178,11 +176,18 @@ def similar_pairs(thumbnails: Thumbnails, threshold: float = THRESHOLD) -> list[
         ]
         if new:
             edges = np.array([(one, two) for one, two, *_ in new])
-            rows = np.concatenate([np.arange(count), edges[:, 0]])
-            columns = np.concatenate([group, edges[:, 1]])
-            _, group = connected_components(coo_array((np.ones(len(rows)), (rows, columns)), (count, count)))
-            group = _first_of(group)
+            joined = np.stack([np.arange(count), group], 1)
+            group = _first_of(components(np.concatenate([joined, edges]), count))
     return sorted(found, key=lambda pair: (pair.first, pair.second))
+
+
+def components(edges: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    """The number of the connected component of each of ``count`` nodes; ``edges`` is (n, 2)."""
+    from scipy.sparse import coo_array  # here, because they take long to import
+    from scipy.sparse.csgraph import connected_components
+
+    graph = coo_array((np.ones(len(edges)), edges.T), (count, count))
+    return np.asarray(connected_components(graph, directed=False)[1], np.int64)
 
 
 def _first_of(labels: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

@@ -134,7 +134,7 @@ def _record_struct(id_bytes: int, source_bytes: int) -> struct.Struct:
     return struct.Struct(f"<{'i' * len(NAMED)}iqiqiidddd{'32s' * len(_DIGESTS)}{id_bytes}s{source_bytes}s")
 
 
-def write_index(file: h5py.File, rows: Sequence[Row]) -> None:
+def write_index(file: h5py.Group, rows: Sequence[Row]) -> None:
     """Write ``/images`` and ``/names``; ``rows`` in any order."""
     ids = [encode_text(row.id) for row in rows]
     sources = [encode_text(row.source) for row in rows]

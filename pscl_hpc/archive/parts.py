@@ -1,6 +1,6 @@
 """The parts of a build: kept in ``OUT.partial/`` while it runs, then merged into the archive.
 
-An archive is replaced by one rename, so readers always find the old or the new one.
+A new archive appears by one rename, and images are added to it all or none, so readers always find the old or the new one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +106,11 @@ def merge(
     collections: Sequence[Collection],
     compression: str,
     bar: Progress,
-    base: Shard | None = None,
+    added_to: str | None = None,
 ) -> None:
-    """Write one shard with all images of ``base``, if any, and copies of images of other shards in the given order."""
+    """Write one file with copies of images of other shards in the given order; ``added_to`` as in ShardWriter."""
     files: dict[Path, PositionedFile] = {}
-    with ShardWriter(path, collections, compression) as writer:
-        if base is not None:
-            writer.adopt(base, PositionedFile(base.path, base.stamp))
+    with ShardWriter(path, collections, compression, added_to=added_to) as writer:
         for row, shard in picks:
             if shard.path not in files:
                 files[shard.path] = PositionedFile(shard.path, shard.stamp)
@@ -134,18 +133,21 @@ def publish(
     Args:
         old: the archive at ``out``, if there is one.
         parts: folder on the file system of ``out`` in which new files are written before they are moved.
-        shard_bytes: raw pixels per shard of a folder; None for one file, which replaces ``out``.
+        shard_bytes: raw pixels per shard of a folder; None for one file.
     """
     new = parts / "new.h5"
+    rows = chain(old.all_rows() if old else (), (row for row, _ in picks))
+    united = {**(old.collections if old else {}), **{item.name: item for item in collections}}
     with Progress("writing", len(picks), unit="image", show=progress) as bar:
+        if shard_bytes is None and old:
+            merge(out, picks, collections, compression, bar, fingerprint(rows, united.values()))
+            return
         if shard_bytes is None:
-            merge(new, picks, collections, compression, bar, old.shards[0] if old else None)
+            merge(new, picks, collections, compression, bar)
             move_file(new, out)
             return
         out.mkdir(parents=True, exist_ok=True)
         entries = read_manifest(out).shards if old else []
-        rows = [*(old.all_rows() if old else ()), *(row for row, _ in picks)]
-        united = {**(old.collections if old else {}), **{item.name: item for item in collections}}
         for group in _groups(picks, shard_bytes):
             merge(new, group, collections, compression, bar)
             digest = sha256_of(new)

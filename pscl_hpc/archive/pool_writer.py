@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import h5py
 import numpy as np
 
-from pscl_hpc.archive.blocks import CHUNK_DTYPE, FlatBlock, Pool, TiledBlock, chunks
+from pscl_hpc.archive.blocks import CHUNK_DTYPE, FlatBlock, Pool, chunks
 from pscl_hpc.archive.codecs import Codec, create_dataset
 from pscl_hpc.archive.format import TILE, Pixels, packed_tile, parse_pool, stored_dtype, tile_grid, tile_shape
 from pscl_hpc.archive.index import ReadAt
@@ -35,13 +35,6 @@ class PoolWriter(Protocol):
 
     def copy(self, pool: Pool, read_at: ReadAt, place: Place, height: int, width: int) -> Place:
         """Append an image of another pool of the same type."""
-        ...
-
-    def adopt(self, pool: Pool, read_at: ReadAt) -> bool:
-        """Copy all blocks of another pool, so that its images have the same places here; only into an empty pool.
-
-        False, and nothing copied, if it is stored in another way.
-        """
         ...
 
     def truncate(self, place: Place) -> None:
@@ -137,20 +130,6 @@ class _Flat:
         self._number += alone is not None
         return own
 
-    def adopt(self, pool: Pool, read_at: ReadAt) -> bool:
-        if not all(isinstance(block, FlatBlock) for block in pool.blocks):
-            return False
-        size = self._dtype.itemsize
-        step = BLOCK_BYTES // size
-        for block in pool.blocks:
-            own = self._create(block.count)
-            for first in range(0, block.count, step):
-                number = min(step, block.count - first)
-                data = read_at(block.offset + first * size, number * size)  # type: ignore[union-attr]
-                self._put(own, first, np.frombuffer(data, self._dtype))
-            self._number += 1
-        return True
-
     def _reserve(self, count: int) -> Place:
         """The place of an image with ``count`` values."""
         size = self._dtype.itemsize
@@ -239,16 +218,6 @@ class _Packed:
         for filter_mask, data in chunks(read_at, found, place[1], down * across):
             self._put(block, filter_mask, data)
         return block, start
-
-    def adopt(self, pool: Pool, read_at: ReadAt) -> bool:
-        if pool.codec != self._codec:
-            return False
-        for found in pool.blocks:
-            assert isinstance(found, TiledBlock)  # the codec compresses
-            block, _ = self._block(found.side)
-            for filter_mask, data in chunks(read_at, found, 0, found.count):
-                self._put(block, filter_mask, data)
-        return True
 
     def _block(self, side: int) -> Place:
         if side not in self._sides:

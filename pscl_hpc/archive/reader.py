@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pscl_hpc.archive.catalogue import Catalogue, Files, Lazy, positions
 from pscl_hpc.archive.format import MANIFEST, MASK_POOL, Collection, ImageRecord, Row, Window, unite
 from pscl_hpc.archive.manifest import read_manifest
-from pscl_hpc.archive.shard import Shard, open_shard
+from pscl_hpc.archive.shard import Shard, open_shards
 from pscl_hpc.archive.staging import staged_path
 from pscl_hpc.errors import UserError, did_you_mean
 
@@ -60,7 +60,7 @@ class Archive:
         if home.is_dir():
             manifest = read_manifest(home)
             files = [home / entry.file for entry in manifest.shards]
-        shards = tuple(open_shard(file) for file in files)
+        shards = tuple(shard for file in files for shard in open_shards(file))
         self.collections = merge_collections(shards)
         try:
             self._catalogue = Catalogue(shards)

@@ -1,4 +1,4 @@
-"""Opening one archive file: where its index and its pixels are.
+"""Opening one archive file: where its indexes and its pixels are. Images added later are a shard of their own in it.
 
 HDF5 is used once, to find the datasets; the file is then closed. Records and pixels are read with ``pread``, so no HDF5
 handle is open when a process forks, threads do not wait for HDF5's global lock, no file is locked, and a reader in
@@ -10,7 +10,9 @@ are refused before anything is read through them.
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,23 +34,43 @@ from pscl_hpc.archive.format import (
     stored_dtype,
     tile_shape,
 )
+from pscl_hpc.archive.growing import Overlaid, read_through
 from pscl_hpc.archive.index import NAMED, Index, parse_index
 from pscl_hpc.archive.verify import verify
 from pscl_hpc.errors import UserError
 
+ADDED = "added"
+"""Group with the images that were added to a file later: one group each time, in the form of a file."""
+_TRIES = 5
+_BLOCK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What tells that a file is still the one that was opened, with or without images that were added since."""
+
+    size: int
+    """Of the archive, in bytes."""
+    state: tuple[int, int]
+    """(size of the file, modification time in ns) when it was opened."""
+    indexes: tuple[tuple[int, int], ...]
+    """(offset, bytes) of the index of each shard in the file."""
+    digest: bytes
+    """SHA-256 of the indexes, which hold the checksums of the pixels and where they are."""
+
 
 @dataclass(frozen=True)
 class Shard:
-    """One archive file."""
+    """Images of an archive file with their index: those it was made with, or those that were added at one time."""
 
     path: Path
     index: Index
     collections: dict[str, Collection]
     pools: dict[str, Pool]
     fingerprint: str
-    """Of the images in this file, as recorded by the writer; ``archive check`` compares it."""
-    stamp: tuple[int, int]
-    """(size, modification time in ns), to notice a file that was replaced while it is read."""
+    """Of all images in this file, as recorded by the writer; ``archive check`` compares it."""
+    stamp: Stamp
+    """Of the file."""
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -57,15 +79,20 @@ class Shard:
 
 
 class PositionedFile:
-    """Reads (offset, size) -> bytes from one file."""
+    """Reads (offset, size) -> bytes from one file.
 
-    def __init__(self, path: Path, stamp: tuple[int, int]) -> None:
+    Args:
+        path: The file.
+        stamp: Of the file when it was opened before; None at the first time.
+    """
+
+    def __init__(self, path: Path, stamp: Stamp | None = None) -> None:
         try:
             self._file = path.open("rb", buffering=0)
         except OSError as error:
             raise UserError(f"{path} can no longer be opened ({error.strerror})") from error
         self._descriptor = self._file.fileno()
-        if stamp_of(os.fstat(self._descriptor)) != stamp:
+        if stamp is not None and self.state() != stamp.state and not self._has_grown(stamp):
             raise UserError(f"{path} was replaced while it was being read; start the command again")
 
     def __call__(self, offset: int, size: int) -> bytes:
@@ -77,31 +104,80 @@ class PositionedFile:
             data += more
         return data
 
+    def state(self) -> tuple[int, int]:
+        status = os.fstat(self._descriptor)
+        return status.st_size, status.st_mtime_ns
 
-def stamp_of(status: os.stat_result) -> tuple[int, int]:
-    return status.st_size, status.st_mtime_ns
+    def digest(self, places: Sequence[tuple[int, int]]) -> bytes:
+        """SHA-256 of some pieces of the file."""
+        digest = hashlib.sha256()
+        for offset, size in places:
+            for first in range(0, size, _BLOCK):
+                digest.update(self(offset + first, min(_BLOCK, size - first)))
+        return digest.digest()
+
+    def _has_grown(self, stamp: Stamp) -> bool:
+        return self.state()[0] >= stamp.size and self.digest(stamp.indexes) == stamp.digest
+
+    def through_journal(self) -> tuple[Overlaid | None, int]:
+        return read_through(self._file)
 
 
 def open_shard(path: Path) -> Shard:
-    """Find and verify the index of an archive file; UserError when it is missing or damaged."""
+    """The images that an archive file was made with; UserError when it is missing or damaged."""
+    return open_shards(path)[0]
+
+
+def open_shards(path: Path) -> tuple[Shard, ...]:
+    """Find and verify the indexes of an archive file; UserError when it is missing or damaged."""
     if not path.is_file():
         raise UserError(f"no archive at {path}; make one with 'pscl-hpc archive build SRC... --out {path}'")
+    for last in [False] * (_TRIES - 1) + [True]:
+        file = PositionedFile(path)
+        state = file.state()
+        try:
+            shards = _open(path, file, state)
+        except Exception as error:
+            if not last and _changed(path, state):
+                continue
+            if isinstance(error, UserError):
+                raise
+            reason = str(error).split("\n")[0]
+            raise UserError(
+                f"{path} cannot be read as an archive ({reason}); restore it from a backup or build it again"
+            ) from error
+        if not _changed(path, state):
+            return shards
+    raise UserError(f"{path} changes while it is opened; start the command again")
+
+
+def _changed(path: Path, state: tuple[int, int]) -> bool:
+    """Whether the file at ``path`` was replaced or added to since."""
     try:
-        stamp = stamp_of(path.stat())
-        with h5py.File(path, "r", locking=False) as file:
-            shard = _parse(file, path, stamp)
-        verify(shard.index, shard.collections, shard.pools, PositionedFile(path, stamp))
-        return shard
-    except UserError:
-        raise
-    except Exception as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(
-            f"{path} cannot be read as an archive ({reason}); restore it from a backup or build it again"
-        ) from error
+        status = path.stat()
+    except OSError:
+        return False
+    return (status.st_size, status.st_mtime_ns) != state
 
 
-def _parse(file: h5py.File, path: Path, stamp: tuple[int, int]) -> Shard:
+def _open(path: Path, file: PositionedFile, state: tuple[int, int]) -> tuple[Shard, ...]:
+    overlaid, size = file.through_journal()
+    with h5py.File(overlaid or path, "r", **({} if overlaid else {"locking": False})) as root:
+        _check_format(root, path)
+        groups: list[h5py.Group] = [root]
+        if ADDED in root:
+            added = _group(root, ADDED)
+            groups += [_group(added, str(number)) for number in range(len(added))]
+        parsed = [_parse(group, size) for group in groups]
+        fingerprint = str(root.attrs["fingerprint"])
+    places = tuple((index.offset, len(index) * index.dtype.itemsize) for index, *_ in parsed)
+    stamp = Stamp(size, state, places, file.digest(places))
+    for index, collections, pools in parsed:
+        verify(index, collections, pools, file)
+    return tuple(Shard(path, *parts, fingerprint, stamp) for parts in parsed)
+
+
+def _check_format(file: h5py.File, path: Path) -> None:
     if str(file.attrs.get("format", "")) != FORMAT:
         raise UserError(f"{path} is an HDF5 file but not an archive; make one with 'pscl-hpc archive build'")
     version = int(file.attrs.get("version", 0))
@@ -110,14 +186,16 @@ def _parse(file: h5py.File, path: Path, stamp: tuple[int, int]) -> Shard:
             f"{path} has archive version {version} but this program reads version {VERSION}; "
             f"build it again or use the program version that wrote it"
         )
-    size = stamp[0]
-    tiles, names = _group(file, "tiles"), _group(file, "names")
+
+
+def _parse(group: h5py.Group, size: int) -> tuple[Index, dict[str, Collection], dict[str, Pool]]:
+    """One shard in a file of ``size`` bytes."""
+    tiles, names = _group(group, "tiles"), _group(group, "names")
     pools = {name: _pool(tiles, name, size) for name in tiles}
-    images = _dataset(file, "images")
+    images = _dataset(group, "images")
     tables = {column: _dataset(names, column) for column in NAMED}
     index = parse_index(images, tables, images.id.get_offset(), size)
-    collections = collections_from_json(str(_dataset(file, "collections").asstr()[()]))
-    return Shard(path, index, collections, pools, str(file.attrs["fingerprint"]), stamp)
+    return index, collections_from_json(str(_dataset(group, "collections").asstr()[()])), pools
 
 
 def _group(parent: h5py.Group, name: str) -> h5py.Group:

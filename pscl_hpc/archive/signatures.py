@@ -12,7 +12,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
-from scipy.fft import dctn
 
 _LOW = 16
 """Frequencies along each axis."""
@@ -49,6 +48,8 @@ def _oriented(low: npt.NDArray[np.float32], orientation: int) -> npt.NDArray[np.
 
 def signatures(pictures: npt.NDArray[np.float32]) -> Signatures:
     """Of the pictures (n, s, s) in the eight orientations: (8, n, 32)."""
+    from scipy.fft import dctn  # here, because it takes long to import
+
     directions = np.random.default_rng(0).normal(size=(_LOW * _LOW, 8 * _BYTES)).astype(np.float32)
     found = np.empty((len(ORIENTATIONS), len(pictures), _BYTES), np.uint8)
     low = dctn(pictures, axes=(1, 2), norm="ortho")[:, :_LOW, :_LOW]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import getpass
 import hashlib
 import json
 import os
@@ -23,6 +22,7 @@ from typing import IO
 from pscl_hpc.archive.format import MANIFEST
 from pscl_hpc.archive.manifest import read_manifest, sha256_of
 from pscl_hpc.errors import JobError, UserError
+from pscl_hpc.files import user_name
 
 _BLOCK = 1 << 22
 _POLL_S = 0.02
@@ -54,7 +54,7 @@ def stage_archive(path: Path, folder: Path) -> Path:
     if source in _COPIES:
         return _COPIES[source]
     files = _files_of(source)
-    home = folder / f"pscl-hpc-{_user()}"
+    home = folder / f"pscl-hpc-{user_name()}"
     key = _key(source, files)
     copy = home / key
     try:
@@ -104,8 +104,13 @@ def _files_of(source: Path) -> list[Path]:
 
 
 def _key(source: Path, files: list[Path]) -> str:
-    facts = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    facts = [(file.name, *_state(file)) for file in files]
     return f"{source.stem[:40]}-{hashlib.sha256(json.dumps([str(source), facts]).encode()).hexdigest()[:16]}"
+
+
+def _state(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def _is_complete(copy: Path, files: list[Path]) -> bool:
@@ -136,7 +141,10 @@ def _fill(partial: Path, source: Path, files: list[Path]) -> None:
     known = {entry.file: entry.sha256 for entry in read_manifest(source).shards} if source.is_dir() else {}
     partial.mkdir()
     for file in files:
+        before = _state(file)
         digest = _copy(file, partial / file.name)
+        if _state(file) != before:
+            raise UserError(f"{file} was changed while it was copied; start the command again")
         if digest != known.get(file.name, digest):
             raise UserError(
                 f"{file} does not match its checksum in {MANIFEST}; restore it from a backup or build it again"
@@ -176,10 +184,3 @@ def _make_room(home: Path, needed: int, key: str) -> None:
             f"{home}: the archive needs {needed / 1e9:.2f} GB but {free / 1e9:.2f} GB are free; make room or "
             "remove 'stage'"
         )
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a user id without a name, as in containers
-        return str(os.getuid())

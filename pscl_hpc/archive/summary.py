@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
 from pscl_hpc.archive.format import VERSION, ImageRecord, parse_pool
@@ -13,23 +13,24 @@ from pscl_hpc.archive.reader import Archive
 def summarise(archive: Archive) -> dict[str, Any]:
     """Size, fingerprint, storage and collections of an archive as values for JSON."""
     stored: Counter[str] = Counter()
-    codecs: dict[str, str] = {}
+    codecs: dict[str, dict[str, None]] = defaultdict(dict)
     for shard in archive.shards:
         for name, pool in shard.pools.items():
             stored[name] += pool.stored_bytes
-            codecs[name] = pool.codec.name
+            codecs[name][pool.codec.name] = None
+    files = {shard.path: shard.stamp.size for shard in archive.shards}
     return {
         "path": str(archive.path),
         "version": VERSION,
         "fingerprint": archive.fingerprint,
         "images": len(archive),
-        "bytes": sum(shard.stamp[0] for shard in archive.shards),
-        "shards": len(archive.shards),
+        "bytes": sum(files.values()),
+        "shards": len(files),
         "pools": {
             name: {
                 "dtype": parse_pool(name)[0],
                 "channels": parse_pool(name)[1],
-                "codec": codecs[name],
+                "codec": ", ".join(codecs[name]),
                 "stored_bytes": stored[name],
             }
             for name in sorted(stored)

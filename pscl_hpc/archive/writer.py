@@ -1,4 +1,4 @@
-"""Writing one archive file: pixels, the index at the end, an atomic rename last."""
+"""Writing images to an archive file: pixels, the index at the end; a new file appears by an atomic rename."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ from pscl_hpc.archive.format import (
     parse_pool,
     pool_name,
 )
+from pscl_hpc.archive.growing import growing
 from pscl_hpc.archive.index import ReadAt, encode_digest, write_index
 from pscl_hpc.archive.intensity import RangeEstimator
 from pscl_hpc.archive.options import IngestOptions, options_to_json
 from pscl_hpc.archive.pool_writer import PoolWriter, pool_writer
-from pscl_hpc.archive.shard import Shard
+from pscl_hpc.archive.shard import ADDED, Shard
 from pscl_hpc.archive.write_errors import WriteError, write_errors
 from pscl_hpc.files import replacing
 
@@ -70,6 +71,8 @@ class ShardWriter:
         collections: every dataset that images will name.
         compression: ``"auto"`` (per dtype, any h5py reads it) or a name in ``codecs.CODECS``.
         percentiles: the intensity range of uint16 and float images for which none is given.
+        added_to: the fingerprint of the archive at ``path`` and the new images together; these are added to that file,
+            instead of a new one.
 
     Raises:
         WriteError: (a UserError) the disk is full or not writable; on entering, adding or leaving.
@@ -82,12 +85,14 @@ class ShardWriter:
         compression: str = AUTO,
         *,
         percentiles: tuple[float, float] = (0.5, 99.5),
+        added_to: str | None = None,
     ) -> None:
         codec_for(compression, "uint8", is_mask=False)
         self.path = Path(path)
         self._collections = {item.name: item for item in collections}
         self._compression = compression
         self._percentiles = percentiles
+        self._added_to = added_to
         self._rows: list[Row] = []
         self._ids: set[str] = set()
         self.remarks: dict[str, str] = {}
@@ -109,25 +114,35 @@ class ShardWriter:
         """The group of the tiles of a new file; the file is completed and renamed when the block ends."""
         raised: BaseException | None = None
         try:
-            with write_errors(self.path):
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with replacing(self.path) as temporary, h5py.File(temporary, "w", locking=False) as file:
-                    try:
-                        yield file.create_group("tiles")
-                    except BaseException as error:
-                        raised = error
-                        raise
-                    for pool in self._pools.values():
-                        pool.finish()
-                    write_index(file, self._rows)
-                    collections = list(self._collections.values())
-                    text = collections_to_json(collections)
-                    file.create_dataset("collections", data=text, dtype=h5py.string_dtype())
-                    file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
-                    file.attrs["fingerprint"] = fingerprint(self._rows, collections)
+            with write_errors(self.path), self._file() as group:
+                try:
+                    yield group.create_group("tiles")
+                except BaseException as error:
+                    raised = error
+                    raise
+                for pool in self._pools.values():
+                    pool.finish()
+                write_index(group, self._rows)
+                text = collections_to_json(list(self._collections.values()))
+                group.create_dataset("collections", data=text, dtype=h5py.string_dtype())
         except WriteError:
             if raised is None:  # an exception of the block came first and is raised instead
                 raise
+
+    @contextmanager
+    def _file(self) -> Iterator[h5py.Group]:
+        """The group of the images in the file."""
+        if self._added_to is not None:
+            with growing(self.path) as file:
+                added = file.require_group(ADDED)
+                yield added.create_group(str(len(added)))
+                file.attrs["fingerprint"] = self._added_to
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(self.path) as temporary, h5py.File(temporary, "w", locking=False) as file:
+            yield file
+            file.attrs["format"], file.attrs["version"] = FORMAT, VERSION
+            file.attrs["fingerprint"] = fingerprint(self._rows, self._collections.values())
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -249,17 +264,6 @@ class ShardWriter:
         self._rows.append(
             replace(row, block=place[0], start=place[1], mask_block=mask_place[0], mask_start=mask_place[1])
         )
-
-    def adopt(self, shard: Shard, read_at: ReadAt) -> None:
-        """Copy all images of a shard into this file, which has none yet, in pieces as large as possible."""
-        kept = {name for name, pool in shard.pools.items() if self._pool(name).adopt(pool, read_at)}
-        for row in shard.rows:
-            own = {row.pool, MASK_POOL} if row.has_mask else {row.pool}
-            if own <= kept:
-                self._ids.add(row.id)
-                self._rows.append(row)
-            else:
-                self.copy(row, shard, read_at)
 
     def _pool(self, name: str) -> PoolWriter:
         if name not in self._pools:

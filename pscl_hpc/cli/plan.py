@@ -106,17 +106,14 @@ def plan(
             f"{rates}: was measured with {other}; measure again with the same keys: "
             f"'pscl-hpc plan --config {config} --measure FILE'"
         )
-    if loaded.accumulate == "exact":
-        raise UserError(
-            "plan does not predict accumulate=exact; predict with accumulate=1, and see docs/large-batch.md for what the "
-            "second pass costs"
-        )
     total = batch or loaded.batch_size
-    parts = ranks * loaded.accumulate
-    if total % parts:
-        passes = f" in {loaded.accumulate} passes" if loaded.accumulate > 1 else ""
+    exact = loaded.accumulate == "exact"
+    multiple = ranks * (loaded.part_size if exact else loaded.passes)
+    if total % multiple:
+        passes = f" in {loaded.passes} passes" if loaded.passes > 1 else ""
+        passes = f" in parts of {loaded.part_size} images" if exact else passes
         raise UserError(f"--batch {total} cannot be divided equally among {ranks} GPUs{passes}; use a multiple of "
-                        f"{parts}, for example {-(-total // parts) * parts}")  # fmt: skip
+                        f"{multiple}, for example {-(-total // multiple) * multiple}")  # fmt: skip
     each = total / ranks
     asked, *sweep = (
         predict(
@@ -124,7 +121,8 @@ def plan(
             links,
             count,
             each,
-            accumulate=loaded.accumulate,
+            accumulate=loaded.passes,
+            parts=int(each) // loaded.part_size if exact else 1,
             synchronised=loaded.runtime.sync_batchnorm,
         )
         for count in (ranks, *SWEEP)
@@ -153,6 +151,9 @@ def _other_references(rates: Rates, config: PretrainConfig, ranks: int) -> str:
     from pscl_hpc.methods import ReferencedMethodConfig
 
     here = config.method.reference.per_batch if isinstance(config.method, ReferencedMethodConfig) else 0
+    if config.accumulate == "exact":
+        each = here // config.parts
+        return "" if each == rates.references else f"{rates.references} references in a part, not {each}"
     if here in (rates.references, ranks * rates.references):
         return ""
     return f"{rates.references} references on one GPU, not {here / ranks:g} or {here}"

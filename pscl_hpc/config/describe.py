@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import textwrap
 import types
 from collections.abc import Iterator, Mapping
+from functools import cache
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types
@@ -45,7 +49,7 @@ def _section(schema: type[BaseModel], chosen: Mapping[str, str], indent: str) ->
             kind = type_text(field.annotation, tuple(field.metadata))
         if section is None:
             note = f"{kind}; required" if field.is_required() else kind
-            yield from _comment(field.description, note, indent)
+            yield from _comment(meaning(schema, key), note, indent)
             yield f"{indent}{key}:" if field.is_required() else f"{indent}{key}: {_value(field)}"
             continue
         optional = field.default is None and not field.is_required() and key not in chosen
@@ -53,10 +57,34 @@ def _section(schema: type[BaseModel], chosen: Mapping[str, str], indent: str) ->
         note = kind if registry is not None else "section"
         if optional:
             note += "; absent by default"
-        yield from _comment(field.description or summary, note, indent)
+        yield from _comment(meaning(schema, key) or summary, note, indent)
         yield f"{indent}{key}:" + (" null" if optional else "")
         inner = list(_section(_with_defaults(section, field), chosen, indent + "  "))
         yield from (f"{indent}# {line.removeprefix(indent)}" for line in inner) if optional else inner
+
+
+def meaning(schema: type[BaseModel], key: str) -> str:
+    """The text below a key in the class that defines it; empty if there is none."""
+    return next((text for owner in schema.__mro__ if (text := _meanings(owner).get(key))), "")
+
+
+# Not pydantic's use_attribute_docstrings, which reads the source of every class whenever it is imported.
+@cache
+def _meanings(owner: type) -> dict[str, str]:
+    try:
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
+    except (OSError, TypeError):  # not made from a source
+        return {}
+    assert isinstance(tree, ast.ClassDef)
+    return {
+        field.target.id: inspect.cleandoc(text.value.value)
+        for field, text in pairwise(tree.body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+        and isinstance(text.value.value, str)
+    }
 
 
 def _named(section: type[BaseModel], name: str) -> type[BaseModel]:

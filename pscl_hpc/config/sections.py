@@ -146,6 +146,9 @@ class CheckpointConfig(Strict):
     """Also a checkpoint when this many minutes have passed since the last one; 0 turns it off."""
     keep: Count = 2
     """Number of newest checkpoints that are kept."""
+    local: str = ""
+    """Folder on a disk of the node, such as ``$TMPDIR``, to which checkpoints are written before they are copied to the run
+    folder behind the training; for slow shared file systems. Empty: straight to the run folder."""
 
 
 class LogConfig(Strict):

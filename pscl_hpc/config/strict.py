@@ -35,7 +35,7 @@ def check_folder(key: str, value: str) -> str:
 class Strict(BaseModel):
     """Base of all sections: unknown keys are errors, numbers finite, values do not change after construction."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod

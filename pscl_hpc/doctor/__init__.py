@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from pscl_hpc.doctor import hdf5, machine, slurm, storage, torch_stack
+from pscl_hpc.doctor import hdf5, machine, slurm, storage, torch_stack, trackers
 from pscl_hpc.doctor.findings import Finding, Level
 from pscl_hpc.errors import UserError
 
@@ -40,7 +40,7 @@ def examine(folder: Path) -> Iterator[Finding]:
         ("file locks", partial(storage.locking, folder)),
         ("disk", partial(storage.space, folder)),
         ("Slurm", slurm.commands),
-        ("TensorBoard", torch_stack.tensorboard),
+        *((name, partial(trackers.tracker, key)) for name, key in trackers.TRACKERS.items()),
     ]
     for area, check in checks:
         yield from run_check(area, check)

@@ -1,4 +1,4 @@
-"""torch, GPUs, Triton, collectives and TensorBoard."""
+"""torch, GPUs, Triton and collectives."""
 
 from __future__ import annotations
 
@@ -139,17 +139,3 @@ def collectives() -> Iterator[Finding]:
         yield Finding("ok", f"gloo works; NCCL {release}")
     else:
         yield Finding("note", "gloo works; NCCL is missing", "install a torch with NCCL")
-
-
-def tensorboard() -> Iterator[Finding]:
-    """The optional writer of TensorBoard events."""
-    try:
-        version = importlib.metadata.version("tensorboard")
-    except importlib.metadata.PackageNotFoundError:
-        yield Finding(
-            "note",
-            "not installed; metrics.jsonl is always written",
-            "pip install 'pscl-hpc[tensorboard]' to use log.tensorboard=true",
-        )
-        return
-    yield Finding("ok", version)

@@ -71,6 +71,10 @@ class Profile(Strict):
     """Folder on each node's local disk; the archive is copied to it once and read from there."""
     check_nodes: bool = True
     """Check memory, run folder and clock of each node before its ranks start."""
+    debug_nccl: bool = False
+    """Record the communication of the ranks into the run folder, for a job whose ranks hang or cannot join."""
+    purge_days: Count | None = None
+    """Days after which the site deletes files that were not used; the state of a run then tells which goes first."""
     sbatch: dict[str, str | int | bool] = Field(default_factory=dict)
     """Further options of sbatch, without the dashes; true for an option without a value."""
 

@@ -48,6 +48,7 @@ from pscl_hpc.launch.task import Task
 from pscl_hpc.runs import RunFolder, job_start
 from pscl_hpc.runs.lock import is_locked
 from pscl_hpc.training.device import own_gpus, unusable_reason
+from pscl_hpc.training.flight_recorder import record_communication
 from pscl_hpc.training.stopping import StopRequested, clear_stop, request_stop, stop_reason
 
 STAGES = {
@@ -79,6 +80,8 @@ class StageJob:
     """Folder on the node's local disk from which the archive is read."""
     check_nodes: bool = True
     """Whether each node is checked before its ranks start."""
+    debug_nccl: bool = False
+    """Whether the communication of the ranks is recorded."""
     source: str = ""
     """Hash of the submitted code; empty to accept any."""
     commit: str = ""
@@ -113,6 +116,8 @@ class StageJob:
     def _prepare(self, task: Task) -> None:
         """Compare the code, ranks and GPUs with those requested, and set the ranks' environment."""
         task.export(self.tasks_per_node)
+        if self.debug_nccl:
+            record_communication(Path(self.run), f"{task.job}.{task.restart}")
         if task.rank == 0:
             note_run(Path(self.files), task.job, Path(self.run))
             keep_last_end(RunFolder.load(self.run), Path(self.files), task.job, task.restart - 1)

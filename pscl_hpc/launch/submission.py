@@ -31,8 +31,9 @@ from pscl_hpc.pretraining.data import PretrainData
 from pscl_hpc.pretraining.task import first_trunk
 from pscl_hpc.runs import RunFolder, commit, now
 from pscl_hpc.runs.attempts import newest_attempt
-from pscl_hpc.runs.folder import CONFIG_FILE, RECORD_FILE, steps_of
+from pscl_hpc.runs.folder import RECORD_FILE, steps_of
 from pscl_hpc.runs.lock import lock_holder
+from pscl_hpc.runs.places import CONFIG_FILE
 from pscl_hpc.runs.status_file import STATUS_FILE
 from pscl_hpc.segmentation.classifier_config import ClassifierConfig
 from pscl_hpc.segmentation.classify import check_classifier
@@ -146,12 +147,14 @@ def _submit(
             gpus=bool(profile.gpus),
             stage=profile.stage,
             check_nodes=profile.check_nodes,
+            debug_nccl=profile.debug_nccl,
             source=source,
             commit=head,
         )
         for folder in folders
     ]
-    jobs = _send(build_executor(cluster, files, name, profile, attached), folders, stage_jobs)
+    executor = build_executor(cluster, files, name, profile, attached)
+    jobs = _send(executor, folders, stage_jobs, profile.purge_days)
     submissions = []
     for folder, job in zip(folders, jobs, strict=True):
         record = JobRecord(
@@ -214,7 +217,9 @@ def show_script(config: RunConfig, *, cluster: str, profile: Profile) -> str:
     return submission_script((run / JOBS).absolute(), config.name, profile)
 
 
-def _send(executor: Any, folders: Sequence[RunFolder], stage_jobs: Sequence[StageJob]) -> list[Any]:
+def _send(
+    executor: Any, folders: Sequence[RunFolder], stage_jobs: Sequence[StageJob], purge_days: int | None
+) -> list[Any]:
     """Mark the runs as queued and hand their jobs to the executor; if it refuses them, the runs are as before."""
     # A run that is done keeps its status; otherwise it would be trained again.
     unfinished = [folder for folder in folders if not folder.done]
@@ -229,6 +234,7 @@ def _send(executor: Any, folders: Sequence[RunFolder], stage_jobs: Sequence[Stag
             steps=steps_of(folder.decided_config),
             status="queued",
             error="",
+            purge_days=purge_days,
         )
     slurm_conf = os.environ.get("SLURM_CONF")
     # A job that is submitted from inside another job must not inherit that job's variables.

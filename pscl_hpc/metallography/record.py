@@ -12,7 +12,7 @@ MEASUREMENTS_FILE = "measurements.json"
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Result(_Part):

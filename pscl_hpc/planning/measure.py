@@ -93,6 +93,7 @@ def measure_rates(config: PretrainConfig, batches: Sequence[int]) -> Rates:
     if config.runtime.activation_checkpointing:
         checkpoint_blocks(method)
     passes = [_measure(method, config, images, device) for images in batches]
+    forwards = [_forward(method, config, images, device) for images in batches]
     kinds = {(width, dtype) for _, width, dtype in passes[0].contrasts}
     per_square = {kind: _seconds_per_square(*kind, device, config.runtime.kernels) for kind in kinds}
     contrasts = [_contrast(each, passes, per_square) for each in range(len(passes[0].contrasts))]
@@ -106,14 +107,17 @@ def measure_rates(config: PretrainConfig, batches: Sequence[int]) -> Rates:
             f"the time of a step did not grow with the number of images ({', '.join(map(str, batches))}); measure on "
             "an idle device, or with numbers of images further apart (--images)"
         )
+    forward_fixed, forward_per_image = _line(images, forwards)
     memory_fixed, memory_per_image = _line(images, [float(p.peak_bytes) for p in passes])
     trained = [p for p in method.parameters() if p.requires_grad]
     return Rates(
         device=describe_device(device),
         keys=measured_keys(config),
-        references=config.references_per_pass,
+        references=_references(config),
         step_fixed=step_fixed,
         step_per_image=step_per_image,
+        forward_fixed=forward_fixed,
+        forward_per_image=max(0.0, forward_per_image),
         memory_fixed=memory_fixed,
         memory_per_image=memory_per_image,
         contrasts=tuple(contrasts),
@@ -125,6 +129,7 @@ def measure_rates(config: PretrainConfig, batches: Sequence[int]) -> Rates:
             "images": list(batches),
             "seconds": [p.seconds for p in passes],
             "cpu_seconds": [p.cpu_seconds for p in passes],
+            "forward_seconds": forwards,
             "disturbed": disturbance(passes),
             "peak_bytes": [p.peak_bytes for p in passes],
             "date": now(),
@@ -158,6 +163,19 @@ def _measure(method: Method, config: PretrainConfig, images: int, device: torch.
     return _Pass(images, seconds, cpu_seconds, _peak(step, device), mode.found)
 
 
+def _forward(method: Method, config: PretrainConfig, images: int, device: torch.device) -> float:
+    """Seconds of the views and the embedding without gradient."""
+    batch = _batch(config, images)
+    draws = Draws(0, 0, tuple(range(len(batch.ids))), device)
+
+    def embed() -> None:
+        with torch.no_grad(), autocast(device, config.runtime):
+            method.embed(make_views(batch, config, 0, device), draws, False)
+
+    embed()
+    return min(_timed(embed, device) for _ in range(_REPEATS))
+
+
 def disturbance(passes: Sequence[_Pass]) -> str:
     """Why the times may be those of a busy machine rather than of the device, in a few words; empty if they are not.
 
@@ -171,9 +189,14 @@ def disturbance(passes: Sequence[_Pass]) -> str:
     return f"repeated steps differed by a factor of {spread:.2g}" if spread > _MOST_SPREAD else ""
 
 
+def _references(config: PretrainConfig) -> int:
+    """References that one device has in memory together, if it has all of them, or all of a part."""
+    return config.references_per_pass // config.parts
+
+
 def _batch(config: PretrainConfig, images: int) -> Batch:
     """Synthetic micrographs as a batch, references first."""
-    references = config.references_per_pass
+    references = _references(config)
     count = references + images
     pictures = [
         synthesise("precipitates", seed=1, index=i, size=config.views.size) for i in range(min(8, count))

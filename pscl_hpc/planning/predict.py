@@ -138,6 +138,7 @@ def predict(
     images: float,
     *,
     accumulate: int = 1,
+    parts: int = 1,
     synchronised: bool = True,
     crowding: float = 1.0,
 ) -> Prediction:
@@ -151,13 +152,15 @@ def predict(
         ranks: Devices, W.
         images: Unlabelled images per device, b. The batch has W * b.
         accumulate: Forward passes of a step, each over an equal part of the images.
+        parts: Parts of a device's images that are computed twice, for the loss of all of them (``accumulate=exact``);
+            the last one once, as it is still in memory.
         synchronised: Whether batch normalisation is over all ranks.
         crowding: Number of ranks that share the cores of one device (1 on GPUs).
     """
-    part = images / accumulate
+    part = images / accumulate / parts
 
     def seconds(ranks: int, crowding: float) -> dict[str, float]:
-        once = _pass(rates, links, ranks, part, crowding, synchronised=synchronised)
+        once = _pass(rates, links, ranks, part, parts, crowding, synchronised=synchronised)
         # Gradients are summed over the ranks after the last pass.
         return {
             **{k: accumulate * v for k, v in once.items()},
@@ -166,8 +169,12 @@ def predict(
 
     alone, found = seconds(1, 1.0), seconds(ranks, crowding)
     # After the first pass the accumulated gradients stay in memory.
-    kept = rates.gradient_bytes if accumulate > 1 else 0
-    gathered = sum(c.rows(part) * (c.width * c.item_bytes + _ROW_EXTRA_BYTES) for c in rates.contrasts)
+    kept = rates.gradient_bytes if accumulate * parts > 1 else 0.0
+    # Rows of the other parts and their gradients.
+    kept += (parts - 1) * sum(2 * c.rows(part) * c.width * c.item_bytes for c in rates.contrasts)
+    gathered = parts * sum(
+        c.rows(part) * (c.width * c.item_bytes + _ROW_EXTRA_BYTES) for c in rates.contrasts
+    )
     return Prediction(
         ranks=ranks,
         nodes=links.nodes(ranks),
@@ -179,12 +186,12 @@ def predict(
 
 
 def _pass(
-    rates: Rates, links: Links, ranks: int, images: float, crowding: float, *, synchronised: bool
+    rates: Rates, links: Links, ranks: int, images: float, parts: int, crowding: float, *, synchronised: bool
 ) -> dict[str, float]:
-    """One forward and backward pass and an optimiser step, without the sum of gradients."""
+    """Forward and backward pass and an optimiser step, without the sum of gradients, of parts of ``images`` each."""
     loss = gather = 0.0
     for contrast in rates.contrasts:
-        own = contrast.rows(images)
+        own = parts * contrast.rows(images)
         others = own * (ranks - 1)
         loss += contrast.seconds_per_square * own * (own + others * (2 if rates.symmetric else 1))
         row = contrast.width * contrast.item_bytes + _ROW_EXTRA_BYTES
@@ -192,8 +199,10 @@ def _pass(
             gather += links.all_gather(ranks * own * row, ranks) + (_LOSS_GATHERS - 1) * links.latency(ranks)
     # Statistics in the forward pass and their gradients in the backward pass: all-reduces of latency only.
     sums = 2 * rates.normalisations * rates.passes if synchronised else 0
+    steps = parts * (rates.step_fixed + rates.step_per_image * images)
+    again = (parts - 1) * (rates.forward_fixed + rates.forward_per_image * images)
     return {
-        "compute": crowding * (rates.step_fixed + rates.step_per_image * images),
+        "compute": crowding * (steps + again),
         "loss": crowding * loss,
         "gather": gather,
         "normalise": sums * 2 * links.latency(ranks),

@@ -53,6 +53,9 @@ class Rates:
     """Part of a step with one forward pass that does not depend on the number of images."""
     step_per_image: float
     """Time per unlabelled image, without the contrastive losses of :attr:`contrasts`."""
+    forward_fixed: float
+    """Part that does not depend on the number of images of views and embedding without gradient."""
+    forward_per_image: float
     memory_fixed: float
     memory_per_image: float
     contrasts: tuple[Contrast, ...]

@@ -25,7 +25,7 @@ Score = Annotated[float | None, BeforeValidator(number)]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True)
 
 
 class ImageScore(_Part):

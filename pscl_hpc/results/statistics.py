@@ -28,7 +28,6 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
-from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
 Pair = tuple[float, float]
@@ -62,7 +61,7 @@ def spread(values: Iterable[float | None]) -> Spread | None:
 class Record(BaseModel):
     """Base of everything that is written to ``results.json``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Estimate(Record):
@@ -198,5 +197,7 @@ def _estimate(parts: Sequence[Numbers], shares: Numbers, independent: bool) -> E
     # Variances as shares: their squares do not underflow where all differences are tiny.
     terms = [one**2 / (len(part) - 1) for one, part in zip(variances / variance, parts, strict=True)]
     freedom = 1 / sum(terms)
+    from scipy.special import stdtrit  # here, because it takes long to import
+
     reach = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * math.sqrt(variance)
     return Estimate(value=value, low=value - reach, high=value + reach)

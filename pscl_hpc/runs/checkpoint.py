@@ -51,17 +51,26 @@ class CheckpointStore:
         Raises:
             JobError: it cannot be written; the previous checkpoint is kept.
         """
-        data, path = _serialise(step, state), self._path(step)
+        self.write(step, _serialise(step, state), newest=newest, best=best)
+        return self._path(step)
+
+    def write(self, step: int, data: memoryview, *, newest: bool, best: bool) -> None:
+        """As :meth:`save`, with the content of the file."""
         # The best first: the other one records that it exists.
         if best:
             self._write(step, self.folder / BEST, data)
         if newest:
-            self._write(step, path, data)
+            self._write(step, self._path(step), data)
             steps = self.steps()
             kept = [found for found in steps if found <= step][-self.keep :]
             for found in set(steps) - set(kept):
                 self._remove(self._path(found))
-        return path
+
+    def flush(self) -> None:
+        """Wait until everything that was saved is in the folder."""
+
+    def close(self) -> None:
+        """To be called when nothing more is saved."""
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, ascending."""
@@ -82,7 +91,7 @@ class CheckpointStore:
         damaged = []
         for step in reversed(self.steps()):
             try:
-                data = self._read(self._path(step))
+                data = self.read(step)
             except UserError as error:
                 damaged.append(str(error))
                 continue
@@ -103,13 +112,20 @@ class CheckpointStore:
             UserError: it is damaged.
             JobError: it cannot be read.
         """
-        path = self.folder / BEST
-        if not path.is_file():
-            return None
         try:
-            return _deserialise(self._read(path))
+            data = self.read_best()
         except UserError as error:
             raise UserError(f"{error}; restore it from a copy, or start a new run with run=...") from None
+        return None if data is None else _deserialise(data)
+
+    def read(self, step: int) -> bytes:
+        """The content of a checkpoint; UserError: damaged, JobError: it cannot be read."""
+        return self._read(self._path(step))
+
+    def read_best(self) -> bytes | None:
+        """The content of ``best.pt``, or None when there is none; errors as of :meth:`read`."""
+        path = self.folder / BEST
+        return self._read(path) if path.is_file() else None
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}.pt"
@@ -170,24 +186,29 @@ class BackgroundWriter:
         Raises:
             JobError: the previous checkpoint could not be written.
         """
-        self.flush()
+        self._wait()
         self._pending = self._thread.submit(self._write, step, _copy(state), newest, best)
         if newest:
             self.saved = step
 
     def flush(self) -> None:
-        """Wait until the last checkpoint is on the disk.
+        """Wait until the last checkpoint is in the run folder.
 
         Raises:
             JobError: it could not be written.
         """
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
+        self._wait()
+        self.store.flush()
 
     def close(self) -> None:
         """Wait for the thread; errors are not raised, see :meth:`flush`."""
         self._thread.shutdown()
+        self.store.close()
+
+    def _wait(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
     def _write(self, step: int, state: dict[str, Any], newest: bool, best: bool) -> None:
         began = time.monotonic()

@@ -7,24 +7,25 @@ The process that works in it holds its lock and its newest attempt (see ``attemp
 from __future__ import annotations
 
 import contextlib
-import datetime
 import functools
-import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-from pscl_hpc.config import RunConfig, TrainingConfig, load_config, read_tree, to_yaml
+from pscl_hpc.config import RunConfig, TrainingConfig, load_config, read_tree
 from pscl_hpc.errors import JobError, UserError
-from pscl_hpc.files import create_text, remove_leftovers, write_json, writing
+from pscl_hpc.files import remove_leftovers, write_json, writing
 from pscl_hpc.runs.attempts import Attempt
 from pscl_hpc.runs.checkpoint import CheckpointStore
+from pscl_hpc.runs.local_copy import CopiedStore, LocalFolder
 from pscl_hpc.runs.lock import take_lock
 from pscl_hpc.runs.metrics import MetricsLog, read_metrics
+from pscl_hpc.runs.places import CONFIG_FILE, check_same, reserve_folder, usable
 from pscl_hpc.runs.provenance import describe_attempt, describe_device, now
+from pscl_hpc.runs.purge import Purge, first_purged
 from pscl_hpc.runs.status_file import StatusFile
 from pscl_hpc.runs.trackers import open_trackers
 
@@ -33,24 +34,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-CONFIG_FILE = "config.yaml"
 RECORD_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 RESERVE_FILE = "reserve"
 _RESERVE_BYTES = 65536
 """Deleted when the work ends, so that its end can be recorded on a disk that is full or over quota."""
-_FREE = (
-    "run",
-    "cache",
-    "runtime.workers",
-    "runtime.device",
-    "runtime.activation_checkpointing",
-    "runtime.init_timeout_s",
-    "runtime.collective_timeout_s",
-    "checkpoint.every_minutes",
-)
-"""Keys that may change between attempts, because they do not affect results."""
 
 
 class RunFolder:
@@ -79,11 +68,11 @@ class RunFolder:
             JobError: the disk is full.
         """
         folder = cls.reserve(config)
-        with _usable(folder.path):
+        with usable(folder.path):
             folder._lock = take_lock(folder.path)
         try:
             # Again under the lock: another process may have created the folder at the same time.
-            _check_same(folder.path, config)
+            check_same(folder.path, config)
             folder._open_record(device, nodes)
             if folder.done:
                 folder._release()
@@ -100,16 +89,7 @@ class RunFolder:
         Raises:
             UserError: the folder holds other files or another configuration, or cannot be created.
         """
-        with _usable(Path(config.run or "runs")):
-            path = Path(config.run) if config.run else _fresh_path(config.name)
-            if path.exists() and not path.is_dir():
-                raise UserError(f"{path}: is a file; choose another folder with run=...")
-            path.mkdir(parents=True, exist_ok=True)
-            names = os.listdir(path)
-            if CONFIG_FILE not in names and not all(name.startswith(f".{CONFIG_FILE}.") for name in names):
-                raise UserError(f"{path}: not empty and not a run folder; choose another folder with run=...")
-            if CONFIG_FILE in names or not create_text(path / CONFIG_FILE, to_yaml(config)):
-                _check_same(path, config)
+        path = reserve_folder(config)
         return cls(path, config, _read_record(path) if (path / RECORD_FILE).exists() else {})
 
     @classmethod
@@ -182,8 +162,12 @@ class RunFolder:
     @property
     def checkpoints(self) -> CheckpointStore:
         """The run's checkpoints."""
-        keep = self.setting("checkpoint.keep", int)
-        return CheckpointStore(self.path / CHECKPOINTS, keep=keep, guard=self.check_owner)
+        keep, place = self.setting("checkpoint.keep", int), self.path / CHECKPOINTS
+        local = self._tree["checkpoint"].get("local")
+        if not local or self._attempt is None:
+            return CheckpointStore(place, keep=keep, guard=self.check_owner)
+        own = LocalFolder.of(local, self.path, str(self.record.get("created", "")), self._attempt.number)
+        return CopiedStore(place, keep=keep, guard=self.check_owner, local=own)
 
     @property
     def attempts(self) -> list[dict[str, Any]]:
@@ -223,7 +207,7 @@ class RunFolder:
         with writing(self.path / RECORD_FILE):
             write_json(self.path / RECORD_FILE, self.record)
         self._status = self._status or StatusFile(self.path, self.newest_checkpoint)
-        self._status.record(self.record)
+        self._status.record(self.record, self.first_purged())
 
     def _progress(self, line: dict[str, Any]) -> None:
         """Called with every new line of the log."""
@@ -234,6 +218,13 @@ class RunFolder:
         """Step of the newest checkpoint, without reading the configuration."""
         steps = CheckpointStore(self.path / CHECKPOINTS).steps()
         return steps[-1] if steps else None
+
+    def first_purged(self) -> Purge | None:
+        """The first file that the site deletes, of the run or its archive; None if its policy is not known."""
+        days = self.record.get("purge_days")
+        if not isinstance(days, int):
+            return None
+        return first_purged((self.path, Path(self.setting("data.archive", str))), days)
 
     @property
     def steps(self) -> int:
@@ -330,47 +321,8 @@ class RunFolder:
             self._lock = None
 
 
-@contextlib.contextmanager
-def _usable(path: Path) -> Iterator[None]:
-    """Around creating a run folder: turns an OSError into a UserError."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{path}: the run folder cannot be created or written ({error.strerror or error}); choose another with "
-            "run=..."
-        ) from None
-
-
 def _name(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
-
-
-def _fresh_path(name: str) -> Path:
-    """A new, empty folder below ``runs``; created here, so that no other process gets the same one."""
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    Path("runs").mkdir(exist_ok=True)
-    for count in itertools.count(1):
-        path = Path("runs") / (f"{name}-{stamp}" + (f"-{count}" if count > 1 else ""))
-        with contextlib.suppress(FileExistsError):
-            path.mkdir()
-            return path
-    raise AssertionError("unreachable")
-
-
-def _check_same(path: Path, config: RunConfig) -> None:
-    # Loaded as a configuration, so that keys missing in the file have their defaults.
-    old = _flat(load_config(path / CONFIG_FILE).model_dump(mode="json"))
-    new = _flat(config.model_dump(mode="json"))
-    changed = [
-        key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and key not in _FREE
-    ]
-    if changed:
-        key = changed[0]
-        raise UserError(
-            f"{path}: holds a run with another configuration ({key} is {old.get(key)!r} there, "
-            f"{new.get(key)!r} here); choose another folder with run=..."
-        )
 
 
 def _read_record(path: Path) -> dict[str, Any]:
@@ -381,15 +333,6 @@ def _read_record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise UserError(f"{path / RECORD_FILE}: not the record of a run; restore it from a copy")
     return record
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat.update(_flat(value, f"{prefix}.{key}" if prefix else str(key)))
-    return flat
 
 
 def steps_of(config: RunConfig) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pscl_hpc.files import write_json, writing
+from pscl_hpc.runs.purge import Purge
 
 STATUS_FILE = "status.json"
 PACE_LINES = 20
@@ -40,8 +41,8 @@ class StatusFile:
         self._lines: deque[tuple[int, float]] = deque(maxlen=PACE_LINES)
         self._written = -math.inf
 
-    def record(self, record: Mapping[str, Any]) -> None:
-        """Take over the record of the run.
+    def record(self, record: Mapping[str, Any], purge: Purge | None = None) -> None:
+        """Take over the record of the run and which of its files the site deletes first.
 
         Raises:
             JobError: it cannot be written.
@@ -55,6 +56,7 @@ class StatusFile:
             "node": attempts[-1].get("node", ""),
             "job": attempts[-1].get("job", ""),
         }
+        self._values |= {"purge_date": purge.date, "purge_file": purge.file} if purge is not None else {}
         if record.get("status") == "done" and not record.get("steps"):
             # A run that does not know its steps before, such as a pixel classifier.
             self._values["total"] = self._values.get("step", 0)

@@ -12,7 +12,6 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.ndimage import gaussian_filter
 from torch.nn import functional as F
 
 from pscl_hpc.archive import Archive, ImageRecord, Window
@@ -137,6 +136,8 @@ def _resample(
     window = (top, left, bottom - top, right - left)
     image, mask = _read(archive, record, window, window[2:], trunk, region)
     if sigma:
+        from scipy.ndimage import gaussian_filter  # here, because it takes long to import
+
         image = gaussian_filter(image, (0, sigma, sigma), mode="mirror", truncate=2.0)
     grid = torch.from_numpy(np.stack((2 * (x - left) / window[3] - 1, 2 * (y - top) / window[2] - 1), -1))
     found = F.grid_sample(

@@ -12,8 +12,8 @@ from typing import Any
 from pscl_hpc.config import RunConfig, load_config, to_yaml
 from pscl_hpc.errors import UserError
 from pscl_hpc.runs import write_json, write_text
-from pscl_hpc.runs.folder import CONFIG_FILE
 from pscl_hpc.runs.lock import LOCK_FILE
+from pscl_hpc.runs.places import CONFIG_FILE
 from pscl_hpc.segmentation.classifier_config import ClassifierConfig
 from pscl_hpc.segmentation.evaluate import EVALUATION_FILE, PREDICTIONS, SegmentationConfig
 from pscl_hpc.study.keys import run_key

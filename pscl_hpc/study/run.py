@@ -19,7 +19,7 @@ from pscl_hpc.config.loading import parse_yaml
 from pscl_hpc.errors import UserError
 from pscl_hpc.results.study import RESULTS_FILE, StudyResults
 from pscl_hpc.runs import RunFolder, write_json, write_text
-from pscl_hpc.runs.folder import CONFIG_FILE
+from pscl_hpc.runs.places import CONFIG_FILE
 from pscl_hpc.segmentation.pictures import write_file
 from pscl_hpc.study.config import StudyConfig, study_yaml
 from pscl_hpc.study.display import Display

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from torch.distributed import Store  # type: ignore[attr-defined]
 
 from pscl_hpc.errors import EXIT_FAILED
+from pscl_hpc.training.flight_recorder import write_recorded
 
 NO_HEARTBEAT = "no heartbeat from"
 """Beginning of the verdict on a rank that did not report an error itself."""
@@ -192,6 +193,8 @@ class Heartbeat:
             if not text or self.verdict:
                 return
             self.verdict = text
+        # In a thread of its own, because it may wait for the operation that hangs.
+        threading.Thread(target=write_recorded, args=(self._rank,), daemon=True).start()
         if self._rank == 0 and not self._lost:
             try:
                 self._store.compare_set("verdict", "", text)

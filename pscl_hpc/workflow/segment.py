@@ -48,7 +48,7 @@ class Request(BaseModel):
     """What a call asks for; kept in ``segment.json``, so that an interrupted call is resumed by the same one only. What is
     measured may change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     folder: str
     mask: str = ""

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 
 from pscl_hpc.archive import Archive
-from pscl_hpc.archive.build import AUTO_CROP, BuildOptions, build
+from pscl_hpc.archive.build import BuildOptions, build
 from pscl_hpc.archive.ingest.prepare import bar_height
 from pscl_hpc.archive.ingest.sources import plan
+from pscl_hpc.archive.options import AUTO_CROP
 
 from .archives import labels, texture
 

@@ -10,8 +10,8 @@ import h5py
 import numpy as np
 import pytest
 
-from pscl_hpc.archive import Archive, ImageRecord, ShardWriter
-from pscl_hpc.archive import build as build_module
+from pscl_hpc.archive import Archive, ImageRecord, ShardWriter, packer
+from pscl_hpc.archive import parts as parts_module
 from pscl_hpc.archive import pool_writer as pool_writer_module
 from pscl_hpc.archive.build import BuildOptions, build
 from pscl_hpc.archive.ingest.sources import plan
@@ -139,11 +139,11 @@ def test_an_empty_shard_is_an_archive(tmp_path: Path) -> None:
 
 
 def test_a_part_is_finished_after_some_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build_module, "PART_S", 0.0)
+    monkeypatch.setattr(packer, "PART_S", 0.0)
     made = []
-    original = build_module.Parts.add
+    original = parts_module.Parts.add
     monkeypatch.setattr(
-        build_module.Parts, "add", lambda self, path: made.append(path.name) or original(self, path)
+        parts_module.Parts, "add", lambda self, path: made.append(path.name) or original(self, path)
     )
     packed(make_sources(tmp_path / "steel", 4), tmp_path / "a.h5")
     assert len(made) == 4

@@ -83,9 +83,10 @@ def test_the_record_does_not_enter_the_fingerprint(tmp_path: Path, ingest: Inges
 def _forget(path: Path, text: bytes = b"") -> None:
     """Replace the recorded options of all images."""
     with h5py.File(path, "r+") as file:
-        names = np.full(len(file["names/ingest"]), text, f"S{max(1, len(text))}")
-        del file["names/ingest"]
-        file["names"].create_dataset("ingest", data=names)
+        for group in (file, *file.get("added", {}).values()):
+            names = np.full(len(group["names/ingest"]), text, f"S{max(1, len(text))}")
+            del group["names/ingest"]
+            group["names"].create_dataset("ingest", data=names)
 
 
 def test_an_archive_without_the_record_is_read(tmp_path: Path) -> None:

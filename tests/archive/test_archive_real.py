@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from pscl_hpc.archive import Archive
-from pscl_hpc.archive.build import AUTO_CROP, BuildOptions, build
+from pscl_hpc.archive.build import BuildOptions, build
 from pscl_hpc.archive.check import check
 from pscl_hpc.archive.ingest.sources import plan
+from pscl_hpc.archive.options import AUTO_CROP
 
 
 @pytest.mark.parametrize("dataset", ["nasa_super", "uhcs_steel", "metaldam"])

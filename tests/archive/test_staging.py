@@ -92,6 +92,24 @@ def test_it_is_copied_once_and_again_after_a_change_or_damage(archive: Path, tmp
     assert again(archive, disk).read_bytes() == archive.read_bytes()
 
 
+def test_an_archive_that_grows_while_it_is_copied_is_an_error(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = staging._copy
+
+    def grow(source: Path, target: Path) -> str:
+        digest = copy(source, target)
+        with source.open("ab") as file:
+            file.write(b"more")
+        return digest
+
+    with monkeypatch.context() as patch:
+        patch.setattr(staging, "_copy", grow)
+        with pytest.raises(UserError, match=r"a\.h5 was changed"):
+            stage_archive(archive, tmp_path / "disk")
+    assert stage_archive(archive, tmp_path / "disk").read_bytes() == archive.read_bytes()
+
+
 def test_a_copy_that_differs_when_read_back_is_an_error(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

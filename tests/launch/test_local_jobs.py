@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import json
 import os
 import signal
 import socket
@@ -54,6 +56,21 @@ def test_a_job_completes_and_its_status_is_known(make_config: MakeConfig) -> Non
     assert find_runs(Path("runs")) == [done.run]
     with pytest.raises(UserError, match="already"):
         cancel(done.run)
+
+
+def test_what_the_site_deletes_first_and_the_record_of_the_communication(make_config: MakeConfig) -> None:
+    profile = Profile(purge_days=30, debug_nccl=True)
+    done = submit(make_config(), cluster="local", profile=profile)
+    assert finish(done).state == "done"
+    found = run_status(done.run)
+    date = datetime.date.today() + datetime.timedelta(days=30)
+    near = {str(date + datetime.timedelta(days=shift)) for shift in (-1, 0)}
+    assert any(day in found.purge for day in near), found.purge
+    status = json.loads((done.run / "status.json").read_text())
+    assert status["purge_date"] in near
+    assert status["purge_file"]
+    assert (done.run / "communication").is_dir()
+    assert run_status(submit(make_config(), cluster="local").run).purge == ""
 
 
 def test_a_cancelled_run_keeps_its_checkpoint_and_resumes_when_submitted_again(

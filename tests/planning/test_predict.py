@@ -39,6 +39,8 @@ def rates(**changes: object) -> Rates:
         "references": 1,
         "step_fixed": 0.5,
         "step_per_image": 0.25,
+        "forward_fixed": 0.125,
+        "forward_per_image": 0.0625,
         "memory_fixed": 1000.0,
         "memory_per_image": 100.0,
         "contrasts": (Contrast(1.0, 2.0, 8, 4, 1e-3),),
@@ -81,6 +83,16 @@ def test_each_part_of_an_accumulated_batch_is_one_pass() -> None:
     assert parts.reduce == whole.reduce, "the gradients of all parts are summed at once"
     assert parts.memory == whole.memory + 400, "the accumulated gradients stay in memory"
     assert parts.images == 6
+
+
+def test_exact_parts_by_hand() -> None:
+    found = predict(rates(), LINKS, 2, 6, parts=3)
+    part, rows = predict(rates(), LINKS, 1, 2), 2 * (1 + 2 * 2)
+    assert found.compute == pytest.approx(3 * part.compute + 2 * (0.125 + 0.0625 * 2)), "the last part once"
+    assert found.loss == pytest.approx(1e-3 * (3 * rows) * (2 * 3 * rows)), "the rows of all parts and ranks"
+    assert found.reduce == predict(rates(), LINKS, 2, 2).reduce
+    own, others = 2 * 2 * rows * 8 * 4, 3 * rows * (8 * 4 + 16)
+    assert found.memory == part.memory + 400 + own + others
 
 
 def test_batch_statistics_per_rank_cost_no_messages() -> None:
@@ -138,6 +150,7 @@ def test_rates_are_measured_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [c.pairs_fixed for c in found.contrasts] == pytest.approx([1, 12, 24])
     assert (found.step_fixed, found.step_per_image) == pytest.approx((0.5, 0.25))
     assert found.memory_fixed > 1e7, "the process itself"
+    assert len(found.measured["forward_seconds"]) == 2
     assert found.normalisations == 8, "two in each of three encoder blocks, one in each of two decoder blocks"
     assert found.keys["model.widths"] == [4, 8, 8]
     save_rates(tmp_path / "rates.json", found)
@@ -183,6 +196,7 @@ def test_activation_checkpointing_is_part_of_the_measurement(monkeypatch: pytest
     calls = []
     plain = Block.forward
     monkeypatch.setattr(Block, "forward", lambda block, x: calls.append(block) or plain(block, x))
+    monkeypatch.setattr(measure, "_forward", lambda *_: 0.1)  # has no backward pass
     counts = []
     for again in (False, True):
         calls.clear()
@@ -301,11 +315,28 @@ def test_keys_without_effect_on_rates_are_accepted_and_the_others_counted(
     assert "16" in shown
 
 
-def test_a_batch_in_exact_parts_is_not_predicted(
-    planned: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main([*planned, "accumulate=exact", "part_size=1"]) == 2
-    assert "accumulate=exact" in capsys.readouterr().err
+def test_a_batch_in_exact_parts(planned: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    exact = [*planned, "accumulate=exact", "part_size=4", "method.reference.per_batch=16"]
+    assert main([*exact, "--json"]) == 0
+    asked = json.loads(capsys.readouterr().out)["asked"]
+    assert asked["compute"] == pytest.approx(2 * (0.5 + 0.25 * 4) + 0.125 + 0.0625 * 4), (
+        "8 images on each GPU"
+    )
+    assert main([*exact, "--batch", "72"]) == 2
+    shown = capsys.readouterr().err
+    assert "parts of 4 images" in shown
+    assert "96" in shown
+    assert main([*exact, "method.reference.per_batch=32"]) == 2
+    assert "1 references in a part, not 2" in capsys.readouterr().err
+
+
+def test_the_forward_pass_is_measured() -> None:
+    found = measure_rates(tiny(model={"name": "unet", "widths": [4, 8, 8], "norm": "group"}), [2, 8])
+    whole, forward = (
+        found.step_fixed + 8 * found.step_per_image,
+        found.forward_fixed + 8 * found.forward_per_image,
+    )
+    assert 0 < forward < whole
 
 
 def test_nothing_is_measured_that_cannot_be_written(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import re
 import signal
 import subprocess
@@ -11,10 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from pscl_hpc.config import to_yaml
 from pscl_hpc.runs import CheckpointStore
+from pscl_hpc.training.flight_recorder import record_communication
 from tests.helpers import PATIENCE_S, small_config
 from tests.pretraining.ranks import start_ranks
 
@@ -130,8 +134,12 @@ def assert_identical(a: Any, b: Any) -> None:
         assert a == b
 
 
-def test_a_frozen_rank_is_named_in_bounded_time(archive: Path, tmp_path: Path) -> None:
+def test_a_frozen_rank_is_named_in_bounded_time_and_the_communication_is_kept(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = tmp_path / "run"
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    record_communication(tmp_path, "7.0")
     runtime = {"threads": 1, "collective_timeout_s": 20}
     ranks = start_ranks(
         2, command(archive, run, runtime=runtime, schedule={"steps": 100_000}, method={"name": "simclr"})
@@ -147,6 +155,9 @@ def test_a_frozen_rank_is_named_in_bounded_time(archive: Path, tmp_path: Path) -
     assert ranks[0].returncode == 3
     assert "rank 1 on node1" in error
     assert record(run)["status"] == "failed"
+    # torch's flight recorder of the rank that waited: the last operation is not complete.
+    recorded = pickle.loads((tmp_path / "communication" / "7.0-rank_0").read_bytes())
+    assert any("all_reduce" in entry["profiling_name"] for entry in recorded["entries"])
 
 
 def test_a_rank_that_never_joins_ends_the_others(archive: Path, tmp_path: Path) -> None:
