@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from pscl_hpc.config import Count
 from pscl_hpc.errors import UserError
 from pscl_hpc.models.skip_decoder import SkipDecoder
-from pscl_hpc.models.trunk import TRUNKS, Features, MapShape, Trunk, TrunkConfig, TrunkMaps
+from pscl_hpc.models.trunk import TRUNKS, Features, MapShape, Trunk, TrunkConfig, TrunkMaps, channels_last
 
 _STEM = 32
 _EPS = 1e-3
@@ -152,7 +152,7 @@ class EfficientNetLite(Trunk):
 
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:
         """See :class:`Trunk`."""
-        x = self.normalise(images).contiguous(memory_format=torch.channels_last)
+        x = channels_last(self.normalise(images))
         maps = [self.decoder.detail(x)]
         x = self.encoder["stem"](x)
         blocks: Sequence[nn.Module] = self.encoder["blocks"]  # type: ignore[assignment]
@@ -175,6 +175,10 @@ class _SameConv(nn.Conv2d):
         down, across = (max(0, ((size - 1) // stride) * stride + kernel - size) for size in (rows, cols))
         if down or across:
             input = F.pad(input, (across // 2, across - across // 2, down // 2, down - down // 2))
+        if self.groups > 1 and input.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            # The backward pass of depthwise convolutions in bfloat16 takes several times as long as in float32.
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(input.float())
         return super().forward(input)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pscl_hpc.models.group_norm import GroupNorm
 from pscl_hpc.models.trunk import Features, TrunkMaps
 
 GROUPS = 8
@@ -51,7 +52,7 @@ class SkipDecoder(nn.Module):
 def _norm_conv(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
-        nn.GroupNorm(GROUPS, outputs),
+        GroupNorm(GROUPS, outputs),
         nn.ReLU(inplace=True),
     )
 

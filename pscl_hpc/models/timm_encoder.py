@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from pscl_hpc.config import check_folder
 from pscl_hpc.errors import UserError, did_you_mean
 from pscl_hpc.models.skip_decoder import GROUPS, SkipDecoder
-from pscl_hpc.models.trunk import TRUNKS, Features, MapShape, Trunk, TrunkConfig, TrunkMaps
+from pscl_hpc.models.trunk import TRUNKS, Features, MapShape, Trunk, TrunkConfig, TrunkMaps, channels_last
 
 _INITS = ("imagenet", "random")
 _Width = Annotated[int, Field(ge=GROUPS, multiple_of=GROUPS)]
@@ -109,7 +109,7 @@ class TimmTrunk(Trunk):
 
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:
         """See :class:`Trunk`."""
-        x = self.normalise(images).contiguous(memory_format=torch.channels_last)
+        x = channels_last(self.normalise(images))
         return (self.decoder.detail(x), *_forward(self.encoder, x, self._multiple))
 
     def decode(self, maps: Sequence[Tensor]) -> Features:

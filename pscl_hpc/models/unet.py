@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pscl_hpc.config import Count, Positive
-from pscl_hpc.models.trunk import TRUNKS, Features, MapShape, Trunk, TrunkConfig, TrunkMaps
+from pscl_hpc.models.group_norm import GroupNorm
+from pscl_hpc.models.trunk import TRUNKS, Features, MapShape, Trunk, TrunkConfig, TrunkMaps, channels_last
 
 _GROUPS = 8
 """Groups of channels of the normalisation ``group``."""
@@ -68,9 +69,9 @@ class UNetConfig(TrunkConfig):
 _NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,
     # Equal to nn.InstanceNorm2d with affine=True, which refuses maps of one pixel.
-    "instance": lambda channels: nn.GroupNorm(channels, channels),
+    "instance": lambda channels: GroupNorm(channels, channels),
     # Fewer groups where eight do not divide the channels.
-    "group": lambda channels: nn.GroupNorm(math.gcd(_GROUPS, channels), channels),
+    "group": lambda channels: GroupNorm(math.gcd(_GROUPS, channels), channels),
 }
 
 
@@ -101,12 +102,30 @@ class Block(nn.Sequential):
         )
 
 
+class UpConv(nn.ConvTranspose2d):
+    """A transposed convolution that adds its bias afterwards: on a CPU that takes half of the time."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        assert self.bias is not None
+        x = F.conv_transpose2d(
+            input,
+            self.weight,
+            None,
+            self.stride,
+            self.padding,
+            self.output_padding,
+            self.groups,
+            self.dilation,
+        )
+        return x + self.bias.to(x.dtype).view(-1, 1, 1)
+
+
 class UpBlock(nn.Module):
     """Transposed convolution (2H - 1), zero padding to the size of the skip, concatenation, block."""
 
     def __init__(self, in_channels: int, out_channels: int, first_norm: Callable[[int], nn.Module]) -> None:
         super().__init__()
-        self.up = nn.ConvTranspose2d(in_channels, out_channels, 3, stride=2, padding=1)
+        self.up = UpConv(in_channels, out_channels, 3, stride=2, padding=1)
         self.block = Block(2 * out_channels, out_channels, ChannelNorm, first_norm)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
@@ -150,7 +169,7 @@ class UNet(Trunk):
 
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:
         """See :class:`Trunk`."""
-        x = self.normalise(images).contiguous(memory_format=torch.channels_last)
+        x = channels_last(self.normalise(images))
         maps = []
         for depth, block in enumerate(self.encoder):
             x = block(F.max_pool2d(x, 2) if depth else x)

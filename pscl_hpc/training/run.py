@@ -11,6 +11,7 @@ from pscl_hpc.config import TrainingConfig
 from pscl_hpc.errors import UserError
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.training.decisions import PRECISION, TRIAL, decide
+from pscl_hpc.training.device import keep_freed_memory
 from pscl_hpc.training.loop import Loop
 from pscl_hpc.training.ranks import Ranks, join_ranks
 from pscl_hpc.training.task import Task
@@ -38,6 +39,8 @@ def train(
     """
     began = time.monotonic()
     with join_ranks(config.runtime) as ranks, Archive(config.data.archive) as archive:
+        if ranks.device.type == "cpu":
+            keep_freed_memory()
 
         def made(settings: ConfigT) -> Task[Any]:
             return build(settings, archive, ranks)

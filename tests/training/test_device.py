@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,3 +100,28 @@ def test_each_rank_takes_its_own_slice(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
     setup_device(RuntimeConfig(), rank)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
+
+
+_FAULTS = """
+import resource, torch
+from pscl_hpc.training.device import keep_freed_memory
+keep_freed_memory()
+for _ in range(4):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="an option of the GNU C library")
+@pytest.mark.parametrize(("environment", "kept"), [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, False)])
+def test_large_tensors_take_the_memory_of_earlier_ones(environment: dict[str, str], kept: bool) -> None:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run(
+        [sys.executable, "-c", _FAULTS],
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (int(done.stdout) < 100) == kept  # a page fault for each of 16,384 pages, or none
