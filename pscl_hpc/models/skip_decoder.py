@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pscl_hpc.models.group_norm import GroupNorm
+from pscl_hpc.models.layers import GroupNorm, concatenate
 from pscl_hpc.models.trunk import Features, TrunkMaps
 
 GROUPS = 8
@@ -66,4 +65,4 @@ class _Up(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         x = F.interpolate(x, size=skip.shape[2:], mode="bilinear", align_corners=False)
-        return self.block(torch.cat((x, skip), dim=1))  # type: ignore[no-any-return]
+        return self.block(concatenate(x, skip))  # type: ignore[no-any-return]

@@ -1,6 +1,6 @@
-"""Group normalisation with a fast backward pass in channels-last memory on a CPU.
+"""Layers of torch in forms that are faster on a CPU, in channels-last memory. Parameters and values are torch's.
 
-Shape legend: B images, C channels, G groups, n = h * w * C / G values of a group.
+Shape legend: B images, C channels, h w pixels.
 """
 
 from __future__ import annotations
@@ -9,6 +9,50 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class UpConv(nn.ConvTranspose2d):
+    """A transposed convolution that adds its bias afterwards: on a CPU that takes half of the time."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        assert self.bias is not None
+        x = F.conv_transpose2d(
+            input,
+            self.weight,
+            None,
+            self.stride,
+            self.padding,
+            self.output_padding,
+            self.groups,
+            self.dilation,
+        )
+        return x + self.bias.to(x.dtype).view(-1, 1, 1)
+
+
+def concatenate(a: Tensor, b: Tensor) -> Tensor:
+    """Maps (B, C, h, w) and (B, C', h, w) as (B, C + C', h, w)."""
+    if a.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return torch.cat((a, b), dim=1)
+    found: Tensor = _Concatenate.apply(a, b)
+    return found
+
+
+class _Concatenate(torch.autograd.Function):
+    """Concatenation whose gradients are not views: upsampling has a slow backward pass for those."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.channels = a.shape[1]
+        return torch.cat((a, b), dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        first, second = dy[:, : ctx.channels], dy[:, ctx.channels :]
+        return (
+            first.contiguous(memory_format=torch.channels_last),
+            second.contiguous(memory_format=torch.channels_last),
+        )
 
 
 class GroupNorm(nn.GroupNorm):
