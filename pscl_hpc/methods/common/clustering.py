@@ -181,7 +181,9 @@ def nearest(vectors: Tensor, clusters: Moments, scale: Tensor) -> tuple[Tensor, 
         to the second; 0 where both are zero or there is no second.
     """
     a, b = vectors.float() * scale.float(), clusters.centres.float() * scale.float()
-    distance = torch.cdist(b, a, compute_mode="donot_use_mm_for_euclid_dist")  # (K, N): reductions are vectorised
+    distance = torch.cdist(
+        b, a, compute_mode="donot_use_mm_for_euclid_dist"
+    )  # (K, N): reductions are vectorised
     distance.masked_fill_((clusters.share <= 0).unsqueeze(1), torch.inf)
     best = distance.amin(dim=0)
     numbers = torch.arange(len(b), device=vectors.device).unsqueeze(1)
