@@ -67,9 +67,13 @@ def measure(which: str, arguments: argparse.Namespace) -> dict[str, Any]:
             parameter.grad = None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {
-        "seconds": seconds[1:], "first_seconds": seconds[0], "cpu_seconds": cpu_seconds[1:], "peak_mb": peak, "peak_over_start_mb": peak - base,
+        "seconds": seconds[1:],
+        "cpu_seconds": cpu_seconds[1:],
+        "first_seconds": seconds[0],
+        "peak_mb": peak,
+        "peak_over_start_mb": peak - base,
         "last_loss": float(loss),
-    }  # fmt: skip
+    }
 
 
 def explain(arguments: argparse.Namespace) -> list[dict[str, Any]]:
