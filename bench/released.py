@@ -83,8 +83,11 @@ def build_ours(options: dict[str, Any], device: torch.device | str = "cpu") -> P
     return built.to(device).train()
 
 
-def ours_step(method: PsclSimclr, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
-    output = method(views, draws(views))
+def ours_step(
+    method: PsclSimclr, views: Views, *, bfloat16: bool = False
+) -> tuple[Tensor, dict[str, Tensor]]:
+    with torch.autocast(views.query.device.type, torch.bfloat16, enabled=bfloat16):
+        output = method(views, draws(views))
     output.loss.backward()
     return output.loss.detach(), output.terms
 

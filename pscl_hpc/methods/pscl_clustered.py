@@ -231,11 +231,10 @@ class PsclClustered(Pscl):
     def _place_means(self, key: Features) -> Tensor:
         """Mean projection at each pixel of a window, (P, D)."""
         means = self.places.moments.centres.T.reshape(1, -1, _PLACES, _PLACES)
-        return (
-            F.interpolate(means, key.scales[-1].shape[2:], mode="bilinear", align_corners=False)[0]
-            .flatten(1)
-            .T
-        )
+        height, width = key.scales[-1].shape[2:]
+        means = F.interpolate(means, (height, width), mode="bilinear", align_corners=False)[0].flatten(1)
+        # Once for all images of the batch, in their precision.
+        return means.to(torch.promote_types(key.scales[-1].dtype, torch.float32)).T.contiguous()
 
 
 def _texture(images: Tensor) -> Tensor:

@@ -28,7 +28,8 @@ class Runs(NamedTuple):
     """Sorted entries and, for each of T kinds of weight, the runs of entries with equal labels."""
 
     order: Tensor | None  # (Q,) int64: sorted entry j was entry order[j] of the queue; None: as given
-    filled: Tensor  # 0-d int64: number of entries that are not empty, which come first
+    empty: Tensor | None  # (Q,) bool: sorted entries that are empty, which come last; None: there are none
+    filled: Tensor  # 0-d int64: number of entries that are not empty
     weight: Tensor  # (T, Q) weight of each sorted entry
     head: Tensor  # (T, Q) int64: place of the first entry of each entry's run
     place: Tensor  # (T, N) int64: head of the run of each row's targets, -1 if there is none
@@ -36,51 +37,68 @@ class Runs(NamedTuple):
 
 def sorted_runs(labels: Labels, rows: int, entries: int, device: torch.device, dtype: torch.dtype) -> Runs:
     """Sort the entries by label and find the places of the rows' targets; weights in `dtype`."""
+    order = empty = None
     filled = torch.full((), entries, dtype=torch.int64, device=device)
-    group, row_group = _ranks(labels.queue_groups, labels.groups, rows, entries, device)
-    subgroup, row_subgroup = _ranks(labels.queue_subgroups, labels.subgroups, rows, entries, device)
-    base = entries + 1
-    key = group * base + subgroup
-    order = None
-    if labels.queue_groups is not None:
-        empty = labels.queue_groups < 0
-        filled = filled - empty.sum()
+    key, row_key, row_group = (
+        torch.empty(n, dtype=torch.int64, device=device) for n in (entries, rows, rows)
+    )
+    # Greater than the rank of any subgroup. A row's rank of -1 for its subgroup then gives the key of no entry, and
+    # one for its group a negative key.
+    base = 1
+    if labels.queue_groups is not None and labels.groups is not None:
+        if labels.queue_subgroups is None or labels.subgroups is None:
+            (key,), (row_group,) = _ranks(labels.queue_groups[None], labels.groups[None])
+            row_key = row_group
+        else:
+            base = entries + 1
+            (group, subgroup), (row_group, row_subgroup) = _ranks(
+                torch.stack((labels.queue_groups, labels.queue_subgroups)),
+                torch.stack((labels.groups, labels.subgroups)),
+            )
+            key = torch.add(subgroup, group, alpha=base)
+            row_key = torch.add(row_subgroup, row_group, alpha=base)
         # Greater than all others: empty slots are a separate run whose sums are never used.
-        key = key.masked_fill(empty, base * base)
-    if labels.queue_groups is not None or labels.queue_subgroups is not None:
+        last = entries * base
+        key, order = torch.sort(key.masked_fill(labels.queue_groups < 0, last), stable=True)
+        empty = key == last
+        filled = filled - empty.sum()
+    elif labels.queue_subgroups is not None and labels.subgroups is not None:
+        base = entries + 1
+        (key,), (row_key,) = _ranks(labels.queue_subgroups[None], labels.subgroups[None])
         key, order = torch.sort(key, stable=True)
+        row_group.zero_()
+    elif labels.any_weight is not None:
+        key.zero_()
+        row_group.zero_()
 
-    weights, heads, places = [], [], []
-    for weight, keys, wanted in (
-        (labels.same_weight, key, torch.where(row_subgroup >= 0, row_group * base + row_subgroup, -1)),
-        (labels.any_weight, key.div(base, rounding_mode="floor"), row_group),
-    ):
-        if weight is not None:
-            weights.append(weight if order is None else weight.index_select(0, order))
-            heads.append(torch.searchsorted(keys, keys))
-            places.append(_find(keys, torch.where(row_group >= 0, wanted, -1)))
-    if not weights:
+    kinds = []
+    if labels.same_weight is not None:
+        kinds.append((labels.same_weight, key, row_key))
+    if labels.any_weight is not None:
+        of_group = key if base == 1 else key.div(base, rounding_mode="floor")
+        kinds.append((labels.any_weight, of_group, row_group))
+    if not kinds:
         none = key.new_empty((0, entries))
-        return Runs(order, filled, none.to(dtype), none, key.new_empty((0, rows)))
-    return Runs(order, filled, torch.stack(weights).to(dtype), torch.stack(heads), torch.stack(places))
+        return Runs(order, empty, filled, none.to(dtype), none, key.new_empty((0, rows)))
+    weight, keys, wanted = (torch.stack(parts) for parts in zip(*kinds, strict=True))
+    if order is not None:
+        weight = weight.index_select(1, order)
+    return Runs(order, empty, filled, weight.to(dtype), torch.searchsorted(keys, keys), _find(keys, wanted))
 
 
-def _ranks(
-    queue_ids: Tensor | None, row_ids: Tensor | None, rows: int, entries: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Ranks in [0, entries) of the ids of entries (Q,) and rows (N,): equal for equal ids, in the order of the ids.
+def _ranks(queue_ids: Tensor, row_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Ranks in [0, Q) of the ids of entries (T, Q) and rows (T, N): equal for equal ids, in the order of the ids.
 
-    A row has -1 if its id is negative or no entry has it. Without ids, all have rank 0.
+    A row has -1 if its id is negative or no entry has it.
     """
-    if queue_ids is None or row_ids is None:
-        return tuple(torch.zeros(n, dtype=torch.int64, device=device) for n in (entries, rows))  # type: ignore[return-value]
     ids = torch.sort(queue_ids).values
-    return torch.searchsorted(ids, queue_ids), torch.where(row_ids >= 0, _find(ids, row_ids), -1)
+    return torch.searchsorted(ids, queue_ids), _find(ids, row_ids).masked_fill_(row_ids < 0, -1)
 
 
 def _find(keys: Tensor, wanted: Tensor) -> Tensor:
-    """Place of the first of the ascending `keys` equal to each wanted one, -1 if there is none."""
-    if keys.numel() == 0:
+    """Place (T, N) of the first of the ascending `keys` (T, Q) equal to each wanted one (T, N), -1 if there is none."""
+    entries = keys.shape[1]
+    if entries == 0:
         return torch.full_like(wanted, -1)
     place = torch.searchsorted(keys, wanted)
-    return torch.where(keys[place.clamp_max(keys.numel() - 1)] == wanted, place, -1)
+    return place.masked_fill_(keys.gather(1, place.clamp_max(entries - 1)) != wanted, -1)

@@ -125,20 +125,26 @@ def _columns(
     entries, width = queue.shape
     runs = sorted_runs(labels, q.shape[0], entries, q.device, dtype)
     padded, stored = module.layout(q)
-    keys = (queue if runs.order is None else queue.index_select(0, runs.order)).to(stored)
-    if labels.queue_groups is not None:
-        empty = torch.arange(entries, device=q.device) >= runs.filled
-        keys = keys.masked_fill(empty.unsqueeze(1), 0.0)
-    keys = torch.nn.functional.pad(keys, (0, padded - width)).contiguous()
-    bound = keys.new_zeros((), dtype=dtype)
+    if runs.order is None:
+        keys = queue.to(stored, copy=True)  # a result of an operator must not be its argument
+    else:
+        keys = queue.index_select(0, runs.order).to(stored)
+    if runs.empty is not None:
+        keys = keys.masked_fill(runs.empty.unsqueeze(1), 0.0)
+    if padded > width:
+        keys = torch.nn.functional.pad(keys, (0, padded - width))
+    keys = keys.contiguous()
     if entries:
         # In float64, because the squares of long keys overflow float32.
         bound = torch.linalg.vector_norm(keys, dim=1, dtype=torch.float64).amax().to(dtype)
+    else:
+        bound = keys.new_zeros((), dtype=dtype)
     sums, masses = module.run_sums(keys, runs.weight, runs.head)
-    mass = torch.ones(q.shape[0], dtype=dtype, device=q.device)
-    if entries:
-        for kind, place in enumerate(runs.place):
-            mass += torch.where(place >= 0, masses[kind].index_select(0, place.clamp_min(0)), 0.0)
+    if entries and len(masses):
+        found = masses.gather(1, runs.place.clamp_min(0)).masked_fill_(runs.place < 0, 0.0)
+        mass = found.sum(dim=0).add_(1.0)
+    else:
+        mass = torch.ones(q.shape[0], dtype=dtype, device=q.device)
     return Columns(keys, runs.filled, bound, sums, runs.place), mass
 
 
@@ -168,14 +174,14 @@ def _forward(
         present = _present(q, groups)
         rows = module.forward(q, k, present, temperature, columns)
         # If an entry is infinite, exponents may be -inf, which exponentials would hide.
-        lse = rows.lse + 0.0 * columns.bound
+        lse = torch.add(rows.lse, columns.bound, alpha=0.0)
         coefficient = present / total(present.sum(), group_name).clamp_min(1).to(dtype)
         if normalise_targets:
             coefficient = coefficient / mass
         if row_weights is not None:
-            coefficient = coefficient * torch.where(present, row_weights, 0.0)
-        losses = (mass * lse - rows.positive - rows.target) / LOG2_E
-        loss = (coefficient * torch.where(present, losses, 0.0)).sum()
+            coefficient = coefficient * row_weights.masked_fill(~present, 0.0)
+        losses = (mass * lse).sub_(rows.positive).sub_(rows.target).masked_fill_(~present, 0.0)
+        loss = (coefficient * losses).sum() / LOG2_E
         return loss, coefficient, mass, lse, *columns
 
 

@@ -32,6 +32,14 @@ class Moments(NamedTuple):
     def of(cls, vectors: Tensor, labels: Tensor, clusters: int) -> Moments:
         """Moments of vectors (N, D) with labels (N,), in double precision. Negative labels are ignored."""
         vectors = torch.where(labels.unsqueeze(1) >= 0, vectors, 0.0).double()
+        if vectors.device.type == "cpu":
+            # Elsewhere this sums in any order.
+            place = labels.clamp_min(-1) + 1
+            count = place.bincount(minlength=clusters + 1).double()
+            sums = vectors.new_zeros((2, clusters + 1, vectors.shape[1]))
+            sums[0].index_add_(0, place, vectors)
+            sums[1].index_add_(0, place, vectors.square())
+            return cls(count[1:], sums[0, 1:], sums[1, 1:])
         member = F.one_hot(labels.clamp_min(-1) + 1, clusters + 1)[:, 1:].double()
         return cls(member.sum(dim=0), member.T @ vectors, member.T @ vectors.square())
 
@@ -173,11 +181,14 @@ def nearest(vectors: Tensor, clusters: Moments, scale: Tensor) -> tuple[Tensor, 
         to the second; 0 where both are zero or there is no second.
     """
     a, b = vectors.float() * scale.float(), clusters.centres.float() * scale.float()
-    distance = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
-    distance = torch.where(clusters.share > 0, distance, torch.inf)
-    best, second = distance.topk(2, dim=1, largest=False).values.unbind(dim=1)
-    numbers = torch.arange(len(b), device=vectors.device)
-    label = torch.where(distance == best.unsqueeze(1), numbers, len(b) - 1).amin(dim=1)
+    distance = torch.cdist(
+        b, a, compute_mode="donot_use_mm_for_euclid_dist"
+    )  # (K, N): reductions are vectorised
+    distance.masked_fill_((clusters.share <= 0).unsqueeze(1), torch.inf)
+    best = distance.amin(dim=0)
+    numbers = torch.arange(len(b), device=vectors.device).unsqueeze(1)
+    label = torch.where(distance == best, numbers, len(b) - 1).amin(dim=0)
+    second = distance.scatter_(0, label.unsqueeze(0), torch.inf).amin(dim=0)
     total = best + second
     told = (total > 0) & second.isfinite()
     return label, torch.where(told, (second - best) / torch.where(told, total, 1.0), 0.0)
