@@ -14,7 +14,7 @@ export PYTHON TORCH_INDEX EXTRAS
 .PHONY: help install demo test test-slurm check format clean
 
 help:
-	@echo "make demo        archive, pretraining, fine-tuning and report on synthetic alloys, into runs/demo"
+	@echo "make demo        archive, fine-tuning, scores, pretraining and report on synthetic alloys, into runs/demo"
 	@echo "make test        run the tests"
 	@echo "make test-slurm  run the tests on a real Slurm (root, Debian packages: slurm/README.md)"
 	@echo "make check       lint, format check and types"
@@ -28,13 +28,14 @@ $(STAMP): pyproject.toml constraints.txt .ci/install
 	@.ci/install $(VENV)
 	@touch $@
 
-# Every line is an ordinary command that works on your images too. An interrupted demo resumes.
+# Every line is an ordinary command that works on your images too. An interrupted demo resumes. The pretraining shows what PSCL
+# samples; its 40 steps are too few to help, so the fine-tuning does not start from it.
 demo: $(STAMP) runs/demo/alloys.h5
-	$(BIN)/pscl-hpc pretrain --config configs/demo/pretrain.yaml
-	$(BIN)/pscl-hpc finetune --config configs/demo/from-scratch.yaml
 	$(BIN)/pscl-hpc finetune --config configs/demo/finetune.yaml
-	$(BIN)/pscl-hpc evaluate runs/demo/from-scratch
+	$(BIN)/pscl-hpc finetune --config configs/demo/from-scratch.yaml
 	$(BIN)/pscl-hpc evaluate runs/demo/finetune
+	$(BIN)/pscl-hpc evaluate runs/demo/from-scratch
+	$(BIN)/pscl-hpc pretrain --config configs/demo/pretrain.yaml
 	$(BIN)/pscl-hpc report runs/demo
 
 runs/demo/alloys.h5: | $(STAMP)

@@ -1,10 +1,11 @@
-"""The figure at the top of the README, from a finished `make demo`.
+"""The figure at the top of the README and the scores of the demo, from a finished `make demo`.
 
-python bench/demo_figure.py [runs/demo] [docs/images/demo.png]
+python -m bench.demo_figure [runs/demo] [docs/images/demo.png]
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -16,12 +17,14 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.patches import Patch
 
+from bench.record import record
 from pscl_hpc.archive import Archive, ImageRecord
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.segmentation.palette import class_colours, hex_colour
 from pscl_hpc.segmentation.pictures import picture_name, read_labels
 
+RUNS = {"from-scratch": "U-Net from scratch", "finetune": "from ImageNet weights"}
 ROWS = {"test": 2, "test_ood": 1}
 """Images of each split, of different production batches where there are several."""
 
@@ -36,16 +39,20 @@ def main(demo: Path, out: Path) -> None:
         chosen: list[ImageRecord] = []
         for split, count in ROWS.items():
             records = archive.select(datasets=[reference.dataset], splits=[split])
-            chosen += list({record.production_batch: record for record in reversed(records)}.values())[:count]
-        columns = ["micrograph", "true classes", "U-Net from scratch", "pretrained network"]
+            chosen += list({each.production_batch: each for each in reversed(records)}.values())[:count]
+        columns = ["micrograph", "true classes", *RUNS.values()]
         figure, axes = plt.subplots(len(chosen), 4, figsize=(10, 2.7 * len(chosen)), layout="compressed")
-        for row, record in enumerate(chosen):
-            image = archive.read_unit(record.index)[0]
-            pictures: list[npt.NDArray[np.uint8]] = [colours[archive.read_mask(record.index)]]
-            for run in ("from-scratch", "finetune"):
-                file = demo / run / "predictions" / record.split / f"{picture_name(record.id)}.png"
+        for row, shown in enumerate(chosen):
+            image = archive.read_unit(shown.index)[0]
+            pictures: list[npt.NDArray[np.uint8]] = [colours[archive.read_mask(shown.index)]]
+            for run in RUNS:
+                file = demo / run / "predictions" / shown.split / f"{picture_name(shown.id)}.png"
                 pictures.append(colours[read_labels(file)])
             axes[row, 0].imshow(image, cmap="gray", vmin=0, vmax=1)
+            label = "out of distribution" if shown.split == "test_ood" else shown.split
+            axes[row, 0].text(
+                -0.04, 0.5, label, rotation=90, va="center", ha="right", transform=axes[row, 0].transAxes
+            )
             for column, picture in enumerate(pictures, start=1):
                 axes[row, column].imshow(picture, interpolation="nearest")
     for axis, title in zip(axes[0], columns, strict=True):
@@ -56,6 +63,11 @@ def main(demo: Path, out: Path) -> None:
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=10)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=110, facecolor="white")
+    found = {}
+    for run, name in RUNS.items():
+        splits = json.loads((demo / run / "evaluation.json").read_text())["splits"]
+        found[name] = {key: {k: splits[key][k] for k in ("images", "mean_dice", "dice")} for key in splits}
+    print(record("demo", {"models": found}, command="make demo; python -m bench.demo_figure"))
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cpu-checkpoint-overhead": lambda: measurements.checkpoint_overhead("cpu-checkpoint-overhead"),
     "cpu-large-batch": lambda: measurements.large_batch("cpu-large-batch"),
     "cpu-scaling": lambda: measurements.scaling("cpu-scaling"),
+    "demo": lambda: measurements.demo("demo"),
     "synthetic-statistics": lambda: measurements.synthetic("synthetic-statistics"),
     "cpu-peers": lambda: measurements.peers("cpu-peers"),
     "cpu-step-loss": lambda: measurements.step_loss("cpu-step-vs-released"),

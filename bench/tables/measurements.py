@@ -83,6 +83,18 @@ def synthetic(name: str) -> str:
     return table(head, rows) + origin(name, content)
 
 
+def demo(name: str) -> str:
+    """Scores of the demo on its test splits."""
+    content = load(name)
+    rows, classes = [], []
+    for model, splits in content["result"]["models"].items():
+        for split, found in splits.items():
+            classes = list(found["dice"])
+            scores = (found["mean_dice"], *found["dice"].values())
+            rows.append([model, split, str(found["images"]), *(f"{score:.2f}" for score in scores)])
+    return table(["model", "split", "images", "mean Dice", *classes], rows) + origin(name, content)
+
+
 def kernels(name: str, form: str = "chunked") -> str:
     """Time and memory of an operation on a CPU, ours and other forms."""
     content = load(name)

@@ -165,7 +165,7 @@ def _dots(table: CollectionScores, name: str) -> str:
 def _slopes(comparison: Comparison, name: str) -> str:
     """Mean Dice of each annotated image from scratch and pretrained."""
     pairs = [(scratch, pretrained) for pretrained, scratch in comparison.pairs]
-    ends = (comparison.scratch.start, comparison.pretrained.start)
+    ends = (comparison.scratch.began, comparison.pretrained.start)
     return slopes(name, pairs, ends, title="Mean Dice of each annotated image, from scratch and pretrained")
 
 

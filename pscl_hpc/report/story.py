@@ -55,14 +55,14 @@ def comparison_sentence(name: str, comparison: Comparison, images: int) -> str:
     before, after, gain = comparison.scratch, comparison.pretrained, comparison.gain
     if gain is None:
         return (
-            f"{name}: mean Dice {spread_text(before.mean_dice)} from scratch and {spread_text(after.mean_dice)} "
+            f"{name}: mean Dice {spread_text(before.mean_dice)} {before.began} and {spread_text(after.mean_dice)} "
             f"{after.label}, but on different annotated images or seeds, so the two cannot be compared."
         )
     scratch, pretrained = comparison.means
     pairs = len(comparison.pairs)
     wins = sum(ours > theirs for ours, theirs in comparison.pairs)
     text = (
-        f"{name}: mean Dice {scratch:.3f} from scratch, {pretrained:.3f} {after.label} ({_signed(gain.value)}), "
+        f"{name}: mean Dice {scratch:.3f} {before.began}, {pretrained:.3f} {after.label} ({_signed(gain.value)}), "
         f"scored on {_count(images, 'image')} over {_count(pairs, 'choice')} of annotated images"
     )
     if pairs == 1:
@@ -125,7 +125,7 @@ def _tiles(table: CollectionScores) -> list[Tile]:
     for found in table.comparisons:
         if found.gain is not None:
             scratch, pretrained = found.means
-            label = f"mean Dice on {name}, from scratch and {found.pretrained.label}"
+            label = f"mean Dice on {name}, {found.scratch.began} and {found.pretrained.label}"
             note = f"{_count(len(found.pairs), 'annotated image')}, {images}"
             value = f"{scratch:.3f} \N{RIGHTWARDS ARROW} {pretrained:.3f}"
             tiles.append(Tile(value, _signed(found.gain.value), label, note))

@@ -87,9 +87,17 @@ class Group:
         return self.start != SCRATCH and not self.start.startswith(CLASSIFIER)
 
     @property
+    def began(self) -> str:
+        """``start``, or the published weights of a network that no run pretrained."""
+        init = self.rows[0].run.setting("model.init") if self.rows else ""
+        if self.start != SCRATCH or init in ("", "random"):
+            return self.start
+        return "from ImageNet weights" if init == "imagenet" else f"from weights {init}"
+
+    @property
     def label(self) -> str:
         """Start and settings."""
-        return f"{self.start}, {self.settings}" if self.settings else self.start
+        return f"{self.began}, {self.settings}" if self.settings else self.began
 
     @property
     def references(self) -> int:

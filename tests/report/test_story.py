@@ -84,6 +84,17 @@ def test_two_pretrainings_of_one_method_are_told_apart(tmp_path: Path, alloy: Al
     assert starts == ["pretrained by PSCL-SimCLR", "pretrained by PSCL-SimCLR (p2)"]
 
 
+def test_published_weights_are_not_called_from_scratch(tmp_path: Path, alloy: Alloy) -> None:
+    configure(
+        make_finetuning(tmp_path / "a", alloy), model={"name": "efficientnet-lite0", "init": "imagenet"}
+    )
+    configure(make_finetuning(tmp_path / "b", alloy), model={"name": "efficientnet-lite0", "init": "random"})
+    assert sorted(group.began for group in table_of(tmp_path).groups) == [
+        "from ImageNet weights",
+        "from scratch",
+    ]
+
+
 def labels(table: CollectionScores) -> list[tuple[str, int]]:
     return [(group.label, len(group.rows)) for group in table.groups]
 
