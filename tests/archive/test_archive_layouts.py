@@ -111,8 +111,10 @@ def test_pictures_that_this_program_wrote_are_no_micrographs(tmp_path: Path) -> 
     for name, text in (("run.json", '{"attempts": []}'), ("notes/run.json", '{"dose": 3}')):
         picture(folder / Path(name).with_suffix("") / "1.png")
         (folder / Path(name).with_suffix("") / Path(name).name).write_text(text)
+    longest = "n" * 251
+    picture(folder / f"{longest}.png")
     found = plan([folder])
-    assert set(table(found)) == {"x/0", "x/notes__run__1"}
+    assert set(table(found)) == {"x/0", f"x/{longest}", "x/notes__run__1"}
     (skipped,) = found.skipped
     assert "3 files" in skipped.reason
     assert "predict" in skipped.reason

@@ -199,7 +199,8 @@ def is_prediction(path: Path) -> bool:
     """Whether a file is a picture that ``predict`` writes: class indices, overlay or confidence."""
     if path.suffix != ".png":
         return False
-    return path.stem.endswith((".overlay", ".confidence")) or path.with_suffix(".overlay.png").exists()
+    # os.path.exists: the name may be too long for the file system.
+    return path.stem.endswith((".overlay", ".confidence")) or os.path.exists(path.with_suffix(".overlay.png"))
 
 
 def is_junk(name: str) -> bool:
