@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pscl_hpc.suggestion.filters import filter_responses
 
 from pscl_hpc.archive import Archive, Collection, ShardWriter
 from pscl_hpc.suggestion import FILTERS, dense_features
 from pscl_hpc.suggestion.coverage import Nearness, choose, measure, nearest_distances
-from pscl_hpc.suggestion.filters import filter_responses
 from pscl_hpc.suggestion.patches import STEP, describe, fit_projection, read_patches, windows_of
 from pscl_hpc.suggestion.textures import equal_weights, find_textures, labels_of, shares
 
@@ -35,7 +35,7 @@ def test_filters_turn_with_the_image() -> None:
 @pytest.mark.parametrize("size", [(1, 1), (16, 16), (17, 50), (100, 33)])
 def test_a_patch_for_every_square(size: tuple[int, int]) -> None:
     found = describe(np.zeros((1, *size), np.float32), dense_features(FILTERS))
-    assert found.shape == (-(-size[0] // STEP), -(-size[1] // STEP), 68)
+    assert found.shape == (-(-size[0] // STEP), -(-size[1] // STEP), 76)
 
 
 def test_the_edge_of_an_image_is_no_texture() -> None:
