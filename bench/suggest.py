@@ -24,13 +24,13 @@ from torch.nn import functional as F
 
 from bench.record import record
 from pscl_hpc.archive import IGNORE_INDEX, Archive, ImageRecord
+from pscl_hpc.classifiers.features.filters import FilterSettings, filter_count, filter_maps
 from pscl_hpc.files import write_json
 from pscl_hpc.models import TRUNKS, Trunk, build_trunk
 from pscl_hpc.seeding import numpy_generator, torch_generator
 from pscl_hpc.segmentation import ClassList, ConfusionMatrix
 from pscl_hpc.suggestion import FILTERS, IMAGENET, dense_features
 from pscl_hpc.suggestion.coverage import measure
-from pscl_hpc.suggestion.filters import filter_responses
 from pscl_hpc.suggestion.patches import ImagePatches, read_patches
 from pscl_hpc.suggestion.textures import clusters, shares
 
@@ -51,7 +51,7 @@ class Features:
         self._trunk: Trunk | None = None
 
     def read(self, image: ImageRecord) -> Tensor:
-        """(pixels, 34 + 192), in the order of the rows."""
+        """(pixels, filters + 192), in the order of the rows."""
         path = self.folder / f"{image.id.replace('/', '__')}.npy"
         if not path.exists():
             np.save(path, self._compute(image))
@@ -59,8 +59,8 @@ class Features:
 
     def _compute(self, image: ImageRecord) -> npt.NDArray[np.float16]:
         pixels = self.archive.read_unit(image.index, standardise=True)
-        filters = filter_responses(pixels[0])[:, ::STRIDE, ::STRIDE]
-        maps = [torch.from_numpy(np.ascontiguousarray(filters))]
+        (filters,) = filter_maps(torch.from_numpy(pixels), FilterSettings()).maps
+        maps = [filters[:, ::STRIDE, ::STRIDE].float()]
         maps += self._imagenet(torch.from_numpy(pixels)[None], maps[0].shape[1:])
         return torch.cat(maps).flatten(1).T.contiguous().numpy().astype(np.float16)
 
@@ -145,7 +145,7 @@ def dice_of_each(archive: Archive, dataset: str, features: Features, seed: int) 
 
 
 def _width(kind: str) -> int | None:
-    return 34 if kind == KINDS[0] else None
+    return filter_count(FilterSettings()) if kind == KINDS[0] else None
 
 
 def orders(images: list[ImagePatches], seed: int) -> dict[str, list[str]]:

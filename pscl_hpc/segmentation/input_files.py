@@ -12,6 +12,7 @@ from pscl_hpc.archive.ingest.folders import (
     MASK_FOLDERS,
     images_under,
     is_junk,
+    is_output,
     is_system_file,
     name_on_disk,
 )
@@ -77,7 +78,7 @@ def _other_files(folder: Path) -> Iterator[tuple[Path, str]]:
     seen = set()  # a link can lead to a folder above
     for here, folders, files in os.walk(folder, followlinks=True):
         hidden = [name for name in folders if is_junk(name)]
-        folders[:] = [name for name in folders if name not in hidden]
+        folders[:] = [name for name in folders if name not in hidden and not is_output(Path(here, name))]
         if os.path.realpath(here) in seen:
             folders.clear()
             continue

@@ -10,9 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pscl_hpc.classifiers.features.filters import FilterSettings, filter_maps
 from pscl_hpc.errors import UserError
 from pscl_hpc.models import TRUNKS, Trunk, build_trunk, load_trunk
-from pscl_hpc.suggestion.filters import filter_responses
 
 IMAGENET = "imagenet"
 FILTERS = "filters"
@@ -38,13 +38,13 @@ class DenseFeatures(ABC):
 
 
 class FilterFeatures(DenseFeatures):
-    """Multi-scale filters; needs no weights."""
+    """The filters of pixel classifiers; needs no weights."""
 
     name = "classical filters"
 
     def maps(self, image: npt.NDArray[np.float32]) -> list[Tensor]:
         """See :class:`DenseFeatures`."""
-        return [torch.from_numpy(filter_responses(image[0]))]
+        return [values.float() for values in filter_maps(torch.from_numpy(image), FilterSettings()).maps]
 
 
 class TrunkFeatures(DenseFeatures):

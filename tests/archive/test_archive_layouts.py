@@ -103,6 +103,23 @@ def test_an_image_of_few_values_is_named_if_it_has_no_mask(tmp_path: Path) -> No
     assert "x/2" in empty
 
 
+def test_pictures_that_this_program_wrote_are_no_micrographs(tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    picture(folder / "0.tif")
+    for name in ("0.png", "0.overlay.png", "0.confidence.png"):
+        _mask(folder / "predicted" / name)
+    for name, text in (("run.json", '{"attempts": []}'), ("notes/run.json", '{"dose": 3}')):
+        picture(folder / Path(name).with_suffix("") / "1.png")
+        (folder / Path(name).with_suffix("") / Path(name).name).write_text(text)
+    longest = "n" * 251
+    picture(folder / f"{longest}.png")
+    found = plan([folder])
+    assert set(table(found)) == {"x/0", f"x/{longest}", "x/notes__run__1"}
+    (skipped,) = found.skipped
+    assert "3 files" in skipped.reason
+    assert "predict" in skipped.reason
+
+
 def test_of_two_files_of_an_id_the_one_like_a_mask_is_not_preferred(tmp_path: Path) -> None:
     picture(tmp_path / "x" / "img" / "0.jpg")
     _mask(tmp_path / "x" / "img" / "0.png")

@@ -71,6 +71,8 @@ def test_tags_without_a_clear_pixel_size(tmp_path: Path, tags: list[Any]) -> Non
     [
         ("a.txt", JEOL.format(marker="1.05um"), "ascii"),
         ("a.TXT", JEOL.format(marker="1050nm"), "ascii"),
+        ("a.txt", JEOL.format(marker="1.05\u00b5m"), "cp1252"),
+        ("a.txt", JEOL.format(marker="1.05\u03bcm"), "cp932"),
         ("a.txt", HITACHI, "utf-8"),
         ("a.txt", HITACHI, "utf-16"),
         ("a.hdr", TESCAN, "ascii"),

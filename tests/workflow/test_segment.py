@@ -314,6 +314,13 @@ def test_a_mask_of_shapes(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert counts[1] == pytest.approx(25 * 25 / 2, rel=0.1)
 
 
+def test_the_results_may_be_in_the_folder_of_the_images(folder: Path) -> None:
+    for _ in range(2):
+        done = segment(request_of(folder), folder / "sem/out")
+        assert [image.name for image in done.measured.record.images] == ["sem/0", "sem/1", "sem/2"]
+        assert not done.measured.record.skipped
+
+
 def test_a_file_of_shapes_names_its_image(folder: Path) -> None:
     category, corners = {"id": 3, "name": "carbide"}, [5, 5, 30, 5, 30, 30]
     tree = {

@@ -22,6 +22,8 @@ MASK_FOLDERS = (
 """Names of mask folders, the most usual first."""
 _JUNK = ("@eadir", "__macosx", "$recycle.bin", "#recycle", "system volume information", "lost+found")
 """Folders that operating systems and network drives make."""
+_OUTPUTS = {"segment.json": b'"overrides"', "run.json": b'"attempts"', "measurements.json": b'"histograms"'}
+"""A file in each folder that this program writes, and a key in it."""
 _ANNOTATION = re.compile(rb'"(shapes|annotations|segmentation)"|<(annotation|polygon)')
 """Is in JSON and XML files with annotations."""
 
@@ -166,7 +168,8 @@ def _walk(folder: Path, above: frozenset[Path], wanted: Callable[[Path], bool]) 
         if is_junk(path.name):
             continue
         if path.is_dir():
-            yield from _walk(path, above | {real, *real.parents}, wanted)
+            if not is_output(path):
+                yield from _walk(path, above | {real, *real.parents}, wanted)
         elif wanted(path):
             yield path
 
@@ -176,8 +179,28 @@ def _loose(folder: Path, reason: str) -> list[Unread]:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Folders in a folder, sorted, without hidden ones and those of operating systems."""
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_junk(path.name))
+    """Folders in a folder, sorted, without hidden ones, those of operating systems and :func:`is_output`."""
+    inside = (path for path in folder.iterdir() if path.is_dir() and not is_junk(path.name))
+    return sorted(path for path in inside if not is_output(path))
+
+
+def is_output(folder: Path) -> bool:
+    """Whether a folder is a run or has the results of ``segment`` or ``measure``, whose pictures are not micrographs."""
+    for name, key in _OUTPUTS.items():
+        try:
+            if key in (folder / name).read_bytes():
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def is_prediction(path: Path) -> bool:
+    """Whether a file is a picture that ``predict`` writes: class indices, overlay or confidence."""
+    if path.suffix != ".png":
+        return False
+    # os.path.exists: the name may be too long for the file system.
+    return path.stem.endswith((".overlay", ".confidence")) or os.path.exists(path.with_suffix(".overlay.png"))
 
 
 def is_junk(name: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 NOT_READ = (
     ".czi", ".dm3", ".dm4", ".ser", ".emi", ".emd", ".lif", ".lsm", ".nd2", ".oib", ".oif", ".vsi",
     ".ndpi", ".scn", ".mrc", ".gif", ".webp", ".jp2", ".j2k", ".jxl", ".heic", ".heif", ".avif",
@@ -26,6 +28,8 @@ def reason(suffix: str) -> str:
     extra = _EXTRAS.get(suffix)
     if suffix in (".json", ".xml"):
         return f"annotations in a format that is not read; export {_ANNOTATIONS}"
+    if extra == "imagej" and find_spec("roifile"):
+        return f"{suffix} files are read as lists of ImageJ ROIs only; {_HOW.get(suffix, _EXPORT)}"
     if extra is None:
         return f"{suffix} files are not supported; {_EXPORT}"
     return f"{suffix} files are read with pip install 'pscl-hpc[{extra}]'; or {_HOW.get(suffix, _EXPORT)}"

@@ -25,6 +25,7 @@ from pscl_hpc.archive.ingest.folders import (
     check_no_masks,
     foreign_files,
     images_under,
+    is_prediction,
     loose_images,
     subfolder,
     subfolders,
@@ -216,6 +217,8 @@ def _layout(folder: Path, groups: Sequence[Group], rule: str, *, beside: bool = 
             paired, alone = pair(list(names), files)
             masks |= paired
             strays += alone
+    predictions = {name: path for name, path in images.items() if is_prediction(path)}
+    images = {name: path for name, path in images.items() if name not in predictions}
     channels = _other_channels(images) if rule == _NNUNET else {}
     images = {name: path for name, path in images.items() if name not in channels}
     if not masks and (masks := in_one_folder(images)):
@@ -237,6 +240,11 @@ def _layout(folder: Path, groups: Sequence[Group], rule: str, *, beside: bool = 
         rule = f"{rule}; {kinds}" if masks else kinds
     reported = {path for one in drawings.unread for path in one.images}
     unread = [*drawings.unread, *foreign_files(folder, used, drawings.used | reported)]
+    if predictions:
+        reason = (
+            "'predict' wrote them; move them away, or copy class indices that are right into a mask folder"
+        )
+        unread.append(Unread(folder, tuple(predictions.values()), reason))
     if channels:
         reason = "they are further channels of the images _0000; add them as a separate source"
         unread.append(Unread(folder, tuple(channels.values()), reason))

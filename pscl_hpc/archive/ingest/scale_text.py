@@ -122,7 +122,11 @@ def _text(path: Path) -> str:
         return ""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return data.decode("utf-16", "replace")
-    return data.decode("utf-8-sig", "replace")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        # The micrometre of Western and of Japanese Windows.
+        return data.decode("cp1252" if b"\xb5m" in data else "cp932", "replace")
 
 
 def _number(text: str | None) -> float | None:
