@@ -373,17 +373,17 @@ def main() -> None:
             if part in parts:
                 once |= measure(part, Path(scratch) / f"{part}.h5", 0, arguments.side)
         if once:
-            print(record(arguments.name, result, command=command))
+            record(arguments.name, result, command=command)
         for count in sorted(arguments.images):
             path = Path(scratch) / f"{count}.h5"
             rows.append({"images": count})
             for part in BY_SIZE:
                 if part == "write" or part in parts:
                     rows[-1] |= measure(part, path, count, arguments.side)
+                    result["exponents"] = exponents(rows)
+                    # After each part, so that little is lost when the next one takes too long.
+                    record(arguments.name, result, command=command)
             path.unlink()
-            result["exponents"] = exponents(rows)
-            # After each size, so that little is lost when the next one takes too long.
-            print(record(arguments.name, result, command=command))
 
 
 if __name__ == "__main__":

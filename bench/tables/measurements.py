@@ -39,7 +39,7 @@ def archive_scale(name: str) -> str:
         "first_batch_cpu_s": ("first batch, s", "{:.3f}"),
         "reader_private_MB": ("private memory of a reader, MB", "{:.0f}"),
         "add_cpu_s": ("add 10 images, s", "{:.2f}"),
-        "add_written_MB": ("written for these, MB", "{:.0f}"),
+        "add_written_MB": ("written for these, MB", "{:.1f}"),
         "check_cpu_s": ("check, s", "{:.1f}"),
         "check_peak_MB": ("memory of check, MB", "{:.0f}"),
     }

@@ -153,8 +153,11 @@ def _submit(
         )
         for folder in folders
     ]
+    for folder in folders:
+        if not folder.done and (profile.purge_days or folder.record.get("purge")):
+            folder.set_purge(profile.purge_days)
     executor = build_executor(cluster, files, name, profile, attached)
-    jobs = _send(executor, folders, stage_jobs, profile.purge_days)
+    jobs = _send(executor, folders, stage_jobs)
     submissions = []
     for folder, job in zip(folders, jobs, strict=True):
         record = JobRecord(
@@ -217,9 +220,7 @@ def show_script(config: RunConfig, *, cluster: str, profile: Profile) -> str:
     return submission_script((run / JOBS).absolute(), config.name, profile)
 
 
-def _send(
-    executor: Any, folders: Sequence[RunFolder], stage_jobs: Sequence[StageJob], purge_days: int | None
-) -> list[Any]:
+def _send(executor: Any, folders: Sequence[RunFolder], stage_jobs: Sequence[StageJob]) -> list[Any]:
     """Mark the runs as queued and hand their jobs to the executor; if it refuses them, the runs are as before."""
     # A run that is done keeps its status; otherwise it would be trained again.
     unfinished = [folder for folder in folders if not folder.done]
@@ -234,7 +235,6 @@ def _send(
             steps=steps_of(folder.decided_config),
             status="queued",
             error="",
-            purge_days=purge_days,
         )
     slurm_conf = os.environ.get("SLURM_CONF")
     # A job that is submitted from inside another job must not inherit that job's variables.

@@ -221,10 +221,15 @@ class RunFolder:
 
     def first_purged(self) -> Purge | None:
         """The first file that the site deletes, of the run or its archive; None if its policy is not known."""
-        days = self.record.get("purge_days")
-        if not isinstance(days, int):
+        policy = self.record.get("purge")
+        if not policy:
             return None
-        return first_purged((self.path, Path(self.setting("data.archive", str))), days)
+        return first_purged((self.path, Path(policy["archive"])), int(policy["days"]))
+
+    def set_purge(self, days: int | None) -> None:
+        """Record the site's policy, and where the archive is, so that the configuration need not be read for it."""
+        archive = str(Path(self.setting("data.archive", str)).absolute())
+        self.update(purge={"days": days, "archive": archive} if days else None)
 
     @property
     def steps(self) -> int:
