@@ -74,6 +74,7 @@ def sample_similar(templates: Tensor, patches: Tensor, valid: Tensor | None) -> 
             TILES=triton.next_power_of_2(tiles),
             COUNT=triton.next_power_of_2(count),
             num_warps=WARPS,
+            maxnreg=greedy_registers(common["BLOCK"], patches.dtype),
         )
     return taken
 
@@ -95,6 +96,11 @@ def _shortened(templates: Tensor) -> Tensor:
 def block_of(width: int, dtype: torch.dtype) -> int:
     """Features per step of a matrix product."""
     return min(MAXIMUM_BLOCK[dtype], max(16, triton.next_power_of_2(width)))
+
+
+def greedy_registers(block: int, dtype: torch.dtype) -> int | None:
+    """Limit on the registers of a thread of `_greedy`; without one the assembler stops at 80 for short rows, and spills."""
+    return 128 if block == 16 and dtype != torch.float32 else None
 
 
 @triton.jit
