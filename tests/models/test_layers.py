@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from pscl_hpc.models import build_trunk
 from pscl_hpc.models.efficientnet_lite import EfficientNetLiteConfig
+from pscl_hpc.models.heads import GroupedLinear
 from pscl_hpc.models.layers import GroupNorm, UpConv, concatenate
 from pscl_hpc.models.trunk import channels_last
 from pscl_hpc.models.unet import UNetConfig
@@ -97,3 +98,21 @@ def test_a_trunk_computes_in_channels_last_memory(config, channels):
     for one in trunk(images).scales:
         assert one.is_contiguous(memory_format=torch.channels_last)
         assert not one.is_contiguous()
+
+
+@pytest.mark.parametrize(("inputs", "groups"), [(32, 4), (64, 4), (6, 1), (12, 6)])
+def test_grouped_linear_is_a_grouped_convolution(inputs, groups):
+    """Narrow groups and wide ones, which are computed in different ways."""
+    torch.manual_seed(0)
+    layer = GroupedLinear(inputs, 24, groups).double()
+
+    def ours(x, weight, bias):
+        return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, x)
+
+    def theirs(x, weight, bias):
+        return F.conv1d(x.transpose(1, 2), weight.unsqueeze(2), bias, groups=groups).transpose(1, 2)
+
+    x = torch.randn(3, 7, inputs, dtype=torch.float64)
+    inputs = (x, layer.weight, layer.bias)
+    for found, wanted in zip(gradients(ours, *inputs), gradients(theirs, *inputs), strict=True):
+        torch.testing.assert_close(found, wanted)
