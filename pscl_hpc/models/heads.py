@@ -44,7 +44,8 @@ class GroupedLinear(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         if patches.device.type == "cpu" and self.weight.shape[1] <= _NARROW:
-            dense = torch.block_diag(*self.weight.view(self.groups, -1, self.weight.shape[1]))
+            parts = self.weight.view(self.groups, -1, self.weight.shape[1])
+            dense = torch.block_diag(*parts)  # type: ignore[no-untyped-call]
             return F.linear(patches, dense, self.bias)
         lead = patches.shape[:-1]
         grouped = patches.reshape(-1, self.groups, self.weight.shape[1]).transpose(0, 1)

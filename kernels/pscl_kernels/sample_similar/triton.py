@@ -47,11 +47,12 @@ def sample_similar(templates: Tensor, patches: Tensor, valid: Tensor | None) -> 
         return taken
     tiles = triton.cdiv(places, TILE)
     templates = _shortened(templates).contiguous()
+    block = block_of(width, patches.dtype)
     best = torch.empty((batch, count, tiles), dtype=torch.float32, device=patches.device)
     common = {
         "TILE": TILE,
         "TEMPLATES": TEMPLATES,
-        "BLOCK": block_of(width, patches.dtype),
+        "BLOCK": block,
         "MASKED": valid is not None,
         "PRECISION": "tf32x3" if patches.dtype == torch.float32 else "tf32",
     }
@@ -74,7 +75,7 @@ def sample_similar(templates: Tensor, patches: Tensor, valid: Tensor | None) -> 
             TILES=triton.next_power_of_2(tiles),
             COUNT=triton.next_power_of_2(count),
             num_warps=WARPS,
-            maxnreg=greedy_registers(common["BLOCK"], patches.dtype),
+            maxnreg=greedy_registers(block, patches.dtype),
         )
     return taken
 
