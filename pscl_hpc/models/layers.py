@@ -17,16 +17,8 @@ class UpConv(nn.ConvTranspose2d):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         assert self.bias is not None
-        x = F.conv_transpose2d(
-            input,
-            self.weight,
-            None,
-            self.stride,
-            self.padding,
-            self.output_padding,
-            self.groups,
-            self.dilation,
-        )
+        assert not isinstance(self.padding, str)
+        x = F.conv_transpose2d(input, self.weight, None, self.stride, self.padding, self.output_padding)
         return x + self.bias.to(x.dtype).view(-1, 1, 1)
 
 
@@ -34,7 +26,7 @@ def concatenate(a: Tensor, b: Tensor) -> Tensor:
     """Maps (B, C, h, w) and (B, C', h, w) as (B, C + C', h, w)."""
     if a.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return torch.cat((a, b), dim=1)
-    found: Tensor = _Concatenate.apply(a, b)
+    found: Tensor = _Concatenate.apply(a, b)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -47,7 +39,7 @@ class _Concatenate(torch.autograd.Function):
         return torch.cat((a, b), dim=1)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
         first, second = dy[:, : ctx.channels], dy[:, ctx.channels :]
         return (
             first.contiguous(memory_format=torch.channels_last),
@@ -67,7 +59,9 @@ class GroupNorm(nn.GroupNorm):
         )
         if not slow or torch.compiler.is_compiling():
             return super().forward(input)
-        found: Tensor = _ChannelsLast.apply(input, self.weight, self.bias, self.num_groups, self.eps)
+        found: Tensor = _ChannelsLast.apply(  # type: ignore[no-untyped-call]
+            input, self.weight, self.bias, self.num_groups, self.eps
+        )
         return found
 
 
@@ -84,7 +78,7 @@ class _ChannelsLast(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         x, weight, mean, scale = ctx.saved_tensors
         batch, channels, height, width = x.shape
         groups = mean.shape[1]
@@ -113,11 +107,12 @@ class _ChannelsLast(torch.autograd.Function):
 
         def over_group(values: Tensor) -> Tensor:
             total = (values * weight).view(batch, groups, each).sum(dim=2)
-            return (total / count).repeat_interleave(each, dim=1)
+            result: Tensor = (total / count).repeat_interleave(each, dim=1)
+            return result
 
         # dx = scale * (weight * dy - mean of weight * dy - normalised x * mean of weight * dy * normalised x)
         slope = -scale.square() * over_group(of_product)
         constant = -scale * over_group(of_dy) - mean * slope
         by_dy, by_x, rest = (part[:, :, None, None] for part in (scale * weight, slope, constant))
-        dx = torch.addcmul(rest, x.to(precise), by_x).addcmul_(dy.to(precise), by_dy).to(x.dtype)
+        dx: Tensor = torch.addcmul(rest, x.to(precise), by_x).addcmul_(dy.to(precise), by_dy).to(x.dtype)
         return dx, of_product.sum(dim=0).to(weight), of_dy.sum(dim=0).to(weight), None, None

@@ -68,6 +68,8 @@ TENSORS = {
     "keys": "",
     "plain": "bool",
 }
+SIZES = {"_tile_maxima": ("count",), "_greedy": ("count",)}
+"""Numbers with the name of a tensor of another kernel."""
 FLOATS = ("host_scale", "host_divisor", "host_slope")
 WIDE = ("stride_templates", "stride_image")
 ALIGNED = ("width", "stride_place", "stride_image")
@@ -167,7 +169,15 @@ def shipped(capability: int) -> Iterator[Kernel]:
                 f"tile_maxima {dtype} {width}", sampling._tile_maxima, dtype, constants, sampling.WARPS, 3
             )
             greedy = {**constants, "TILES": 512, "COUNT": 512}
-            yield Kernel(f"greedy {dtype} {width}", sampling._greedy, dtype, greedy, sampling.WARPS, 3)
+            yield Kernel(
+                f"greedy {dtype} {width}",
+                sampling._greedy,
+                dtype,
+                greedy,
+                sampling.WARPS,
+                3,
+                sampling.greedy_registers(width, getattr(torch, dtype)),
+            )
 
 
 def kernels_that_read_the_temperature(major: int) -> Iterator[Kernel]:
@@ -229,7 +239,7 @@ def build(kernel: Kernel, capability: int) -> Any:
     for index, name in enumerate(kernel.function.arg_names):
         if name in kernel.constants:
             signature[name] = "constexpr"
-        elif name in TENSORS:
+        elif name in TENSORS and name not in SIZES.get(kernel.function.__name__, ()):
             signature[name] = POINTERS[TENSORS[name] or kernel.dtype]
             attributes[(index,)] = [["tt.divisibility", 16]]
         else:

@@ -49,6 +49,18 @@ def test_gradcheck(backend, kind, tau, length):
     )
 
 
+def test_subgroups_without_groups_and_both_weights():
+    """All rows and entries are of one group, which is not that of a subgroup."""
+    q, k, queue, options = case("image", 9, 14, 5)
+    options["any_weight"] = torch.linspace(0.1, 0.9, 14)
+    losses = [
+        queue_info_nce(q, k, queue, **options, temperature=0.3, backend=backend)
+        for backend in ("reference", "chunked")
+    ]
+    assert losses[0].item() == pytest.approx(by_hand(q, k, queue, options, 0.3), rel=1e-12)
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=0)
+
+
 @pytest.mark.usefixtures("_poison")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(

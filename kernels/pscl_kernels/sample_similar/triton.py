@@ -47,11 +47,12 @@ def sample_similar(templates: Tensor, patches: Tensor, valid: Tensor | None) -> 
         return taken
     tiles = triton.cdiv(places, TILE)
     templates = _shortened(templates).contiguous()
+    block = block_of(width, patches.dtype)
     best = torch.empty((batch, count, tiles), dtype=torch.float32, device=patches.device)
     common = {
         "TILE": TILE,
         "TEMPLATES": TEMPLATES,
-        "BLOCK": block_of(width, patches.dtype),
+        "BLOCK": block,
         "MASKED": valid is not None,
         "PRECISION": "tf32x3" if patches.dtype == torch.float32 else "tf32",
     }
@@ -74,6 +75,7 @@ def sample_similar(templates: Tensor, patches: Tensor, valid: Tensor | None) -> 
             TILES=triton.next_power_of_2(tiles),
             COUNT=triton.next_power_of_2(count),
             num_warps=WARPS,
+            maxnreg=greedy_registers(block, patches.dtype),
         )
     return taken
 
@@ -95,6 +97,11 @@ def _shortened(templates: Tensor) -> Tensor:
 def block_of(width: int, dtype: torch.dtype) -> int:
     """Features per step of a matrix product."""
     return min(MAXIMUM_BLOCK[dtype], max(16, triton.next_power_of_2(width)))
+
+
+def greedy_registers(block: int, dtype: torch.dtype) -> int | None:
+    """Limit on the registers of a thread of `_greedy`; without one the assembler stops at 80 for short rows, and spills."""
+    return 128 if block == 16 and dtype != torch.float32 else None
 
 
 @triton.jit
