@@ -216,7 +216,7 @@ def test_nobody_takes_part(backend, n, entries):
 
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
 def test_nobody_takes_part_against_an_infinite_entry(backend):
-    q, k = rows(5, 3, torch.float32)
+    q, k = torch.ones(5, 3), torch.ones(5, 3)
     queue = torch.ones(7, 3)
     queue[2, 1] = torch.inf
     labels = {"groups": torch.full((5,), -1), "queue_groups": torch.zeros(7, dtype=torch.int64)}
