@@ -222,6 +222,9 @@ def queue_kernels(
     default = tiling.Config(queue_tiling.ROWS, 0, 4, 3)
     labels = {"KINDS": 2, "ROWS": queue_tiling.ROWS}
     yield "prepare", queue_rows._prepare, labels, default
+    if (width, bits) == (64, 16):  # the same for all
+        options = {"WEIGHTED": True, "NORMALISE": True, "BLOCK": queue_tiling.LOSSES}
+        yield "losses", queue_rows._losses, options, default
     yield "finish", queue_rows._finish, {**labels, "WITH_K": True}, default
     runs = {"PART": min(queue_tiling.PART, width), "ENTRIES": queue_tiling.BLOCK}
     yield "run_pieces", queue_runs._run_pieces, runs, default
@@ -246,7 +249,8 @@ def build(kernel: Kernel, capability: int) -> Any:
             signature[name] = "fp32" if name in FLOATS else "i64" if name in WIDE else "i32"
             if name in ALIGNED:
                 attributes[(index,)] = [["tt.divisibility", 16]]
-    source = ASTSource(fn=kernel.function, signature=signature, constexprs=kernel.constants, attrs=attributes)
+    constants = {name: value for name, value in kernel.constants.items() if name in signature}
+    source = ASTSource(fn=kernel.function, signature=signature, constexprs=constants, attrs=attributes)
     options = {"num_warps": kernel.warps, "num_stages": kernel.stages, "maxnreg": kernel.registers}
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 

@@ -50,7 +50,7 @@ def replace_kernels(monkeypatch) -> Counter:
         (forward, ["_log_sums"]),
         (patch_runs, ["_runs"]),
         (backward, ["_weighted_negatives", "_finish", "_temperature_gradient"]),
-        (rows, ["_prepare", "_finish"]),
+        (rows, ["_prepare", "_losses", "_finish"]),
         (runs, ["_run_pieces", "_run_totals"]),
         (tiles, ["_log_sums", "_weighted_keys"]),
         (sampling, ["_tile_maxima", "_greedy"]),

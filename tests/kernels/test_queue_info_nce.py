@@ -215,6 +215,18 @@ def test_nobody_takes_part(backend, n, entries):
 
 
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
+def test_nobody_takes_part_against_an_infinite_entry(backend):
+    q, k = torch.ones(5, 3), torch.ones(5, 3)
+    queue = torch.ones(7, 3)
+    queue[2, 1] = torch.inf
+    labels = {"groups": torch.full((5,), -1), "queue_groups": torch.zeros(7, dtype=torch.int64)}
+    for result in loss_and_gradients(
+        lambda a, b, t: queue_info_nce(a, b, queue, **labels, temperature=t, backend=backend), q, k, 0.2
+    ):
+        assert result.eq(0).all()
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
 @pytest.mark.parametrize("kind", ["plain", "all empty"])
 def test_nothing_to_distinguish_from_costs_nothing(backend, kind):
     q, k, queue, options = case(kind, 5, 0 if kind == "plain" else 6, 4)

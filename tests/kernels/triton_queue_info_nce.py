@@ -122,6 +122,23 @@ def test_keys_too_long_for_float16_are_not_hidden():
 
 
 @pytest.mark.usefixtures("_small_tiles")
+def test_small_shares_of_many_entries_add_up_in_float16():
+    """Each entry has 3e-8 of the softmax, half of the smallest number of float16."""
+    q = torch.zeros(1, 16, dtype=torch.float16)
+    q[0, 0] = 1.0
+    queue = torch.zeros(2000, 16, dtype=torch.float16)
+    queue[:, 0], queue[:, 1] = -0.73, 0.68
+
+    def gradient(backend, device, dtype):
+        leaf = q.to(device, dtype, copy=True).requires_grad_()
+        entries = queue.to(device, dtype)
+        loss = queue_info_nce(leaf, q.to(device, dtype), entries, temperature=0.1, backend=backend)
+        return torch.autograd.grad(loss, leaf)[0].cpu().double()
+
+    exact = gradient("reference", "cpu", torch.float64)
+    torch.testing.assert_close(gradient("triton", DEVICE, torch.float16), exact, rtol=0.02, atol=1e-6)
+
+
 def test_results_do_not_vary():
     q, k, queue, options = moved(case("dense", 40, 70, 16, torch.float32))
     first, second = (

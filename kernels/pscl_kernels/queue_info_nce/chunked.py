@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pscl_kernels.norms import NORM_FLOOR, row_norms
+from pscl_kernels.patch_nt_xent.operation import LOG2_E
 from pscl_kernels.queue_info_nce.operation import Columns, Rows, plain_limit, scale_of
 
 TILE_CPU = 1024
@@ -62,7 +63,27 @@ def forward(q: Tensor, k: Tensor, present: Tensor, temperature: Tensor, columns:
         lse[span] = sums.log2_().add_(row_max)
         positive[span] = own
         target[span] = (x * _targets(columns, span)).sum(1)
-    return Rows(lse, positive, target)
+    return Rows(lse.unsqueeze(0), positive, target)
+
+
+def losses(
+    rows: Rows,
+    mass: Tensor,
+    bound: Tensor,
+    present: Tensor,
+    row_weights: Tensor | None,
+    count: Tensor,
+    normalise: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    # If an entry is infinite, exponents may be -inf, which exponentials would hide.
+    lse = rows.lse[0] + 0.0 * bound
+    coefficient = present / count.clamp_min(1).to(mass)
+    if normalise:
+        coefficient = coefficient / mass
+    if row_weights is not None:
+        coefficient = coefficient * torch.where(present, row_weights, 0.0)
+    each = (mass * lse - rows.positive - rows.target) / LOG2_E
+    return (coefficient * torch.where(present, each, 0.0)).sum(), coefficient, lse
 
 
 def backward(

@@ -36,7 +36,7 @@ class Columns(NamedTuple):
 class Rows(NamedTuple):
     """Results of the forward pass for each row."""
 
-    lse: Tensor  # (N,) base-2 logarithm of the sum of exponentials over positive and entries
+    lse: Tensor  # (S, N) base-2 logarithms of S shares of the sum of exponentials over positive and entries
     positive: Tensor  # (N,) base-2 exponent of the positive
     target: Tensor  # (N,) sum_j y_ij times the base-2 exponent of entry j
 
@@ -55,6 +55,22 @@ class Backend(Protocol):
 
     def forward(self, q: Tensor, k: Tensor, present: Tensor, temperature: Tensor, columns: Columns) -> Rows:
         """`Rows` for q, k (N, D); finite numbers for rows that are not present, (N,) bool."""
+
+    def losses(
+        self,
+        rows: Rows,
+        mass: Tensor,
+        bound: Tensor,
+        present: Tensor,
+        row_weights: Tensor | None,
+        count: Tensor,
+        normalise: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Sum of c_i times the loss of each row, 0-d, c_i (N,), and the logarithm of all shares of each row, (N,).
+
+        mass (N,) is Y_i and present (N,) bool. c_i is the row's weight, or 1, divided by the 0-d `count` or 1, and with
+        `normalise` by Y_i; 0 for a row that is not present. All are NaN or infinite if `bound` is.
+        """
 
     def backward(
         self,
@@ -173,15 +189,10 @@ def _forward(
         columns, mass = _columns(module, q, queue, labels, dtype)
         present = _present(q, groups)
         rows = module.forward(q, k, present, temperature, columns)
-        # If an entry is infinite, exponents may be -inf, which exponentials would hide.
-        lse = torch.add(rows.lse, columns.bound, alpha=0.0)
-        coefficient = present / total(present.sum(), group_name).clamp_min(1).to(dtype)
-        if normalise_targets:
-            coefficient = coefficient / mass
-        if row_weights is not None:
-            coefficient = coefficient * row_weights.masked_fill(~present, 0.0)
-        losses = (mass * lse).sub_(rows.positive).sub_(rows.target).masked_fill_(~present, 0.0)
-        loss = (coefficient * losses).sum() / LOG2_E
+        count = total(present.sum(), group_name)
+        loss, coefficient, lse = module.losses(
+            rows, mass, columns.bound, present, row_weights, count, normalise_targets
+        )
         return loss, coefficient, mass, lse, *columns
 
 

@@ -11,18 +11,18 @@ from torch import Tensor
 
 from pscl_kernels.patch_nt_xent.triton.tiling import layout
 from pscl_kernels.queue_info_nce.operation import Columns, Rows
-from pscl_kernels.queue_info_nce.triton.rows import finish, prepared
+from pscl_kernels.queue_info_nce.triton.rows import finish, losses, prepared
 from pscl_kernels.queue_info_nce.triton.runs import run_sums
 from pscl_kernels.queue_info_nce.triton.tiles import log_sums, weighted_keys
 
-__all__ = ["backward", "forward", "layout", "run_sums"]
+__all__ = ["backward", "forward", "layout", "losses", "run_sums"]
 
 
 def forward(q: Tensor, k: Tensor, present: Tensor, temperature: Tensor, columns: Columns) -> Rows:
     """See `operation.Backend`."""
     x, positive, target = prepared(q, k, present, temperature, columns)
     if q.shape[0] == 0:
-        return Rows(positive, positive, target)
+        return Rows(positive.unsqueeze(0), positive, target)
     return Rows(log_sums(x, positive, temperature, columns), positive, target)
 
 

@@ -7,11 +7,13 @@ import triton.language as tl
 from torch import Tensor
 
 from pscl_kernels.norms import NORM_FLOOR
+from pscl_kernels.patch_nt_xent.operation import LOG2_E
 from pscl_kernels.patch_nt_xent.triton.tiling import layout, norms, on_device
-from pscl_kernels.queue_info_nce.operation import Columns, scale_of
+from pscl_kernels.queue_info_nce.operation import Columns, Rows, scale_of
 from pscl_kernels.queue_info_nce.triton import tiling
 
 FLOOR = tl.constexpr(NORM_FLOOR)
+LOG2E = tl.constexpr(LOG2_E)
 
 
 def prepared(
@@ -42,6 +44,43 @@ def prepared(
             ROWS=tiling.ROWS,
         )
     return x, positive, target
+
+
+def losses(
+    rows: Rows,
+    mass: Tensor,
+    bound: Tensor,
+    present: Tensor,
+    row_weights: Tensor | None,
+    count: Tensor,
+    normalise: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `operation.Backend`."""
+    parts, n = rows.lse.shape
+    lse, coefficient = torch.empty_like(mass), torch.empty_like(mass)
+    blocks = triton.cdiv(n, tiling.LOSSES)
+    partial = mass.new_empty(blocks)
+    if n:
+        _losses[(blocks,)](
+            rows.lse,
+            rows.positive,
+            rows.target,
+            mass,
+            # Not read if there are no weights.
+            mass if row_weights is None else row_weights,
+            present,
+            bound,
+            count,
+            lse,
+            coefficient,
+            partial,
+            n,
+            parts,
+            WEIGHTED=row_weights is not None,
+            NORMALISE=normalise,
+            BLOCK=tiling.LOSSES,
+        )
+    return partial.sum(), coefficient, lse
 
 
 def finish(
@@ -151,6 +190,50 @@ def _prepare(
     tl.store(positive + row, tl.sum(z * other, 1), mask=inside)
     targets = _target_sums(sums, place, row, here, entries, KINDS, WIDTH, ROWS, rows)
     tl.store(target + row, tl.sum(z * targets, 1), mask=inside)
+
+
+@triton.jit(do_not_specialize=["parts"])  # one code for any number of parts
+def _losses(
+    out,
+    positive,
+    target,
+    mass,
+    weight,
+    valid,
+    known,
+    count,
+    lse,
+    coefficient,
+    loss,
+    rows,
+    parts,
+    WEIGHTED: tl.constexpr,
+    NORMALISE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Results of `operation.Backend.losses` for one block of rows, and the sum of the block; `known` is the bound."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = row < rows
+    here = tl.load(valid + row, mask=inside, other=0) != 0
+    row_max = tl.load(out + row, mask=inside, other=0.0)  # [BLOCK]
+    for part in range(1, parts):
+        row_max = tl.maximum(row_max, tl.load(out + part * rows + row, mask=inside, other=0.0))
+    total = tl.zeros((BLOCK,), tl.float32)
+    for part in range(parts):
+        total += tl.math.exp2(tl.load(out + part * rows + row, mask=inside, other=0.0) - row_max)
+    # If an entry is infinite, exponents may be -inf, which exponentials would hide.
+    level = tl.math.log2(total) + row_max + 0.0 * tl.load(known)
+    y = tl.load(mass + row, mask=inside, other=1.0)
+    c = here.to(tl.float32) / tl.maximum(tl.load(count), 1).to(tl.float32)
+    if NORMALISE:
+        c /= y
+    if WEIGHTED:
+        c *= tl.load(weight + row, mask=here, other=0.0)
+    each = y * level - tl.load(positive + row, mask=inside, other=0.0)
+    each = (each - tl.load(target + row, mask=inside, other=0.0)) / LOG2E
+    tl.store(lse + row, level, mask=inside)
+    tl.store(coefficient + row, c, mask=inside)
+    tl.store(loss + tl.program_id(0), tl.sum(tl.where(here, c * each, 0.0), 0))
 
 
 @triton.jit

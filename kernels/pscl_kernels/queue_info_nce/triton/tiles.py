@@ -22,7 +22,7 @@ FLOAT16_GAIN = tl.constexpr(10.0)
 
 
 def log_sums(x: Tensor, positive: Tensor, temperature: Tensor, columns: Columns) -> Tensor:
-    """(N,) base-2 logarithm of the sum of exponentials of rows x (N, width), N > 0, over positive and entries."""
+    """(S, N) base-2 logarithms of shares of the sum of exponentials of rows x (N, width), N > 0."""
     n, width = x.shape
     entries = columns.keys.shape[0]
     config = tiling.forward_config(width, x.element_size() * 8, chip(x.device))
@@ -45,10 +45,7 @@ def log_sums(x: Tensor, positive: Tensor, temperature: Tensor, columns: Columns)
         num_warps=config.warps,
         num_stages=config.stages,
     )
-    if parts == 1:
-        return out[0]
-    row_max = out.amax(0)
-    return (out - row_max).exp2_().sum(0).log2_() + row_max
+    return out
 
 
 def weighted_keys(x: Tensor, lse: Tensor, columns: Columns) -> Tensor:

@@ -11,6 +11,9 @@ PART = 32
 ROWS = 4
 """Rows per program of the kernels that loop over rows only."""
 
+LOSSES = 256
+"""Rows per program of the kernel that adds up their losses."""
+
 PROGRAMS = 264
 """Number of programs if there are fewer blocks of rows: two for each multiprocessor of an H100."""
 
