@@ -39,7 +39,7 @@ def test_sampling(dtype, batch, count, places, width, own, masked):
     assert_greedy(templates, patches, valid, sampled(templates, patches, valid if masked else None))
 
 
-@pytest.mark.parametrize(("count", "places"), [(5, 1), (6, 140), (34, 40)])
+@pytest.mark.parametrize(("count", "places"), [(5, 1), (6, 140), (33, 40), (34, 40)])
 def test_sampling_of_ties_and_shortage(count, places):
     generator = torch.Generator().manual_seed(count)
     for batch in (1, 2) if count < 30 else (1,):
