@@ -50,6 +50,7 @@ def archive_scale(name: str) -> str:
             f"{result['exponents'][key]:.2f}" if key in result["exponents"] else "-",
         ]
         for key, (label, shape) in costs.items()
+        if any(key in size for size in result["sizes"])
     ]
     head = [
         "seconds of processor time",
