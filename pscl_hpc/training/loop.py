@@ -286,10 +286,11 @@ class Loop:
         terms = {"loss": loss.total, **loss.terms}
         shown = ", ".join(f"{key}={float(value):g}" for key, value in terms.items())
         images = ", ".join(dict.fromkeys(self.task.image_ids(number)))
+        if self.ranks.first:
+            self._writer.flush()
         saved = self.folder.checkpoints.steps()
         replay = ""
         if self._random is not None and self.ranks.first:
-            self._writer.flush()
             state = self.task.state()
             if save_failure(self.folder, self.position.step, state, self._random, micro_batches):
                 replay = f"; 'pscl-hpc replay {shlex.quote(str(self.folder.path))}' shows where it arises"

@@ -3,6 +3,7 @@
 Writes `FOLDER/RANK.pt`: per case and backend the loss and gradients of this rank's share of the rows.
 """
 
+import os
 import sys
 
 import torch
@@ -55,6 +56,8 @@ def main(rank: int, world: int, folder: str, dtype: str, backends: list[str]) ->
             )
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+    # Threads of torch have aborted a rank in the teardown of the interpreter, after all of its work.
+    os._exit(0)
 
 
 if __name__ == "__main__":
