@@ -108,11 +108,15 @@ def _finetuning(runs: Sequence[RunData], tables: Sequence[CollectionScores]) -> 
 
 def _results(table: CollectionScores) -> list[str]:
     name = _table_name(table)
+    single = len(table.alone) == 1 and not table.comparisons
+    why = "There is nothing on this page to compare it with."
+    if not single:
+        why = "It differs from the others on this page in more than its pretraining."
     return [
         *(comparison_sentence(name, found, table.images) for found in table.comparisons),
         *(
             f"{name}: mean Dice {spread_text(group.mean_dice)} {group.label}, {_count(len(group.rows), 'run')}, scored on "
-            f"{_count(table.images, 'image')}. There is nothing on this page to compare it with."
+            f"{_count(table.images, 'image')}. {why}"
             for group in table.alone
         ),
     ]

@@ -346,6 +346,15 @@ def test_runs_without_a_partner_claim_no_gain(runs: Path) -> None:
     assert head.tiles[0].unit == ""
 
 
+def test_runs_that_differ_in_much_are_not_called_the_only_ones(tmp_path: Path, alloy: Alloy) -> None:
+    make_finetuning(tmp_path / "a", alloy)
+    configure(make_finetuning(tmp_path / "b", alloy), schedule={"steps": 7})
+    found = collect([tmp_path])
+    for sentence in headline(found, score_tables(found)).sentences[-2:]:
+        assert "nothing on this page" not in sentence
+        assert "more than its pretraining" in sentence
+
+
 def test_an_absent_class_stays_unknown(tmp_path: Path, alloy: Alloy) -> None:
     run = make_finetuning(tmp_path / "run", alloy)
     path = run / "evaluation.json"
