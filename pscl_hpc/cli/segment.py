@@ -28,7 +28,7 @@ def segment_command(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="KEY=VALUE", help="Values that override those of configs/finetune/default.yaml."
+            metavar="KEY=VALUE", help="Values that override those of the configuration of the training."
         ),
     ] = None,
     mask: Annotated[Path | None, typer.Option(help="Mask of one of the images.")] = None,
@@ -42,6 +42,9 @@ def segment_command(
     scribbles: Annotated[
         bool, typer.Option("--scribbles", help="In the mask 0 is not annotated, 1 is the first class.")
     ] = False,
+    config: Annotated[
+        Path | None, typer.Option(help="Configuration of the training. Default: configs/finetune/default.yaml.")
+    ] = None,
     minutes: Annotated[
         float | None,
         typer.Option(min=0.01, help="Time for training. Default: the number of steps of the recipe."),
@@ -103,6 +106,7 @@ def segment_command(
         crop_bottom=ingest.rows_to_crop(crop_bottom),
         page=ingest.page_number(page),
         common_range=ingest.common_range(intensity_range),
+        config=str(config.absolute()) if config is not None else "",
         minutes=minutes,
         overrides=tuple(overrides or ()),
         phases=tuple(phase or ()),

@@ -62,6 +62,8 @@ class Request(BaseModel):
     crop_bottom: int = 0
     page: int = ALL_PAGES
     common_range: bool = False
+    config: str = ""
+    """Configuration file of the training; empty: the default recipe."""
     minutes: float | None = None
     """Time for training; None: the steps of the recipe."""
     overrides: tuple[str, ...] = ()
@@ -75,6 +77,11 @@ class Request(BaseModel):
     def options(self) -> BuildOptions:
         """How images are packed."""
         return BuildOptions(self.percentiles, self.luma, self.crop_bottom, self.page, self.common_range)
+
+    @property
+    def recipe(self) -> Path:
+        """The configuration file of the training."""
+        return Path(self.config) if self.config else packaged_config(RECIPE)
 
     @property
     def wanted(self) -> Wanted:
@@ -154,7 +161,7 @@ def prepare(request: Request, out: Path, *, say: Say = lambda text: None, progre
     if inputs.waiting:
         more = "1 more image is" if len(inputs.waiting) == 1 else f"{len(inputs.waiting)} more images are"
         say(f"{more} added after the training, which goes on with the images that it began with")
-    config = load_config(packaged_config(RECIPE), _overrides(request, out, inputs), kind="finetune")
+    config = load_config(request.recipe, _overrides(request, out, inputs), kind="finetune")
     assert isinstance(config, FinetuneConfig)
     archive = Archive(inputs.archive)
     # A wrong name is an error now, not after the training.
@@ -295,7 +302,7 @@ def _commands(request: Request, out: Path, inputs: Inputs) -> list[str]:
         "pscl-hpc",
         "finetune",
         "--config",
-        str(packaged_config(RECIPE)),
+        str(request.recipe),
         *_overrides(request, out, inputs),
     ]
     measure_all = [*words, "--out", str(out / MEASUREMENTS)]
