@@ -5,6 +5,6 @@ import os
 __version__ = "0.1.0"
 
 if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
-    # Threads of torch that wait for others keep their CPU for milliseconds. Where other programs need it, the thread that
-    # they wait for gets none, and a step takes up to a hundred times as long. Read when torch is imported.
-    os.environ["GOMP_SPINCOUNT"] = "10000"
+    # Threads of torch that wait keep their CPU for milliseconds by default. Where other programs need it too, a step takes
+    # a hundred times as long (bench/results/log.md). Read when torch is imported.
+    os.environ["GOMP_SPINCOUNT"] = "300"
