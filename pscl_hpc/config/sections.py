@@ -123,8 +123,8 @@ class RuntimeConfig(Strict):
     """bf16: autocast of the network; losses stay in fp32. auto: bf16 on a GPU that supports it and on a CPU where it is
     faster, which is measured at the first start and recorded in run.json; a resumed run keeps it."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """CPU threads of torch. 0: OMP_NUM_THREADS where it is set, as in a Slurm job to cpus-per-task, else one for each CPU
-    that the process may use; recorded in run.json, and a resumed run keeps it. Their number changes the rounding."""
+    """CPU threads of torch. 0: one for each CPU that the process may use, at most OMP_NUM_THREADS, which is cpus-per-task
+    in a Slurm job; recorded in run.json, and a resumed run keeps it. Their number changes the rounding."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Data-loading processes per rank; 0 loads in the training process."""
     sync_batchnorm: bool = True

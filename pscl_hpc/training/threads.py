@@ -25,10 +25,11 @@ THREADS = "runtime.threads"
 def own_threads(local_world: int) -> int:
     """Threads for one of ``local_world`` processes of this machine: OMP_NUM_THREADS, else its share of the usable CPUs.
 
-    Torch itself starts one for each core of the machine, also where a container or a job may use only a few.
+    Never more than there are usable CPUs. Torch itself would start one for each core of the machine, also where a container
+    or a job may use only a few.
     """
-    chosen = torch.get_num_threads()
-    return chosen if os.environ.get("OMP_NUM_THREADS") else max(1, min(chosen, usable_cpus() // local_world))
+    own = usable_cpus() if os.environ.get("OMP_NUM_THREADS") else usable_cpus() // local_world
+    return max(1, min(torch.get_num_threads(), own))
 
 
 def keep_threads(config: TrainingConfig, folder: RunFolder, ranks: Ranks) -> None:

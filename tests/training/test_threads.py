@@ -41,7 +41,8 @@ def two_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
         (16, 6, "", 4, 1),
         (16, 6, "", 8, 1),
         (4, 8, "", 1, 4),
-        (16, 6, "16", 4, 16),  # as torch has read the variable
+        (3, 6, "3", 4, 3),  # as torch has read the variable
+        (16, 6, "16", 4, 6),
     ],
 )
 def test_the_share_of_the_usable_cpus(
