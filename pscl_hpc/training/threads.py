@@ -23,12 +23,12 @@ THREADS = "runtime.threads"
 
 
 def own_threads(local_world: int) -> int:
-    """Threads for one of ``local_world`` processes of this machine: OMP_NUM_THREADS, else its share of the usable CPUs.
+    """Threads for one of ``local_world`` processes of a run on this machine: one for each CPU it may use.
 
-    Never more than there are usable CPUs. Torch itself would start one for each core of the machine, also where a container
-    or a job may use only a few.
+    They share the usable CPUs; in a Slurm job each has its own. At most OMP_NUM_THREADS, which is cpus-per-task there.
+    Torch itself would start one for each core of the machine, also where a container may use only a few.
     """
-    own = usable_cpus() if os.environ.get("OMP_NUM_THREADS") else usable_cpus() // local_world
+    own = usable_cpus() if "SLURM_JOB_ID" in os.environ else usable_cpus() // local_world
     return max(1, min(torch.get_num_threads(), own))
 
 

@@ -22,7 +22,7 @@ from tests.segmentation.helpers import settings, write_archive
 
 @pytest.fixture(autouse=True)
 def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -35,27 +35,26 @@ def two_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cores", "usable", "omp", "local_world", "expected"),
+    ("torchs", "usable", "local_world", "expected", "in_slurm"),
     [
-        (16, 6, "", 1, 6),
-        (16, 6, "", 4, 1),
-        (16, 6, "", 8, 1),
-        (4, 8, "", 1, 4),
-        (3, 6, "3", 4, 3),  # as torch has read the variable
-        (16, 6, "16", 4, 6),
+        (16, 6, 1, 6, 6),
+        (16, 6, 3, 2, 6),
+        (16, 6, 8, 1, 6),
+        (4, 8, 1, 4, 4),  # OMP_NUM_THREADS, as torch has read it
     ],
 )
 def test_the_share_of_the_usable_cpus(
-    monkeypatch: pytest.MonkeyPatch, cores: int, usable: int, omp: str, local_world: int, expected: int
+    monkeypatch: pytest.MonkeyPatch, torchs: int, usable: int, local_world: int, expected: int, in_slurm: int
 ) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: torchs)
     monkeypatch.setattr(threads, "usable_cpus", lambda: usable)
-    monkeypatch.setenv("OMP_NUM_THREADS", omp)
     chosen: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
     setup_device(RuntimeConfig(device="cpu"), 0, local_world)
     setup_device(RuntimeConfig(device="cpu", threads=3), 0, local_world)
-    assert chosen == [expected, 3]
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    setup_device(RuntimeConfig(device="cpu"), 0, local_world)
+    assert chosen == [expected, 3, in_slurm]
 
 
 @pytest.mark.usefixtures("two_cpus")
