@@ -45,13 +45,14 @@ def keep_threads(config: TrainingConfig, folder: RunFolder, ranks: Ranks) -> Non
     if THREADS not in folder.decided:
         folder.decide({**folder.decided, THREADS: ranks.from_first(torch.get_num_threads)})
     threads = int(folder.decided[THREADS])
-    if threads == torch.get_num_threads():
+    here = torch.get_num_threads()
+    if threads == here:
         return
     torch.set_num_threads(threads)
     if ranks.first:
         folder.update(device=describe_device(ranks.device))
-    if (usable := usable_cpus()) < threads:
+    if here < threads:
         ranks.say(
-            f"warning: the run began with {threads} CPU threads and keeps them, for the same numbers, but here it may use "
-            f"only {usable} CPU{'s' if usable > 1 else ''}; expect slower steps"
+            f"warning: the run began with {threads} CPU threads and keeps them, for the same numbers, but here it has only "
+            f"{here} CPU{'s' if here > 1 else ''}; expect slower steps"
         )
