@@ -41,6 +41,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cpu-archive-rate": lambda: measurements.archive_rate("cpu-archive-rate"),
     "cpu-archive-scale": lambda: measurements.archive_scale("cpu-archive-scale"),
     "cpu-archive-million": lambda: measurements.archive_scale("cpu-archive-million"),
+    "cpu-archive-million-check": lambda: measurements.archive_scale("cpu-archive-million-check"),
     "cpu-archive-crops": lambda: measurements.crop_rates("cpu-archive-crops"),
     "cpu-chaos": lambda: measurements.chaos("cpu-chaos-1", "cpu-chaos-2"),
     "cpu-checkpoint-overhead": lambda: measurements.checkpoint_overhead("cpu-checkpoint-overhead"),

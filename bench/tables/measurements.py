@@ -41,7 +41,11 @@ def archive_scale(name: str) -> str:
         "add_cpu_s": ("add 10 images, s", "{:.2f}"),
         "add_written_MB": ("written for these, MB", "{:.1f}"),
         "check_cpu_s": ("check, s", "{:.1f}"),
+        "check_s": ("check, s of wall time, beside other programs", "{:.0f}"),
         "check_peak_MB": ("memory of check, MB", "{:.0f}"),
+        "copies_placed": ("rotated copies placed", "{:,}"),
+        "copies_found": ("of these found", "{:,}"),
+        "findings": ("findings", "{:,}"),
     }
     rows = [
         [

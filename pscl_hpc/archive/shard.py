@@ -140,7 +140,8 @@ def open_shards(path: Path) -> tuple[Shard, ...]:
         except Exception as error:
             if not last and _changed(path, state):
                 continue
-            if isinstance(error, UserError):
+            # Not for lack of memory or of a module: the file may be sound.
+            if isinstance(error, UserError | MemoryError | ImportError):
                 raise
             reason = str(error).split("\n")[0]
             raise UserError(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import signal
 import sys
 import traceback
 from dataclasses import dataclass
@@ -18,15 +17,8 @@ import typer
 from typer.core import TyperGroup
 
 from pscl_hpc import __version__
-from pscl_hpc.errors import (
-    EXIT_DONE,
-    EXIT_FAILED,
-    EXIT_INPUT,
-    EXIT_STOPPED,
-    EXIT_TERMINATED,
-    JobError,
-    UserError,
-)
+from pscl_hpc.cli.signals import end_on_signals, signalled
+from pscl_hpc.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, JobError, UserError
 
 TRACEBACK_VARIABLE = "PSCL_HPC_TRACEBACK"
 
@@ -154,8 +146,7 @@ for _entry in COMMANDS:
 
 def run() -> NoReturn:
     """Run the console command and exit with its code."""
-    # Without this, a plain `kill` would leave the run marked as running.
-    signal.signal(signal.SIGTERM, _terminated)
+    end_on_signals()
     sys.exit(main(sys.argv[1:]))
 
 
@@ -163,21 +154,28 @@ def main(arguments: list[str]) -> int:
     """Run with ``arguments`` and return the exit code; errors of a command do not raise."""
     try:
         code = typer.main.get_command(app).main(arguments, prog_name="pscl-hpc", standalone_mode=False)
-    except (UserError, JobError) as error:
-        return _fail(str(error), EXIT_INPUT if isinstance(error, UserError) else EXIT_FAILED)
     except typer.Abort:
         code = EXIT_STOPPED
     except Exception as error:
-        if hasattr(error, "format_message"):
-            return _usage(error)
-        return _fail(
-            f"{type(error).__name__}: {error or 'no message'}".replace("\n", " ")
-            + "; run again as 'pscl-hpc --traceback ...' to see where",
-            EXIT_FAILED,
-        )
+        code = signalled()
+        if code is None:
+            return _report(error)
     if code == EXIT_STOPPED:
         print("interrupted", file=sys.stderr)
     return code if isinstance(code, int) else EXIT_DONE
+
+
+def _report(error: Exception) -> int:
+    """Print an error as one sentence; its exit code."""
+    if isinstance(error, UserError | JobError):
+        return _fail(str(error), EXIT_INPUT if isinstance(error, UserError) else EXIT_FAILED)
+    if hasattr(error, "format_message"):
+        return _usage(error)
+    return _fail(
+        f"{type(error).__name__}: {error or 'no message'}".replace("\n", " ")
+        + "; run again as 'pscl-hpc --traceback ...' to see where",
+        EXIT_FAILED,
+    )
 
 
 def _usage(error: Any) -> int:
@@ -195,7 +193,3 @@ def _fail(sentence: str, code: int) -> int:
         traceback.print_exc()
     print(f"error: {sentence}", file=sys.stderr)
     return code
-
-
-def _terminated(number: int, frame: object) -> NoReturn:
-    sys.exit(EXIT_TERMINATED)

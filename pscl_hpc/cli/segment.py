@@ -33,7 +33,10 @@ def segment_command(
     ] = None,
     mask: Annotated[Path | None, typer.Option(help="Mask of one of the images.")] = None,
     image: Annotated[
-        str, typer.Option(help="The image of the mask, if their names do not tell: name, path or id.")
+        str,
+        typer.Option(
+            help="The image of the mask, if their names do not tell: name, path or id; the ending may be left out."
+        ),
     ] = "",
     classes: Annotated[str, typer.Option(help="Class names in index order, separated by commas.")] = "",
     mask_values: Annotated[

@@ -1,12 +1,48 @@
-"""Ctrl-C and SIGTERM for a stage that runs in the foreground."""
+"""Ctrl-C and SIGTERM for commands, and for a stage that runs in the foreground."""
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
-from pscl_hpc.errors import EXIT_STOPPED
+from pscl_hpc.errors import EXIT_STOPPED, EXIT_TERMINATED
+
+_exit_code: int | None = None
+
+
+def end_on_signals() -> None:
+    """Let Ctrl-C and SIGTERM end the command through its clean-up.
+
+    Without a handler, a plain ``kill`` would leave a run marked as running.
+    """
+    signal.signal(signal.SIGTERM, _terminated)
+    if (
+        signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ):  # else it is ignored, as in the background
+        signal.signal(signal.SIGINT, _interrupted)
+
+
+def signalled() -> int | None:
+    """The exit code if a signal has ended the command; None if none has.
+
+    An error afterwards is a consequence of it: compiled modules turn the exception of a handler into their own.
+    """
+    return _exit_code
+
+
+def _terminated(number: int, frame: object) -> NoReturn:
+    global _exit_code
+    _exit_code = EXIT_TERMINATED
+    sys.exit(EXIT_TERMINATED)
+
+
+def _interrupted(number: int, frame: object) -> NoReturn:
+    global _exit_code
+    _exit_code = EXIT_STOPPED
+    raise KeyboardInterrupt
 
 
 @contextmanager

@@ -123,7 +123,8 @@ class RuntimeConfig(Strict):
     """bf16: autocast of the network; losses stay in fp32. auto: bf16 on a GPU that supports it and on a CPU where it is
     faster, which is measured at the first start and recorded in run.json; a resumed run keeps it."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """CPU threads of torch; 0 leaves torch's choice."""
+    """CPU threads of torch. 0: one for each CPU that the process may use, at most OMP_NUM_THREADS, which is cpus-per-task
+    in a Slurm job; recorded in run.json, and a resumed run keeps it. Their number changes the rounding."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Data-loading processes per rank; 0 loads in the training process."""
     sync_batchnorm: bool = True
@@ -186,10 +187,12 @@ class RunConfig(Strict):
 
     def with_decisions(self, decided: Mapping[str, Any]) -> Self:
         """This configuration with what a run has decided at its start, by dotted key, where it is left open here."""
-        if self.runtime.precision != "auto" or "runtime.precision" not in decided:
-            return self
-        runtime = self.runtime.model_copy(update={"precision": decided["runtime.precision"]})
-        return self.model_copy(update={"runtime": runtime})
+        found = {
+            name: decided[key]
+            for name, unset in (("precision", "auto"), ("threads", 0))
+            if getattr(self.runtime, name) == unset and (key := f"runtime.{name}") in decided
+        }
+        return self.model_copy(update={"runtime": self.runtime.model_copy(update=found)}) if found else self
 
     @field_validator("run")
     @classmethod

@@ -16,19 +16,13 @@ from pathlib import Path
 from pscl_hpc.errors import JobError
 from pscl_hpc.files import is_no_space
 from pscl_hpc.launch.ends import PROBE_BYTES
+from pscl_hpc.limits import available_memory
 
 RANK_MB = 512
 """Memory that a rank needs at least: Python, torch and a small network."""
 CLOCK_S = 60
 """Seconds by which the clocks of a node and of the run folder's file system may differ without a warning."""
 _MB = 1 << 20
-_FILES = {
-    False: ("memory.max", "memory.current"),
-    True: ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-}
-"""Files of a control group with its limit and use of memory, by whether its controllers are named (version 1)."""
-_UNLIMITED = 1 << 60
-"""Larger limits of a control group stand for none."""
 
 
 class BadNodeError(JobError):
@@ -59,7 +53,7 @@ def check_node(node: str, run: Path, ranks: int) -> list[str]:
         BadNodeError: there is too little memory, or the run folder cannot be written from here.
         JobError: the disk of the run folder is full, for every node.
     """
-    free = free_memory()
+    free = available_memory()
     if free is not None and free < ranks * RANK_MB * _MB:
         raise BadNodeError(
             node,
@@ -75,53 +69,6 @@ def check_node(node: str, run: Path, ranks: int) -> list[str]:
             "and status are wrong by as much, so tell the administrator"
         ]
     return []
-
-
-def free_memory(root: Path = Path("/")) -> int | None:
-    """Bytes that this process may still take: of the machine, or of its control group if that has less.
-
-    None if the system does not tell.
-
-    Args:
-        root: Contains ``proc`` and ``sys``.
-    """
-    found = []
-    try:
-        lines = (root / "proc/meminfo").read_text().splitlines()
-        found += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    except (OSError, ValueError, IndexError):
-        pass
-    try:
-        groups = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        groups = []
-    for line in groups:
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if controllers not in ("", "memory"):
-            continue
-        home = root / "sys/fs/cgroup" / controllers
-        limit, used = _FILES[bool(controllers)]
-        # A limit may be set on a group above.
-        group = home / path.lstrip("/")
-        while group != home.parent and home in (group, *group.parents):
-            left = _left(group, limit, used)
-            found += [left] if left is not None else []
-            group = group.parent
-    return min(found, default=None)
-
-
-def _left(group: Path, limit: str, used: str) -> int | None:
-    try:
-        most = int((group / limit).read_text())
-        taken = int((group / used).read_text())
-        lines = (group / "memory.stat").read_text().splitlines()
-    except (OSError, ValueError):
-        return None
-    # Cached files are dropped when memory is needed.
-    stat = dict(line.split() for line in lines if len(line.split()) == 2)
-    cached = int(stat.get("inactive_file", stat.get("total_inactive_file", 0)))
-    return None if most > _UNLIMITED else max(0, most - taken + cached)
 
 
 def _write_there(node: str, run: Path) -> float:

@@ -111,18 +111,21 @@ def _status(folder: RunFolder, job: JobRecord | None, asked: JobState | None) ->
     last: dict[str, Any] = lines[-1] if lines else {}
     newest: dict[str, Any] = attempts[-1] if attempts else {}
     silent = _silence(lines) if state == "running" else 0.0
+    checkpoint = folder.newest_checkpoint()
+    # Lines may be many steps apart.
+    step = max(int(last.get("step", 0)), checkpoint or 0)
     return RunStatus(
         run=str(run),
         kind=str(folder.record.get("kind") or folder.setting("kind", str)),
         state=state,
-        step=int(last.get("step", 0)),
-        total=folder.steps or int(last.get("step", 0)),
+        step=step,
+        total=folder.steps or step,
         loss=last.get("loss"),
         images_per_second=last.get("images_per_second")
         if state in ("running", "done") and not silent
         else None,
         eta_s=_time_left(folder, lines) if state == "running" and not silent else None,
-        checkpoint=folder.newest_checkpoint(),
+        checkpoint=checkpoint,
         restarts=max(0, len(attempts) - 1),
         last_end=str(attempts[-2].get("ended", "")) if len(attempts) > 1 else "",
         ranks=job.tasks if job and (live or not attempts) else int(newest.get("ranks", 1)),

@@ -18,28 +18,19 @@ from typing import Any
 import submitit.helpers
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from pscl_hpc.archive import Archive
 from pscl_hpc.config import RunConfig
 from pscl_hpc.errors import UserError
+from pscl_hpc.launch.checks import check_free, check_input, check_percent
 from pscl_hpc.launch.executors import build_executor, check_resources, submission_script
 from pscl_hpc.launch.profiles import Profile
 from pscl_hpc.launch.records import JOBS, JobRecord, job_records, latest_job, save_job
-from pscl_hpc.launch.schedulers import known_phase, process_start
+from pscl_hpc.launch.schedulers import process_start
 from pscl_hpc.launch.stage_job import STAGES, StageJob, keep_last_end, source_hash
-from pscl_hpc.pretraining.config import PretrainConfig
-from pscl_hpc.pretraining.data import PretrainData
-from pscl_hpc.pretraining.task import first_trunk
 from pscl_hpc.runs import RunFolder, commit, now
 from pscl_hpc.runs.attempts import newest_attempt
 from pscl_hpc.runs.folder import RECORD_FILE, steps_of
-from pscl_hpc.runs.lock import lock_holder
 from pscl_hpc.runs.places import CONFIG_FILE
 from pscl_hpc.runs.status_file import STATUS_FILE
-from pscl_hpc.segmentation.classifier_config import ClassifierConfig
-from pscl_hpc.segmentation.classify import check_classifier
-from pscl_hpc.segmentation.config import FinetuneConfig
-from pscl_hpc.segmentation.data import rank_slots, select_data, select_unlabelled
-from pscl_hpc.segmentation.finetune import build_net
 
 
 @dataclass(frozen=True)
@@ -99,9 +90,9 @@ def submit_many(
     profile = profile or Profile()
     check_resources(cluster, profile)
     for config in configs:
-        _check_input(config, profile)
+        check_input(config, profile)
     if files is not None:
-        _check_percent(files)
+        check_percent(files)
     new = [not config.run or not Path(config.run).exists() for config in configs]
     folders = [RunFolder.reserve(config) for config in configs]
     if len({folder.path.resolve() for folder in folders}) < len(folders):
@@ -113,7 +104,7 @@ def submit_many(
         for folder in sorted(folders, key=lambda folder: folder.path.resolve()):
             locks.enter_context(_submitting(folder.path))
         for folder in folders:
-            _check_free(folder, entry)
+            check_free(folder, entry)
         try:
             return _submit(folders, cluster, name, files, profile, any_commit, entry, attached)
         except UserError:
@@ -215,7 +206,7 @@ def show_script(config: RunConfig, *, cluster: str, profile: Profile) -> str:
         UserError: the profile or the configuration is not complete or not valid.
     """
     check_resources(cluster, profile, dry_run=True)
-    _check_input(config, profile)
+    check_input(config, profile)
     run = Path(config.run) if config.run else Path("runs") / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     return submission_script((run / JOBS).absolute(), config.name, profile)
 
@@ -267,57 +258,3 @@ def _slurm_words(text: str) -> str:
     return "; ".join(dict.fromkeys(special)) or "; ".join(
         line.removeprefix(general) for line in lines if line
     )
-
-
-def _check_input(config: RunConfig, profile: Profile) -> None:
-    """The stage's own checks, made before the job waits in the queue."""
-    if not Path(config.data.archive).exists():
-        raise UserError(f"{config.data.archive}: archive not found; check data.archive, or build it first")
-    _check_percent(Path(config.run))
-    ranks = profile.nodes * profile.tasks
-    with Archive(config.data.archive) as archive:
-        if isinstance(config, PretrainConfig):
-            PretrainData(archive, config, rank=0, ranks=ranks)
-            if config.pretrained:
-                first_trunk(config)
-            return
-        if isinstance(config, ClassifierConfig):
-            if ranks > 1:
-                raise UserError(
-                    f"a classifier is trained by one process, not {ranks}; ask for one node and one rank"
-                )
-            check_classifier(config, archive)
-            return
-        assert isinstance(config, FinetuneConfig)
-        data = select_data(config, archive)
-        rank_slots(config.batch_size, "batch_size", 0, ranks)
-        if config.semi_supervised is not None:
-            select_unlabelled(config, config.semi_supervised, archive, data.collection.name)
-            rank_slots(config.semi_supervised.batch_size, "semi_supervised.batch_size", 0, ranks)
-        if config.pretrained:
-            build_net(config, data.classes.count)
-
-
-def _check_percent(folder: Path) -> None:
-    if "%" in str(folder.absolute()):
-        raise UserError(f"{folder}: the folder of a job must not contain '%'; choose another with run=...")
-
-
-def _check_free(folder: RunFolder, entry: str) -> None:
-    """Check that nothing works on the run, and that it is not done unless the job does more than the run."""
-    if folder.done and not entry:
-        raise UserError(f"{folder.path}: this run is done; choose another folder with run=...")
-    job = latest_job(folder.path)
-    phase = known_phase(job) if job is not None else "ended"
-    if job is not None and phase in ("pending", "running"):
-        raise UserError(
-            f"{folder.path}: job {job.job} is working on it; cancel it with 'pscl-hpc jobs cancel' first"
-        )
-    if job is not None and phase == "unknown":
-        whose = f"a process of {job.host}" if job.cluster == "local" else "of a Slurm that is not here"
-        raise UserError(
-            f"{folder.path}: job {job.job} is {whose}; cancel it there, or delete "
-            f"{folder.path / JOBS / job.job}.json if that machine is gone"
-        )
-    if holder := lock_holder(folder.path):
-        raise UserError(f"{folder.path}: {holder} is working on it; stop it first, or wait for its end")

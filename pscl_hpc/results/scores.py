@@ -79,7 +79,7 @@ class Group:
     spreads: tuple[Spread | None, ...]
     """Over the annotated images, seeds averaged, in the columns of :meth:`Row.values`."""
     settings: str = ""
-    """Settings in which other groups of the table differ, in words."""
+    """Settings in which other groups of the table differ, in words; if these are many, the name of its runs."""
 
     @property
     def pretrained(self) -> bool:
@@ -202,13 +202,20 @@ def _groups(
     found = [settings[members[key][0].run.path] for key in keys]
     groups: list[tuple[Settings, Group]] = []
     seen: Counter[tuple[object, ...]] = Counter()
-    for own, key, label in zip(found, keys, differences(found), strict=True):
+    labels = differences(found, [_common_name(members[key]) for key in keys])
+    for own, key, label in zip(found, keys, labels, strict=True):
         # A setting that only one of two groups has is not in its label.
         seen[*key[:3], label] += 1
         count = seen[*key[:3], label]
         words = f"{label} (settings {count})".lstrip() if count > 1 else label
         groups.append((own, _group(key[2], key[0], members[key], classes, words)))
     return groups
+
+
+def _common_name(rows: Sequence[Row]) -> str:
+    """The name that the configurations of all runs have; empty if they have different ones."""
+    names = {str(row.run.setting("name")) for row in rows}
+    return names.pop() if len(names) == 1 else ""
 
 
 def _group(start: str, shots: int, rows: Sequence[Row], classes: Sequence[str], settings: str) -> Group:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,17 +88,25 @@ def comparable(first: Settings, second: Settings) -> bool:
     return all(repr(first[key]) == repr(second[key]) for key in first.keys() & second.keys())
 
 
-def differences(found: Sequence[Settings]) -> list[str]:
+def differences(found: Sequence[Settings], names: Sequence[str] = ()) -> list[str]:
     """For each of the settings, in words, the values that others among them do not share; often none.
 
-    Of many values only the most telling ones are named, and the number of the others.
+    Args:
+        found: The settings.
+        names: A name for each of them, empty where it has none. It takes the place of many values if no other has it;
+            otherwise only the most telling of many values are given, and the number of the others.
     """
     trees = [dict(_flat(settings)) for settings in found]
     values: dict[str, set[str]] = {}
     for tree in trees:
         for key, value in tree.items():
             values.setdefault(key, set()).add(repr(value))
-    return [_phrase({key: value for key, value in tree.items() if len(values[key]) > 1}) for tree in trees]
+    differing = [{key: value for key, value in tree.items() if len(values[key]) > 1} for tree in trees]
+    taken = Counter(names)
+    return [
+        name if name and taken[name] == 1 and len(own) > _MOST else _phrase(own)
+        for own, name in zip(differing, names or [""] * len(found), strict=True)
+    ]
 
 
 def _trunk(run: RunData, pretrained: str) -> Path | None:
@@ -135,7 +144,7 @@ def _phrase(differing: Settings) -> str:
         shown = [key for key in _TELLING if key in differing] or shown[:2]
     words = [_words(key, differing[key]) for key in shown]
     others = len(differing) - len(shown)
-    return ", ".join(words) + (f" and {others} other settings" if others else "")
+    return ", ".join(words) + (f" and {others} others" if others else "")
 
 
 def _words(key: str, value: Any) -> str:

@@ -85,6 +85,8 @@ class StatusFile:
         known = {"step": 0, "loss": None, "images_per_second": None, "eta_s": None}
         now = {"checkpoint": self._checkpoint(), "updated": round(time.time(), 3)}
         self._values = {**known, **self._values, **now}
+        # Lines may be many steps apart.
+        self._values["step"] = max(self._values["step"], self._values["checkpoint"] or 0)
         with writing(self.path):
             write_json(self.path, self._values)
         self._written = time.monotonic()

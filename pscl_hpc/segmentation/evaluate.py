@@ -183,7 +183,8 @@ def open_run(
     if isinstance(config, ClassifierConfig):
         return folder, config, _open_classifier(folder, config, inference)
     net, card = load_segmentation(folder.path)
-    runtime = config.runtime.model_copy(update={"device": "auto"})
+    # The run's own number of threads is that of the machine on which it was trained.
+    runtime = config.runtime.model_copy(update={"device": "auto", "threads": folder.config.runtime.threads})
     device = setup_device(runtime)
     if inference.adapt and not any(isinstance(layer, nn.BatchNorm2d) for layer in net.modules()):
         raise UserError(f"{folder.path}: its network has no batch normalisation to adapt; use --adapt 0")

@@ -15,6 +15,7 @@ from torch import nn
 
 from pscl_hpc.config import RuntimeConfig
 from pscl_hpc.errors import UserError
+from pscl_hpc.training.threads import own_threads
 
 _CLEARLY_FASTER = 0.9
 """Share of the time of fp32 below which bf16 is chosen: a difference within the noise leaves fp32."""
@@ -27,18 +28,18 @@ _NO_GPUS = {"SLURM_STEP_GPUS": ("",), "SLURM_JOB_GPUS": ("",), "SLURM_GPUS_ON_NO
 """Variables of a job that Slurm gave GPUs, with their values for none: in the first two 0 is the first GPU."""
 
 
-def setup_device(runtime: RuntimeConfig, local_rank: int = 0) -> torch.device:
+def setup_device(runtime: RuntimeConfig, local_rank: int = 0, local_world: int = 1) -> torch.device:
     """Choose the device and set the options that decide numbers on it.
 
     Args:
         runtime: Settings.
         local_rank: Number of this process on its node; it takes the GPU of that number, or the only one it sees.
+        local_world: Processes of this run on the node, which share its CPUs.
 
     Raises:
         UserError: a GPU is requested and there is none, or torch cannot use the GPUs that this process has.
     """
-    if runtime.threads:
-        torch.set_num_threads(runtime.threads)
+    torch.set_num_threads(runtime.threads or own_threads(local_world))
     if runtime.device != "cpu":
         _take_slice(local_rank)
     has_gpu = runtime.device != "cpu" and torch.cuda.is_available()

@@ -231,7 +231,7 @@ def join_ranks(runtime: RuntimeConfig) -> Iterator[Ranks]:
         JobError: not all ranks joined in time; nothing is trained.
     """
     place = read_place()
-    device = setup_device(runtime, place.local_rank)
+    device = setup_device(runtime, place.local_rank, place.local_world)
     if place.world == 1:
         yield Ranks(place, device)
         return

@@ -15,6 +15,7 @@ from pscl_hpc.training.device import keep_freed_memory
 from pscl_hpc.training.loop import Loop
 from pscl_hpc.training.ranks import Ranks, join_ranks
 from pscl_hpc.training.task import Task
+from pscl_hpc.training.threads import keep_threads
 
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 
@@ -56,6 +57,7 @@ def train(
                         f"{archive.path}: has changed since the run {folder.path} began; restore it, or start a new "
                         "run with run=..."
                     )
+                keep_threads(config, folder, ranks)
                 if open_keys:
                     del task
                     decide(config, folder, ranks, made, began)

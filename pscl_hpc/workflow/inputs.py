@@ -70,7 +70,7 @@ def pack(
         folder: As ``archive build`` takes it.
         mask: Mask of one image; it may be anywhere.
         out: The folder of the results.
-        image: Name or path of the image of the mask, where the names do not tell.
+        image: Name, path or id of the image of the mask, where the names do not tell; the ending may be left out.
         classes: Class names in index order; empty: those of ``splits.json``, or numbers.
         mask_values: Value in the mask -> class name.
         scribbles: 0 in the mask is not annotated, 1 is the first class.
@@ -178,12 +178,7 @@ def image_of_mask(found: Plan, mask: Path, image: str) -> Item:
         )
     names = {item.path.name for item in found.items}
     if image:
-        parts = Path(nfc(image)).parts
-        same = [
-            item
-            for item in found.items
-            if image == item.id or Path(nfc(str(item.path))).parts[-len(parts) :] == parts
-        ]
+        same = _images_named(found, image)
         if not same:
             raise UserError(f"--image {image}: there is no such image{did_you_mean(image, names)}")
     else:
@@ -196,11 +191,22 @@ def image_of_mask(found: Plan, mask: Path, image: str) -> Item:
                 f"{mask}: no image has a matching name, such as {mask.stem}.tif; name its image with --image"
             )
     if len(same) > 1:
-        paths = ", ".join(str(item.path) for item in same[:3])
+        paths = ", ".join(str(item.path) for item in same[:3]) + (", ..." if len(same) > 3 else "")
         raise UserError(
-            f"{mask}: several images have a matching name ({paths}); name one with --image and its folder"
+            f"{f'--image {image}' if image else mask}: several images have a matching name ({paths}); give --image the "
+            "path of one"
         )
     return same[0]
+
+
+def _images_named(found: Plan, image: str) -> list[Item]:
+    """Images with this id or path, which may leave out leading folders and, if none has it with its ending, the ending."""
+    parts = Path(nfc(image)).parts
+    paths = {item.id: Path(nfc(str(item.path))) for item in found.items}
+    same = [item for item in found.items if image == item.id or paths[item.id].parts[-len(parts) :] == parts]
+    return same or [
+        item for item in found.items if paths[item.id].with_suffix("").parts[-len(parts) :] == parts
+    ]
 
 
 def _images_in(mask: Path) -> frozenset[str]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from pscl_hpc.archive.build import BuildOptions, BuildResult, build
 from pscl_hpc.archive.ingest.images import open_pages
 from pscl_hpc.archive.ingest.page import single_channel
 from pscl_hpc.archive.ingest.sources import Plan, plan
+from tests.helpers import PATIENCE_S
 
 Pixels = npt.NDArray[Any]
 
@@ -129,3 +133,12 @@ def decode(path: Path, *, luma: bool = False) -> Pixels:
         assert image.shape == (page.height, page.width, page.channels)
         assert image.dtype.name == page.dtype
         return image
+
+
+def run_killed(script: Path, text: str, *arguments: str | Path) -> None:
+    """Write a script that kills itself with signal 9, and run it."""
+    script.write_text(text)
+    done = subprocess.run(
+        [sys.executable, script, *arguments], capture_output=True, text=True, check=False, timeout=PATIENCE_S
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr

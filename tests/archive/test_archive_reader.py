@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pscl_hpc.archive import Archive, ShardWriter
+from pscl_hpc.archive import Archive, ShardWriter, shard
 from pscl_hpc.archive.codecs import CODECS
 from pscl_hpc.errors import UserError
 from tests.helpers import PATIENCE_S
@@ -320,6 +320,19 @@ def test_a_file_cut_under_the_reader_is_noticed(tmp_path: Path) -> None:
     os.truncate(path, 5000)
     with pytest.raises(UserError, match=r"a\.h5.*damaged"):
         archive.read_image(len(archive) - 1)
+
+
+@pytest.mark.parametrize("kind", [MemoryError, ImportError])
+def test_lack_of_memory_or_of_a_module_is_not_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    def fail(*_: object) -> None:
+        raise kind("no room")
+
+    write_mixed(tmp_path / "a.h5")
+    monkeypatch.setattr(shard, "_open", fail)
+    with pytest.raises(kind, match="no room"):
+        Archive(tmp_path / "a.h5")
 
 
 def test_a_read_only_file_and_folder_are_enough(tmp_path: Path) -> None:

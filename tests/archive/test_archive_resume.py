@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -24,7 +23,7 @@ from pscl_hpc.archive.ingest.sources import plan
 from pscl_hpc.errors import UserError
 from tests.helpers import PATIENCE_S
 
-from .archives import make_sources, packed, pixels
+from .archives import make_sources, packed, pixels, run_killed
 
 KILLED = """
 import os, sys
@@ -70,16 +69,7 @@ def test_kill_9_and_resume(
         packed(sources, out, shard_bytes=shard_bytes)
         before = Archive(out).fingerprint
     make_sources(tmp_path / "steel", 12)
-    script = tmp_path / "killed.py"
-    script.write_text(KILLED)
-    done = subprocess.run(
-        [sys.executable, script, stage, out, sources],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=PATIENCE_S,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    run_killed(tmp_path / "killed.py", KILLED, stage, out, sources)
     packed(sources, tmp_path / "whole.h5")
     whole = Archive(tmp_path / "whole.h5").fingerprint
     added = adding and stage == "merge" and not shard_bytes  # the last step of adding to a file

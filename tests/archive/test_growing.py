@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +21,7 @@ from pscl_hpc.archive.ingest.sources import plan
 from pscl_hpc.errors import UserError
 from tests.helpers import PATIENCE_S
 
-from .archives import make_sources, packed, pixels
+from .archives import make_sources, packed, pixels, run_killed
 
 KILLED = """
 import os, sys
@@ -67,16 +66,7 @@ def test_kill_9_while_images_are_added(tmp_path: Path, grown: tuple[Path, Path],
     out, sources = grown
     before = Archive(out)
     fingerprint = before.fingerprint
-    script = tmp_path / "killed.py"
-    script.write_text(KILLED)
-    done = subprocess.run(
-        [sys.executable, script, stage, out, sources],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=PATIENCE_S,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    run_killed(tmp_path / "killed.py", KILLED, stage, out, sources)
     packed(sources, tmp_path / "whole.h5")
     whole = Archive(tmp_path / "whole.h5").fingerprint
     after = Archive(out)

@@ -168,17 +168,24 @@ def test_a_traceback_is_shown_on_request(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("lost", [False, True])
 def test_signals_end_the_command_through_its_clean_up(
-    tmp_path: Path, number: signal.Signals, code: int
+    tmp_path: Path, number: signal.Signals, code: int, lost: bool
 ) -> None:
+    """Also where a library turns the exception of the signal into an error of its own."""
     script = (
         "import signal, time\nfrom pathlib import Path\nimport typer\nfrom pscl_hpc.cli import main as cli\n"
+        "from pscl_hpc.errors import UserError\n"
         # A test run in the background hands down an ignored SIGINT.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def command():\n"
         "    try:\n"
         "        Path('ready').touch()\n"
         "        time.sleep(600)\n"
+        "    except BaseException:\n"
+        f"        if {lost}:\n"
+        "            raise UserError('a.h5 cannot be read')\n"
+        "        raise\n"
         "    finally:\n"
         "        Path('clean').touch()\n"
         "def load(entry):\n"
@@ -198,6 +205,7 @@ def test_signals_end_the_command_through_its_clean_up(
     assert process.returncode == code
     assert (tmp_path / "clean").exists()
     assert "Traceback" not in err
+    assert "error" not in err
 
 
 def test_a_closed_pipe_is_not_an_error(tmp_path: Path) -> None:

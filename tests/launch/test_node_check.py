@@ -12,21 +12,9 @@ import pytest
 from pscl_hpc.errors import JobError
 from pscl_hpc.files import is_no_space
 from pscl_hpc.launch import node_check
-from pscl_hpc.launch.node_check import BadNodeError, check_node, free_memory
+from pscl_hpc.launch.node_check import BadNodeError, check_node
 
 GIB = 1 << 30
-
-
-def system(root: Path, *, available: int, groups: str = "", **files: str) -> Path:
-    """A made-up /proc and /sys; ``files`` maps paths below /sys/fs/cgroup, with __ for /."""
-    (root / "proc/self").mkdir(parents=True)
-    (root / "proc/meminfo").write_text(f"MemTotal: 99 kB\nMemAvailable: {available // 1024} kB\n")
-    (root / "proc/self/cgroup").write_text(groups)
-    for name, text in files.items():
-        path = root / "sys/fs/cgroup" / name.replace("__", "/").replace("_dot_", ".")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return root
 
 
 def test_a_healthy_node_passes_and_leaves_nothing(tmp_path: Path) -> None:
@@ -35,36 +23,13 @@ def test_a_healthy_node_passes_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_too_little_memory_names_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(node_check, "free_memory", lambda: GIB)
+    monkeypatch.setattr(node_check, "available_memory", lambda: GIB)
     assert check_node("n7", tmp_path, 2) == []
     with pytest.raises(BadNodeError, match=r"node n7: 1024 MB .* 3 rank") as caught:
         check_node("n7", tmp_path, 3)
     assert caught.value.node == "n7"
-    monkeypatch.setattr(node_check, "free_memory", lambda: None)
+    monkeypatch.setattr(node_check, "available_memory", lambda: None)
     assert check_node("n7", tmp_path, 3) == []
-
-
-def test_memory_of_the_machine_and_of_its_groups(tmp_path: Path) -> None:
-    assert free_memory(system(tmp_path / "plain", available=5 * GIB)) == 5 * GIB
-    assert free_memory(tmp_path / "nothing") is None
-    second = {
-        "job__memory_dot_max": str(4 * GIB),
-        "job__memory_dot_current": str(3 * GIB),
-        "job__memory_dot_stat": f"inactive_file {GIB // 2}\n",
-        "job__step__memory_dot_max": "max\n",
-    }
-    root = system(tmp_path / "second", available=5 * GIB, groups="0::/job/step\n", **second)
-    assert free_memory(root) == 1.5 * GIB, "the limit of the group above, without cached files"
-    first = {
-        "memory__job__memory_dot_limit_in_bytes": str(2 * GIB),
-        "memory__job__memory_dot_usage_in_bytes": str(GIB),
-        "memory__job__memory_dot_stat": "total_inactive_file 0\n",
-        "memory__memory_dot_limit_in_bytes": str((1 << 63) - 4096),
-        "memory__memory_dot_usage_in_bytes": "1",
-        "memory__memory_dot_stat": "",
-    }
-    groups = "5:cpu,cpuacct:/job\n4:memory:/job\n"
-    assert free_memory(system(tmp_path / "first", available=5 * GIB, groups=groups, **first)) == GIB
 
 
 def test_a_folder_that_is_not_there_is_the_nodes_fault(tmp_path: Path) -> None:

@@ -218,12 +218,15 @@ def test_relative_paths_start_where_the_run_was_started(
     assert located("runs/demo/f") == Path("data/alloys.h5")
 
 
-def test_many_differing_settings_are_named_by_the_most_telling_ones() -> None:
+def test_many_differing_settings_are_named_by_the_run_or_the_most_telling_ones() -> None:
     first = {"model": {"name": "unet"}, "schedule": {"steps": 1}, **{f"k{i}": i for i in range(8)}}
     second = {"model": {"name": "other"}, "schedule": {"steps": 2}, **{f"k{i}": -1 for i in range(8)}}
-    assert differences([first, second]) == [
-        "model.name unet, schedule.steps 1 and 8 other settings",
-        "model.name other, schedule.steps 2 and 8 other settings",
+    telling = [
+        "model.name unet, schedule.steps 1 and 8 others",
+        "model.name other, schedule.steps 2 and 8 others",
     ]
+    assert differences([first, second]) == telling
+    assert differences([first, second], ["demo", ""]) == ["demo", telling[1]]
+    assert differences([first, second], ["run", "run"]) == telling
     few = {"k0": 0, "k1": 1}
-    assert differences([few, {"k0": 0, "k1": 2}]) == ["k1 1", "k1 2"]
+    assert differences([few, {"k0": 0, "k1": 2}], ["a", "b"]) == ["k1 1", "k1 2"]

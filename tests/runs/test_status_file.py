@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from pscl_hpc.errors import JobError
+from pscl_hpc.launch.status import run_status
 from pscl_hpc.runs import RunFolder, status_file
 from tests.helpers import small_archive, small_config
 
@@ -56,6 +57,17 @@ def test_it_follows_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with RunFolder.start(config, CPU):
         assert (read(run)["state"], read(run)["restarts"], read(run)["checkpoint"]) == ("running", 1, 4)
     assert read(run)["state"] == "done"
+
+
+def test_a_checkpoint_may_be_newer_than_the_last_line(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = small_config(small_archive(tmp_path / "a.h5"), run, schedule={"steps": 10})
+    folder = RunFolder.start(config, CPU)
+    with fails(folder, JobError("the node is lost")):
+        folder.metrics_log().write(1, {"loss": 3.0})
+        folder.checkpoints.save(4, {})
+    assert read(run)["step"] == 4
+    assert run_status(run).step == 4
 
 
 def test_it_is_not_written_for_every_line(tmp_path: Path) -> None:

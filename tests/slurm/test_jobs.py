@@ -101,7 +101,7 @@ def test_fine_tuning_on_ranks_that_cannot_divide_its_batch_is_refused(place: Pat
 def test_wrong_input_is_not_retried(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copy("a.h5", "b.h5")
     # As if the archive were replaced while the job waits.
-    monkeypatch.setattr(submission, "_check_input", lambda config, profile: None)
+    monkeypatch.setattr(submission, "check_input", lambda config, profile: None)
     config = make_config("runs/a", data={"archive": "b.h5", "datasets": ["allox"]})
     done = submit(config, cluster="slurm", profile=Profile(nodes=2, time="10"))
     assert ended(done) == "FAILED|2:0"

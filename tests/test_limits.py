@@ -1,12 +1,13 @@
-"""Limits of the control groups that a process is in."""
+"""CPUs and memory of the machine and of the control groups that a process is in."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from pscl_hpc.doctor.machine import available_memory, cpu_quota
+from pscl_hpc.limits import available_memory, cpu_quota, usable_cpus
 
 JOB = "system.slice/slurmstepd.scope/job_7"
 
@@ -77,3 +78,27 @@ def test_without_limits_there_are_none(tmp_path: Path, files: dict[str, str]) ->
     write(tmp_path, files)
     assert available_memory(tmp_path) is None
     assert cpu_quota(tmp_path) is None
+
+
+def test_memory_of_the_machine_and_of_its_groups(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        {
+            "proc/meminfo": "MemTotal: 99 kB\nMemAvailable: 5 kB",
+            "proc/self/cgroup": "0::/",
+            "sys/fs/cgroup/memory.max": "9000",
+            "sys/fs/cgroup/memory.current": "1000",
+        },
+    )
+    assert available_memory(tmp_path) == 5 * 1024
+    write(tmp_path, {"proc/meminfo": "MemAvailable: 900 kB"})
+    assert available_memory(tmp_path) == 8000
+
+
+@pytest.mark.parametrize(("quota", "expected"), [("max", 6), ("50000", 1), ("250000", 2), ("900000", 6)])
+def test_cpus_are_those_of_the_affinity_within_the_quota(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, expected: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)))
+    write(tmp_path, {"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": f"{quota} 100000"})
+    assert usable_cpus(tmp_path) == expected

@@ -1,0 +1,102 @@
+"""A call that is repeated: after a kill, with more images, or with another request."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from pscl_hpc.archive import Archive
+from pscl_hpc.cli.main import main
+from pscl_hpc.errors import UserError
+from pscl_hpc.metallography.record import read_measurements
+from pscl_hpc.runs import RunFolder
+from pscl_hpc.training import StopRequested
+from pscl_hpc.workflow import segment
+from pscl_hpc.workflow.segment import PAGE, REQUEST_FILE, prepare, read_request
+
+from .material import SMALL, micrograph, request_of
+
+
+def test_the_same_call_resumes_after_a_kill(folder: Path) -> None:
+    command = [
+        sys.executable, "-m", "pscl_hpc.cli", "segment", str(folder / "sem"), "--mask",
+        str(folder / "painted/1_mask.png"), "--classes", "matrix,carbide", "--out", str(folder / "out"),
+        *[text.replace("steps=8", "steps=100000") if "schedule.steps" in text else text for text in SMALL],
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, env=dict(os.environ), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    checkpoints = folder / "out/model/checkpoints"
+    try:
+        # The newest checkpoint may be incomplete when the process is killed; the one before it is not.
+        while len(list(checkpoints.glob("step-*.sha256"))) < 2:
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    # Shorter from here on: the rest of the configuration has to be the same.
+    for name in (REQUEST_FILE, "model/config.yaml"):
+        path = folder / "out" / name
+        path.write_text(path.read_text().replace("100000", "100"))
+    command = [text.replace("100000", "100") for text in command[3:]]
+    assert main(command) == 0
+    run = RunFolder.load(folder / "out/model")
+    assert run.done
+    first, second = (attempt["first_step"] for attempt in run.attempts)
+    assert first == 0
+    assert 0 < second <= 100
+    assert (folder / "out" / PAGE).is_file()
+
+
+def test_images_that_are_added_before_the_training_has_ended(folder: Path) -> None:
+    """The training goes on with the archive it began with; all images are measured."""
+    out, request = folder / "out", request_of(folder)
+    config = prepare(request, out).config
+    before = Archive(out / "archive.h5").fingerprint
+    run = RunFolder.start(config, torch.device("cpu"))
+    with contextlib.suppress(StopRequested), run:
+        run.update(archive=before)
+        run.stop("interrupted")
+        raise StopRequested("interrupted", "")
+    Image.fromarray(micrograph(7)[0]).save(folder / "sem/new.png")
+    (folder / "sem/0.png").unlink()
+    said: list[str] = []
+    record = segment(request, out, say=said.append).measured.record
+    assert any("1 more image" in text for text in said)
+    assert [image.name for image in record.images] == ["sem/0", "sem/1", "sem/2", "sem/new"]
+    assert RunFolder.load(out / "model").record["archive"] == before
+    assert any("sem/0" in warning and "no longer" in warning for warning in record.warnings)
+    # Another mask needs another training.
+    Image.fromarray(1 - micrograph(1)[1]).save(folder / "painted/1_mask.png")
+    with pytest.raises(UserError, match="--out"):
+        segment(request, out)
+
+
+def test_another_request_does_not_overwrite(folder: Path) -> None:
+    out = folder / "out"
+    segment(request_of(folder), out)
+    with pytest.raises(UserError, match="percentiles"):
+        segment(request_of(folder, percentiles=(1, 99)), out)
+    labels = read_measurements(out / "measurements").images[0].files["labels"]
+    before = (out / "measurements" / labels).stat().st_mtime_ns
+    trained = (out / "model/model.safetensors").stat().st_mtime_ns
+    Image.fromarray(micrograph(7)[0]).save(folder / "sem/new.png")
+    segment(request_of(folder), out)
+    assert len(read_measurements(out / "measurements").images) == 4
+    assert (out / "model/model.safetensors").stat().st_mtime_ns == trained
+    assert (out / "measurements" / labels).stat().st_mtime_ns == before
+    # What is measured may change without another training.
+    again = segment(request_of(folder, um_per_pixel=0.5, phases=("class 1",)), out).measured.record
+    assert (again.unit, again.phases) == ("um", ("class 1",))
+    assert read_request(out).um_per_pixel == 0.5
+    assert (out / "model/model.safetensors").stat().st_mtime_ns == trained

@@ -1,0 +1,195 @@
+"""The mask, its classes and the image that it belongs to; the image that is suggested where there is none."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from pscl_hpc.archive import Archive
+from pscl_hpc.cli.main import main
+from pscl_hpc.errors import EXIT_INPUT, UserError
+from pscl_hpc.metallography.record import read_measurements
+from pscl_hpc.workflow import segment, suggest_annotation
+from pscl_hpc.workflow.inputs import numbered_classes
+from pscl_hpc.workflow.segment import prepare
+
+from .material import SMALL, micrograph, request_of
+
+
+def test_classes_without_names_are_numbered(folder: Path) -> None:
+    said: list[str] = []
+    inputs = prepare(request_of(folder), folder / "out", say=said.append).inputs
+    assert inputs.classes == ("class 0", "class 1")
+    assert any("--classes" in text for text in said)
+
+
+def test_a_mask_beside_its_image(folder: Path) -> None:
+    """The folder tells the mask by its name, and has no class names."""
+    mask = folder / "sem/1_mask.png"
+    shutil.copy(folder / "painted/1_mask.png", mask)
+    found = prepare(request_of(folder, mask=str(mask)), folder / "out").inputs
+    assert found.reference == "sem/1"
+    assert found.classes == ("class 0", "class 1")
+    assert len(Archive(found.archive)) == 3
+    named = prepare(
+        request_of(folder, mask=str(mask), classes=("matrix", "carbide")), folder / "named"
+    ).inputs
+    assert named.classes == ("matrix", "carbide")
+
+
+def test_a_mask_of_no_image_and_a_mask_among_the_images(folder: Path) -> None:
+    other = folder / "painted/9.png"
+    shutil.copy(folder / "painted/1_mask.png", other)
+    (folder / "sem/other").mkdir()
+    Image.fromarray(micrograph(7)[0]).save(folder / "sem/other/1.png")
+    for name in ("1.png", "1"):
+        with pytest.raises(UserError, match=rf"--image {name}: .*other/1\.png"):
+            prepare(request_of(folder, image=name), folder / "two")
+    found = prepare(request_of(folder, image="other/1.png"), folder / "two").inputs
+    assert found.reference == "sem/other__1"
+    shutil.rmtree(folder / "sem/other")
+    with pytest.raises(UserError, match="--image"):
+        segment(request_of(folder, mask=str(other)), folder / "a")
+    for name in ("1", "sem/1", "1.png"):
+        assert (
+            prepare(request_of(folder, mask=str(other), image=name), folder / "a").inputs.reference == "sem/1"
+        )
+    record = segment(request_of(folder, mask=str(other), image="1.png"), folder / "b").measured.record
+    assert record.references == ("sem/1",)
+    inside = folder / "sem/painted.png"
+    shutil.copy(other, inside)
+    with pytest.raises(UserError, match="among the images"):
+        segment(request_of(folder, mask=str(inside)), folder / "c")
+
+
+def test_a_mask_of_shapes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shape = {"label": "carbide", "points": [[5, 5], [30, 5], [30, 30]], "shape_type": "polygon"}
+    mask = folder / "painted/2.json"
+    mask.write_text(
+        json.dumps(
+            {"version": "5", "shapes": [shape], "imagePath": "2.png", "imageHeight": 48, "imageWidth": 56}
+        )
+    )
+    with pytest.raises(UserError, match="--classes BACKGROUND,carbide"):
+        prepare(request_of(folder, mask=str(mask)), folder / "out")
+    inputs = prepare(request_of(folder, mask=str(mask), classes=("matrix", "carbide")), folder / "out").inputs
+    assert inputs.reference == "sem/2"
+    archive = Archive(inputs.archive)
+    labels, counts = np.unique(archive.read_mask(archive.find("sem/2").index), return_counts=True)
+    assert labels.tolist() == [0, 1]
+    assert counts[1] == pytest.approx(25 * 25 / 2, rel=0.1)
+
+
+def test_a_file_of_shapes_names_its_image(folder: Path) -> None:
+    category, corners = {"id": 3, "name": "carbide"}, [5, 5, 30, 5, 30, 30]
+    tree = {
+        "images": [{"id": 7, "file_name": "sem/2.png", "height": 48, "width": 56}],
+        "categories": [category],
+        "annotations": [{"id": 1, "image_id": 7, "category_id": 3, "segmentation": [corners]}],
+    }
+    mask = folder / "instances_default.json"
+    mask.write_text(json.dumps(tree))
+    request = request_of(folder, mask=str(mask), classes=("matrix", "carbide"))
+    assert prepare(request, folder / "out").inputs.reference == "sem/2"
+    with pytest.raises(UserError, match="folder"):
+        prepare(request_of(folder, mask=str(folder / "painted")), folder / "other")
+
+
+def test_scribbles_and_the_options_of_images(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(3):
+        image = micrograph(number)[0]
+        pages = np.stack([image[::-1], image]).astype(np.uint16) * 100
+        tifffile.imwrite(folder / f"sem/{number}.tif", pages, photometric="minisblack")
+        (folder / f"sem/{number}.png").unlink()
+    scribbled = (micrograph(1)[1] + 1) * (np.arange(56) % 3 == 0)
+    Image.fromarray(scribbled.astype(np.uint8)).save(folder / "painted/1_mask.png")
+    words = [
+        "segment",
+        str(folder / "sem"),
+        "--mask",
+        str(folder / "painted/1_mask.png"),
+        "--out",
+        str(folder / "out"),
+    ]
+    words += ["--scribbles", "--page", "1", "--range", "collection", *SMALL]
+    assert main(words) == EXIT_INPUT
+    assert "--classes" in capsys.readouterr().err
+    assert main([*words, "--classes", "matrix,carbide"]) == 0
+    with Archive(folder / "out/archive.h5") as archive:
+        assert len({record.high for record in archive.records}) == 1
+        mask = archive.read_mask(archive.find("sem/1").index)
+        second = tifffile.imread(folder / "sem/1.tif")[1]
+        np.testing.assert_array_equal(archive.read_image(archive.find("sem/1").index)[:, :, 0], second)
+    np.testing.assert_array_equal(mask, np.where(scribbled > 0, scribbled - 1, 255))
+    command = read_measurements(folder / "out/measurements").commands[0]
+    assert all(flag in command for flag in ("--scribbles", "--page 1", "--range collection"))
+
+
+def test_values_that_are_no_class_indices(tmp_path: Path) -> None:
+    path = tmp_path / "mask.png"
+    Image.fromarray(np.array([[0, 127], [200, 0]], np.uint8)).save(path)
+    with pytest.raises(UserError, match="--mask-values"):
+        numbered_classes(path)
+    Image.fromarray(np.array([[0, 255], [255, 0]], np.uint8)).save(path)
+    with pytest.raises(UserError, match="0=CLASS1,255=CLASS2"):
+        numbered_classes(path)
+    Image.fromarray(np.zeros((2, 2), np.uint8)).save(path)
+    with pytest.raises(UserError, match="only the value 0"):
+        numbered_classes(path)
+    Image.fromarray(np.array([[[0, 0, 0], [255, 0, 0]]], np.uint8)).save(path)
+    with pytest.raises(UserError, match="#000000=CLASS1,#ff0000=CLASS2"):
+        numbered_classes(path)
+    indices = Image.fromarray(np.array([[0, 1], [2, 255]], np.uint8))
+    indices.save(path)
+    assert numbered_classes(path) == ("class 0", "class 1", "class 2")
+    indices.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200] + [9] * 759)  # as the template that is painted
+    indices.save(path)
+    assert numbered_classes(path) == ("class 0", "class 1", "class 2")
+    tifffile.imwrite(path.with_suffix(".tif"), np.array([[0, 1], [2, 1]], np.float32))
+    assert numbered_classes(path.with_suffix(".tif")) == ("class 0", "class 1", "class 2")
+    tifffile.imwrite(path.with_suffix(".tif"), np.array([[False, True]]))
+    assert numbered_classes(path.with_suffix(".tif")) == ("class 0", "class 1")
+
+
+def test_without_a_mask_and_with_one_afterwards(folder: Path) -> None:
+    with pytest.raises(UserError, match="--mask"):
+        segment(request_of(folder, mask=""), folder / "out")
+    found = suggest_annotation(request_of(folder, mask=""), folder / "out")
+    assert len(Archive(folder / "out/archive.h5")) == 3
+    assert found.id in ("sem/0", "sem/1", "sem/2")
+    assert found.reason.is_file()
+    assert not any("--count" in warning for warning in found.warnings)
+    with Image.open(found.template) as template, Image.open(found.image) as image:
+        assert (template.mode, template.size, image.size) == ("P", (56, 48), (56, 48))
+        assert np.array_equal(np.unique(np.asarray(template)), [255])
+        painted = np.asarray(template).copy()
+        painted[:, :20], painted[:, 20:30] = 0, 1
+        changed = template.copy()
+        changed.paste(Image.fromarray(painted))
+    changed.save(found.template)
+    again = suggest_annotation(request_of(folder, mask=""), folder / "out")
+    with Image.open(again.template) as template:
+        assert np.array_equal(np.asarray(template), painted)
+    request = request_of(folder, mask=str(found.template), image=found.id, classes=("a", "b"))
+    inputs = prepare(request, folder / "out").inputs
+    assert inputs.reference == found.id
+    archive = Archive(folder / "out/archive.h5")
+    assert np.array_equal(archive.read_mask(archive.find(found.id).index), painted)
+    assert prepare(request_of(folder), folder / "out").inputs.reference == "sem/1"
+
+
+def test_what_the_suggestion_could_not_pack_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "sem/damaged.tif").write_bytes(b"II*\0")
+    assert main(["segment", str(folder / "sem"), "--out", str(folder / "an out")]) == 1
+    shown = capsys.readouterr()
+    assert "damaged.tif" in shown.err
+    command = shlex.split(next(line for line in shown.out.splitlines() if line.startswith("then: "))[6:])
+    assert command[:3] == ["pscl-hpc", "segment", str(folder / "sem")]
+    assert Path(command[4]).is_file()
