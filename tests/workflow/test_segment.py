@@ -19,7 +19,7 @@ from PIL import Image
 from pscl_hpc.archive import Archive
 from pscl_hpc.cli.main import main
 from pscl_hpc.config.packaged import packaged_config
-from pscl_hpc.errors import UserError
+from pscl_hpc.errors import EXIT_INPUT, UserError
 from pscl_hpc.metallography.measure import measure
 from pscl_hpc.metallography.record import read_measurements
 from pscl_hpc.runs import RunFolder
@@ -65,6 +65,25 @@ def test_a_time_takes_the_place_of_the_steps(folder: Path) -> None:
     others = tuple(text for text in SMALL if "schedule.steps" not in text)
     schedule = prepare(request_of(folder, minutes=0.5, overrides=others), folder / "out").config.schedule
     assert (schedule.minutes, schedule.steps) == (0.5, 0)
+
+
+def test_another_configuration_of_the_training(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = folder / "own.yaml"
+    own.write_text(
+        "kind: finetune\nmodel: {name: unet, widths: [4, 8]}\ncrop: [32, 32]\nbatch_size: 3\nschedule: {steps: 5}\n"
+    )
+    wanted = request_of(folder, config=str(own), overrides=("seed=7",))
+    config = prepare(wanted, folder / "out").config
+    assert (config.batch_size, config.seed, config.schedule.steps) == (3, 7, 5)
+    assert config.semi_supervised is None, "the default recipe has no part in it"
+    with pytest.raises(UserError, match="absent"):
+        prepare(request_of(folder, config=str(folder / "absent.yaml")), folder / "elsewhere")
+    own.write_text("kind: pretrain\nmethod: {name: simclr}\n")
+    with pytest.raises(UserError, match=r"own\.yaml"):
+        prepare(wanted, folder / "elsewhere")
+    words = ["--mask", wanted.mask, "--config", str(folder / "absent.yaml"), "--out", str(folder / "other")]
+    assert main(["segment", wanted.folder, *words]) == EXIT_INPUT
+    assert "absent.yaml" in capsys.readouterr().err
 
 
 def test_the_validation_images_of_a_dataset_folder_correct_the_fractions(tmp_path: Path) -> None:
