@@ -1,11 +1,15 @@
 """The Triton kernels of the queue loss, in Triton's interpreter or on a GPU; `test_triton.py` starts this file."""
 
+import math
+
 import pytest
 import torch
 
 from pscl_kernels import queue_info_nce
 from pscl_kernels.queue_info_nce import chunked
 from pscl_kernels.queue_info_nce.labels import Labels
+from pscl_kernels.queue_info_nce.operation import Rows
+from pscl_kernels.queue_info_nce.triton import losses as triton_losses
 from pscl_kernels.queue_info_nce.triton import runs, sorting, tiling
 
 from . import edges
@@ -21,7 +25,8 @@ def _small_tiles(monkeypatch):
     """Tiles small enough that rows, queue and runs span several, and that programs share the tiles of a block."""
     for name in ("forward_config", "backward_config"):
         monkeypatch.setattr(tiling, name, lambda *_: tiling.Config(32, 16, 4, 1))
-    monkeypatch.setattr(tiling, "BLOCK", 16)
+    for name in ("BLOCK", "LABELS", "LOSSES"):
+        monkeypatch.setattr(tiling, name, 16)
     monkeypatch.setattr(tiling, "SPLIT_TILES", 2)
 
 
@@ -288,3 +293,33 @@ def test_operator_registration(key_gradient):
         ),
         test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
     )
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("normalise", [False, True])
+@pytest.mark.usefixtures("_small_tiles")
+def test_losses_are_those_of_the_other_backend(weighted, normalise):
+    """Shares of very different size, several blocks of rows, and rows that take no part, whose weights are NaN."""
+    n = 40
+    g = torch.Generator().manual_seed(0)
+    shares = torch.randn(3, n, generator=g) * 200
+    positive, target = torch.randn(2, n, generator=g)
+    mass = 1 + torch.rand(n, generator=g)
+    present = torch.rand(n, generator=g) < 0.7
+    weights = torch.where(present, torch.rand(n, generator=g), torch.nan) if weighted else None
+    exact = torch.logsumexp(shares.double() * math.log(2), 0) / math.log(2)
+
+    def results(function, lse, bound=1.0, present=present):
+        rows = Rows(*(x.to(DEVICE) for x in (lse, positive, target, mass)))
+        bound, count = torch.tensor(bound, device=DEVICE), present.sum().to(DEVICE)
+        own = None if weights is None else weights.to(DEVICE)
+        return [x.cpu() for x in function(rows, bound, present.to(DEVICE), own, count, normalise)]
+
+    wanted = results(chunked.losses, exact.float()[None])
+    for ours, other in zip(results(triton_losses, shares), wanted, strict=True):
+        torch.testing.assert_close(ours, other, rtol=1e-5, atol=1e-5)
+    # An infinite entry shows in the loss, but not if nobody takes part.
+    assert not results(triton_losses, shares, torch.inf)[0].isfinite()
+    nobody = results(triton_losses, shares, torch.inf, torch.zeros(n, dtype=torch.bool))
+    assert nobody[0] == 0
+    assert nobody[1].eq(0).all()
