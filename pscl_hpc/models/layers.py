@@ -13,47 +13,13 @@ from torch.nn import functional as F
 
 
 class UpConv(nn.ConvTranspose2d):
-    """A transposed convolution, padded with zeros to the size of another map and concatenated to it.
+    """A transposed convolution that adds its bias afterwards: on a CPU that takes half of the time."""
 
-    On a CPU a bias that is added afterwards takes half of the time, and one copy replaces three.
-    """
-
-    def forward(self, input: Tensor, skip: Tensor) -> Tensor:  # type: ignore[override]
-        """Maps (B, C, h', w') and ``skip`` (B, C', h, w), which is not smaller than the result, to (B, C' + C'', h, w)."""
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         assert self.bias is not None
         assert not isinstance(self.padding, str)
         x = F.conv_transpose2d(input, self.weight, None, self.stride, self.padding, self.output_padding)
-        bias = self.bias.to(x.dtype).view(-1, 1, 1)
-        rows, cols = skip.shape[2] - x.shape[2], skip.shape[3] - x.shape[3]
-        if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return _Join.apply(skip, x, bias, rows // 2, cols // 2)  # type: ignore[no-any-return, no-untyped-call]
-        x = F.pad(x + bias, (cols // 2, cols - cols // 2, rows // 2, rows - rows // 2))
-        return torch.cat((skip, x), dim=1)
-
-
-class _Join(torch.autograd.Function):
-    """Maps a (B, C, h, w), and b + bias (B, C', h', w') at (top, left) in zeros: (B, C + C', h, w)."""
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor, bias: Tensor, top: int, left: int) -> Tensor:
-        ctx.dtypes = a.dtype, b.dtype
-        ctx.channels = a.shape[1]
-        ctx.window = slice(top, top + b.shape[2]), slice(left, left + b.shape[3])
-        shape = (a.shape[0], a.shape[1] + b.shape[1], *a.shape[2:])
-        dtype = torch.promote_types(a.dtype, b.dtype)
-        joined = torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
-        joined[:, : a.shape[1]] = a
-        behind = joined[:, a.shape[1] :]
-        behind[:, :, :top] = behind[:, :, ctx.window[0].stop :] = 0.0
-        behind[..., :left] = behind[..., ctx.window[1].stop :] = 0.0
-        torch.add(b, bias, out=behind[:, :, *ctx.window])
-        return joined
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        db = dy[:, ctx.channels :, *ctx.window]
-        db = db.to(ctx.dtypes[1]).contiguous(memory_format=torch.channels_last)
-        return dy[:, : ctx.channels].to(ctx.dtypes[0]), db, db.sum(dim=(0, 2, 3)).view(-1, 1, 1), None, None
+        return x + self.bias.to(x.dtype).view(-1, 1, 1)
 
 
 def concatenate(a: Tensor, b: Tensor) -> Tensor:

@@ -115,7 +115,10 @@ class UpBlock(nn.Module):
         self.block = Block(2 * out_channels, out_channels, ChannelNorm, first_norm)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        return self.block(self.up(x, skip))  # type: ignore[no-any-return]
+        x = self.up(x)
+        rows, cols = skip.shape[2] - x.shape[2], skip.shape[3] - x.shape[3]
+        x = F.pad(x, (cols // 2, cols - cols // 2, rows // 2, rows - rows // 2))
+        return self.block(torch.cat((skip, x), dim=1))  # type: ignore[no-any-return]
 
 
 @TRUNKS.register(UNetConfig)
