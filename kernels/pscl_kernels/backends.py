@@ -15,7 +15,7 @@ BACKENDS = ("reference", "chunked", "triton")
 ENVIRONMENT_VARIABLE = "PSCL_KERNELS_BACKEND"
 """Environment variable that overrides `backend="auto"`."""
 
-_OF_16_BITS = {64: 42_272, 128: 99_328, 512: 164_864}
+_OF_16_BITS = {64: 42_272, 128: 99_840, 512: 164_864}
 
 TRITON_SHARED_BYTES = {
     torch.float32: {64: 57_344, 128: 66_560},

@@ -46,7 +46,8 @@ def segment_command(
         bool, typer.Option("--scribbles", help="In the mask 0 is not annotated, 1 is the first class.")
     ] = False,
     config: Annotated[
-        Path | None, typer.Option(help="Configuration of the training. Default: configs/finetune/default.yaml.")
+        Path | None,
+        typer.Option(help="Configuration of the training. Default: configs/finetune/default.yaml."),
     ] = None,
     minutes: Annotated[
         float | None,

@@ -5,6 +5,7 @@ Shape legend: B images, K clusters, h w pixels, H W patches of a map, P = H * W,
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
@@ -85,8 +86,9 @@ class PsclClustered(Pscl):
     def embed(self, views: Views, draws: Draws, measure: bool) -> Embedding:
         """See :func:`in_batch_embedding`; also the moments of random pixels."""
         query, key = self.trunk(views.query), self.trunk(views.key)
-        sums = draws.once("moments", lambda: self._observe(views, key, draws))
-        samples = draws.once("samples", lambda: self.sample_patches(views, key, draws))
+        described = functools.cache(lambda: _texture(views.key))
+        sums = draws.once("moments", lambda: self._observe(views, key, draws, described()))
+        samples = draws.once("samples", lambda: self._sample(views, key, draws, described()))
         return replace(in_batch_embedding(self, views, query, key, samples, measure), sums=sums)
 
     def loss(self, embedding: Embedding, measure: bool) -> MethodOutput:
@@ -104,19 +106,25 @@ class PsclClustered(Pscl):
         """Vectors of random pixels, if the clusters are not initialised."""
         if self.clusters.known:
             return None
-        vectors, _, _ = self._random_pixels(views, self.trunk(views.key), draws)
+        vectors, _, _ = self._random_pixels(self.trunk(views.key), draws, _texture(views.key))
         return vectors.flatten(0, 1)
 
     def begin(self, found: Tensor) -> None:
         """Initialise the clusters."""
         self.clusters.start(found, self._scale, self.process_group)
 
-    @torch.no_grad()
     def sample_patches(self, views: Views, key: Features, draws: Draws) -> tuple[PatchSample, ...]:
         """Random patches of each cluster in each image, among those that belong to it with a large margin."""
+        return self._sample(views, key, draws, _texture(views.key))
+
+    @torch.no_grad()
+    def _sample(
+        self, views: Views, key: Features, draws: Draws, described: Tensor
+    ) -> tuple[PatchSample, ...]:
+        """:meth:`sample_patches`, given the descriptors of view k."""
         if not self.clusters.known:
-            self._observe(views, key, draws)
-        labels = self._pixel_labels(views, key)
+            self._observe(views, key, draws, described)
+        labels = self._pixel_labels(views, key, described)
         one_hot = F.one_hot(labels + 1, self.config.clusters + 1)[..., 1:].permute(0, 3, 1, 2).float()
         samples = []
         for scale, patch_map in enumerate(key.scales):
@@ -163,28 +171,27 @@ class PsclClustered(Pscl):
         return scale
 
     @torch.no_grad()
-    def _random_pixels(self, views: Views, key: Features, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+    def _random_pixels(self, key: Features, draws: Draws, described: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Vectors (B, n, 4 + D) of random pixels of view k, their projections (B, n, D) and positions (B, n)."""
         pixels = torch.stack(
             [
                 torch.randint(
-                    views.key[0, 0].numel(),
+                    described.shape[1],
                     (self.config.patches_per_image,),
                     generator=generator,
-                    device=views.key.device,
+                    device=described.device,
                 )
-                for generator in draws.each("clustering", range(len(views.key)))
+                for generator in draws.each("clustering", range(len(described)))
             ]
         )
-        described = _texture(views.key)
         described = described.gather(1, pixels.unsqueeze(2).expand(-1, -1, _DESCRIPTORS))
         projected = self._project(gather_patches(key.scales[-1], pixels))
         return self._vectors(described, projected, self._place_means(key)[pixels]), projected, pixels
 
     @torch.no_grad()
-    def _observe(self, views: Views, key: Features, draws: Draws) -> dict[str, Tensor]:
+    def _observe(self, views: Views, key: Features, draws: Draws, described: Tensor) -> dict[str, Tensor]:
         """The moments of random pixels by cluster and by place; initialises the clusters if needed."""
-        by_image, projected, pixels = self._random_pixels(views, key, draws)
+        by_image, projected, pixels = self._random_pixels(key, draws, described)
         vectors = by_image.flatten(0, 1)
         if not self.clusters.known:
             self.begin(vectors)
@@ -206,11 +213,11 @@ class PsclClustered(Pscl):
         )
         self._staged.append((clusters, places))
 
-    def _pixel_labels(self, views: Views, key: Features) -> Tensor:
+    def _pixel_labels(self, views: Views, key: Features, textures: Tensor) -> Tensor:
         """Cluster of each pixel of view k, int64 (B, h, w); -1 where the margin is small."""
         found, means = [], self._place_means(key)
         # One image at a time, to bound the memory for projections.
-        for described, patches in zip(_texture(views.key), patches_of(key.scales[-1]), strict=True):
+        for described, patches in zip(textures, patches_of(key.scales[-1]), strict=True):
             vectors = self._vectors(described, self._project(patches), means)
             label, margin = nearest(vectors, self.clusters.moments, self._scale)
             found.append(torch.where(clearest(label, margin, self.config.confident), label, -1))

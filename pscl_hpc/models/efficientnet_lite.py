@@ -173,13 +173,19 @@ class _SameConv(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         (rows, cols), kernel, stride = input.shape[2:], self.kernel_size[0], self.stride[0]
         down, across = (max(0, ((size - 1) // stride) * stride + kernel - size) for size in (rows, cols))
-        if down or across:
+        padding = (down // 2, across // 2)
+        if down % 2 or across % 2:
             input = F.pad(input, (across // 2, across - across // 2, down // 2, down - down // 2))
+            padding = (0, 0)
+
+        def convolve(input: Tensor) -> Tensor:
+            return F.conv2d(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+
         if self.groups > 1 and input.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
             # The backward pass of depthwise convolutions in bfloat16 takes several times as long as in float32.
             with torch.autocast("cpu", enabled=False):
-                return super().forward(input.float())
-        return super().forward(input)
+                return convolve(input.float())
+        return convolve(input)
 
 
 def _conv(

@@ -76,10 +76,14 @@ _NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of each pixel. In channels-last memory the permutations need no copy."""
+    """LayerNorm over the channels of each pixel, and LeakyReLU. In channels-last memory the permutations need no copy.
+
+    The activation comes before the permutation: in place on a view, its backward pass would copy to channels-first memory.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        x = super().forward(input.permute(0, 2, 3, 1))
+        return F.leaky_relu(x, inplace=True).permute(0, 3, 1, 2)
 
 
 class Block(nn.Sequential):
@@ -98,7 +102,7 @@ class Block(nn.Sequential):
             nn.LeakyReLU(inplace=True),
             nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
             second_norm(out_channels),
-            nn.LeakyReLU(inplace=True),
+            nn.Identity() if second_norm is ChannelNorm else nn.LeakyReLU(inplace=True),
         )
 
 

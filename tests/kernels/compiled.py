@@ -27,6 +27,7 @@ from pscl_kernels.backends import TRITON_SHARED_BYTES
 from pscl_kernels.patch_nt_xent.triton import backward, forward, preparation, runs, tiling
 from pscl_kernels.queue_info_nce.triton import rows as queue_rows
 from pscl_kernels.queue_info_nce.triton import runs as queue_runs
+from pscl_kernels.queue_info_nce.triton import sorting as queue_sorting
 from pscl_kernels.queue_info_nce.triton import tiles as queue_tiles
 from pscl_kernels.queue_info_nce.triton import tiling as queue_tiling
 from pscl_kernels.sample_similar import triton as sampling
@@ -63,8 +64,10 @@ TENSORS = {
     "valid": "bool",
     "first_of_tile": "int8",
     # Only of the queue loss.
-    **dict.fromkeys(["filled", "head", "place"], "int64"),
+    **dict.fromkeys(["filled", "head", "place", "groups", "subgroup", "first", "second"], "int64"),
+    **dict.fromkeys(["row_group", "row_subgroup"], "int64"),
     **dict.fromkeys(["weight", "masses", "mass", "target", "inverse"], "float32"),
+    **dict.fromkeys(["queue", "lengths", "same", "any_of_group"], "float32"),
     "keys": "",
     "plain": "bool",
 }
@@ -223,8 +226,11 @@ def queue_kernels(
     labels = {"KINDS": 2, "ROWS": queue_tiling.ROWS}
     yield "prepare", queue_rows._prepare, labels, default
     if (width, bits) == (64, 16):  # the same for all
-        options = {"WEIGHTED": True, "NORMALISE": True, "BLOCK": queue_tiling.LOSSES}
+        options = {"NORMALISE": True, "BLOCK": queue_tiling.LOSSES}
         yield "losses", queue_rows._losses, options, default
+        for function in (queue_sorting._group_keys, queue_sorting._label_runs):
+            yield function.__name__[1:], function, {"BLOCK": queue_tiling.LABELS}, default
+    yield "copy_keys", queue_sorting._copy_keys, {"ROWS": queue_tiling.ROWS}, default
     yield "finish", queue_rows._finish, {**labels, "WITH_K": True}, default
     runs = {"PART": min(queue_tiling.PART, width), "ENTRIES": queue_tiling.BLOCK}
     yield "run_pieces", queue_runs._run_pieces, runs, default

@@ -42,7 +42,7 @@ def replace_kernels(monkeypatch) -> Counter:
         return launches
     from pscl_kernels.patch_nt_xent.triton import backward, forward, preparation
     from pscl_kernels.patch_nt_xent.triton import runs as patch_runs
-    from pscl_kernels.queue_info_nce.triton import rows, runs, tiles
+    from pscl_kernels.queue_info_nce.triton import rows, runs, sorting, tiles
     from pscl_kernels.sample_similar import triton as sampling
 
     for module, names in (
@@ -51,6 +51,7 @@ def replace_kernels(monkeypatch) -> Counter:
         (patch_runs, ["_runs"]),
         (backward, ["_weighted_negatives", "_finish", "_temperature_gradient"]),
         (rows, ["_prepare", "_losses", "_finish"]),
+        (sorting, ["_group_keys", "_label_runs", "_copy_keys"]),
         (runs, ["_run_pieces", "_run_totals"]),
         (tiles, ["_log_sums", "_weighted_keys"]),
         (sampling, ["_tile_maxima", "_greedy"]),

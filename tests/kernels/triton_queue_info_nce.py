@@ -1,10 +1,16 @@
 """The Triton kernels of the queue loss, in Triton's interpreter or on a GPU; `test_triton.py` starts this file."""
 
+import math
+
 import pytest
 import torch
 
 from pscl_kernels import queue_info_nce
-from pscl_kernels.queue_info_nce.triton import runs, tiling
+from pscl_kernels.queue_info_nce import chunked
+from pscl_kernels.queue_info_nce.labels import Labels
+from pscl_kernels.queue_info_nce.operation import Rows
+from pscl_kernels.queue_info_nce.triton import losses as triton_losses
+from pscl_kernels.queue_info_nce.triton import runs, sorting, tiling
 
 from . import edges
 from .cases import loss_and_gradients
@@ -19,7 +25,8 @@ def _small_tiles(monkeypatch):
     """Tiles small enough that rows, queue and runs span several, and that programs share the tiles of a block."""
     for name in ("forward_config", "backward_config"):
         monkeypatch.setattr(tiling, name, lambda *_: tiling.Config(32, 16, 4, 1))
-    monkeypatch.setattr(tiling, "BLOCK", 16)
+    for name in ("BLOCK", "LABELS", "LOSSES"):
+        monkeypatch.setattr(tiling, name, 16)
     monkeypatch.setattr(tiling, "SPLIT_TILES", 2)
 
 
@@ -63,6 +70,77 @@ def test_loss_with_polynomial_exponentials(monkeypatch, tau):
     monkeypatch.setattr(tiling, "forward_config", lambda *_: tiling.Config(32, 64, 4, 1, polynomial=5))
     inputs = case("one group", 40, 200, 24, torch.float32)
     check_as_good_as_torch("triton", *inputs, tau, eps=1e-4, device=DEVICE)
+
+
+LARGEST = 2**63 - 1
+
+
+@pytest.mark.parametrize(("rows", "entries"), [(0, 5), (4, 0), (5, 1), (300, 140), (9, 131)])
+@pytest.mark.parametrize(
+    "groups", [None, [0, 1, LARGEST], [-(2**63), -5, -1], [-2, 0, 7, LARGEST - 1, LARGEST]]
+)
+@pytest.mark.parametrize("subgroups", [None, [-9, -1, 0, 1, LARGEST]])
+@pytest.mark.parametrize("any_weight", [False, True])
+def test_sorted_queue_is_that_of_the_other_backend(rows, entries, groups, subgroups, any_weight):
+    """Order, runs and places to the last index, with ids at the ends of the range, on both sides of empty slots."""
+    g = torch.Generator().manual_seed(rows + entries)
+
+    def ids(choices, count):
+        return (
+            None
+            if choices is None
+            else torch.tensor(choices)[torch.randint(len(choices), (count,), generator=g)]
+        )
+
+    labels = Labels(
+        ids(groups and [*groups, 3], rows),
+        ids(groups, entries),
+        ids(subgroups and [*subgroups, 3], rows),
+        ids(subgroups, entries),
+        None if subgroups is None else torch.rand(entries, generator=g),
+        torch.rand(entries, generator=g) if any_weight else None,
+    )
+    q, queue = torch.randn(rows, 20, generator=g), torch.randn(entries, 20, generator=g)
+    wanted, masses = chunked.columns(q, queue, labels)
+    moved = Labels(*(None if x is None else x.to(DEVICE) for x in labels))
+    found, found_masses = sorting.columns(q.to(DEVICE), queue.to(DEVICE), moved)
+    assert torch.equal(found.filled.cpu(), wanted.filled)
+    assert torch.equal(found.keys[:, :20].cpu(), wanted.keys)
+    assert torch.equal(found.place.cpu(), wanted.place)
+    torch.testing.assert_close(found.bound.cpu(), wanted.bound)
+    for kind, place in enumerate(wanted.place):
+        used = place[place >= 0]
+        torch.testing.assert_close(
+            found.sums[kind, used.to(DEVICE), :20].cpu(),
+            wanted.sums[kind, used],
+            rtol=1e-5,
+            atol=1e-5 + EXTRA,
+        )
+        torch.testing.assert_close(found_masses[kind, used.to(DEVICE)].cpu(), masses[kind, used])
+
+
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
+def test_norm_of_the_queue_shows_bad_values_and_does_not_overflow(bad):
+    queue = torch.ones(9, 3, device=DEVICE)
+    queue[5] = 1e30
+    none = Labels(None, None, None, None, None, None)
+    columns, _ = sorting.columns(queue, queue, none)
+    assert columns.bound.item() == pytest.approx(3**0.5 * 1e30, rel=1e-5)
+    queue[2, 1] = bad
+    columns, _ = sorting.columns(queue, queue, none)
+    assert not columns.bound.isfinite()
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32])
+def test_ids_of_any_integer_type(dtype):
+    q, k, queue, options = moved(case("dense", 20, 40, 8, torch.float32))
+    names = ("groups", "queue_groups", "subgroups", "queue_subgroups")
+    ids = {name: options[name].div(1000, rounding_mode="floor").clamp_min(0) for name in names}
+    losses = [
+        queue_info_nce(q, k, queue, **options | {name: x.to(t) for name, x in ids.items()}, backend="triton")
+        for t in (torch.int64, dtype)
+    ]
+    assert losses[0].item() == losses[1].item()
 
 
 @pytest.mark.usefixtures("_small_tiles")
@@ -215,3 +293,33 @@ def test_operator_registration(key_gradient):
         ),
         test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
     )
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("normalise", [False, True])
+@pytest.mark.usefixtures("_small_tiles")
+def test_losses_are_those_of_the_other_backend(weighted, normalise):
+    """Shares of very different size, several blocks of rows, and rows that take no part, whose weights are NaN."""
+    n = 40
+    g = torch.Generator().manual_seed(0)
+    shares = torch.randn(3, n, generator=g) * 200
+    positive, target = torch.randn(2, n, generator=g)
+    mass = 1 + torch.rand(n, generator=g)
+    present = torch.rand(n, generator=g) < 0.7
+    weights = torch.where(present, torch.rand(n, generator=g), torch.nan) if weighted else None
+    exact = torch.logsumexp(shares.double() * math.log(2), 0) / math.log(2)
+
+    def results(function, lse, bound=1.0, present=present):
+        rows = Rows(*(x.to(DEVICE) for x in (lse, positive, target, mass)))
+        bound, count = torch.tensor(bound, device=DEVICE), present.sum().to(DEVICE)
+        own = None if weights is None else weights.to(DEVICE)
+        return [x.cpu() for x in function(rows, bound, present.to(DEVICE), own, count, normalise)]
+
+    wanted = results(chunked.losses, exact.float()[None])
+    for ours, other in zip(results(triton_losses, shares), wanted, strict=True):
+        torch.testing.assert_close(ours, other, rtol=1e-5, atol=1e-5)
+    # An infinite entry shows in the loss, but not if nobody takes part.
+    assert not results(triton_losses, shares, torch.inf)[0].isfinite()
+    nobody = results(triton_losses, shares, torch.inf, torch.zeros(n, dtype=torch.bool))
+    assert nobody[0] == 0
+    assert nobody[1].eq(0).all()

@@ -13,7 +13,7 @@ from torch import Tensor
 from pscl_hpc.methods import Setting, Views
 from pscl_hpc.methods.common.clustering import Clusters, Moments, clearest, nearest
 from pscl_hpc.methods.common.patches import patch_labels
-from pscl_hpc.methods.pscl_clustered import PsclClustered, PsclClusteredConfig, majority_purity
+from pscl_hpc.methods.pscl_clustered import PsclClustered, PsclClusteredConfig, _texture, majority_purity
 from pscl_hpc.models.unet import UNet, UNetConfig
 from pscl_hpc.views import partner_patches
 
@@ -230,7 +230,7 @@ def test_sampled_patches_are_of_their_cluster_distinct_and_paired() -> None:
     views, method = make_views(4, 0), make_method(templates_per_class=3)
     key = method.trunk(views.key)
     samples = method.sample_patches(views, key, draws(0))
-    labels = method._pixel_labels(views, key)
+    labels = method._pixel_labels(views, key, _texture(views.key))
     assert 0.5 <= float((labels >= 0).float().mean()) < 0.51
     fine = samples[-1]
     for image in range(4):
@@ -274,9 +274,9 @@ def labels_of_angles(angles: Tensor) -> Tensor:
     maps = angles.unsqueeze(1).expand(-1, key.scales[-1].shape[1], -1, -1)
     key = key._replace(scales=(*key.scales[:-1], maps))
     for progress in (0.5, 1.0, 1.0, 1.0):
-        method._stage(method._observe(views, key, draws(0)))
+        method._stage(method._observe(views, key, draws(0), _texture(views.key)))
         method.after_step(progress)
-    return method._pixel_labels(views, key)
+    return method._pixel_labels(views, key, _texture(views.key))
 
 
 def test_projections_separate_clusters_with_equal_texture() -> None:

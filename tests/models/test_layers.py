@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pscl_hpc.models import build_trunk
 from pscl_hpc.models.efficientnet_lite import EfficientNetLiteConfig
@@ -91,13 +92,33 @@ def test_concatenation_has_gradients_in_channels_last_memory():
     [UNetConfig, lambda **keys: EfficientNetLiteConfig(name="efficientnet-lite0", init="random", **keys)],
 )
 def test_a_trunk_computes_in_channels_last_memory(config, channels):
-    """Also for grey images, whose strides fit both layouts."""
+    """Also for grey images, whose strides fit both layouts, and also in the backward pass."""
     trunk = build_trunk(config(in_channels=channels))
     images = torch.rand(2, channels, 64, 64)
     assert torch.equal(channels_last(images), images)
-    for one in trunk(images).scales:
+    scales = trunk(images).scales
+    for one in scales:
         assert one.is_contiguous(memory_format=torch.channels_last)
         assert not one.is_contiguous()
+    loss = sum((one * torch.randn_like(one)).sum() for one in scales)
+    with CopiesToChannelsFirst() as copies:
+        loss.backward()
+    assert copies.shapes == []
+
+
+class CopiesToChannelsFirst(TorchDispatchMode):
+    """Shapes of the maps of two images that are copied to channels-first memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        copied = func in (torch.ops.aten.clone.default, torch.ops.aten.copy_.default)
+        if copied and result.dim() == 4 and len(result) == 2 and result.is_contiguous():
+            self.shapes.append(result.shape)
+        return result
 
 
 @pytest.mark.parametrize(("inputs", "groups"), [(32, 4), (64, 4), (6, 1), (12, 6)])

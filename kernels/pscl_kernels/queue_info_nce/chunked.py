@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pscl_kernels.norms import NORM_FLOOR, row_norms
 from pscl_kernels.patch_nt_xent.operation import LOG2_E
+from pscl_kernels.queue_info_nce.labels import Labels, sorted_runs
 from pscl_kernels.queue_info_nce.operation import Columns, Rows, plain_limit, scale_of
 
 TILE_CPU = 1024
@@ -27,16 +28,30 @@ def layout(q: Tensor) -> tuple[int, torch.dtype]:
     return q.shape[1], torch.float64 if q.dtype == torch.float64 else torch.float32
 
 
-def run_sums(keys: Tensor, weight: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
-    sums = keys.new_zeros((weight.shape[0], *keys.shape))
-    masses = torch.zeros_like(weight)
-    for kind in range(weight.shape[0]):
-        sums[kind].index_add_(0, head[kind], keys * weight[kind].unsqueeze(1))
-        masses[kind].index_add_(0, head[kind], weight[kind])
-    return sums, masses
+def columns(q: Tensor, queue: Tensor, labels: Labels) -> tuple[Columns, Tensor]:
+    _, dtype = layout(q)
+    runs = sorted_runs(labels, q.shape[0], queue.shape[0], q.device, dtype)
+    # A result of an operator must not be its argument.
+    keys = queue.to(dtype, copy=True) if runs.order is None else queue.index_select(0, runs.order).to(dtype)
+    keys = keys.contiguous()
+    if runs.empty is not None:
+        keys.masked_fill_(runs.empty.unsqueeze(1), 0.0)
+    if queue.shape[0]:
+        # In float64, because the squares of long keys overflow float32.
+        bound = torch.linalg.vector_norm(keys, dim=1, dtype=torch.float64).amax().to(dtype)
+    else:
+        bound = keys.new_zeros(())
+    sums = keys.new_zeros((len(runs.weight), *keys.shape))
+    masses = torch.zeros_like(runs.weight)
+    for kind, (weight, head) in enumerate(zip(runs.weight, runs.head, strict=True)):
+        sums[kind].index_add_(0, head, keys * weight.unsqueeze(1))
+        masses[kind].index_add_(0, head, weight)
+    return Columns(keys, runs.filled, bound, sums, runs.place), masses
 
 
-def forward(q: Tensor, k: Tensor, present: Tensor, temperature: Tensor, columns: Columns) -> Rows:
+def forward(
+    q: Tensor, k: Tensor, present: Tensor, temperature: Tensor, columns: Columns, masses: Tensor
+) -> Rows:
     scale = scale_of(temperature)
     keys, empty = _visible(columns)
     lse, positive, target = (keys.new_empty(q.shape[0]) for _ in range(3))
@@ -63,12 +78,16 @@ def forward(q: Tensor, k: Tensor, present: Tensor, temperature: Tensor, columns:
         lse[span] = sums.log2_().add_(row_max)
         positive[span] = own
         target[span] = (x * _targets(columns, span)).sum(1)
-    return Rows(lse.unsqueeze(0), positive, target)
+    if masses.numel():
+        found = masses.gather(1, columns.place.clamp_min(0)).masked_fill_(columns.place < 0, 0.0)
+        mass = found.sum(dim=0).add_(1.0)
+    else:
+        mass = torch.ones_like(positive)
+    return Rows(lse.unsqueeze(0), positive, target, mass)
 
 
 def losses(
     rows: Rows,
-    mass: Tensor,
     bound: Tensor,
     present: Tensor,
     row_weights: Tensor | None,
@@ -77,12 +96,12 @@ def losses(
 ) -> tuple[Tensor, Tensor, Tensor]:
     # If an entry is infinite, exponents may be -inf, which exponentials would hide.
     lse = rows.lse[0] + 0.0 * bound
-    coefficient = present / count.clamp_min(1).to(mass)
+    coefficient = present / count.clamp_min(1).to(lse)
     if normalise:
-        coefficient = coefficient / mass
+        coefficient = coefficient / rows.mass
     if row_weights is not None:
         coefficient = coefficient * torch.where(present, row_weights, 0.0)
-    each = (mass * lse - rows.positive - rows.target) / LOG2_E
+    each = (rows.mass * lse - rows.positive - rows.target) / LOG2_E
     return (coefficient * torch.where(present, each, 0.0)).sum(), coefficient, lse
 
 

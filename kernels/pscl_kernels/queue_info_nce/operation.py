@@ -1,8 +1,7 @@
 """InfoNCE against a queue as one differentiable operator for all backends.
 
-A backend is a module with the functions of `Backend`. This module has the parts that all backends share: the order of
-the entries, the weights of the rows, the registration with torch (so that torch.compile sees one opaque operator) and
-the gradient of the temperature.
+A backend is a module with the functions of `Backend`. This module has the parts that all backends share: which rows take
+part, the registration with torch (so that torch.compile sees one opaque operator) and the gradient of the temperature.
 
 Row i contributes c_i G_i / temperature to the gradient of z_i and -c_i <z_i, G_i> / temperature^2 to that of the
 temperature, with p_ij the softmax over positive and entries, t_i = sum_j y_ij queue_j and
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from pscl_kernels.backends import computing_on
 from pscl_kernels.patch_nt_xent.operation import LOG2_E
-from pscl_kernels.queue_info_nce.labels import Labels, sorted_runs
+from pscl_kernels.queue_info_nce.labels import Labels
 from pscl_kernels.ranks import total
 
 
@@ -39,6 +38,7 @@ class Rows(NamedTuple):
     lse: Tensor  # (S, N) base-2 logarithms of S shares of the sum of exponentials over positive and entries
     positive: Tensor  # (N,) base-2 exponent of the positive
     target: Tensor  # (N,) sum_j y_ij times the base-2 exponent of entry j
+    mass: Tensor  # (N,) Y_i
 
 
 class Backend(Protocol):
@@ -47,19 +47,17 @@ class Backend(Protocol):
     def layout(self, q: Tensor) -> tuple[int, torch.dtype]:
         """Width and dtype of the columns for features like `q`."""
 
-    def run_sums(self, keys: Tensor, weight: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
-        """Weighted sums of runs of `keys` (Q, width): (T, Q, width), and of the weights: (T, Q).
+    def columns(self, q: Tensor, queue: Tensor, labels: Labels) -> tuple[Columns, Tensor]:
+        """The columns of a queue (Q, D), and (T, Q) the sum of the weights of the run that begins at each place."""
 
-        weight, head (T, Q) as in `labels.Runs`. Only the results at the head of a run are read.
-        """
-
-    def forward(self, q: Tensor, k: Tensor, present: Tensor, temperature: Tensor, columns: Columns) -> Rows:
+    def forward(
+        self, q: Tensor, k: Tensor, present: Tensor, temperature: Tensor, columns: Columns, masses: Tensor
+    ) -> Rows:
         """`Rows` for q, k (N, D); finite numbers for rows that are not present, (N,) bool."""
 
     def losses(
         self,
         rows: Rows,
-        mass: Tensor,
         bound: Tensor,
         present: Tensor,
         row_weights: Tensor | None,
@@ -68,7 +66,7 @@ class Backend(Protocol):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Sum of c_i times the loss of each row, 0-d, c_i (N,), and the logarithm of all shares of each row, (N,).
 
-        mass (N,) is Y_i and present (N,) bool. c_i is the row's weight, or 1, divided by the 0-d `count` or 1, and with
+        present (N,) is bool. c_i is the row's weight, or 1, divided by the 0-d `count` or 1, and with
         `normalise` by Y_i; 0 for a row that is not present. All are NaN or infinite if `bound` is.
         """
 
@@ -134,36 +132,6 @@ def _present(q: Tensor, groups: Tensor | None) -> Tensor:
     return q.new_ones(q.shape[0], dtype=torch.bool) if groups is None else groups >= 0
 
 
-def _columns(
-    module: Backend, q: Tensor, queue: Tensor, labels: Labels, dtype: torch.dtype
-) -> tuple[Columns, Tensor]:
-    """The columns, and Y_i of each row, (N,) of `dtype`."""
-    entries, width = queue.shape
-    runs = sorted_runs(labels, q.shape[0], entries, q.device, dtype)
-    padded, stored = module.layout(q)
-    if runs.order is None:
-        keys = queue.to(stored, copy=True)  # a result of an operator must not be its argument
-    else:
-        keys = queue.index_select(0, runs.order).to(stored)
-    if runs.empty is not None:
-        keys = keys.masked_fill(runs.empty.unsqueeze(1), 0.0)
-    if padded > width:
-        keys = torch.nn.functional.pad(keys, (0, padded - width))
-    keys = keys.contiguous()
-    if entries:
-        # In float64, because the squares of long keys overflow float32.
-        bound = torch.linalg.vector_norm(keys, dim=1, dtype=torch.float64).amax().to(dtype)
-    else:
-        bound = keys.new_zeros((), dtype=dtype)
-    sums, masses = module.run_sums(keys, runs.weight, runs.head)
-    if entries and len(masses):
-        found = masses.gather(1, runs.place.clamp_min(0)).masked_fill_(runs.place < 0, 0.0)
-        mass = found.sum(dim=0).add_(1.0)
-    else:
-        mass = torch.ones(q.shape[0], dtype=dtype, device=q.device)
-    return Columns(keys, runs.filled, bound, sums, runs.place), mass
-
-
 @torch.library.custom_op("pscl_kernels::queue_info_nce", mutates_args=())
 def _forward(
     q: Tensor,
@@ -184,16 +152,15 @@ def _forward(
     """(loss, coefficient, mass, lse, *Columns)."""
     with computing_on(q):
         module = _module(backend)
-        dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
         labels = Labels(groups, queue_groups, subgroups, queue_subgroups, same_weight, any_weight)
-        columns, mass = _columns(module, q, queue, labels, dtype)
+        columns, masses = module.columns(q, queue, labels)
         present = _present(q, groups)
-        rows = module.forward(q, k, present, temperature, columns)
+        rows = module.forward(q, k, present, temperature, columns, masses)
         count = total(present.sum(), group_name)
         loss, coefficient, lse = module.losses(
-            rows, mass, columns.bound, present, row_weights, count, normalise_targets
+            rows, columns.bound, present, row_weights, count, normalise_targets
         )
-        return loss, coefficient, mass, lse, *columns
+        return loss, coefficient, rows.mass, lse, *columns
 
 
 @_forward.register_fake

@@ -88,7 +88,7 @@ def backward_config(width: int, bits: int, major: int) -> Config:
         # Two blocks, as above.
         return Config(128, 64, 4 if warp_groups else 8, 2, 255, 3 if warp_groups else 0)
     if width <= 128:
-        return Config(128, 64, 8, 2, polynomial=1 if warp_groups else 0)
+        return Config(128, 128, 8, 2, polynomial=2) if warp_groups else Config(128, 64, 8, 2)
     if width <= 256:
         # Two warp groups along 64 rows would compute each product of rows and columns twice.
         return Config(128, 32, 8, 2) if warp_groups else Config(64, 64, 8, 2)

@@ -9,7 +9,7 @@ from torch import Tensor
 from pscl_kernels.norms import NORM_FLOOR
 from pscl_kernels.patch_nt_xent.operation import LOG2_E
 from pscl_kernels.patch_nt_xent.triton.tiling import layout, norms, on_device
-from pscl_kernels.queue_info_nce.operation import Columns, Rows, scale_of
+from pscl_kernels.queue_info_nce.operation import Columns, Rows
 from pscl_kernels.queue_info_nce.triton import tiling
 
 FLOOR = tl.constexpr(NORM_FLOOR)
@@ -17,25 +17,29 @@ LOG2E = tl.constexpr(LOG2_E)
 
 
 def prepared(
-    q: Tensor, k: Tensor, present: Tensor, temperature: Tensor, columns: Columns | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows (N, width) whose products with the keys are base-2 exponents, exponents of positives and of targets (N,)."""
+    q: Tensor, k: Tensor, present: Tensor, scale: Tensor, columns: Columns | None, masses: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows (N, width) whose products with the keys are base-2 exponents; for each, exponents of positive and target, and Y.
+
+    Without `columns`, there are no targets.
+    """
     n, d = q.shape
     width, dtype = layout(q)
     x = torch.empty((n, width), dtype=dtype, device=q.device)
-    positive, target = (torch.empty(n, dtype=torch.float32, device=q.device) for _ in range(2))
+    positive, target, mass = (torch.empty(n, dtype=torch.float32, device=q.device) for _ in range(3))
     if n:
         _prepare[(triton.cdiv(n, tiling.ROWS),)](
             q.contiguous(),
             k.contiguous(),
             present,
-            # Not read if there are no targets.
-            positive if columns is None else columns.sums,
-            present if columns is None else columns.place,
-            on_device(scale_of(temperature), q.device),
+            None if columns is None else columns.sums,
+            masses,
+            None if columns is None else columns.place,
+            scale,
             x,
             positive,
             target,
+            mass,
             n,
             d,
             0 if columns is None else columns.keys.shape[0],
@@ -43,12 +47,11 @@ def prepared(
             WIDTH=width,
             ROWS=tiling.ROWS,
         )
-    return x, positive, target
+    return x, positive, target, mass
 
 
 def losses(
     rows: Rows,
-    mass: Tensor,
     bound: Tensor,
     present: Tensor,
     row_weights: Tensor | None,
@@ -57,17 +60,16 @@ def losses(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `operation.Backend`."""
     parts, n = rows.lse.shape
-    lse, coefficient = torch.empty_like(mass), torch.empty_like(mass)
+    lse, coefficient = torch.empty_like(rows.mass), torch.empty_like(rows.mass)
     blocks = triton.cdiv(n, tiling.LOSSES)
-    partial = mass.new_empty(blocks)
+    partial = lse.new_empty(blocks)
     if n:
         _losses[(blocks,)](
             rows.lse,
             rows.positive,
             rows.target,
-            mass,
-            # Not read if there are no weights.
-            mass if row_weights is None else row_weights,
+            rows.mass,
+            row_weights,
             present,
             bound,
             count,
@@ -76,7 +78,6 @@ def losses(
             partial,
             n,
             parts,
-            WEIGHTED=row_weights is not None,
             NORMALISE=normalise,
             BLOCK=tiling.LOSSES,
         )
@@ -164,11 +165,13 @@ def _prepare(
     k,
     valid,
     sums,
+    masses,
     place,
     scale,
     x,
     positive,
     target,
+    mass,
     rows,
     d,
     entries,
@@ -176,7 +179,7 @@ def _prepare(
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """x, positive and target of one block of rows."""
+    """x, positive, target and mass of one block of rows."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
     here = tl.load(valid + row, mask=inside, other=0) != 0
@@ -190,6 +193,11 @@ def _prepare(
     tl.store(positive + row, tl.sum(z * other, 1), mask=inside)
     targets = _target_sums(sums, place, row, here, entries, KINDS, WIDTH, ROWS, rows)
     tl.store(target + row, tl.sum(z * targets, 1), mask=inside)
+    y = tl.zeros((ROWS,), tl.float32)
+    for kind in tl.static_range(KINDS):
+        at = tl.load(place + kind * rows + row, mask=here, other=-1)
+        y += tl.load(masses + kind * entries + at, mask=at >= 0, other=0.0)
+    tl.store(mass + row, 1.0 + y, mask=inside)
 
 
 @triton.jit(do_not_specialize=["parts"])  # one code for any number of parts
@@ -207,7 +215,6 @@ def _losses(
     loss,
     rows,
     parts,
-    WEIGHTED: tl.constexpr,
     NORMALISE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -227,7 +234,7 @@ def _losses(
     c = here.to(tl.float32) / tl.maximum(tl.load(count), 1).to(tl.float32)
     if NORMALISE:
         c /= y
-    if WEIGHTED:
+    if weight is not None:
         c *= tl.load(weight + row, mask=here, other=0.0)
     each = y * level - tl.load(positive + row, mask=inside, other=0.0)
     each = (each - tl.load(target + row, mask=inside, other=0.0)) / LOG2E

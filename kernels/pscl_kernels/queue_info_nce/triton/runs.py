@@ -14,7 +14,10 @@ from pscl_kernels.queue_info_nce.triton import tiling
 
 
 def run_sums(keys: Tensor, weight: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
-    """See `operation.Backend`."""
+    """Weighted sums of runs of `keys` (Q, width): (T, Q, width), and of the weights: (T, Q).
+
+    weight, head (T, Q) as in `labels.Runs`. Only the results at the head of a run are read.
+    """
     kinds, entries = weight.shape
     width = keys.shape[1]
     sums = torch.empty((kinds, entries, width), dtype=torch.float32, device=keys.device)

@@ -13,22 +13,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pscl_kernels.patch_nt_xent.triton.tiling import add_exponentials, chip, on_device, precision
-from pscl_kernels.queue_info_nce.operation import Columns, plain_limit, scale_of
+from pscl_kernels.patch_nt_xent.triton.tiling import add_exponentials, chip, precision
+from pscl_kernels.queue_info_nce.operation import Columns, plain_limit
 from pscl_kernels.queue_info_nce.triton import tiling
 
 FLOAT16_GAIN = tl.constexpr(10.0)
 """With float16, the softmax of the backward pass is computed times 2^10, which keeps small shares normal."""
 
 
-def log_sums(x: Tensor, positive: Tensor, temperature: Tensor, columns: Columns) -> Tensor:
-    """(S, N) base-2 logarithms of shares of the sum of exponentials of rows x (N, width), N > 0."""
+def log_sums(x: Tensor, positive: Tensor, scale: Tensor, columns: Columns) -> Tensor:
+    """(S, N) base-2 logarithms of shares of the sum of exponentials of rows x (N, width), N > 0, scaled by 0-d `scale`."""
     n, width = x.shape
     entries = columns.keys.shape[0]
     config = tiling.forward_config(width, x.element_size() * 8, chip(x.device))
     parts = tiling.splits(n, entries, config)
     out = positive.new_empty((parts, n))
-    scale = on_device(scale_of(temperature), x.device)
     _log_sums[(triton.cdiv(n, config.rows), parts)](
         x,
         columns.keys,

@@ -11,6 +11,9 @@ PART = 32
 ROWS = 4
 """Rows per program of the kernels that loop over rows only."""
 
+LABELS = 128
+"""Entries and rows per program of the kernels that look labels up."""
+
 LOSSES = 256
 """Rows per program of the kernel that adds up their losses."""
 
