@@ -41,7 +41,11 @@ TRIALS: dict[str, tuple[str, ...]] = {
     "supervised, 1,400 steps": (SUPERVISED, "schedule.steps=1400"),
     "supervised, 2,800 steps": (SUPERVISED, "schedule.steps=2800"),
     "PSCL-clustered, supervised, 700 steps": (SUPERVISED, "schedule.steps=700", "pretrained={clustered}"),
-    "PSCL-clustered decoder, supervised, 700 steps": (SUPERVISED, "schedule.steps=700", "pretrained={decoder}"),
+    "PSCL-clustered decoder, supervised, 700 steps": (
+        SUPERVISED,
+        "schedule.steps=700",
+        "pretrained={decoder}",
+    ),
 }
 
 
