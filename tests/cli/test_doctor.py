@@ -63,7 +63,8 @@ def test_missing_torch_is_a_problem_and_the_report_continues(tmp_path: Path) -> 
     found = next(f for f in values["findings"] if f["area"] == "torch")
     assert found["level"] == "problem"
     assert "install" in found["fix"]
-    assert any(f["area"] == "disk" and f["level"] == "ok" for f in values["findings"])
+    # The findings that need no torch are still there; their level depends on the machine, such as its free disk space.
+    assert {"folder", "disk", "Slurm"} <= {f["area"] for f in values["findings"]}
 
 
 @pytest.mark.parametrize(
