@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pscl_hpc.models.trunk import Trunk, TrunkMaps
-from pscl_hpc.models.unet import Block, ChannelNorm
+from pscl_hpc.models.unet import Block, LayerNormAct2d
 
 
 class SegmentationNet(nn.Module):
@@ -37,7 +37,7 @@ class BilinearDecoder(nn.Module):
         widths = [level.channels for level in maps.encoder]
         wide, narrow = widths[:0:-1], widths[-2::-1]
         self.reduce = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(wide, narrow, strict=True))
-        self.blocks = nn.ModuleList(Block(2 * width, width, ChannelNorm) for width in narrow)
+        self.blocks = nn.ModuleList(Block(2 * width, width, LayerNormAct2d) for width in narrow)
         self.classifier = nn.Conv2d(widths[0], classes, 1)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:

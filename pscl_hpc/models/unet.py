@@ -75,7 +75,7 @@ _NORMS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
-class ChannelNorm(nn.LayerNorm):
+class LayerNormAct2d(nn.LayerNorm):
     """LayerNorm over the channels of each pixel, and LeakyReLU. In channels-last memory the permutations need no copy.
 
     The activation comes before the permutation: in place on a view, its backward pass would copy to channels-first memory.
@@ -102,7 +102,7 @@ class Block(nn.Sequential):
             nn.LeakyReLU(inplace=True),
             nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
             second_norm(out_channels),
-            nn.Identity() if second_norm is ChannelNorm else nn.LeakyReLU(inplace=True),
+            nn.Identity() if second_norm is LayerNormAct2d else nn.LeakyReLU(inplace=True),
         )
 
 
@@ -112,7 +112,7 @@ class UpBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, first_norm: Callable[[int], nn.Module]) -> None:
         super().__init__()
         self.up = UpConv(in_channels, out_channels, 3, stride=2, padding=1)
-        self.block = Block(2 * out_channels, out_channels, ChannelNorm, first_norm)
+        self.block = Block(2 * out_channels, out_channels, LayerNormAct2d, first_norm)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         x = self.up(x)
