@@ -34,30 +34,17 @@ IMAGES = (
 )
 """Annotated training images that the archive does not recommend."""
 SUPERVISED = "semi_supervised=null"
-EVEN = "jitter.shading=0"
 TRIALS: dict[str, tuple[str, ...]] = {
-    "self-training, 700 steps": (EVEN, "schedule.steps=700"),
-    "self-training, 1,400 steps": (EVEN, "schedule.steps=1400"),
-    "supervised, 700 steps": (SUPERVISED, EVEN, "schedule.steps=700"),
-    "supervised, 1,400 steps": (SUPERVISED, EVEN, "schedule.steps=1400"),
-    "supervised, 2,800 steps": (SUPERVISED, EVEN, "schedule.steps=2800"),
-    "supervised, shading, 1,400 steps": (SUPERVISED, "schedule.steps=1400"),
-    "supervised, enlarged, 700 steps": (
-        SUPERVISED,
-        EVEN,
-        "schedule.steps=700",
-        "resize=1.5",
-        "crop=[192,192]",
-    ),
-    "PSCL-clustered, supervised, 700 steps": (
-        SUPERVISED,
-        EVEN,
-        "schedule.steps=700",
-        "pretrained={clustered}",
-    ),
+    "self-training, 700 steps": ("schedule.steps=700",),
+    "self-training, 1,400 steps": ("schedule.steps=1400",),
+    "supervised, 700 steps": (SUPERVISED, "schedule.steps=700"),
+    "supervised, 1,400 steps": (SUPERVISED, "schedule.steps=1400"),
+    "supervised, 2,800 steps": (SUPERVISED, "schedule.steps=2800"),
+    "shading, supervised, 1,400 steps": (SUPERVISED, "schedule.steps=1400", "jitter.shading=0.4"),
+    "enlarged, supervised, 700 steps": (SUPERVISED, "schedule.steps=700", "resize=1.5", "crop=[192,192]"),
+    "PSCL-clustered, supervised, 700 steps": (SUPERVISED, "schedule.steps=700", "pretrained={clustered}"),
     "PSCL-clustered decoder, supervised, 700 steps": (
         SUPERVISED,
-        EVEN,
         "schedule.steps=700",
         "pretrained={decoder}",
     ),
