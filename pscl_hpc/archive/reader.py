@@ -21,7 +21,8 @@ _BAND = 1024
 """Rows of an image that are read at a time for its statistics."""
 STANDARD_DEVIATION = np.float32(1 / 6)
 """Of a standardised image: three standard deviations on either side of the mean fit into 0..1."""
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+"""Weights of red, green and blue in the grey level, ITU-R BT.601."""
 
 
 def is_archive(path: str | Path) -> bool:
@@ -250,7 +251,7 @@ class Archive:
         else:
             pixels[...] = 0
         if channels == 1 and pixels.shape[2] == 3:
-            pixels = pixels @ _LUMA[:, None]
+            pixels = pixels @ LUMA[:, None]
         if channels == 3 and pixels.shape[2] == 1:
             pixels = np.repeat(pixels, 3, axis=2)
         if standardise:

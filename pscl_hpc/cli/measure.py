@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from pscl_hpc.cli import ingest
-from pscl_hpc.cli.segmentation import ADAPT, AS_TRAINED, TTA, Tta
+from pscl_hpc.cli.segmentation import ADAPT, AS_TRAINED, CORRECT_SHADING, TTA, Tta
 from pscl_hpc.errors import EXIT_SKIPPED, UserError
 
 
@@ -86,6 +86,7 @@ def measure_command(
     ] = None,
     tta: Annotated[Tta | None, TTA] = None,
     adapt: Annotated[float | None, ADAPT] = None,
+    correct_shading: Annotated[bool | None, CORRECT_SHADING] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print measurements.json, for programs.")] = False,
 ) -> None:
     """Measure phase fractions, particles, spacing and grain size, with 95% intervals from image to image.
@@ -119,6 +120,7 @@ def measure_command(
             "--validation": validation or None,
             "--tta": tta,
             "--adapt": adapt,
+            "--correct-shading": correct_shading,
         }
         if wrong := [name for name, value in given.items() if value is not None]:
             raise UserError(
@@ -150,6 +152,7 @@ def measure_command(
             common_range=None if intensity_range is None else ingest.common_range(intensity_range),
             tta=tta,
             adapt=adapt,
+            correct_shading=correct_shading,
             progress=not as_json,
         )
     report = write_report([measured.folder])

@@ -26,6 +26,11 @@ ADAPT = typer.Option(
     help="Weight of each image's own statistics in batch normalisation, for example 0.1, for images whose exposure "
     "differs from the training images. Default: as configured in the run.",
 )
+CORRECT_SHADING = typer.Option(
+    "--correct-shading/--no-correct-shading",
+    help="Subtract a smooth surface from each image, for images of uneven illumination (vignetting, light from one side). "
+    "Not for layers or halves of different phases. Default: as configured in the run.",
+)
 _RUN = typer.Argument(metavar="RUN", help="Folder of a finished fine-tuning run or classifier.")
 
 
@@ -125,6 +130,7 @@ def evaluate_command(
     ] = None,
     tta: Annotated[Tta | None, TTA] = None,
     adapt: Annotated[float | None, ADAPT] = None,
+    correct_shading: Annotated[bool | None, CORRECT_SHADING] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Score a fine-tuned run or a classifier: Dice per class, pooled over the images, IoU and pixel accuracy.
@@ -139,7 +145,15 @@ def evaluate_command(
     """
     from pscl_hpc.segmentation import EVALUATION_FILE, evaluate
 
-    content = evaluate(run, splits=split, archive=archive, tta=tta, adapt=adapt, progress=not as_json)
+    content = evaluate(
+        run,
+        splits=split,
+        archive=archive,
+        tta=tta,
+        adapt=adapt,
+        correct_shading=correct_shading,
+        progress=not as_json,
+    )
     if as_json:
         _print_json(content)
         return
@@ -173,6 +187,7 @@ def predict_command(
     ] = None,
     tta: Annotated[Tta | None, TTA] = None,
     adapt: Annotated[float | None, ADAPT] = None,
+    correct_shading: Annotated[bool | None, CORRECT_SHADING] = None,
     confidence: Annotated[
         bool,
         typer.Option(
@@ -213,6 +228,7 @@ def predict_command(
         common_range=None if intensity_range is None else ingest.common_range(intensity_range),
         tta=tta,
         adapt=adapt,
+        correct_shading=correct_shading,
         confidence=confidence,
         progress=not as_json,
     )

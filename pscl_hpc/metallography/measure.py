@@ -28,6 +28,7 @@ from pscl_hpc.metallography.tables import (
 from pscl_hpc.progress import Progress
 from pscl_hpc.runs import writing
 from pscl_hpc.segmentation.classes import ClassList
+from pscl_hpc.segmentation.config import InferenceOptions
 from pscl_hpc.segmentation.data import class_list
 from pscl_hpc.segmentation.evaluate import ImagePredictor, SegmentationConfig, open_run, same_name
 from pscl_hpc.segmentation.ingest_options import unseen_classes
@@ -110,9 +111,12 @@ def measure(
         UserError: a name is unknown, or the arguments of :func:`predict` are wrong.
     """
     wanted = wanted or Wanted()
-    folder, config, predictor = open_run(
-        run, tta=options.get("tta"), adapt=options.get("adapt")
-    )  # fmt: skip
+    inference: InferenceOptions = {
+        "tta": options.get("tta"),
+        "adapt": options.get("adapt"),
+        "correct_shading": options.get("correct_shading"),
+    }
+    folder, config, predictor = open_run(run, **inference)
     rules = wanted.rules(predictor.classes)
     target = Path(out) if out is not None else folder.path / FOLDER
     if masks is not None and (archive is not None or not images):
@@ -157,6 +161,7 @@ def measure(
         "ingest options": str(predicted.options) if predicted.options else "as in the archive",
         "test-time augmentation": predictor.inference.tta,
         "adaptation": f"{predictor.inference.adapt:g}",
+        "shading correction": "yes" if predictor.inference.correct_shading else "no",
         "archive": str(archive or ""),
     }
     return _write(

@@ -74,6 +74,8 @@ class Evaluation(_Part):
     """Test-time augmentation."""
     adapt: float
     """Share of each image's own statistics in batch normalisation."""
+    correct_shading: bool = False
+    """Whether uneven illumination was corrected."""
 
     @cached_property
     def classes(self) -> ClassList:
@@ -83,10 +85,12 @@ class Evaluation(_Part):
     @property
     def inference(self) -> str:
         """How the predictions were made; empty: one plain pass."""
-        ways = ["test-time augmentation"] * (self.tta != "none") + ["adaptation to each image"] * bool(
-            self.adapt
-        )
-        return " and ".join(ways)
+        ways = {
+            "test-time augmentation": self.tta != "none",
+            "adaptation to each image": self.adapt,
+            "shading correction": self.correct_shading,
+        }
+        return " and ".join(name for name, used in ways.items() if used)
 
     def fraction_errors(self, split: str) -> dict[str, float] | None:
         """Error of the phase fraction of each foreground class, a share of the area.

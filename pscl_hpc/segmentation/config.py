@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import Field, field_validator, model_validator
 
@@ -52,6 +52,16 @@ class InferenceConfig(Strict):
     over these at magnifications of 0.8, 1 and 1.25, in 8 or about 26 times the time of one pass."""
     adapt: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Weight of each image's own statistics in batch normalisation; for images whose exposure or contrast differs."""
+    correct_shading: bool = False
+    """Subtract a smooth surface from each image; for images of uneven illumination, not for layers or halves."""
+
+
+class InferenceOptions(TypedDict, total=False):
+    """What a command says of inference; None: as configured in the run."""
+
+    tta: Tta | None
+    adapt: float | None
+    correct_shading: bool | None
 
 
 class FinetuneConfig(TrainingConfig):

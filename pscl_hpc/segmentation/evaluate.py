@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Unpack
 from unicodedata import normalize
 
 import numpy as np
@@ -25,7 +25,7 @@ from pscl_hpc.segmentation.classes import ClassList
 from pscl_hpc.segmentation.classifier_config import ClassifierConfig
 from pscl_hpc.segmentation.classifier_inference import ClassifierPredictor
 from pscl_hpc.segmentation.classify import cache_of
-from pscl_hpc.segmentation.config import FinetuneConfig, InferenceConfig, Tta
+from pscl_hpc.segmentation.config import FinetuneConfig, InferenceConfig, InferenceOptions
 from pscl_hpc.segmentation.inference import Predictor
 from pscl_hpc.segmentation.ingest_options import mismatch_warnings, unseen_classes
 from pscl_hpc.segmentation.metrics import ConfusionMatrix
@@ -65,9 +65,8 @@ def evaluate(
     *,
     splits: Sequence[str] | None = None,
     archive: str | Path | None = None,
-    tta: Tta | None = None,
-    adapt: float | None = None,
     progress: bool = False,
+    **inference: Unpack[InferenceOptions],
 ) -> dict[str, Any]:
     """Score a run; write ``evaluation.json`` and the predictions as class-index PNGs.
 
@@ -79,8 +78,8 @@ def evaluate(
         run: A finished fine-tuning run or classifier.
         splits: Splits to score, by default all whose names begin with ``test``. References are never scored.
         archive: Archive of the images, by default the one that the run was trained on.
-        tta, adapt: See :class:`InferenceConfig`; by default as in the configuration of the run.
         progress: Show a progress bar if the output is a terminal.
+        inference: Fields of :class:`InferenceConfig`; by default as in the configuration of the run.
 
     Returns:
         The content of ``evaluation.json``: at the top level the scores of ``test``, or of the first split if ``test``
@@ -90,7 +89,7 @@ def evaluate(
     Raises:
         UserError: the run is not a finished one that segments, the archive has other classes, or no image can be scored.
     """
-    folder, config, predictor = open_run(run, tta=tta, adapt=adapt)
+    folder, config, predictor = open_run(run, **inference)
     if archive is None and not Path(config.data.archive).exists():
         raise UserError(
             f"{config.data.archive}: the archive that {folder.path} was trained on is not found; name it with "
@@ -160,25 +159,26 @@ def evaluate(
 
 
 def open_run(
-    run: str | Path, *, tta: Tta | None = None, adapt: float | None = None
+    run: str | Path, **options: Unpack[InferenceOptions]
 ) -> tuple[RunFolder, SegmentationConfig, ImagePredictor]:
     """A fine-tuned run or a classifier, its configuration, and its predictor on the best available device.
 
     Args:
         run: The run folder.
-        tta, adapt: See :class:`InferenceConfig`; by default as in the configuration of the run.
+        options: Fields of :class:`InferenceConfig`; by default as in the configuration of the run.
 
     Raises:
         UserError: the folder is not a run that segments, has no model, or ``adapt`` is out of range, given for a
             classifier, or has nothing to change in its network.
     """
+    adapt = options.get("adapt")
     if adapt is not None and not 0 <= adapt <= 1:
         raise UserError(f"--adapt is {adapt:g}; give a number from 0 (no adaptation) to 1")
     folder = RunFolder.load(run)
     config = folder.decided_config
     if not isinstance(config, SegmentationConfig):
         raise UserError(f"{folder.path}: is a {config.kind} run; name a fine-tuning run or a classifier")
-    given = {key: value for key, value in (("tta", tta), ("adapt", adapt)) if value is not None}
+    given = {key: value for key, value in options.items() if value is not None}
     inference = default_inference(config).model_copy(update=given)
     if isinstance(config, ClassifierConfig):
         return folder, config, _open_classifier(folder, config, inference)
@@ -213,6 +213,8 @@ def _open_classifier(
             f"--adapt changes the batch normalisation of a network, but {folder.path} is a pixel classifier, which "
             "standardises every image; leave it out"
         )
+    if inference.correct_shading:
+        raise UserError(f"{folder.path}: is a pixel classifier, which has no --correct-shading; leave it out")
     if inference.tta == "scales":
         raise UserError(f"{folder.path}: is a pixel classifier, which has --tta rotations, but not scales")
     classifier = load_classifier(folder.path)

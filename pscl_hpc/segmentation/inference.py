@@ -23,13 +23,11 @@ from pscl_hpc.config import RuntimeConfig
 from pscl_hpc.models import SegmentationNet
 from pscl_hpc.segmentation.classes import ClassList
 from pscl_hpc.segmentation.config import InferenceConfig
+from pscl_hpc.segmentation.shading import ReadWindow, corrected
 from pscl_hpc.training import autocast
 from pscl_hpc.working_size import resized
 
 _MAGNIFICATIONS = (0.8, 1.0, 1.25)
-
-ReadWindow = Callable[[Window], npt.NDArray[np.float32]]
-"""Reads a window (y0, x0, height, width) of an image as (channels, height, width) in 0..1."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,8 @@ class Predictor:
             device: The device of ``net``.
             runtime: Precision of the network.
             tiling: How large images are divided.
-            inference: Test-time augmentation and adaptation to each image; by default one plain pass.
+            inference: Test-time augmentation, adaptation to each image, and correction of shading; by default one plain
+                pass.
             resize: Factor by which images are resized for the network. Tiles have their size after it.
             unseen: Classes without a pixel in the training; they are never predicted, as ignored ones.
         """
@@ -105,6 +104,8 @@ class Predictor:
             confidence: (height, width), filled with the probability of the predicted class, 0 to 255.
         """
         labels = np.empty((height, width), np.uint8)
+        if self.inference.correct_shading:
+            read = corrected(read, height, width, standardise=self.standardise)
         was_training = self.net.training
         self.net.eval()
         try:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from pscl_hpc.classifiers import CLASSIFIER_FILE
 from pscl_hpc.errors import UserError
 from pscl_hpc.models import MODEL_FILE
 from pscl_hpc.progress import Progress
-from pscl_hpc.segmentation.config import Tta
+from pscl_hpc.segmentation.config import InferenceOptions
 from pscl_hpc.segmentation.evaluate import PREDICTIONS, ImagePredictor, open_run
 from pscl_hpc.segmentation.finished import Finished, file_hash
 from pscl_hpc.segmentation.inference import Predictor
@@ -102,11 +102,10 @@ def predict(
     crop_bottom: int | None = None,
     page: int | None = None,
     common_range: bool | None = None,
-    tta: Tta | None = None,
-    adapt: float | None = None,
     confidence: bool = False,
     resume: bool = False,
     progress: bool = False,
+    **inference: Unpack[InferenceOptions],
 ) -> PredictReport:
     """Segment images with a fine-tuned run or a classifier.
 
@@ -121,11 +120,11 @@ def predict(
         archive: Read the images from this archive.
         percentiles, luma, crop_bottom, page, common_range: For files, fields of :class:`IngestOptions`; by default those
             of the annotated images of the run.
-        tta, adapt: See :class:`InferenceConfig`; by default as in the configuration of the run.
         confidence: Also write a map of confidence for each image.
         resume: The output folder belongs to this command: files with other content are overwritten, and images that an
             earlier call has segmented with the same model and pixels are not segmented again.
         progress: Show a progress bar if the output is a terminal.
+        inference: Fields of :class:`InferenceConfig`; by default as in the configuration of the run.
 
     Raises:
         UserError: the run is not a finished one that segments, ``out`` is not writable, the ingest options are ambiguous,
@@ -146,7 +145,7 @@ def predict(
             "predict: --percentiles, --colour, --crop-bottom, --page and --range apply to files only; leave them out "
             "with --archive"
         )
-    folder, _, predictor = open_run(run, tta=tta, adapt=adapt)
+    folder, _, predictor = open_run(run, **inference)
     report = PredictReport(Path(out) if out is not None else folder.path / PREDICTIONS / FILES)
     writer = _Writer(
         predictor,

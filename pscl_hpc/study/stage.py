@@ -17,6 +17,7 @@ from pscl_hpc.models import TRUNK_FILE
 from pscl_hpc.results.evaluation import Evaluation, read_evaluation
 from pscl_hpc.runs import RunFolder, write_json
 from pscl_hpc.segmentation.classifier_config import ClassifierConfig
+from pscl_hpc.segmentation.config import InferenceConfig
 from pscl_hpc.segmentation.evaluate import (
     EVALUATION_FILE,
     PRIMARY_SPLIT,
@@ -72,7 +73,7 @@ def is_test(split: str) -> bool:
 def configured_scores(folder: Path, fingerprint: str, tests: Sequence[str]) -> Evaluation | None:
     """The scores of a run on all these splits of this archive, with its configured inference; None without them.
 
-    ``evaluate --split``, ``--tta`` or ``--adapt`` replace the scores of a study by others.
+    ``evaluate`` with ``--split`` or with options of inference replaces the scores of a study by others.
     """
     try:
         found, config = read_evaluation(folder / EVALUATION_FILE), RunFolder.load(folder).config
@@ -80,7 +81,7 @@ def configured_scores(folder: Path, fingerprint: str, tests: Sequence[str]) -> E
         return None
     assert isinstance(config, SegmentationConfig)
     inference = default_inference(config)
-    same = (found.tta, found.adapt) == (inference.tta, inference.adapt)
+    same = inference.model_dump() == {key: getattr(found, key) for key in InferenceConfig.model_fields}
     return (
         found
         if same and made_from(fingerprint, found.archive) and set(tests) <= found.splits.keys()

@@ -116,6 +116,9 @@ def test_a_second_call_keeps_what_is_segmented(trained: RunFolder, measured: Pat
     third = measure(trained.path, out=measured, splits=["test"], tta="rotations").record
     assert kept.stat().st_mtime_ns > before
     assert third.settings["test-time augmentation"] == "rotations"
+    assert third.settings["shading correction"] == "no"
+    fourth = measure(trained.path, out=measured, splits=["test"], correct_shading=True).record
+    assert fourth.settings["shading correction"] == "yes"
     measure(trained.path, out=measured, splits=["test"])
 
 

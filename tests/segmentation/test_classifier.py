@@ -194,7 +194,7 @@ def test_a_class_that_the_reference_lacks_is_said_before_training_and_by_predict
     assert any(CLASSES[2] in warning for warning in predict(run.path, [tmp_path / "x.png"]).warnings)
 
 
-def test_files_are_predicted_and_adaptation_is_refused(done: RunFolder, tmp_path: Path) -> None:
+def test_files_are_predicted_and_ways_for_networks_are_refused(done: RunFolder, tmp_path: Path) -> None:
     image, mask = micrograph(9)
     Image.fromarray(image).save(tmp_path / "new.png")
     report = predict(done.path, [tmp_path / "new.png"], out=tmp_path / "out")
@@ -203,6 +203,8 @@ def test_files_are_predicted_and_adaptation_is_refused(done: RunFolder, tmp_path
     assert (found == mask)[scored].mean() > 0.9
     with pytest.raises(UserError, match="--adapt"):
         predict(done.path, [tmp_path / "new.png"], out=tmp_path / "out", adapt=0.1)
+    with pytest.raises(UserError, match="--correct-shading"):
+        predict(done.path, [tmp_path / "new.png"], out=tmp_path / "out", correct_shading=True)
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,8 @@ def test_from_finetune_to_predict(
     assert json.loads(capsys.readouterr().out)["tta"] == "rotations"
     assert main(["evaluate", str(run), "--adapt", "0.5", "--json"]) == EXIT_DONE
     assert json.loads(capsys.readouterr().out)["adapt"] == 0.5
+    assert main(["evaluate", str(run), "--correct-shading", "--json"]) == EXIT_DONE
+    assert json.loads(capsys.readouterr().out)["correct_shading"] is True
 
     Image.fromarray(micrograph(40)[0]).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"")

@@ -53,7 +53,9 @@ def test_scores_are_those_of_the_written_predictions(run: Path, archive_file: Pa
     assert content["checkpoint"] == RunFolder.load(run).record["best"]
 
 
-@pytest.mark.parametrize(("way", "value"), [("tta", "rotations"), ("tta", "scales"), ("adapt", 0.5)])
+@pytest.mark.parametrize(
+    ("way", "value"), [("tta", "rotations"), ("tta", "scales"), ("adapt", 0.5), ("correct_shading", True)]
+)
 def test_ways_of_inference_are_recorded_and_are_those_of_predict(
     run: Path, archive_file: Path, way: str, value: float
 ) -> None:
