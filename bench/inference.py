@@ -9,6 +9,7 @@ pass, with test-time augmentation (`--tta`), and adapted to each image (`--adapt
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -33,18 +34,32 @@ WAYS: dict[str, InferenceConfig] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    arguments = study_arguments(__doc__).parse_args()
+    rows, study = score_study(arguments, score)
+    methods = f" --methods {' '.join(arguments.methods)}" if arguments.methods else ""
+    command = f"python -m bench.inference runs/studies/{study['study']} --archive ARCHIVE{methods}"
+    ways = {name: way.model_dump() for name, way in WAYS.items()}
+    print(record("cpu-inference", study | {"ways": ways, "rows": rows}, command=command))
+
+
+def study_arguments(text: str | None) -> argparse.ArgumentParser:
+    """Arguments of a command that scores the networks of a study."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path, help="folder of a finished study")
     parser.add_argument("--archive", type=Path, required=True)
     parser.add_argument("--methods", nargs="*", help="entries to score; all by default")
     parser.add_argument("--jobs", type=int, default=1, help="processes of one thread each")
-    arguments = parser.parse_args()
+    return parser
+
+
+def score_study(
+    arguments: argparse.Namespace, score: Callable[[Path, Path], list[dict[str, Any]]]
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Call ``score`` with each run folder of a study and the archive; its rows with what they are of, and the study."""
     results = read_results(arguments.study)
     with Archive(arguments.archive) as archive:
         if results.archive != archive.fingerprint:
-            parser.error(f"{arguments.study}: was made from another archive than {arguments.archive}")
+            raise SystemExit(f"{arguments.study}: was made from another archive than {arguments.archive}")
     runs = {
         row.folder: {
             "method": row.method,
@@ -65,15 +80,7 @@ def main() -> None:
             found[folder] = [runs[folder] | scores for scores in future.result()]
             print(*found[folder], sep="\n", flush=True)
     rows = [row for folder in runs for row in found[folder]]
-    methods = f" --methods {' '.join(arguments.methods)}" if arguments.methods else ""
-    command = f"python -m bench.inference runs/studies/{results.study} --archive ARCHIVE{methods}"
-    content = {
-        "study": results.study,
-        "archive": results.archive,
-        "ways": {name: way.model_dump() for name, way in WAYS.items()},
-        "rows": rows,
-    }
-    print(record("cpu-inference", content, command=command))
+    return rows, {"study": results.study, "archive": results.archive}
 
 
 def score(run: Path, archive_path: Path) -> list[dict[str, Any]]:

@@ -1,15 +1,13 @@
-"""Dice of the networks of `bench.recipe` on validation images that are taken worse than they are.
+"""Dice of trained networks on validation images whose illumination, contrast or sharpness is changed.
 
-    python -m bench.robustness ARCHIVE FOLDER [TRIAL ...]
+    python -m bench.robustness runs/studies/one-image --archive alloys.h5 [--methods imagenet-self-training] [--jobs 2]
 
-FOLDER has finished trials of `bench.recipe`. Each network is scored by one pass on the validation images of its collection:
-as they are, and with each change of `CHANGES`, after which exposure is standardised again. How much a recipe loses under
-changes that it was not made for says how it fares on the images of another instrument.
+Each fine-tuning of a finished study is scored by one pass on the validation images of its dataset: as they are, and with
+each change of `CHANGES`, after which exposure is standardised again; all without and with `--correct-shading`.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,10 +17,10 @@ import numpy.typing as npt
 import torch
 from scipy import ndimage
 
-from bench.recipe import IMAGES, TRIALS, read
+from bench.inference import score_study, study_arguments
 from bench.record import record
-from pscl_hpc.archive import Archive, ImageRecord
-from pscl_hpc.segmentation.config import FinetuneConfig
+from pscl_hpc.archive import Archive, ImageRecord, Window
+from pscl_hpc.segmentation.config import FinetuneConfig, InferenceConfig
 from pscl_hpc.segmentation.evaluate import open_run
 from pscl_hpc.segmentation.inference import Predictor
 from pscl_hpc.segmentation.metrics import ConfusionMatrix
@@ -59,17 +57,6 @@ def _blur(image: Image) -> Image:
     return ndimage.gaussian_filter(image, 1.5)
 
 
-def _flat(image: Image) -> Image:
-    """As a secondary-electron image, in which large phases have nearly the same grey level."""
-    return image - 0.7 * ndimage.gaussian_filter(image, 30)
-
-
-def _relief(image: Image) -> Image:
-    """Light from one corner on a deeply etched surface."""
-    smooth = ndimage.gaussian_filter(image, 1)
-    return 0.5 * image + np.roll(smooth, (2, 2), (0, 1)) - smooth
-
-
 CHANGES: dict[str, Callable[[Image], Image]] = {
     "none": lambda image: image,
     "vignette": _vignette,
@@ -78,45 +65,43 @@ CHANGES: dict[str, Callable[[Image], Image]] = {
     "gamma 2": _gamma(2),
     "noise": _noise,
     "blur": _blur,
-    "flat": _flat,
-    "relief": _relief,
 }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("archive", type=Path)
-    parser.add_argument("folder", type=Path, help="of finished trials")
-    parser.add_argument("trials", nargs="*", metavar="TRIAL", help="all in FOLDER by default")
-    arguments = parser.parse_args()
+    arguments = study_arguments(__doc__).parse_args()
+    rows, study = score_study(arguments, score)
+    methods = f" --methods {' '.join(arguments.methods)}" if arguments.methods else ""
+    command = f"python -m bench.robustness runs/studies/{study['study']} --archive ARCHIVE{methods}"
+    print(record("cpu-robustness", study | {"rows": rows}, command=command))
+
+
+def score(run: Path, archive_path: Path) -> list[dict[str, Any]]:
+    """Mean Dice of one run on the validation images of its dataset, by change, without and with shading correction."""
     torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = []
-    for path in sorted(arguments.folder.glob("*/trial.json")):
-        trial = read(path.parent)
-        if trial["trial"] in (arguments.trials or TRIALS):
-            dice = score(path.parent, arguments.archive)
-            rows.append({"trial": trial["trial"], "image": trial["image"], "dice": dice})
-            print(rows[-1], flush=True)
-    rows.sort(key=lambda row: (list(TRIALS).index(row["trial"]), IMAGES.index(row["image"])))
-    trials = "".join(f' "{trial}"' for trial in arguments.trials)
-    command = f"python -m bench.robustness ARCHIVE FOLDER{trials}"
-    print(record("recipe-robustness", {"rows": rows}, command=command))
-
-
-def score(run: Path, archive_path: Path) -> dict[str, float | None]:
-    """Mean Dice on the validation images of a run's collection, by change."""
     _, config, trained = open_run(run)
     assert isinstance(config, FinetuneConfig)
     assert isinstance(trained, Predictor)
-    predictor = Predictor(
-        trained.net, trained.classes, trained.device, runtime=trained.runtime, resize=trained.resize
-    )
     dataset = config.references[0].partition("/")[0]
     with Archive(archive_path) as archive:
-        images = archive.select(datasets=[dataset], splits=["val"], has_mask=True)
-        return {name: _dice(predictor, archive, images, change) for name, change in CHANGES.items()}
+        images = [
+            image
+            for image in archive.select(datasets=[dataset], has_mask=True)
+            if image.split.startswith("val") and image.id not in config.references
+        ]
+        rows = []
+        for correct in (False, True):
+            predictor = Predictor(
+                trained.net,
+                trained.classes,
+                trained.device,
+                runtime=trained.runtime,
+                inference=InferenceConfig(correct_shading=correct),
+                resize=trained.resize,
+            )
+            dice = {name: _dice(predictor, archive, images, change) for name, change in CHANGES.items()}
+            rows.append({"correct_shading": correct, "images": len(images), "dice": dice})
+    return rows
 
 
 def _dice(
@@ -124,12 +109,11 @@ def _dice(
 ) -> float | None:
     total = ConfusionMatrix(predictor.classes)
     for image in images:
-        grey = archive.read_unit(image.index, channels=1)[0]
-        changed = _standard(change(_standard(grey)))
+        changed = _standard(change(_standard(archive.read_unit(image.index, channels=1)[0])))
         # As Archive.read_unit standardises.
         pixels = np.clip(0.5 + changed / 6, 0, 1)[None]
 
-        def window(place: tuple[int, int, int, int], pixels: Image = pixels) -> Image:
+        def window(place: Window, pixels: Image = pixels) -> Image:
             top, left, height, width = place
             return pixels[:, top : top + height, left : left + width]
 
