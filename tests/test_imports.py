@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,3 +61,34 @@ def test_no_module_imports_from_its_own_row_or_above() -> None:
 def test_the_kernels_know_nothing_of_the_toolkit() -> None:
     for path in (ROOT / "kernels/pscl_kernels").rglob("*.py"):
         assert "pscl_hpc" not in set(re.findall(r"(?:from|import) (\w+)", path.read_text())), path
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Of the toolkit and of the kernels, imports for types included."""
+    roots = (ROOT, ROOT / "kernels")
+    files = [path for name in ("pscl_hpc", "kernels/pscl_kernels") for path in (ROOT / name).rglob("*.py")]
+    modules = {_module(path, roots): path for path in files}
+    edges = {name: _imported(path, name, modules.keys()) for name, path in modules.items()}
+    # Modules that nothing imports are taken away until only circles, and what they import, are left.
+    while ends := [name for name, found in edges.items() if not found & edges.keys()]:
+        for name in ends:
+            del edges[name]
+    assert sorted(edges) == []
+
+
+def _module(path: Path, roots: tuple[Path, ...]) -> str:
+    root = next(root for root in reversed(roots) if path.is_relative_to(root))
+    return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+
+
+def _imported(path: Path, own: str, known: Collection[str]) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            # A name may be a module of the package, or come from the package itself.
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (inner & set(known)) or {node.module}
+    # A package takes names from its own modules, which do not take them back from it.
+    return (found & set(known)) - {own}

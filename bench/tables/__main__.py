@@ -25,6 +25,7 @@ BLOCK = re.compile(r"(<!-- table: ([a-z0-9-]+) -->\n).*?(<!-- end table -->)", r
 TABLES: dict[str, Callable[[], str]] = {
     "cpu-submit-latency": lambda: measurements.latency("cpu-submit-latency"),
     "cpu-inference": lambda: study.inference("cpu-inference"),
+    "cpu-robustness": lambda: study.robustness("cpu-robustness"),
     "cpu-study-references-against-none": lambda: study.study("cpu-study-references", "none"),
     "cpu-matching-purity": lambda: study.matching("cpu-matching-purity"),
     "gpu-study-one-shot": lambda: study.study("gpu-study-one-shot"),

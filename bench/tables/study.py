@@ -63,6 +63,22 @@ def study(name: str, *baselines: str) -> str:
     return f"{said}\n\n" + table(head, rows) + origin(name, content)
 
 
+def robustness(name: str) -> str:
+    """Mean Dice of a method's networks on changed validation images, without and with correction of shading."""
+    content = load(name)
+    rows = content["result"]["rows"]
+    lines = []
+    for dataset in dict.fromkeys(row["dataset"] for row in rows):
+        for correct in (False, True):
+            found = [
+                row["dice"] for row in rows if (row["dataset"], row["correct_shading"]) == (dataset, correct)
+            ]
+            means = [fmean(dice[change] for dice in found) for change in found[0]]
+            lines.append([dataset, "yes" if correct else "no", *(f"{mean:.3f}" for mean in means)])
+    head = ["images", "`--correct-shading`", *rows[0]["dice"]]
+    return table(head, lines) + origin(name, content)
+
+
 def inference(name: str) -> str:
     """Mean Dice of trained networks by way of inference, and how many are better than plain inference."""
     content = load(name)

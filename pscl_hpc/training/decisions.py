@@ -1,7 +1,10 @@
-"""What a run decides once, at its first start: the precision, and the number of steps that fit into a time.
+"""What a run decides once, at its first start: CPU threads, precision, and the number of steps that fit into a time.
 
-Both depend on the machine. They are recorded in run.json (``decided``, by key of the configuration), and a resumed run
+They depend on the machine. They are recorded in run.json (``decided``, by key of the configuration), and a resumed run
 uses the recorded values, also on another machine, so that it gives the same numbers.
+
+The number of threads changes how sums are rounded. It is not measured, which would make it depend on what else the machine
+does: it is the number of CPUs that the process may use.
 """
 
 from __future__ import annotations
@@ -10,8 +13,10 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
+
 from pscl_hpc.config import TrainingConfig
-from pscl_hpc.runs import RunFolder
+from pscl_hpc.runs import RunFolder, describe_device
 from pscl_hpc.training.device import fastest_precision
 from pscl_hpc.training.loader import read_ahead
 from pscl_hpc.training.loop import Loop
@@ -20,7 +25,7 @@ from pscl_hpc.training.task import Task
 
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 
-STEPS, PRECISION = "schedule.steps", "runtime.precision"
+STEPS, PRECISION, THREADS = "schedule.steps", "runtime.precision", "runtime.threads"
 TRIAL = {STEPS: 1000}
 """The schedule in which the rate is measured, and with which the input is checked."""
 _SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -121,3 +126,29 @@ def _seconds_per_step(
         task.validate(0)
         mean += (time.monotonic() - start) / task.validate_every
     return mean
+
+
+def keep_threads(config: TrainingConfig, folder: RunFolder, ranks: Ranks) -> None:
+    """On a CPU use as many threads as when the run began; at its first start record their number. All ranks call it.
+
+    Args:
+        config: The run.
+        folder: Its folder, in which rank 0 records the number.
+        ranks: The ranks that train together; those on other machines use the number of rank 0.
+    """
+    if ranks.device.type != "cpu" or config.runtime.threads:
+        return
+    if THREADS not in folder.decided:
+        folder.decide({**folder.decided, THREADS: ranks.from_first(torch.get_num_threads)})
+    threads = int(folder.decided[THREADS])
+    here = torch.get_num_threads()
+    if threads == here:
+        return
+    torch.set_num_threads(threads)
+    if ranks.first:
+        folder.update(device=describe_device(ranks.device))
+    if here < threads:
+        ranks.say(
+            f"warning: the run began with {threads} CPU threads and keeps them, for the same numbers, but here it has only "
+            f"{here} CPU{'s' if here > 1 else ''}; expect slower steps"
+        )

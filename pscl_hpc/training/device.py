@@ -15,7 +15,7 @@ from torch import nn
 
 from pscl_hpc.config import RuntimeConfig
 from pscl_hpc.errors import UserError
-from pscl_hpc.training.threads import own_threads
+from pscl_hpc.limits import usable_cpus
 
 _CLEARLY_FASTER = 0.9
 """Share of the time of fp32 below which bf16 is chosen: a difference within the noise leaves fp32."""
@@ -65,6 +65,16 @@ def setup_device(runtime: RuntimeConfig, local_rank: int = 0, local_world: int =
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
     return device
+
+
+def own_threads(local_world: int) -> int:
+    """Threads for one of ``local_world`` processes of a run on this machine: one for each CPU it may use.
+
+    They share the usable CPUs; in a Slurm job each has its own. At most OMP_NUM_THREADS, which is cpus-per-task there.
+    Torch itself would start one for each core of the machine, also where a container may use only a few.
+    """
+    own = usable_cpus() if "SLURM_JOB_ID" in os.environ else usable_cpus() // local_world
+    return max(1, min(torch.get_num_threads(), own))
 
 
 def keep_freed_memory() -> None:

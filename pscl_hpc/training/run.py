@@ -10,12 +10,11 @@ from pscl_hpc.archive import Archive
 from pscl_hpc.config import TrainingConfig
 from pscl_hpc.errors import UserError
 from pscl_hpc.runs import RunFolder
-from pscl_hpc.training.decisions import PRECISION, TRIAL, decide
+from pscl_hpc.training.decisions import PRECISION, TRIAL, decide, keep_threads
 from pscl_hpc.training.device import keep_freed_memory
 from pscl_hpc.training.loop import Loop
 from pscl_hpc.training.ranks import Ranks, join_ranks
 from pscl_hpc.training.task import Task
-from pscl_hpc.training.threads import keep_threads
 
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
 

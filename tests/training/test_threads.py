@@ -16,7 +16,7 @@ from pscl_hpc.config import RuntimeConfig
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.segmentation import finetune
 from pscl_hpc.segmentation.evaluate import open_run
-from pscl_hpc.training import Loop, StopRequested, clear_stop, request_stop, setup_device, threads
+from pscl_hpc.training import Loop, StopRequested, clear_stop, device, request_stop, setup_device
 from tests.segmentation.helpers import settings, write_archive
 
 
@@ -30,7 +30,7 @@ def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def two_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "usable_cpus", lambda: 2)
+    monkeypatch.setattr(device, "usable_cpus", lambda: 2)
     torch.set_num_threads(2)
 
 
@@ -47,7 +47,7 @@ def test_the_share_of_the_usable_cpus(
     monkeypatch: pytest.MonkeyPatch, torchs: int, usable: int, local_world: int, expected: int, in_slurm: int
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: torchs)
-    monkeypatch.setattr(threads, "usable_cpus", lambda: usable)
+    monkeypatch.setattr(device, "usable_cpus", lambda: usable)
     chosen: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", chosen.append)
     setup_device(RuntimeConfig(device="cpu"), 0, local_world)
@@ -81,7 +81,7 @@ def test_a_resumed_run_keeps_its_number(
     clear_stop()
     assert RunFolder.load(tmp_path / "stopped").decided == {"runtime.threads": 2}
     # Another machine.
-    monkeypatch.setattr(threads, "usable_cpus", lambda: 1)
+    monkeypatch.setattr(device, "usable_cpus", lambda: 1)
     resumed = finetune(config("stopped"))
     assert "2 CPU threads" in capsys.readouterr().err
     assert resumed.decided == {"runtime.threads": 2}
