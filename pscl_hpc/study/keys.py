@@ -1,13 +1,13 @@
 """The key of a run: a hash of everything that decides its numbers. Runs with the same key are the same run.
 
 The key includes the resolved configuration (all defaults written out), the fingerprint of the archive (pixels, masks,
-ids, splits), for a fine-tuning the key of its pretraining, and the version of this package. It does not include names,
-folders, the path of the archive, ``log``, ``cache``, and ``runtime`` except ``precision``: these change no number. Nor does
-it include the commit, because an edited comment would then repeat a study; the results list the commits, and a change of
-numbers requires a new version.
+ids, splits), for a fine-tuning or a classifier the key of its pretraining, and the version of this package. It does not
+include names, folders, the path of the archive, ``log``, ``cache``, and ``runtime`` except ``precision``: these change no
+number. Nor does it include the commit, because an edited comment would then repeat a study; the results list the commits,
+and a change of numbers requires a new version.
 
-A new key of the configuration changes all keys of runs, a new default those of the runs that it concerns. A run folder
-keeps the name that it began with, which ends in the key of that time, and ``stored`` finds it by its content.
+A key that is added to configurations therefore changes the keys of all runs. ``stored`` finds the runs from before: the
+name of their folder ends in the key that they began with.
 """
 
 from __future__ import annotations
