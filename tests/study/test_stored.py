@@ -241,6 +241,19 @@ def test_old_runs_of_other_studies_are_copied(archive: Path, tmp_path: Path, ver
     assert [row.dice for row in rows] == [row.dice for row in before.rows]
 
 
+def test_a_copy_beside_its_old_pretraining_is_found_later(
+    archive: Path, tmp_path: Path, versions: Versions
+) -> None:
+    first, folder = tmp_path / "first", tmp_path / "second"
+    changes = {"methods": [SIMCLR], "datasets": ONE}
+    run(small_study(archive, first, **changes), Fabricator())
+    run(small_study(archive, folder, budgets=[2], **changes), Fabricator())
+    versions.add(novel=0)
+    assert started(archive, folder, budgets=[1, 2], reuse=[str(first)], **changes) == []
+    versions.add(newer=0)
+    assert missing(archive, folder, budgets=[1, 2], **changes) == []
+
+
 def test_an_unfinished_run_is_resumed_where_it_began(
     archive: Path, tmp_path: Path, versions: Versions
 ) -> None:
