@@ -178,11 +178,14 @@ def test_a_run_needs_its_pretraining(archive: Path, tmp_path: Path, versions: Ve
     elif change == "damaged":
         (warm / "run.json").write_text("{")
     else:
-        # The pretraining itself is still there: only the runs that name it are repeated.
-        changed = []
+        # The run of the other pretraining is gone, and that of this one names the other.
+        changed = ["alloy t0 budget 1 seed 10 simclr"]
         for path in folder.glob("finetune/*/config.yaml"):
-            if Path(read_tree(path)["pretrained"]) == warm:
+            used = Path(read_tree(path)["pretrained"])
+            if used == warm:
                 edit(path, pretrained=str(other))
+            elif used == other:
+                shutil.rmtree(path.parent)
     versions.add(novel=0)
     assert missing(archive, folder, **changes) == [*changed, "alloy t0 budget 1 seed 10 warm"]
 
