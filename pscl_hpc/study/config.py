@@ -214,6 +214,9 @@ def study_yaml(study: StudyConfig) -> str:
     tree = study.model_dump(mode="json")
     for entry in tree["methods"]:
         entry["pretrain"] = NO_PRETRAINING if entry["pretrain"] is None else entry["pretrain"]
+        if entry["classifier"] is not None:
+            # Read again, it would get the keys of the study's fine-tunings.
+            del entry["finetune"]
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 

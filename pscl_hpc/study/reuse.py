@@ -5,43 +5,45 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pscl_hpc.config import RunConfig, load_config, to_yaml
-from pscl_hpc.errors import UserError
+import yaml
+
+from pscl_hpc.config import RunConfig, load_config
 from pscl_hpc.runs import write_json, write_text
+from pscl_hpc.runs.folder import RECORD_FILE
 from pscl_hpc.runs.lock import LOCK_FILE
 from pscl_hpc.runs.places import CONFIG_FILE
 from pscl_hpc.segmentation.classifier_config import ClassifierConfig
 from pscl_hpc.segmentation.evaluate import EVALUATION_FILE, PREDICTIONS, SegmentationConfig
-from pscl_hpc.study.keys import run_key
-from pscl_hpc.study.plan import Job
+from pscl_hpc.study.plan import Job, Plan
 from pscl_hpc.study.stage import is_done
+from pscl_hpc.study.stored import StoredRuns, began_with
 
 _PARTIAL = ".copied-"
 
 
-def find_finished(jobs: Iterable[Job], folders: Sequence[str]) -> dict[str, Path]:
-    """Finished runs of other studies that are the same as jobs of this one.
+def find_finished(plan: Plan, missing: Iterable[Job]) -> dict[str, Path]:
+    """Finished runs of the studies under ``reuse`` that are the same as jobs of this one.
 
     Args:
-        jobs: The missing ones. A job that has begun in its own folder is resumed there instead.
-        folders: Folders of other studies, which need not exist.
+        plan: The study. The folders under ``reuse`` need not exist.
+        missing: Its missing jobs. A job that has begun in its own folder is resumed there instead.
 
     Returns:
-        Run folders by the key of the job. The key is computed from the configuration there.
+        Run folders by the key of the job.
     """
+    studies = [StoredRuns(Path(folder), plan.jobs) for folder in plan.study.reuse]
     found: dict[str, Path] = {}
-    for job in jobs:
+    for job in missing:
         if job.folder.exists():
             continue
-        for folder in folders:
-            run = Path(folder) / job.folder.parent.name / job.folder.name
-            if is_done(run, job.config.kind, job.fingerprint, job.tests) and _key(run, job) == job.key:
-                found[job.key] = run
-                break
+        runs = (run for study in studies for run in study.find(job))
+        run = next((run for run in runs if is_done(run, job.config.kind, job.fingerprint, job.tests)), None)
+        if run is not None:
+            found[job.key] = run
     return found
 
 
@@ -55,32 +57,33 @@ def copy_run(job: Job, source: Path) -> None:
     partial = target.with_name(f"{_PARTIAL}{os.getpid()}-{target.name}")
     try:
         shutil.copytree(source, partial, ignore=lambda folder, names: _left_out(source, Path(folder), names))
-        config = load_config(partial / CONFIG_FILE)
         if isinstance(job.config, SegmentationConfig):
             scores = json.loads((partial / EVALUATION_FILE).read_text(encoding="utf-8"))
             write_json(partial / EVALUATION_FILE, {**scores, "pretrained": job.config.pretrained})
-        write_text(partial / CONFIG_FILE, to_yaml(placed(config, job.config)))
+            record = json.loads((partial / RECORD_FILE).read_text(encoding="utf-8"))
+            write_json(partial / RECORD_FILE, {**record, **began_with(job)})
+        # The copy has the name of today's key: it gets today's keys.
+        config = load_config(partial / CONFIG_FILE).model_dump(mode="json")
+        write_text(partial / CONFIG_FILE, tree_yaml(placed(config, job.config)))
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def placed(config: RunConfig, plan: RunConfig) -> RunConfig:
-    """A configuration with the paths of the same run in a plan, which are not part of its key."""
+def placed(tree: Mapping[str, Any], plan: RunConfig) -> dict[str, Any]:
+    """The content of a configuration file with the paths of the same run in a plan, which are not part of its key."""
     paths: dict[str, Any] = {"run": plan.run, "name": plan.name}
-    paths["data"] = config.data.model_copy(update={"archive": plan.data.archive})
+    paths["data"] = {**tree["data"], "archive": plan.data.archive}
     if isinstance(plan, SegmentationConfig):
         paths["pretrained"] = plan.pretrained
     if isinstance(plan, ClassifierConfig):
         paths["cache"] = plan.cache
-    return config.model_copy(update=paths)
+    return {**tree, **paths}
 
 
-def _key(run: Path, job: Job) -> str:
-    try:
-        return run_key(load_config(run / CONFIG_FILE), job.fingerprint, job.needs)
-    except UserError:
-        return ""
+def tree_yaml(tree: Mapping[str, Any]) -> str:
+    """The content of a configuration file as YAML."""
+    return yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True)
 
 
 def _left_out(run: Path, folder: Path, names: list[str]) -> set[str]:

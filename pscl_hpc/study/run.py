@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from pscl_hpc.config import load_config, to_yaml
+from pscl_hpc.config import load_config, read_tree, resolve_config
 from pscl_hpc.config.loading import parse_yaml
 from pscl_hpc.errors import UserError
 from pscl_hpc.results.study import RESULTS_FILE, StudyResults
@@ -26,9 +26,10 @@ from pscl_hpc.study.display import Display
 from pscl_hpc.study.gather import gather
 from pscl_hpc.study.keys import run_key
 from pscl_hpc.study.plan import Job, Plan, make_plan
-from pscl_hpc.study.reuse import copy_run, find_finished, placed
+from pscl_hpc.study.reuse import copy_run, find_finished, placed, tree_yaml
 from pscl_hpc.study.schedule import Executor, Outcome, run_jobs
 from pscl_hpc.study.stage import is_done, made_from
+from pscl_hpc.study.stored import began_with, in_place
 
 STUDY_FILE = "study.yaml"
 LOCK_FILE = "study.lock"
@@ -59,7 +60,7 @@ def look(study: StudyConfig) -> StudyState:
         UserError: the study is not valid, or does not fit its archive or its folder.
     """
     _check_folder(study)
-    return _state(make_plan(study, _archive(study)))
+    return _state(in_place(make_plan(study, _archive(study))))
 
 
 def run_study(
@@ -118,7 +119,7 @@ def _state(plan: Plan) -> StudyState:
         if is_done(job.folder, job.config.kind, job.fingerprint, job.tests)
     )
     state = StudyState(plan, done, {})
-    return dataclasses.replace(state, elsewhere=find_finished(state.missing, plan.study.reuse))
+    return dataclasses.replace(state, elsewhere=find_finished(plan, state.missing))
 
 
 def _prepare(job: Job) -> Job:
@@ -130,10 +131,12 @@ def _prepare(job: Job) -> Job:
             raise UserError(
                 f"{stored}: was changed after the run began; restore it or move the folder away to repeat the run"
             )
-        # The archive or the study may have been moved.
-        config = placed(begun, job.config)
-        if config != begun:
-            write_text(stored, to_yaml(config))
+        # The archive or the study may have been moved. Other keys stay as written: the folder's name is their hash.
+        written = read_tree(stored)
+        moved = placed(written, job.config)
+        if moved != written:
+            write_text(stored, tree_yaml(moved))
+        config = resolve_config(moved, source=str(stored))
         assert isinstance(config, type(job.config))
         job = dataclasses.replace(job, config=config)
     folder = RunFolder.reserve(job.config)
@@ -143,7 +146,7 @@ def _prepare(job: Job) -> Job:
         )
     # The job compares it with the archive that it finds at its start.
     if "archive" not in folder.record:
-        folder.update(archive=job.fingerprint)
+        folder.update(archive=job.fingerprint, **began_with(job))
     return job
 
 

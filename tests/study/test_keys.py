@@ -52,8 +52,12 @@ def test_the_key_is_that_of_the_content(
     assert run_key(first, fingerprint) != run_key(first, "3" * 64)
 
 
-def test_the_key_of_a_fine_tuning_is_that_of_its_trunk_and_not_of_its_place() -> None:
-    tree = {"kind": "finetune", "data": {"archive": "a.h5"}, "references": ["alloy/t0"]}
+@pytest.mark.parametrize(
+    "kind",
+    [{"kind": "finetune"}, {"kind": "classifier", "features": {"name": "trunk"}, "head": {"name": "linear"}}],
+)
+def test_the_key_of_a_model_is_that_of_its_trunk_and_not_of_its_place(kind: dict[str, Any]) -> None:
+    tree = {**kind, "data": {"archive": "a.h5"}, "references": ["alloy/t0"]}
     here, there = (
         resolve_config({**tree, "pretrained": path}, source="test") for path in ("runs/a", "runs/b")
     )

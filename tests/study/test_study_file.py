@@ -51,6 +51,14 @@ def test_a_study_that_is_written_out_is_the_same_study(archive: Path, tmp_path: 
     assert again.cells == plan.cells
 
 
+def test_a_study_with_a_classifier_can_be_read_again(archive: Path, tmp_path: Path) -> None:
+    methods = [{"name": "filters", "classifier": {"head": {"name": "linear"}}}]
+    study = load_study(study_file(archive, tmp_path / "study", methods=methods))
+    written = tmp_path / "written.yaml"
+    written.write_text(study_yaml(study), encoding="utf-8")
+    assert load_study(written) == study
+
+
 def test_the_file_of_an_entry_goes_under_the_keys_of_all_runs(archive: Path, tmp_path: Path) -> None:
     """For both stages: the entry's file, the study's keys, the entry's own."""
     (tmp_path / "base.yaml").write_text("{batch_size: 7, schedule: {steps: 90, decay: cosine}}")
