@@ -31,6 +31,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "gpu-study-one-shot": lambda: study.study("gpu-study-one-shot"),
     "cpu-study-one-image": lambda: study.study("cpu-study-one-image"),
     "cpu-study-all-annotated": lambda: study.study("cpu-study-all-annotated"),
+    "cpu-study-uhcs-regions": lambda: study.study("cpu-study-uhcs-regions"),
     "recipe-trials": lambda: recipe.trials("recipe-trials"),
     "large-images": lambda: recipe.large_images("large-images"),
     "suggest": lambda: measurements.suggestion("suggest"),
