@@ -30,6 +30,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "cpu-matching-purity": lambda: study.matching("cpu-matching-purity"),
     "gpu-study-one-shot": lambda: study.study("gpu-study-one-shot"),
     "cpu-study-one-image": lambda: study.study("cpu-study-one-image"),
+    "cpu-study-one-image-in-short": lambda: study.study(
+        "cpu-study-one-image", "pixel-classifier", "unet-scratch"
+    ),
     "cpu-study-all-annotated": lambda: study.study("cpu-study-all-annotated"),
     "cpu-study-uhcs-regions": lambda: study.study("cpu-study-uhcs-regions"),
     "recipe-trials": lambda: recipe.trials("recipe-trials"),
