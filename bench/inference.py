@@ -9,6 +9,7 @@ pass, with test-time augmentation (`--tta`), and adapted to each image (`--adapt
 from __future__ import annotations
 
 import argparse
+import copy
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -97,26 +98,22 @@ def score(run: Path, archive_path: Path) -> list[dict[str, Any]]:
                 "validates": split.startswith("val"),
                 "images": len(records),
                 "dice": {
-                    name: _dice(
-                        Predictor(
-                            plain.net,
-                            plain.classes,
-                            plain.device,
-                            runtime=plain.runtime,
-                            inference=way,
-                            resize=plain.resize,
-                        ),
-                        archive,
-                        records,
-                    )
-                    for name, way in WAYS.items()
+                    name: _dice(with_inference(plain, way), archive, records) for name, way in WAYS.items()
                 },
             }
-            for split, records in _splits(archive, dataset, config).items()
+            for split, records in scored_images(archive, dataset, config).items()
         ]
 
 
-def _splits(archive: Archive, dataset: str, config: FinetuneConfig) -> dict[str, list[ImageRecord]]:
+def with_inference(trained: Predictor, way: InferenceConfig) -> Predictor:
+    """The same network with another way of inference."""
+    other = copy.copy(trained)
+    other.inference = way
+    return other
+
+
+def scored_images(archive: Archive, dataset: str, config: FinetuneConfig) -> dict[str, list[ImageRecord]]:
+    """Annotated validation and test images by split, without those that the run was trained on."""
     splits: dict[str, list[ImageRecord]] = {}
     for image in archive.select(datasets=[dataset], has_mask=True):
         if image.split.startswith(("val", "test")) and image.id not in config.references:

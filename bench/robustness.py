@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from scipy import ndimage
 
-from bench.inference import score_study, study_arguments
+from bench.inference import score_study, scored_images, study_arguments, with_inference
 from bench.record import record
 from pscl_hpc.archive import Archive, ImageRecord, Window
 from pscl_hpc.segmentation.config import FinetuneConfig, InferenceConfig
@@ -84,21 +84,11 @@ def score(run: Path, archive_path: Path) -> list[dict[str, Any]]:
     assert isinstance(trained, Predictor)
     dataset = config.references[0].partition("/")[0]
     with Archive(archive_path) as archive:
-        images = [
-            image
-            for image in archive.select(datasets=[dataset], has_mask=True)
-            if image.split.startswith("val") and image.id not in config.references
-        ]
+        splits = scored_images(archive, dataset, config)
+        images = [image for split, found in splits.items() if split.startswith("val") for image in found]
         rows = []
         for correct in (False, True):
-            predictor = Predictor(
-                trained.net,
-                trained.classes,
-                trained.device,
-                runtime=trained.runtime,
-                inference=InferenceConfig(correct_shading=correct),
-                resize=trained.resize,
-            )
+            predictor = with_inference(trained, InferenceConfig(correct_shading=correct))
             dice = {name: _dice(predictor, archive, images, change) for name, change in CHANGES.items()}
             rows.append({"correct_shading": correct, "images": len(images), "dice": dice})
     return rows

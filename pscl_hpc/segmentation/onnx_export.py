@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pscl_hpc.archive.reader import STANDARD_DEVIATION
+from pscl_hpc.archive.reader import LUMA, STANDARD_DEVIATION
 from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.files import replacing, writing
 from pscl_hpc.models import SegmentationNet
@@ -42,7 +42,6 @@ TOLERANCE = 1e-3
 """Largest difference of a probability; single precision in another order of summation gives about 1e-5."""
 _FEW = 1e-3
 """Largest share of pixels whose class differs: those where two classes are equally probable."""
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class ExportNet(nn.Module):
         place = torch.zeros(classes.count, len(kept))
         place[list(kept), torch.arange(len(kept))] = 1
         self.register_buffer("place", place[:, :, None, None], persistent=False)
-        self.register_buffer("luma", torch.tensor(_LUMA)[None, :, None, None], persistent=False)
+        self.register_buffer("luma", torch.tensor(LUMA)[None, :, None, None], persistent=False)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         if self.standardise:
