@@ -16,7 +16,7 @@ from pscl_hpc.errors import UserError, did_you_mean
 from pscl_hpc.metallography.comparison import MaskOf, trained_on, validation_correction
 from pscl_hpc.metallography.correction import Correction
 from pscl_hpc.metallography.image import SMALLEST, ImageMeasurement, Rules, measure_image
-from pscl_hpc.metallography.record import ImageResult, Measurements, write_measurements
+from pscl_hpc.metallography.record import MEASUREMENTS, ImageResult, Measurements, write_measurements
 from pscl_hpc.metallography.summary import MICROMETRE, PIXEL, summarise
 from pscl_hpc.metallography.tables import (
     correction_record,
@@ -36,9 +36,6 @@ from pscl_hpc.segmentation.input_files import list_files
 from pscl_hpc.segmentation.input_masks import InputMasks
 from pscl_hpc.segmentation.pictures import read_labels
 from pscl_hpc.segmentation.predict import PredictReport, predict
-
-FOLDER = "measurements"
-"""Default output folder in a run."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +115,7 @@ def measure(
     }
     folder, config, predictor = open_run(run, **inference)
     rules = wanted.rules(predictor.classes)
-    target = Path(out) if out is not None else folder.path / FOLDER
+    target = Path(out) if out is not None else folder.path / MEASUREMENTS
     if masks is not None and (archive is not None or not images):
         raise UserError(
             "--masks is for image files; name them, or leave it out for images of an archive, which has masks"

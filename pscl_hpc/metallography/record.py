@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict
 from pscl_hpc.files import read_checked, write_json
 
 MEASUREMENTS_FILE = "measurements.json"
+MEASUREMENTS = "measurements"
+"""The folder of measurements in that of a run or of ``segment``."""
 
 
 class _Part(BaseModel):
@@ -25,7 +27,7 @@ class Result(_Part):
     low: float | None
     high: float | None
     images: int
-    """Images that the interval is based on; 0 for counts and percentiles, which have none."""
+    """Images that the value is based on."""
 
 
 class PhaseResult(_Part):

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from pscl_hpc import __version__
 from pscl_hpc.errors import UserError
-from pscl_hpc.metallography.record import MEASUREMENTS_FILE, Measurements, read_measurements
+from pscl_hpc.metallography.record import MEASUREMENTS, MEASUREMENTS_FILE, Measurements, read_measurements
 from pscl_hpc.report.charts import DotRow, dots, slopes
 from pscl_hpc.report.curves import Chart, comparison, run_charts
 from pscl_hpc.report.inspection import class_styles, explanation, image_figures
@@ -32,6 +32,8 @@ from pscl_hpc.runs import write_text
 from pscl_hpc.segmentation.palette import hex_colour
 
 REPORT_FILE = "report.html"
+SEGMENT_FILE = "segment.json"
+"""What ``segment`` was asked for, in its folder."""
 MOST_OPEN = 8
 """Runs of a group that are listed; more are folded away."""
 MOST_CURVES = 12
@@ -55,28 +57,31 @@ class Report:
 
 
 def write_report(paths: Sequence[Path], out: Path | None = None) -> Report:
-    """Write the page of all runs in and below ``paths``, or that of a study or of measurements.
+    """Write the page of all runs in and below ``paths``, or that of a study, of measurements or of ``segment``.
 
     Args:
-        paths: Folders; for a study or measurements their folder alone.
+        paths: Folders; for a study, measurements or ``segment`` their folder alone.
         out: The file to write; by default ``report.html`` in the first path.
 
     Raises:
-        UserError: a path contains no run, or ``out`` cannot be written.
+        UserError: a path contains no run, or the file cannot be written, or is by default the page of ``segment``.
     """
     if not paths:
         raise UserError("no run folder given; name at least one, for example runs/demo")
     alone = paths[0] if len(paths) == 1 else None
     study = read_results(alone) if alone and (alone / RESULTS_FILE).is_file() else None
-    measured = read_measurements(alone) if alone and (alone / MEASUREMENTS_FILE).is_file() else None
+    place = _measured_in(alone) if alone else None
+    measured = read_measurements(place) if place else None
     runs = [] if study or measured else collect(paths)
     target = out if out is not None else paths[0] / REPORT_FILE
+    if out is None and not alone and (paths[0] / SEGMENT_FILE).is_file() and _measured_in(paths[0]):
+        raise UserError(f"{target}: is the page of 'pscl-hpc segment'; name another file with --out")
     if target.is_dir():
         raise UserError(f"{target}: is a folder; name a file after --out, for example {target / REPORT_FILE}")
     if not target.parent.is_dir():
         raise UserError(f"{target.parent}: folder not found; create it or choose another --out")
-    if measured:
-        text = render_measurements(measured, paths[0])
+    if measured and place:
+        text = render_measurements(measured, place)
     else:
         text = render_study(study, paths[0]) if study else render(runs)
     try:
@@ -86,6 +91,12 @@ def write_report(paths: Sequence[Path], out: Path | None = None) -> Report:
     return Report(
         target, study.scored if study else len(runs), tuple(damage for run in runs for damage in run.damage)
     )
+
+
+def _measured_in(folder: Path) -> Path | None:
+    """The folder with the measurements, if this is one or that of ``segment``."""
+    places = [folder, folder / MEASUREMENTS] if (folder / SEGMENT_FILE).is_file() else [folder]
+    return next((place for place in places if (place / MEASUREMENTS_FILE).is_file()), None)
 
 
 def render(runs: Sequence[RunData]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -220,4 +221,6 @@ def _add_evaluation(run: RunData) -> None:
         return
     found = [value for line in run.metrics if (value := number(line.get("val/mean_dice"))) is not None]
     so_far = f" Best Dice on the validation images: {max(found):.3f}." if found else ""
-    run.notes.append(f"Not evaluated yet: 'pscl-hpc evaluate {run.path}' scores it.{so_far}")
+    run.notes.append(
+        f"Not evaluated yet: 'pscl-hpc evaluate {shlex.quote(str(run.path))}' scores it.{so_far}"
+    )

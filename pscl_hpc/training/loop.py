@@ -263,8 +263,9 @@ class Loop:
             self.folder.stop(reason)
         # A launcher may kill all ranks when the first one ends.
         self.ranks.barrier()
-        hint = f"saved after step {step}; to resume, run the same command with run={shlex.quote(str(path))}"
-        raise StopRequested(reason, hint)
+        # A command that did not name the folder would begin a new one.
+        named = "" if self.folder.config.run else f" with run={shlex.quote(str(path))}"
+        raise StopRequested(reason, f"saved after step {step}; to resume, run the same command{named}")
 
     def _export(self) -> None:
         """Write the results of the best weights. The other ranks take no part."""

@@ -6,7 +6,7 @@ import csv
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -62,6 +62,7 @@ def pack(
     scribbles: bool = False,
     options: BuildOptions | None = None,
     extend: bool = True,
+    again: bool = False,
     progress: bool = False,
 ) -> Inputs:
     """Pack a folder into ``out/archive.h5``, or add what is new in it.
@@ -76,10 +77,12 @@ def pack(
         scribbles: 0 in the mask is not annotated, 1 is the first class.
         options: How images are packed.
         extend: Add new images to an archive that exists; a training on it can only be resumed if it stays the same.
+        again: Nothing was trained on an archive that exists, so it is packed again if the annotated image has changed.
         progress: Show a progress bar if the output is a terminal.
 
     Raises:
-        UserError: no image belongs to the mask, its values are no class indices, or ``archive build`` refuses the folder.
+        UserError: no image belongs to the mask, its values are no class indices, ``archive build`` refuses the folder, or
+            the archive that a training began with has another mask.
     """
     for path, what in ((folder, "the folder of the images"), (mask, "the mask")):
         if not path.exists():
@@ -116,9 +119,15 @@ def pack(
     archive = out / ARCHIVE_FILE
     warnings: tuple[str, ...] = ()
     skipped, waiting = found.skipped, _not_packed(found, archive)
-    if extend or not archive.exists():
+    everything = extend or not archive.exists()
+    # A training that goes on keeps its archive; the annotated image must still be the one in it.
+    wanted = found if everything else replace(found, items=_one(found, item), skipped=())
+    packed = build(wanted, archive, options or BuildOptions(), progress=progress)
+    if again and _changed(packed, item):
+        archive.unlink()
         packed = build(found, archive, options or BuildOptions(), progress=progress)
-        _check_packed(packed, item, mask)
+    _check_packed(packed, item, mask)
+    if everything:
         warnings, skipped, waiting = packed.warnings, packed.skipped, ()
     if gone := _no_longer_found(found, archive):
         named = f"{', '.join(gone[:3])}{', ...' if len(gone) > 3 else ''}"
@@ -275,16 +284,29 @@ def _annotation(out: Path, item: Item, mask: Path) -> Path:
     return out / ANNOTATION_FILE
 
 
+def _one(found: Plan, item: Item) -> tuple[Item, ...]:
+    return tuple(one for one in found.items if one.id == item.id)
+
+
+def _reasons(packed: BuildResult, item: Item) -> list[str]:
+    """Why an image was skipped."""
+    return [one.reason for one in packed.skipped if one.path in (item.source, str(item.path))]
+
+
+def _changed(packed: BuildResult, item: Item) -> bool:
+    """Whether the archive had the image with other pixels or another mask before."""
+    return any("is already in" in reason for reason in _reasons(packed, item))
+
+
 def _check_packed(packed: BuildResult, item: Item, mask: Path) -> None:
     """UserError if the one annotated image could not be packed."""
-    for one in packed.skipped:
-        if one.path in (item.source, str(item.path)):
-            if "is already in" in one.reason:
-                raise UserError(
-                    f"{mask}: {packed.path} has {item.id} with another mask or other pixels, from an earlier call; choose "
-                    "another --out to train again"
-                )
-            raise UserError(f"{mask}: {item.path} could not be packed with it: {one.reason}")
+    if _changed(packed, item):
+        raise UserError(
+            f"{mask}: {packed.path} has {item.id} with another mask or other pixels, from an earlier call; choose "
+            "another --out to train again"
+        )
+    for reason in _reasons(packed, item):
+        raise UserError(f"{mask}: {item.path} could not be packed with it: {reason}")
 
 
 def _command(

@@ -25,7 +25,8 @@ from pscl_hpc.errors import UserError
 from pscl_hpc.files import create_text, write_text
 from pscl_hpc.metallography.image import SMALLEST
 from pscl_hpc.metallography.measure import Measured, Wanted, measure
-from pscl_hpc.report import write_report
+from pscl_hpc.metallography.record import MEASUREMENTS
+from pscl_hpc.report import REPORT_FILE, SEGMENT_FILE, write_report
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.segmentation import finetune
 from pscl_hpc.segmentation.config import FinetuneConfig
@@ -35,8 +36,8 @@ from pscl_hpc.workflow.inputs import ARCHIVE_FILE, Inputs, pack
 from pscl_hpc.workflow.suggestion import Annotation, prepare_annotation
 
 RECIPE = "finetune/default.yaml"
-REQUEST_FILE = "segment.json"
-RUN, MEASUREMENTS, PAGE = "model", "measurements", "report.html"
+REQUEST_FILE = SEGMENT_FILE
+RUN, PAGE = "model", REPORT_FILE
 JOB_ENTRY = "pscl_hpc.workflow.segment:finish_job"
 """What a job runs."""
 _MEASURING = ("phases", "boundary", "smallest", "um_per_pixel")
@@ -149,6 +150,7 @@ def prepare(request: Request, out: Path, *, say: Say = lambda text: None, progre
         scribbles=request.scribbles,
         options=request.options,
         extend=not (out / RUN).is_dir() or _is_done(out / RUN),
+        again=not (out / RUN).exists(),
         progress=progress,
     )
     for note in inputs.notes:

@@ -72,7 +72,8 @@ def test_a_signal_to_all_processes_stops_after_the_step(
     (step,) = CheckpointStore(run / "checkpoints").steps()
     assert error.startswith(f"stopped: {reason}; ")
     assert f"step {step}" in error
-    assert f"run='{run}'" in error
+    # The configuration names the folder.
+    assert "run=" not in error
     assert error.count("\n") == 1
     record = RunFolder.load(run).record
     assert (record["status"], record["error"]) == ("stopped", reason)

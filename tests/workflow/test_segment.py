@@ -59,6 +59,11 @@ def test_a_folder_and_a_mask_give_numbers_a_page_and_the_single_commands(folder:
     for words in commands:
         assert main(words[1:]) == 0
     assert read_measurements(folder / "out/measurements").results == record.results
+    # The page of the folder is that of its measurements, not that of its run.
+    assert main(["report", str(folder / "out")]) == 0
+    assert "Phases in 3 images" in done.page.read_text(encoding="utf-8")
+    assert main(["report", str(folder / "out"), str(folder / "out/model")]) == EXIT_INPUT
+    assert "Phases in 3 images" in done.page.read_text(encoding="utf-8")
 
 
 def test_a_time_takes_the_place_of_the_steps(folder: Path) -> None:

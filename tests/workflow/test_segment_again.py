@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -70,6 +71,14 @@ def test_images_that_are_added_before_the_training_has_ended(folder: Path) -> No
         raise StopRequested("interrupted", "")
     Image.fromarray(micrograph(7)[0]).save(folder / "sem/new.png")
     (folder / "sem/0.png").unlink()
+    # The training would go on with the mask that it began with, and never see this one.
+    mask = folder / "painted/1_mask.png"
+    painted = mask.read_bytes()
+    Image.fromarray(1 - micrograph(1)[1]).save(mask)
+    with pytest.raises(UserError, match="--out"):
+        segment(request, out)
+    mask.write_bytes(painted)
+    assert Archive(out / "archive.h5").fingerprint == before
     said: list[str] = []
     record = segment(request, out, say=said.append).measured.record
     assert any("1 more image" in text for text in said)
@@ -80,6 +89,18 @@ def test_images_that_are_added_before_the_training_has_ended(folder: Path) -> No
     Image.fromarray(1 - micrograph(1)[1]).save(folder / "painted/1_mask.png")
     with pytest.raises(UserError, match="--out"):
         segment(request, out)
+
+
+def test_a_mask_that_is_corrected_before_the_training(folder: Path) -> None:
+    mask = folder / "painted/1_mask.png"
+    painted = mask.read_bytes()
+    Image.fromarray(np.zeros((48, 56), np.uint8)).save(mask)
+    request = request_of(folder, classes=("matrix", "carbide"))
+    with pytest.raises(UserError, match="sem/1"):
+        segment(request, folder / "out")
+    mask.write_bytes(painted)
+    archive = Archive(prepare(request, folder / "out").inputs.archive)
+    assert np.array_equal(archive.read_mask(archive.find("sem/1").index), micrograph(1)[1])
 
 
 def test_another_request_does_not_overwrite(folder: Path) -> None:
