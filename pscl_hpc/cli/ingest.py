@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,9 +87,23 @@ def image_and_mask_folder(
     return images, masks
 
 
+def only_mask(masks: Sequence[Path]) -> Path | None:
+    """``--mask`` of ``segment``, of which only the last would count otherwise."""
+    if len(masks) > 1:
+        raise UserError(
+            f"--mask is given {len(masks)} times, but 'segment' trains on one image; for several put the masks into gt/ "
+            "beside img/, and call 'archive build' and 'finetune' with references=[FIRST, SECOND]"
+        )
+    return masks[0] if masks else None
+
+
 def values_of_masks(text: str) -> dict[Key, str]:
     """``--mask-values``: value -> class name."""
     from pscl_hpc.archive.ingest.mask_values import parse_mask_values
 
     pairs = [part.partition("=") for part in text.split(",")] if text else []
+    if without := [part for part, sign, _ in pairs if not sign]:
+        raise UserError(
+            f"--mask-values: {without[0]!r} is not VALUE=CLASS; write for example 0=matrix,255=carbide"
+        )
     return parse_mask_values([(value, name) for value, _, name in pairs], "--mask-values")

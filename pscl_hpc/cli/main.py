@@ -184,7 +184,8 @@ def _usage(error: Any) -> int:
         error.show()
         return EXIT_INPUT
     where = f"; see '{error.ctx.command_path} --help'" if getattr(error, "ctx", None) else ""
-    sentence = " ".join(str(error.format_message()).split()).rstrip(".")
+    # Typer passes on how pydantic begins its messages.
+    sentence = " ".join(str(error.format_message()).split()).rstrip(".").replace(": Value error, ", ": ")
     return _fail(sentence + where, EXIT_INPUT)
 
 

@@ -31,7 +31,9 @@ def segment_command(
             metavar="KEY=VALUE", help="Values that override those of the configuration of the training."
         ),
     ] = None,
-    mask: Annotated[Path | None, typer.Option(help="Mask of one of the images.")] = None,
+    masks: Annotated[
+        list[Path] | None, typer.Option("--mask", metavar="FILE", help="Mask of one of the images.")
+    ] = None,
     image: Annotated[
         str,
         typer.Option(
@@ -98,6 +100,7 @@ def segment_command(
     from pscl_hpc.workflow import Request, segment
     from pscl_hpc.workflow.submission import submit_segment
 
+    mask = ingest.only_mask(masks or ())
     request = Request(
         folder=str(folder.absolute()),
         mask=str(mask.absolute()) if mask is not None else "",

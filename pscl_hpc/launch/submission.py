@@ -29,7 +29,7 @@ from pscl_hpc.launch.stage_job import STAGES, StageJob, keep_last_end, source_ha
 from pscl_hpc.runs import RunFolder, commit, now
 from pscl_hpc.runs.attempts import newest_attempt
 from pscl_hpc.runs.folder import RECORD_FILE, steps_of
-from pscl_hpc.runs.places import CONFIG_FILE
+from pscl_hpc.runs.places import CONFIG_FILE, check_place
 from pscl_hpc.runs.status_file import STATUS_FILE
 
 
@@ -203,11 +203,12 @@ def show_script(config: RunConfig, *, cluster: str, profile: Profile) -> str:
     """The batch script that :func:`submit` would send to Slurm. Nothing is made or changed.
 
     Raises:
-        UserError: the profile or the configuration is not complete or not valid.
+        UserError: the profile or the configuration is not complete or not valid, or the folder holds another run.
     """
     check_resources(cluster, profile, dry_run=True)
     check_input(config, profile)
     run = Path(config.run) if config.run else Path("runs") / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    check_place(run, config)
     return submission_script((run / JOBS).absolute(), config.name, profile)
 
 

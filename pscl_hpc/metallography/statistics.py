@@ -22,7 +22,7 @@ class Estimate:
     low: float | None = None
     high: float | None = None
     images: int = 0
-    """Images that the interval is based on."""
+    """Images that the value is based on."""
 
     @property
     def half(self) -> float | None:

@@ -159,9 +159,9 @@ def _particle_rows(
 ) -> list[Row]:
     pairs = list(zip(images, found, strict=True))
     rows = [
-        Row(name, "particles inside", "", Estimate(sum(one.inside for one in found))),
-        Row(name, "particles cut by the edge", "", Estimate(sum(one.cut for one in found))),
-        Row(name, "regions too small", "", Estimate(sum(one.small for one in found))),
+        Row(name, "particles inside", "", Estimate(sum(one.inside for one in found), images=len(found))),
+        Row(name, "particles cut by the edge", "", Estimate(sum(one.cut for one in found), images=len(found))),
+        Row(name, "regions too small", "", Estimate(sum(one.small for one in found), images=len(found))),
         Row(
             name, "particles per area", f"1/{unit}2", jackknife(pairs, lambda some: _density(some, unit))
         ),
@@ -173,7 +173,7 @@ def _particle_rows(
     values, weights = _pooled(pairs, "diameter", 1, unit)
     if len(values):
         for share, value in zip(PERCENTILES, weighted_percentiles(values, weights, PERCENTILES), strict=True):
-            rows.append(Row(name, f"diameter D{100 * share:.0f}", unit, Estimate(value)))
+            rows.append(Row(name, f"diameter D{100 * share:.0f}", unit, Estimate(value, images=len(found))))
     return rows
 
 

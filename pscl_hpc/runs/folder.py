@@ -105,8 +105,12 @@ class RunFolder:
         path = Path(path)
         if not path.is_dir():
             raise UserError(f"{path}: run folder not found; by default run folders are in runs/")
-        if not (path / CONFIG_FILE).is_file() or not (path / RECORD_FILE).is_file():
-            raise UserError(f"{path}: not a run folder, {CONFIG_FILE} or {RECORD_FILE} is missing")
+        if not _is_run(path):
+            inside = next((child for child in sorted(path.iterdir()) if _is_run(child)), None)
+            raise UserError(
+                f"{path}: not a run folder, {CONFIG_FILE} or {RECORD_FILE} is missing"
+                + (f"; did you mean {inside}?" if inside else "")
+            )
         return cls(path, None, _read_record(path))
 
     @functools.cached_property
@@ -324,6 +328,10 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def _is_run(path: Path) -> bool:
+    return (path / CONFIG_FILE).is_file() and (path / RECORD_FILE).is_file()
 
 
 def _name(error: BaseException) -> str:

@@ -37,15 +37,28 @@ def reserve_folder(config: RunConfig) -> Path:
     """
     with usable(Path(config.run or "runs")):
         path = Path(config.run) if config.run else _fresh_path(config.name)
-        if path.exists() and not path.is_dir():
-            raise UserError(f"{path}: is a file; choose another folder with run=...")
-        path.mkdir(parents=True, exist_ok=True)
-        names = os.listdir(path)
-        if CONFIG_FILE not in names and not all(name.startswith(f".{CONFIG_FILE}.") for name in names):
-            raise UserError(f"{path}: not empty and not a run folder; choose another folder with run=...")
-        if CONFIG_FILE in names or not create_text(path / CONFIG_FILE, to_yaml(config)):
-            check_same(path, config)
+        if not check_place(path, config):
+            path.mkdir(parents=True, exist_ok=True)
+            if not create_text(path / CONFIG_FILE, to_yaml(config)):
+                check_same(path, config)
     return path
+
+
+def check_place(path: Path, config: RunConfig) -> bool:
+    """Whether a folder has this run already; nothing is made or changed.
+
+    Raises:
+        UserError: it holds other files or another configuration.
+    """
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: is a file; choose another folder with run=...")
+    names = os.listdir(path) if path.exists() else []
+    if CONFIG_FILE in names:
+        check_same(path, config)
+        return True
+    if not all(name.startswith(f".{CONFIG_FILE}.") for name in names):
+        raise UserError(f"{path}: not empty and not a run folder; choose another folder with run=...")
+    return False
 
 
 @contextlib.contextmanager

@@ -314,6 +314,14 @@ def test_the_command_says_what_was_paired(tmp_path: Path, capsys: pytest.Capture
     error = capsys.readouterr().err
     assert "a.png" in error
     assert "7" in error
-    for wrong in ("0=m,0=n", "x=m", "0", "0="):
+    for wrong, named in (
+        ("0=m,0=n", "0"),
+        ("x=m", "'x'"),
+        ("0:m", "'0:m'"),
+        ("0", "VALUE=CLASS"),
+        ("7=", "7"),
+    ):
         assert main([*command, "--mask-values", wrong]) == EXIT_INPUT
-        assert "--mask-values" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert "--mask-values" in error
+        assert named in error

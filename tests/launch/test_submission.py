@@ -274,6 +274,13 @@ def test_submit_refuses_wait_for_a_study_and_prints_the_script(
     assert main([*shown, "--json"]) == 0
     # The name of a new run folder contains the time in seconds.
     assert json.loads(capsys.readouterr().out)["script"].splitlines()[:5] == script.splitlines()[:5]
+    # A folder that a submission would refuse is refused here, too; nothing is made.
+    there = RunFolder.reserve(make_config(run="runs/there")).path
+    assert main([*shown, f"run={there}"]) == 0
+    assert main([*shown, f"run={there}", "seed=77"]) == 2
+    assert str(there) in capsys.readouterr().err
+    assert main([*shown, "run=runs/new", "seed=77"]) == 0
+    assert not Path("runs/new").exists()
 
 
 @pytest.mark.usefixtures("place")

@@ -75,6 +75,8 @@ def test_the_tables_say_the_same_as_the_record(measured: Path) -> None:
     inside = record.find("carbide", "particles inside")
     assert inside is not None
     assert len(particles) == inside.value
+    for quantity in ("particles inside", "diameter D50", "mean diameter"):
+        assert results["carbide", quantity]["images"] == "2"
     area, diameter = float(particles[0]["area"]), float(particles[0]["diameter"])
     assert area == pytest.approx(np.pi * diameter**2 / 4, rel=1e-4)
 

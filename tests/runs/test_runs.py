@@ -209,6 +209,13 @@ def test_loading_a_folder_that_is_not_a_run(tmp_path: Path) -> None:
         RunFolder.load(tmp_path)
 
 
+def test_the_run_inside_a_folder_is_named(config: PretrainConfig) -> None:
+    run = RunFolder.reserve(config).path
+    (run / "run.json").write_text("{}")
+    with pytest.raises(UserError, match=rf"did you mean {run}\?"):
+        RunFolder.load(run.parent)
+
+
 def test_checkpoints_keep_the_newest(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path / "c", keep=2)
     assert store.load_latest() is None

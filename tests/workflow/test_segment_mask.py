@@ -30,6 +30,13 @@ def test_classes_without_names_are_numbered(folder: Path) -> None:
     assert any("--classes" in text for text in said)
 
 
+def test_only_one_mask(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    masks = ["--mask", str(folder / "painted/1_mask.png")] * 2
+    assert main(["segment", str(folder / "sem"), *masks, "--out", str(folder / "out")]) == EXIT_INPUT
+    assert "--mask" in capsys.readouterr().err
+    assert not (folder / "out").exists()
+
+
 def test_a_mask_beside_its_image(folder: Path) -> None:
     """The folder tells the mask by its name, and has no class names."""
     mask = folder / "sem/1_mask.png"

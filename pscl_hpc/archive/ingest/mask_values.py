@@ -23,11 +23,13 @@ def parse_mask_values(pairs: Sequence[tuple[str, object]], where: str) -> dict[K
     found: dict[Key, str] = {}
     for text, name in pairs:
         key = _key(text.strip())
-        if key is None or not isinstance(name, str) or not name.strip():
+        if key is None:
             raise UserError(
-                f"{where}: {text!r}: {name!r} must be a whole number, a colour such as #ff0000, '{TRANSPARENT}' or "
-                f"'{OTHER}', and a class name or '{IGNORE}'"
+                f"{where}: {text.strip()!r} is not a value of a mask; give a whole number, a colour such as #ff0000, "
+                f"'{TRANSPARENT}' or '{OTHER}'"
             )
+        if not isinstance(name, str) or not name.strip():
+            raise UserError(f"{where}: {text.strip()} needs the name of a class, or '{IGNORE}', not {name!r}")
         if key in found:
             raise UserError(f"{where}: {text.strip()} appears twice; keep one of them")
         found[key] = name.strip()
