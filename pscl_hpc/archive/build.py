@@ -170,8 +170,13 @@ def _check_unchanged(row: Row, item: Item, hashes: tuple[str, str], out: Path) -
     """Unreadable when an image differs from the one with this id in the archive."""
     if _matches(row, item, hashes):
         return
-    what = "pixels" if row.sha256 != hashes[0] else "mask" if row.mask_sha256 != hashes[1] else "metadata"
-    raise Unreadable(f"{item.id} is already in {out} with other {what}; rename it or build into a new file")
+    if row.sha256 != hashes[0]:
+        what, fix = "pixels", "rename it or build"
+    elif row.mask_sha256 != hashes[1]:
+        what, fix = "mask", "build"
+    else:
+        what, fix = "metadata (split, specimen, scale, ...)", "build"
+    raise Unreadable(f"{item.id} is already in {out} with other {what}; {fix} into a new file")
 
 
 def _has_other_options(row: Row, options: IngestOptions) -> bool:

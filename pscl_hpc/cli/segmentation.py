@@ -158,8 +158,9 @@ def evaluate_command(
         _print_json(content)
         return
     for name, scores in content["splits"].items():
+        count = f"{scores['images']} image{'' if scores['images'] == 1 else 's'}"
         typer.echo(
-            f"{name}: {scores['images']} images, mean Dice {_number(scores['mean_dice'])}, "
+            f"{name}: {count}, mean Dice {_number(scores['mean_dice'])}, "
             f"mean IoU {_number(scores['mean_iou'])}, pixel accuracy {_number(scores['pixel_accuracy'])}"
         )
         for label, value in scores["dice"].items():

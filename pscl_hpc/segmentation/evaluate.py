@@ -268,7 +268,9 @@ def _scored_images(
         splits = [name for name in known if name.startswith(PRIMARY_SPLIT)]
         if not splits:
             named = ", ".join(f"'{name}'" for name in known if name)
-            advice = f"choose a split with --split: {named}" if named else "list some in splits.json"
+            advice = "list some in splits.json, build a new archive and name it with --archive"
+            if named:
+                advice = f"choose a split with --split: {named}"
             raise UserError(f"{archive.path}: {collection} has no annotated test images; {advice}")
     splits = [same_name(name, known) for name in splits]
     for name in splits:

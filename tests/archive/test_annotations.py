@@ -280,6 +280,8 @@ def test_other_shapes_in_the_file_are_another_mask(tmp_path: Path) -> None:
     (folder / "a.json").write_text(labelme(shape("pore", SQUARE)))
     with_other = packed(folder, tmp_path / "a.h5")
     assert "other mask" in with_other.skipped[0].reason
+    # Renamed, the same image would be packed twice.
+    assert "rename" not in with_other.skipped[0].reason
 
 
 def test_rois_of_imagej(tmp_path: Path) -> None:

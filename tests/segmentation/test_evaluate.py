@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from pscl_hpc.archive import Archive, Collection, ShardWriter
+from pscl_hpc.cli.main import main
 from pscl_hpc.errors import UserError
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.segmentation import ClassList, ConfusionMatrix, evaluate, finetune, predict
@@ -152,7 +153,9 @@ def test_an_image_without_annotation_has_no_scores(run: Path) -> None:
     assert blank["pixel_accuracy"] is None
 
 
-def test_another_archive_of_the_same_collection(run: Path, tmp_path: Path) -> None:
+def test_another_archive_of_the_same_collection(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     image, mask = micrograph(20)
     other = tmp_path / "other.h5"
     with ShardWriter(other, [ALLOY]) as writer:
@@ -160,6 +163,8 @@ def test_another_archive_of_the_same_collection(run: Path, tmp_path: Path) -> No
     content = evaluate(run, archive=other)
     assert [image["id"] for image in content["splits"]["test"]["per_image"]] == ["alloy/new"]
     assert content["archive"] == Archive(other).fingerprint
+    assert main(["evaluate", str(run), "--archive", str(other)]) == 0
+    assert capsys.readouterr().out.startswith("test: 1 image, ")
 
 
 def test_wrong_archives_splits_and_runs_are_refused(run: Path, tmp_path: Path) -> None:
@@ -178,7 +183,7 @@ def test_wrong_archives_splits_and_runs_are_refused(run: Path, tmp_path: Path) -
         evaluate(run, archive=other)
     with ShardWriter(other, [ALLOY]) as writer:
         writer.add(image, id="alloy/new", dataset="alloy")
-    with pytest.raises(UserError, match=r"other\.h5.*alloy.*splits\.json"):
+    with pytest.raises(UserError, match=r"other\.h5.*alloy.*splits\.json.*--archive"):
         evaluate(run, archive=other)
     (run / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"model\.safetensors"):
