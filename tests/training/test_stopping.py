@@ -79,6 +79,21 @@ def test_a_signal_to_all_processes_stops_after_the_step(
     assert (record["status"], record["error"]) == ("stopped", reason)
 
 
+def test_a_run_without_a_name_is_named_to_resume_it(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = small_config(archive, tmp_path).model_copy(update={"run": ""})
+    request_stop("preempted")
+    try:
+        with pytest.raises(StopRequested) as stopped:
+            pretrain(config)
+    finally:
+        clear_stop()
+    (run,) = Path("runs").iterdir()
+    assert f"run={run}" in stopped.value.hint
+
+
 def test_stopped_after_every_step_equals_uninterrupted(archive: Path, tmp_path: Path) -> None:
     whole = pretrain(small_config(archive, tmp_path / "whole"))
     config = small_config(archive, tmp_path / "stopped")
