@@ -20,7 +20,7 @@ from pscl_hpc.models.recompute import checkpoint_blocks
 from pscl_hpc.progress import Progress
 from pscl_hpc.runs import BackgroundWriter, MetricsLog, RunFolder
 from pscl_hpc.training.batchnorm import synchronise_batchnorm
-from pscl_hpc.training.device import peak_memory_mb
+from pscl_hpc.training.device import own_cpus, peak_memory_mb
 from pscl_hpc.training.loader import read_ahead
 from pscl_hpc.training.optimiser import build_optimiser, gradient_norm, set_lr
 from pscl_hpc.training.ranks import Ranks
@@ -107,6 +107,12 @@ class Loop:
         task, folder, step = self.task, self.folder, self.position.step
         for sentence in task.warnings():
             self.ranks.say(sentence)
+        workers, cpus = self.config.runtime.workers, own_cpus(self.ranks.place.local_world)
+        if workers > cpus:
+            self.ranks.say(
+                f"warning: runtime.workers is {workers}, but they and the training share {cpus} "
+                f"CPU{'s' if cpus > 1 else ''}; set it to {cpus} or less"
+            )
         folder.update(archive=task.archive.fingerprint, **task.record())
         world = self.ranks.world
         before = folder.attempts[-2].get("ranks", 1) if len(folder.attempts) > 1 else world
