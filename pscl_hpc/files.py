@@ -7,7 +7,7 @@ import getpass
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -73,12 +73,6 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Replace ``path`` by the file that ``write`` makes under the temporary name it is given."""
-    with replacing(path) as temporary:
-        write(temporary)
-
-
 def move_file(source: Path, target: Path) -> None:
     """Rename a complete, synced file over ``target`` on the same file system, durably."""
     source.replace(target)
@@ -89,7 +83,7 @@ def create_text(path: Path, text: str) -> bool:
     """Create ``path`` with a UTF-8 text, atomically. False, and no change, when it exists."""
     temporary = _beside(path)
     try:
-        _write_text(temporary, text)
+        temporary.write_text(text, encoding="utf-8")
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
         try:
@@ -141,17 +135,19 @@ def remove_leftovers(folder: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Replace ``path`` by ``value`` as indented JSON."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    replace_file(path, lambda temporary: _write_text(temporary, text))
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
     """Replace ``path`` by a UTF-8 text."""
-    replace_file(path, lambda temporary: _write_text(temporary, text))
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace ``path`` by these bytes."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def read_checked(path: Path, model: type[ModelT], advice: str) -> ModelT:

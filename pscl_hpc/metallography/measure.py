@@ -13,6 +13,7 @@ import numpy as np
 from pscl_hpc.archive import Archive, ImageRecord
 from pscl_hpc.archive.ingest.mask_values import Key
 from pscl_hpc.errors import UserError, did_you_mean
+from pscl_hpc.files import writing
 from pscl_hpc.metallography.comparison import MaskOf, trained_on, validation_correction
 from pscl_hpc.metallography.correction import Correction
 from pscl_hpc.metallography.image import SMALLEST, ImageMeasurement, Rules, measure_image
@@ -26,7 +27,6 @@ from pscl_hpc.metallography.tables import (
     write_tables,
 )
 from pscl_hpc.progress import Progress
-from pscl_hpc.runs import writing
 from pscl_hpc.segmentation.classes import ClassList
 from pscl_hpc.segmentation.config import InferenceOptions
 from pscl_hpc.segmentation.data import class_list

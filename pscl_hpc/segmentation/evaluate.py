@@ -18,9 +18,10 @@ from torch import nn
 from pscl_hpc.archive import Archive, ImageRecord
 from pscl_hpc.classifiers import load_classifier
 from pscl_hpc.errors import UserError, did_you_mean
+from pscl_hpc.files import write_bytes, write_json
 from pscl_hpc.models import load_segmentation
 from pscl_hpc.progress import Progress
-from pscl_hpc.runs import RunFolder, write_json
+from pscl_hpc.runs import RunFolder
 from pscl_hpc.segmentation.classes import ClassList
 from pscl_hpc.segmentation.classifier_config import ClassifierConfig
 from pscl_hpc.segmentation.classifier_inference import ClassifierPredictor
@@ -29,7 +30,7 @@ from pscl_hpc.segmentation.config import FinetuneConfig, InferenceConfig, Infere
 from pscl_hpc.segmentation.inference import Predictor
 from pscl_hpc.segmentation.ingest_options import mismatch_warnings, unseen_classes
 from pscl_hpc.segmentation.metrics import ConfusionMatrix
-from pscl_hpc.segmentation.pictures import picture_name, picture_names, png_bytes, write_file
+from pscl_hpc.segmentation.pictures import picture_name, picture_names, png_bytes
 from pscl_hpc.training import setup_device
 
 EVALUATION_FILE = "evaluation.json"
@@ -119,7 +120,7 @@ def evaluate(
             for record in records:
                 labels = predictor.archive_image(source, record.index)
                 path, data = home / picture_name(split) / f"{names[record.id]}.png", png_bytes(labels)
-                write_file(path, data)
+                write_bytes(path, data)
                 digests[path.name] = hashlib.sha256(data).hexdigest()
                 single = ConfusionMatrix(predictor.classes)
                 single.update(labels, source.read_mask(record.index))

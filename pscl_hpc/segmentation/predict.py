@@ -22,6 +22,7 @@ from pscl_hpc.archive.options import AUTO_CROP, IngestOptions, options_to_tree
 from pscl_hpc.archive.single_file import temporary_archive
 from pscl_hpc.classifiers import CLASSIFIER_FILE
 from pscl_hpc.errors import UserError
+from pscl_hpc.files import write_bytes
 from pscl_hpc.models import MODEL_FILE
 from pscl_hpc.progress import Progress
 from pscl_hpc.segmentation.config import InferenceOptions
@@ -38,7 +39,7 @@ from pscl_hpc.segmentation.ingest_options import (
     model_warnings,
 )
 from pscl_hpc.segmentation.input_files import list_files
-from pscl_hpc.segmentation.pictures import archive_overlay, picture_names, png_bytes, write_file
+from pscl_hpc.segmentation.pictures import archive_overlay, picture_names, png_bytes
 
 FILES = "files"
 """Default output folder in ``RUN/predictions``."""
@@ -278,7 +279,7 @@ class _Writer:
             if not (path.is_file() and path.read_bytes() == data):
                 raise UserError(f"{path} exists with other content; name another folder with --out")
         for path, data in contents.items():
-            write_file(path, data)
+            write_bytes(path, data)
         labels_path, overlay_path, confidence_path = (*map(str, contents), "")[:3]
         image = PredictedImage(
             source, labels_path, overlay_path, cropped, record.um_per_pixel, confidence_path, mean

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from pscl_hpc.config import RunConfig, load_config
-from pscl_hpc.runs import write_json, write_text
+from pscl_hpc.files import write_json, write_text
 from pscl_hpc.runs.folder import RECORD_FILE
 from pscl_hpc.runs.lock import LOCK_FILE
 from pscl_hpc.runs.places import CONFIG_FILE

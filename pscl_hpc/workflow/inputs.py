@@ -23,7 +23,7 @@ from pscl_hpc.archive.ingest.pairing import pair
 from pscl_hpc.archive.ingest.sources import Plan, plan
 from pscl_hpc.archive.ingest.splits import nfc
 from pscl_hpc.errors import UserError, did_you_mean
-from pscl_hpc.files import replace_file, replacing
+from pscl_hpc.files import replacing
 
 ARCHIVE_FILE = "archive.h5"
 ANNOTATION_FILE = "annotation.csv"
@@ -264,15 +264,12 @@ def _annotation(out: Path, item: Item, mask: Path) -> Path:
     copy.parent.mkdir(parents=True, exist_ok=True)
     with replacing(copy) as temporary:
         shutil.copyfile(mask, temporary)
-
-    def write(temporary: Path) -> None:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(
-                [("file", "mask", "reference"), (item.path, f"{ANNOTATION}/{mask.name}", "yes")]
-            )
-
-    replace_file(out / ANNOTATION_FILE, write)
-    return out / ANNOTATION_FILE
+    path = out / ANNOTATION_FILE
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(
+            [("file", "mask", "reference"), (item.path, f"{ANNOTATION}/{mask.name}", "yes")]
+        )
+    return path
 
 
 def _check_packed(packed: BuildResult, item: Item, mask: Path) -> None:
