@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from pscl_hpc.config.loading import parse_yaml
+from pscl_hpc.config import parse_yaml
 from pscl_hpc.errors import UserError
 from pscl_hpc.methods import display_name
 from pscl_hpc.pretraining.inspection import INSPECTION_FILE

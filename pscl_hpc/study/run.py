@@ -14,8 +14,7 @@ from typing import Any
 
 import yaml
 
-from pscl_hpc.config import load_config, read_tree, resolve_config
-from pscl_hpc.config.loading import parse_yaml
+from pscl_hpc.config import load_config, parse_yaml, read_tree, resolve_config
 from pscl_hpc.errors import UserError
 from pscl_hpc.files import write_bytes, write_json, write_text
 from pscl_hpc.results.study import RESULTS_FILE, StudyResults

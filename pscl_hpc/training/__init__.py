@@ -11,7 +11,7 @@ from pscl_hpc.training.optimiser import (
     set_lr,
 )
 from pscl_hpc.training.ranks import Place, Ranks, join_ranks, read_place
-from pscl_hpc.training.run import train
+from pscl_hpc.training.run import check_unchanged, train
 from pscl_hpc.training.stopping import (
     StopRequested,
     clear_stop,
@@ -30,6 +30,7 @@ __all__ = [
     "Task",
     "autocast",
     "build_optimiser",
+    "check_unchanged",
     "checkpoint_blocks",
     "clear_stop",
     "join_ranks",

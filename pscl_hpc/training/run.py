@@ -51,11 +51,7 @@ def train(
         folder, fingerprint = _open_folder(config, archive, ranks)
         if not folder.done:
             with folder, ranks.watch():
-                if archive.fingerprint != fingerprint:
-                    raise UserError(
-                        f"{archive.path}: has changed since the run {folder.path} began; restore it, or start a new "
-                        "run with run=..."
-                    )
+                check_unchanged(archive, folder, fingerprint)
                 keep_threads(config, folder, ranks)
                 if open_keys:
                     del task
@@ -63,6 +59,18 @@ def train(
                     task = made(config.with_decisions(folder.decided))
                 Loop(task, folder, ranks).run(progress=progress)
     return folder
+
+
+def check_unchanged(archive: Archive, folder: RunFolder, fingerprint: str) -> None:
+    """Check that an archive has the fingerprint with which a run began.
+
+    Raises:
+        UserError: it has another one.
+    """
+    if archive.fingerprint != fingerprint:
+        raise UserError(
+            f"{archive.path}: has changed since the run {folder.path} began; restore it, or start a new run with run=..."
+        )
 
 
 def _open_folder(config: TrainingConfig, archive: Archive, ranks: Ranks) -> tuple[RunFolder, str]:
