@@ -17,9 +17,9 @@ from pscl_hpc.launch.records import JobRecord, latest_job
 from pscl_hpc.launch.schedulers import SCHEDULERS, JobState, states_of
 from pscl_hpc.launch.state import Known, State, detail_of, state_of
 from pscl_hpc.runs import RunFolder
-from pscl_hpc.runs.folder import METRICS_FILE
 from pscl_hpc.runs.lock import is_locked
 from pscl_hpc.runs.metrics import read_last
+from pscl_hpc.runs.record import METRICS_FILE
 from pscl_hpc.runs.status_file import PACE_LINES
 
 _SILENCE_S, _SILENT_LINES = 60.0, 10

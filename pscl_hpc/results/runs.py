@@ -19,8 +19,8 @@ from pscl_hpc.pretraining.inspection import INSPECTION_FILE
 from pscl_hpc.results.evaluation import Evaluation, number, read_evaluation
 from pscl_hpc.results.inspection import Inspection, read_inspection
 from pscl_hpc.runs import read_metrics
-from pscl_hpc.runs.folder import METRICS_FILE, RECORD_FILE
 from pscl_hpc.runs.places import CONFIG_FILE
+from pscl_hpc.runs.record import METRICS_FILE, RECORD_FILE
 from pscl_hpc.segmentation.evaluate import EVALUATION_FILE
 
 DEPTH = 4

@@ -20,8 +20,8 @@ from pscl_hpc.config import RunConfig, read_tree, resolve_config
 from pscl_hpc.errors import UserError
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.runs.checkpoint import CheckpointStore
-from pscl_hpc.runs.folder import CHECKPOINTS, RECORD_FILE
 from pscl_hpc.runs.places import CONFIG_FILE
+from pscl_hpc.runs.record import CHECKPOINTS, RECORD_FILE
 from pscl_hpc.segmentation.evaluate import SegmentationConfig
 from pscl_hpc.study.keys import run_key, written_key
 from pscl_hpc.study.plan import PRETRAINED, SHORT, Job, Plan
