@@ -24,9 +24,9 @@ from bench.record import record
 from pscl_hpc.archive import Archive, ImageRecord
 from pscl_hpc.results.study import read_results
 from pscl_hpc.segmentation.config import FinetuneConfig, InferenceConfig
-from pscl_hpc.segmentation.evaluate import open_run
 from pscl_hpc.segmentation.inference import Predictor
 from pscl_hpc.segmentation.metrics import ConfusionMatrix
+from pscl_hpc.segmentation.trained import open_run
 
 WAYS: dict[str, InferenceConfig] = {
     "one pass": InferenceConfig(),

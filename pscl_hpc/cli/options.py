@@ -24,3 +24,7 @@ def check_new_png(option: str, path: Path) -> None:
 
 def print_json(value: dict[str, Any]) -> None:
     typer.echo(json.dumps(value, indent=1))
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -27,15 +27,16 @@ from pscl_hpc.metallography.tables import (
     write_tables,
 )
 from pscl_hpc.progress import Progress
+from pscl_hpc.segmentation.annotations import class_list
 from pscl_hpc.segmentation.classes import ClassList
 from pscl_hpc.segmentation.config import InferenceOptions
-from pscl_hpc.segmentation.data import class_list
-from pscl_hpc.segmentation.evaluate import ImagePredictor, SegmentationConfig, open_run, same_name
+from pscl_hpc.segmentation.evaluate import same_name
 from pscl_hpc.segmentation.ingest_options import unseen_classes
 from pscl_hpc.segmentation.input_files import list_files
 from pscl_hpc.segmentation.input_masks import InputMasks
 from pscl_hpc.segmentation.pictures import read_labels
 from pscl_hpc.segmentation.predict import PredictReport, predict
+from pscl_hpc.segmentation.trained import ImagePredictor, SegmentationConfig, open_run
 
 FOLDER = "measurements"
 """Default output folder in a run."""

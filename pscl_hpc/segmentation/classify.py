@@ -26,8 +26,8 @@ from pscl_hpc.errors import UserError
 from pscl_hpc.progress import Progress
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.seeding import numpy_generator
+from pscl_hpc.segmentation.annotations import Annotations, select_annotations
 from pscl_hpc.segmentation.classifier_config import ClassifierConfig
-from pscl_hpc.segmentation.data import Annotations, select_annotations
 from pscl_hpc.segmentation.ingest_options import UNSEEN_KEY, options_record
 from pscl_hpc.training import StopRequested, check_unchanged, read_place, setup_device, stop_reason
 from pscl_hpc.working_size import note, working_scale
@@ -69,7 +69,7 @@ def check_classifier(config: ClassifierConfig, archive: Archive) -> Annotations:
     """The annotated images of a classifier.
 
     Raises:
-        UserError: see :func:`~pscl_hpc.segmentation.data.select_annotations`; or they show fewer than two classes.
+        UserError: see :func:`~pscl_hpc.segmentation.annotations.select_annotations`; or they show fewer than two classes.
     """
     data = select_annotations(config, archive)
     if (data.pixels > 0).sum() < 2:

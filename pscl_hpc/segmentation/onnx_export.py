@@ -33,8 +33,8 @@ from pscl_hpc.files import replacing, writing
 from pscl_hpc.grey import LUMA
 from pscl_hpc.models import SegmentationNet
 from pscl_hpc.segmentation.classes import ClassList
-from pscl_hpc.segmentation.evaluate import open_run
 from pscl_hpc.segmentation.inference import Predictor
+from pscl_hpc.segmentation.trained import open_run
 from pscl_hpc.working_size import resized
 
 ONNX_FILE = "model.onnx"

@@ -16,7 +16,7 @@ from pscl_hpc.segmentation.classifier_config import ClassifierConfig
 from pscl_hpc.segmentation.classify import check_classifier
 from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.segmentation.data import select_data
-from pscl_hpc.segmentation.evaluate import SegmentationConfig
+from pscl_hpc.segmentation.trained import SegmentationConfig
 from pscl_hpc.study.config import DatasetEntry, MethodEntry, StudyConfig, Tree
 from pscl_hpc.study.keys import run_key
 from pscl_hpc.study.pool import Pool, check_pool

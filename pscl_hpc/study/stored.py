@@ -22,7 +22,7 @@ from pscl_hpc.runs import RunFolder
 from pscl_hpc.runs.checkpoint import CheckpointStore
 from pscl_hpc.runs.places import CONFIG_FILE
 from pscl_hpc.runs.record import CHECKPOINTS, RECORD_FILE
-from pscl_hpc.segmentation.evaluate import SegmentationConfig
+from pscl_hpc.segmentation.trained import SegmentationConfig
 from pscl_hpc.study.keys import run_key, written_key
 from pscl_hpc.study.plan import PRETRAINED, SHORT, Job, Plan
 from pscl_hpc.study.stage import is_done, made_from

@@ -12,8 +12,9 @@ from pscl_hpc.errors import UserError
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.training.decisions import PRECISION, TRIAL, decide, keep_threads
 from pscl_hpc.training.device import keep_freed_memory
+from pscl_hpc.training.joining import join_ranks
 from pscl_hpc.training.loop import Loop
-from pscl_hpc.training.ranks import Ranks, join_ranks
+from pscl_hpc.training.ranks import Ranks
 from pscl_hpc.training.task import Task
 
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig)

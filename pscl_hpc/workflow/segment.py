@@ -28,8 +28,8 @@ from pscl_hpc.metallography.measure import Measured, Wanted, measure
 from pscl_hpc.report import write_report
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.segmentation import finetune
+from pscl_hpc.segmentation.annotations import class_list
 from pscl_hpc.segmentation.config import FinetuneConfig
-from pscl_hpc.segmentation.data import class_list
 from pscl_hpc.training import read_place
 from pscl_hpc.workflow.inputs import ARCHIVE_FILE, Inputs, pack
 from pscl_hpc.workflow.suggestion import Annotation, prepare_annotation

@@ -18,8 +18,8 @@ from pscl_hpc.pretraining.task import PretrainTask
 from pscl_hpc.results.runs import read_run
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.segmentation import finetune
-from pscl_hpc.segmentation.evaluate import open_run
 from pscl_hpc.segmentation.finetune import FinetuneTask
+from pscl_hpc.segmentation.trained import open_run
 from pscl_hpc.training import Loop, Ranks, autocast, decisions, device
 from tests.helpers import small_archive, small_config
 from tests.segmentation.helpers import settings, stop_after_a_step, write_archive

@@ -15,7 +15,7 @@ import torch
 from pscl_hpc.config import RuntimeConfig
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.segmentation import finetune
-from pscl_hpc.segmentation.evaluate import open_run
+from pscl_hpc.segmentation.trained import open_run
 from pscl_hpc.training import device, setup_device
 from tests.segmentation.helpers import settings, stop_after_a_step, write_archive
 
