@@ -135,6 +135,7 @@ class _Planner:
         )
 
     def _cell(self, entry: MethodEntry, dataset: DatasetEntry, annotation: Annotation, seed: int) -> Cell:
+        """A place of the grid; plans its run and the pretraining that it needs, unless equal ones are planned."""
         job = self._pretraining(entry, dataset, annotation, seed) if entry.pretrain is not None else None
         own = {
             "seed": seed,
@@ -170,6 +171,7 @@ class _Planner:
     def _pretraining(
         self, entry: MethodEntry, dataset: DatasetEntry, annotation: Annotation, seed: int
     ) -> Job:
+        """The pretraining of a cell, planned unless an equal one is."""
         source = f"study {self.study.name}, method {entry.name}, pretraining"
         tree = {**(entry.pretrain or {}), "kind": "pretrain", "seed": seed}
         template = ""

@@ -102,7 +102,7 @@ class StoredRuns:
         """Runs whose folders are named like a job's but for the key."""
         kind, own = job.folder.parent.name, job.folder.name
         for name in self._listed(kind).get(_stem(own), []):
-            # The name of another planned job vouches for that job.
+            # A folder with the name of another planned job belongs to that job.
             if name not in self._planned or name == own:
                 place = self._folder / kind / name
                 if place not in self._runs:

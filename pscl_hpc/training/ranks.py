@@ -29,9 +29,13 @@ class Place:
 
     rank: int = 0
     world: int = 1
+    """Number of ranks."""
     local_rank: int = 0
+    """Number among the ranks of the same node."""
     local_world: int = 1
+    """Number of ranks on this node."""
     address: str = ""
+    """Of the store of the ranks: the node of rank 0."""
     port: int = 0
     node: str = ""
 

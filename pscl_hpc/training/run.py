@@ -46,15 +46,15 @@ def train(
         def made(settings: ConfigT) -> Task[Any]:
             return build(settings, archive, ranks)
 
-        open_keys = not config.schedule.steps or config.runtime.precision == "auto"
+        undecided = not config.schedule.steps or config.runtime.precision == "auto"
         # The input is checked before anything is written.
-        task = made(config.with_decisions({PRECISION: "fp32", **TRIAL}) if open_keys else config)
+        task = made(config.with_decisions({PRECISION: "fp32", **TRIAL}) if undecided else config)
         folder, fingerprint = _open_folder(config, archive, ranks)
         if not folder.done:
             with folder, ranks.watch():
                 check_unchanged(archive, folder, fingerprint)
                 keep_threads(config, folder, ranks)
-                if open_keys:
+                if undecided:
                     del task
                     decide(config, folder, ranks, made, began)
                     task = made(config.with_decisions(folder.decided))
