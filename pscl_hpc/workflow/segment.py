@@ -24,7 +24,8 @@ from pscl_hpc.config.packaged import packaged_config
 from pscl_hpc.errors import UserError
 from pscl_hpc.files import create_text, write_text
 from pscl_hpc.metallography.image import SMALLEST
-from pscl_hpc.metallography.measure import Measured, Wanted, measure
+from pscl_hpc.metallography.measure import Wanted, measure
+from pscl_hpc.metallography.result import Measured
 from pscl_hpc.report import write_report
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.segmentation import finetune
