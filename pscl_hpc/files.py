@@ -1,4 +1,4 @@
-"""Writing files so that a crash leaves the old or the new file, never a partial one; reading JSON by a schema."""
+"""Writing files so that a crash leaves the old or the new file, never a partial one; JSON by a schema; names."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from unicodedata import normalize
 
 from pydantic import BaseModel, ValidationError
 
@@ -160,6 +161,11 @@ def read_checked(path: Path, model: type[ModelT], advice: str) -> ModelT:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise UserError(f"{path}: {f'key {where}: ' if where else ''}{first['msg']}; {advice}") from None
+
+
+def nfc(name: str) -> str:
+    """A name in Unicode NFC; macOS writes file names in NFD."""
+    return normalize("NFC", name)
 
 
 def user_name() -> str:

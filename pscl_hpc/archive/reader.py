@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
-from unicodedata import normalize
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +15,7 @@ from pscl_hpc.archive.manifest import read_manifest
 from pscl_hpc.archive.shard import Shard, open_shards
 from pscl_hpc.archive.staging import staged_path
 from pscl_hpc.errors import UserError, did_you_mean
+from pscl_hpc.files import nfc
 from pscl_hpc.grey import LUMA
 
 _BAND = 1024
@@ -128,7 +128,7 @@ class Archive:
             return self.records[index]
         ids = self._catalogue.ids()
         for index, name in enumerate(ids):
-            if normalize("NFC", name) == normalize("NFC", image_id):
+            if nfc(name) == nfc(image_id):
                 return self.records[index]
         raise UserError(f"{self.path} has no image {image_id!r}{did_you_mean(image_id, ids)}")
 

@@ -9,11 +9,10 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Unpack
-from unicodedata import normalize
 
 from pscl_hpc.archive import Archive, ImageRecord
 from pscl_hpc.errors import UserError, did_you_mean
-from pscl_hpc.files import write_bytes, write_json
+from pscl_hpc.files import nfc, write_bytes, write_json
 from pscl_hpc.progress import Progress
 from pscl_hpc.segmentation.classes import ClassList
 from pscl_hpc.segmentation.config import InferenceOptions
@@ -139,7 +138,7 @@ def same_name(name: str, known: Iterable[str]) -> str:
     known = list(known)
     if name in known:
         return name
-    return next((other for other in known if normalize("NFC", other) == normalize("NFC", name)), name)
+    return next((other for other in known if nfc(other) == nfc(name)), name)
 
 
 def _update_written(home: Path, written: dict[str, dict[str, str]]) -> None:
@@ -168,11 +167,11 @@ def _scored_images(
     archive: Archive, collection: str, config: SegmentationConfig, splits: Sequence[str] | None
 ) -> dict[str, list[ImageRecord]]:
     """Annotated images by split, without the references."""
-    references = {normalize("NFC", name) for name in config.references}
+    references = {nfc(name) for name in config.references}
     annotated = [
         record
         for record in archive.select(datasets=[collection], has_mask=True)
-        if normalize("NFC", record.id) not in references
+        if nfc(record.id) not in references
     ]
     known = sorted({record.split for record in annotated})
     if splits is None:

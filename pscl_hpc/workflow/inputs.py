@@ -21,9 +21,8 @@ from pscl_hpc.archive.ingest.mask_pixels import read_pages
 from pscl_hpc.archive.ingest.mask_values import suggestion
 from pscl_hpc.archive.ingest.pairing import pair
 from pscl_hpc.archive.ingest.sources import Plan, plan
-from pscl_hpc.archive.ingest.splits import nfc
 from pscl_hpc.errors import UserError, did_you_mean
-from pscl_hpc.files import replacing
+from pscl_hpc.files import nfc, replacing
 
 ARCHIVE_FILE = "archive.h5"
 ANNOTATION_FILE = "annotation.csv"

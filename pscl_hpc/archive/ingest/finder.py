@@ -13,8 +13,9 @@ from pscl_hpc.archive.ingest.folders import IMAGE_FOLDERS, MASK_FOLDERS, Unread,
 from pscl_hpc.archive.ingest.items import Item, Skipped
 from pscl_hpc.archive.ingest.layout import Layout, find_layouts, layout_of
 from pscl_hpc.archive.ingest.mask_values import Key, classes_of_values, scribble_names
-from pscl_hpc.archive.ingest.splits import SPLITS_FILE, Splits, nfc, read_splits
+from pscl_hpc.archive.ingest.splits import SPLITS_FILE, Splits, read_splits
 from pscl_hpc.errors import UserError
+from pscl_hpc.files import nfc
 
 
 @dataclass(frozen=True)
