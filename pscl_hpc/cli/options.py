@@ -16,6 +16,7 @@ OVERRIDES = typer.Argument(metavar="KEY=VALUE", help="Values that override those
 
 
 def check_new_png(option: str, path: Path) -> None:
+    """UserError, naming the option, unless a path is that of a new PNG."""
     if path.suffix.lower() != ".png":
         raise UserError(f"{option} is {path}; give a file name that ends in .png")
     if path.exists():
@@ -27,4 +28,5 @@ def print_json(value: dict[str, Any]) -> None:
 
 
 def counted(number: int, noun: str) -> str:
+    """``1 image``, ``2 images``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
