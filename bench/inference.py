@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import argparse
 import copy
+import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,9 @@ from bench.record import record
 from pscl_hpc.archive import Archive, ImageRecord
 from pscl_hpc.results.study import read_results
 from pscl_hpc.segmentation.config import FinetuneConfig, InferenceConfig
-from pscl_hpc.segmentation.evaluate import open_run
 from pscl_hpc.segmentation.inference import Predictor
 from pscl_hpc.segmentation.metrics import ConfusionMatrix
+from pscl_hpc.segmentation.trained import open_run
 
 WAYS: dict[str, InferenceConfig] = {
     "one pass": InferenceConfig(),
@@ -74,7 +76,9 @@ def score_study(
         if not arguments.methods or row.method in arguments.methods
     }
     found: dict[str, list[dict[str, Any]]] = {}
-    with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        arguments.jobs, mp_context=get_context("spawn"), initializer=_end_with_parent
+    ) as pool:
         futures = {pool.submit(score, arguments.study / folder, arguments.archive): folder for folder in runs}
         for future in as_completed(futures):
             folder = futures[future]
@@ -82,6 +86,18 @@ def score_study(
             print(*found[folder], sep="\n", flush=True)
     rows = [row for folder in runs for row in found[folder]]
     return rows, {"study": results.study, "archive": results.archive}
+
+
+def _end_with_parent() -> None:
+    """In a process of the pool: end when the command is killed, which would leave it waiting for work."""
+
+    def wait() -> None:
+        parent = parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def score(run: Path, archive_path: Path) -> list[dict[str, Any]]:

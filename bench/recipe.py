@@ -20,7 +20,7 @@ import torch
 
 from bench.record import record
 from pscl_hpc.config import load_config
-from pscl_hpc.runs import write_json
+from pscl_hpc.files import write_json
 from pscl_hpc.segmentation import evaluate, finetune
 from pscl_hpc.segmentation.config import FinetuneConfig
 

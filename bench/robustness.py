@@ -21,9 +21,9 @@ from bench.inference import score_study, scored_images, study_arguments, with_in
 from bench.record import record
 from pscl_hpc.archive import Archive, ImageRecord, Window
 from pscl_hpc.segmentation.config import FinetuneConfig, InferenceConfig
-from pscl_hpc.segmentation.evaluate import open_run
 from pscl_hpc.segmentation.inference import Predictor
 from pscl_hpc.segmentation.metrics import ConfusionMatrix
+from pscl_hpc.segmentation.trained import open_run
 
 Image = npt.NDArray[np.float32]
 """(h, w), mean 0 and standard deviation 1."""

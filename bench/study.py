@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from bench.record import record
-from pscl_hpc.config.loading import parse_yaml
+from pscl_hpc.config import parse_yaml
 from pscl_hpc.errors import UserError
 from pscl_hpc.results.study import read_results
 

@@ -1,4 +1,4 @@
-"""Writing files so that a crash leaves the old or the new file, never a partial one; reading JSON by a schema."""
+"""Writing files so that a crash leaves the old or the new file, never a partial one; JSON by a schema; names."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import getpass
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from unicodedata import normalize
 
 from pydantic import BaseModel, ValidationError
 
@@ -73,12 +74,6 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Replace ``path`` by the file that ``write`` makes under the temporary name it is given."""
-    with replacing(path) as temporary:
-        write(temporary)
-
-
 def move_file(source: Path, target: Path) -> None:
     """Rename a complete, synced file over ``target`` on the same file system, durably."""
     source.replace(target)
@@ -89,7 +84,7 @@ def create_text(path: Path, text: str) -> bool:
     """Create ``path`` with a UTF-8 text, atomically. False, and no change, when it exists."""
     temporary = _beside(path)
     try:
-        _write_text(temporary, text)
+        temporary.write_text(text, encoding="utf-8")
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
         try:
@@ -141,17 +136,19 @@ def remove_leftovers(folder: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Replace ``path`` by ``value`` as indented JSON."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    replace_file(path, lambda temporary: _write_text(temporary, text))
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
     """Replace ``path`` by a UTF-8 text."""
-    replace_file(path, lambda temporary: _write_text(temporary, text))
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace ``path`` by these bytes."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def read_checked(path: Path, model: type[ModelT], advice: str) -> ModelT:
@@ -164,6 +161,11 @@ def read_checked(path: Path, model: type[ModelT], advice: str) -> ModelT:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise UserError(f"{path}: {f'key {where}: ' if where else ''}{first['msg']}; {advice}") from None
+
+
+def nfc(name: str) -> str:
+    """A name in Unicode NFC; macOS writes file names in NFD."""
+    return normalize("NFC", name)
 
 
 def user_name() -> str:

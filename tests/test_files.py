@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pscl_hpc.files import create_text, move_file, replace_file, replacing, write_text
+from pscl_hpc.files import create_text, move_file, replacing, write_text
 
 
 def test_a_file_is_replaced_when_the_block_ends(tmp_path: Path) -> None:
@@ -25,12 +25,13 @@ def test_an_exception_keeps_the_old_file_and_leaves_nothing(tmp_path: Path, erro
     path = tmp_path / "a.txt"
     write_text(path, "old")
 
-    def fail(temporary: Path) -> None:
-        temporary.write_text("half")
-        raise error
+    def fail() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise error
 
     with pytest.raises(type(error)):
-        replace_file(path, fail)
+        fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -4,7 +4,7 @@ One HDF5 file (a *shard*) contains
 
 * ``/tiles/<pool>/<block>``: pixels, one pool per (dtype, channels) plus ``mask``. A block is either *flat*, a 1-D
   contiguous dataset with the pixels of many images one after the other, or *tiled*, a dataset of compressed square tiles,
-  one HDF5 chunk each. An image has no tile of its own larger than itself, so small images cost what their pixels cost.
+  one HDF5 chunk each. Images share blocks, so small ones take little more space than their pixels.
 * ``/images``: the index, one fixed-width record per image, sorted by id; see :class:`Row` and ``index``.
 * ``/names/<column>``: the texts to which the numbers in a column of the index refer.
 * ``/collections``: the class lists, a JSON string.

@@ -71,6 +71,12 @@ def _checked(
         raise ValueError(f"{rest} of {height} rows are missing")
 
 
+def _stored_strips(pool: Pool, read_at: ReadAt, place: Place, height: int, width: int) -> Iterator[Pixels]:
+    """The strips of an image of another pool, as :meth:`PoolWriter.append` takes them."""
+    for top in range(0, height, TILE):
+        yield pool.read(read_at, *place, height, width, (top, 0, min(TILE, height - top), width))
+
+
 class _Flat:
     """Uncompressed pixels."""
 
@@ -111,11 +117,7 @@ class _Flat:
     def copy(self, pool: Pool, read_at: ReadAt, place: Place, height: int, width: int) -> Place:
         found = pool.blocks[place[0]]
         if not isinstance(found, FlatBlock):
-            image = (
-                pool.read(read_at, *place, height, width, (top, 0, min(TILE, height - top), width))
-                for top in range(0, height, TILE)
-            )
-            return self.append(image, height, width)[0]
+            return self.append(_stored_strips(pool, read_at, place, height, width), height, width)[0]
         size = self._dtype.itemsize
         count = height * width * self._channels
         own, alone = self._reserve(count), self._alone(count)
@@ -208,11 +210,7 @@ class _Packed:
     def copy(self, pool: Pool, read_at: ReadAt, place: Place, height: int, width: int) -> Place:
         found = pool.blocks[place[0]]
         if isinstance(found, FlatBlock) or pool.codec != self._codec:
-            image = (
-                pool.read(read_at, *place, height, width, (top, 0, min(TILE, height - top), width))
-                for top in range(0, height, TILE)
-            )
-            return self.append(image, height, width)[0]
+            return self.append(_stored_strips(pool, read_at, place, height, width), height, width)[0]
         block, start = self._block(found.side)
         down, across = tile_grid(height, width, found.side)
         for filter_mask, data in chunks(read_at, found, place[1], down * across):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
-from unicodedata import normalize
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +15,14 @@ from pscl_hpc.archive.manifest import read_manifest
 from pscl_hpc.archive.shard import Shard, open_shards
 from pscl_hpc.archive.staging import staged_path
 from pscl_hpc.errors import UserError, did_you_mean
+from pscl_hpc.files import nfc
+from pscl_hpc.grey import LUMA
 
 _BAND = 1024
 """Rows of an image that are read at a time for its statistics."""
 STANDARD_DEVIATION = np.float32(1 / 6)
 """Of a standardised image: three standard deviations on either side of the mean fit into 0..1."""
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-"""Weights of red, green and blue in the grey level, ITU-R BT.601."""
+_LUMA = np.array(LUMA, np.float32)
 
 
 def is_archive(path: str | Path) -> bool:
@@ -128,7 +128,7 @@ class Archive:
             return self.records[index]
         ids = self._catalogue.ids()
         for index, name in enumerate(ids):
-            if normalize("NFC", name) == normalize("NFC", image_id):
+            if nfc(name) == nfc(image_id):
                 return self.records[index]
         raise UserError(f"{self.path} has no image {image_id!r}{did_you_mean(image_id, ids)}")
 
@@ -251,7 +251,7 @@ class Archive:
         else:
             pixels[...] = 0
         if channels == 1 and pixels.shape[2] == 3:
-            pixels = pixels @ LUMA[:, None]
+            pixels = pixels @ _LUMA[:, None]
         if channels == 3 and pixels.shape[2] == 1:
             pixels = np.repeat(pixels, 3, axis=2)
         if standardise:

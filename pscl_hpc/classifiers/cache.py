@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pscl_hpc.archive import Archive, Window
 from pscl_hpc.classifiers.features.base import FeatureSet, Picture, PixelMaps
-from pscl_hpc.files import replace_file, writing
+from pscl_hpc.files import writing
+from pscl_hpc.models.weights import write_tensors
 from pscl_hpc.working_size import resized
 
 BLOCK = 1024
@@ -65,17 +65,9 @@ class FeatureCache:
         """Keep the maps of a key; JobError where they cannot be written."""
         path = self._path(key)
         tensors = {str(place): values.contiguous() for place, values in enumerate(maps.maps)}
-        metadata = {"strides": json.dumps(maps.strides)}
-
-        def save(temporary: Path) -> None:
-            try:
-                save_file(tensors, temporary, metadata=metadata)
-            except SafetensorError as error:
-                raise OSError(str(error)) from error
-
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(path, save)
+        write_tensors(path, tensors, {"strides": json.dumps(maps.strides)})
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"

@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pscl_hpc.classifiers.features.base import FEATURES, FeatureSet
 from pscl_hpc.classifiers.heads.base import HEADS, Head, HeadConfig, Samples
 from pscl_hpc.errors import UserError
-from pscl_hpc.files import replace_file, writing
+from pscl_hpc.models.weights import write_tensors
 
 CLASSIFIER_FILE = "classifier.safetensors"
 _HEADER = "pscl_hpc_classifier"
@@ -72,15 +71,7 @@ class PixelClassifier:
         tensors = {"mean": self._mean, "deviation": self._deviation}
         tensors |= {_HEAD + name: value for name, value in self.head.state().items()}
         tensors |= {_FEATURES + name: value for name, value in self.features.weights().items()}
-
-        def write(temporary: Path) -> None:
-            try:
-                save_file(tensors, temporary, metadata={_HEADER: json.dumps(header)})
-            except SafetensorError as error:
-                raise OSError(str(error)) from error
-
-        with writing(path):
-            replace_file(path, write)
+        write_tensors(path, tensors, {_HEADER: json.dumps(header)})
 
     def _scaled(self, features: Tensor) -> Tensor:
         return (features - self._mean) / self._deviation

@@ -1,4 +1,4 @@
-"""The options of ``archive build`` and ``predict`` for reading image files."""
+"""The options of commands for reading image files and masks."""
 
 from __future__ import annotations
 

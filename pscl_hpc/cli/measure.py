@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from pscl_hpc.cli import ingest
-from pscl_hpc.cli.segmentation import ADAPT, AS_TRAINED, CORRECT_SHADING, TTA, Tta
+from pscl_hpc.cli import inference, ingest
+from pscl_hpc.cli.inference import Tta
 from pscl_hpc.errors import EXIT_SKIPPED, UserError
 
 
@@ -77,16 +77,14 @@ def measure_command(
             "correction. Default: the validation images, if there are any."
         ),
     ] = "",
-    percentiles: Annotated[str | None, typer.Option(help=f"{ingest.PERCENTILES_HELP} {AS_TRAINED}")] = None,
-    colour: Annotated[str | None, typer.Option(help=f"{ingest.COLOUR_HELP} {AS_TRAINED}")] = None,
-    crop_bottom: Annotated[str | None, typer.Option(help=f"{ingest.CROP_HELP} {AS_TRAINED}")] = None,
-    page: Annotated[str | None, typer.Option(help=f"{ingest.PAGE_HELP} {AS_TRAINED}")] = None,
-    intensity_range: Annotated[
-        str | None, typer.Option("--range", help=f"{ingest.RANGE_HELP} {AS_TRAINED}")
-    ] = None,
-    tta: Annotated[Tta | None, TTA] = None,
-    adapt: Annotated[float | None, ADAPT] = None,
-    correct_shading: Annotated[bool | None, CORRECT_SHADING] = None,
+    percentiles: Annotated[str | None, inference.PERCENTILES] = None,
+    colour: Annotated[str | None, inference.COLOUR] = None,
+    crop_bottom: Annotated[str | None, inference.CROP_BOTTOM] = None,
+    page: Annotated[str | None, inference.PAGE] = None,
+    intensity_range: Annotated[str | None, inference.RANGE] = None,
+    tta: Annotated[Tta | None, inference.TTA] = None,
+    adapt: Annotated[float | None, inference.ADAPT] = None,
+    correct_shading: Annotated[bool | None, inference.CORRECT_SHADING] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print measurements.json, for programs.")] = False,
 ) -> None:
     """Measure phase fractions, particles, spacing and grain size, with 95% intervals from image to image.
@@ -145,15 +143,11 @@ def measure_command(
             masks=masks,
             mask_values=ingest.values_of_masks(mask_values),
             scribbles=scribbles,
-            percentiles=None if percentiles is None else ingest.two_percentiles(percentiles),
-            luma=None if colour is None else ingest.luma(colour),
-            crop_bottom=None if crop_bottom is None else ingest.rows_to_crop(crop_bottom),
-            page=None if page is None else ingest.page_number(page),
-            common_range=None if intensity_range is None else ingest.common_range(intensity_range),
             tta=tta,
             adapt=adapt,
             correct_shading=correct_shading,
             progress=not as_json,
+            **inference.file_options(percentiles, colour, crop_bottom, page, intensity_range),
         )
     report = write_report([measured.folder])
     record = measured.record

@@ -16,6 +16,7 @@ OVERRIDES = typer.Argument(metavar="KEY=VALUE", help="Values that override those
 
 
 def check_new_png(option: str, path: Path) -> None:
+    """UserError, naming the option, unless a path is that of a new PNG."""
     if path.suffix.lower() != ".png":
         raise UserError(f"{option} is {path}; give a file name that ends in .png")
     if path.exists():
@@ -24,3 +25,8 @@ def check_new_png(option: str, path: Path) -> None:
 
 def print_json(value: dict[str, Any]) -> None:
     typer.echo(json.dumps(value, indent=1))
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 image``, ``2 images``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

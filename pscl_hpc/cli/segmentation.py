@@ -5,32 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
-from pscl_hpc.cli import ingest
+from pscl_hpc.cli import inference
+from pscl_hpc.cli.inference import Tta
 from pscl_hpc.cli.options import JSON, OVERRIDES
 from pscl_hpc.errors import EXIT_SKIPPED
 
-Tta = Literal["none", "rotations", "scales"]
-AS_TRAINED = "For files only. Default: as for the annotated images of the run."
-TTA = typer.Option(
-    "--tta",
-    help="Test-time augmentation: average over eight rotations and reflections, or over these at three magnifications, "
-    "in 8 or 26 times the time of one pass. Default: as configured in the run.",
-)
-ADAPT = typer.Option(
-    "--adapt",
-    metavar="SHARE",
-    help="Weight of each image's own statistics in batch normalisation, for example 0.1, for images whose exposure "
-    "differs from the training images. Default: as configured in the run.",
-)
-CORRECT_SHADING = typer.Option(
-    "--correct-shading/--no-correct-shading",
-    help="Subtract a smooth surface from each image, for images of uneven illumination (vignetting, light from one side). "
-    "Not for layers or halves of different phases. Default: as configured in the run.",
-)
 _RUN = typer.Argument(metavar="RUN", help="Folder of a finished fine-tuning run or classifier.")
 
 
@@ -128,9 +111,9 @@ def evaluate_command(
     archive: Annotated[
         Path | None, typer.Option("--archive", help="Archive of the images. Default: that of the training.")
     ] = None,
-    tta: Annotated[Tta | None, TTA] = None,
-    adapt: Annotated[float | None, ADAPT] = None,
-    correct_shading: Annotated[bool | None, CORRECT_SHADING] = None,
+    tta: Annotated[Tta | None, inference.TTA] = None,
+    adapt: Annotated[float | None, inference.ADAPT] = None,
+    correct_shading: Annotated[bool | None, inference.CORRECT_SHADING] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Score a fine-tuned run or a classifier: Dice per class, pooled over the images, IoU and pixel accuracy.
@@ -179,16 +162,14 @@ def predict_command(
     archive: Annotated[
         Path | None, typer.Option("--archive", help="Read the images from this archive.")
     ] = None,
-    percentiles: Annotated[str | None, typer.Option(help=f"{ingest.PERCENTILES_HELP} {AS_TRAINED}")] = None,
-    colour: Annotated[str | None, typer.Option(help=f"{ingest.COLOUR_HELP} {AS_TRAINED}")] = None,
-    crop_bottom: Annotated[str | None, typer.Option(help=f"{ingest.CROP_HELP} {AS_TRAINED}")] = None,
-    page: Annotated[str | None, typer.Option(help=f"{ingest.PAGE_HELP} {AS_TRAINED}")] = None,
-    intensity_range: Annotated[
-        str | None, typer.Option("--range", help=f"{ingest.RANGE_HELP} {AS_TRAINED}")
-    ] = None,
-    tta: Annotated[Tta | None, TTA] = None,
-    adapt: Annotated[float | None, ADAPT] = None,
-    correct_shading: Annotated[bool | None, CORRECT_SHADING] = None,
+    percentiles: Annotated[str | None, inference.PERCENTILES] = None,
+    colour: Annotated[str | None, inference.COLOUR] = None,
+    crop_bottom: Annotated[str | None, inference.CROP_BOTTOM] = None,
+    page: Annotated[str | None, inference.PAGE] = None,
+    intensity_range: Annotated[str | None, inference.RANGE] = None,
+    tta: Annotated[Tta | None, inference.TTA] = None,
+    adapt: Annotated[float | None, inference.ADAPT] = None,
+    correct_shading: Annotated[bool | None, inference.CORRECT_SHADING] = None,
     confidence: Annotated[
         bool,
         typer.Option(
@@ -222,16 +203,12 @@ def predict_command(
         images,
         out=out,
         archive=archive,
-        percentiles=None if percentiles is None else ingest.two_percentiles(percentiles),
-        luma=None if colour is None else ingest.luma(colour),
-        crop_bottom=None if crop_bottom is None else ingest.rows_to_crop(crop_bottom),
-        page=None if page is None else ingest.page_number(page),
-        common_range=None if intensity_range is None else ingest.common_range(intensity_range),
         tta=tta,
         adapt=adapt,
         correct_shading=correct_shading,
         confidence=confidence,
         progress=not as_json,
+        **inference.file_options(percentiles, colour, crop_bottom, page, intensity_range),
     )
     for warning in report.warnings:
         print(f"warning: {warning}", file=sys.stderr)

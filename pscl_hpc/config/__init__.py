@@ -3,7 +3,6 @@
 from pscl_hpc.config.loading import (
     apply_override,
     apply_overrides,
-    first_problem,
     load_cluster,
     load_config,
     merge_trees,
@@ -13,6 +12,7 @@ from pscl_hpc.config.loading import (
     schema_of,
     to_yaml,
 )
+from pscl_hpc.config.problems import first_problem
 from pscl_hpc.config.registry import NamedConfig, Registry
 from pscl_hpc.config.sections import (
     CheckpointConfig,

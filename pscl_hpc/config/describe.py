@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, create_model
 from pydantic.fields import FieldInfo
 
-from pscl_hpc.config.loading import models_in, registry_of
+from pscl_hpc.config.registry import models_in, registry_of
 
 _WIDTH = 110
 _NAMES = {int: "integer", float: "number", str: "text", bool: "true or false"}

@@ -7,18 +7,14 @@ A file may name another with ``extends: other.yaml`` (relative to itself); its o
 from __future__ import annotations
 
 import importlib
-import re
-import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
+from pydantic import ValidationError
 
-from pscl_hpc.config.registry import UNKNOWN_NAME, Registry
+from pscl_hpc.config.problems import first_problem
 from pscl_hpc.config.sections import RunConfig
 from pscl_hpc.config.strict import EXCLUSIVE, without_replaced
 from pscl_hpc.errors import UserError, did_you_mean
@@ -37,8 +33,6 @@ _TEXT = "tag:yaml.org,2002:str"
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _DATE = "tag:yaml.org,2002:timestamp"
 _MERGE = "tag:yaml.org,2002:merge"
-_BRANCH = re.compile(r".*\[.*|[A-Z]\w*")
-"""A type of several that a value may have, as pydantic writes it among the keys of a location."""
 
 
 def schema_of(kind: str) -> type[RunConfig]:
@@ -260,82 +254,3 @@ def _number(text: str) -> str | float:
         return float(text) if any(c.isdigit() for c in text) and "_" not in text else text
     except ValueError:
         return text
-
-
-def first_problem(schema: type[BaseModel], error: ValidationError, tree: Any = None) -> str:
-    """The first validation error, as the end of a sentence that names the key and the fix.
-
-    Args:
-        schema: What was validated against.
-        error: What pydantic found.
-        tree: The values, which tell the chosen methods; needed only to suggest their keys.
-    """
-    first = _nearest(error.errors())
-    location = [str(part) for part in first["loc"]]
-    kind = first["type"]
-    # The last part of a key that does not exist may look like anything.
-    last = len(location) - (kind == "extra_forbidden")
-    key = ".".join(part for i, part in enumerate(location) if i >= last or not _BRANCH.fullmatch(part))
-    if kind == "extra_forbidden":
-        return f"unknown key '{key}'{did_you_mean(location[-1], _keys_at(schema, location[:-1], tree))}"
-    if kind == "missing":
-        return f"key '{key}' is missing; add it"
-    if kind == UNKNOWN_NAME:
-        given = first["ctx"]["given"]
-        return f"key '{key}.name' is '{given}'{did_you_mean(str(given), first['ctx']['names'])}"
-    if kind in ("tuple_type", "list_type"):
-        return f"key '{key}': must be a list such as [a, b], but it is {first['input']!r}"
-    message = str(first["msg"])
-    if kind == "value_error":
-        message = message.removeprefix("Value error, ")  # our own sentence
-    else:
-        message = message[:1].lower() + message[1:]
-    shown = f", but it is {first['input']!r}" if kind != "value_error" and key else ""
-    if kind == "string_type" and isinstance(first["input"], bool | int | float):
-        shown += "; quote it, on the command line within a second pair of quotes"
-    return f"key '{key}': {message}{shown}" if key else message
-
-
-def _nearest(errors: Sequence[ErrorDetails]) -> ErrorDetails:
-    """The first error; for a union, the error of the member that matched furthest."""
-    first = errors[0]["loc"]
-    at = next((i for i, part in enumerate(first) if _BRANCH.fullmatch(str(part))), None)
-    if at is None:
-        return errors[0]
-    return max((e for e in errors if e["loc"][:at] == first[:at]), key=lambda e: len(e["loc"]))
-
-
-def _keys_at(schema: type[BaseModel], location: Sequence[str], tree: Any) -> list[str]:
-    """Keys that are valid below ``location``."""
-    nodes: list[type[BaseModel]] = [schema]
-    for part in location:
-        tree = tree.get(part) if isinstance(tree, Mapping) else None
-        found: list[type[BaseModel]] = []
-        for node in nodes:
-            if part in node.model_fields:
-                field = node.model_fields[part]
-                registry = registry_of(field)
-                if registry is None:
-                    found += models_in(field.annotation)
-                else:
-                    name = tree.get("name") if isinstance(tree, Mapping) else None
-                    found.append(registry.config(str(name or registry.default)))
-        nodes = found or nodes
-    return sorted({key for node in nodes for key in node.model_fields})
-
-
-def registry_of(field: FieldInfo) -> Registry[Any, Any] | None:
-    """The registry that a field's section is chosen from, if it is."""
-    parts = [*field.metadata, *(part for member in get_args(field.annotation) for part in get_args(member))]
-    owners = (getattr(getattr(part, "func", None), "__self__", None) for part in parts)
-    return next((owner for owner in owners if isinstance(owner, Registry)), None)
-
-
-def models_in(annotation: Any) -> list[type[BaseModel]]:
-    """The section types that a field may hold."""
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        return models_in(get_args(annotation)[0])
-    if origin in (Union, types.UnionType):
-        return [model for argument in get_args(annotation) for model in models_in(argument)]
-    return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import types
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Generic, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Generic, TypeVar, Union, get_args, get_origin
 
-from pydantic import ValidatorFunctionWrapHandler
+from pydantic import BaseModel, ValidatorFunctionWrapHandler
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from pscl_hpc.config.strict import Strict
@@ -115,3 +117,20 @@ class Registry(Generic[S, P]):
             # Only now: after a failed import the next lookup fails again instead of missing some names.
             self._imported = True
         return self._found
+
+
+def registry_of(field: FieldInfo) -> Registry[Any, Any] | None:
+    """The registry that a field's section is chosen from, if it is."""
+    parts = [*field.metadata, *(part for member in get_args(field.annotation) for part in get_args(member))]
+    owners = (getattr(getattr(part, "func", None), "__self__", None) for part in parts)
+    return next((owner for owner in owners if isinstance(owner, Registry)), None)
+
+
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The section types that a field may hold."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return models_in(get_args(annotation)[0])
+    if origin in (Union, types.UnionType):
+        return [model for argument in get_args(annotation) for model in models_in(argument)]
+    return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []

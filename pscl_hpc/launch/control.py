@@ -142,7 +142,7 @@ def _submit_again(run: Path, job: JobRecord) -> None:
     # These import torch, which takes seconds and is not needed to look at jobs.
     from pscl_hpc.launch.submission import submit
     from pscl_hpc.pretraining.config import PretrainConfig
-    from pscl_hpc.segmentation.evaluate import SegmentationConfig
+    from pscl_hpc.segmentation.trained import SegmentationConfig
 
     config = RunFolder.load(run).config
     paths = [config.data.archive]

@@ -10,8 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from pscl_hpc.config import Count, Strict
-from pscl_hpc.config.loading import first_problem, read_tree
+from pscl_hpc.config import Count, Strict, first_problem, read_tree
 from pscl_hpc.errors import UserError, did_you_mean
 from pscl_hpc.launch.gpus import requested, without_gpus
 

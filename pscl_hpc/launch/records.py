@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pscl_hpc.errors import UserError
-from pscl_hpc.runs import write_json
+from pscl_hpc.files import write_json
 
 JOBS = "jobs"
 

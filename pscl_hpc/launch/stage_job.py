@@ -47,6 +47,7 @@ from pscl_hpc.launch.schedulers import run_slurm
 from pscl_hpc.launch.task import Task
 from pscl_hpc.runs import RunFolder, job_start
 from pscl_hpc.runs.lock import is_locked
+from pscl_hpc.runs.places import CONFIG_FILE
 from pscl_hpc.training.device import own_gpus, unusable_reason
 from pscl_hpc.training.flight_recorder import record_communication
 from pscl_hpc.training.stopping import StopRequested, clear_stop, request_stop, stop_reason
@@ -97,7 +98,7 @@ class StageJob:
                 if self.check_nodes and task.local_rank == 0:
                     for sentence in check_node(task.node, Path(self.run), self.tasks_per_node):
                         print(sentence, file=sys.stderr, flush=True)
-                config = load_config(Path(self.run) / "config.yaml").model_copy(update={"run": self.run})
+                config = load_config(Path(self.run) / CONFIG_FILE).model_copy(update={"run": self.run})
                 if not self.gpus and config.runtime.device != "cpu" and (given := own_gpus()):
                     _check_gpu(task, f"was given GPUs ({given})")
                 if self.stage is not None:

@@ -17,9 +17,10 @@ from pscl_hpc.launch.records import JobRecord, latest_job
 from pscl_hpc.launch.schedulers import SCHEDULERS, JobState, states_of
 from pscl_hpc.launch.state import Known, State, detail_of, state_of
 from pscl_hpc.runs import RunFolder
-from pscl_hpc.runs.folder import METRICS_FILE
 from pscl_hpc.runs.lock import is_locked
 from pscl_hpc.runs.metrics import read_last
+from pscl_hpc.runs.places import CONFIG_FILE
+from pscl_hpc.runs.record import METRICS_FILE, RECORD_FILE
 from pscl_hpc.runs.status_file import PACE_LINES
 
 _SILENCE_S, _SILENT_LINES = 60.0, 10
@@ -146,11 +147,11 @@ def find_runs(parent: Path) -> list[Path]:
         raise UserError(f"{parent}: folder not found; runs are in runs/ by default, name another with --runs")
     runs = []
     for place, folders, files in os.walk(parent):
-        if "run.json" in files and "config.yaml" in files:
+        if RECORD_FILE in files and CONFIG_FILE in files:
             runs.append(Path(place))
             # A run holds no other runs, but perhaps thousands of files.
             folders.clear()
-    return sorted(runs, key=lambda run: (run / "config.yaml").stat().st_mtime)
+    return sorted(runs, key=lambda run: (run / CONFIG_FILE).stat().st_mtime)
 
 
 def signal_delay_warning(run: Path, profile: Profile) -> str:

@@ -28,8 +28,8 @@ from pscl_hpc.launch.schedulers import process_start
 from pscl_hpc.launch.stage_job import STAGES, StageJob, keep_last_end, source_hash
 from pscl_hpc.runs import RunFolder, commit, now
 from pscl_hpc.runs.attempts import newest_attempt
-from pscl_hpc.runs.folder import RECORD_FILE, steps_of
 from pscl_hpc.runs.places import CONFIG_FILE, check_place
+from pscl_hpc.runs.record import RECORD_FILE, steps_of
 from pscl_hpc.runs.status_file import STATUS_FILE
 
 

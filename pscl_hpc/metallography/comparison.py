@@ -14,10 +14,11 @@ from pscl_hpc.errors import UserError, did_you_mean
 from pscl_hpc.metallography.correction import Correction
 from pscl_hpc.progress import Progress
 from pscl_hpc.segmentation.classes import ClassList
-from pscl_hpc.segmentation.evaluate import ImagePredictor, SegmentationConfig, same_name
+from pscl_hpc.segmentation.evaluate import same_name
 from pscl_hpc.segmentation.input_masks import InputMasks
 from pscl_hpc.segmentation.metrics import ConfusionMatrix
 from pscl_hpc.segmentation.predict import PredictedImage
+from pscl_hpc.segmentation.trained import ImagePredictor, SegmentationConfig
 
 NO_VALIDATION = "none"
 

@@ -14,28 +14,20 @@ from pscl_hpc.archive import Archive, ImageRecord
 from pscl_hpc.archive.ingest.mask_values import Key
 from pscl_hpc.errors import UserError, did_you_mean
 from pscl_hpc.metallography.comparison import MaskOf, trained_on, validation_correction
-from pscl_hpc.metallography.correction import Correction
 from pscl_hpc.metallography.image import SMALLEST, ImageMeasurement, Rules, measure_image
-from pscl_hpc.metallography.record import MEASUREMENTS, ImageResult, Measurements, write_measurements
-from pscl_hpc.metallography.summary import MICROMETRE, PIXEL, summarise
-from pscl_hpc.metallography.tables import (
-    correction_record,
-    histograms_of,
-    phases_of,
-    results_of,
-    write_tables,
-)
+from pscl_hpc.metallography.record import MEASUREMENTS
+from pscl_hpc.metallography.result import Measured, write_result
 from pscl_hpc.progress import Progress
-from pscl_hpc.runs import writing
+from pscl_hpc.segmentation.annotations import class_list
 from pscl_hpc.segmentation.classes import ClassList
 from pscl_hpc.segmentation.config import InferenceOptions
-from pscl_hpc.segmentation.data import class_list
-from pscl_hpc.segmentation.evaluate import ImagePredictor, SegmentationConfig, open_run, same_name
+from pscl_hpc.segmentation.evaluate import same_name
 from pscl_hpc.segmentation.ingest_options import unseen_classes
 from pscl_hpc.segmentation.input_files import list_files
 from pscl_hpc.segmentation.input_masks import InputMasks
 from pscl_hpc.segmentation.pictures import read_labels
 from pscl_hpc.segmentation.predict import PredictReport, predict
+from pscl_hpc.segmentation.trained import SegmentationConfig, open_run
 
 
 @dataclass(frozen=True)
@@ -55,14 +47,6 @@ class Wanted:
     def rules(self, classes: ClassList) -> Rules:
         """The rules for a class list."""
         return Rules.of(classes, phases=self.phases, boundary=self.boundary, smallest=self.smallest)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The result: the folder, and what was written to it."""
-
-    folder: Path
-    record: Measurements
 
 
 def measure(
@@ -124,7 +108,7 @@ def measure(
         raise UserError("--split chooses images of the archive; leave it out, or name no image")
     if not images:
         archive = archive or config.data.archive
-        images = [record.id for record in _collection(archive, config, predictor, splits)]
+        images = [record.id for record in _collection(archive, config, splits)]
     compared = None
     if masks is not None:
         files, _ = list_files(list(map(str, images)), target / "predictions")
@@ -161,7 +145,7 @@ def measure(
         "shading correction": "yes" if predictor.inference.correct_shading else "no",
         "archive": str(archive or ""),
     }
-    return _write(
+    return write_result(
         target,
         measured,
         rules,
@@ -241,7 +225,7 @@ def measure_masks(
                 measure_image(record.id, archive.read_mask(record.index), rules, um_per_pixel=scale)
             )
             bar.advance(record.id)
-    return _write(
+    return write_result(
         Path(out),
         measured,
         rules,
@@ -288,64 +272,7 @@ def _measure_predictions(
     return found
 
 
-def _write(
-    folder: Path,
-    images: Sequence[ImageMeasurement],
-    rules: Rules,
-    *,
-    source: str,
-    masks: bool,
-    correction: Correction | None,
-    references: tuple[str, ...],
-    settings: dict[str, str],
-    commands: Sequence[str] = (),
-    warnings: Sequence[str],
-    skipped: Sequence[tuple[str, str]],
-) -> Measured:
-    summary = summarise(images, rules, correction, references=references)
-    record = Measurements(
-        source=source,
-        masks=masks,
-        classes=rules.classes.names,
-        background=rules.classes.background,
-        ignore_classes=rules.classes.ignored,
-        phases=tuple(rules.classes.names[index] for index in rules.phases),
-        boundary=rules.classes.names[rules.boundary] if rules.boundary is not None else "",
-        smallest=rules.smallest,
-        unit=summary.unit,
-        settings=settings,
-        commands=tuple(commands),
-        references=references,
-        correction=correction_record(correction),
-        results=results_of(summary),
-        images=tuple(
-            ImageResult(
-                name=image.name,
-                height=image.height,
-                width=image.width,
-                um_per_pixel=image.um_per_pixel,
-                unit=MICROMETRE if image.um_per_pixel else PIXEL,
-                mean_confidence=image.mean_confidence,
-                annotated=image.name in references,
-                phases=phases_of(image, rules, correction),
-                files=image.files,
-            )
-            for image in images
-        ),
-        histograms=histograms_of(images, rules, summary.unit),
-        warnings=(*warnings, *summary.warnings),
-        skipped=tuple(skipped),
-    )
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_tables(folder, record, images, rules)
-        write_measurements(folder, record)
-    return Measured(folder, record)
-
-
-def _collection(
-    archive: str | Path, config: SegmentationConfig, predictor: ImagePredictor, splits: Sequence[str]
-) -> list[ImageRecord]:
+def _collection(archive: str | Path, config: SegmentationConfig, splits: Sequence[str]) -> list[ImageRecord]:
     """The images of the collection that the run was trained on."""
     if not Path(archive).exists():
         raise UserError(

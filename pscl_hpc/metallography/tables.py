@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pscl_hpc.files import replace_file
+from pscl_hpc.files import replacing
 from pscl_hpc.metallography.correction import Correction
 from pscl_hpc.metallography.image import ImageMeasurement, Rules, shares
 from pscl_hpc.metallography.particles import Particles
@@ -169,10 +169,7 @@ def _regions(image: ImageMeasurement, rules: Rules) -> Iterable[tuple[str, Parti
 
 
 def _write(path: Path, names: Sequence[str], rows: Iterable[dict[str, Any]]) -> None:
-    def write(temporary: Path) -> None:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, names)
-            writer.writeheader()
-            writer.writerows(rows)
-
-    replace_file(path, write)
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pscl_hpc.errors import UserError
+from pscl_hpc.files import replacing, writing
 from pscl_hpc.models.segmentation import SegmentationNet
 from pscl_hpc.models.trunk import TRUNKS, Trunk, TrunkConfig, build_trunk
-from pscl_hpc.runs import replace_file, writing
 
 TRUNK_FILE = "trunk.safetensors"
 MODEL_FILE = "model.safetensors"
@@ -85,16 +85,16 @@ def _save(path: Path, module: nn.Module, card: ModelCard) -> None:
         "resize": card.resize,
     }
     tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
-    metadata = {"pscl_hpc": json.dumps(header)}
+    write_tensors(path, tensors, {"pscl_hpc": json.dumps(header)})
 
-    def write(temporary: Path) -> None:
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write contiguous tensors on the CPU and texts to a safetensors file. JobError if it cannot be written."""
+    with writing(path), replacing(path) as temporary:
         try:
             save_file(tensors, temporary, metadata=metadata)
         except SafetensorError as error:
             raise OSError(str(error)) from error
-
-    with writing(path):
-        replace_file(path, write)
 
 
 def _resolve(path: Path, names: tuple[str, ...]) -> Path:

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict, TypeAdapter
 
 from pscl_hpc.errors import UserError
+from pscl_hpc.files import write_json
 from pscl_hpc.pretraining.config import PretrainConfig
-from pscl_hpc.runs import write_json
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 _WITHOUT_EFFECT = ("method.reference.", "views.jitter.")

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pscl_hpc.archive import IGNORE_INDEX
+from pscl_hpc.files import replacing, writing
 from pscl_hpc.methods import Method, Views, patch_purity
 from pscl_hpc.pretraining.data import Batch, PretrainData, make_views
-from pscl_hpc.runs import replace_file, writing
 from pscl_hpc.seeding import Draws, Slots
 from pscl_hpc.views import warp
 
@@ -72,8 +72,8 @@ def inspect_run(method: Method, data: PretrainData, folder: Path, device: torch.
                 patch_purity(views, sample, height, width).cpu().numpy().astype(np.float32)
             )
     path = folder / INSPECTION_FILE
-    with writing(path):
-        replace_file(path, lambda temporary: _save(temporary, arrays))
+    with writing(path), replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     return path
 
 
@@ -134,8 +134,3 @@ def _colour_map(features: Tensor) -> npt.NDArray[np.uint8]:
 def _to_bytes(values: Tensor) -> npt.NDArray[np.uint8]:
     found: npt.NDArray[np.uint8] = (values.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
     return found
-
-
-def _save(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
-    with path.open("wb") as handle:
-        np.savez_compressed(handle, **arrays)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ its own this is the gradient of the whole batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pscl_hpc.errors import UserError
 from pscl_hpc.methods import Embedding, Method, MethodOutput, Views, join
 from pscl_hpc.seeding import Draws
+from pscl_hpc.training.random_state import random_state, set_random_state
 from pscl_hpc.training.reduce import sum_gradients
 
 
@@ -53,7 +54,7 @@ def whole_batch_gradient(
         _survey(method, parts)
     states, found = [], []
     for part in parts:
-        states.append(_random_state(part.draws.device))
+        states.append(random_state())
         # The last part keeps its graph: it need not be computed again.
         with torch.set_grad_enabled(part is parts[-1]):
             found.append(_embed(method, part, precision, measure))
@@ -71,7 +72,7 @@ def whole_batch_gradient(
     _carry(last, whole.gradients(places[-1]))
     del last
     for part, state, rows in zip(parts[:-1], states, places, strict=False):
-        with _with_random_state(state, part.draws.device):
+        with _drawing_from(state, device):
             again = _embed(method, part, precision, measure)
         _carry(again, whole.gradients(rows))
         del again
@@ -128,20 +129,9 @@ def _carry(embedding: Embedding, gradients: Sequence[Tensor | None]) -> None:
         torch.autograd.backward([tensor for tensor, _ in pairs], [gradient for _, gradient in pairs])
 
 
-def _random_state(device: torch.device | str) -> list[Tensor]:
-    """The state of torch's global generators, from which layers such as dropout draw."""
-    states = [torch.get_rng_state()]
-    if torch.device(device).type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
-    return states
-
-
 @contextmanager
-def _with_random_state(states: list[Tensor], device: torch.device | str) -> Iterator[None]:
-    """Draw as after :func:`_random_state`; the state afterwards is the one before."""
-    on_gpu = torch.device(device).type == "cuda"
-    with torch.random.fork_rng(devices=[torch.device(device)] if on_gpu else []):
-        torch.set_rng_state(states[0])
-        if on_gpu:
-            torch.cuda.set_rng_state(states[1], device)
+def _drawing_from(states: Mapping[str, Tensor], device: torch.device) -> Iterator[None]:
+    """Draw random numbers as after these states; the state afterwards is the one before."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        set_random_state(states, device)
         yield

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from pscl_hpc.metallography.record import ImageResult, Measurements, Result
 from pscl_hpc.metallography.summary import ABSOLUTE_ERROR, ERROR, GRAINS, MICROMETRE
 from pscl_hpc.report.story import Tile
+from pscl_hpc.report.table import Table
 
 MU = "\N{MICRO SIGN}m"
 NONE = "\N{EN DASH}"
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table: head and rows of text; ``bars`` as the templates of tables expect it."""
-
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    bars: tuple[float, ...] | None = None
 
 
 def main_fraction(record: Measurements, phase: str) -> Result | None:

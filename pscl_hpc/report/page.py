@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from pscl_hpc import __version__
 from pscl_hpc.errors import UserError
+from pscl_hpc.files import write_text
 from pscl_hpc.metallography.record import MEASUREMENTS, MEASUREMENTS_FILE, Measurements, read_measurements
 from pscl_hpc.report.charts import DotRow, dots, slopes
 from pscl_hpc.report.curves import Chart, comparison, run_charts
@@ -28,7 +29,6 @@ from pscl_hpc.results.evaluation import number
 from pscl_hpc.results.runs import RunData, collect
 from pscl_hpc.results.scores import CollectionScores, Comparison, score_tables
 from pscl_hpc.results.study import RESULTS_FILE, StudyResults, read_results
-from pscl_hpc.runs import write_text
 from pscl_hpc.segmentation.palette import hex_colour
 
 REPORT_FILE = "report.html"

@@ -10,7 +10,6 @@ from pscl_hpc.report.predictions import study_panels
 from pscl_hpc.report.study_figures import budget_panel, comparison_panel, score_panel
 from pscl_hpc.report.study_text import (
     PURITY,
-    Table,
     comparison_table,
     notes,
     overall,
@@ -20,6 +19,7 @@ from pscl_hpc.report.study_text import (
     score_table,
     sentences,
 )
+from pscl_hpc.report.table import Table
 from pscl_hpc.results.study import StudyResults
 
 

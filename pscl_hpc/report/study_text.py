@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from pscl_hpc.report.curves import scale_name
+from pscl_hpc.report.table import Table
 from pscl_hpc.results.statistics import Estimate, Spread
 from pscl_hpc.results.study import Compared, Place, StudyResults, Unit, Worst, pool_text
 
@@ -29,23 +29,6 @@ PURITY = (
 )
 """The meaning of the table of purities."""
 FRACTION_ERROR = "error of the phase fraction, %"
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of texts, the first column of which names the row."""
-
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    bars: tuple[float, ...] = ()
-    """For each row, the value in 0..1 that the page draws as a bar in the column ``mean Dice``."""
-
-    def markdown(self) -> str:
-        """As Markdown."""
-        lines = [self.head, ("---",) * len(self.head), *self.rows]
-        return "\n".join(
-            "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
-        )
 
 
 def markdown(results: StudyResults) -> str:

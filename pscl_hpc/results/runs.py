@@ -13,15 +13,15 @@ from typing import Any
 
 import yaml
 
-from pscl_hpc.config.loading import parse_yaml
+from pscl_hpc.config import parse_yaml
 from pscl_hpc.errors import UserError
 from pscl_hpc.methods import display_name
 from pscl_hpc.pretraining.inspection import INSPECTION_FILE
 from pscl_hpc.results.evaluation import Evaluation, number, read_evaluation
 from pscl_hpc.results.inspection import Inspection, read_inspection
 from pscl_hpc.runs import read_metrics
-from pscl_hpc.runs.folder import METRICS_FILE, RECORD_FILE
 from pscl_hpc.runs.places import CONFIG_FILE
+from pscl_hpc.runs.record import METRICS_FILE, RECORD_FILE
 from pscl_hpc.segmentation.evaluate import EVALUATION_FILE
 
 DEPTH = 4

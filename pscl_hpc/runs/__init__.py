@@ -3,7 +3,6 @@
 Reading a run folder needs no torch, which takes seconds to import: it is imported only to read or write tensors.
 """
 
-from pscl_hpc.files import replace_file, write_json, write_text, writing
 from pscl_hpc.runs.checkpoint import BackgroundWriter, CheckpointStore
 from pscl_hpc.runs.folder import RunFolder
 from pscl_hpc.runs.metrics import MetricsLog, read_metrics
@@ -20,9 +19,5 @@ __all__ = [
     "node_name",
     "now",
     "read_metrics",
-    "replace_file",
     "versions",
-    "write_json",
-    "write_text",
-    "writing",
 ]

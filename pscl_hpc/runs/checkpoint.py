@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pscl_hpc.errors import JobError, UserError
-from pscl_hpc.files import replace_file, write_text
+from pscl_hpc.files import replacing, write_text
 
 BEST = "best.pt"
 _NAME = re.compile(r"^step-(\d{8})\.pt$")
@@ -137,7 +137,8 @@ class CheckpointStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             # The checksum first: without it a checkpoint counts as damaged.
             write_text(_checksum_path(path), digest + "\n")
-            replace_file(path, lambda temporary: _write_verified(temporary, data, digest))
+            with replacing(path) as temporary:
+                _write_verified(temporary, data, digest)
         except OSError as error:
             kept = [other for other in self.steps() if other != step]
             last = f"the last one is of step {kept[-1]}" if kept else "there is no earlier one"

@@ -7,48 +7,39 @@ The process that works in it holds its lock and its newest attempt (see ``attemp
 from __future__ import annotations
 
 import contextlib
-import functools
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any
 
-from pscl_hpc.config import RunConfig, TrainingConfig, load_config, read_tree
+from pscl_hpc.config import RunConfig
 from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.files import remove_leftovers, write_json, writing
 from pscl_hpc.runs.attempts import Attempt
 from pscl_hpc.runs.checkpoint import CheckpointStore
 from pscl_hpc.runs.local_copy import CopiedStore, LocalFolder
 from pscl_hpc.runs.lock import take_lock
-from pscl_hpc.runs.metrics import MetricsLog, read_metrics
-from pscl_hpc.runs.places import CONFIG_FILE, check_same, reserve_folder, usable
+from pscl_hpc.runs.metrics import MetricsLog
+from pscl_hpc.runs.places import check_same, reserve_folder, usable
 from pscl_hpc.runs.provenance import describe_attempt, describe_device, now
-from pscl_hpc.runs.purge import Purge, first_purged
+from pscl_hpc.runs.record import CHECKPOINTS, METRICS_FILE, RECORD_FILE, RecordedRun, read_record, steps_of
 from pscl_hpc.runs.status_file import StatusFile
 from pscl_hpc.runs.trackers import open_trackers
 
 if TYPE_CHECKING:
     import torch
 
-T = TypeVar("T")
-
-RECORD_FILE = "run.json"
-METRICS_FILE = "metrics.jsonl"
-CHECKPOINTS = "checkpoints"
 RESERVE_FILE = "reserve"
 _RESERVE_BYTES = 65536
 """Deleted when the work ends, so that its end can be recorded on a disk that is full or over quota."""
 
 
-class RunFolder:
-    """Paths and record of one run. Use :meth:`start` to work in it and :meth:`load` to read it."""
+class RunFolder(RecordedRun):
+    """The folder of one run. Use :meth:`start` to work in it, and :meth:`load` to read it."""
 
     def __init__(self, path: Path, config: RunConfig | None, record: dict[str, Any]) -> None:
-        self.path = path
-        self.record = record
-        self._given = config
+        super().__init__(path, config, record)
         self._lock: IO[str] | None = None
         self._attempt: Attempt | None = None
         self._stopped: str | None = None
@@ -90,7 +81,7 @@ class RunFolder:
             UserError: the folder holds other files or another configuration, or cannot be created.
         """
         path = reserve_folder(config)
-        return cls(path, config, _read_record(path) if (path / RECORD_FILE).exists() else {})
+        return cls(path, config, read_record(path) if (path / RECORD_FILE).exists() else {})
 
     @classmethod
     def follow(
@@ -99,69 +90,12 @@ class RunFolder:
         """The folder in which rank 0 works, for the other ranks: they never write there and may not even see it."""
         return cls(Path(path), config, {"status": "done" if done else "", "decided": dict(decided or {})})
 
-    @classmethod
-    def load(cls, path: str | Path) -> RunFolder:
-        """Open an existing run for reading."""
-        path = Path(path)
-        if not path.is_dir():
-            raise UserError(f"{path}: run folder not found; by default run folders are in runs/")
-        if not _is_run(path):
-            inside = next((child for child in sorted(path.iterdir()) if _is_run(child)), None)
-            raise UserError(
-                f"{path}: not a run folder, {CONFIG_FILE} or {RECORD_FILE} is missing"
-                + (f"; did you mean {inside}?" if inside else "")
-            )
-        return cls(path, None, _read_record(path))
-
-    @functools.cached_property
-    def config(self) -> RunConfig:
-        """The configuration. The first use in a folder that was loaded imports its schema and torch, in seconds."""
-        return self._given or load_config(self.path / CONFIG_FILE)
-
-    @property
-    def decided(self) -> dict[str, Any]:
-        """What the run decided at its start, by key of the configuration: the number of steps, the precision."""
-        found: dict[str, Any] = self.record.get("decided", {})
-        return found
-
-    @property
-    def decided_config(self) -> RunConfig:
-        """The configuration with what the run has :attr:`decided`."""
-        return self.config.with_decisions(self.decided)
-
     def decide(self, decided: Mapping[str, Any]) -> None:
         """Record what the run decides; in a folder that is followed, for this process only."""
         if self._attempt is not None:
             self.update(decided=dict(decided), steps=steps_of(self.config.with_decisions(decided)))
         else:
             self.record["decided"] = dict(decided)
-
-    def setting(self, key: str, kind: type[T]) -> T:
-        """One value of the configuration, such as ``schedule.steps``, without the import of its schema; what the run
-        has decided where that is left open.
-
-        Raises:
-            UserError: the configuration cannot be read, or has no such key or one of another type.
-        """
-        value: Any = self._tree
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        value = self.decided.get(key, value)
-        if not isinstance(value, kind):
-            raise UserError(
-                f"{self.path / CONFIG_FILE}: key '{key}' is missing or not of type {kind.__name__}; restore the file "
-                "from a copy"
-            )
-        return value
-
-    @functools.cached_property
-    def _tree(self) -> dict[str, Any]:
-        return self._given.model_dump() if self._given else read_tree(self.path / CONFIG_FILE)
-
-    @property
-    def done(self) -> bool:
-        """Whether the run is finished."""
-        return bool(self.record.get("status") == "done")
 
     @property
     def checkpoints(self) -> CheckpointStore:
@@ -172,12 +106,6 @@ class RunFolder:
             return CheckpointStore(place, keep=keep, guard=self.check_owner)
         own = LocalFolder.of(local, self.path, str(self.record.get("created", "")), self._attempt.number)
         return CopiedStore(place, keep=keep, guard=self.check_owner, local=own)
-
-    @property
-    def attempts(self) -> list[dict[str, Any]]:
-        """The processes that have worked on the run, the newest last."""
-        found: list[dict[str, Any]] = self.record.get("attempts", [])
-        return found
 
     def check_owner(self) -> None:
         """Check that this process may still write here.
@@ -195,10 +123,6 @@ class RunFolder:
         trackers = open_trackers(config.log, self.path, config.name, created, tree)
         path = self.path / METRICS_FILE
         return MetricsLog(path, trackers=trackers, guard=self.check_owner, listen=self._progress)
-
-    def metrics(self) -> list[dict[str, Any]]:
-        """All logged lines."""
-        return read_metrics(self.path / METRICS_FILE)
 
     def update(self, **values: Any) -> None:
         """Change entries of run.json.
@@ -218,33 +142,10 @@ class RunFolder:
         if self._status is not None:
             self._status.line(line)
 
-    def newest_checkpoint(self) -> int | None:
-        """Step of the newest checkpoint, without reading the configuration."""
-        steps = CheckpointStore(self.path / CHECKPOINTS).steps()
-        return steps[-1] if steps else None
-
-    def first_purged(self) -> Purge | None:
-        """The first file that the site deletes, of the run or its archive; None if its policy is not known."""
-        policy = self.record.get("purge")
-        if not policy:
-            return None
-        return first_purged((self.path, Path(policy["archive"])), int(policy["days"]))
-
     def set_purge(self, days: int | None) -> None:
         """Record the site's policy, and where the archive is, so that the configuration need not be read for it."""
         archive = str(Path(self.setting("data.archive", str)).absolute())
         self.update(purge={"days": days, "archive": archive} if days else None)
-
-    @property
-    def steps(self) -> int:
-        """Steps of the training loop; 0 for a run without it, such as that of a classifier, or not decided yet.
-
-        From the record where it has them: the configuration takes longer to read. UserError: unreadable.
-        """
-        known = self.record.get("steps")
-        if isinstance(known, int):
-            return known
-        return self.setting("schedule.steps", int) if "schedule" in self._tree else 0
 
     def keep_last_end(self, known: str = "") -> None:
         """Record in the newest attempt how it ended, before the next attempt overwrites the status.
@@ -299,7 +200,7 @@ class RunFolder:
 
     def _open_record(self, device: torch.device, nodes: Sequence[str]) -> None:
         # Read again under the lock: another process may have finished the run in the meantime.
-        self.record = _read_record(self.path) if (self.path / RECORD_FILE).exists() else {}
+        self.record = read_record(self.path) if (self.path / RECORD_FILE).exists() else {}
         if self.done:
             return
         with writing(self.path / RESERVE_FILE):
@@ -330,24 +231,5 @@ class RunFolder:
             self._lock = None
 
 
-def _is_run(path: Path) -> bool:
-    return (path / CONFIG_FILE).is_file() and (path / RECORD_FILE).is_file()
-
-
 def _name(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads((path / RECORD_FILE).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        raise UserError(f"{path / RECORD_FILE}: cannot be read as JSON; restore it from a copy") from None
-    if not isinstance(record, dict):
-        raise UserError(f"{path / RECORD_FILE}: not the record of a run; restore it from a copy")
-    return record
-
-
-def steps_of(config: RunConfig) -> int:
-    """Steps of a configuration's training loop; 0 for a run without it, or while they are not decided."""
-    return config.schedule.steps if isinstance(config, TrainingConfig) else 0

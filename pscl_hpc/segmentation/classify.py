@@ -26,10 +26,10 @@ from pscl_hpc.errors import UserError
 from pscl_hpc.progress import Progress
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.seeding import numpy_generator
+from pscl_hpc.segmentation.annotations import Annotations, select_annotations
 from pscl_hpc.segmentation.classifier_config import ClassifierConfig
-from pscl_hpc.segmentation.data import Annotations, select_annotations
 from pscl_hpc.segmentation.ingest_options import UNSEEN_KEY, options_record
-from pscl_hpc.training import StopRequested, read_place, setup_device, stop_reason
+from pscl_hpc.training import StopRequested, check_unchanged, read_place, setup_device, stop_reason
 from pscl_hpc.working_size import note, working_scale
 
 
@@ -58,11 +58,7 @@ def train_classifier(config: ClassifierConfig, *, progress: bool = False) -> Run
         if folder.done:
             return folder
         with folder:
-            if folder.record.get("archive", archive.fingerprint) != archive.fingerprint:
-                raise UserError(
-                    f"{archive.path}: has changed since the run {folder.path} began; restore it, or start a new run "
-                    "with run=..."
-                )
+            check_unchanged(archive, folder, folder.record.get("archive", archive.fingerprint))
             unseen = {UNSEEN_KEY: list(data.unseen)} if data.unseen else {}
             folder.update(archive=archive.fingerprint, **options_record(data.references, ()), **unseen)
             _train(config, archive, data, features, folder, progress=progress)
@@ -73,7 +69,7 @@ def check_classifier(config: ClassifierConfig, archive: Archive) -> Annotations:
     """The annotated images of a classifier.
 
     Raises:
-        UserError: see :func:`~pscl_hpc.segmentation.data.select_annotations`; or they show fewer than two classes.
+        UserError: see :func:`~pscl_hpc.segmentation.annotations.select_annotations`; or they show fewer than two classes.
     """
     data = select_annotations(config, archive)
     if (data.pixels > 0).sum() < 2:

@@ -8,29 +8,18 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, Unpack
-from unicodedata import normalize
-
-import numpy as np
-import numpy.typing as npt
-from torch import nn
+from typing import Any, Unpack
 
 from pscl_hpc.archive import Archive, ImageRecord
-from pscl_hpc.classifiers import load_classifier
 from pscl_hpc.errors import UserError, did_you_mean
-from pscl_hpc.models import load_segmentation
+from pscl_hpc.files import nfc, write_bytes, write_json
 from pscl_hpc.progress import Progress
-from pscl_hpc.runs import RunFolder, write_json
 from pscl_hpc.segmentation.classes import ClassList
-from pscl_hpc.segmentation.classifier_config import ClassifierConfig
-from pscl_hpc.segmentation.classifier_inference import ClassifierPredictor
-from pscl_hpc.segmentation.classify import cache_of
-from pscl_hpc.segmentation.config import FinetuneConfig, InferenceConfig, InferenceOptions
-from pscl_hpc.segmentation.inference import Predictor
-from pscl_hpc.segmentation.ingest_options import mismatch_warnings, unseen_classes
+from pscl_hpc.segmentation.config import InferenceOptions
+from pscl_hpc.segmentation.ingest_options import mismatch_warnings
 from pscl_hpc.segmentation.metrics import ConfusionMatrix
-from pscl_hpc.segmentation.pictures import picture_name, picture_names, png_bytes, write_file
-from pscl_hpc.training import setup_device
+from pscl_hpc.segmentation.pictures import picture_name, picture_names, png_bytes
+from pscl_hpc.segmentation.trained import ImagePredictor, SegmentationConfig, open_run
 
 EVALUATION_FILE = "evaluation.json"
 PREDICTIONS = "predictions"
@@ -38,26 +27,6 @@ WRITTEN_FILE = "written.json"
 """In ``predictions``: SHA-256 of each PNG that evaluations wrote, by folder and file name."""
 PRIMARY_SPLIT = "test"
 """The split whose scores are at the top level of evaluation.json if it is scored."""
-
-
-SegmentationConfig = FinetuneConfig | ClassifierConfig
-"""The configuration of a run that segments."""
-
-
-class ImagePredictor(Protocol):
-    """Segments images: a network or a pixel classifier."""
-
-    @property
-    def classes(self) -> ClassList: ...
-
-    @property
-    def inference(self) -> InferenceConfig: ...
-
-    def archive_image(
-        self, archive: Archive, index: int, *, confidence: npt.NDArray[np.uint8] | None = None
-    ) -> npt.NDArray[np.uint8]:
-        """Class indices (h, w) of an archive image; ``confidence`` (h, w) is filled with the probability of the
-        predicted class, 0 to 255."""
 
 
 def evaluate(
@@ -111,30 +80,9 @@ def evaluate(
     start = time.perf_counter()
     with Progress("evaluate", sum(map(len, chosen.values())), unit="image", show=progress) as bar:
         for split, records in chosen.items():
-            total = ConfusionMatrix(predictor.classes)
-            per_image = []
-            digests = written.setdefault(picture_name(split), {})
-            (home / picture_name(split)).mkdir(parents=True, exist_ok=True)
-            names = picture_names(record.id for record in records)
-            for record in records:
-                labels = predictor.archive_image(source, record.index)
-                path, data = home / picture_name(split) / f"{names[record.id]}.png", png_bytes(labels)
-                write_file(path, data)
-                digests[path.name] = hashlib.sha256(data).hexdigest()
-                single = ConfusionMatrix(predictor.classes)
-                single.update(labels, source.read_mask(record.index))
-                total.merge(single)
-                scores = single.scores().to_json()
-                keys = ("mean_dice", "dice", "pixel_accuracy")
-                per_image.append(
-                    {
-                        "id": record.id,
-                        **{key: scores[key] for key in keys},
-                        "confusion": single.counts.tolist(),
-                    }
-                )
-                bar.advance()
-            scored[split] = {**total.scores().to_json(), "per_image": per_image}
+            name = picture_name(split)
+            scored[split], digests = _score(predictor, source, records, home / name, bar)
+            written.setdefault(name, {}).update(digests)
     images = sum(map(len, chosen.values()))
     seconds = (time.perf_counter() - start) / images
     primary = PRIMARY_SPLIT if PRIMARY_SPLIT in scored else next(iter(scored))
@@ -158,69 +106,31 @@ def evaluate(
     return content
 
 
-def open_run(
-    run: str | Path, **options: Unpack[InferenceOptions]
-) -> tuple[RunFolder, SegmentationConfig, ImagePredictor]:
-    """A fine-tuned run or a classifier, its configuration, and its predictor on the best available device.
+def _score(
+    predictor: ImagePredictor, archive: Archive, records: Sequence[ImageRecord], folder: Path, bar: Progress
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Segment images, write the PNGs to a folder, and compare them with the masks.
 
-    Args:
-        run: The run folder.
-        options: Fields of :class:`InferenceConfig`; by default as in the configuration of the run.
-
-    Raises:
-        UserError: the folder is not a run that segments, has no model, or ``adapt`` is out of range, given for a
-            classifier, or has nothing to change in its network.
+    Returns:
+        The scores over all images with those of each (``per_image``), and the SHA-256 of each PNG by file name.
     """
-    adapt = options.get("adapt")
-    if adapt is not None and not 0 <= adapt <= 1:
-        raise UserError(f"--adapt is {adapt:g}; give a number from 0 (no adaptation) to 1")
-    folder = RunFolder.load(run)
-    config = folder.decided_config
-    if not isinstance(config, SegmentationConfig):
-        raise UserError(f"{folder.path}: is a {config.kind} run; name a fine-tuning run or a classifier")
-    given = {key: value for key, value in options.items() if value is not None}
-    inference = default_inference(config).model_copy(update=given)
-    if isinstance(config, ClassifierConfig):
-        return folder, config, _open_classifier(folder, config, inference)
-    net, card = load_segmentation(folder.path)
-    # The run's own number of threads is that of the machine on which it was trained.
-    runtime = config.runtime.model_copy(update={"device": "auto", "threads": folder.config.runtime.threads})
-    device = setup_device(runtime)
-    if inference.adapt and not any(isinstance(layer, nn.BatchNorm2d) for layer in net.modules()):
-        raise UserError(f"{folder.path}: its network has no batch normalisation to adapt; use --adapt 0")
-    predictor = Predictor(
-        net.to(device),
-        ClassList.of(card),
-        device,
-        runtime=runtime,
-        inference=inference,
-        resize=card.resize,
-        unseen=unseen_classes(folder),
-    )
-    return folder, config, predictor
-
-
-def default_inference(config: SegmentationConfig) -> InferenceConfig:
-    """How a run segments images when the command does not say."""
-    return config.inference if isinstance(config, FinetuneConfig) else InferenceConfig()
-
-
-def _open_classifier(
-    folder: RunFolder, config: ClassifierConfig, inference: InferenceConfig
-) -> ClassifierPredictor:
-    if inference.adapt:
-        raise UserError(
-            f"--adapt changes the batch normalisation of a network, but {folder.path} is a pixel classifier, which "
-            "standardises every image; leave it out"
-        )
-    if inference.correct_shading:
-        raise UserError(f"{folder.path}: is a pixel classifier, which has no --correct-shading; leave it out")
-    if inference.tta == "scales":
-        raise UserError(f"{folder.path}: is a pixel classifier, which has --tta rotations, but not scales")
-    classifier = load_classifier(folder.path)
-    classifier.features.to(setup_device(config.runtime.model_copy(update={"device": "auto"})))
-    home = str(folder.record.get("archive") or "")
-    return ClassifierPredictor(classifier, cache=cache_of(config), home=home, inference=inference)
+    total = ConfusionMatrix(predictor.classes)
+    per_image, digests = [], {}
+    folder.mkdir(parents=True, exist_ok=True)
+    names = picture_names(record.id for record in records)
+    for record in records:
+        labels = predictor.archive_image(archive, record.index)
+        path, data = folder / f"{names[record.id]}.png", png_bytes(labels)
+        write_bytes(path, data)
+        digests[path.name] = hashlib.sha256(data).hexdigest()
+        single = ConfusionMatrix(predictor.classes)
+        single.update(labels, archive.read_mask(record.index))
+        total.merge(single)
+        scores = single.scores().to_json()
+        kept = {key: scores[key] for key in ("mean_dice", "dice", "pixel_accuracy")}
+        per_image.append({"id": record.id, **kept, "confusion": single.counts.tolist()})
+        bar.advance()
+    return {**total.scores().to_json(), "per_image": per_image}, digests
 
 
 def same_name(name: str, known: Iterable[str]) -> str:
@@ -228,7 +138,7 @@ def same_name(name: str, known: Iterable[str]) -> str:
     known = list(known)
     if name in known:
         return name
-    return next((other for other in known if normalize("NFC", other) == normalize("NFC", name)), name)
+    return next((other for other in known if nfc(other) == nfc(name)), name)
 
 
 def _update_written(home: Path, written: dict[str, dict[str, str]]) -> None:
@@ -257,11 +167,11 @@ def _scored_images(
     archive: Archive, collection: str, config: SegmentationConfig, splits: Sequence[str] | None
 ) -> dict[str, list[ImageRecord]]:
     """Annotated images by split, without the references."""
-    references = {normalize("NFC", name) for name in config.references}
+    references = {nfc(name) for name in config.references}
     annotated = [
         record
         for record in archive.select(datasets=[collection], has_mask=True)
-        if normalize("NFC", record.id) not in references
+        if nfc(record.id) not in references
     ]
     known = sorted({record.split for record in annotated})
     if splits is None:

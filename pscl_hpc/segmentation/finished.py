@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pscl_hpc.runs import writing
+from pscl_hpc.files import writing
 
 FINISHED_FILE = "finished.jsonl"
 

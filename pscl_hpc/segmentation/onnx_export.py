@@ -27,13 +27,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pscl_hpc.archive.reader import LUMA, STANDARD_DEVIATION
+from pscl_hpc.archive.reader import STANDARD_DEVIATION
 from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.files import replacing, writing
+from pscl_hpc.grey import LUMA
 from pscl_hpc.models import SegmentationNet
 from pscl_hpc.segmentation.classes import ClassList
-from pscl_hpc.segmentation.evaluate import open_run
 from pscl_hpc.segmentation.inference import Predictor
+from pscl_hpc.segmentation.trained import open_run
 from pscl_hpc.working_size import resized
 
 ONNX_FILE = "model.onnx"

@@ -15,7 +15,6 @@ from PIL import Image
 from pscl_hpc.archive import Archive
 from pscl_hpc.archive.ingest.errors import Unreadable, decoding
 from pscl_hpc.archive.ingest.images import open_picture
-from pscl_hpc.runs import replace_file
 from pscl_hpc.segmentation.classes import ClassList
 from pscl_hpc.segmentation.palette import class_colours
 
@@ -72,15 +71,6 @@ def png_bytes(pixels: npt.NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write, or atomically replace, a file."""
-
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(data)
-
-    replace_file(path, write)
 
 
 def read_labels(path: Path) -> npt.NDArray[np.uint8]:

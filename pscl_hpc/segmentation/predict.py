@@ -22,10 +22,11 @@ from pscl_hpc.archive.options import AUTO_CROP, IngestOptions, options_to_tree
 from pscl_hpc.archive.single_file import temporary_archive
 from pscl_hpc.classifiers import CLASSIFIER_FILE
 from pscl_hpc.errors import UserError
+from pscl_hpc.files import write_bytes
 from pscl_hpc.models import MODEL_FILE
 from pscl_hpc.progress import Progress
 from pscl_hpc.segmentation.config import InferenceOptions
-from pscl_hpc.segmentation.evaluate import PREDICTIONS, ImagePredictor, open_run
+from pscl_hpc.segmentation.evaluate import PREDICTIONS
 from pscl_hpc.segmentation.finished import Finished, file_hash
 from pscl_hpc.segmentation.inference import Predictor
 from pscl_hpc.segmentation.ingest_options import (
@@ -38,7 +39,8 @@ from pscl_hpc.segmentation.ingest_options import (
     model_warnings,
 )
 from pscl_hpc.segmentation.input_files import list_files
-from pscl_hpc.segmentation.pictures import archive_overlay, picture_names, png_bytes, write_file
+from pscl_hpc.segmentation.pictures import archive_overlay, picture_names, png_bytes
+from pscl_hpc.segmentation.trained import ImagePredictor, open_run
 
 FILES = "files"
 """Default output folder in ``RUN/predictions``."""
@@ -147,13 +149,10 @@ def predict(
         )
     folder, _, predictor = open_run(run, **inference)
     report = PredictReport(Path(out) if out is not None else folder.path / PREDICTIONS / FILES)
-    writer = _Writer(
-        predictor,
-        confidence,
-        Finished(report.folder, f"{file_hash(_model_file(folder.path))} {predictor.inference}")
-        if resume
-        else None,
-    )
+    finished = None
+    if resume:
+        finished = Finished(report.folder, f"{file_hash(_model_file(folder.path))} {predictor.inference}")
+    writer = _Writer(predictor, confidence, finished)
     names = list(dict.fromkeys(map(str, images)))
     found: list[tuple[str, ImageRecord]] = []
     source = Archive(archive) if archive is not None else None
@@ -278,7 +277,7 @@ class _Writer:
             if not (path.is_file() and path.read_bytes() == data):
                 raise UserError(f"{path} exists with other content; name another folder with --out")
         for path, data in contents.items():
-            write_file(path, data)
+            write_bytes(path, data)
         labels_path, overlay_path, confidence_path = (*map(str, contents), "")[:3]
         image = PredictedImage(
             source, labels_path, overlay_path, cropped, record.um_per_pixel, confidence_path, mean

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pscl_hpc.archive import Window
-from pscl_hpc.archive.reader import LUMA, STANDARD_DEVIATION
+from pscl_hpc.archive.reader import STANDARD_DEVIATION
+from pscl_hpc.grey import LUMA
 
 ReadWindow = Callable[[Window], npt.NDArray[np.float32]]
 """Reads a window (y0, x0, height, width) of an image as (channels, height, width) in 0..1."""
@@ -37,13 +38,14 @@ def corrected(read: ReadWindow, height: int, width: int, *, standardise: bool) -
             :meth:`Archive.read_unit`.
     """
     step = max(1, -(-max(height, width) // _SAMPLES))
+    luma = np.array(LUMA, np.float32)  # as `Archive.read_unit`
     gram, moments, squares, count = np.zeros((6, 6)), np.zeros(()), 0.0, 0
     for top in range(0, height, _BAND):
         rows = min(_BAND, height - top)
         pixels = read((top, 0, rows, width))[:, ::step, ::step].astype(float)
         basis = np.stack(_terms(top + np.arange(0, rows, step), np.arange(0, width, step), height, width))
         # The last channel is the grey level, whose deviation is standardised.
-        grey = np.tensordot(LUMA, pixels, 1) if len(pixels) == len(LUMA) else pixels.mean(axis=0)
+        grey = np.tensordot(luma, pixels, 1) if len(pixels) == len(LUMA) else pixels.mean(axis=0)
         values = np.concatenate([pixels, grey[None]]).reshape(len(pixels) + 1, -1)
         flat = basis.reshape(6, -1)
         gram = gram + flat @ flat.T

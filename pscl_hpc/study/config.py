@@ -15,8 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from pscl_hpc.config import Count, Strict, check_folder
-from pscl_hpc.config.loading import apply_override, first_problem, merge_trees, read_tree
+from pscl_hpc.config import Count, Strict, apply_override, check_folder, first_problem, merge_trees, read_tree
 from pscl_hpc.errors import UserError, did_you_mean
 
 NO_PRETRAINING = "none"

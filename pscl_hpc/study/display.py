@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from pscl_hpc.errors import UserError
 from pscl_hpc.results.evaluation import read_evaluation
 from pscl_hpc.runs import read_metrics
-from pscl_hpc.runs.folder import METRICS_FILE
+from pscl_hpc.runs.record import METRICS_FILE
 from pscl_hpc.segmentation.classifier_config import ClassifierConfig
 from pscl_hpc.segmentation.evaluate import EVALUATION_FILE
 from pscl_hpc.study.plan import Job

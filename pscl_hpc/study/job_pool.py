@@ -13,7 +13,7 @@ from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.launch.executors import check_resources, visible_gpus
 from pscl_hpc.launch.local import STOP_GRACE_S
 from pscl_hpc.launch.profiles import Profile
-from pscl_hpc.launch.records import latest_job
+from pscl_hpc.launch.records import JOBS, latest_job
 from pscl_hpc.launch.schedulers import SCHEDULERS, wait_for_end
 from pscl_hpc.launch.submission import submit_many
 from pscl_hpc.runs import RunFolder
@@ -62,7 +62,7 @@ class JobPool:
         self._cluster = "local" if self._inline else cluster
         check_resources(self._cluster, profile)
         self._profile = profile
-        self._files = folder / "jobs"
+        self._files = folder / JOBS
         self._name = name
         self._any_commit = any_commit
         self._attached: int | None = None
@@ -199,7 +199,7 @@ def _reason(job: Job) -> str:
     if error := str(RunFolder.load(job.folder).record.get("error") or ""):
         return error
     record = latest_job(job.folder)
-    log = record.log(job.folder) if record is not None else job.folder / "jobs"
+    log = record.log(job.folder) if record is not None else job.folder / JOBS
     with contextlib.suppress(OSError):
         last = log.read_text(encoding="utf-8", errors="replace").rstrip().rpartition("\n")[2]
         if last.startswith("error: "):

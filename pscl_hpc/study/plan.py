@@ -16,7 +16,7 @@ from pscl_hpc.segmentation.classifier_config import ClassifierConfig
 from pscl_hpc.segmentation.classify import check_classifier
 from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.segmentation.data import select_data
-from pscl_hpc.segmentation.evaluate import SegmentationConfig
+from pscl_hpc.segmentation.trained import SegmentationConfig
 from pscl_hpc.study.config import DatasetEntry, MethodEntry, StudyConfig, Tree
 from pscl_hpc.study.keys import run_key
 from pscl_hpc.study.pool import Pool, check_pool
@@ -135,6 +135,7 @@ class _Planner:
         )
 
     def _cell(self, entry: MethodEntry, dataset: DatasetEntry, annotation: Annotation, seed: int) -> Cell:
+        """A place of the grid; plans its run and the pretraining that it needs, unless equal ones are planned."""
         job = self._pretraining(entry, dataset, annotation, seed) if entry.pretrain is not None else None
         own = {
             "seed": seed,
@@ -170,6 +171,7 @@ class _Planner:
     def _pretraining(
         self, entry: MethodEntry, dataset: DatasetEntry, annotation: Annotation, seed: int
     ) -> Job:
+        """The pretraining of a cell, planned unless an equal one is."""
         source = f"study {self.study.name}, method {entry.name}, pretraining"
         tree = {**(entry.pretrain or {}), "kind": "pretrain", "seed": seed}
         template = ""

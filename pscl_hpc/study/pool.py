@@ -17,7 +17,7 @@ from pscl_hpc.results.study import PoolPart
 from pscl_hpc.segmentation.classifier_config import ClassifierConfig
 from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.segmentation.data import select_unlabelled
-from pscl_hpc.segmentation.evaluate import SegmentationConfig
+from pscl_hpc.segmentation.trained import SegmentationConfig
 
 HELD_OUT = ("test", "val")
 """Splits with these prefixes score models or choose checkpoints; nothing is ever learnt from them."""

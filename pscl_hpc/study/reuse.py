@@ -12,12 +12,13 @@ from typing import Any
 import yaml
 
 from pscl_hpc.config import RunConfig, load_config
-from pscl_hpc.runs import write_json, write_text
-from pscl_hpc.runs.folder import RECORD_FILE
+from pscl_hpc.files import write_json, write_text
 from pscl_hpc.runs.lock import LOCK_FILE
 from pscl_hpc.runs.places import CONFIG_FILE
+from pscl_hpc.runs.record import RECORD_FILE
 from pscl_hpc.segmentation.classifier_config import ClassifierConfig
-from pscl_hpc.segmentation.evaluate import EVALUATION_FILE, PREDICTIONS, SegmentationConfig
+from pscl_hpc.segmentation.evaluate import EVALUATION_FILE, PREDICTIONS
+from pscl_hpc.segmentation.trained import SegmentationConfig
 from pscl_hpc.study.plan import Job, Plan
 from pscl_hpc.study.stage import is_done
 from pscl_hpc.study.stored import StoredRuns, began_with

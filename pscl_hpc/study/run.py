@@ -14,13 +14,12 @@ from typing import Any
 
 import yaml
 
-from pscl_hpc.config import load_config, read_tree, resolve_config
-from pscl_hpc.config.loading import parse_yaml
+from pscl_hpc.config import load_config, parse_yaml, read_tree, resolve_config
 from pscl_hpc.errors import UserError
+from pscl_hpc.files import write_bytes, write_json, write_text
 from pscl_hpc.results.study import RESULTS_FILE, StudyResults
-from pscl_hpc.runs import RunFolder, write_json, write_text
+from pscl_hpc.runs import RunFolder
 from pscl_hpc.runs.places import CONFIG_FILE
-from pscl_hpc.segmentation.pictures import write_file
 from pscl_hpc.study.config import StudyConfig, study_yaml
 from pscl_hpc.study.display import Display
 from pscl_hpc.study.gather import gather
@@ -108,7 +107,7 @@ def write_results(plan: Plan, outcomes: dict[str, Outcome]) -> StudyResults:
 
     write_text(plan.study.folder / TABLE_FILE, markdown(results))
     for name, data in figure_files(results).items():
-        write_file(plan.study.folder / name, data)
+        write_bytes(plan.study.folder / name, data)
     return results
 
 

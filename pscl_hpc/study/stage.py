@@ -13,17 +13,14 @@ from typing import Any
 from pscl_hpc.archive import Archive
 from pscl_hpc.config import RunConfig
 from pscl_hpc.errors import UserError
+from pscl_hpc.files import write_json
 from pscl_hpc.models import TRUNK_FILE
 from pscl_hpc.results.evaluation import Evaluation, read_evaluation
-from pscl_hpc.runs import RunFolder, write_json
+from pscl_hpc.runs import RunFolder
 from pscl_hpc.segmentation.classifier_config import ClassifierConfig
 from pscl_hpc.segmentation.config import InferenceConfig
-from pscl_hpc.segmentation.evaluate import (
-    EVALUATION_FILE,
-    PRIMARY_SPLIT,
-    SegmentationConfig,
-    default_inference,
-)
+from pscl_hpc.segmentation.evaluate import EVALUATION_FILE, PRIMARY_SPLIT
+from pscl_hpc.segmentation.trained import SegmentationConfig, default_inference
 
 TIMES_FILE = "times.json"
 

@@ -20,9 +20,9 @@ from pscl_hpc.config import RunConfig, read_tree, resolve_config
 from pscl_hpc.errors import UserError
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.runs.checkpoint import CheckpointStore
-from pscl_hpc.runs.folder import CHECKPOINTS, RECORD_FILE
 from pscl_hpc.runs.places import CONFIG_FILE
-from pscl_hpc.segmentation.evaluate import SegmentationConfig
+from pscl_hpc.runs.record import CHECKPOINTS, RECORD_FILE
+from pscl_hpc.segmentation.trained import SegmentationConfig
 from pscl_hpc.study.keys import run_key, written_key
 from pscl_hpc.study.plan import PRETRAINED, SHORT, Job, Plan
 from pscl_hpc.study.stage import is_done, made_from
@@ -102,7 +102,7 @@ class StoredRuns:
         """Runs whose folders are named like a job's but for the key."""
         kind, own = job.folder.parent.name, job.folder.name
         for name in self._listed(kind).get(_stem(own), []):
-            # The name of another planned job vouches for that job.
+            # A folder with the name of another planned job belongs to that job.
             if name not in self._planned or name == own:
                 place = self._folder / kind / name
                 if place not in self._runs:

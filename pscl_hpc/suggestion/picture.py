@@ -9,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from pscl_hpc.archive import Archive
-from pscl_hpc.files import replace_file, writing
+from pscl_hpc.files import replacing, writing
 from pscl_hpc.segmentation.palette import class_colours
 from pscl_hpc.suggestion.coverage import nearest_distances
 from pscl_hpc.suggestion.patches import STEP, ImagePatches, Vectors, windows_of
@@ -53,8 +53,8 @@ def draw(archive: Archive, suggestion: Suggestion, path: Path) -> None:
         for column, tile in enumerate(row):
             sheet.paste(tile, (_GAP + column * (_SIDE + _GAP), top))
         top += height + _GAP
-    with writing(path):
-        replace_file(path, lambda temporary: sheet.save(temporary, "PNG"))
+    with writing(path), replacing(path) as temporary:
+        sheet.save(temporary, "PNG")
 
 
 def _shown(suggestion: Suggestion) -> list[int]:

@@ -2,6 +2,7 @@
 
 from pscl_hpc.models.recompute import checkpoint_blocks
 from pscl_hpc.training.device import autocast, setup_device
+from pscl_hpc.training.joining import join_ranks
 from pscl_hpc.training.loop import Loop
 from pscl_hpc.training.optimiser import (
     build_optimiser,
@@ -10,8 +11,8 @@ from pscl_hpc.training.optimiser import (
     scaled_lr,
     set_lr,
 )
-from pscl_hpc.training.ranks import Place, Ranks, join_ranks, read_place
-from pscl_hpc.training.run import train
+from pscl_hpc.training.ranks import Place, Ranks, read_place
+from pscl_hpc.training.run import check_unchanged, train
 from pscl_hpc.training.stopping import (
     StopRequested,
     clear_stop,
@@ -30,6 +31,7 @@ __all__ = [
     "Task",
     "autocast",
     "build_optimiser",
+    "check_unchanged",
     "checkpoint_blocks",
     "clear_stop",
     "join_ranks",

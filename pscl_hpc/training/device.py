@@ -70,11 +70,16 @@ def setup_device(runtime: RuntimeConfig, local_rank: int = 0, local_world: int =
 def own_threads(local_world: int) -> int:
     """Threads for one of ``local_world`` processes of a run on this machine: one for each CPU it may use.
 
-    They share the usable CPUs; in a Slurm job each has its own. At most OMP_NUM_THREADS, which is cpus-per-task there.
-    Torch itself would start one for each core of the machine, also where a container may use only a few.
+    At most OMP_NUM_THREADS, which is cpus-per-task in a Slurm job. Torch itself would start one for each core of the
+    machine, also where a container may use only a few.
     """
-    own = usable_cpus() if "SLURM_JOB_ID" in os.environ else usable_cpus() // local_world
-    return max(1, min(torch.get_num_threads(), own))
+    return min(torch.get_num_threads(), own_cpus(local_world))
+
+
+def own_cpus(local_world: int) -> int:
+    """CPUs for one of ``local_world`` processes of a run on this machine. They share them; in a Slurm job each has its
+    own."""
+    return usable_cpus() if "SLURM_JOB_ID" in os.environ else max(1, usable_cpus() // local_world)
 
 
 def keep_freed_memory() -> None:

@@ -35,13 +35,16 @@ class _Rank:
     """State of a rank."""
 
     pulse: int = 0
+    """Counts the heartbeats of its thread."""
     tick: int = 0
+    """Counts the calls of :meth:`Heartbeat.beat`: the progress of its training."""
     step: int = 0
     doing: str = "starting"
     seen: float = 0.0
     """When its pulse last changed, on the reader's clock."""
 
     def text(self) -> str:
+        """The entry in the store, which :meth:`Heartbeat._note` reads."""
         return f"{self.pulse} {self.tick} {self.step} {self.doing}"
 
 
@@ -131,6 +134,7 @@ class Heartbeat:
             self._stop.wait(self._interval)
 
     def _note(self, peer: _Rank, text: str) -> None:
+        """Take over what a rank has written, and when it changed."""
         pulse, tick, step, doing = text.split(" ", 3)
         now = self._clock
         if int(pulse) != peer.pulse:
@@ -152,6 +156,7 @@ class Heartbeat:
                 os._exit(EXIT_FAILED)
 
     def _findings(self) -> str:
+        """Why the training cannot continue, as far as this rank sees; empty if it can."""
         now = self._clock
         # Once an operation has failed, a few missing heartbeats are enough.
         short = 4 * self._interval

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 from multiprocessing import forkserver, resource_tracker
@@ -41,7 +42,10 @@ def read_ahead(
             "multiprocessing_context": "forkserver",
             "worker_init_fn": partial(_end_with, _pipe()[0]),
         }
-    return iter(DataLoader(dataset, batch_size=None, sampler=numbers, pin_memory=pin, **options))
+    with warnings.catch_warnings():
+        # The loop has its own warning about more workers than CPUs; torch would give two for each loader.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        return iter(DataLoader(dataset, batch_size=None, sampler=numbers, pin_memory=pin, **options))
 
 
 def _start_server() -> None:

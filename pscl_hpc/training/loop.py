@@ -20,12 +20,13 @@ from pscl_hpc.models.recompute import checkpoint_blocks
 from pscl_hpc.progress import Progress
 from pscl_hpc.runs import BackgroundWriter, MetricsLog, RunFolder
 from pscl_hpc.training.batchnorm import synchronise_batchnorm
-from pscl_hpc.training.device import peak_memory_mb
+from pscl_hpc.training.device import own_cpus, peak_memory_mb
 from pscl_hpc.training.loader import read_ahead
 from pscl_hpc.training.optimiser import build_optimiser, gradient_norm, set_lr
+from pscl_hpc.training.random_state import random_state
 from pscl_hpc.training.ranks import Ranks
 from pscl_hpc.training.reduce import data_parallel
-from pscl_hpc.training.replay import random_state, save_failure
+from pscl_hpc.training.replay import save_failure
 from pscl_hpc.training.stopping import StopRequested, stop_reason
 from pscl_hpc.training.task import StepLoss, Task
 
@@ -104,9 +105,16 @@ class Loop:
             self._export()
 
     def _begin(self) -> MetricsLog:
+        """Print warnings, record what this attempt starts from, and open the log at this step. For rank 0 alone."""
         task, folder, step = self.task, self.folder, self.position.step
         for sentence in task.warnings():
             self.ranks.say(sentence)
+        workers, cpus = self.config.runtime.workers, own_cpus(self.ranks.place.local_world)
+        if workers > cpus:
+            self.ranks.say(
+                f"warning: runtime.workers is {workers}, but they and the training share {cpus} "
+                f"CPU{'s' if cpus > 1 else ''}; set it to {cpus} or less"
+            )
         folder.update(archive=task.archive.fingerprint, **task.record())
         world = self.ranks.world
         before = folder.attempts[-2].get("ranks", 1) if len(folder.attempts) > 1 else world
@@ -121,6 +129,7 @@ class Loop:
         return log
 
     def _train(self, log: MetricsLog | None, *, progress: bool) -> None:
+        """All steps that are left, with their logs, validations and checkpoints; ``log`` is None but for rank 0."""
         config, ranks, position = self.config, self.ranks, self.position
         steps, count = config.schedule.steps, self.task.accumulate
         on_gpu = ranks.device.type == "cuda"
@@ -284,6 +293,7 @@ class Loop:
         log.write(self.position.step, {**values, **costs})
 
     def _raise_not_finite(self, what: str, loss: StepLoss, number: int, micro_batches: list[Any]) -> NoReturn:
+        """Save the failed step for a replay; raise JobError with the terms and images of the batch ``number``."""
         terms = {"loss": loss.total, **loss.terms}
         shown = ", ".join(f"{key}={float(value):g}" for key, value in terms.items())
         images = ", ".join(dict.fromkeys(self.task.image_ids(number)))

@@ -17,6 +17,7 @@ from pscl_hpc.config import TrainingConfig
 from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.runs import CheckpointStore, RunFolder
 from pscl_hpc.training.device import setup_device
+from pscl_hpc.training.random_state import set_random_state
 from pscl_hpc.training.ranks import Ranks
 from pscl_hpc.training.task import StepLoss, Task
 
@@ -26,14 +27,6 @@ _NAMED = 5
 """Parameters that are named at most."""
 
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
-
-
-def random_state() -> dict[str, Tensor]:
-    """The state of torch's global generators: the only ones that a layer such as dropout may use."""
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
 
 
 def save_failure(
@@ -49,7 +42,7 @@ def save_failure(
         folder: The run.
         step: Steps done before.
         state: Of the task, before the step but for running statistics.
-        random: :func:`random_state` at its beginning.
+        random: :func:`~pscl_hpc.training.random_state.random_state` at its beginning.
         batches: Those of this rank.
     """
     found = {
@@ -177,9 +170,7 @@ def _compute(
 ) -> None:
     task.module.train()
     task.module.zero_grad(set_to_none=True)
-    torch.set_rng_state(random["cpu"])
-    if task.ranks.device.type == "cuda" and "cuda" in random:
-        torch.cuda.set_rng_state(random["cuda"])
+    set_random_state(random, task.ranks.device)
     losses: list[StepLoss] = []
     with _watching(task.module, found):
         if task.joint:

@@ -12,8 +12,9 @@ from pscl_hpc.errors import UserError
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.training.decisions import PRECISION, TRIAL, decide, keep_threads
 from pscl_hpc.training.device import keep_freed_memory
+from pscl_hpc.training.joining import join_ranks
 from pscl_hpc.training.loop import Loop
-from pscl_hpc.training.ranks import Ranks, join_ranks
+from pscl_hpc.training.ranks import Ranks
 from pscl_hpc.training.task import Task
 
 ConfigT = TypeVar("ConfigT", bound=TrainingConfig)
@@ -45,24 +46,32 @@ def train(
         def made(settings: ConfigT) -> Task[Any]:
             return build(settings, archive, ranks)
 
-        open_keys = not config.schedule.steps or config.runtime.precision == "auto"
+        undecided = not config.schedule.steps or config.runtime.precision == "auto"
         # The input is checked before anything is written.
-        task = made(config.with_decisions({PRECISION: "fp32", **TRIAL}) if open_keys else config)
+        task = made(config.with_decisions({PRECISION: "fp32", **TRIAL}) if undecided else config)
         folder, fingerprint = _open_folder(config, archive, ranks)
         if not folder.done:
             with folder, ranks.watch():
-                if archive.fingerprint != fingerprint:
-                    raise UserError(
-                        f"{archive.path}: has changed since the run {folder.path} began; restore it, or start a new "
-                        "run with run=..."
-                    )
+                check_unchanged(archive, folder, fingerprint)
                 keep_threads(config, folder, ranks)
-                if open_keys:
+                if undecided:
                     del task
                     decide(config, folder, ranks, made, began)
                     task = made(config.with_decisions(folder.decided))
                 Loop(task, folder, ranks).run(progress=progress)
     return folder
+
+
+def check_unchanged(archive: Archive, folder: RunFolder, fingerprint: str) -> None:
+    """Check that an archive has the fingerprint with which a run began.
+
+    Raises:
+        UserError: it has another one.
+    """
+    if archive.fingerprint != fingerprint:
+        raise UserError(
+            f"{archive.path}: has changed since the run {folder.path} began; restore it, or start a new run with run=..."
+        )
 
 
 def _open_folder(config: TrainingConfig, archive: Archive, ranks: Ranks) -> tuple[RunFolder, str]:

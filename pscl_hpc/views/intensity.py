@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pscl_hpc.config import JitterConfig
+from pscl_hpc.grey import LUMA
 from pscl_hpc.seeding import Slots
-
-_LUMA = (0.299, 0.587, 0.114)
 
 
 def jitter(
@@ -97,7 +96,7 @@ def _white_noise(images: Tensor, seeds: list[int]) -> Tensor:
 def _grey(images: Tensor) -> Tensor:
     if images.shape[1] == 1:
         return images
-    weights = images.new_tensor(_LUMA).view(1, 3, 1, 1)
+    weights = images.new_tensor(LUMA).view(1, 3, 1, 1)
     return (images * weights).sum(dim=1, keepdim=True)
 
 

@@ -21,9 +21,8 @@ from pscl_hpc.archive.ingest.mask_pixels import read_pages
 from pscl_hpc.archive.ingest.mask_values import suggestion
 from pscl_hpc.archive.ingest.pairing import pair
 from pscl_hpc.archive.ingest.sources import Plan, plan
-from pscl_hpc.archive.ingest.splits import nfc
 from pscl_hpc.errors import UserError, did_you_mean
-from pscl_hpc.files import replace_file, replacing
+from pscl_hpc.files import nfc, replacing
 
 ARCHIVE_FILE = "archive.h5"
 ANNOTATION_FILE = "annotation.csv"
@@ -273,15 +272,12 @@ def _annotation(out: Path, item: Item, mask: Path) -> Path:
     copy.parent.mkdir(parents=True, exist_ok=True)
     with replacing(copy) as temporary:
         shutil.copyfile(mask, temporary)
-
-    def write(temporary: Path) -> None:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(
-                [("file", "mask", "reference"), (item.path, f"{ANNOTATION}/{mask.name}", "yes")]
-            )
-
-    replace_file(out / ANNOTATION_FILE, write)
-    return out / ANNOTATION_FILE
+    path = out / ANNOTATION_FILE
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(
+            [("file", "mask", "reference"), (item.path, f"{ANNOTATION}/{mask.name}", "yes")]
+        )
+    return path
 
 
 def _one(found: Plan, item: Item) -> tuple[Item, ...]:

@@ -24,13 +24,14 @@ from pscl_hpc.config.packaged import packaged_config
 from pscl_hpc.errors import UserError
 from pscl_hpc.files import create_text, write_text
 from pscl_hpc.metallography.image import SMALLEST
-from pscl_hpc.metallography.measure import Measured, Wanted, measure
+from pscl_hpc.metallography.measure import Wanted, measure
 from pscl_hpc.metallography.record import MEASUREMENTS
+from pscl_hpc.metallography.result import Measured
 from pscl_hpc.report import REPORT_FILE, SEGMENT_FILE, write_report
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.segmentation import finetune
+from pscl_hpc.segmentation.annotations import class_list
 from pscl_hpc.segmentation.config import FinetuneConfig
-from pscl_hpc.segmentation.data import class_list
 from pscl_hpc.training import read_place
 from pscl_hpc.workflow.inputs import ARCHIVE_FILE, Inputs, pack
 from pscl_hpc.workflow.suggestion import Annotation, prepare_annotation

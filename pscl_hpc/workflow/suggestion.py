@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from pscl_hpc.archive import IGNORE_INDEX, Archive
+from pscl_hpc.files import write_bytes
 from pscl_hpc.segmentation.palette import class_colours
-from pscl_hpc.segmentation.pictures import picture_name, png_bytes, write_file
+from pscl_hpc.segmentation.pictures import picture_name, png_bytes
 from pscl_hpc.suggestion import dense_features, draw, suggest
 
 _REASON = "suggestion.png"
@@ -56,9 +57,9 @@ def prepare_annotation(archive_path: Path, out: Path, *, progress: bool = False)
     image, template = folder / f"{stem}.png", folder / f"{stem}_mask.png"
     unit = archive.read_unit(record.index, (0, 0, record.height, record.width))
     pixels = (unit * 255).round().astype(np.uint8)
-    write_file(image, png_bytes(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0).copy()))
+    write_bytes(image, png_bytes(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0).copy()))
     if not template.exists():
-        write_file(template, _empty_mask(record.height, record.width))
+        write_bytes(template, _empty_mask(record.height, record.width))
     warnings = []
     if different := found.looks_different():
         warnings.append(

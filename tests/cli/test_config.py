@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pscl_hpc.cli.main import main
 from pscl_hpc.config import resolve_config, schema_of
 from pscl_hpc.config.describe import meaning
-from pscl_hpc.config.loading import registry_of
+from pscl_hpc.config.registry import registry_of
 from pscl_hpc.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]

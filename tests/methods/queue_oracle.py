@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from pscl_hpc.methods import Views
+from pscl_hpc.methods import Method, MethodOutput, Views
 from pscl_hpc.seeding import Draws
 
 from .test_pscl_simclr import make_views
@@ -78,3 +78,16 @@ class Average:
 
     def _weights(self) -> list[Tensor]:
         return [weight for module in self.modules for weight in module.parameters()]
+
+
+def train(method: Method, steps: int, images: int) -> list[MethodOutput]:
+    """Losses of a training of some steps with Adam."""
+    optimiser = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], lr=3e-3)
+    outputs = []
+    for step in range(steps):
+        outputs.append(method(views_of_step(step, images), draws_of_step(step)))
+        optimiser.zero_grad()
+        outputs[-1].loss.backward()
+        optimiser.step()
+        method.after_step(step / steps)
+    return outputs

@@ -9,7 +9,7 @@ from pscl_hpc.methods import Setting
 from pscl_hpc.methods.byol import Byol, ByolConfig
 from pscl_hpc.models.unet import UNet, UNetConfig
 
-from .queue_oracle import Average, draws_of_step, unit, views_of_step
+from .queue_oracle import Average, draws_of_step, train, unit, views_of_step
 
 
 def make_method(**changes: object) -> Byol:
@@ -59,14 +59,5 @@ def test_target_is_constant_at_the_end_of_a_cosine() -> None:
 
 
 def test_training_lowers_the_loss() -> None:
-    method = make_method()
-    optimiser = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], lr=3e-3)
-    losses = []
-    for step in range(30):
-        loss = method(views_of_step(step, 4), draws_of_step(step)).loss
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        method.after_step(step / 30)
-        losses.append(float(loss.detach()))
+    losses = [float(output.loss.detach()) for output in train(make_method(), 30, 4)]
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])

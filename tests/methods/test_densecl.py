@@ -12,7 +12,7 @@ from pscl_hpc.methods import Setting
 from pscl_hpc.methods.densecl import DenseCl, DenseClConfig
 from pscl_hpc.models.unet import UNet, UNetConfig
 
-from .queue_oracle import Average, draws_of_step, info_nce, unit, views_of_step
+from .queue_oracle import Average, draws_of_step, info_nce, train, unit, views_of_step
 
 
 def make_method(**changes: object) -> DenseCl:
@@ -69,15 +69,7 @@ def test_steps_equal_the_simulation(weight: float) -> None:
 
 
 def test_training_lowers_both_losses() -> None:
-    method = make_method(queue_steps=4)
-    optimiser = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], lr=3e-3)
-    losses = []
-    for step in range(60):
-        output = method(views_of_step(step, 2), draws_of_step(step))
-        optimiser.zero_grad()
-        output.loss.backward()
-        optimiser.step()
-        method.after_step(step / 60)
-        losses.append(torch.stack((output.terms["image/loss"], output.terms["patches/loss"])))
+    outputs = train(make_method(queue_steps=4), 60, 2)
+    losses = [torch.stack((one.terms["image/loss"], one.terms["patches/loss"])) for one in outputs]
     first, last = torch.stack(losses[5:15]).mean(dim=0), torch.stack(losses[-10:]).mean(dim=0)
     assert bool((last < 0.95 * first).all()), (first, last)

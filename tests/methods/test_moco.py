@@ -12,7 +12,7 @@ from pscl_hpc.methods import Setting
 from pscl_hpc.methods.moco import Moco, MocoConfig
 from pscl_hpc.models.unet import UNet, UNetConfig
 
-from .queue_oracle import Average, draws_of_step, info_nce, unit, views_of_step
+from .queue_oracle import Average, draws_of_step, info_nce, train, unit, views_of_step
 
 
 def make_method(**changes: object) -> Moco:
@@ -49,14 +49,5 @@ def test_steps_equal_the_simulation() -> None:
 
 
 def test_training_lowers_the_loss() -> None:
-    method = make_method(queue_steps=4)
-    optimiser = torch.optim.Adam([p for p in method.parameters() if p.requires_grad], lr=3e-3)
-    losses = []
-    for step in range(60):
-        loss = method(views_of_step(step, 3), draws_of_step(step)).loss
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        method.after_step(step / 60)
-        losses.append(float(loss.detach()))
+    losses = [float(output.loss.detach()) for output in train(make_method(queue_steps=4), 60, 3)]
     assert sum(losses[-10:]) < 0.9 * sum(losses[5:15])

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pscl_hpc.config import ViewConfig
-from pscl_hpc.methods import Views, patch_purity
+from pscl_hpc.methods import Method, Views, patch_purity
 from pscl_hpc.methods.pscl_simclr import PsclSimclr, PsclSimclrConfig
 from pscl_hpc.models.unet import UNet, UNetConfig
 from pscl_hpc.seeding import Draws
@@ -58,6 +58,15 @@ def nt_xent(q: Tensor, k: Tensor, classes: list[int], tau: float) -> float:
     return total / (2 * n)
 
 
+def assert_all_learn(method: Method, views: Views) -> None:
+    """Every parameter has a gradient."""
+    method(views, draws(0)).loss.backward()
+    for name, parameter in method.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool(parameter.grad.isfinite().all()), name
+        assert bool(parameter.grad.abs().sum() > 0), name
+
+
 @pytest.mark.parametrize("references", [1, 2])
 def test_loss_equals_the_oracle(references: int) -> None:
     views, method = make_views(4, references), make_method(scale_weights=(1.0, 0.5, 2.0))
@@ -94,12 +103,7 @@ def test_loss_equals_the_oracle(references: int) -> None:
 
 
 def test_both_views_and_all_parameters_learn() -> None:
-    views, method = make_views(3, 1), make_method()
-    method(views, draws(0)).loss.backward()
-    for name, parameter in method.named_parameters():
-        assert parameter.grad is not None, name
-        assert bool(parameter.grad.isfinite().all()), name
-        assert bool(parameter.grad.abs().sum() > 0), name
+    assert_all_learn(make_method(), make_views(3, 1))
 
 
 def test_references_alone_and_absent_classes() -> None:

@@ -1,4 +1,4 @@
-"""Starts processes as ranks, with torchrun's variables and without torchrun."""
+"""Starts processes as ranks, with torchrun's variables and without torchrun, and compares what they computed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.helpers import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,3 +52,29 @@ def start_ranks(
             )
         )
     return processes
+
+
+def results_of_two(worker: Path, arguments: list[str], folder: Path) -> list[dict[str, Any]]:
+    """What each of two ranks of a script saved as ``FOLDER/<rank>.pt``."""
+    processes = start_ranks(2, [str(worker), *arguments])
+    outputs = [process.communicate(timeout=PATIENCE_S) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def assert_same_training(found: dict[str, Any], wanted: dict[str, Any], slack: float = 1e-13) -> None:
+    """The same gradients in each step, and the same state after the last, of trainings in float64."""
+    for step, (ours, theirs) in enumerate(zip(found["gradients"], wanted["gradients"], strict=True)):
+        assert ours.keys() == theirs.keys()
+        # The first step is exact; later ones start from weights that differ by Adam's division of rounding errors.
+        tolerance = 1e-9 if step == 0 else 1e-6
+        for key, gradient in theirs.items():
+            size = float(gradient.abs().max())
+            torch.testing.assert_close(
+                ours[key], gradient, rtol=tolerance, atol=tolerance * size + slack,
+                msg=lambda text, key=key: f"{key}: {text}",
+            )  # fmt: skip
+    for key, value in wanted["state"].items():
+        torch.testing.assert_close(
+            found["state"][key], value, rtol=1e-6, atol=1e-9, msg=lambda text, key=key: f"{key}: {text}"
+        )

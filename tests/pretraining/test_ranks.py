@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from pscl_hpc.training import Ranks
-from tests.helpers import PATIENCE_S, small_archive
+from tests.helpers import small_archive
 from tests.pretraining.rank_cases import CASES
 from tests.pretraining.rank_worker import train
-from tests.pretraining.ranks import start_ranks
+from tests.pretraining.ranks import assert_same_training, results_of_two
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +24,8 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def by_two(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two ranks computed, per case."""
     folder = tmp_path_factory.mktemp("ranks")
-    worker = str(Path(__file__).with_name("rank_worker.py"))
-    processes = start_ranks(2, [worker, str(archive), str(folder), *CASES])
-    outputs = [process.communicate(timeout=PATIENCE_S) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    worker = Path(__file__).with_name("rank_worker.py")
+    return results_of_two(worker, [str(archive), str(folder), *CASES], folder)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -41,20 +38,4 @@ def test_two_ranks_compute_what_one_does(archive: Path, by_two: list[dict[str, A
     torch.testing.assert_close(first["losses"], alone["losses"], rtol=1e-9, atol=1e-15)
     # The first step of a method with a queue has nothing to contrast with.
     assert any(bool(gradient.any()) for gradient in alone["gradients"][-1].values())
-    for step, (found, wanted) in enumerate(zip(first["gradients"], alone["gradients"], strict=True)):
-        assert found.keys() == wanted.keys()
-        # The first step is exact; later ones start from weights that differ by Adam's division of rounding errors.
-        tolerance = 1e-9 if step == 0 else 1e-6
-        for key in wanted:
-            size = float(wanted[key].abs().max())
-            torch.testing.assert_close(
-                found[key],
-                wanted[key],
-                rtol=tolerance,
-                atol=tolerance * size + 1e-13,
-                msg=lambda m, k=key: f"{k}: {m}",
-            )
-    for key, value in alone["state"].items():
-        torch.testing.assert_close(
-            first["state"][key], value, rtol=1e-6, atol=1e-9, msg=lambda m, k=key: f"{k}: {m}"
-        )
+    assert_same_training(first, alone)

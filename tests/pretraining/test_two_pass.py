@@ -18,6 +18,7 @@ from pscl_hpc.training import Ranks
 from tests.helpers import small_archive, small_config
 from tests.pretraining import rank_cases
 from tests.pretraining.rank_worker import train
+from tests.pretraining.ranks import assert_same_training
 
 CPU = torch.device("cpu")
 
@@ -31,22 +32,7 @@ def compare(found: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Losses, gradients and state of three steps in float64."""
     torch.testing.assert_close(found["losses"], wanted["losses"], rtol=1e-9, atol=1e-15)
     assert any(bool(gradient.any()) for gradient in wanted["gradients"][-1].values())
-    for step, (a, b) in enumerate(zip(found["gradients"], wanted["gradients"], strict=True)):
-        assert a.keys() == b.keys()
-        tolerance = 1e-9 if step == 0 else 1e-6
-        for key in b:
-            size = float(b[key].abs().max())
-            torch.testing.assert_close(
-                a[key],
-                b[key],
-                rtol=tolerance,
-                atol=tolerance * size + 1e-12,
-                msg=lambda m, k=key: f"{k}: {m}",
-            )
-    for key, value in wanted["state"].items():
-        torch.testing.assert_close(
-            found["state"][key], value, rtol=1e-6, atol=1e-9, msg=lambda m, k=key: f"{k}: {m}"
-        )
+    assert_same_training(found, wanted, slack=1e-12)
 
 
 @pytest.mark.parametrize(

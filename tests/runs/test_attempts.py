@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -54,6 +57,20 @@ def _orphan(config: PretrainConfig, environment: dict[str, str], pipe: Connectio
         raise SystemExit
 
 
+@contextmanager
+def _working(config: PretrainConfig, environment: dict[str, str]) -> Iterator[tuple[BaseProcess, Connection]]:
+    """Another process that works in the run, and a pipe to it."""
+    ours, theirs = FORK.Pipe()
+    process = FORK.Process(target=_orphan, args=(config, environment, theirs))
+    process.start()
+    try:
+        assert ours.recv() == "working"
+        yield process, ours
+    finally:
+        process.kill()
+        process.join()
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [
@@ -66,16 +83,12 @@ def _orphan(config: PretrainConfig, environment: dict[str, str], pipe: Connectio
 def test_an_orphan_writes_nothing_once_another_attempt_began(
     config: PretrainConfig, monkeypatch: pytest.MonkeyPatch, first: dict[str, str], second: dict[str, str]
 ) -> None:
-    ours, theirs = FORK.Pipe()
-    orphan = FORK.Process(target=_orphan, args=(config, first, theirs))
-    orphan.start()
-    try:
-        assert ours.recv() == "working"
+    with _working(config, first) as (orphan, pipe):
         for key, value in second.items():
             monkeypatch.setenv(key, value)
         with RunFolder.start(config, CPU) as folder:
-            ours.send("go on")
-            said = ours.recv()
+            pipe.send("go on")
+            said = pipe.recv()
             orphan.join()
             for text in said:
                 assert "attempt 2 " in text
@@ -86,9 +99,6 @@ def test_an_orphan_writes_nothing_once_another_attempt_began(
                 "the orphan's end is not recorded"
             )
         assert RunFolder.load(config.run).done
-    finally:
-        orphan.kill()
-        orphan.join()
 
 
 @pytest.mark.parametrize(
@@ -108,20 +118,13 @@ def test_an_orphan_writes_nothing_once_another_attempt_began(
 def test_a_living_process_is_not_replaced(
     config: PretrainConfig, monkeypatch: pytest.MonkeyPatch, first: dict[str, str], second: dict[str, str]
 ) -> None:
-    ours, theirs = FORK.Pipe()
-    holder = FORK.Process(target=_orphan, args=(config, first, theirs))
-    holder.start()
-    try:
-        assert ours.recv() == "working"
+    with _working(config, first) as (holder, pipe):
         for key, value in second.items():
             monkeypatch.setenv(key, value)
         with pytest.raises(UserError, match=rf"process {holder.pid}\b"):
             RunFolder.start(config, CPU)
-        ours.send("go on")
-        assert ours.recv() == ["", "", "", "", "", ""]
-    finally:
-        holder.kill()
-        holder.join()
+        pipe.send("go on")
+        assert pipe.recv() == ["", "", "", "", "", ""]
 
 
 def _begin(run: Path, start: object, pipe: Connection) -> None:

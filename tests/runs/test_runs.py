@@ -20,7 +20,7 @@ import torch
 from pscl_hpc.config import load_config
 from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.pretraining.config import PretrainConfig
-from pscl_hpc.runs import CheckpointStore, MetricsLog, RunFolder, read_metrics, write_text
+from pscl_hpc.runs import CheckpointStore, MetricsLog, RunFolder, read_metrics
 from pscl_hpc.runs.attempts import Attempt
 from pscl_hpc.runs.lock import LOCK_FILE
 from pscl_hpc.runs.trackers import TensorBoard, Trackers
@@ -319,22 +319,6 @@ def test_code_in_a_checkpoint_is_never_run(
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         load(store)
     assert not sprung.exists()
-
-
-def test_replacing_a_file_leaves_old_or_new(tmp_path: Path) -> None:
-    from pscl_hpc.runs import replace_file
-
-    target = tmp_path / "file"
-    write_text(target, "old")
-
-    def fails(path: Path) -> None:
-        path.write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        replace_file(target, fails)
-    assert target.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_metrics_rewind_and_have_no_nan(tmp_path: Path) -> None:

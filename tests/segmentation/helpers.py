@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 from scipy.ndimage import gaussian_filter
 
 from pscl_hpc.archive import Collection, ShardWriter, Window
-from pscl_hpc.segmentation import ClassList
+from pscl_hpc.segmentation import ClassList, finetune
 from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.segmentation.inference import ReadWindow
+from pscl_hpc.training import Loop, StopRequested, clear_stop, request_stop
 
 CLASSES = ("matrix", "carbide", "void", "scratch")
 SCRATCH = 3
@@ -87,3 +89,18 @@ def settings(archive: Path, run: Path, **changes: Any) -> FinetuneConfig:
         "runtime": {"device": "cpu", "threads": 1},
     }
     return FinetuneConfig.model_validate({**tree, **changes})
+
+
+def stop_after_a_step(config: FinetuneConfig) -> None:
+    """Start a training and stop it after its first step, with what it decides at its start decided."""
+    begin = Loop._begin
+
+    def begin_and_stop(loop: Loop) -> Any:
+        request_stop("test")
+        return begin(loop)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Loop, "_begin", begin_and_stop)
+        with pytest.raises(StopRequested):
+            finetune(config)
+    clear_stop()

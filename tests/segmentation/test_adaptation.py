@@ -15,8 +15,8 @@ from pscl_hpc.models import SegmentationNet
 from pscl_hpc.models.unet import UNet, UNetConfig
 from pscl_hpc.segmentation import finetune
 from pscl_hpc.segmentation.config import InferenceConfig
-from pscl_hpc.segmentation.evaluate import open_run
 from pscl_hpc.segmentation.inference import Predictor, Tiling, adapted, sample_windows
+from pscl_hpc.segmentation.trained import open_run
 
 from .helpers import THREE, reader, settings
 

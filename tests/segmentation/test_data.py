@@ -12,7 +12,8 @@ from pscl_hpc.archive import Archive, Collection, ShardWriter
 from pscl_hpc.errors import UserError
 from pscl_hpc.models.unet import UNetConfig
 from pscl_hpc.segmentation import ClassList
-from pscl_hpc.segmentation.data import FinetuneData, WindowDataset, class_list, select_data
+from pscl_hpc.segmentation.annotations import class_list
+from pscl_hpc.segmentation.data import FinetuneData, WindowDataset, select_data
 
 from .helpers import ALLOY, SCRATCH, micrograph, settings
 

@@ -24,7 +24,7 @@ from pscl_hpc.segmentation import finetune
 from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.segmentation.finetune import build_net, optimiser_groups
 from pscl_hpc.segmentation.metrics import Scores
-from pscl_hpc.training import StopRequested, clear_stop, request_stop
+from pscl_hpc.training import StopRequested, clear_stop, device, request_stop
 from tests.helpers import PATIENCE_S
 
 from .helpers import CLASSES, SCRATCH, settings, write_archive
@@ -81,11 +81,23 @@ def test_same_configuration_and_seed_same_bytes(archive_file: Path, tmp_path: Pa
     assert metrics(tmp_path / "a") == metrics(tmp_path / "b") != metrics(tmp_path / "c")
 
 
-def test_reading_processes_change_nothing(archive_file: Path, tmp_path: Path) -> None:
-    runtime = {"device": "cpu", "threads": 1}
+def test_reading_processes_change_nothing(
+    archive_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    """Neither do more of them than CPUs, of which one sentence warns."""
+    for owner, name in ((device, "usable_cpus"), (torch._utils, "cpu_count")):
+        monkeypatch.setattr(owner, name, lambda: 1)
     finetune(settings(archive_file, tmp_path / "a"))
-    finetune(settings(archive_file, tmp_path / "b", runtime={**runtime, "workers": 1}))
+    assert "runtime.workers" not in capsys.readouterr().err
+    runtime = {"device": "cpu", "threads": 1, "workers": 2}
+    finetune(settings(archive_file, tmp_path / "b", runtime=runtime))
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+    assert capsys.readouterr().err.count("runtime.workers is 2") == 1
+    assert not any("DataLoader" in str(warning.message) for warning in recwarn)
 
 
 def start_process(config: FinetuneConfig, folder: Path) -> subprocess.Popen[bytes]:

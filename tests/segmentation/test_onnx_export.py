@@ -13,8 +13,8 @@ from pscl_hpc.cli.main import main
 from pscl_hpc.errors import JobError
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.segmentation import onnx_export
-from pscl_hpc.segmentation.evaluate import open_run
 from pscl_hpc.segmentation.onnx_export import export_onnx
+from pscl_hpc.segmentation.trained import open_run
 
 from .helpers import CLASSES, SCRATCH
 

@@ -19,7 +19,6 @@ from pscl_hpc.segmentation.pictures import (
     picture_names,
     png_bytes,
     read_labels,
-    write_file,
 )
 
 from .helpers import ALLOY
@@ -76,7 +75,7 @@ def test_overlay_in_bands_equals_the_whole(archive_file: Path, monkeypatch: pyte
 
 def test_class_indices_survive_the_png(tmp_path: Path) -> None:
     labels = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    write_file(tmp_path / "a.png", png_bytes(labels))
+    (tmp_path / "a.png").write_bytes(png_bytes(labels))
     assert np.array_equal(read_labels(tmp_path / "a.png"), labels)
     assert Image.open(io.BytesIO(png_bytes(labels))).mode == "L"
 
@@ -94,7 +93,7 @@ def test_pngs_beyond_the_pixel_limit_of_pillow_are_read(
     # Lower Pillow's limit (179 million pixels) instead of writing a large file.
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     labels = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    write_file(tmp_path / "a.png", png_bytes(labels))
+    (tmp_path / "a.png").write_bytes(png_bytes(labels))
     assert np.array_equal(read_labels(tmp_path / "a.png"), labels)
 
 

@@ -15,10 +15,10 @@ from pscl_hpc.models import load_segmentation
 from pscl_hpc.models.unet import UNetConfig
 from pscl_hpc.segmentation import evaluate, finetune, train_classifier
 from pscl_hpc.segmentation.classifier_config import ClassifierConfig
-from pscl_hpc.segmentation.evaluate import open_run
 from pscl_hpc.segmentation.inference import Predictor, Tiling
 from pscl_hpc.segmentation.onnx_export import export_onnx
 from pscl_hpc.segmentation.placement import Placement, cut_window
+from pscl_hpc.segmentation.trained import open_run
 from pscl_hpc.working_size import mean_intercepts, resized, working_scale
 
 from .helpers import THREE, reader, settings

@@ -12,8 +12,7 @@ from pydantic import create_model
 from typer.testing import CliRunner
 
 from pscl_hpc.cli.main import app
-from pscl_hpc.config import RunConfig, load_config, read_tree, schema_of
-from pscl_hpc.config.loading import parse_yaml
+from pscl_hpc.config import RunConfig, load_config, parse_yaml, read_tree, schema_of
 from pscl_hpc.results.evaluation import read_evaluation
 from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.study.run import look

@@ -18,20 +18,11 @@ from pscl_hpc.pretraining.task import PretrainTask
 from pscl_hpc.results.runs import read_run
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.segmentation import finetune
-from pscl_hpc.segmentation.evaluate import open_run
 from pscl_hpc.segmentation.finetune import FinetuneTask
-from pscl_hpc.training import (
-    Loop,
-    Ranks,
-    StopRequested,
-    autocast,
-    clear_stop,
-    decisions,
-    device,
-    request_stop,
-)
+from pscl_hpc.segmentation.trained import open_run
+from pscl_hpc.training import Loop, Ranks, autocast, decisions, device
 from tests.helpers import small_archive, small_config
-from tests.segmentation.helpers import settings, write_archive
+from tests.segmentation.helpers import settings, stop_after_a_step, write_archive
 
 CPU = torch.device("cpu")
 
@@ -137,18 +128,8 @@ def test_a_resumed_run_keeps_the_number_of_steps(
         settings(archive, tmp_path / name, schedule={"minutes": 1e-4, "decay": "cosine"}) for name in "ab"
     ]
     whole = finetune(configs[0])
-    begin = Loop._begin
-
-    def stop(loop: Loop) -> Any:
-        request_stop("test")
-        return begin(loop)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Loop, "_begin", stop)
-        with pytest.raises(StopRequested):
-            finetune(configs[1])
+    stop_after_a_step(configs[1])
     assert 0 < run_status(Path(configs[1].run)).step < 5
-    clear_stop()
     monkeypatch.setattr(FinetuneTask, "fewest_steps", 9)
     monkeypatch.setattr(FinetuneTask, "most_steps", 9)
     monkeypatch.setattr(decisions, "_seconds_per_step", lambda *_: pytest.fail("measured again"))

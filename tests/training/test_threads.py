@@ -15,9 +15,9 @@ import torch
 from pscl_hpc.config import RuntimeConfig
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.segmentation import finetune
-from pscl_hpc.segmentation.evaluate import open_run
-from pscl_hpc.training import Loop, StopRequested, clear_stop, device, request_stop, setup_device
-from tests.segmentation.helpers import settings, write_archive
+from pscl_hpc.segmentation.trained import open_run
+from pscl_hpc.training import device, setup_device
+from tests.segmentation.helpers import settings, stop_after_a_step, write_archive
 
 
 @pytest.fixture(autouse=True)
@@ -68,17 +68,7 @@ def test_a_resumed_run_keeps_its_number(
 
     whole = finetune(config("whole", threads=2))
     assert "decided" not in whole.record
-    begin = Loop._begin
-
-    def stop(loop: Loop) -> Any:
-        request_stop("test")
-        return begin(loop)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Loop, "_begin", stop)
-        with pytest.raises(StopRequested):
-            finetune(config("stopped"))
-    clear_stop()
+    stop_after_a_step(config("stopped"))
     assert RunFolder.load(tmp_path / "stopped").decided == {"runtime.threads": 2}
     # Another machine.
     monkeypatch.setattr(device, "usable_cpus", lambda: 1)

@@ -34,3 +34,12 @@ def micrograph(seed: int) -> tuple[np.ndarray, np.ndarray]:
 def request_of(home: Path, **changes: object) -> Request:
     tree = {"folder": str(home / "sem"), "mask": str(home / "painted/1_mask.png"), "overrides": SMALL}
     return Request.model_validate({**tree, **changes})
+
+
+def words_of(home: Path) -> list[str]:
+    """The command line of the same request, without what is specific to a test."""
+    return [
+        *("segment", str(home / "sem")),
+        *("--mask", str(home / "painted/1_mask.png")),
+        *("--out", str(home / "out")),
+    ]

@@ -26,7 +26,7 @@ from pscl_hpc.runs import RunFolder
 from pscl_hpc.workflow import Request, segment
 from pscl_hpc.workflow.segment import PAGE, prepare
 
-from .material import SMALL, micrograph, request_of
+from .material import SMALL, micrograph, request_of, words_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -143,14 +143,7 @@ def test_wrong_input_is_found_before_the_training(
 
 
 def test_a_job_does_the_same(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [
-        "segment",
-        str(folder / "sem"),
-        "--mask",
-        str(folder / "painted/1_mask.png"),
-        "--out",
-        str(folder / "out"),
-    ]
+    arguments = words_of(folder)
     assert main([*arguments, "--time", "5", *SMALL]) == 2
     assert "--submit" in capsys.readouterr().err
     shutil.rmtree(folder / "out", ignore_errors=True)

@@ -24,13 +24,12 @@ from pscl_hpc.training import StopRequested
 from pscl_hpc.workflow import segment
 from pscl_hpc.workflow.segment import PAGE, REQUEST_FILE, prepare, read_request
 
-from .material import SMALL, micrograph, request_of
+from .material import SMALL, micrograph, request_of, words_of
 
 
 def test_the_same_call_resumes_after_a_kill(folder: Path) -> None:
     command = [
-        sys.executable, "-m", "pscl_hpc.cli", "segment", str(folder / "sem"), "--mask",
-        str(folder / "painted/1_mask.png"), "--classes", "matrix,carbide", "--out", str(folder / "out"),
+        sys.executable, "-m", "pscl_hpc.cli", *words_of(folder), "--classes", "matrix,carbide",
         *[text.replace("steps=8", "steps=100000") if "schedule.steps" in text else text for text in SMALL],
     ]  # fmt: skip
     process = subprocess.Popen(

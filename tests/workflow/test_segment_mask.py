@@ -20,7 +20,7 @@ from pscl_hpc.workflow import segment, suggest_annotation
 from pscl_hpc.workflow.inputs import numbered_classes
 from pscl_hpc.workflow.segment import prepare
 
-from .material import SMALL, micrograph, request_of
+from .material import SMALL, micrograph, request_of, words_of
 
 
 def test_classes_without_names_are_numbered(folder: Path) -> None:
@@ -117,15 +117,7 @@ def test_scribbles_and_the_options_of_images(folder: Path, capsys: pytest.Captur
         (folder / f"sem/{number}.png").unlink()
     scribbled = (micrograph(1)[1] + 1) * (np.arange(56) % 3 == 0)
     Image.fromarray(scribbled.astype(np.uint8)).save(folder / "painted/1_mask.png")
-    words = [
-        "segment",
-        str(folder / "sem"),
-        "--mask",
-        str(folder / "painted/1_mask.png"),
-        "--out",
-        str(folder / "out"),
-    ]
-    words += ["--scribbles", "--page", "1", "--range", "collection", *SMALL]
+    words = [*words_of(folder), "--scribbles", "--page", "1", "--range", "collection", *SMALL]
     assert main(words) == EXIT_INPUT
     assert "--classes" in capsys.readouterr().err
     assert main([*words, "--classes", "matrix,carbide"]) == 0

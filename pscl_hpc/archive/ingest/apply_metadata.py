@@ -12,8 +12,8 @@ from pscl_hpc.archive.ingest.errors import Unreadable
 from pscl_hpc.archive.ingest.finder import MaskMeaning, plain_name
 from pscl_hpc.archive.ingest.items import Item
 from pscl_hpc.archive.ingest.metadata_csv import NUMBERS, TEXTS, Line, MetadataFile
-from pscl_hpc.archive.ingest.splits import nfc
 from pscl_hpc.errors import UserError
+from pscl_hpc.files import nfc
 
 
 def apply_metadata(

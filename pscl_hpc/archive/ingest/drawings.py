@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from pscl_hpc.archive.ingest.annotations import AnnotationFile, Drawing, annotation_suffixes, read_annotations
 from pscl_hpc.archive.ingest.errors import Unreadable
 from pscl_hpc.archive.ingest.folders import Unread, files_under, is_junk
-from pscl_hpc.archive.ingest.splits import nfc
+from pscl_hpc.files import nfc
 
 _ROI_WORDS = re.compile(r"^(roi[ _-]?sets?|rois?)[ ._-]+|[ ._-]*(roi[ _-]?sets?|rois?)$", re.IGNORECASE)
 

@@ -13,8 +13,9 @@ from pscl_hpc.archive.ingest.folders import IMAGE_FOLDERS, MASK_FOLDERS, Unread,
 from pscl_hpc.archive.ingest.items import Item, Skipped
 from pscl_hpc.archive.ingest.layout import Layout, find_layouts, layout_of
 from pscl_hpc.archive.ingest.mask_values import Key, classes_of_values, scribble_names
-from pscl_hpc.archive.ingest.splits import SPLITS_FILE, Splits, nfc, read_splits
+from pscl_hpc.archive.ingest.splits import SPLITS_FILE, Listed, Splits, read_splits
 from pscl_hpc.errors import UserError
+from pscl_hpc.files import nfc
 
 
 @dataclass(frozen=True)
@@ -113,17 +114,7 @@ class Finder:
             )
         for path in layout.strays:
             self._skip(path, "a mask without an image of the same name; rename one of them")
-        references = []
-        for wanted, found in listed.references:
-            if len(found) > 1:
-                reason = f"a reference in {SPLITS_FILE} that matches {len(found)} images; add its folder"
-                self._skip(base / wanted, reason)
-                continue
-            if not found:
-                reason = f"a reference in {SPLITS_FILE} but not found; correct the name in {SPLITS_FILE}"
-                self._skip(base / wanted, reason)
-            # One that is not found may be in the archive already.
-            references.append(stems[found[0]] if found else str(Path(wanted).with_suffix("")))
+        references = self._references(listed, stems, base)
         for missing in listed.missing:
             fix = f"correct the name and its suffix in {SPLITS_FILE}"
             self._skip(base / missing, f"listed in {SPLITS_FILE} but not found; {fix}")
@@ -143,6 +134,21 @@ class Finder:
             ignore_classes=splits.ignore_classes,
             references=tuple(f"{name}/{plain_name(stem)}" for stem in references),
         )
+
+    def _references(self, listed: Listed, stems: Mapping[str, str], base: Path) -> list[str]:
+        """The stems of the references of a collection; names that match no image or several are reported as skipped."""
+        references = []
+        for wanted, found in listed.references:
+            if len(found) > 1:
+                reason = f"a reference in {SPLITS_FILE} that matches {len(found)} images; add its folder"
+                self._skip(base / wanted, reason)
+                continue
+            if not found:
+                reason = f"a reference in {SPLITS_FILE} but not found; correct the name in {SPLITS_FILE}"
+                self._skip(base / wanted, reason)
+            # One that is not found may be in the archive already.
+            references.append(stems[found[0]] if found else str(Path(wanted).with_suffix("")))
+        return references
 
     def _meaning(self, splits: Splits) -> MaskMeaning:
         """What the masks of a folder mean, from its ``splits.json`` or else from the options."""

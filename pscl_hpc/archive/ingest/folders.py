@@ -8,11 +8,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from unicodedata import normalize
 
 from pscl_hpc.archive.ingest.foreign import NOT_READ, reason
 from pscl_hpc.archive.ingest.images import IMAGE_SUFFIXES
 from pscl_hpc.errors import UserError
+from pscl_hpc.files import nfc
 
 IMAGE_FOLDERS = ("img", "images")
 MASK_FOLDERS = (
@@ -79,7 +79,7 @@ def name_on_disk(path: Path) -> Path:
         return path
     folder = name_on_disk(path.parent)
     try:
-        same = (name for name in os.listdir(folder) if normalize("NFC", name) == normalize("NFC", path.name))
+        same = (name for name in os.listdir(folder) if nfc(name) == nfc(path.name))
     except OSError:
         return path
     return folder / next(same, path.name)

@@ -74,7 +74,7 @@ def read_mask(
         )
         raise Unreadable(f"the mask {shown} has {size} pixels but the image {height} x {width}; {fix}")
     if values is not None:
-        return _translate(found, values, collection.classes, shown)[:cropped]
+        return _translate(found, values, shown)[:cropped]
     mask = found.values()[:cropped]
     if mask.dtype.kind in "ui":
         _check_indices(mask, collection.classes, shown)
@@ -220,9 +220,8 @@ def _page(
     )
 
 
-def _translate(
-    page: MaskPage, values: Mapping[Key, int], classes: Sequence[str], shown: str
-) -> npt.NDArray[np.uint8]:
+def _translate(page: MaskPage, values: Mapping[Key, int], shown: str) -> npt.NDArray[np.uint8]:
+    """The class indices (h, w) of a mask whose values or colours the user has named."""
     colours = by_colour(values)
     codes = page.codes() if colours else page.values()
     if codes.dtype.kind not in "ui":

@@ -14,8 +14,9 @@ from pathlib import Path, PurePosixPath
 
 from pscl_hpc.archive.ingest.csv_text import parse_number, read_table
 from pscl_hpc.archive.ingest.folders import name_on_disk
-from pscl_hpc.archive.ingest.splits import SPLIT_NAMES, closest_key, nfc
+from pscl_hpc.archive.ingest.splits import SPLIT_NAMES, closest_key
 from pscl_hpc.errors import UserError
+from pscl_hpc.files import nfc
 
 TEXTS = ("split", "specimen", "production_batch", "alloy")
 NUMBERS = ("magnification", "um_per_pixel")

@@ -10,8 +10,7 @@ import numpy as np
 
 from pscl_hpc.archive.format import TILE, Pixels
 from pscl_hpc.archive.ingest.errors import Unreadable
-
-_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+from pscl_hpc.grey import LUMA
 
 ORIENTATION = 274
 """Number of the orientation tag in EXIF 2.3 and TIFF 6.0."""
@@ -141,7 +140,7 @@ def single_channel(page: Page, *, luma: bool) -> Page:
         return PageView(page, lambda start, stop: page.rows(start, stop)[:, :, :1], channels=1)
 
     def luma_rows(start: int, stop: int) -> Pixels:
-        grey: Pixels = page.rows(start, stop) @ _LUMA
+        grey: Pixels = page.rows(start, stop) @ np.array(LUMA)
         if page.dtype != "float32":
             grey = np.rint(grey)
         return grey.astype(page.dtype)[:, :, None]

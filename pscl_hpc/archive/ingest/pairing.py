@@ -12,7 +12,7 @@ from pscl_hpc.archive.ingest.errors import Unreadable
 from pscl_hpc.archive.ingest.folders import MASK_FOLDERS
 from pscl_hpc.archive.ingest.images import IMAGE_SUFFIXES, open_pages
 from pscl_hpc.archive.ingest.mask_pixels import MASK_SUFFIXES
-from pscl_hpc.archive.ingest.splits import nfc
+from pscl_hpc.files import nfc
 
 _WORDS = (
     "simple segmentation|cp_masks|masks?|labels?|annotations?|annotated|annots?|gt|ground_?truth|segmentations?|seg|"

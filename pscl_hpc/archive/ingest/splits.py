@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
-from unicodedata import normalize
 
 from pscl_hpc.archive.format import Collection
 from pscl_hpc.archive.ingest.mask_values import IGNORE, Key, parse_mask_values
 from pscl_hpc.errors import UserError
+from pscl_hpc.files import nfc
 
 SPLITS_FILE = "splits.json"
 SPLIT_NAMES = ("train", "val", "test")
@@ -132,11 +132,6 @@ _FORMS: tuple[Callable[[PurePosixPath], str], ...] = (
 )
 _WITHOUT_SUFFIX = 4
 """From this level on names are compared without their suffix."""
-
-
-def nfc(name: str) -> str:
-    """A name in Unicode NFC; macOS writes file names in NFD."""
-    return normalize("NFC", name)
 
 
 def find_listed(name: str, images: Sequence[str]) -> list[str]:

@@ -171,6 +171,16 @@ def ellipse(long: float, short: float, angle: float) -> Outline:
     return gauge
 
 
+def dots(rng: np.random.Generator, shape: Shape, pixels_per_dot: float, radii: tuple[float, float]) -> Field:
+    """1 in round dots at random places and 0 elsewhere, (h, w); their radii are uniform in a range of pixels."""
+    mask = np.zeros(shape, dtype=bool)
+    y, x = pixel_grid(shape)
+    for centre in rng.uniform(0, 1, (rng.poisson(shape[0] * shape[1] / pixels_per_dot), 2)) * shape:
+        radius = rng.uniform(*radii)
+        stamp(mask, y, x, centre, radius, ellipse(radius, radius, 0.0))
+    return mask.astype(float)
+
+
 def block(rng: np.random.Generator, radius: float) -> Outline:
     """Faceted convex crystal of about ``radius`` pixels, such as blocky carbides."""
     sides = int(rng.integers(4, 7))

@@ -30,7 +30,6 @@ class Micrograph:
 
     image: NDArray[np.uint8]
     mask: Labels
-    family: str
     production_batch: str
     specimen: str
     um_per_pixel: float
@@ -99,7 +98,6 @@ def synthesise(family: str, *, seed: int, index: int, size: tuple[int, int] = (2
     return Micrograph(
         image=expose(rng, field, batch),
         mask=field.mask,
-        family=family,
         production_batch=batch.name,
         specimen=f"{family}-{specimen:04d}",
         um_per_pixel=micrometres_per_pixel(batch.magnification),

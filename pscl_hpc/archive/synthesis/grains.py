@@ -15,10 +15,10 @@ from pscl_hpc.archive.synthesis.fields import (
     Cells,
     Field,
     Shape,
+    dots,
     ellipse,
     jittered_sites,
     noise,
-    pixel_grid,
     power_diagram,
     stamp,
     warped_grid,
@@ -62,16 +62,6 @@ def _lamellae(rng: np.random.Generator, shape: Shape, cells: Cells, size: float)
     spacing = rng.uniform(3.0, 5.5, cells.count)[cells.cell]
     stripes = np.sin(2 * np.pi * (y * np.cos(direction) + x * np.sin(direction)) / spacing)
     return np.tanh(2.0 * (stripes + 0.45 * noise(rng, shape, 2.5)))
-
-
-def _pits(rng: np.random.Generator, shape: Shape) -> Field:
-    """Depth of etch pits, small dark dots that belong to no class, (h, w)."""
-    pits = np.zeros(shape, dtype=bool)
-    y, x = pixel_grid(shape)
-    for centre in rng.uniform(0, 1, (rng.poisson(shape[0] * shape[1] / 4000.0), 2)) * shape:
-        radius = rng.uniform(0.7, 1.7)
-        stamp(pits, y, x, centre, radius, ellipse(radius, radius, 0.0))
-    return pits.astype(float)
 
 
 def specimen(style: np.random.Generator, rng: np.random.Generator, shape: Shape, batch: Batch) -> Specimen:
@@ -130,7 +120,8 @@ def specimen(style: np.random.Generator, rng: np.random.Generator, shape: Shape,
     height += np.where(mask == 0, 0.5 * rng.standard_normal(cells.count)[cells.cell], 0.0) + 0.5 * stripes
     # Etching makes a dark groove along every boundary, with or without film.
     groove = np.exp(-((cells.wall / 0.9) ** 2)) * (mask < 2)
-    pits = _pits(rng, shape) * (mask < 2)
+    # Etch pits, small and dark, belong to no class.
+    pits = dots(rng, shape, 4000.0, (0.7, 1.7)) * (mask < 2)
     tone -= 0.17 * groove + 0.25 * pits
     height -= 0.8 * groove + 0.8 * pits
     return Specimen(mask, tone, height)

@@ -13,14 +13,13 @@ from scipy import ndimage
 
 from pscl_hpc.archive.synthesis.exposure import Batch, Specimen, micrometres_per_pixel
 from pscl_hpc.archive.synthesis.fields import (
-    Field,
     Shape,
     at_sites,
     block,
+    dots,
     ellipse,
     jittered_sites,
     noise,
-    pixel_grid,
     power_diagram,
     stamp,
     warped_grid,
@@ -110,16 +109,6 @@ def _tertiary(
     return mask & (clearance > 1.0)
 
 
-def _dust(rng: np.random.Generator, shape: Shape) -> Field:
-    """Bright specks that are not carbides, 0 to 1, (h, w)."""
-    specks = np.zeros(shape, dtype=bool)
-    y, x = pixel_grid(shape)
-    for centre in rng.uniform(0, 1, (rng.poisson(shape[0] * shape[1] / 30000.0), 2)) * shape:
-        radius = rng.uniform(0.8, 2.2)
-        stamp(specks, y, x, centre, radius, ellipse(radius, radius, 0.0))
-    return specks.astype(float)
-
-
 def specimen(style: np.random.Generator, rng: np.random.Generator, shape: Shape, batch: Batch) -> Specimen:
     """Make one field of view.
 
@@ -144,7 +133,8 @@ def specimen(style: np.random.Generator, rng: np.random.Generator, shape: Shape,
     tone = np.array(batch.greys)[mask]
     tone += batch.texture * np.array([1.0, 0.8, 0.4, 0.7])[mask] * noise(rng, shape, 2.4)
     tone += 0.7 * batch.texture * noise(rng, shape, 0.35 * size)
-    dust = _dust(rng, shape)
+    # Bright dust, which belongs to the class around it.
+    dust = dots(rng, shape, 30000.0, (0.8, 2.2))
     tone += 0.2 * dust
     height = np.array(batch.heights, dtype=float)[mask] + dust
     # Etching is uneven: rough surfaces inside the precipitates and small pits.
