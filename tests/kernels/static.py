@@ -2,7 +2,8 @@
 
 `python -m tests.kernels.static` compiles the main bfloat16 kernels for three chips without a GPU, counts the instructions
 of their inner loops, and prints a table; `--write` also updates `static.json`, which the tests read, for the Triton that
-is installed. Nothing here is measured.
+is imported. Another release is imported from a folder that comes first on `PYTHONPATH`, filled by
+`pip install --no-deps --target DIR triton==3.6.0`. Nothing here is measured.
 
 A block of ROWS rows visits tiles of COLUMNS columns. One tile takes, in clocks of a multiprocessor,
 

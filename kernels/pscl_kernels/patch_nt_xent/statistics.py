@@ -17,9 +17,9 @@ def patch_similarity_stats(
 ) -> tuple[Tensor, Tensor]:
     """Mean cosine of the positives, and mean over rows of the cosine of the most similar negative.
 
-    Arguments are those of `patch_nt_xent`; memory is bounded by the size of a tile. Returns two 0-d tensors, equal on
-    every rank: the means over the rows that take part and, for the negatives, have at least one. A mean over no row is
-    NaN.
+    Arguments and errors are those of `patch_nt_xent`. Computed in tiles by torch operations, on any device; memory beyond
+    the normalised rows is bounded by the size of a tile. Returns two 0-d tensors, equal on every rank: the mean over the
+    rows that take part, and the mean over those of them that have a negative. A mean over no row is NaN.
     """
     check_rows(q, k, groups)
     group_name, world_size = name_and_size(process_group)

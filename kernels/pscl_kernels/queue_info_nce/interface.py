@@ -53,8 +53,8 @@ def queue_info_nce(
     - groups (N,), queue_groups (Q,): integer group of each row and entry, given together or not at all. A row of a
       negative group takes no part, and an entry of a negative group is an empty slot; their features and weights are
       ignored, whatever their values. None: all rows and entries are of one group.
-    - subgroups (N,), queue_subgroups (Q,): integer subgroup of each row and entry, given together. A negative one is
-      unknown and equals no other.
+    - subgroups (N,), queue_subgroups (Q,): integer subgroup of each row and entry, given together; only same_weight
+      needs them. A negative one is unknown and equals no other.
     - same_weight (Q,): target weight >= 0 of an entry for rows of its group and subgroup; needs subgroups.
     - any_weight (Q,): target weight >= 0 of an entry for all rows of its group.
     - row_weights: (N,) factor >= 0 on each row's loss; None is 1.

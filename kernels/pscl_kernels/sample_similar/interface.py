@@ -23,9 +23,9 @@ def sample_similar(
     - valid: (B, P) bool, the patches that may be taken; None allows all.
     - backend: "auto", "reference", "chunked" or "triton"; see `pscl_kernels.backends`.
 
-    Returns (B, T) int64 patch indices without gradient, -1 if an image has no free valid patch left. Norms are at
-    least 1e-8, so that a zero vector has similarity 0. NaN ranks above every number: a NaN patch is taken first, and a
-    NaN template takes the free patch of lowest index.
+    Returns (B, T) int64 patch indices without gradient, -1 if an image has no free valid patch left. Vectors are
+    divided by max(norm, 1e-8), so that a zero vector has similarity 0. NaN ranks above every number: a NaN patch is
+    taken first, and a NaN template takes the free patch of lowest index.
 
     Raises ValueError for wrong shapes, dtypes or devices and for an unknown or unavailable backend.
     """

@@ -158,6 +158,7 @@ def _weighted_negatives(
     for shard in range(shards):
         block = (first_row * 0 + shard // per_rank) * rows + shard % per_rank * side  # first row, 64-bit
         shard_x = x + block * WIDTH
+        tile_x = shard_x + offset  # [COLUMNS, WIDTH], as in `forward._log_sums`
         shard_factors = factors + block
         count = tl.load(present + shard)
         low_column = tl.load(low + shard * blocks + tl.program_id(0))
@@ -168,7 +169,7 @@ def _weighted_negatives(
             )
             for i in range(dense):
                 tile = (dense_first + i) * COLUMNS
-                b = tl.load(shard_x + (tile * WIDTH + offset))  # [COLUMNS, WIDTH]
+                b = tl.load(tile_x + tile * WIDTH)  # [COLUMNS, WIDTH]
                 factor = tl.load(shard_factors + (tile + tl.arange(0, COLUMNS)))  # [COLUMNS]
                 exponents = tl.dot(a, tl.trans(b), input_precision=PRECISION)  # [ROWS, COLUMNS]
                 w = _weights(exponents, own_factor, factor, PLAIN, POLYNOMIAL)

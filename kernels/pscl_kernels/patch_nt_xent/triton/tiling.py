@@ -38,7 +38,7 @@ EXP2 = (0.99992806, 0.693261, 0.24261117, 0.05517142)
 EXP2_0, EXP2_1, EXP2_2, EXP2_3 = (tl.constexpr(x) for x in EXP2)
 
 POLYNOMIAL_CHIPS = (9, 10)
-"""Chips (major compute capability) on which exponentials take longer than the products of narrow rows."""
+"""Chips (major compute capability) on which the exponentials of rows up to D = 64 take longer than their products."""
 
 PLAIN_ROWS = 8
 """Rows per program of the kernels that loop over rows only."""
@@ -74,8 +74,11 @@ def forward_config(width: int, bits: int, major: int) -> Config:
         return Config(128, 64, 4, 2, polynomial=5 if major in POLYNOMIAL_CHIPS else 0)
     if width <= 128 and major in POLYNOMIAL_CHIPS:
         # Two blocks of a warp group each alternate between products and exponentials.
-        return Config(128, 64, 4, 2, polynomial=4)
-    return Config(128, 64, 8, 3) if width <= 256 else Config(64, 32, 8, 2)
+        return Config(128, 64, 4, 2, polynomial=5)
+    if width <= 256:
+        # With 8 warps, only on 9.0 does the compiler compute one of the two kinds of exponentials for a column.
+        return Config(128, 64, 8, 3, polynomial=3 if major == 9 else 0)
+    return Config(64, 32, 8, 2)
 
 
 def backward_config(width: int, bits: int, major: int) -> Config:
