@@ -26,6 +26,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cpu-submit-latency": lambda: measurements.latency("cpu-submit-latency"),
     "cpu-inference": lambda: study.inference("cpu-inference"),
     "cpu-robustness": lambda: study.robustness("cpu-robustness"),
+    "cpu-unweighted": lambda: study.unweighted("cpu-unweighted"),
     "cpu-study-references-against-none": lambda: study.study("cpu-study-references", "none"),
     "cpu-matching-purity": lambda: study.matching("cpu-matching-purity"),
     "gpu-study-one-shot": lambda: study.study("gpu-study-one-shot"),

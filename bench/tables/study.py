@@ -79,6 +79,29 @@ def robustness(name: str) -> str:
     return table(head, lines) + origin(name, content)
 
 
+def unweighted(name: str) -> str:
+    """Mean Dice and error of the phase fraction of a study's networks, with class weights as trained and taken out."""
+    content = load(name)
+    rows = content["result"]["rows"]
+    lines = []
+    for dataset, split in sorted({(row["dataset"], row["split"]) for row in rows}):
+        for method in dict.fromkeys(row["method"] for row in rows):
+            found = [
+                row
+                for row in rows
+                if (row["dataset"], row["split"], row["method"]) == (dataset, split, method)
+            ]
+            cells = []
+            for key, scale, digits in (("mean_dice", 1, 3), ("fraction_error", 100, 2)):
+                for out in (False, True):
+                    mean = fmean(row[key] for row in found if row["unweighted"] is out)
+                    cells.append(f"{scale * mean:.{digits}f}")
+            lines.append([f"{dataset} {split}", method, *cells])
+    error = "error of the phase fraction, percentage points"
+    head = ["images", "network", "Dice", "Dice, `--unweighted`", error, f"{error}, `--unweighted`"]
+    return table(head, lines) + origin(name, content)
+
+
 def inference(name: str) -> str:
     """Mean Dice of trained networks by way of inference, and how many are better than plain inference."""
     content = load(name)

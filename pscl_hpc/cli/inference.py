@@ -25,6 +25,11 @@ CORRECT_SHADING = typer.Option(
     help="Subtract a smooth surface from each image, for images of uneven illumination (vignetting, light from one side). "
     "Not for layers or halves of different phases. Default: as configured in the run.",
 )
+UNWEIGHTED = typer.Option(
+    "--unweighted/--weighted",
+    help="Take the class weights of the training out of the probabilities: rare classes are predicted less often, and "
+    "phase fractions of images like the annotated one are closer to those of masks. Default: as configured in the run.",
+)
 
 _AS_TRAINED = "For files only. Default: as for the annotated images of the run."
 PERCENTILES = typer.Option("--percentiles", help=f"{ingest.PERCENTILES_HELP} {_AS_TRAINED}")

@@ -85,6 +85,7 @@ def measure_command(
     tta: Annotated[Tta | None, inference.TTA] = None,
     adapt: Annotated[float | None, inference.ADAPT] = None,
     correct_shading: Annotated[bool | None, inference.CORRECT_SHADING] = None,
+    unweighted: Annotated[bool | None, inference.UNWEIGHTED] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print measurements.json, for programs.")] = False,
 ) -> None:
     """Measure phase fractions, particles, spacing and grain size, with 95% intervals from image to image.
@@ -119,6 +120,7 @@ def measure_command(
             "--tta": tta,
             "--adapt": adapt,
             "--correct-shading": correct_shading,
+            "--unweighted": unweighted,
         }
         if wrong := [name for name, value in given.items() if value is not None]:
             raise UserError(
@@ -146,6 +148,7 @@ def measure_command(
             tta=tta,
             adapt=adapt,
             correct_shading=correct_shading,
+            unweighted=unweighted,
             progress=not as_json,
             **inference.file_options(percentiles, colour, crop_bottom, page, intensity_range),
         )

@@ -114,6 +114,7 @@ def evaluate_command(
     tta: Annotated[Tta | None, inference.TTA] = None,
     adapt: Annotated[float | None, inference.ADAPT] = None,
     correct_shading: Annotated[bool | None, inference.CORRECT_SHADING] = None,
+    unweighted: Annotated[bool | None, inference.UNWEIGHTED] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Score a fine-tuned run or a classifier: Dice per class, pooled over the images, IoU and pixel accuracy.
@@ -135,6 +136,7 @@ def evaluate_command(
         tta=tta,
         adapt=adapt,
         correct_shading=correct_shading,
+        unweighted=unweighted,
         progress=not as_json,
     )
     if as_json:
@@ -170,6 +172,7 @@ def predict_command(
     tta: Annotated[Tta | None, inference.TTA] = None,
     adapt: Annotated[float | None, inference.ADAPT] = None,
     correct_shading: Annotated[bool | None, inference.CORRECT_SHADING] = None,
+    unweighted: Annotated[bool | None, inference.UNWEIGHTED] = None,
     confidence: Annotated[
         bool,
         typer.Option(
@@ -206,6 +209,7 @@ def predict_command(
         tta=tta,
         adapt=adapt,
         correct_shading=correct_shading,
+        unweighted=unweighted,
         confidence=confidence,
         progress=not as_json,
         **inference.file_options(percentiles, colour, crop_bottom, page, intensity_range),

@@ -96,6 +96,7 @@ def measure(
         "tta": options.get("tta"),
         "adapt": options.get("adapt"),
         "correct_shading": options.get("correct_shading"),
+        "unweighted": options.get("unweighted"),
     }
     folder, config, predictor = open_run(run, **inference)
     rules = wanted.rules(predictor.classes)
@@ -143,6 +144,7 @@ def measure(
         "test-time augmentation": predictor.inference.tta,
         "adaptation": f"{predictor.inference.adapt:g}",
         "shading correction": "yes" if predictor.inference.correct_shading else "no",
+        "class weights": "taken out" if predictor.inference.unweighted else "as trained",
         "archive": str(archive or ""),
     }
     return write_result(

@@ -32,6 +32,8 @@ class ModelCard:
     ignore_classes: tuple[int, ...] = ()
     resize: float = 1.0
     """Factor by which images are resized for the network."""
+    class_weights: tuple[float, ...] = ()
+    """Weights of the cross entropy in the training, one per class; empty: unknown."""
 
 
 def save_trunk(path: Path, trunk: Trunk) -> None:
@@ -83,6 +85,7 @@ def _save(path: Path, module: nn.Module, card: ModelCard) -> None:
         "background": card.background,
         "ignore_classes": list(card.ignore_classes),
         "resize": card.resize,
+        "class_weights": list(card.class_weights),
     }
     tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
     write_tensors(path, tensors, {"pscl_hpc": json.dumps(header)})
@@ -129,6 +132,7 @@ def _load(path: Path, *, weights: bool = True) -> tuple[ModelCard, dict[str, Ten
             int(header.get("background", 0)),
             tuple(int(number) for number in header.get("ignore_classes", ())),
             float(header.get("resize", 1.0)),
+            tuple(float(weight) for weight in header.get("class_weights", ())),
         )
     except (TypeError, ValueError, KeyError):
         raise UserError(

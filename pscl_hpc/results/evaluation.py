@@ -76,6 +76,8 @@ class Evaluation(_Part):
     """Share of each image's own statistics in batch normalisation."""
     correct_shading: bool = False
     """Whether uneven illumination was corrected."""
+    unweighted: bool = False
+    """Whether the class weights of the training were taken out."""
 
     @cached_property
     def classes(self) -> ClassList:
@@ -89,6 +91,7 @@ class Evaluation(_Part):
             "test-time augmentation": self.tta != "none",
             "adaptation to each image": self.adapt,
             "shading correction": self.correct_shading,
+            "class weights taken out": self.unweighted,
         }
         return " and ".join(name for name, used in ways.items() if used)
 

@@ -54,6 +54,9 @@ class InferenceConfig(Strict):
     """Weight of each image's own statistics in batch normalisation; for images whose exposure or contrast differs."""
     correct_shading: bool = False
     """Subtract a smooth surface from each image; for images of uneven illumination, not for layers or halves."""
+    unweighted: bool = False
+    """Divide the probability of each class by its weight in the cross entropy of the training, which makes rare classes
+    too probable; for phase fractions of images like the annotated ones."""
 
 
 class InferenceOptions(TypedDict, total=False):
@@ -62,6 +65,7 @@ class InferenceOptions(TypedDict, total=False):
     tta: Tta | None
     adapt: float | None
     correct_shading: bool | None
+    unweighted: bool | None
 
 
 class FinetuneConfig(TrainingConfig):

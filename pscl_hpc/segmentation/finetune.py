@@ -151,6 +151,7 @@ class FinetuneTask(Task[Windows]):
             collection.background,
             collection.ignore_classes,
             self.resize,
+            class_weights(self.config.loss.class_weights, self.data.pixels),
         )
         save_segmentation(folder.path / MODEL_FILE, self.average or self.net, card)
         folder.update(best={"step": best_step, "mean_dice": best_score})

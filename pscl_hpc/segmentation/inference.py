@@ -60,6 +60,7 @@ class Predictor:
         inference: InferenceConfig | None = None,
         resize: float = 1.0,
         unseen: Collection[str] = (),
+        class_weights: Sequence[float] = (),
     ) -> None:
         """See the class.
 
@@ -69,10 +70,11 @@ class Predictor:
             device: The device of ``net``.
             runtime: Precision of the network.
             tiling: How large images are divided.
-            inference: Test-time augmentation, adaptation to each image, and correction of shading; by default one plain
-                pass.
+            inference: Test-time augmentation, adaptation to each image, correction of shading, class weights; by default
+                one plain pass.
             resize: Factor by which images are resized for the network. Tiles have their size after it.
             unseen: Classes without a pixel in the training; they are never predicted, as ignored ones.
+            class_weights: Weights of the cross entropy in the training, one per class, for ``inference.unweighted``.
         """
         self.net = net
         self.classes = classes
@@ -86,6 +88,8 @@ class Predictor:
         self._smallest = net.trunk.maps.bottleneck.stride
         self.kept = tuple(index for index in classes.kept if classes.names[index] not in unseen)
         self._kept = torch.tensor(self.kept, device=device)
+        weights = torch.tensor([class_weights[index] if class_weights else 1.0 for index in self.kept])
+        self._log_weights = weights.log().to(device).view(-1, 1, 1)
 
     def __call__(
         self,
@@ -220,7 +224,12 @@ class Predictor:
     def _softmax(self, images: Tensor) -> Tensor:
         with autocast(self.device, self.runtime):
             logits = self.net(images)
-        return F.softmax(logits.float().index_select(1, self._kept), dim=1)
+        logits = logits.float().index_select(1, self._kept)
+        if self.inference.unweighted:
+            # The weighted cross entropy is smallest where the probability of a class is proportional to its weight times
+            # its share among like pixels (as for other shares: Saerens, Latinne and Decaestecker 2002, equation 2.4).
+            logits = logits - self._log_weights
+        return F.softmax(logits, dim=1)
 
 
 def _to_size(images: Tensor, size: Sequence[int]) -> Tensor:

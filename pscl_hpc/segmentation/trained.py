@@ -73,6 +73,14 @@ def open_run(
     device = setup_device(runtime)
     if inference.adapt and not any(isinstance(layer, nn.BatchNorm2d) for layer in net.modules()):
         raise UserError(f"{folder.path}: its network has no batch normalisation to adapt; use --adapt 0")
+    if inference.unweighted and not card.class_weights:
+        raise UserError(
+            f"{folder.path}: its model file has no class weights to take out; leave --unweighted out"
+        )
+    if inference.unweighted and not all(card.class_weights):
+        raise UserError(
+            f"{folder.path}: a class weight of its training is 0, which --unweighted cannot take out"
+        )
     predictor = Predictor(
         net.to(device),
         ClassList.of(card),
@@ -81,6 +89,7 @@ def open_run(
         inference=inference,
         resize=card.resize,
         unseen=unseen_classes(folder),
+        class_weights=card.class_weights,
     )
     return folder, config, predictor
 
@@ -100,6 +109,8 @@ def _open_classifier(
         )
     if inference.correct_shading:
         raise UserError(f"{folder.path}: is a pixel classifier, which has no --correct-shading; leave it out")
+    if inference.unweighted:
+        raise UserError(f"{folder.path}: is a pixel classifier, which has no --unweighted; leave it out")
     if inference.tta == "scales":
         raise UserError(f"{folder.path}: is a pixel classifier, which has --tta rotations, but not scales")
     classifier = load_classifier(folder.path)

@@ -119,8 +119,12 @@ def test_a_second_call_keeps_what_is_segmented(trained: RunFolder, measured: Pat
     assert kept.stat().st_mtime_ns > before
     assert third.settings["test-time augmentation"] == "rotations"
     assert third.settings["shading correction"] == "no"
-    fourth = measure(trained.path, out=measured, splits=["test"], correct_shading=True).record
+    assert third.settings["class weights"] == "as trained"
+    fourth = measure(
+        trained.path, out=measured, splits=["test"], correct_shading=True, unweighted=True
+    ).record
     assert fourth.settings["shading correction"] == "yes"
+    assert fourth.settings["class weights"] == "taken out"
     measure(trained.path, out=measured, splits=["test"])
 
 

@@ -255,6 +255,7 @@ def test_runs_scored_on_different_images_are_not_paired(tmp_path: Path, alloy: A
         ({"tta": "scales"}, "test-time augmentation"),
         ({"adapt": 0.5}, "adaptation to each image"),
         ({"correct_shading": True}, "shading correction"),
+        ({"unweighted": True}, "class weights taken out"),
         ({"tta": "scales", "adapt": 0.5}, "test-time augmentation and adaptation to each image"),
     ],
 )

@@ -205,6 +205,8 @@ def test_files_are_predicted_and_ways_for_networks_are_refused(done: RunFolder, 
         predict(done.path, [tmp_path / "new.png"], out=tmp_path / "out", adapt=0.1)
     with pytest.raises(UserError, match="--correct-shading"):
         predict(done.path, [tmp_path / "new.png"], out=tmp_path / "out", correct_shading=True)
+    with pytest.raises(UserError, match="--unweighted"):
+        predict(done.path, [tmp_path / "new.png"], out=tmp_path / "out", unweighted=True)
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,8 @@ def test_from_finetune_to_predict(
     assert json.loads(capsys.readouterr().out)["adapt"] == 0.5
     assert main(["evaluate", str(run), "--correct-shading", "--json"]) == EXIT_DONE
     assert json.loads(capsys.readouterr().out)["correct_shading"] is True
+    assert main(["evaluate", str(run), "--unweighted", "--json"]) == EXIT_DONE
+    assert json.loads(capsys.readouterr().out)["unweighted"] is True
 
     Image.fromarray(micrograph(40)[0]).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"")

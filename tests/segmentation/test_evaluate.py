@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from pscl_hpc.archive import Archive, Collection, ShardWriter
 from pscl_hpc.cli.main import main
 from pscl_hpc.errors import UserError
+from pscl_hpc.models import MODEL_FILE, load_segmentation, save_segmentation
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.segmentation import ClassList, ConfusionMatrix, evaluate, finetune, predict
 from pscl_hpc.segmentation.pictures import read_labels
@@ -55,7 +57,14 @@ def test_scores_are_those_of_the_written_predictions(run: Path, archive_file: Pa
 
 
 @pytest.mark.parametrize(
-    ("way", "value"), [("tta", "rotations"), ("tta", "scales"), ("adapt", 0.5), ("correct_shading", True)]
+    ("way", "value"),
+    [
+        ("tta", "rotations"),
+        ("tta", "scales"),
+        ("adapt", 0.5),
+        ("correct_shading", True),
+        ("unweighted", True),
+    ],
 )
 def test_ways_of_inference_are_recorded_and_are_those_of_predict(
     run: Path, archive_file: Path, way: str, value: float
@@ -199,3 +208,12 @@ def test_an_archive_that_was_moved_must_be_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.h5.*--archive"):
         evaluate(tmp_path / "run")
     assert evaluate(tmp_path / "run", archive=tmp_path / "moved.h5")["images"] == 2
+
+
+def test_class_weights_that_cannot_be_taken_out(run: Path, tmp_path: Path) -> None:
+    for name, weights in (("unknown", ()), ("zero", (1.0, 0.0, 1.0, 1.0))):
+        other = shutil.copytree(run, tmp_path / name)
+        net, card = load_segmentation(other)
+        save_segmentation(other / MODEL_FILE, net, replace(card, class_weights=weights))
+        with pytest.raises(UserError, match=rf"{name}.*--unweighted"):
+            evaluate(other, unweighted=True)

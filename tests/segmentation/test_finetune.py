@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,11 +24,12 @@ from pscl_hpc.runs import RunFolder
 from pscl_hpc.segmentation import finetune
 from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.segmentation.finetune import build_net, optimiser_groups
+from pscl_hpc.segmentation.losses import class_weights
 from pscl_hpc.segmentation.metrics import Scores
 from pscl_hpc.training import StopRequested, clear_stop, device, request_stop
 from tests.helpers import PATIENCE_S
 
-from .helpers import CLASSES, SCRATCH, settings, write_archive
+from .helpers import CLASSES, SCRATCH, micrograph, settings, write_archive
 
 VOLATILE = ("time", "images_per_second", "memory_mb", "checkpoint_seconds")
 
@@ -53,6 +55,9 @@ def test_it_learns_and_keeps_the_best_weights(trained: RunFolder) -> None:
     ).keys()
     net, card = load_segmentation(trained.path)
     assert (card.classes, card.background, card.ignore_classes) == (CLASSES, 0, (SCRATCH,))
+    mask = micrograph(0)[1]
+    pixels = np.bincount(mask[mask < SCRATCH], minlength=len(CLASSES))
+    assert card.class_weights == class_weights("balanced", pixels)
     stored = trained.checkpoints.load_best()
     assert stored is not None
     assert all(torch.equal(value, stored["model"][key]) for key, value in net.state_dict().items())

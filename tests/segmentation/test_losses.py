@@ -11,8 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pscl_hpc.models import SegmentationNet
+from pscl_hpc.models.unet import UNet, UNetConfig
 from pscl_hpc.segmentation import ClassList
+from pscl_hpc.segmentation.config import InferenceConfig
+from pscl_hpc.segmentation.inference import Predictor
 from pscl_hpc.segmentation.losses import SegmentationLoss, class_weights
+
+from .helpers import reader
 
 FOUR = ClassList(("matrix", "network", "particle", "bar"), 0, (3,))
 WEIGHTS = (1.0, 2.0, 10.0, 7.0)
@@ -140,3 +146,37 @@ def test_class_weight_rules() -> None:
         class_weights((1, 2), pixels)
     with pytest.raises(ValueError, match="4 classes"):
         SegmentationLoss(FOUR, (1, 2))
+
+
+def test_unweighted_probabilities_are_the_shares_of_the_classes() -> None:
+    # A network that sees nothing: the minimum of its weighted cross entropy is in its biases, and depends on the weights.
+    targets = torch.tensor([0] * 7 + [1] * 6 + [2] * 2 + [3]).view(1, 4, 4)
+    shares = torch.tensor([7, 6, 2, 1]) / 16
+    weights = (1.0, 1.5, 5.0, 4.0)
+    classes = ClassList(FOUR.names)
+    net = SegmentationNet(UNet(UNetConfig(widths=(4, 8))), 4).eval()
+    bias = net.classifier.bias
+    assert bias is not None
+    net.classifier.weight.data.zero_()
+    bias.data = (torch.tensor(weights) * shares).log()
+    image = torch.rand(1, net.trunk.in_channels, 4, 4)
+    SegmentationLoss(classes, weights, ce_weight=1, dice_weight=0)(net(image), targets).total.backward()
+    assert bias.grad is not None
+    assert bias.grad.abs().max() < 1e-6
+
+    def predicted(unweighted: bool, weights: tuple[float, ...] = weights) -> tuple[int, float]:
+        sure = np.zeros((4, 4), np.uint8)
+        predict = Predictor(
+            net,
+            classes,
+            torch.device("cpu"),
+            inference=InferenceConfig(unweighted=unweighted),
+            class_weights=weights,
+        )
+        (label,) = np.unique(predict(reader(image[0].numpy()), 4, 4, confidence=sure))
+        return int(label), float(sure[0, 0]) / 255
+
+    most = torch.tensor(weights) * shares
+    assert predicted(unweighted=False) == (2, pytest.approx(float(most[2] / most.sum()), abs=0.003))
+    assert predicted(unweighted=True) == (0, pytest.approx(7 / 16, abs=0.003))
+    assert predicted(unweighted=True, weights=()) == predicted(unweighted=False)

@@ -169,7 +169,9 @@ def test_scores_of_other_splits_do_not_take_the_place_of_test_scores(archive: Pa
     assert len(again.started) == 2
 
 
-@pytest.mark.parametrize("way", [{"tta": "rotations"}, {"adapt": 0.5}, {"correct_shading": True}])
+@pytest.mark.parametrize(
+    "way", [{"tta": "rotations"}, {"adapt": 0.5}, {"correct_shading": True}, {"unweighted": True}]
+)
 def test_scores_by_other_ways_of_inference_do_not_take_the_place_of_plain_ones(
     archive: Path, tmp_path: Path, way: dict[str, object]
 ) -> None:
