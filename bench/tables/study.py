@@ -63,6 +63,32 @@ def study(name: str, *baselines: str) -> str:
     return f"{said}\n\n" + table(head, rows) + origin(name, content)
 
 
+def by_budget(name: str) -> str:
+    """A study with several budgets: mean Dice of every method on every split, by annotated images."""
+    content = load(name)
+    result = content["result"]
+    lines = {
+        (line["budget"], line["method"], line["dataset"], line["split"]): line for line in result["table"]
+    }
+    places = list(dict.fromkeys((dataset, split) for _, _, dataset, split in lines))
+    rows = []
+    for budget in result["budgets"]:
+        for method in result["methods"]:
+            found = [lines.get((budget, method, *place)) for place in places]
+            scored = [line for line in found if line and line["runs"]]
+            if not scored:
+                continue
+            runs = dict.fromkeys(line["runs"] for line in scored)
+            cells = [
+                _spread(line["mean_dice"]["mean"], line["mean_dice"]["std"]) if line else "-"
+                for line in found
+            ]
+            rows.append([str(budget), method, ", ".join(map(str, runs)), *cells])
+    head = ["annotated images", "method", "runs", *(f"{dataset} {split}" for dataset, split in places)]
+    said = "Mean Dice ± standard deviation over runs with different annotated images."
+    return f"{said}\n\n" + table(head, rows) + origin(name, content)
+
+
 def robustness(name: str) -> str:
     """Mean Dice of a method's networks on changed validation images, without and with correction of shading."""
     content = load(name)

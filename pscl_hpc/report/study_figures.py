@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -29,8 +30,10 @@ from pscl_hpc.results.study import Compared, Place, StudyResults
 _WIDTH, _ROW, _FRAME = 370.0, 27.0, 52.0
 """CSS pixels: width of a panel, height of a row, height of everything around the rows."""
 _DPI = 144
+_TITLE = 40
+"""Characters in a line of a panel's title."""
 _CURVES = 7
-"""Rows that a panel with curves is as high as."""
+"""Rows that the axes of a panel with curves are as high as."""
 
 
 @dataclass(frozen=True)
@@ -139,11 +142,14 @@ def budget_panel(results: StudyResults, dataset: str, split: str) -> Panel | Non
         axes.set_xlabel("annotated images", color=palette.muted)
         axes.set_ylabel("mean Dice", color=palette.muted)
         axes.margins(x=0.06, y=0.1)
-        columns = 2 if len(results.methods) > 4 else 1
-        axes.legend(frameon=False, fontsize=9.5, labelcolor=palette.ink, ncols=columns)
+        # Below the axes, where it cannot cover a curve.
+        axes.legend(
+            frameon=False, fontsize=9.5, labelcolor=palette.ink, loc="upper left", bbox_to_anchor=(0, -0.2)
+        )
 
     caption = "Mean over runs. square-N is one square of N pixels of one image."
-    return Panel(f"{dataset}, {split}", "Mean Dice by annotation", caption, _CURVES, draw)
+    rows = _CURVES + round(0.6 * len(results.methods))
+    return Panel(f"{dataset}, {split}", "Mean Dice by annotation", caption, rows, draw)
 
 
 def figure_files(results: StudyResults) -> dict[str, bytes]:
@@ -177,7 +183,7 @@ def paper_figure(results: StudyResults) -> Figure | None:
     grid = figure.subplots(-(-len(panels) // columns), columns, squeeze=False).ravel()
     for axes, panel in zip(grid, panels, strict=False):
         panel.draw(axes, ON_PAPER)
-        axes.set_title(panel.title, fontsize=11.5, color=ON_PAPER.ink, loc="left")
+        axes.set_title(textwrap.fill(panel.title, _TITLE), fontsize=11.5, color=ON_PAPER.ink, loc="left")
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     return figure
