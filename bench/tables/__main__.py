@@ -36,6 +36,7 @@ TABLES: dict[str, Callable[[], str]] = {
     ),
     "cpu-study-all-annotated": lambda: study.study("cpu-study-all-annotated"),
     "cpu-study-uhcs-regions": lambda: study.study("cpu-study-uhcs-regions"),
+    "cpu-study-own-images": lambda: study.study("cpu-study-own-images"),
     "cpu-study-data-efficiency": lambda: study.by_budget("cpu-study-data-efficiency"),
     "cpu-study-neu-seg": lambda: study.by_budget("cpu-study-neu-seg"),
     "recipe-trials": lambda: recipe.trials("recipe-trials"),
