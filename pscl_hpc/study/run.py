@@ -68,7 +68,7 @@ def run_study(
     """Run the missing jobs of a study and write its results.
 
     Finished runs are never repeated, and those of the studies under ``reuse`` are copied. A job that fails is named in
-    the results and tried again by the next call.
+    the results and tried again by the next call. An interrupted study has the results of what has finished.
 
     Args:
         study: The study.
@@ -91,8 +91,13 @@ def run_study(
             for key, source in state.elsewhere.items():
                 copy_run(state.plan.jobs[key], source)
             state = _state(state.plan)
-        with Display(state.missing, len(state.plan.jobs), jobs, show=progress) as display:
-            outcomes = run_jobs(state.missing, state.done, executor, jobs, display, _prepare)
+        try:
+            with Display(state.missing, len(state.plan.jobs), jobs, show=progress) as display:
+                outcomes = run_jobs(state.missing, state.done, executor, jobs, display, _prepare)
+        except (KeyboardInterrupt, SystemExit):
+            # 'report' shows what has finished so far.
+            write_results(state.plan, {})
+            raise
         results = write_results(state.plan, outcomes)
         return _state(state.plan), results
 

@@ -13,8 +13,10 @@ import pytest
 from pscl_hpc.config import load_config
 from pscl_hpc.errors import UserError
 from pscl_hpc.report.study_text import TABLE_FILE
+from pscl_hpc.results.study import read_results
 from pscl_hpc.study.gather import gather
 from pscl_hpc.study.run import STUDY_FILE, look
+from pscl_hpc.study.schedule import Outcome
 
 from .material import NONE, Fabricator, run, small_study
 
@@ -138,6 +140,21 @@ def test_a_run_of_another_archive_does_not_count_and_is_named(archive: Path, tmp
     assert (results.scored, len(results.missing)) == (2, 1)
     assert [item.state for item in results.failed] == ["failed"]
     assert str(record.parent) in results.failed[0].reason
+
+
+def test_an_interrupted_study_has_the_results_of_what_has_finished(archive: Path, tmp_path: Path) -> None:
+    class Interrupted(Fabricator):
+        def poll(self) -> dict[str, Outcome]:
+            if self.started:
+                raise KeyboardInterrupt
+            return super().poll()
+
+    study = small_study(archive, tmp_path / "study", methods=[NONE])
+    with pytest.raises(KeyboardInterrupt):
+        run(study, Interrupted())
+    found = read_results(study.folder)
+    assert (found.scored, len(found.missing)) == (2, 1)
+    assert run(study, Fabricator()).scored == 3
 
 
 def test_scores_of_another_archive_do_not_count_and_are_made_anew(archive: Path, tmp_path: Path) -> None:
