@@ -37,6 +37,11 @@ def first_problem(schema: type[BaseModel], error: ValidationError, tree: Any = N
     if kind == UNKNOWN_NAME:
         given = first["ctx"]["given"]
         return f"key '{key}.name' is '{given}'{did_you_mean(str(given), first['ctx']['names'])}"
+    if kind == "string_pattern_mismatch":
+        return (
+            f"key '{key}': use letters, digits and any of . _ - and begin with a letter or digit, but it is "
+            f"{first['input']!r}"
+        )
     if kind in ("tuple_type", "list_type"):
         return f"key '{key}': must be a list such as [a, b], but it is {first['input']!r}"
     message = str(first["msg"])

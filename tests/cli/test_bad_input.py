@@ -104,6 +104,7 @@ CASES = {
     "run folder with other files": ([*PRETRAIN[:-1], "run={in}/no_run"], "{in}/no_run"),
     "unknown fine-tuning reference": ([*FINETUNE, "references=[alloy/77]"], "alloy/77"),
     "fine-tuning reference without a mask": ([*FINETUNE, "references=[other/0]"], "other/0"),
+    "a name that is no name of a folder": ([*FINETUNE, "name=Steel / Test"], "letters, digits"),
     "a reference that is no list": ([*FINETUNE, "references=alloy/0"], "list"),
     "fine-tuning on validation": ([*FINETUNE, "references=[alloy/5]"], "alloy/5"),
     "missing trunk": ([*FINETUNE, "pretrained={in}/gone"], "{in}/gone"),
