@@ -37,16 +37,29 @@ WAYS: dict[str, InferenceConfig] = {
 
 
 def main() -> None:
-    arguments = study_arguments(__doc__).parse_args()
-    rows, study = score_study(arguments, score)
-    methods = f" --methods {' '.join(arguments.methods)}" if arguments.methods else ""
-    command = f"python -m bench.inference runs/studies/{study['study']} --archive ARCHIVE{methods}"
     ways = {name: way.model_dump() for name, way in WAYS.items()}
-    print(record("cpu-inference", study | {"ways": ways, "rows": rows}, command=command))
+    record_networks("inference", __doc__, score, ways=ways)
 
 
-def study_arguments(text: str | None) -> argparse.ArgumentParser:
-    """Arguments of a command that scores the networks of a study."""
+def record_networks(
+    command: str, text: str | None, score: Callable[[Path, Path], list[dict[str, Any]]], **more: Any
+) -> None:
+    """Score the networks of the study that the command line names, and record the rows.
+
+    Args:
+        command: Name of the module, also of the result.
+        text: Help text.
+        score: Rows of a run folder, given that and the archive; called in processes of its own.
+        more: Also recorded.
+    """
+    arguments = _arguments(text).parse_args()
+    rows, study = _score_study(arguments, score)
+    methods = f" --methods {' '.join(arguments.methods)}" if arguments.methods else ""
+    shown = f"python -m bench.{command} runs/studies/{study['study']} --archive ARCHIVE{methods}"
+    print(record(f"cpu-{command}", study | more | {"rows": rows}, command=shown))
+
+
+def _arguments(text: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path, help="folder of a finished study")
     parser.add_argument("--archive", type=Path, required=True)
@@ -55,7 +68,7 @@ def study_arguments(text: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def score_study(
+def _score_study(
     arguments: argparse.Namespace, score: Callable[[Path, Path], list[dict[str, Any]]]
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Call ``score`` with each run folder of a study and the archive; its rows with what they are of, and the study."""
@@ -102,11 +115,7 @@ def _end_with_parent() -> None:
 
 def score(run: Path, archive_path: Path) -> list[dict[str, Any]]:
     """Mean Dice of one run on each split with annotated images, for each way of inference."""
-    torch.set_num_threads(1)
-    _, config, plain = open_run(run)
-    assert isinstance(config, FinetuneConfig)
-    assert isinstance(plain, Predictor)
-    dataset = config.references[0].partition("/")[0]
+    config, plain = open_network(run)
     with Archive(archive_path) as archive:
         return [
             {
@@ -117,8 +126,17 @@ def score(run: Path, archive_path: Path) -> list[dict[str, Any]]:
                     name: _dice(with_inference(plain, way), archive, records) for name, way in WAYS.items()
                 },
             }
-            for split, records in scored_images(archive, dataset, config).items()
+            for split, records in scored_images(archive, config).items()
         ]
+
+
+def open_network(run: Path) -> tuple[FinetuneConfig, Predictor]:
+    """The network of a fine-tuning, for a process of one thread."""
+    torch.set_num_threads(1)
+    _, config, trained = open_run(run)
+    assert isinstance(config, FinetuneConfig)
+    assert isinstance(trained, Predictor)
+    return config, trained
 
 
 def with_inference(trained: Predictor, way: InferenceConfig) -> Predictor:
@@ -128,8 +146,9 @@ def with_inference(trained: Predictor, way: InferenceConfig) -> Predictor:
     return other
 
 
-def scored_images(archive: Archive, dataset: str, config: FinetuneConfig) -> dict[str, list[ImageRecord]]:
-    """Annotated validation and test images by split, without those that the run was trained on."""
+def scored_images(archive: Archive, config: FinetuneConfig) -> dict[str, list[ImageRecord]]:
+    """Annotated validation and test images of a run's dataset by split, without those that it was trained on."""
+    dataset = config.references[0].partition("/")[0]
     splits: dict[str, list[ImageRecord]] = {}
     for image in archive.select(datasets=[dataset], has_mask=True):
         if image.split.startswith(("val", "test")) and image.id not in config.references:

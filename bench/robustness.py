@@ -14,16 +14,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from scipy import ndimage
 
-from bench.inference import score_study, scored_images, study_arguments, with_inference
-from bench.record import record
+from bench.inference import open_network, record_networks, scored_images, with_inference
 from pscl_hpc.archive import Archive, ImageRecord, Window
-from pscl_hpc.segmentation.config import FinetuneConfig, InferenceConfig
+from pscl_hpc.segmentation.config import InferenceConfig
 from pscl_hpc.segmentation.inference import Predictor
 from pscl_hpc.segmentation.metrics import ConfusionMatrix
-from pscl_hpc.segmentation.trained import open_run
 
 Image = npt.NDArray[np.float32]
 """(h, w), mean 0 and standard deviation 1."""
@@ -69,22 +66,14 @@ CHANGES: dict[str, Callable[[Image], Image]] = {
 
 
 def main() -> None:
-    arguments = study_arguments(__doc__).parse_args()
-    rows, study = score_study(arguments, score)
-    methods = f" --methods {' '.join(arguments.methods)}" if arguments.methods else ""
-    command = f"python -m bench.robustness runs/studies/{study['study']} --archive ARCHIVE{methods}"
-    print(record("cpu-robustness", study | {"rows": rows}, command=command))
+    record_networks("robustness", __doc__, score)
 
 
 def score(run: Path, archive_path: Path) -> list[dict[str, Any]]:
     """Mean Dice of one run on the validation images of its dataset, by change, without and with shading correction."""
-    torch.set_num_threads(1)
-    _, config, trained = open_run(run)
-    assert isinstance(config, FinetuneConfig)
-    assert isinstance(trained, Predictor)
-    dataset = config.references[0].partition("/")[0]
+    config, trained = open_network(run)
     with Archive(archive_path) as archive:
-        splits = scored_images(archive, dataset, config)
+        splits = scored_images(archive, config)
         images = [image for split, found in splits.items() if split.startswith("val") for image in found]
         rows = []
         for correct in (False, True):

@@ -12,32 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from bench.inference import score_study, scored_images, study_arguments, with_inference
-from bench.record import record
+from bench.inference import open_network, record_networks, scored_images, with_inference
 from pscl_hpc.archive import Archive, ImageRecord
-from pscl_hpc.segmentation.config import FinetuneConfig, InferenceConfig
+from pscl_hpc.segmentation.config import InferenceConfig
 from pscl_hpc.segmentation.inference import Predictor
 from pscl_hpc.segmentation.metrics import ConfusionMatrix
-from pscl_hpc.segmentation.trained import open_run
 
 
 def main() -> None:
-    arguments = study_arguments(__doc__).parse_args()
-    rows, study = score_study(arguments, score)
-    methods = f" --methods {' '.join(arguments.methods)}" if arguments.methods else ""
-    command = f"python -m bench.unweighted runs/studies/{study['study']} --archive ARCHIVE{methods}"
-    print(record("cpu-unweighted", study | {"rows": rows}, command=command))
+    record_networks("unweighted", __doc__, score)
 
 
 def score(run: Path, archive_path: Path) -> list[dict[str, Any]]:
     """Scores of one run on each split with annotated images, weighted and unweighted."""
-    torch.set_num_threads(1)
-    _, config, trained = open_run(run)
-    assert isinstance(config, FinetuneConfig)
-    assert isinstance(trained, Predictor)
-    dataset = config.references[0].partition("/")[0]
+    config, trained = open_network(run)
     with Archive(archive_path) as archive:
         return [
             {
@@ -46,7 +35,7 @@ def score(run: Path, archive_path: Path) -> list[dict[str, Any]]:
                 "unweighted": unweighted,
                 **_scores(with_inference(trained, InferenceConfig(unweighted=unweighted)), archive, images),
             }
-            for split, images in scored_images(archive, dataset, config).items()
+            for split, images in scored_images(archive, config).items()
             for unweighted in (False, True)
         ]
 
