@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,16 +84,6 @@ def image_and_mask_folder(
             raise UserError("no source is given; name image files or folders, or --images DIR --masks DIR")
         return None
     return images, masks
-
-
-def only_mask(masks: Sequence[Path]) -> Path | None:
-    """``--mask`` of ``segment``, of which only the last would count otherwise."""
-    if len(masks) > 1:
-        raise UserError(
-            f"--mask is given {len(masks)} times, but 'segment' trains on one image; for several put the masks into gt/ "
-            "beside img/, and call 'archive build' and 'finetune' with references=[FIRST, SECOND]"
-        )
-    return masks[0] if masks else None
 
 
 def values_of_masks(text: str) -> dict[Key, str]:

@@ -32,20 +32,22 @@ def segment_command(
         ),
     ] = None,
     masks: Annotated[
-        list[Path] | None, typer.Option("--mask", metavar="FILE", help="Mask of one of the images.")
+        list[Path] | None,
+        typer.Option("--mask", metavar="FILE", help="Mask of one of the images; repeatable."),
     ] = None,
-    image: Annotated[
-        str,
+    images: Annotated[
+        list[str] | None,
         typer.Option(
-            help="The image of the mask, if their names do not tell: name, path or id; the ending may be left out."
+            "--image",
+            help="The image of each mask, if their names do not tell: name, path or id; the ending may be left out.",
         ),
-    ] = "",
+    ] = None,
     classes: Annotated[str, typer.Option(help="Class names in index order, separated by commas.")] = "",
     mask_values: Annotated[
-        str, typer.Option(metavar="VALUE=CLASS,...", help="Classes of the values in the mask.")
+        str, typer.Option(metavar="VALUE=CLASS,...", help="Classes of the values in the masks.")
     ] = "",
     scribbles: Annotated[
-        bool, typer.Option("--scribbles", help="In the mask 0 is not annotated, 1 is the first class.")
+        bool, typer.Option("--scribbles", help="In the masks 0 is not annotated, 1 is the first class.")
     ] = False,
     config: Annotated[
         Path | None,
@@ -79,7 +81,7 @@ def segment_command(
     gpus_per_node: Annotated[int | None, typer.Option(min=0, help="With --submit: GPUs.")] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    """From a folder of micrographs and one mask to phase fractions: packs, trains, segments and measures all images.
+    """From micrographs and one mask, or a few, to phase fractions: packs, trains, segments and measures all images.
 
     Writes archive.h5, the run model/, measurements/ with CSV files, and report.html. The page names the single commands
     that do the same, and each part can be continued by them. The same command resumes after an interruption.
@@ -100,11 +102,10 @@ def segment_command(
     from pscl_hpc.workflow import Request, segment
     from pscl_hpc.workflow.submission import submit_segment
 
-    mask = ingest.only_mask(masks or ())
     request = Request(
         folder=str(folder.absolute()),
-        mask=str(mask.absolute()) if mask is not None else "",
-        image=image,
+        masks=tuple(str(mask.absolute()) for mask in masks or ()),
+        images=tuple(images or ()),
         classes=tuple(name.strip() for name in classes.split(",")) if classes else (),
         mask_values=ingest.values_of_masks(mask_values),
         scribbles=scribbles,
@@ -131,7 +132,7 @@ def segment_command(
 
     wanted = {"--cluster": cluster, "--profile": profile, "--partition": partition, "--time": time,
               "--gpus-per-node": gpus_per_node}  # fmt: skip
-    if mask is None:
+    if not masks:
         _suggest(request, target, as_json)
         return
     if submit:

@@ -1,4 +1,4 @@
-"""From a folder and one mask to numbers: pack, train, predict, measure, page.
+"""From a folder and a mask, or a few, to numbers: pack, train, predict, measure, page.
 
 Each step is what a single command does, and finds what an earlier call has finished: the archive is only extended, the
 run resumes from its checkpoint, images that are segmented are kept. So the same call resumes after an interruption.
@@ -53,9 +53,9 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     folder: str
-    mask: str = ""
-    image: str = ""
-    """Image of the mask, where the names do not tell."""
+    masks: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
+    """Image of each mask, where the names do not tell."""
     classes: tuple[str, ...] = ()
     mask_values: dict[int | str, str] = {}
     scribbles: bool = False
@@ -138,14 +138,14 @@ def suggest_annotation(request: Request, out: Path, *, progress: bool = False) -
 
 def prepare(request: Request, out: Path, *, say: Say = lambda text: None, progress: bool = False) -> Prepared:
     """Pack the archive and check the configuration; the arguments and errors are those of :func:`segment`."""
-    if not request.mask:
+    if not request.masks:
         raise UserError(f"{request.folder}: a mask of one image is needed; give it with --mask")
     _keep_request(request, out)
     inputs = pack(
         Path(request.folder),
-        Path(request.mask),
+        [Path(mask) for mask in request.masks],
         out,
-        image=request.image,
+        images=request.images,
         classes=request.classes,
         mask_values=request.mask_values,
         scribbles=request.scribbles,
@@ -168,7 +168,7 @@ def prepare(request: Request, out: Path, *, say: Say = lambda text: None, progre
     assert isinstance(config, FinetuneConfig)
     archive = Archive(inputs.archive)
     # A wrong name is an error now, not after the training.
-    request.wanted.rules(class_list(archive.collections[inputs.reference.partition("/")[0]], archive))
+    request.wanted.rules(class_list(archive.collections[inputs.home], archive))
     return Prepared(inputs, config)
 
 
@@ -183,13 +183,12 @@ def finish(
     """Train, predict, measure and write the page; the arguments and errors are those of :func:`segment`."""
     inputs, config = prepared.inputs, prepared.config
     if not (out / RUN).is_dir() or not _is_done(out / RUN):
-        say(f"training on the mask of {inputs.reference} ({_length(config)}), in {out / RUN}")
+        say(f"training on the mask of {', '.join(inputs.references)} ({_length(config)}), in {out / RUN}")
     finetune(config, progress=progress)
     if inputs.waiting:
         # The run is done now, so the archive may change.
         inputs = prepare(request, out, progress=progress).inputs
-    home = inputs.reference.partition("/")[0]
-    ids = [record.id for record in Archive(inputs.archive).select(datasets=[home])]
+    ids = [record.id for record in Archive(inputs.archive).select(datasets=[inputs.home])]
     say(f"segmenting and measuring {_images(len(ids))}")
     measured = measure(
         out / RUN,
@@ -271,8 +270,7 @@ def _is_done(run: Path) -> bool:
 
 def _found(inputs: Inputs, um_per_pixel: float | None) -> str:
     archive = Archive(inputs.archive)
-    home = inputs.reference.partition("/")[0]
-    records = archive.select(datasets=[home])
+    records = archive.select(datasets=[inputs.home])
     scales = sum(record.um_per_pixel is not None for record in records)
     annotated = sum(record.has_mask for record in records)
     scale = f"known of {scales}" if scales < len(records) else "known of all"
@@ -281,8 +279,8 @@ def _found(inputs: Inputs, um_per_pixel: float | None) -> str:
     elif not scales:
         scale = "not known, so lengths are in pixels (--um-per-pixel gives it)"
     return (
-        f"{home}: {_images(len(records))}, {annotated} with a mask; classes: {', '.join(inputs.classes)}; "
-        f"annotated image: {inputs.reference}; scale {scale}"
+        f"{inputs.home}: {_images(len(records))}, {annotated} with a mask; classes: {', '.join(inputs.classes)}; "
+        f"annotated image{'s' if len(inputs.references) > 1 else ''}: {', '.join(inputs.references)}; scale {scale}"
     )
 
 
@@ -319,7 +317,7 @@ def _overrides(request: Request, out: Path, inputs: Inputs) -> list[str]:
     return [
         f"run={json.dumps(str(out / RUN))}",
         f"data.archive={json.dumps(str(inputs.archive))}",
-        f"references={json.dumps([inputs.reference])}",
+        f"references={json.dumps(list(inputs.references))}",
         *time,
         *request.overrides,
     ]

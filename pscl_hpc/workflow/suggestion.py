@@ -63,8 +63,8 @@ def prepare_annotation(archive_path: Path, out: Path, *, progress: bool = False)
     warnings = []
     if different := found.looks_different():
         warnings.append(
-            f"{different}; a model from one mask may be wrong there: check these images in the result, or put them into a "
-            "folder of their own and annotate one of them, too"
+            f"{different}; a model from one mask may be wrong there: check these images in the result, or annotate one of "
+            "them, too, and give a --mask for each"
         )
     return Annotation(record.id, image, template, out / _REASON, tuple(found.lines()), tuple(warnings))
 

@@ -32,7 +32,7 @@ def micrograph(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def request_of(home: Path, **changes: object) -> Request:
-    tree = {"folder": str(home / "sem"), "mask": str(home / "painted/1_mask.png"), "overrides": SMALL}
+    tree = {"folder": str(home / "sem"), "masks": (str(home / "painted/1_mask.png"),), "overrides": SMALL}
     return Request.model_validate({**tree, **changes})
 
 

@@ -86,7 +86,14 @@ def test_another_configuration_of_the_training(folder: Path, capsys: pytest.Capt
     own.write_text("kind: pretrain\nmethod: {name: simclr}\n")
     with pytest.raises(UserError, match=r"own\.yaml"):
         prepare(wanted, folder / "elsewhere")
-    words = ["--mask", wanted.mask, "--config", str(folder / "absent.yaml"), "--out", str(folder / "other")]
+    words = [
+        "--mask",
+        wanted.masks[0],
+        "--config",
+        str(folder / "absent.yaml"),
+        "--out",
+        str(folder / "other"),
+    ]
     assert main(["segment", wanted.folder, *words]) == EXIT_INPUT
     assert "absent.yaml" in capsys.readouterr().err
 
@@ -105,7 +112,9 @@ def test_the_validation_images_of_a_dataset_folder_correct_the_fractions(tmp_pat
         "test": ["2.png", "3.png"],
     }
     (tmp_path / "alloy/splits.json").write_text(json.dumps(splits))
-    request = Request(folder=str(tmp_path / "alloy"), mask=str(tmp_path / "alloy/gt/0.png"), overrides=SMALL)
+    request = Request(
+        folder=str(tmp_path / "alloy"), masks=(str(tmp_path / "alloy/gt/0.png"),), overrides=SMALL
+    )
     record = segment(request, tmp_path / "out").measured.record
     assert record.classes == ("matrix", "carbide")
     assert record.correction is not None
@@ -126,8 +135,8 @@ def test_the_results_may_be_in_the_folder_of_the_images(folder: Path) -> None:
     ("changes", "named"),
     [
         ({"folder": "nowhere"}, "nowhere"),
-        ({"mask": "nowhere.png"}, "nowhere.png"),
-        ({"image": "9.png"}, "9.png"),
+        ({"masks": ("nowhere.png",)}, "nowhere.png"),
+        ({"images": ("9.png",)}, "9.png"),
         ({"phases": ("carbid",), "classes": ("matrix", "carbide")}, "carbid"),
         ({"boundary": "edge"}, "edge"),
     ],
@@ -139,7 +148,7 @@ def test_wrong_input_is_found_before_the_training(
         segment(request_of(folder, **changes), folder / "out")
     assert not (folder / "out/model").exists()
     # The corrected call may use the same folder.
-    assert prepare(request_of(folder), folder / "out").inputs.reference == "sem/1"
+    assert prepare(request_of(folder), folder / "out").inputs.references == ("sem/1",)
 
 
 def test_a_job_does_the_same(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from pscl_hpc.cli.main import main
 from pscl_hpc.errors import EXIT_INPUT, UserError
 from pscl_hpc.metallography.record import read_measurements
 from pscl_hpc.workflow import segment, suggest_annotation
-from pscl_hpc.workflow.inputs import numbered_classes
+from pscl_hpc.workflow.masks import numbered_classes
 from pscl_hpc.workflow.segment import prepare
 
 from .material import SMALL, micrograph, request_of, words_of
@@ -30,23 +30,59 @@ def test_classes_without_names_are_numbered(folder: Path) -> None:
     assert any("--classes" in text for text in said)
 
 
-def test_only_one_mask(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    masks = ["--mask", str(folder / "painted/1_mask.png")] * 2
-    assert main(["segment", str(folder / "sem"), *masks, "--out", str(folder / "out")]) == EXIT_INPUT
-    assert "--mask" in capsys.readouterr().err
-    assert not (folder / "out").exists()
+def test_several_masks(folder: Path) -> None:
+    """The second shows a class that the first lacks, and has the name of the first in another folder."""
+    (folder / "more").mkdir()
+    second = micrograph(2)[1] * 2
+    Image.fromarray(second).save(folder / "more/1_mask.png")
+    masks = ["--mask", str(folder / "painted/1_mask.png"), "--image", "1"]
+    masks += ["--mask", str(folder / "more/1_mask.png"), "--image", "2"]
+    assert main(["segment", str(folder / "sem"), *masks, "--out", str(folder / "out"), *SMALL]) == 0
+    record = read_measurements(folder / "out/measurements")
+    assert record.references == ("sem/1", "sem/2")
+    with Archive(folder / "out/archive.h5") as archive:
+        assert archive.collections["sem"].classes == ("class 0", "class 1", "class 2")
+        for name, mask in (("sem/1", micrograph(1)[1]), ("sem/2", second)):
+            np.testing.assert_array_equal(archive.read_mask(archive.find(name).index), mask)
+    for number, command in enumerate(record.commands[:2]):
+        words = shlex.split(command)
+        assert words[1] == ("archive", "finetune")[number]
+        words[-1] = str(folder / "again.h5") if number == 0 else "schedule.steps=2"
+        if number == 1:
+            words = [f"run={folder / 'run'}" if word.startswith("run=") else word for word in words]
+        assert main(words[1:]) == 0
+    with Archive(folder / "out/archive.h5") as first, Archive(folder / "again.h5") as second_archive:
+        assert first.fingerprint == second_archive.fingerprint
+
+
+def test_masks_that_do_not_go_together(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = folder / "painted/1_mask.png", folder / "painted/1.png"
+    shutil.copy(one, other)
+    (folder / "sem/other").mkdir()
+    Image.fromarray(micrograph(7)[0]).save(folder / "sem/other/7.png")
+    for masks, images in (
+        ((one, one), ()),
+        ((one, other), ()),
+        ((one, other), ("1",)),
+        ((one, folder / "painted/3.png"), ()),
+    ):
+        words = [text for mask in masks for text in ("--mask", str(mask))]
+        words += [text for image in images for text in ("--image", image)]
+        assert main(["segment", str(folder / "sem"), *words, "--out", str(folder / "out")]) == EXIT_INPUT
+        error = capsys.readouterr().err
+        assert str(masks[1]) in error or "--image" in error
 
 
 def test_a_mask_beside_its_image(folder: Path) -> None:
     """The folder tells the mask by its name, and has no class names."""
     mask = folder / "sem/1_mask.png"
     shutil.copy(folder / "painted/1_mask.png", mask)
-    found = prepare(request_of(folder, mask=str(mask)), folder / "out").inputs
-    assert found.reference == "sem/1"
+    found = prepare(request_of(folder, masks=(str(mask),)), folder / "out").inputs
+    assert found.references == ("sem/1",)
     assert found.classes == ("class 0", "class 1")
     assert len(Archive(found.archive)) == 3
     named = prepare(
-        request_of(folder, mask=str(mask), classes=("matrix", "carbide")), folder / "named"
+        request_of(folder, masks=(str(mask),), classes=("matrix", "carbide")), folder / "named"
     ).inputs
     assert named.classes == ("matrix", "carbide")
 
@@ -58,22 +94,22 @@ def test_a_mask_of_no_image_and_a_mask_among_the_images(folder: Path) -> None:
     Image.fromarray(micrograph(7)[0]).save(folder / "sem/other/1.png")
     for name in ("1.png", "1"):
         with pytest.raises(UserError, match=rf"--image {name}: .*other/1\.png"):
-            prepare(request_of(folder, image=name), folder / "two")
-    found = prepare(request_of(folder, image="other/1.png"), folder / "two").inputs
-    assert found.reference == "sem/other__1"
+            prepare(request_of(folder, images=(name,)), folder / "two")
+    found = prepare(request_of(folder, images=("other/1.png",)), folder / "two").inputs
+    assert found.references == ("sem/other__1",)
     shutil.rmtree(folder / "sem/other")
     with pytest.raises(UserError, match="--image"):
-        segment(request_of(folder, mask=str(other)), folder / "a")
+        segment(request_of(folder, masks=(str(other),)), folder / "a")
     for name in ("1", "sem/1", "1.png"):
-        assert (
-            prepare(request_of(folder, mask=str(other), image=name), folder / "a").inputs.reference == "sem/1"
-        )
-    record = segment(request_of(folder, mask=str(other), image="1.png"), folder / "b").measured.record
+        assert prepare(
+            request_of(folder, masks=(str(other),), images=(name,)), folder / "a"
+        ).inputs.references == ("sem/1",)
+    record = segment(request_of(folder, masks=(str(other),), images=("1.png",)), folder / "b").measured.record
     assert record.references == ("sem/1",)
     inside = folder / "sem/painted.png"
     shutil.copy(other, inside)
     with pytest.raises(UserError, match="among the images"):
-        segment(request_of(folder, mask=str(inside)), folder / "c")
+        segment(request_of(folder, masks=(str(inside),)), folder / "c")
 
 
 def test_a_mask_of_shapes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,9 +121,11 @@ def test_a_mask_of_shapes(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
         )
     )
     with pytest.raises(UserError, match="--classes BACKGROUND,carbide"):
-        prepare(request_of(folder, mask=str(mask)), folder / "out")
-    inputs = prepare(request_of(folder, mask=str(mask), classes=("matrix", "carbide")), folder / "out").inputs
-    assert inputs.reference == "sem/2"
+        prepare(request_of(folder, masks=(str(mask),)), folder / "out")
+    inputs = prepare(
+        request_of(folder, masks=(str(mask),), classes=("matrix", "carbide")), folder / "out"
+    ).inputs
+    assert inputs.references == ("sem/2",)
     archive = Archive(inputs.archive)
     labels, counts = np.unique(archive.read_mask(archive.find("sem/2").index), return_counts=True)
     assert labels.tolist() == [0, 1]
@@ -103,10 +141,20 @@ def test_a_file_of_shapes_names_its_image(folder: Path) -> None:
     }
     mask = folder / "instances_default.json"
     mask.write_text(json.dumps(tree))
-    request = request_of(folder, mask=str(mask), classes=("matrix", "carbide"))
-    assert prepare(request, folder / "out").inputs.reference == "sem/2"
+    request = request_of(folder, masks=(str(mask),), classes=("matrix", "carbide"))
+    assert prepare(request, folder / "out").inputs.references == ("sem/2",)
+    tree["images"].append({"id": 8, "file_name": "sem/0.png", "height": 48, "width": 56})
+    tree["annotations"].append({"id": 2, "image_id": 8, "category_id": 3, "segmentation": [corners]})
+    tree["images"].append({"id": 9, "file_name": "sem/1.png", "height": 48, "width": 56})  # without a shape
+    mask.write_text(json.dumps(tree))
+    both = prepare(request, folder / "both").inputs
+    assert both.references == ("sem/0", "sem/2")
+    with Archive(both.archive) as archive:
+        assert [record.has_mask for record in archive.records] == [True, False, True]
+    request = request_of(folder, masks=(str(mask),), images=("sem/0",), classes=("matrix", "carbide"))
+    assert prepare(request, folder / "one").inputs.references == ("sem/0",)
     with pytest.raises(UserError, match="folder"):
-        prepare(request_of(folder, mask=str(folder / "painted")), folder / "other")
+        prepare(request_of(folder, masks=(str(folder / "painted"),)), folder / "other")
 
 
 def test_scribbles_and_the_options_of_images(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,32 +183,32 @@ def test_values_that_are_no_class_indices(tmp_path: Path) -> None:
     path = tmp_path / "mask.png"
     Image.fromarray(np.array([[0, 127], [200, 0]], np.uint8)).save(path)
     with pytest.raises(UserError, match="--mask-values"):
-        numbered_classes(path)
+        numbered_classes([path])
     Image.fromarray(np.array([[0, 255], [255, 0]], np.uint8)).save(path)
     with pytest.raises(UserError, match="0=CLASS1,255=CLASS2"):
-        numbered_classes(path)
+        numbered_classes([path])
     Image.fromarray(np.zeros((2, 2), np.uint8)).save(path)
     with pytest.raises(UserError, match="only the value 0"):
-        numbered_classes(path)
+        numbered_classes([path])
     Image.fromarray(np.array([[[0, 0, 0], [255, 0, 0]]], np.uint8)).save(path)
     with pytest.raises(UserError, match="#000000=CLASS1,#ff0000=CLASS2"):
-        numbered_classes(path)
+        numbered_classes([path])
     indices = Image.fromarray(np.array([[0, 1], [2, 255]], np.uint8))
     indices.save(path)
-    assert numbered_classes(path) == ("class 0", "class 1", "class 2")
+    assert numbered_classes([path]) == ("class 0", "class 1", "class 2")
     indices.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200] + [9] * 759)  # as the template that is painted
     indices.save(path)
-    assert numbered_classes(path) == ("class 0", "class 1", "class 2")
+    assert numbered_classes([path]) == ("class 0", "class 1", "class 2")
     tifffile.imwrite(path.with_suffix(".tif"), np.array([[0, 1], [2, 1]], np.float32))
-    assert numbered_classes(path.with_suffix(".tif")) == ("class 0", "class 1", "class 2")
+    assert numbered_classes([path.with_suffix(".tif")]) == ("class 0", "class 1", "class 2")
     tifffile.imwrite(path.with_suffix(".tif"), np.array([[False, True]]))
-    assert numbered_classes(path.with_suffix(".tif")) == ("class 0", "class 1")
+    assert numbered_classes([path.with_suffix(".tif")]) == ("class 0", "class 1")
 
 
 def test_without_a_mask_and_with_one_afterwards(folder: Path) -> None:
     with pytest.raises(UserError, match="--mask"):
-        segment(request_of(folder, mask=""), folder / "out")
-    found = suggest_annotation(request_of(folder, mask=""), folder / "out")
+        segment(request_of(folder, masks=()), folder / "out")
+    found = suggest_annotation(request_of(folder, masks=()), folder / "out")
     assert len(Archive(folder / "out/archive.h5")) == 3
     assert found.id in ("sem/0", "sem/1", "sem/2")
     assert found.reason.is_file()
@@ -173,15 +221,15 @@ def test_without_a_mask_and_with_one_afterwards(folder: Path) -> None:
         changed = template.copy()
         changed.paste(Image.fromarray(painted))
     changed.save(found.template)
-    again = suggest_annotation(request_of(folder, mask=""), folder / "out")
+    again = suggest_annotation(request_of(folder, masks=()), folder / "out")
     with Image.open(again.template) as template:
         assert np.array_equal(np.asarray(template), painted)
-    request = request_of(folder, mask=str(found.template), image=found.id, classes=("a", "b"))
+    request = request_of(folder, masks=(str(found.template),), images=(found.id,), classes=("a", "b"))
     inputs = prepare(request, folder / "out").inputs
-    assert inputs.reference == found.id
+    assert inputs.references == (found.id,)
     archive = Archive(folder / "out/archive.h5")
     assert np.array_equal(archive.read_mask(archive.find(found.id).index), painted)
-    assert prepare(request_of(folder), folder / "out").inputs.reference == "sem/1"
+    assert prepare(request_of(folder), folder / "out").inputs.references == ("sem/1",)
 
 
 def test_what_the_suggestion_could_not_pack_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

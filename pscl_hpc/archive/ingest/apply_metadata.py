@@ -8,6 +8,7 @@ from typing import Any
 
 from pscl_hpc.archive.format import Collection
 from pscl_hpc.archive.ingest.annotations import Drawing, annotation_suffixes, read_annotations
+from pscl_hpc.archive.ingest.drawings import image_of
 from pscl_hpc.archive.ingest.errors import Unreadable
 from pscl_hpc.archive.ingest.finder import MaskMeaning, plain_name
 from pscl_hpc.archive.ingest.items import Item
@@ -40,7 +41,7 @@ def apply_metadata(
         known = collections.get(item.dataset, Collection(item.dataset))
         if line.text("mask"):
             names = item.mask_names or tuple(meaning.names(known.classes or meaning.classes).items())
-            mask, drawing = _mask(metadata, line, roots)
+            mask, drawing = _mask(metadata, line, roots, path)
             item = replace(item, mask=mask, drawing=drawing, same_named=(), mask_names=names)
         if item.mask is not None and not known.classes:
             # A mask from the dataset folder has its classes; one from the CSV file has those of --classes.
@@ -58,8 +59,8 @@ def apply_metadata(
     return annotated, {name: item for name, item in collections.items() if name in used}
 
 
-def _mask(metadata: MetadataFile, line: Line, roots: list[Path]) -> tuple[Path, Drawing | None]:
-    """The mask that a line names, and the shapes if it is an annotation file."""
+def _mask(metadata: MetadataFile, line: Line, roots: list[Path], image: Path) -> tuple[Path, Drawing | None]:
+    """The mask that a line names, and the shapes of the image if it is an annotation file."""
     path = metadata.inside(line, "mask", roots)
     if path.suffix.lower() not in annotation_suffixes():
         return path, None
@@ -67,6 +68,9 @@ def _mask(metadata: MetadataFile, line: Line, roots: list[Path]) -> tuple[Path, 
         file = read_annotations(path)
     except Unreadable as error:
         raise UserError(f"{line.where}: {path}: {error}") from error
-    if file is None or len(file.drawings) != 1:
-        raise UserError(f"{line.where}: {path} is not a file with the shapes of one image; name another mask")
-    return path, file.drawings[0]
+    drawings = () if file is None else file.drawings
+    if file is not None and len(drawings) > 1:
+        drawings = tuple(one for one in drawings if image_of(file, one, {image.name: image}))
+    if len(drawings) != 1:
+        raise UserError(f"{line.where}: {path} does not list {image.name} once; name another mask")
+    return path, drawings[0]

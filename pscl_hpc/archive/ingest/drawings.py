@@ -62,7 +62,7 @@ def find_drawings(folder: Path | None, places: Iterable[Path], images: Mapping[s
             continue
         without, empty = [], []
         for drawing in file.drawings:
-            name = _image_of(file, drawing, images)
+            name = image_of(file, drawing, images)
             if name is not None and not drawing.shapes and not drawing.problem:
                 empty.append(name)
             elif name is None:
@@ -100,7 +100,7 @@ def _single(found: Sequence[tuple[AnnotationFile, Drawing]]) -> tuple[Path, Draw
     return file.path, drawing
 
 
-def _image_of(file: AnnotationFile, drawing: Drawing, images: Mapping[str, Path]) -> str | None:
+def image_of(file: AnnotationFile, drawing: Drawing, images: Mapping[str, Path]) -> str | None:
     """The image that a drawing belongs to: by the name of the file if it has one drawing, else by the name in the file."""
     if len(file.drawings) == 1 and (found := _by_stem(file.path, images)):
         return found
