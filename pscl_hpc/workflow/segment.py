@@ -183,7 +183,8 @@ def finish(
     """Train, predict, measure and write the page; the arguments and errors are those of :func:`segment`."""
     inputs, config = prepared.inputs, prepared.config
     if not (out / RUN).is_dir() or not _is_done(out / RUN):
-        say(f"training on the mask of {', '.join(inputs.references)} ({_length(config)}), in {out / RUN}")
+        masks = "masks" if len(inputs.references) > 1 else "mask"
+        say(f"training on the {masks} of {', '.join(inputs.references)} ({_length(config)}), in {out / RUN}")
     finetune(config, progress=progress)
     if inputs.waiting:
         # The run is done now, so the archive may change.
