@@ -3,7 +3,8 @@
     python -m bench.inference runs/studies/one-image --archive alloys.h5 [--methods imagenet-self-training] [--jobs 2]
 
 Each fine-tuning of a finished study is scored on the validation images and on every test split of its dataset: by one
-pass, with test-time augmentation (`--tta`), and adapted to each image (`--adapt`). The study is not changed.
+pass, with test-time augmentation (`--tta`), adapted to each image (`--adapt`), and without the class weights of the
+training (`--unweighted`). The study is not changed.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ WAYS: dict[str, InferenceConfig] = {
     "rotations": InferenceConfig(tta="rotations"),
     "scales": InferenceConfig(tta="scales"),
     "scales, adapt 0.1": InferenceConfig(tta="scales", adapt=0.1),
+    "scales, unweighted": InferenceConfig(tta="scales", unweighted=True),
 }
 
 
@@ -56,7 +58,7 @@ def record_networks(
     rows, study = _score_study(arguments, score)
     methods = f" --methods {' '.join(arguments.methods)}" if arguments.methods else ""
     shown = f"python -m bench.{command} runs/studies/{study['study']} --archive ARCHIVE{methods}"
-    print(record(f"cpu-{command}", study | more | {"rows": rows}, command=shown))
+    print(record(arguments.name or f"cpu-{command}", study | more | {"rows": rows}, command=shown))
 
 
 def _arguments(text: str | None) -> argparse.ArgumentParser:
@@ -65,6 +67,7 @@ def _arguments(text: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--archive", type=Path, required=True)
     parser.add_argument("--methods", nargs="*", help="entries to score; all by default")
     parser.add_argument("--jobs", type=int, default=1, help="processes of one thread each")
+    parser.add_argument("--name", help="name of the file in bench/results/")
     return parser
 
 

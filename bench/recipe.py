@@ -40,9 +40,23 @@ TRIALS: dict[str, tuple[str, ...]] = {
     "supervised, 700 steps": (SUPERVISED, "schedule.steps=700"),
     "supervised, 1,400 steps": (SUPERVISED, "schedule.steps=1400"),
     "supervised, 2,800 steps": (SUPERVISED, "schedule.steps=2800"),
+    "IDEAL's two decoders, 1,400 steps": (
+        "schedule.steps=1400",
+        "semi_supervised={{name: ideal, batch_size: 4}}",
+    ),
+    "U-Net, supervised, 1,400 steps": (
+        SUPERVISED,
+        "schedule.steps=1400",
+        "model={{name: unet, standardise: true}}",
+    ),
+    "U-Net, self-training, 1,400 steps": ("schedule.steps=1400", "model={{name: unet, standardise: true}}"),
     "shading, supervised, 1,400 steps": (SUPERVISED, "schedule.steps=1400", "jitter.shading=0.4"),
     "enlarged, supervised, 700 steps": (SUPERVISED, "schedule.steps=700", "resize=1.5", "crop=[192,192]"),
     "PSCL-clustered, supervised, 700 steps": (SUPERVISED, "schedule.steps=700", "pretrained={clustered}"),
+    **{
+        f"{name}, supervised, 700 steps": (SUPERVISED, "schedule.steps=700", f"pretrained={{{name.lower()}}}")
+        for name in ("DenseCL", "BYOL", "MoCo", "SimCLR")
+    },
     "PSCL-clustered decoder, supervised, 700 steps": (
         SUPERVISED,
         "schedule.steps=700",
@@ -86,6 +100,7 @@ def score(archive: Path, folder: Path, trial: str, image: str, overrides: list[s
                 "runtime.precision=bf16",
                 "checkpoint.every_steps=100",
                 "checkpoint.keep=1",
+                "inference.adapt=0",  # all trials are scored alike
                 f"run={run}",
                 *overrides,
             ],

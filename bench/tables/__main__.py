@@ -25,6 +25,7 @@ BLOCK = re.compile(r"(<!-- table: ([a-z0-9-]+) -->\n).*?(<!-- end table -->)", r
 TABLES: dict[str, Callable[[], str]] = {
     "cpu-submit-latency": lambda: measurements.latency("cpu-submit-latency"),
     "cpu-inference": lambda: study.inference("cpu-inference"),
+    "cpu-inference-other-sets": lambda: study.inference("cpu-inference-other-sets"),
     "cpu-robustness": lambda: study.robustness("cpu-robustness"),
     "cpu-unweighted": lambda: study.unweighted("cpu-unweighted"),
     "cpu-study-references-against-none": lambda: study.study("cpu-study-references", "none"),
@@ -36,6 +37,8 @@ TABLES: dict[str, Callable[[], str]] = {
     ),
     "cpu-study-all-annotated": lambda: study.study("cpu-study-all-annotated"),
     "cpu-study-uhcs-regions": lambda: study.study("cpu-study-uhcs-regions"),
+    "cpu-study-other-sets": lambda: study.study("cpu-study-other-sets"),
+    "cpu-study-broad-pool": lambda: study.study("cpu-study-broad-pool"),
     "cpu-study-own-images": lambda: study.study("cpu-study-own-images"),
     "cpu-study-data-efficiency": lambda: study.by_budget("cpu-study-data-efficiency"),
     "cpu-study-neu-seg": lambda: study.by_budget("cpu-study-neu-seg"),

@@ -51,7 +51,8 @@ class InferenceConfig(Strict):
     """Test-time augmentation: class probabilities are averaged over the eight rotations and reflections of a window, or
     over these at magnifications of 0.8, 1 and 1.25, in 8 or about 26 times the time of one pass."""
     adapt: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    """Weight of each image's own statistics in batch normalisation; for images whose exposure or contrast differs."""
+    """Weight of each image's own statistics in batch normalisation, where the network has any; for images whose exposure or
+    contrast differs."""
     correct_shading: bool = False
     """Subtract a smooth surface from each image; for images of uneven illumination, not for layers or halves."""
     unweighted: bool = False

@@ -132,7 +132,7 @@ class Predictor:
 
     def _adapted(self, read: ReadWindow, height: int, width: int) -> AbstractContextManager[None]:
         """A block in which the network is adapted to an image, as ``inference.adapt`` says."""
-        if not self.inference.adapt:
+        if not self.inference.adapt or not batch_norms(self.net):
             return nullcontext()
         windows = sample_windows(height, width, round(self.tiling.tile / self.resize))
 
@@ -251,6 +251,11 @@ def _starts(length: int, tile: int) -> list[int]:
     return [min(max(0, round(share * length - tile / 2)), length - tile) for share in (0.25, 0.75)]
 
 
+def batch_norms(net: nn.Module) -> list[nn.BatchNorm2d]:
+    """The layers that can be adapted to an image."""
+    return [layer for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)]
+
+
 @contextmanager
 def adapted(net: nn.Module, share: float, forward: Callable[[], Any]) -> Iterator[None]:
     """A block in which batch normalisation uses ``(1 - share) * training + share * forward`` statistics.
@@ -263,7 +268,7 @@ def adapted(net: nn.Module, share: float, forward: Callable[[], Any]) -> Iterato
         share: Weight of the new statistics, 0 to 1.
         forward: Runs ``net`` on the images to adapt to.
     """
-    layers = [layer for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)]
+    layers = batch_norms(net)
     trained = [[value.clone() for value in _statistics(layer)] for layer in layers]
 
     def mix(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -7,7 +7,6 @@ from typing import Protocol, Unpack
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
 
 from pscl_hpc.archive import Archive
 from pscl_hpc.classifiers import load_classifier
@@ -19,7 +18,7 @@ from pscl_hpc.segmentation.classifier_config import ClassifierConfig
 from pscl_hpc.segmentation.classifier_inference import ClassifierPredictor
 from pscl_hpc.segmentation.classify import cache_of
 from pscl_hpc.segmentation.config import FinetuneConfig, InferenceConfig, InferenceOptions
-from pscl_hpc.segmentation.inference import Predictor
+from pscl_hpc.segmentation.inference import Predictor, batch_norms
 from pscl_hpc.segmentation.ingest_options import unseen_classes
 from pscl_hpc.training import setup_device
 
@@ -71,7 +70,7 @@ def open_run(
     # The run's own number of threads is that of the machine on which it was trained.
     runtime = config.runtime.model_copy(update={"device": "auto", "threads": folder.config.runtime.threads})
     device = setup_device(runtime)
-    if inference.adapt and not any(isinstance(layer, nn.BatchNorm2d) for layer in net.modules()):
+    if adapt and not batch_norms(net):
         raise UserError(f"{folder.path}: its network has no batch normalisation to adapt; use --adapt 0")
     if inference.unweighted and not card.class_weights:
         raise UserError(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pscl_hpc.archive import Archive
 from pscl_hpc.errors import UserError
 from pscl_hpc.models import SegmentationNet
 from pscl_hpc.models.unet import UNet, UNetConfig
@@ -170,11 +171,17 @@ def test_sample_windows(height: int, width: int, expected: list[tuple[int, int, 
     assert sample_windows(height, width, 32) == expected
 
 
-def test_adaptation_of_a_network_without_batch_normalisation_is_refused(
-    archive_file: Path, tmp_path: Path
-) -> None:
+def test_a_network_without_batch_normalisation(archive_file: Path, tmp_path: Path) -> None:
+    """The option is refused; a recipe that adapts where it can changes nothing."""
     model = {"widths": [4, 8], "norm": "instance"}
-    run = finetune(settings(archive_file, tmp_path / "run", schedule={"steps": 1}, model=model))
+    adapting = settings(
+        archive_file, tmp_path / "run", schedule={"steps": 1}, model=model, inference={"adapt": 0.1}
+    )
+    run = finetune(adapting)
     with pytest.raises(UserError, match="--adapt"):
         open_run(run.path, adapt=0.1)
-    open_run(run.path)
+    with Archive(archive_file) as archive:
+        labels = [
+            open_run(run.path, **options)[2].archive_image(archive, 0) for options in ({}, {"adapt": 0.0})
+        ]
+    np.testing.assert_array_equal(*labels)
