@@ -55,7 +55,7 @@ TRIALS: dict[str, tuple[str, ...]] = {
     "PSCL-clustered, supervised, 700 steps": (SUPERVISED, "schedule.steps=700", "pretrained={clustered}"),
     **{
         f"{name}, supervised, 700 steps": (SUPERVISED, "schedule.steps=700", f"pretrained={{{name.lower()}}}")
-        for name in ("DenseCL", "BYOL", "MoCo", "SimCLR")
+        for name in ("DenseCL", "BYOL")
     },
     "PSCL-clustered decoder, supervised, 700 steps": (
         SUPERVISED,
