@@ -147,6 +147,11 @@ class _Planner:
         if entry.classifier is not None:
             kind, tree = CLASSIFIED, entry.classifier
         source = f"study {self.study.name}, method {entry.name}, {_KIND[kind]}"
+        if tree.get("pretrained"):
+            raise UserError(
+                f"{source}: pretrained names {tree['pretrained']!r}, but a study starts from its own pretrainings; "
+                "describe the pretraining under 'pretrain', and name studies that have it in 'reuse'"
+            )
         config, _ = self._resolve({**tree, **own, "kind": kind}, source)
         assert isinstance(config, SegmentationConfig)
         needs = job.key if job else ""

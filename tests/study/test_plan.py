@@ -51,6 +51,12 @@ def test_what_needs_no_annotation_is_pretrained_once_and_shared(archive: Path, t
     assert list(plan.jobs) == sorted(plan.jobs, key=lambda key: plan.jobs[key].config.kind != "pretrain")
 
 
+def test_a_trunk_from_elsewhere_is_not_left_out_in_silence(archive: Path, tmp_path: Path) -> None:
+    methods = [{"name": "none", "pretrain": "none", "finetune": {"pretrained": "runs/trunk"}}]
+    with pytest.raises(UserError, match="runs/trunk"):
+        plan_of(archive, tmp_path, methods=methods)
+
+
 @pytest.mark.parametrize(("per", "count"), [("reference", 4), ("dataset", 2), ("study", 1)])
 def test_how_often_annotation_is_pretrained_with(archive: Path, tmp_path: Path, per: str, count: int) -> None:
     plan = plan_of(
