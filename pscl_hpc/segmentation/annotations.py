@@ -26,6 +26,10 @@ class AnnotatedConfig(Protocol):
     def square(self) -> int: ...
 
 
+_PLACES = 4096
+"""Pixels of a class among which a window is placed; more would only cost memory."""
+
+
 @dataclass(frozen=True)
 class Annotations:
     """Annotated images to learn from, and their classes."""
@@ -114,10 +118,35 @@ def count_classes(
     archive: Archive, record: ImageRecord, classes: ClassList, region: Window | None = None
 ) -> npt.NDArray[np.int64]:
     """Annotated pixels of each class in one mask or in a region of it, ignored classes 0: (classes,)."""
-    mask = classes.without_ignored(archive.read_mask(record.index))
-    if region is not None:
-        mask = restrict(mask, (0, 0, *mask.shape), region)
+    mask = _annotated(archive, record, classes, region)
     return np.bincount(mask.reshape(-1), minlength=256)[: classes.count].astype(np.int64)
+
+
+def class_pixels(
+    archive: Archive, record: ImageRecord, classes: ClassList, region: Window | None = None
+) -> list[npt.NDArray[np.int64]]:
+    """Rows and columns (n, 2) of annotated pixels of each class that a mask or a region of it shows, evenly chosen."""
+    mask = _annotated(archive, record, classes, region)
+    found = (np.flatnonzero(mask == index) for index in range(classes.count))
+    return [
+        np.stack(np.unravel_index(_evenly(places, _PLACES), mask.shape), axis=1)
+        for places in found
+        if len(places)
+    ]
+
+
+def _evenly(places: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
+    if len(places) <= most:
+        return places
+    return places[np.arange(most) * len(places) // most]
+
+
+def _annotated(
+    archive: Archive, record: ImageRecord, classes: ClassList, region: Window | None
+) -> npt.NDArray[np.uint8]:
+    """A mask (h, w) without ignored classes, and 255 outside the region."""
+    mask = classes.without_ignored(archive.read_mask(record.index))
+    return mask if region is None else restrict(mask, (0, 0, *mask.shape), region)
 
 
 def _check_reference(

@@ -90,6 +90,9 @@ class FinetuneConfig(TrainingConfig):
     """Images are resized by this factor for the network, and class probabilities back. auto: images of more than 768
     pixels a side are reduced to about that, but not so far that the mean intercept of the finest annotated class becomes
     less than 4 pixels."""
+    oversample: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Share of the annotated windows that contain a pixel of a class drawn with equal probability for each, so that rare
+    classes are seen more often (as in nnU-Net, Isensee et al. 2021); the others are anywhere."""
     jitter: JitterConfig = JitterConfig(brightness=0.08, contrast=0.08, saturation=0.08, hue=0.02)
     """Random intensity changes of the windows."""
     flip: bool = True

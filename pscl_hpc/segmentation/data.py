@@ -16,7 +16,13 @@ from pscl_hpc.archive import IGNORE_INDEX, Archive, Collection, ImageRecord
 from pscl_hpc.errors import UserError
 from pscl_hpc.models import TrunkConfig
 from pscl_hpc.seeding import Slots, numpy_generator
-from pscl_hpc.segmentation.annotations import Annotations, annotated_region, count_classes, select_annotations
+from pscl_hpc.segmentation.annotations import (
+    Annotations,
+    annotated_region,
+    class_pixels,
+    count_classes,
+    select_annotations,
+)
 from pscl_hpc.segmentation.classes import ClassList
 from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.segmentation.placement import Placement, cut_window
@@ -194,6 +200,11 @@ class WindowDataset(Dataset[Windows]):
         self.regions = {
             record.id: annotated_region(archive, record, classes, config.square) for record in self.references
         }
+        self.class_pixels = {
+            record.id: class_pixels(archive, record, classes, self.regions[record.id])
+            for record in self.references
+            if config.oversample
+        }
 
     def __len__(self) -> int:
         return self.config.schedule.steps
@@ -222,11 +233,21 @@ class WindowDataset(Dataset[Windows]):
         placement = Placement.draw(self.config, rng, self.resize)
         annotated = slot < self.config.batch_size
         region = self.regions[record.id] if annotated else None
+        pixel = self._pixel(record, rng) if annotated and self.config.oversample else None
         for _ in range(_TRIES if annotated else 1):
             image, mask = cut_window(
-                self.archive, record, placement, self.config.crop, self.trunk, rng, region
+                self.archive, record, placement, self.config.crop, self.trunk, rng, region, pixel
             )
             target = self.classes.without_ignored(mask) if annotated else np.full_like(mask, IGNORE_INDEX)
             if (target != IGNORE_INDEX).any():
                 break
         return image, target, record.id
+
+    def _pixel(self, record: ImageRecord, rng: np.random.Generator) -> tuple[int, int] | None:
+        """With the configured probability, a pixel of a random class."""
+        if rng.random() >= self.config.oversample:
+            return None
+        of_classes = self.class_pixels[record.id]
+        places = of_classes[int(rng.integers(len(of_classes)))]
+        row, column = places[int(rng.integers(len(places)))]
+        return int(row), int(column)

@@ -61,6 +61,7 @@ def cut_window(
     trunk: TrunkConfig,
     rng: np.random.Generator,
     region: Window | None = None,
+    pixel: tuple[int, int] | None = None,
 ) -> Pair:
     """A window of ``size`` (h, w) at a random position.
 
@@ -75,14 +76,17 @@ def cut_window(
         trunk: Decides channels and standardisation.
         rng: Draws the position.
         region: The part of the image whose annotation is used; by default all of it.
+        pixel: Row and column of a pixel that is in the window, or would be without the rotation; the region does not
+            limit the position then.
     """
+    around = region if pixel is None else (*pixel, 1, 1)
     if placement.copies:
         turned = size if int(placement.turns) % 2 == 0 else size[::-1]
-        window = draw_window(record, turned, rng, region)
+        window = draw_window(record, turned, rng, around)
         image, mask = _read(archive, record, window, turned, trunk, region)
         return _turn(image, placement), _turn(mask, placement)
     height, width = (min(math.ceil(side / placement.scale), 1 << 15) for side in size)
-    top, left, rows, cols = draw_window(record, (height, width), rng, region)
+    top, left, rows, cols = draw_window(record, (height, width), rng, around)
     return _resample(archive, record, (top + rows / 2, left + cols / 2), placement, size, trunk, region)
 
 

@@ -71,6 +71,27 @@ def test_input_that_does_not_fit_is_refused(
         assert word in str(caught.value)
 
 
+def test_oversampled_windows_show_a_rare_class(tmp_path: Path) -> None:
+    """Three pixels of 96 x 96: every window on a pixel of a class, half of them of the rare one."""
+    with ShardWriter(tmp_path / "a.h5", [Collection("alloy", ("matrix", "crack"))]) as writer:
+        mask = np.zeros((96, 96), np.uint8)
+        mask[70:73, 20] = 1
+        writer.add(micrograph(0, 96, 96)[0], mask=mask, dataset="alloy", id="alloy/a", split="train")
+    changes = {"references": ["alloy/a"], "validation_split": "", "crop": [16, 16], "batch_size": 8}
+    with Archive(tmp_path / "a.h5") as archive:
+        shares = {}
+        for oversample in (0.0, 1.0):
+            for turned in (False, True):
+                found = windows(archive, **changes, oversample=oversample, any_angle=turned)
+                targets = np.concatenate([found[step].targets.numpy() for step in range(20)])
+                shares[oversample, turned] = float((targets == 1).any(axis=(1, 2)).mean())
+        square = windows(archive, **changes, oversample=1.0, square=32)
+        assert set(np.unique(square[0].targets)) <= {0, 1, 255}
+    assert shares[0.0, False] < 0.1
+    assert 0.4 < shares[1.0, False] < 0.6
+    assert 0.3 < shares[1.0, True] < 0.6
+
+
 def test_windows_depend_on_seed_step_and_place_alone(archive: Archive) -> None:
     first, again = windows(archive), windows(archive)
     for step in (5, 0):
