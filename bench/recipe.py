@@ -53,6 +53,7 @@ TRIALS: dict[str, tuple[str, ...]] = {
     "U-Net, self-training, 1,400 steps": ("schedule.steps=1400", "model={{name: unet, standardise: true}}"),
     "shading, supervised, 1,400 steps": (SUPERVISED, "schedule.steps=1400", "jitter.shading=0.4"),
     "enlarged, supervised, 700 steps": (SUPERVISED, "schedule.steps=700", "resize=1.5", "crop=[192,192]"),
+    "oversample, self-training, 1,400 steps": ("schedule.steps=1400", "oversample=0.5"),
     "oversample, supervised, 700 steps": (SUPERVISED, "schedule.steps=700", "oversample=0.5"),
     "oversample, supervised, 1,400 steps": (SUPERVISED, "schedule.steps=1400", "oversample=0.5"),
     "oversample, 192 px, supervised, 1,400 steps": (
