@@ -63,6 +63,23 @@ TRIALS: dict[str, tuple[str, ...]] = {
         "crop=[192,192]",
         "batch_size=2",
     ),
+    "oversample, 4 of 192 px, supervised, 1,400 steps": (
+        SUPERVISED,
+        "schedule.steps=1400",
+        "oversample=0.5",
+        "crop=[192,192]",
+    ),
+    "oversample, 160 px, supervised, 1,400 steps": (
+        SUPERVISED,
+        "schedule.steps=1400",
+        "oversample=0.5",
+        "crop=[160,160]",
+    ),
+    "oversample, 160 px, self-training, 1,400 steps": (
+        "schedule.steps=1400",
+        "oversample=0.5",
+        "crop=[160,160]",
+    ),
     "PSCL-clustered, supervised, 700 steps": (SUPERVISED, "schedule.steps=700", "pretrained={clustered}"),
     **{
         f"{name}, supervised, 700 steps": (SUPERVISED, "schedule.steps=700", f"pretrained={{{name.lower()}}}")
