@@ -3,7 +3,7 @@
     python -m bench.other_sets CLONE_OF_PRETRAINED_MICROSCOPY_MODELS CLONE_OF_AMPIS FOLDER
     pscl-hpc archive build FOLDER/* --out others.h5
 
-Repositories, commits, licences and conversions: docs/results.md, Data. Images that a clone lacks are left out.
+Repositories, commits, licences and conversions: docs/data.md. Images that a clone lacks are left out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-SPHEROIDITE_TEST = ("800C-24H-Q-4", "800C-85H-Q-3", "800C-8H-Q-3", "800C-8H-Q-4", "800C-24H-Q-2")
+SPHEROIDITE_TEST = ("800C-24H-Q-2", "800C-24H-Q-6", "800C-85H-Q-3", "800C-85H-Q-6", "800C-8H-Q-3")
 """Drawn at random."""
 POWDER_TRAIN = ("Sc1Tile_001-001", "Sc1Tile_001-002")
 

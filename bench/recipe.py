@@ -3,7 +3,7 @@
     python -m bench.recipe ARCHIVE FOLDER [TRIAL ...] [--images ID ...] [--set NAME=VALUE ...]
 
 Choices of the default recipe are made here, never by test scores. Each trial of `TRIALS` is the default configuration
-with a few other values, trained once from each image. The archive has the sets of docs/results.md.
+with a few other values, trained once from each image. The archive has the sets of docs/data.md.
 Finished trials in FOLDER are kept; the result has all of them. `{NAME}` in a trial stands for a path given by `--set`,
 such as the folder of a pretraining.
 """
@@ -69,16 +69,30 @@ TRIALS: dict[str, tuple[str, ...]] = {
         "oversample=0.5",
         "crop=[192,192]",
     ),
-    "oversample, 160 px, supervised, 1,400 steps": (
+    "oversample 1, 192 px, supervised, 1,400 steps": (
+        SUPERVISED,
+        "schedule.steps=1400",
+        "oversample=1",
+        "crop=[192,192]",
+        "batch_size=2",
+    ),
+    "oversample, 4 of 192 px, self-training, 1,000 steps": (
+        "schedule.steps=1000",
+        "oversample=0.5",
+        "crop=[192,192]",
+    ),
+    "oversample 1, 192 px, self-training, 1,400 steps": (
+        "schedule.steps=1400",
+        "oversample=1",
+        "crop=[192,192]",
+        "batch_size=2",
+        "semi_supervised.batch_size=2",
+    ),
+    "oversample, scale 0.35 to 1.6, supervised, 1,400 steps": (
         SUPERVISED,
         "schedule.steps=1400",
         "oversample=0.5",
-        "crop=[160,160]",
-    ),
-    "oversample, 160 px, self-training, 1,400 steps": (
-        "schedule.steps=1400",
-        "oversample=0.5",
-        "crop=[160,160]",
+        "scale=[0.35,1.6]",
     ),
     "PSCL-clustered, supervised, 700 steps": (SUPERVISED, "schedule.steps=700", "pretrained={clustered}"),
     **{
