@@ -114,9 +114,7 @@ def outlines_of_powders(ampis: Clone, kind: str) -> dict[str, list[list[tuple[fl
         content = ampis.json(f"examples/powder/data/via_2.0.8/via_powder_{kind}_masks_{published}.json")
         for image in content["_via_img_metadata"].values():
             shapes = [region["shape_attributes"] for region in image["regions"]]
-            lines = [
-                list(zip(shape["all_points_x"], shape["all_points_y"], strict=True)) for shape in shapes
-            ]
+            lines = [list(zip(shape["all_points_x"], shape["all_points_y"], strict=True)) for shape in shapes]
             if lines:
                 outlines[image["filename"]] = lines
     return outlines

@@ -1,6 +1,6 @@
 """The figure of docs/results.md: every run of the study of one annotated image, from its result file.
 
-    python -m bench.results_figure [docs/images/results.png]
+python -m bench.results_figure [docs/images/results.png]
 """
 
 from __future__ import annotations
