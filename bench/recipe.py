@@ -3,7 +3,7 @@
     python -m bench.recipe ARCHIVE FOLDER [TRIAL ...] [--images ID ...] [--set NAME=VALUE ...]
 
 Choices of the default recipe are made here, never by test scores. Each trial of `TRIALS` is the default configuration
-with a few other values, trained once from each image. The archive has the sets of docs/data.md.
+without `oversample` and `adapt`, which came later, and with a few other values, trained once from each image. The archive has the sets of docs/data.md.
 Finished trials in FOLDER are kept; the result has all of them. `{NAME}` in a trial stands for a path given by `--set`,
 such as the folder of a pretraining.
 """
@@ -142,6 +142,7 @@ def score(archive: Path, folder: Path, trial: str, image: str, overrides: list[s
                 "runtime.precision=bf16",
                 "checkpoint.every_steps=100",
                 "checkpoint.keep=1",
+                "oversample=0",
                 "inference.adapt=0",  # all trials are scored alike
                 f"run={run}",
                 *overrides,
