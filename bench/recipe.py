@@ -76,23 +76,12 @@ TRIALS: dict[str, tuple[str, ...]] = {
         "crop=[192,192]",
         "batch_size=2",
     ),
-    "oversample, 4 of 192 px, self-training, 1,000 steps": (
-        "schedule.steps=1000",
-        "oversample=0.5",
-        "crop=[192,192]",
-    ),
     "oversample 1, 192 px, self-training, 1,400 steps": (
         "schedule.steps=1400",
         "oversample=1",
         "crop=[192,192]",
         "batch_size=2",
         "semi_supervised.batch_size=2",
-    ),
-    "oversample, scale 0.35 to 1.6, supervised, 1,400 steps": (
-        SUPERVISED,
-        "schedule.steps=1400",
-        "oversample=0.5",
-        "scale=[0.35,1.6]",
     ),
     "PSCL-clustered, supervised, 700 steps": (SUPERVISED, "schedule.steps=700", "pretrained={clustered}"),
     **{
