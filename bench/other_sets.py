@@ -146,11 +146,18 @@ def main() -> None:
     parser.add_argument("ampis", type=Path, help="clone of github.com/rccohn/AMPIS")
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args()
-    nasa, ampis = Clone(arguments.nasa), Clone(arguments.ampis)
-    write(arguments.folder / "oxide_coatings", oxide_coatings(nasa))
-    write(arguments.folder / "melt_pools", melt_pools(nasa))
-    write(arguments.folder / "spheroidite_particles", spheroidite_particles(ampis))
-    write(arguments.folder / "powder_particles", powder_particles(ampis))
+    convert(arguments.nasa, arguments.ampis, arguments.folder)
+
+
+def convert(nasa: Path, ampis: Path, folder: Path) -> None:
+    """Write the four sets into a folder."""
+    for read, clone in {
+        oxide_coatings: nasa,
+        melt_pools: nasa,
+        spheroidite_particles: ampis,
+        powder_particles: ampis,
+    }.items():
+        write(folder / read.__name__, read(Clone(clone)))
 
 
 def write(folder: Path, items: Iterator[Item]) -> None:
