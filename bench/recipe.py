@@ -3,9 +3,9 @@
     python -m bench.recipe ARCHIVE FOLDER [TRIAL ...] [--images ID ...] [--set NAME=VALUE ...]
 
 Choices of the default recipe are made here, never by test scores. Each trial of `TRIALS` is the default configuration
-without `oversample` and `adapt`, which came later, and with a few other values, trained once from each image. The archive has
-the sets of docs/data.md. Finished trials in FOLDER are kept; the result has all of them. `{NAME}` in a trial stands for a path
-given by `--set`, such as the folder of a pretraining.
+without `oversample` and `adapt`, which came later, and with a few other values, trained once from each image. The archive
+has the sets of docs/data.md. Finished trials in FOLDER are kept; the result has all of them. `{NAME}` in a trial stands
+for a path given by `--set`, such as the folder of a pretraining.
 """
 
 from __future__ import annotations
