@@ -104,11 +104,20 @@ class PatientController(Controller):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self._starts = 0
+        self._asked_to_stop = False
+        self._watching = False
         # Of an earlier process with the same id.
         for name in ("failures", "run", "*.end"):
             for left in folder.glob(f"{os.getpid()}.{name}"):
                 left.unlink()
         signal.signal(signal.SIGUSR2, lambda number, frame: self._forward_signal(signal.SIGUSR2))
+        signal.signal(signal.SIGINT, self._stop)
+
+    def _stop(self, *_: object) -> None:
+        # Not while tasks are started or stopped: one that is not yet in the list would be left running.
+        self._asked_to_stop = True
+        if self._watching:
+            raise KeyboardInterrupt
 
     def start_tasks(self) -> None:
         """Start all tasks, with the number of restarts in their environment."""
@@ -121,8 +130,9 @@ class PatientController(Controller):
         allowed = int(os.environ[RETRIES])
         while self._starts < max_retry:
             try:
-                self.start_tasks()
-                codes = self.wait()
+                if not self._asked_to_stop:
+                    self.start_tasks()
+                codes = self._watch()
             finally:
                 self.kill_tasks()
             if LOCAL_REQUEUE_RETURN_CODE in codes:
@@ -133,6 +143,15 @@ class PatientController(Controller):
             if not self._try_again(code, allowed):
                 return
             print(f"job {self.pid}: a rank ended with exit code {code}; restarting", flush=True)
+
+    def _watch(self) -> Sequence[int | None]:
+        """Wait for the tasks; their exit codes. Raises KeyboardInterrupt if the job is asked to stop, or was before."""
+        self._watching = True
+        if self._asked_to_stop:
+            raise KeyboardInterrupt
+        codes = self.wait()
+        self._watching = False
+        return codes
 
     def _try_again(self, code: int, allowed: int) -> bool:
         """Record a failure; False if the job is not to be started again, with the reason in its end file."""
@@ -156,7 +175,7 @@ class PatientController(Controller):
 
     def kill_tasks(self) -> None:
         """Ask the tasks to stop, kill those that do not, and close their logs."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._watching = False
         self._forward_signal(signal.SIGINT)
         end = time.monotonic() + STOP_GRACE_S
         while any(task.poll() is None for task in self.tasks) and time.monotonic() < end:
@@ -168,7 +187,6 @@ class PatientController(Controller):
         for stream in {*self.stdouts, *self.stderrs}:
             stream.close()
         self.stdouts, self.stderrs = [], []
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def job_exit_code(codes: Sequence[int | None]) -> int:
@@ -187,11 +205,11 @@ def job_exit_code(codes: Sequence[int | None]) -> int:
 
 def control(folder: Path, *, attached: bool) -> None:
     """Run the job that the environment describes, with its restarts, until it ends or is asked to stop."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        controller = PatientController(folder)
         if attached:
             threading.Thread(target=_stop_with_submitter, daemon=True).start()
-        PatientController(folder).run()
+        controller.run()
     except KeyboardInterrupt:
         print(f"job {os.getpid()}: stopped on request", flush=True)
 
@@ -199,9 +217,7 @@ def control(folder: Path, *, attached: bool) -> None:
 def _stop_with_submitter() -> None:
     # Not through sys.stdin: a thread that holds its lock would abort the interpreter at exit.
     os.read(0, 1)
-    while True:  # SIGINT is ignored while tasks that have ended are replaced
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 if __name__ == "__main__":

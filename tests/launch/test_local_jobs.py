@@ -14,12 +14,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from submitit.local.local import Controller
 
 from pscl_hpc.config import to_yaml
 from pscl_hpc.errors import UserError
 from pscl_hpc.launch import control
 from pscl_hpc.launch.control import cancel, follow_log, ranks_of_node, requeue
-from pscl_hpc.launch.local import job_exit_code
+from pscl_hpc.launch.local import RETRIES, job_exit_code
+from pscl_hpc.launch.local import control as control_job
 from pscl_hpc.launch.profiles import Profile
 from pscl_hpc.launch.records import job_records
 from pscl_hpc.launch.schedulers import SCHEDULERS, wait_for_end
@@ -204,6 +206,37 @@ def test_an_attached_job_saves_and_stops_when_its_submitter_closes_the_pipe(make
     os.close(write)
     found = finish(done)
     assert (found.state, found.restarts, found.checkpoint) == ("stopped", 0, found.step)
+
+
+def test_a_stop_while_tasks_start_leaves_none_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("LOCAL_NTASKS", "LOCAL_TIMEOUT_S", "LOCAL_SIGNAL_DELAY_S", "STDERR_TO_STDOUT"):
+        monkeypatch.setenv(f"SUBMITIT_{name}", "1")
+    monkeypatch.setenv("SUBMITIT_LOCAL_WITH_SHELL", "")
+    monkeypatch.setenv("SUBMITIT_LOCAL_COMMAND", "")
+    monkeypatch.setenv(RETRIES, "0")
+    started: list[subprocess.Popen[str]] = []
+
+    def start(controller: Controller) -> None:
+        started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], text=True))
+        os.kill(os.getpid(), signal.SIGINT)  # before the controller knows the task
+        controller.tasks.append(started[-1])
+
+    monkeypatch.setattr(Controller, "start_tasks", start)
+    handlers = {
+        number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+    }
+    try:
+        control_job(tmp_path, attached=False)
+        assert [task.poll() is not None for task in started] == [True]
+        assert "stopped on request" in capsys.readouterr().out
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for task in started:
+            task.kill()
+            task.wait()
 
 
 def test_a_reused_process_id_is_not_mistaken_for_the_job(make_config: MakeConfig) -> None:
