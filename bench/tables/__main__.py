@@ -38,6 +38,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cpu-study-all-annotated": lambda: study.study("cpu-study-all-annotated"),
     "cpu-study-uhcs-regions": lambda: study.study("cpu-study-uhcs-regions"),
     "cpu-study-other-sets": lambda: study.study("cpu-study-other-sets"),
+    "cpu-study-other-sets-first": lambda: study.study("cpu-study-other-sets-first"),
     "cpu-study-broad-pool": lambda: study.study("cpu-study-broad-pool"),
     "cpu-study-own-images": lambda: study.study("cpu-study-own-images"),
     "cpu-study-data-efficiency": lambda: study.by_budget("cpu-study-data-efficiency"),
