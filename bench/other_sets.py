@@ -79,9 +79,10 @@ def melt_pools(nasa: Clone) -> Iterator[Item]:
             stem = PurePosixPath(name).stem
             if int(stem.split("_")[1]) % 512 == 0:
                 image = nasa.image(name)
-                shape = (0, 0) if image is None else image.shape
-                polygons = [list(zip(line[::2], line[1::2], strict=True)) for line in outlines.get(stem, [])]
-                yield split, stem, image, draw(shape, [(1, polygon) for polygon in polygons])
+                polygons = [
+                    (1, list(zip(line[::2], line[1::2], strict=True))) for line in outlines.get(stem, [])
+                ]
+                yield split, stem, image, None if image is None else draw(image.shape, polygons)
 
 
 def spheroidite_particles(ampis: Clone) -> Iterator[Item]:
@@ -162,7 +163,7 @@ def convert(nasa: Path, ampis: Path, folder: Path) -> None:
 
 def write(folder: Path, items: Iterator[Item]) -> None:
     """A folder with `img`, `gt` and `splits.json`."""
-    splits: dict[str, Any] = {"classes": CLASSES[folder.name], "background": 0, "ignore_classes": []}
+    splits: dict[str, list[str]] = {}
     for part in ("img", "gt"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     for split, name, image, mask in items:
@@ -173,9 +174,9 @@ def write(folder: Path, items: Iterator[Item]) -> None:
         Image.fromarray(image).save(folder / "img" / f"{name}.png")
         if mask is not None:
             Image.fromarray(mask).save(folder / "gt" / f"{name}.png")
-    (folder / "splits.json").write_text(json.dumps(splits, indent=1), encoding="utf-8")
-    counts = {name: len(files) for name, files in splits.items() if name.startswith(("t", "v"))}
-    print(f"{folder.name}: {counts}")
+    content = {"classes": CLASSES[folder.name], "background": 0, "ignore_classes": [], **splits}
+    (folder / "splits.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+    print(f"{folder.name}: { ({name: len(files) for name, files in splits.items()}) }")
 
 
 if __name__ == "__main__":
