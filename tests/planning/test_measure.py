@@ -14,8 +14,7 @@ from torch.utils._pytree import tree_leaves
 from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.models.unet import Block
 from pscl_hpc.planning import load_rates, measure, measure_rates, save_rates
-
-from .tiny import tiny
+from tests.planning.tiny import tiny
 
 
 def clock(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None:

@@ -22,8 +22,7 @@ from pscl_hpc.planning import (
     save_rates,
 )
 from pscl_hpc.pretraining.config import PretrainConfig
-
-from .tiny import tiny
+from tests.planning.tiny import tiny
 
 LINKS = Links(per_node=4, intra_bandwidth=100.0, inter_bandwidth=10.0, intra_latency=0.1, inter_latency=1.0)
 
