@@ -2,38 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 from typer.testing import CliRunner
 
 from bench import other_sets
 from pscl_hpc.archive import Archive
 from pscl_hpc.cli.main import app
+from tests.bench.clones import clone, png
 
 LINE = [[2.0, 1.0, 5.0, 1.0, 5.0, 3.0, 2.0, 3.0]]
-
-
-def png(values: npt.NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(values).save(buffer, format="png")
-    return buffer.getvalue()
-
-
-def clone(folder: Path, files: dict[str, bytes]) -> Path:
-    """A git repository with these files."""
-    for name, content in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
-    git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b"]
-    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "a"]):
-        subprocess.run([*git, *words], check=True)
-    return folder
 
 
 def coco(name: str) -> bytes:
