@@ -56,16 +56,12 @@ TRIALS: dict[str, tuple[str, ...]] = {
     "oversample, self-training, 1,400 steps": ("schedule.steps=1400", "oversample=0.5"),
     "oversample, supervised, 700 steps": (SUPERVISED, "schedule.steps=700", "oversample=0.5"),
     "oversample, supervised, 1,400 steps": (SUPERVISED, "schedule.steps=1400", "oversample=0.5"),
-    **{
-        f"oversample, scale from {scale}, supervised, {steps} steps": (
-            SUPERVISED,
-            f"schedule.steps={steps.replace(',', '')}",
-            "oversample=0.5",
-            f"scale=[{scale},1.6]",
-        )
-        for scale in (0.4, 0.3)
-        for steps in ("700", "1,400")
-    },
+    "oversample, scale from 0.4, supervised, 1,400 steps": (
+        SUPERVISED,
+        "schedule.steps=1400",
+        "oversample=0.5",
+        "scale=[0.4,1.6]",
+    ),
     "oversample, 192 px, supervised, 1,400 steps": (
         SUPERVISED,
         "schedule.steps=1400",

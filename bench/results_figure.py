@@ -1,4 +1,4 @@
-"""The figure of docs/results.md: every run of the study of one annotated image, from its result file.
+"""The figure of docs/results.md: every run with one annotated image on all alloy sets, from the result files.
 
 python -m bench.results_figure [docs/images/results.png]
 """
@@ -14,36 +14,47 @@ from matplotlib.figure import Figure
 from bench.tables.common import ROOT, load
 from pscl_hpc.report.charts import ON_PAPER, draw_values, house_style, row_axes
 
+STUDIES = ("cpu-study-one-image", "cpu-study-other-sets", "cpu-study-further-sets")
 METHODS = {
     "imagenet-self-training": "default recipe",
-    "imagenet": "  without self-training",
-    "unet-pscl": "U-Net after PSCL",
-    "unet-scratch": "U-Net from scratch",
-    "frozen-features": "pixels: frozen ImageNet",
-    "pixel-classifier": "pixels: classical filters",
+    "frozen-features": "pixel classifier on a frozen ImageNet encoder",
+    "pixel-classifier": "pixel classifier on classical filters",
 }
 """Names in the study and in the figure, from the top."""
-LIMITS = (0.3, 1.0)
+COLOURS = dict(zip(METHODS, (ON_PAPER.slots[0], ON_PAPER.slots[1], ON_PAPER.slots[-1]), strict=True))
+OFFSET = 0.24
+"""Distance between methods, in rows."""
 
 
 def main(out: Path) -> None:
-    rows = load("cpu-study-one-image")["result"]["rows"]
+    rows = [row for name in STUDIES for row in load(name)["result"]["rows"]]
     places = list(dict.fromkeys((row["dataset"], row["split"]) for row in rows))
+    names = [f"{dataset} {split}" if split != "test" else dataset for dataset, split in places]
     with house_style("results"):
-        figure = Figure(figsize=(11, 2.7), layout="constrained")
+        figure = Figure(figsize=(9.5, 5.6), layout="constrained")
         FigureCanvasAgg(figure)
-        for axes, place in zip(figure.subplots(1, len(places), sharey=True), places, strict=True):
-            row_axes(axes, list(METHODS.values()), ON_PAPER)
+        axes = figure.subplots()
+        row_axes(axes, names, ON_PAPER)
+        for line, place in enumerate(places):
             for index, method in enumerate(METHODS):
                 values = [
                     row["mean_dice"]
                     for row in rows
                     if row["method"] == method and (row["dataset"], row["split"]) == place
                 ]
-                draw_values(axes, index, values, ON_PAPER.slots[0 if index == 0 else -1])
-            axes.set_xlim(LIMITS)
-            axes.set_xlabel("mean Dice", color=ON_PAPER.muted)
-            axes.set_title(" ".join(place), fontsize=11.5, color=ON_PAPER.ink, loc="left")
+                draw_values(axes, line + OFFSET * (index - 1), values, COLOURS[method])
+        for method, name in METHODS.items():
+            axes.plot([], [], "o", color=COLOURS[method], markersize=8.5, mew=0, label=name)
+        axes.legend(
+            loc="lower center",
+            bbox_to_anchor=(0.4, 1.0),
+            ncols=3,
+            frameon=False,
+            fontsize=10.5,
+            handletextpad=0.1,
+        )
+        axes.set_xlim(0, 1)
+        axes.set_xlabel("mean Dice of the test images", color=ON_PAPER.muted)
         figure.set_facecolor("white")
         figure.savefig(out, dpi=150, metadata={"Software": None})
     print(out)

@@ -32,13 +32,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "cpu-matching-purity": lambda: study.matching("cpu-matching-purity"),
     "gpu-study-one-shot": lambda: study.study("gpu-study-one-shot"),
     "cpu-study-one-image": lambda: study.study("cpu-study-one-image"),
-    "cpu-study-one-image-in-short": lambda: study.study(
-        "cpu-study-one-image", "pixel-classifier", "unet-scratch"
-    ),
+    "cpu-study-one-image-first": lambda: study.study("cpu-study-one-image-first"),
     "cpu-study-all-annotated": lambda: study.study("cpu-study-all-annotated"),
     "cpu-study-uhcs-regions": lambda: study.study("cpu-study-uhcs-regions"),
     "cpu-study-other-sets": lambda: study.study("cpu-study-other-sets"),
     "cpu-study-other-sets-first": lambda: study.study("cpu-study-other-sets-first"),
+    "cpu-study-further-sets": lambda: study.study("cpu-study-further-sets"),
     "cpu-study-broad-pool": lambda: study.study("cpu-study-broad-pool"),
     "cpu-study-own-images": lambda: study.study("cpu-study-own-images"),
     "cpu-study-data-efficiency": lambda: study.by_budget("cpu-study-data-efficiency"),
