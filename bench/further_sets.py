@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,12 +39,12 @@ def bainite_martensite(images: Clone, labels: Clone) -> Iterator[Item]:
         mask = None
         if image is not None:
             inside = [
-                draw(image.shape, [(1, outline(shape)) for shape in shapes if shape["label"] == name]) == 1
-                for name in CLASSES["bainite_martensite"]
+                draw(image.shape, [(1, outline(shape)) for shape in shapes if shape["label"] == label]) == 1
+                for label in CLASSES["bainite_martensite"]
             ]
             mask = np.full(image.shape, UNKNOWN, np.uint8)
             mask[inside[0] & ~inside[1]], mask[inside[1] & ~inside[0]] = 0, 1
-            mask[1070:, 1270:] = UNKNOWN
+            mask[1070:, 1270:] = UNKNOWN  # the scale bar
         for row, column in np.ndindex(2, 2):
             tile = np.s_[row * 600 : (row + 1) * 600, column * 800 : (column + 1) * 800]
             split = "train" if field == 1 else "test"
@@ -55,7 +56,7 @@ def bainite_martensite(images: Clone, labels: Clone) -> Iterator[Item]:
             )
 
 
-def outline(shape: dict[str, list[tuple[float, float]]]) -> list[tuple[float, float]]:
+def outline(shape: dict[str, Any]) -> list[tuple[float, float]]:
     """The points of a shape of LabelMe."""
     return [(x, y) for x, y in shape["points"]]
 
