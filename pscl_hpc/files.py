@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import getpass
+import hashlib
 import json
 import os
 import socket
@@ -174,3 +175,9 @@ def user_name() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a user id without a name, as in containers
         return str(os.getuid())
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,7 +12,6 @@ from pscl_hpc.archive.format import MANIFEST, Collection, Row, parse_pool, unite
 from pscl_hpc.archive.ingest.errors import Unreadable
 from pscl_hpc.archive.ingest.items import Item, Skipped
 from pscl_hpc.archive.ingest.sources import Plan
-from pscl_hpc.archive.manifest import sha256_of
 from pscl_hpc.archive.options import IngestOptions, differing, options_from_json
 from pscl_hpc.archive.packer import Packer
 from pscl_hpc.archive.parts import Parts, Pick, open_parts, publish
@@ -20,6 +19,7 @@ from pscl_hpc.archive.ranges import mixed_types, with_common_range
 from pscl_hpc.archive.reader import Archive
 from pscl_hpc.archive.write_errors import WriteError, write_errors
 from pscl_hpc.errors import UserError
+from pscl_hpc.files import sha256_of
 from pscl_hpc.progress import Progress
 
 SHARD_BYTES = 2 << 30

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import operator
 import os
 import threading
 from bisect import bisect_right
@@ -50,13 +51,9 @@ class Lazy(Sequence[ItemT], Generic[ItemT]):
         return (self._make(int(place)) for place in self.places)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and len(self) == len(other) and all(map(_same, self, other))
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(operator.eq, self, other))
 
     __hash__ = None  # type: ignore[assignment]
-
-
-def _same(one: object, other: object) -> bool:
-    return one == other
 
 
 def positions(records: Sequence[ImageRecord]) -> npt.NDArray[np.int64]:

@@ -11,18 +11,15 @@ import numpy as np
 from pscl_hpc.archive.copies import Finding, copies
 from pscl_hpc.archive.duplicates import Thumbnail, Thumbnailer, Thumbnails
 from pscl_hpc.archive.format import IGNORE_INDEX, TILE, Row, check_mask, fingerprint
-from pscl_hpc.archive.manifest import read_manifest, sha256_of
+from pscl_hpc.archive.manifest import read_manifest
 from pscl_hpc.archive.reader import Archive
 from pscl_hpc.errors import UserError
+from pscl_hpc.files import sha256_of
 from pscl_hpc.progress import Progress
 
 
-def _nobody(sentence: str) -> None:
-    pass
-
-
 def check(
-    archive: Archive, *, progress: bool = False, remark: Callable[[str], None] = _nobody
+    archive: Archive, *, progress: bool = False, remark: Callable[[str], None] = lambda _: None
 ) -> list[Finding]:
     """Read every pixel once and return all problems.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -82,9 +81,3 @@ def write_manifest(folder: Path, entries: Sequence[ShardEntry], fingerprint: str
     shards = [asdict(entry) for entry in entries]
     content = {"format": FORMAT, "version": VERSION, "fingerprint": fingerprint, "shards": shards}
     write_json(folder / MANIFEST, content)
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from pscl_hpc.archive.format import Collection, Row, fingerprint, parse_pool
-from pscl_hpc.archive.manifest import ShardEntry, read_manifest, sha256_of, write_manifest
+from pscl_hpc.archive.manifest import ShardEntry, read_manifest, write_manifest
 from pscl_hpc.archive.reader import Archive
-from pscl_hpc.archive.shard import PositionedFile, Shard, open_shard
+from pscl_hpc.archive.shard import PositionedFile, Shard, open_shards
 from pscl_hpc.archive.writer import ShardWriter
 from pscl_hpc.errors import UserError
-from pscl_hpc.files import move_file, remove_leftovers, sync_folder
+from pscl_hpc.files import move_file, remove_leftovers, sha256_of, sync_folder
 from pscl_hpc.progress import Progress
 
 Pick = tuple[Row, Shard]
@@ -44,7 +44,7 @@ class Parts:
 
     def add(self, path: Path) -> None:
         """Add a finished part."""
-        self.shards.append(open_shard(path))
+        self.shards.append(open_shards(path)[0])
 
     def remove(self) -> None:
         """Delete the folder once the archive is in place."""

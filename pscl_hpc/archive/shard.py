@@ -123,13 +123,11 @@ class PositionedFile:
         return read_through(self._file)
 
 
-def open_shard(path: Path) -> Shard:
-    """The images that an archive file was made with; UserError when it is missing or damaged."""
-    return open_shards(path)[0]
-
-
 def open_shards(path: Path) -> tuple[Shard, ...]:
-    """Find and verify the indexes of an archive file; UserError when it is missing or damaged."""
+    """Find and verify the indexes of an archive file; UserError when it is missing or damaged.
+
+    The first shard has the images that the file was made with, the others what was appended to it.
+    """
     if not path.is_file():
         raise UserError(f"no archive at {path}; make one with 'pscl-hpc archive build SRC... --out {path}'")
     for last in [False] * (_TRIES - 1) + [True]:

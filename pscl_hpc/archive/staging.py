@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import IO
 
 from pscl_hpc.archive.format import MANIFEST
-from pscl_hpc.archive.manifest import read_manifest, sha256_of
+from pscl_hpc.archive.manifest import read_manifest
 from pscl_hpc.errors import JobError, UserError
-from pscl_hpc.files import user_name
+from pscl_hpc.files import sha256_of, user_name
 
 _BLOCK = 1 << 22
 _POLL_S = 0.02

@@ -4,8 +4,8 @@ They are what a lab tries before it trains a network: seconds for an image, and 
 """
 
 from pscl_hpc.classifiers.cache import FeatureCache, FeatureReader
-from pscl_hpc.classifiers.features.base import FEATURES, AnyFeatures, FeatureConfig, FeatureSet, PixelMaps
-from pscl_hpc.classifiers.heads.base import HEADS, AnyHead, Head, HeadConfig, Samples
+from pscl_hpc.classifiers.features.base import FEATURES, AnyFeatures, FeatureSet, PixelMaps
+from pscl_hpc.classifiers.heads.base import HEADS, AnyHead, Head, Samples
 from pscl_hpc.classifiers.pixels import CLASSIFIER_FILE, ClassifierCard, PixelClassifier, load_classifier
 
 __all__ = [
@@ -16,11 +16,9 @@ __all__ = [
     "AnyHead",
     "ClassifierCard",
     "FeatureCache",
-    "FeatureConfig",
     "FeatureReader",
     "FeatureSet",
     "Head",
-    "HeadConfig",
     "PixelClassifier",
     "PixelMaps",
     "Samples",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -15,19 +16,18 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    runs: list[Path] = typer.Argument(
-        ...,
-        metavar="RUN",
-        help="Run folders, or folders that contain some, such as runs/demo.",
-        show_default=False,
-    ),
-    out: Path | None = typer.Option(
-        None,
-        "--out",
-        metavar="FILE",
-        help="The HTML file to write; by default report.html in the first RUN.",
-        show_default=False,
-    ),
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN",
+            help="Run folders, or folders that contain some, such as runs/demo.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The HTML file to write; by default report.html in the first RUN."),
+    ] = None,
 ) -> None:
     """Write one self-contained HTML page: scores, predictions, sampled patches, features, curves, provenance.
 

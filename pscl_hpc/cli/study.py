@@ -66,9 +66,9 @@ def study_command(
 
     `pscl-hpc study configs/studies/quick.yaml`
 
-    `pscl-hpc study configs/studies/one_shot.yaml archive=alloys.h5 --dry-run`
+    `pscl-hpc study configs/studies/one-shot.yaml archive=alloys.h5 --dry-run`
 
-    `pscl-hpc study configs/studies/one_shot.yaml archive=alloys.h5 --cluster slurm --time 8:00:00 --gpus 1`
+    `pscl-hpc study configs/studies/one-shot.yaml archive=alloys.h5 --cluster slurm --time 8:00:00 --gpus 1`
     """
     from pscl_hpc.study.config import load_study
 
@@ -152,4 +152,4 @@ def _show_plan(state: StudyState, as_json: bool) -> None:
             f"{kind}: {count['runs']} runs, {count['missing']} missing"
             + (f", {count['finished_elsewhere']} of these finished elsewhere" if plan.study.reuse else "")
         )
-    typer.echo(f"{len(plan.cells)} cells of the grid; nothing was run")
+    typer.echo(f"{len(plan.cells)} combinations; nothing was run")

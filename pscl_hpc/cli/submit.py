@@ -71,7 +71,7 @@ def submit(
     The job runs 'pscl-hpc pretrain', 'finetune' or 'classifier' and outlives this shell. Its files are in the folder
     jobs of the run. Submitting an unfinished run again (run=FOLDER) resumes it from its last checkpoint.
 
-    Keys of a profile may also stand in the run's own file, in a section 'cluster', which running it by hand ignores.
+    Keys of a profile may also be in the run's own file, in a section 'cluster', which running it by hand ignores.
     Options given here override them, and they override the profile.
 
     A study is many jobs that depend on each other. 'submit study' is the same as 'pscl-hpc study FILE --cluster ...':

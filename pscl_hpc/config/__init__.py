@@ -1,8 +1,8 @@
 """Typed configuration: the sections that tasks share, registries of alternatives, YAML files and overrides."""
 
 from pscl_hpc.config.loading import (
-    apply_override,
     apply_overrides,
+    dotted,
     load_cluster,
     load_config,
     merge_trees,
@@ -47,9 +47,9 @@ __all__ = [
     "Strict",
     "TrainingConfig",
     "ViewConfig",
-    "apply_override",
     "apply_overrides",
     "check_folder",
+    "dotted",
     "first_problem",
     "load_cluster",
     "load_config",

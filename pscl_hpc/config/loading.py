@@ -204,7 +204,7 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
     """
     _check_exclusive(overrides)
     for text in sorted(overrides, key=lambda text: not _names_choice(text.partition("=")[0])):
-        apply_override(tree, text)
+        _apply_override(tree, text)
 
 
 def _names_choice(key: str) -> bool:
@@ -212,7 +212,7 @@ def _names_choice(key: str) -> bool:
     return last == "name" and section in _CHOICES
 
 
-def apply_override(tree: dict[str, Any], text: str) -> None:
+def _apply_override(tree: dict[str, Any], text: str) -> None:
     """Set one ``key.sub=value`` in place; UserError when it is not an override or a parent key holds a value."""
     key, equals, raw = text.partition("=")
     parts = key.strip().split(".")
@@ -238,6 +238,14 @@ def apply_override(tree: dict[str, Any], text: str) -> None:
     section = parts[-2] if len(parts) > 1 else ""
     for name in node.keys() - without_replaced(section, node, {parts[-1]: value}).keys():
         del node[name]
+
+
+def dotted(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """The values of a tree by their dotted keys. An empty section has none."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= dotted(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
+    return found
 
 
 def _check_exclusive(overrides: Sequence[str]) -> None:

@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 
 from pscl_hpc.doctor import hdf5, machine, slurm, storage, torch_stack, trackers
-from pscl_hpc.doctor.findings import Finding, Level
+from pscl_hpc.doctor.findings import Finding
 from pscl_hpc.errors import UserError
 
-__all__ = ["Finding", "Level", "examine", "run_check"]
+__all__ = ["Finding", "examine", "run_check"]
 
 Check = Callable[[], Iterator[Finding]]
 

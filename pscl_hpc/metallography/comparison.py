@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from pscl_hpc.archive import Archive
 from pscl_hpc.archive.ingest.errors import Unreadable
-from pscl_hpc.archive.manifest import sha256_of
 from pscl_hpc.errors import UserError, did_you_mean
+from pscl_hpc.files import sha256_of
 from pscl_hpc.metallography.correction import Correction
 from pscl_hpc.progress import Progress
 from pscl_hpc.segmentation.classes import ClassList

@@ -122,7 +122,8 @@ def _timm() -> Any:
         return importlib.import_module("timm")
     except ImportError as error:
         raise UserError(
-            f"model.name is timm, but timm cannot be imported ({error}); run 'pip install timm', or choose another trunk"
+            f"model.name is timm, but timm cannot be imported ({error}); pip install 'pscl-hpc[timm]', or choose "
+            "another trunk"
         ) from None
 
 

@@ -17,7 +17,7 @@ from pscl_hpc.archive.synthesis import synthesise
 from pscl_hpc.archive.synthesis.generate import MIN_SIZE
 from pscl_hpc.errors import JobError, UserError
 from pscl_hpc.methods import Method, Setting, build_method
-from pscl_hpc.models import build_trunk
+from pscl_hpc.models import build_trunk, checkpoint_blocks
 from pscl_hpc.planning.rates import Contrast, Rates, measured_keys
 from pscl_hpc.pretraining.config import PretrainConfig
 from pscl_hpc.pretraining.data import Batch, make_views
@@ -26,7 +26,6 @@ from pscl_hpc.seeding import Draws, Slots
 from pscl_hpc.training import (
     autocast,
     build_optimiser,
-    checkpoint_blocks,
     parameter_groups,
     setup_device,
 )

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict, TypeAdapter
 
+from pscl_hpc.config import dotted
 from pscl_hpc.errors import UserError
 from pscl_hpc.files import write_json
 from pscl_hpc.pretraining.config import PretrainConfig
@@ -75,7 +76,7 @@ def measured_keys(config: PretrainConfig) -> dict[str, Any]:
     tree = config.model_dump(mode="json")
     runtime = {key: tree["runtime"][key] for key in ("precision", "activation_checkpointing", "kernels")}
     sections = {key: tree[key] for key in ("method", "model", "views")}
-    flat = _flat({**sections, "runtime": runtime, "optimiser": {"name": tree["optimiser"]["name"]}})
+    flat = dotted({**sections, "runtime": runtime, "optimiser": {"name": tree["optimiser"]["name"]}})
     return {key: value for key, value in flat.items() if not key.startswith(_WITHOUT_EFFECT)}
 
 
@@ -110,10 +111,3 @@ def load_rates(path: Path) -> Rates:
             f"{path}: is not a file of measured rates; measure them into a new file with "
             "'pscl-hpc plan --config FILE --measure NEW'"
         ) from None
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

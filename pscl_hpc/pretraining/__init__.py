@@ -1,7 +1,6 @@
 """Pretraining: data, the task of the training loop, inspection."""
 
 from pscl_hpc.pretraining.data import Batch, PretrainData, make_views
-from pscl_hpc.pretraining.inspection import INSPECTION_FILE
 from pscl_hpc.pretraining.task import PretrainTask, pretrain
 
-__all__ = ["INSPECTION_FILE", "Batch", "PretrainData", "PretrainTask", "make_views", "pretrain"]
+__all__ = ["Batch", "PretrainData", "PretrainTask", "make_views", "pretrain"]

@@ -197,9 +197,10 @@ def _maps(features: Features) -> dict[str, Tensor]:
 
 def _annotated(archive: Archive, config: PretrainConfig) -> Sequence[ImageRecord]:
     """Annotated images of the training split, of one collection; none if there are none."""
-    found = [
-        record
-        for record in archive.select(datasets=config.data.datasets, splits=("train", ""), has_mask=True)
-        if not (record.specimen and record.specimen in config.data.exclude_specimens)
-    ]
+    found = archive.select(
+        datasets=config.data.datasets,
+        splits=("train", ""),
+        has_mask=True,
+        without_specimens=config.data.exclude_specimens,
+    )
     return [record for record in found if record.dataset == found[0].dataset]

@@ -1,5 +1,5 @@
 """The report page: run folders to one self-contained HTML file."""
 
-from pscl_hpc.report.page import REPORT_FILE, SEGMENT_FILE, Report, write_report
+from pscl_hpc.report.page import REPORT_FILE, SEGMENT_FILE, write_report
 
-__all__ = ["REPORT_FILE", "SEGMENT_FILE", "Report", "write_report"]
+__all__ = ["REPORT_FILE", "SEGMENT_FILE", "write_report"]

@@ -63,10 +63,10 @@ _FAMILIES = {
         (0.0, None),
     ),
     "probe": _Family(
-        "What the features tell of the annotation",
-        "Share of pixels of annotated training images whose class is told by the most similar pixels, mean over classes. "
-        "It is measured only, never trained on. It should rise above its first value and above chance; methods that "
-        "train the encoder alone improve the bottleneck only.",
+        "How well features predict the annotation",
+        "Share of pixels of annotated training images whose class is predicted by the most similar pixels, mean over "
+        "classes. It is measured only, never trained on. It should rise above its first value and above chance; "
+        "methods that train the encoder alone improve the bottleneck only.",
         (0.0, 1.02),
     ),
     "rank": _Family(

@@ -8,9 +8,8 @@ import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from pscl_hpc.config import RunConfig, load_config, to_yaml
+from pscl_hpc.config import RunConfig, dotted, load_config, to_yaml
 from pscl_hpc.errors import UserError
 from pscl_hpc.files import create_text
 
@@ -88,8 +87,8 @@ def _fresh_path(name: str) -> Path:
 def check_same(path: Path, config: RunConfig) -> None:
     """UserError unless the folder has the run with this configuration, up to keys that do not affect results."""
     # Loaded as a configuration, so that keys missing in the file have their defaults.
-    old = _flat(load_config(path / CONFIG_FILE).model_dump(mode="json"))
-    new = _flat(config.model_dump(mode="json"))
+    old = dotted(load_config(path / CONFIG_FILE).model_dump(mode="json"))
+    new = dotted(config.model_dump(mode="json"))
     changed = [
         key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and key not in _FREE
     ]
@@ -99,12 +98,3 @@ def check_same(path: Path, config: RunConfig) -> None:
             f"{path}: holds a run with another configuration ({key} is {old.get(key)!r} there, "
             f"{new.get(key)!r} here); choose another folder with run=..."
         )
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat.update(_flat(value, f"{prefix}.{key}" if prefix else str(key)))
-    return flat

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from pscl_hpc.config import LogConfig
+from pscl_hpc.config import LogConfig, dotted
 from pscl_hpc.errors import UserError
 
 _NOT_IN_MLFLOW = re.compile(r"[^/\w.\- :]")
@@ -107,7 +107,7 @@ class MlFlow:
                 tags={"pscl_hpc.run": identity, "folder": str(run.resolve())},
             )
             self._id = made.info.run_id
-            params = [Param(key, str(value)[:500]) for key, value in _flat(config).items()]
+            params = [Param(key, str(value)[:500]) for key, value in dotted(config).items()]
             for first in range(0, len(params), 100):
                 self._client.log_batch(self._id, params=params[first : first + 100])
 
@@ -187,10 +187,3 @@ def open_trackers(config: LogConfig, run: Path, name: str, created: str, tree: M
                 f"log.{key}: cannot be started ({text}); see docs/cluster.md, or leave it out"
             ) from error
     return Trackers(found)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found

@@ -5,14 +5,13 @@ from pscl_hpc.segmentation.classify import train_classifier
 from pscl_hpc.segmentation.evaluate import EVALUATION_FILE, evaluate
 from pscl_hpc.segmentation.finetune import finetune
 from pscl_hpc.segmentation.metrics import ConfusionMatrix, Scores
-from pscl_hpc.segmentation.predict import PredictedImage, PredictReport, predict
+from pscl_hpc.segmentation.predict import PredictReport, predict
 
 __all__ = [
     "EVALUATION_FILE",
     "ClassList",
     "ConfusionMatrix",
     "PredictReport",
-    "PredictedImage",
     "Scores",
     "evaluate",
     "finetune",

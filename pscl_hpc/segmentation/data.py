@@ -105,9 +105,13 @@ def _select_validation(
         )
     found = [
         record
-        for record in archive.select(datasets=[collection.name], splits=[split], has_mask=True)
+        for record in archive.select(
+            datasets=[collection.name],
+            splits=[split],
+            has_mask=True,
+            without_specimens=config.data.exclude_specimens,
+        )
         if record.id not in config.references
-        and not (record.specimen and record.specimen in config.data.exclude_specimens)
     ]
     foreground = list(classes.foreground)
     if not any(count_classes(archive, record, classes)[foreground].any() for record in found):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,9 +51,3 @@ class Finished:
             size = file.seek(0, 2)
             file.seek(max(0, size - 1))
             return file.read(1) in (b"", b"\n")
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

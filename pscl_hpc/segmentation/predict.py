@@ -22,12 +22,12 @@ from pscl_hpc.archive.options import AUTO_CROP, IngestOptions, options_to_tree
 from pscl_hpc.archive.single_file import temporary_archive
 from pscl_hpc.classifiers import CLASSIFIER_FILE
 from pscl_hpc.errors import UserError
-from pscl_hpc.files import write_bytes
+from pscl_hpc.files import sha256_of, write_bytes
 from pscl_hpc.models import MODEL_FILE
 from pscl_hpc.progress import Progress
 from pscl_hpc.segmentation.config import InferenceOptions
 from pscl_hpc.segmentation.evaluate import PREDICTIONS
-from pscl_hpc.segmentation.finished import Finished, file_hash
+from pscl_hpc.segmentation.finished import Finished
 from pscl_hpc.segmentation.inference import Predictor
 from pscl_hpc.segmentation.ingest_options import (
     FileOptions,
@@ -151,7 +151,7 @@ def predict(
     report = PredictReport(Path(out) if out is not None else folder.path / PREDICTIONS / FILES)
     finished = None
     if resume:
-        finished = Finished(report.folder, f"{file_hash(_model_file(folder.path))} {predictor.inference}")
+        finished = Finished(report.folder, f"{sha256_of(_model_file(folder.path))} {predictor.inference}")
     writer = _Writer(predictor, confidence, finished)
     names = list(dict.fromkeys(map(str, images)))
     found: list[tuple[str, ImageRecord]] = []

@@ -15,7 +15,15 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from pscl_hpc.config import Count, Strict, apply_override, check_folder, first_problem, merge_trees, read_tree
+from pscl_hpc.config import (
+    Count,
+    Strict,
+    apply_overrides,
+    check_folder,
+    first_problem,
+    merge_trees,
+    read_tree,
+)
 from pscl_hpc.errors import UserError, did_you_mean
 
 NO_PRETRAINING = "none"
@@ -191,8 +199,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
     """
     path = Path(path)
     tree = read_tree(path)
-    for text in overrides:
-        apply_override(tree, text)
+    apply_overrides(tree, overrides)
     if tree.setdefault("kind", "study") != "study":
         raise UserError(
             f"{path}: this is a {tree['kind']} configuration, not a study{did_you_mean(str(tree['kind']), ['study'])}"

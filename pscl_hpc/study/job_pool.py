@@ -19,7 +19,6 @@ from pscl_hpc.launch.submission import submit_many
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.study.plan import Job
 from pscl_hpc.study.schedule import Outcome
-from pscl_hpc.study.stage import is_done
 
 ENTRY = "pscl_hpc.study.stage:run_stage"
 _SLURM_ASK_S = 5.0
@@ -90,7 +89,7 @@ class JobPool:
         if phase in ("pending", "running"):
             self._adopted.add(job.key)
             self._running[job.key] = job
-        elif _is_done(job):
+        elif job.is_done():
             # It has finished since the study looked; the next poll reports it.
             self._running[job.key] = job
         else:
@@ -100,7 +99,7 @@ class JobPool:
         """Submit the jobs that were started, and return those that have ended since the last call."""
         outcomes = self._submit()
         for key, job in self._look():
-            if _is_done(job):
+            if job.is_done():
                 outcomes[key] = Outcome("done")
             elif key in self._adopted:
                 # It was stopped or failed under another command: this one tries it again.
@@ -172,7 +171,7 @@ class JobPool:
         found = []
         if now - self._looked >= _LOOK_S:
             self._looked = now
-            found = [(key, job) for key, job in jobs if _is_done(job)]
+            found = [(key, job) for key, job in jobs if job.is_done()]
         if jobs and now - self._asked >= _SLURM_ASK_S:
             self._asked = now
             self._next = (self._next + 1) % len(jobs)
@@ -188,10 +187,6 @@ def _is_alive(job: Job) -> bool:
     """Whether a job waits or runs, or a scheduler that does not answer has not said otherwise."""
     record = latest_job(job.folder)
     return record is not None and SCHEDULERS[record.cluster].state(record).phase != "ended"
-
-
-def _is_done(job: Job) -> bool:
-    return is_done(job.folder, job.config.kind, job.fingerprint, job.tests)
 
 
 def _reason(job: Job) -> str:

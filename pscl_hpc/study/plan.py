@@ -21,7 +21,7 @@ from pscl_hpc.study.config import DatasetEntry, MethodEntry, StudyConfig, Tree
 from pscl_hpc.study.keys import run_key
 from pscl_hpc.study.pool import Pool, check_pool
 from pscl_hpc.study.references import Annotation, Draws
-from pscl_hpc.study.stage import is_test, test_splits
+from pscl_hpc.study.stage import is_done, is_test, test_splits
 
 SHORT = 12
 """Digits of a key in the name of a folder."""
@@ -54,6 +54,10 @@ class Job:
     def folder(self) -> Path:
         """The run folder."""
         return Path(self.config.run)
+
+    def is_done(self, folder: Path | None = None) -> bool:
+        """Whether its run, or the one in another folder, is complete."""
+        return is_done(folder or self.folder, self.config.kind, self.fingerprint, self.tests)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from pscl_hpc.segmentation.classifier_config import ClassifierConfig
 from pscl_hpc.segmentation.evaluate import EVALUATION_FILE, PREDICTIONS
 from pscl_hpc.segmentation.trained import SegmentationConfig
 from pscl_hpc.study.plan import Job, Plan
-from pscl_hpc.study.stage import is_done
 from pscl_hpc.study.stored import StoredRuns, began_with
 
 _PARTIAL = ".copied-"
@@ -42,7 +41,7 @@ def find_finished(plan: Plan, missing: Iterable[Job]) -> dict[str, Path]:
         if job.folder.exists():
             continue
         runs = (run for study in studies for run in study.find(job))
-        run = next((run for run in runs if is_done(run, job.config.kind, job.fingerprint, job.tests)), None)
+        run = next(filter(job.is_done, runs), None)
         if run is not None:
             found[job.key] = run
     return found

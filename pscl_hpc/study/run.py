@@ -27,7 +27,7 @@ from pscl_hpc.study.keys import run_key
 from pscl_hpc.study.plan import Job, Plan, make_plan
 from pscl_hpc.study.reuse import copy_run, find_finished, placed, tree_yaml
 from pscl_hpc.study.schedule import Executor, Outcome, run_jobs
-from pscl_hpc.study.stage import is_done, made_from
+from pscl_hpc.study.stage import made_from
 from pscl_hpc.study.stored import began_with, in_place
 
 STUDY_FILE = "study.yaml"
@@ -117,11 +117,7 @@ def write_results(plan: Plan, outcomes: dict[str, Outcome]) -> StudyResults:
 
 
 def _state(plan: Plan) -> StudyState:
-    done = tuple(
-        key
-        for key, job in plan.jobs.items()
-        if is_done(job.folder, job.config.kind, job.fingerprint, job.tests)
-    )
+    done = tuple(key for key, job in plan.jobs.items() if job.is_done())
     state = StudyState(plan, done, {})
     return dataclasses.replace(state, elsewhere=find_finished(plan, state.missing))
 

@@ -25,7 +25,7 @@ from pscl_hpc.runs.record import CHECKPOINTS, RECORD_FILE
 from pscl_hpc.segmentation.trained import SegmentationConfig
 from pscl_hpc.study.keys import run_key, written_key
 from pscl_hpc.study.plan import PRETRAINED, SHORT, Job, Plan
-from pscl_hpc.study.stage import is_done, made_from
+from pscl_hpc.study.stage import made_from
 
 _PRETRAINING = "pretraining"
 """Entry of run.json: the folder name of the run's pretraining, and the key that it had when the run began."""
@@ -86,8 +86,7 @@ class StoredRuns:
             return runs
 
         def progress(run: Path) -> tuple[bool, list[int]]:
-            done = is_done(run, job.config.kind, job.fingerprint, job.tests)
-            return done, CheckpointStore(run / CHECKPOINTS).steps()[-1:]
+            return job.is_done(run), CheckpointStore(run / CHECKPOINTS).steps()[-1:]
 
         return sorted(runs, key=progress, reverse=True)
 

@@ -1,6 +1,5 @@
 """Training: the loop and its tasks, ranks, device, precision, optimiser, learning rate, stopping."""
 
-from pscl_hpc.models.recompute import checkpoint_blocks
 from pscl_hpc.training.device import autocast, setup_device
 from pscl_hpc.training.joining import join_ranks
 from pscl_hpc.training.loop import Loop
@@ -11,7 +10,7 @@ from pscl_hpc.training.optimiser import (
     scaled_lr,
     set_lr,
 )
-from pscl_hpc.training.ranks import Place, Ranks, read_place
+from pscl_hpc.training.ranks import Ranks, read_place
 from pscl_hpc.training.run import check_unchanged, train
 from pscl_hpc.training.stopping import (
     StopRequested,
@@ -24,7 +23,6 @@ from pscl_hpc.training.task import StepLoss, Task
 
 __all__ = [
     "Loop",
-    "Place",
     "Ranks",
     "StepLoss",
     "StopRequested",
@@ -32,7 +30,6 @@ __all__ = [
     "autocast",
     "build_optimiser",
     "check_unchanged",
-    "checkpoint_blocks",
     "clear_stop",
     "join_ranks",
     "lr_factor",

@@ -15,8 +15,9 @@ from pscl_hpc.archive import parts as parts_module
 from pscl_hpc.archive import pool_writer as pool_writer_module
 from pscl_hpc.archive.build import BuildOptions, build
 from pscl_hpc.archive.ingest.sources import plan
-from pscl_hpc.archive.manifest import ShardEntry, sha256_of, write_manifest
+from pscl_hpc.archive.manifest import ShardEntry, write_manifest
 from pscl_hpc.errors import UserError
+from pscl_hpc.files import sha256_of
 
 from .archives import PLAIN, STEEL, labels, make_sources, packed, pixels, write_mixed
 

@@ -215,7 +215,8 @@ def test_unit_range_by_dtype(tmp_path: Path) -> None:
 
 def _shards(folder: Path) -> Archive:
     """A folder of 70 shards: more than the reader keeps open."""
-    from pscl_hpc.archive.manifest import ShardEntry, sha256_of, write_manifest
+    from pscl_hpc.archive.manifest import ShardEntry, write_manifest
+    from pscl_hpc.files import sha256_of
 
     folder.mkdir()
     entries = []

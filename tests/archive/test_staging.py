@@ -56,7 +56,8 @@ def test_the_copy_is_read_in_place_of_the_archive(archive: Path, tmp_path: Path)
 
 
 def test_a_folder_of_shards_keeps_its_checksums(archive: Path, tmp_path: Path) -> None:
-    from pscl_hpc.archive.manifest import ShardEntry, sha256_of, write_manifest
+    from pscl_hpc.archive.manifest import ShardEntry, write_manifest
+    from pscl_hpc.files import sha256_of
 
     folder = archive.parent
     entry = ShardEntry("a.h5", sha256_of(archive), archive.stat().st_size, 7)

@@ -159,5 +159,5 @@ def test_it_is_logged_and_changes_no_loss(tmp_path: Path) -> None:
     assert all(line["loss"] == losses[line["step"]] for line in on.metrics())
     assert not any("probe" in key or "rank" in key for line in off.metrics() for key in line)
     text = write_report([on.path]).path.read_text()
-    assert "What the features tell of the annotation" in text
+    assert "How well features predict the annotation" in text
     assert "Rank of the features" in text

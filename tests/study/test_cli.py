@@ -86,7 +86,7 @@ def test_every_study_in_the_repository_is_whole(tmp_path: Path) -> None:
     from pscl_hpc.study.config import load_study
 
     files = sorted(QUICK.parent.glob("*.yaml"))
-    assert {"one_shot", "one-image", "quick", "data_efficiency", "core"} <= {file.stem for file in files}
+    assert {"one-shot", "one-image", "quick", "data-efficiency", "core"} <= {file.stem for file in files}
     for file in files:
         study = load_study(file, [] if file == QUICK else ["archive=alloys.h5"])
         for entry in study.methods:

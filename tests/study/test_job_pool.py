@@ -197,7 +197,7 @@ def test_inline_jobs_are_spread_over_the_gpus_and_attached(
     assert cluster.gpus == ["4", "7", "4", "7", "4"]
     # A GPU whose job has ended is the next one's.
     monkeypatch.setattr(job_pool, "_is_alive", lambda job: job is not jobs[1])
-    monkeypatch.setattr(job_pool, "_is_done", lambda job: job is jobs[1])
+    monkeypatch.setattr(Job, "is_done", lambda job: job is jobs[1])
     assert list(pool.poll()) == [jobs[1].key]
     pool.start(jobs[5])
     pool.poll()

@@ -12,9 +12,10 @@ import torch
 from pscl_hpc.archive import Archive
 from pscl_hpc.config import OptimiserConfig
 from pscl_hpc.errors import UserError
+from pscl_hpc.models import checkpoint_blocks
 from pscl_hpc.models.unet import UNet, UNetConfig
 from pscl_hpc.pretraining import PretrainData
-from pscl_hpc.training import checkpoint_blocks, read_place, scaled_lr
+from pscl_hpc.training import read_place, scaled_lr
 from tests.helpers import small_archive, small_config
 
 TORCHRUN = {

@@ -103,10 +103,6 @@ def _olympus(tags: Mapping[str, Any]) -> Scale:
     return (float(size) * 1e6 if size else None), (float(magnification) if magnification else None)
 
 
-class _Refused(Exception):
-    pass
-
-
 def _ome(file: tifffile.TiffFile) -> float | None:
     """Micrometres per pixel from OME-XML (schema 2016-06, element Pixels), equal for all images and directions.
 
@@ -123,14 +119,14 @@ def _ome(file: tifffile.TiffFile) -> float | None:
             sizes.append(_square(attributes))
 
     def doctype(*_: object) -> None:
-        raise _Refused
+        raise ValueError
 
     parser = expat.ParserCreate(namespace_separator=" ")
     parser.StartElementHandler = element
     parser.StartDoctypeDeclHandler = doctype
     try:
         parser.Parse(text, True)
-    except (expat.ExpatError, _Refused, ValueError):
+    except (expat.ExpatError, ValueError):
         return None
     first = sizes[0] if sizes else None
     if first is None or any(size is None or not _alike(size, first) for size in sizes):

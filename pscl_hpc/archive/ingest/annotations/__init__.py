@@ -7,9 +7,8 @@ from pscl_hpc.archive.ingest.annotations.area import fill
 from pscl_hpc.archive.ingest.annotations.formats import (
     AnnotationFile,
     Drawing,
-    Shape,
     annotation_suffixes,
     read_annotations,
 )
 
-__all__ = ["AnnotationFile", "Drawing", "Shape", "annotation_suffixes", "fill", "read_annotations"]
+__all__ = ["AnnotationFile", "Drawing", "annotation_suffixes", "fill", "read_annotations"]
