@@ -132,7 +132,7 @@ def _build(
     with_other_options = tuple(name for name in unchanged if _has_other_options(existing[name], options))
     warnings = [f"{name}: {remark}" for name, remark in packer.remarks.items()]
     changed = {row.dataset for row, _ in picks}
-    warnings += packer.like_masks()
+    warnings += packer.warnings()
     warnings += mixed_types([*kinds, *((row, 1) for row, _ in picks)], changed)
     return BuildResult(
         out, len(picks), len(unchanged), tuple(skipped), cropped, with_other_options, tuple(warnings)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from pscl_hpc.archive.format import Collection
@@ -12,7 +14,7 @@ from pscl_hpc.archive.ingest.images import open_pages
 from pscl_hpc.archive.ingest.items import Item
 from pscl_hpc.archive.ingest.masks import read_mask
 from pscl_hpc.archive.ingest.page import Page
-from pscl_hpc.archive.ingest.prepare import prepare
+from pscl_hpc.archive.ingest.prepare import prepare, sensitive_to
 from pscl_hpc.archive.options import AUTO_CROP, IngestOptions
 from pscl_hpc.archive.parts import Parts, stored_bytes
 from pscl_hpc.archive.writer import ShardWriter
@@ -21,6 +23,9 @@ PART_BYTES = 128 << 20
 """Raw pixels in a part."""
 PART_S = 30.0
 """Seconds after which a part is finished: at most these and one file are lost in a crash."""
+
+_LOOK_FOR_BARS = 50
+"""Images of a collection that are searched for information bars: each is read a second time in part."""
 
 
 class Packer:
@@ -38,14 +43,22 @@ class Packer:
         self._since = 0.0
         self.remarks: dict[str, str] = {}
         self._like_masks: dict[str, list[str]] = {}
+        self._with_bars: dict[str, list[str]] = {}
+        self._looked_for_bars: Counter[str] = Counter()
 
-    def like_masks(self) -> list[str]:
-        """A warning for each collection with packed images that may be masks."""
-        return [
-            f"{dataset}: {len(ids)} of its images may be masks, they have only a few grey levels each ({', '.join(ids[:3])}"
-            f"{', ...' if len(ids) > 3 else ''}); if they are, name the folders with --images and --masks"
+    def warnings(self) -> list[str]:
+        """Warnings about packed images that may be masks, or have an information bar."""
+        masks = [
+            f"{dataset}: {len(ids)} of its images may be masks, they have only a few grey levels each ({_few(ids)}); if "
+            "they are, name the folders with --images and --masks"
             for dataset, ids in self._like_masks.items()
         ]
+        bars = [
+            f"{dataset}: {len(ids)} of the {self._looked_for_bars[dataset]} images looked at seem to have an information "
+            f"bar at the bottom edge ({_few(ids)}), which would count as a phase; add --crop-bottom auto to cut it"
+            for dataset, ids in self._with_bars.items()
+        ]
+        return masks + bars
 
     def __enter__(self) -> None:
         pass
@@ -132,6 +145,10 @@ class Packer:
             intensity=page.intensity,
             ingest=self._options,
         )
+        if not self._options.crop_bottom and self._looked_for_bars[item.dataset] < _LOOK_FOR_BARS:
+            self._looked_for_bars[item.dataset] += 1
+            if sensitive_to(page, {"crop_bottom"}):
+                self._with_bars.setdefault(item.dataset, []).append(image_id)
         if few and mask is None and image_id not in writer.remarks:
             self._like_masks.setdefault(item.dataset, []).append(image_id)
         return prepared.cut
@@ -155,3 +172,8 @@ class Packer:
                 self._parts.add(writer.path)
             elif kind is None:
                 writer.path.unlink()  # all files of this part are damaged
+
+
+def _few(ids: Sequence[str]) -> str:
+    """The first of some ids."""
+    return f"{', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''}"

@@ -66,7 +66,7 @@ def mixed_types(rows: Iterable[tuple[Row, int]], changed: Set[str]) -> list[str]
     for name, channels_of in colours.items():
         if name in changed and len(channels_of) > 1:
             found.append(
-                f"{name}: {channels_of[3]} of its images in colour, {channels_of[1]} grey; networks with one channel, the "
-                "default, see the brightness only, and --colour luma packs it"
+                f"{name}: {channels_of[3]} of its images are in colour and {channels_of[1]} are grey; networks with one "
+                "channel, the default, see the brightness only, and --colour luma packs it"
             )
     return found

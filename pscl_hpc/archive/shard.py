@@ -142,6 +142,10 @@ def open_shards(path: Path) -> tuple[Shard, ...]:
             if isinstance(error, UserError | MemoryError | ImportError):
                 raise
             reason = str(error).split("\n")[0]
+            if "signature not found" in reason:
+                raise UserError(
+                    f"{path} is not an archive; make one of images with 'pscl-hpc archive build'"
+                ) from None
             raise UserError(
                 f"{path} cannot be read as an archive ({reason}); restore it from a backup or build it again"
             ) from error

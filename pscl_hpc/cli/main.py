@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 import traceback
 from dataclasses import dataclass
@@ -184,8 +185,11 @@ def _usage(error: Any) -> int:
         error.show()
         return EXIT_INPUT
     where = f"; see '{error.ctx.command_path} --help'" if getattr(error, "ctx", None) else ""
-    # Typer passes on how pydantic begins its messages.
+    # Typer passes on pydantic's messages.
     sentence = " ".join(str(error.format_message()).split()).rstrip(".").replace(": Value error, ", ": ")
+    for kind, wanted in (("number", "a number, with a decimal point"), ("integer", "a whole number")):
+        message = f"Input should be a valid {kind}, unable to parse string as "
+        sentence = re.sub(f"{message}.*", f"give {wanted}", sentence)
     return _fail(sentence + where, EXIT_INPUT)
 
 

@@ -98,7 +98,7 @@ def segment_command(
 
     `pscl-hpc segment micrographs --mask 0007.png --classes matrix,carbide --submit --time 1:00:00 --gpus-per-node 1`
     """
-    from pscl_hpc.cli.signals import stop_after_step
+    from pscl_hpc.cli.signals import stop_in_training
     from pscl_hpc.workflow import Request, segment
     from pscl_hpc.workflow.submission import submit_segment
 
@@ -150,8 +150,7 @@ def segment_command(
         return
     if given := [name for name, value in wanted.items() if value is not None]:
         raise UserError(f"{given[0]} is for a job; add --submit, or leave it out")
-    with stop_after_step():
-        done = segment(request, target, say=say, progress=not as_json)
+    done = segment(request, target, say=say, progress=not as_json, training=stop_in_training)
     record = done.measured.record
     told = [f"warning: {warning}" for warning in record.warnings]
     told += [f"skipped {source}: {reason}" for source, reason in record.skipped]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -50,10 +51,26 @@ def stop_after_step() -> Iterator[None]:
     """On Ctrl-C or SIGTERM, let the stage stop after its step, print how to resume it, and exit with code 130."""
     from pscl_hpc.training import StopRequested, read_place, stop_on_signals
 
+    def tell() -> None:
+        if read_place().first and os.isatty(2):
+            # Not print, which a signal may have interrupted while it held its lock.
+            os.write(2, b"\nstopping after this step; a second Ctrl-C ends at once\n")
+
     try:
-        with stop_on_signals():
+        with stop_on_signals(tell):
             yield
     except StopRequested as stop:
         if read_place().first:
             print(f"stopped: {stop.reason}; {stop.hint}", file=sys.stderr)
         raise SystemExit(EXIT_STOPPED) from None
+
+
+@contextmanager
+def stop_in_training() -> Iterator[None]:
+    """As :func:`stop_after_step` for a stage in a longer command, which a late request ends, too."""
+    from pscl_hpc.training import StopRequested, stop_reason
+
+    with stop_after_step():
+        yield
+        if (reason := stop_reason()) is not None:
+            raise StopRequested(reason)

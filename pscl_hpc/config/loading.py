@@ -1,7 +1,8 @@
 """YAML files and command-line overrides to a checked configuration, and back.
 
-A file may name another with ``extends: other.yaml`` (relative to itself); its own keys win. Overrides are
-``key.sub=value`` with YAML values. The first problem is reported with file, key and fix.
+A file may name another with ``extends: other.yaml`` (relative to itself); its own keys win. A file ``configs/...`` that is
+not there is that of the package. Overrides are ``key.sub=value`` with YAML values. The first problem is reported with file,
+key and fix.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from pscl_hpc.config.packaged import packaged_path
 from pscl_hpc.config.problems import first_problem
 from pscl_hpc.config.sections import RunConfig
 from pscl_hpc.config.strict import EXCLUSIVE, without_replaced
@@ -68,7 +70,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, kind: str | 
         raise UserError(f"{path}: kind is '{found}'{did_you_mean(str(found), _KINDS)}")
     if kind is not None and found != kind:
         raise UserError(f"{path}: this is a {found} configuration; use 'pscl-hpc {found}' or another file")
-    return resolve_config(tree, source=str(path))
+    return resolve_config(tree, source=str(path), overrides=overrides)
 
 
 def load_cluster(path: str | Path, overrides: Sequence[str] = ()) -> Any:
@@ -82,13 +84,15 @@ def load_cluster(path: str | Path, overrides: Sequence[str] = ()) -> Any:
     return tree.get(CLUSTER)
 
 
-def resolve_config(tree: Mapping[str, Any], *, source: str) -> RunConfig:
-    """Validate a tree of plain values. ``source`` names it in errors."""
+def resolve_config(tree: Mapping[str, Any], *, source: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Validate a tree of plain values. ``source`` names it in errors, unless the key is that of an override."""
     schema = schema_of(str(tree.get("kind", "pretrain")))
     try:
         return schema.model_validate(dict(tree))
     except ValidationError as error:
-        raise UserError(f"{source}: {first_problem(schema, error, tree)}") from None
+        problem = first_problem(schema, error, tree)
+        given = any(f"key '{text.partition('=')[0].strip()}'" in problem for text in overrides)
+        raise UserError(f"{'command line' if given else source}: {problem}") from None
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -154,6 +158,9 @@ def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
         tree = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        own = packaged_path(path)
+        if own is not None and own != path:
+            return read_tree(own, seen)
         raise UserError(f"{path}: no such configuration file; check its path") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder; name a YAML file") from None
@@ -178,7 +185,10 @@ def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         return tree
     if not isinstance(base, str):
         raise UserError(f"{path}: extends must name one YAML file")
-    return merge_trees(read_tree(path.parent / base, (*seen, real)), tree)
+    file = path.parent / base
+    if not file.exists():
+        file = packaged_path(Path(base)) or file
+    return merge_trees(read_tree(file, (*seen, real)), tree)
 
 
 def merge_trees(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:

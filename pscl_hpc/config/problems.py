@@ -14,6 +14,20 @@ from pscl_hpc.errors import did_you_mean
 
 _BRANCH = re.compile(r".*\[.*|[A-Z]\w*")
 """A type of several that a value may have, as pydantic writes it among the keys of a location."""
+_MUST_BE = {
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number, with a decimal point",
+    "float_type": "a number",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+}
+"""What a value must be, by the types of pydantic's errors."""
 
 
 def first_problem(schema: type[BaseModel], error: ValidationError, tree: Any = None) -> str:
@@ -47,6 +61,8 @@ def first_problem(schema: type[BaseModel], error: ValidationError, tree: Any = N
     message = str(first["msg"])
     if kind == "value_error":
         message = message.removeprefix("Value error, ")  # our own sentence
+    elif kind in _MUST_BE:
+        message = f"must be {_MUST_BE[kind].format(**first.get('ctx', {}))}"
     else:
         message = message[:1].lower() + message[1:]
     shown = f", but it is {first['input']!r}" if kind != "value_error" and key else ""

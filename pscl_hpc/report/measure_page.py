@@ -91,6 +91,7 @@ def measure_context(record: Measurements, folder: Path) -> dict[str, Any]:
     archive = _archive(record)
     return {
         "record": record,
+        "folder": folder,
         "title": title(record),
         "sentences": sentences(record),
         "tiles": tiles(record),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -49,14 +49,19 @@ def clear_stop() -> None:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[None]:
-    """Let SIGINT and SIGTERM request a stop; a second SIGINT ends the process at once. For the main thread."""
+def stop_on_signals(requested: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Let SIGINT and SIGTERM request a stop; a second SIGINT ends the process at once. For the main thread.
+
+    Args:
+        requested: Called in the handler of a signal, after the request.
+    """
 
     def handle(number: int, frame: FrameType | None) -> None:
         if stop_reason() is not None and number == signal.SIGINT:
             # No exception: it could be raised inside a collective operation, for which the other ranks would wait.
             os._exit(EXIT_STOPPED)
         request_stop("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
+        requested()
 
     clear_stop()
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -15,7 +15,7 @@ from pscl_hpc.archive.ingest.items import Item
 from pscl_hpc.archive.ingest.sources import Plan, plan
 from pscl_hpc.errors import UserError
 from pscl_hpc.files import replacing
-from pscl_hpc.workflow.masks import Annotated, images_of_masks, numbered_classes
+from pscl_hpc.workflow.masks import Annotated, images_of_masks, numbered_classes, template_colours
 
 ARCHIVE_FILE = "archive.h5"
 ANNOTATION_FILE = "annotation.csv"
@@ -41,6 +41,17 @@ class Inputs:
     """The command that packs the same archive."""
     waiting: tuple[str, ...] = ()
     """Ids of new images that are not packed yet, because a training on the archive is not finished."""
+
+
+def check_files(folder: Path, masks: Sequence[Path]) -> None:
+    """UserError unless the folder of the images and the files of the masks exist."""
+    for path, what in ((folder, "the folder of the images"), *((mask, "the mask") for mask in masks)):
+        if not path.exists():
+            raise UserError(f"{path}: {what} is not found; check its path")
+    if folders := [mask for mask in masks if mask.is_dir()]:
+        raise UserError(
+            f"{folders[0]}: is a folder; name the file of one mask, or pack all with 'archive build --masks'"
+        )
 
 
 def pack(
@@ -76,22 +87,20 @@ def pack(
         UserError: no image belongs to a mask, its values are no class indices, ``archive build`` refuses the folder, or
             the archive that a training began with has another mask.
     """
-    for path, what in ((folder, "the folder of the images"), *((mask, "the mask") for mask in masks)):
-        if not path.exists():
-            raise UserError(f"{path}: {what} is not found; check its path")
-    if folders := [mask for mask in masks if mask.is_dir()]:
-        raise UserError(
-            f"{folders[0]}: is a folder; name the file of one mask, or pack all with 'archive build --masks'"
-        )
     names, values = tuple(classes), dict(mask_values or {})
     if scribbles and not names:
         raise UserError(
             "--scribbles needs the names of the classes; add --classes, the one with the value 1 first"
         )
+    drawn = {} if values else template_colours(masks, names)
+    values = values or drawn
     found, numbered = _first_plan(folder, names, values, masks)
     annotated = images_of_masks(found, masks, images)
     home = annotated[0][1].dataset
     notes = list(found.notes)
+    if drawn:
+        listed = ", ".join(f"{colour} is {name}" for colour, name in drawn.items())
+        notes.append(f"the colours are those of the empty mask that 'segment' writes: {listed}")
     known = found.collections[home].classes
     if not names and not values and (not known or home in numbered):
         names = numbered_classes(masks)
@@ -120,6 +129,12 @@ def pack(
         packed = build(found, archive, options or BuildOptions(), progress=progress)
     for mask, item in annotated:
         _check_packed(packed, item, mask)
+    if packed.cropped:
+        rows = sorted(set(packed.cropped.values()))
+        notes.append(
+            f"cut information bars from {len(packed.cropped)} of {len(found.items)} images ({rows[0]}"
+            f"{f' to {rows[-1]}' if len(rows) > 1 else ''} rows)"
+        )
     if everything:
         warnings, skipped, waiting = packed.warnings, packed.skipped, ()
     if gone := _no_longer_found(found, archive):

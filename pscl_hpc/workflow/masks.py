@@ -12,14 +12,17 @@ from pscl_hpc.archive.ingest.annotations import annotation_suffixes, read_annota
 from pscl_hpc.archive.ingest.errors import Unreadable
 from pscl_hpc.archive.ingest.items import Item
 from pscl_hpc.archive.ingest.mask_pixels import read_pages
-from pscl_hpc.archive.ingest.mask_values import suggestion
+from pscl_hpc.archive.ingest.mask_values import IGNORE, suggestion
 from pscl_hpc.archive.ingest.pairing import pair
 from pscl_hpc.archive.ingest.sources import Plan
 from pscl_hpc.errors import UserError, did_you_mean
 from pscl_hpc.files import nfc
+from pscl_hpc.segmentation.palette import Rgb, class_colours, hex_colour
 
 _MOST_CLASSES = 12
 """Classes that are named by number; more values are hardly class indices."""
+TEMPLATE_EMPTY: Rgb = (255, 255, 255)
+"""Colour of pixels that are not annotated in the template."""
 
 
 Annotated = tuple[Path, Item]
@@ -128,6 +131,10 @@ def numbered_classes(masks: Sequence[Path]) -> tuple[str, ...]:
     found = sorted(set().union(*map(_values, masks)))
     told = masks[0] if len(masks) == 1 else ", ".join(str(mask) for mask in masks)
     values = [value for value in found if value != IGNORE_INDEX]
+    if not values:
+        raise UserError(
+            f"{told}: has only the value {IGNORE_INDEX}, so nothing is annotated; paint the classes"
+        )
     if len(values) == len(found) == 1:
         raise UserError(f"{told}: has only the value {found[0]:g}; a mask must show at least two classes")
     if not 2 <= len(values) <= _MOST_CLASSES or values != list(range(len(values))):
@@ -139,6 +146,36 @@ def numbered_classes(masks: Sequence[Path]) -> tuple[str, ...]:
             f"{suggestion(keys, ())}, or 'ignore' if not annotated"
         )
     return tuple(f"class {value:g}" for value in values)
+
+
+def template_colours(masks: Sequence[Path], classes: Sequence[str]) -> dict[int | str, str]:
+    """Colour -> class of masks that a paint program has saved in the colours of the template; empty for others.
+
+    Programs without palettes turn the indices of the template into its colours, and 255, not annotated, into white.
+
+    Args:
+        masks: Files.
+        classes: Class names in index order; empty: they are numbered.
+    """
+    names = classes or [f"class {place}" for place in range(_MOST_CLASSES)]
+    palette = {hex_colour(rgb): name for rgb, name in zip(class_colours(len(names)), names, strict=True)}
+    found: set[str] = set()
+    for mask in masks:
+        if mask.suffix.lower() in annotation_suffixes():
+            return {}
+        try:
+            page = read_pages(mask)[0]
+            if not page.coloured:
+                return {}
+            found.update(page.colours())
+        except (Unreadable, OSError):
+            return {}  # packing reports it
+    if not found <= {*palette, hex_colour(TEMPLATE_EMPTY)}:
+        return {}
+    return {
+        **{colour: name for colour, name in palette.items() if colour in found},
+        hex_colour(TEMPLATE_EMPTY): IGNORE,
+    }
 
 
 def _values(mask: Path) -> set[float]:

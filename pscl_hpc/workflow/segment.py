@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,14 @@ from pscl_hpc.segmentation import finetune
 from pscl_hpc.segmentation.annotations import class_list
 from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.training import read_place
-from pscl_hpc.workflow.inputs import ARCHIVE_FILE, Inputs, pack
+from pscl_hpc.workflow.inputs import (
+    ANNOTATION,
+    ANNOTATION_FILE,
+    ARCHIVE_FILE,
+    Inputs,
+    check_files,
+    pack,
+)
 from pscl_hpc.workflow.suggestion import Annotation, prepare_annotation
 
 RECIPE = "finetune/default.yaml"
@@ -43,7 +51,10 @@ JOB_ENTRY = "pscl_hpc.workflow.segment:finish_job"
 """What a job runs."""
 _MEASURING = ("phases", "boundary", "smallest", "um_per_pixel")
 """Fields of :class:`Request` that do not concern the training: a later call may change them."""
+_WRITTEN = (ARCHIVE_FILE, ANNOTATION_FILE, ANNOTATION, RUN, MEASUREMENTS, PAGE)
+"""What a call writes besides the request."""
 Say = Callable[[str], None]
+Training = Callable[[], AbstractContextManager[None]]
 
 
 class Request(BaseModel):
@@ -109,7 +120,12 @@ class Prepared:
 
 
 def segment(
-    request: Request, out: Path, *, say: Say = lambda text: None, progress: bool = False
+    request: Request,
+    out: Path,
+    *,
+    say: Say = lambda text: None,
+    progress: bool = False,
+    training: Training = nullcontext,
 ) -> Segmented:
     """Do everything, or what an earlier call has left to do.
 
@@ -118,19 +134,21 @@ def segment(
         out: The folder of the results.
         say: Called with sentences on what was found.
         progress: Show progress bars if the output is a terminal.
+        training: A block around the training, such as one that handles signals.
 
     Raises:
-        UserError: an input is wrong, or ``out`` has the results of another request.
+        UserError: an input is wrong, or ``out`` has the results of another request or files of another origin.
         StopRequested: as :func:`~pscl_hpc.segmentation.finetune`.
     """
     prepared = prepare(request, out, say=say, progress=progress)
-    return finish(request, out, prepared, say=say, progress=progress)
+    return finish(request, out, prepared, say=say, progress=progress, training=training)
 
 
 def suggest_annotation(request: Request, out: Path, *, progress: bool = False) -> Annotation:
     """Pack the images, choose the one to annotate, and write a template to paint on; errors as of :func:`segment`."""
+    images = plan([Path(request.folder)])
     _keep_request(request, out)
-    packed = build(plan([Path(request.folder)]), out / ARCHIVE_FILE, request.options, progress=progress)
+    packed = build(images, out / ARCHIVE_FILE, request.options, progress=progress)
     found = prepare_annotation(out / ARCHIVE_FILE, out, progress=progress)
     skipped = tuple((one.path, one.reason) for one in packed.skipped)
     return replace(found, warnings=packed.warnings + found.warnings, skipped=skipped)
@@ -140,10 +158,12 @@ def prepare(request: Request, out: Path, *, say: Say = lambda text: None, progre
     """Pack the archive and check the configuration; the arguments and errors are those of :func:`segment`."""
     if not request.masks:
         raise UserError(f"{request.folder}: a mask of one image is needed; give it with --mask")
+    folder, masks = Path(request.folder), [Path(mask) for mask in request.masks]
+    check_files(folder, masks)
     _keep_request(request, out)
     inputs = pack(
-        Path(request.folder),
-        [Path(mask) for mask in request.masks],
+        folder,
+        masks,
         out,
         images=request.images,
         classes=request.classes,
@@ -179,13 +199,15 @@ def finish(
     *,
     say: Say = lambda text: None,
     progress: bool = False,
+    training: Training = nullcontext,
 ) -> Segmented:
     """Train, predict, measure and write the page; the arguments and errors are those of :func:`segment`."""
     inputs, config = prepared.inputs, prepared.config
     if not (out / RUN).is_dir() or not _is_done(out / RUN):
         masks = "masks" if len(inputs.references) > 1 else "mask"
         say(f"training on the {masks} of {', '.join(inputs.references)} ({_length(config)}), in {out / RUN}")
-    finetune(config, progress=progress)
+    with training():
+        finetune(config, progress=progress)
     if inputs.waiting:
         # The run is done now, so the archive may change.
         inputs = prepare(request, out, progress=progress).inputs
@@ -232,6 +254,11 @@ def _keep_request(request: Request, out: Path) -> None:
         raise UserError(f"{out}: is a file; name a folder with --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
+        others = [name for name in _WRITTEN if (out / name).exists()]
+        if others and not (out / REQUEST_FILE).exists():
+            raise UserError(
+                f"{out / others[0]}: is not from 'segment', which would replace it; choose another --out"
+            )
         if create_text(out / REQUEST_FILE, request.model_dump_json(indent=2) + "\n"):
             return
     except OSError as error:
@@ -239,20 +266,25 @@ def _keep_request(request: Request, out: Path) -> None:
     before: dict[str, Any] = read_request(out).model_dump()
     now = request.model_dump()
     changed = [key for key in now if now[key] != before[key] and key not in _MEASURING]
-    if not changed and now != before:
-        write_text(out / REQUEST_FILE, request.model_dump_json(indent=2) + "\n")
-    if changed and not (out / RUN).exists():
-        # Nothing was trained yet: a corrected call begins again.
-        for name in (ARCHIVE_FILE, REQUEST_FILE):
-            (out / name).unlink(missing_ok=True)
-        _keep_request(request, out)
-        return
-    if changed:
+    if changed and "folder" not in changed and not (out / RUN).exists():
+        # Nothing was trained yet: a corrected call begins again. The mask that was painted belongs to the same images.
+        (out / ARCHIVE_FILE).unlink(missing_ok=True)
+    elif changed:
         key = changed[0]
         raise UserError(
-            f"{out}: has the results of another call ({key} is {before[key]!r} there, {now[key]!r} here); choose another "
-            "--out"
+            f"{out}: has the results of another call ({key}: {_shown(before[key])} there, {_shown(now[key])} here); choose "
+            "another --out"
         )
+    if now != before:
+        write_text(out / REQUEST_FILE, request.model_dump_json(indent=2) + "\n")
+
+
+def _shown(value: Any) -> str:
+    """A value of a request as it is typed."""
+    if isinstance(value, dict):
+        value = [f"{key}={name}" for key, name in value.items()]
+    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return "nothing" if value is None or not text else text
 
 
 def _length(config: FinetuneConfig) -> str:

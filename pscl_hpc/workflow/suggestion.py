@@ -14,10 +14,10 @@ from pscl_hpc.files import write_bytes
 from pscl_hpc.segmentation.palette import class_colours
 from pscl_hpc.segmentation.pictures import picture_name, png_bytes
 from pscl_hpc.suggestion import dense_features, draw, suggest
+from pscl_hpc.workflow.masks import TEMPLATE_EMPTY
 
 _REASON = "suggestion.png"
 _FOLDER = "annotate"
-_WHITE = (255, 255, 255)
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def prepare_annotation(archive_path: Path, out: Path, *, progress: bool = False)
 
 
 def _empty_mask(height: int, width: int) -> bytes:
-    colours = np.full((256, 3), _WHITE, np.uint8)
+    colours = np.full((256, 3), TEMPLATE_EMPTY, np.uint8)
     colours[:IGNORE_INDEX] = class_colours(IGNORE_INDEX)
     mask = Image.fromarray(np.full((height, width), IGNORE_INDEX, np.uint8), "L")
     mask.putpalette(colours.tobytes())

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from pscl_hpc.archive import Archive, Collection, ShardWriter
 from pscl_hpc.archive.blocks import Pool
@@ -142,3 +142,18 @@ def run_killed(script: Path, text: str, *arguments: str | Path) -> None:
         [sys.executable, script, *arguments], capture_output=True, text=True, check=False, timeout=PATIENCE_S
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def with_bar(image: np.ndarray, rows: int, *, ink: int, paper: int, frame: int = 0) -> np.ndarray:
+    """``image`` with a bar of text in place of its lowest ``rows`` rows, as a microscope draws it."""
+    height, width = image.shape
+    bar = Image.new("L", (width, rows), paper)
+    draw = ImageDraw.Draw(bar)
+    font = ImageFont.load_default(max(8, rows // 2))
+    draw.text((6, rows // 5), "EHT = 15.00 kV   WD = 8.5 mm   Mag = 5.00 K X", ink, font)
+    draw.line((width * 3 // 4, rows * 3 // 4, width - 12, rows * 3 // 4), ink, 2)
+    if frame:
+        draw.rectangle((0, 0, width - 1, frame - 1), ink)
+    out = image.copy()
+    out[height - rows :] = np.asarray(bar)
+    return out

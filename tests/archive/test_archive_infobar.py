@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from pscl_hpc.archive import Archive
 from pscl_hpc.archive.build import BuildOptions, build
@@ -16,22 +16,7 @@ from pscl_hpc.archive.ingest.prepare import bar_height
 from pscl_hpc.archive.ingest.sources import plan
 from pscl_hpc.archive.options import AUTO_CROP
 
-from .archives import labels, texture
-
-
-def with_bar(image: np.ndarray, rows: int, *, ink: int, paper: int, frame: int = 0) -> np.ndarray:
-    """``image`` with a bar of text in place of its lowest ``rows`` rows, as a microscope draws it."""
-    height, width = image.shape
-    bar = Image.new("L", (width, rows), paper)
-    draw = ImageDraw.Draw(bar)
-    font = ImageFont.load_default(max(8, rows // 2))
-    draw.text((6, rows // 5), "EHT = 15.00 kV   WD = 8.5 mm   Mag = 5.00 K X", ink, font)
-    draw.line((width * 3 // 4, rows * 3 // 4, width - 12, rows * 3 // 4), ink, 2)
-    if frame:
-        draw.rectangle((0, 0, width - 1, frame - 1), ink)
-    out = image.copy()
-    out[height - rows :] = np.asarray(bar)
-    return out
+from .archives import labels, texture, with_bar
 
 
 @settings(max_examples=50, deadline=None)

@@ -57,6 +57,11 @@ FINETUNE = ["finetune", "--config", "{in}/finetune.yaml", "run={out}/run"]
 
 # Arguments, and what the error has to name.
 CASES = {
+    "a decimal comma": (
+        ["segment", "{in}/images", "--um-per-pixel", "0,05"],
+        "give a number, with a decimal point",
+    ),
+    "an image as archive": (["archive", "info", "{in}/images/a.png"], "a.png is not an archive; make one"),
     "missing configuration": (["pretrain", "--config", "{in}/none.yaml"], "{in}/none.yaml"),
     "configuration is a folder": (["pretrain", "--config", "{in}"], "{in}"),
     "kind is a list": ([*PRETRAIN, "kind=[a]"], "kind"),

@@ -42,8 +42,12 @@ def file(tmp_path: Path) -> Path:
         ("method.reference.idz=[a]", ["method.reference.idz", "'ids'"]),
         ("method.name=psclsimclr", ["method.name", "'pscl-simclr'"]),
         ("model.name=u-net", ["model.name", "'unet'"]),
-        ("batch_size=0", ["batch_size", "1", "0"]),
-        ("batch_size=many", ["batch_size"]),
+        ("batch_size=0", ["batch_size': must be at least 1, but it is 0"]),
+        ("batch_size=many", ["command line: key 'batch_size': must be a whole number, but it is 'many'"]),
+        (
+            "method.temperature=x",
+            ["method.temperature': must be a number, with a decimal point, but it is 'x'"],
+        ),
         ("views.size=[3,400]", ["views.size.0"]),
         ("method.temperature=-1", ["method.temperature"]),
         ("method.reference.ids=[]", ["method.reference.ids"]),
@@ -384,3 +388,21 @@ def test_a_module_that_cannot_be_imported_fails_at_every_lookup(
     for _ in range(2):
         with pytest.raises(RuntimeError, match="broken"):
             registry.names  # noqa: B018
+
+
+def test_shipped_configurations_are_found_outside_a_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "configs/finetune/default.yaml"
+    shipped = load_config(name, ["references=[a/b]", "data.archive=a.h5"])
+    own = tmp_path / "own.yaml"
+    own.write_text(f"extends: {name}\nreferences: [a/b]\ndata: {{archive: a.h5}}\n")
+    assert load_config(own) == shipped
+    assert load_config(ROOT / name, ["references=[a/b]", "data.archive=a.h5"]) == shipped
+    (tmp_path / "configs/finetune").mkdir(parents=True)
+    (tmp_path / name).write_text("kind: finetune\nseed: 5\nreferences: [a/b]\ndata: {archive: a.h5}\n")
+    assert load_config(name).seed == 5, "the file of the user's own folder is nearer"
+    for wrong in ("configs/finetune/defalt.yaml", "configs/../pyproject.toml"):
+        with pytest.raises(UserError, match="no such configuration file"):
+            load_config(wrong)

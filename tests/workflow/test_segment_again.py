@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,11 +18,14 @@ from PIL import Image
 
 from pscl_hpc.archive import Archive
 from pscl_hpc.cli.main import main
-from pscl_hpc.errors import UserError
+from pscl_hpc.cli.signals import stop_in_training
+from pscl_hpc.errors import EXIT_INPUT, EXIT_STOPPED, UserError
 from pscl_hpc.metallography.record import read_measurements
 from pscl_hpc.runs import RunFolder
+from pscl_hpc.segmentation import finetune
+from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.training import StopRequested
-from pscl_hpc.workflow import segment
+from pscl_hpc.workflow import segment, suggest_annotation
 from pscl_hpc.workflow.segment import PAGE, REQUEST_FILE, prepare, read_request
 
 from .material import SMALL, micrograph, request_of, words_of
@@ -120,3 +124,60 @@ def test_another_request_does_not_overwrite(folder: Path) -> None:
     assert (again.unit, again.phases) == ("um", ("class 1",))
     assert read_request(out).um_per_pixel == 0.5
     assert (out / "model/model.safetensors").stat().st_mtime_ns == trained
+
+
+@pytest.mark.parametrize("name", ["archive.h5", "annotation.csv", "report.html"])
+def test_files_of_another_origin_are_kept(folder: Path, name: str) -> None:
+    out = folder / "out"
+    out.mkdir()
+    (out / name).write_text("mine")
+    with pytest.raises(UserError, match=f"{name}: is not from 'segment'"):
+        segment(request_of(folder), out)
+    with pytest.raises(UserError, match=f"{name}: is not from 'segment'"):
+        suggest_annotation(request_of(folder, masks=()), out)
+    assert [path.name for path in out.iterdir()] == [name]
+    assert (out / name).read_text() == "mine"
+
+
+def test_a_folder_that_is_not_there_leaves_nothing(folder: Path) -> None:
+    for masks in ((), (str(folder / "painted/1_mask.png"),)):
+        assert main(["segment", str(folder / "sme"), "--out", str(folder / "out"),
+                     *(word for mask in masks for word in ("--mask", mask))]) == EXIT_INPUT  # fmt: skip
+    assert not (folder / "out").exists()
+
+
+def test_a_request_to_stop_that_comes_late_ends_the_command(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def trained(config: FinetuneConfig, **rest: object) -> None:
+        finetune(config)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(sys.modules["pscl_hpc.workflow.segment"], "finetune", trained)
+    with pytest.raises(SystemExit) as ended:
+        main([*words_of(folder), *SMALL])
+    assert ended.value.code == EXIT_STOPPED
+    assert "stopped: Ctrl-C; run the same command to resume" in capsys.readouterr().err
+    assert not (folder / "out/measurements").exists()
+    monkeypatch.undo()
+
+    def measured(*given: object, **rest: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+
+    # After the training Ctrl-C ends the command at once.
+    monkeypatch.setattr(sys.modules["pscl_hpc.workflow.segment"], "measure", measured)
+    with pytest.raises(KeyboardInterrupt):
+        segment(request_of(folder), folder / "out", training=stop_in_training)
+    monkeypatch.undo()
+    assert main([*words_of(folder), *SMALL]) == 0
+
+
+def test_a_folder_of_the_same_name_elsewhere_does_not_get_the_template(folder: Path) -> None:
+    suggest_annotation(request_of(folder, masks=()), folder / "out")
+    shutil.copytree(folder / "sem", folder / "other/sem")
+    wanted = request_of(folder, masks=(), folder=str(folder / "other/sem"))
+    with pytest.raises(
+        UserError, match=r"has the results of another call \(folder: .*/sem there, .*/other/sem here\)"
+    ):
+        suggest_annotation(wanted, folder / "out")

@@ -13,12 +13,14 @@ import tifffile
 from PIL import Image
 
 from pscl_hpc.archive import Archive
+from pscl_hpc.archive.options import AUTO_CROP
 from pscl_hpc.cli.main import main
 from pscl_hpc.errors import EXIT_INPUT, UserError
 from pscl_hpc.metallography.record import read_measurements
 from pscl_hpc.workflow import segment, suggest_annotation
 from pscl_hpc.workflow.masks import numbered_classes
 from pscl_hpc.workflow.segment import prepare
+from tests.archive.archives import texture, with_bar
 
 from .material import SMALL, micrograph, request_of, words_of
 
@@ -240,3 +242,57 @@ def test_what_the_suggestion_could_not_pack_is_told(folder: Path, capsys: pytest
     command = shlex.split(next(line for line in shown.out.splitlines() if line.startswith("then: "))[6:])
     assert command[:3] == ["pscl-hpc", "segment", str(folder / "sem")]
     assert Path(command[4]).is_file()
+
+
+def test_a_template_that_a_paint_program_saved_in_colours(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    template = suggest_annotation(request_of(folder, masks=()), folder / "out").template
+    assert main(["segment", str(folder / "sem"), "--mask", str(template), "--out", str(folder / "two")]) == 2
+    assert "has only the value 255, so nothing is annotated; paint the classes" in capsys.readouterr().err
+    with pytest.raises(UserError, match="has only the value 255, so nothing seems to be annotated"):
+        prepare(request_of(folder, masks=(str(template),), classes=("a", "b")), folder / "three")
+
+    with Image.open(template) as empty:
+        indices, palette = np.array(empty), empty.getpalette()
+    indices[10:20], indices[20:30], indices[30:32] = 0, 2, 1
+    painted = Image.fromarray(indices, "P")
+    painted.putpalette(palette)
+    coloured = folder / template.name
+    painted.convert("RGB").save(coloured)
+    for classes in (("a", "b", "c"), ()):
+        said: list[str] = []
+        wanted = request_of(folder, masks=(str(coloured),), images=(template.name[0],), classes=classes)
+        inputs = prepare(wanted, folder / f"with {len(classes)} names", say=said.append).inputs
+        assert inputs.classes == (classes or ("class 0", "class 1", "class 2"))
+        assert any(f"#6e6e6e is {inputs.classes[0]}" in text and "#ffffff is ignore" in text for text in said)
+        with Archive(inputs.archive) as archive:
+            stored = archive.read_mask(archive.find(inputs.references[0]).index)
+        np.testing.assert_array_equal(stored, indices)
+    # The colour of a class that was not named.
+    with pytest.raises(UserError, match="give the class of each with --mask-values"):
+        prepare(request_of(folder, masks=(str(coloured),), classes=("a", "b")), folder / "four")
+
+
+def test_a_half_transparent_mask(folder: Path) -> None:
+    colours = np.zeros((48, 56, 4), np.uint8)
+    colours[..., 0], colours[..., 3] = micrograph(1)[1] * 255, 128
+    Image.fromarray(colours).save(folder / "1.png")
+    with pytest.raises(UserError, match=r"2688 half-transparent pixels.*hard brush"):
+        prepare(request_of(folder, masks=(str(folder / "1.png"),), classes=("a", "b")), folder / "out")
+
+
+def test_information_bars_are_told(folder: Path) -> None:
+    for number in range(3):
+        image = with_bar(texture((300, 320), number), 30, ink=255, paper=0)
+        Image.fromarray(image).save(folder / f"sem/{number}.png")
+    Image.fromarray((texture((300, 320)) > 128).astype(np.uint8)).save(folder / "painted/1_mask.png")
+    for crop, expected in ((0, "warning: sem: 3 of the 3 images looked at seem to have an information bar"),
+                           (AUTO_CROP, "cut information bars from 3 of 3 images (30 rows)")):  # fmt: skip
+        said: list[str] = []
+        prepare(request_of(folder, crop_bottom=crop), folder / f"out{crop}", say=said.append)
+        assert (
+            [text for text in said if "information bar" in text]
+            == [text for text in said if expected in text]
+            != []
+        )

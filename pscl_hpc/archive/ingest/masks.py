@@ -172,6 +172,7 @@ def check_colours(paths: Sequence[Path], classes: Sequence[str]) -> None:
     """
     counts: dict[str, int] = {}
     first: Path | None = None
+    problem: Unreadable | None = None
     for path in paths:
         try:
             if not has_colours(path):
@@ -181,10 +182,14 @@ def check_colours(paths: Sequence[Path], classes: Sequence[str]) -> None:
                 first = first or path
             for colour, count in page.colours().items():
                 counts[colour] = counts.get(colour, 0) + count
-        except (Unreadable, OSError):
+        except Unreadable as error:
+            problem = problem or error
+        except OSError:
             continue
     if first is None:
         return
+    if not counts:
+        raise UserError(f"{first}: {problem}")
     colours = sorted(counts, key=lambda colour: (colour != TRANSPARENT, colour))
     if len(counts) > _MANY_COLOURS:
         colours = sorted(sorted(counts, key=lambda colour: -counts[colour])[: max(2, len(classes))])
@@ -255,12 +260,15 @@ def _check_indices(mask: Pixels, classes: Sequence[str], shown: str) -> None:
     scaled = len(found) == len(classes) > 2 and np.allclose(found, even, atol=1)
     if not (scaled or (IGNORE_INDEX in found and set(found) <= {0, IGNORE_INDEX})):
         return
+    if len(found) == 1:
+        raise Unreadable(
+            f"the mask {shown} has only the value {found[0]}, so nothing seems to be annotated; paint the classes, or give "
+            f"--mask-values {found[0]}=CLASS if it is a class"
+        )
     levels: list[Key] = list(found) if scaled else [0, IGNORE_INDEX]
     named = [*levels[:-1]] if scaled else list(range(len(classes)))
     listed = suggestion(named, classes)
-    values = (
-        f"values {', '.join(map(str, found[:-1]))} and {found[-1]}" if len(found) > 1 else f"value {found[0]}"
-    )
+    values = f"values {', '.join(map(str, found[:-1]))} and {found[-1]}"
     raise Unreadable(
         f"the mask {shown} has only the {values}, so it is not clear what {IGNORE_INDEX} means; give the classes of the "
         f"values with {suggestion(levels, classes)}, or {listed},{IGNORE_INDEX}={IGNORE} if {IGNORE_INDEX} means not "
