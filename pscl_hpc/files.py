@@ -169,6 +169,11 @@ def nfc(name: str) -> str:
     return normalize("NFC", name)
 
 
+def readable(name: str) -> str:
+    """A file name as text: bytes that are not UTF-8, as on disks of other systems, become question marks."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def user_name() -> str:
     """The name of the user, for folders on local disks."""
     try:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from pscl_hpc.cli.options import JSON, print_json
 from pscl_hpc.errors import EXIT_FAILED
 
 MARKS = {"ok": "green", "note": "yellow", "problem": "bold red"}
@@ -21,20 +21,20 @@ def register(app: typer.Typer) -> None:
 
 def doctor(
     folder: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("."),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Check what this machine can do, and say what to fix.
 
     Each line is **ok**, a **note** (works, but something is absent, slow or risky) or a **problem** (training cannot
     run). Exit code 3: there is a problem.
 
-    Examples:
+    **Examples**
 
-        pscl-hpc doctor
+    `pscl-hpc doctor`
 
-        pscl-hpc doctor --folder /scratch/me/runs
+    `pscl-hpc doctor --folder /scratch/me/runs`
 
-        pscl-hpc doctor --json
+    `pscl-hpc doctor --json`
     """
     from pscl_hpc.doctor import examine
 
@@ -42,7 +42,7 @@ def doctor(
     failed = any(finding.level == "problem" for finding in findings)
     if as_json:
         values = [dataclasses.asdict(finding) for finding in findings]
-        typer.echo(json.dumps({"ready": not failed, "findings": values}, indent=2))
+        print_json({"ready": not failed, "findings": values})
     else:
         from rich.console import Console
         from rich.table import Table

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pscl_hpc.cli.options import JSON
+from pscl_hpc.cli.options import JSON, print_json
 from pscl_hpc.errors import UserError
 
 
@@ -39,15 +38,13 @@ def export_command(
         raise UserError("name a format: --onnx")
     found = export_onnx(run, out)
     if as_json:
-        typer.echo(
-            json.dumps(
-                {
-                    "path": str(found.path),
-                    "largest_difference": found.largest_difference,
-                    "different_pixels": found.different_pixels,
-                    "sizes": found.sizes,
-                }
-            )
+        print_json(
+            {
+                "path": str(found.path),
+                "largest_difference": found.largest_difference,
+                "different_pixels": found.different_pixels,
+                "sizes": found.sizes,
+            }
         )
         return
     typer.echo(

@@ -4,35 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pscl_hpc.cli.options import JSON, print_json
 from pscl_hpc.errors import EXIT_SKIPPED, UserError
 
 if TYPE_CHECKING:
     from pscl_hpc.launch.status import RunStatus
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 JOBS_HELP = """List, follow, cancel and requeue jobs.
 
 A job belongs to a run folder, and the commands take that folder.
 
-Examples:
+**Examples**
 
-    pscl-hpc jobs list
+`pscl-hpc jobs list`
 
-    pscl-hpc jobs status runs/my-run
+`pscl-hpc jobs status runs/my-run`
 
-    pscl-hpc jobs logs -f runs/my-run
+`pscl-hpc jobs logs -f runs/my-run`
 
-    pscl-hpc jobs cancel runs/my-run
+`pscl-hpc jobs cancel runs/my-run`
 
-    pscl-hpc jobs requeue runs/my-run
+`pscl-hpc jobs requeue runs/my-run`
 """
 
 
@@ -49,21 +48,21 @@ def register(app: typer.Typer) -> None:
 
 def list_runs(
     runs: Annotated[Path, typer.Option(help="The folder that holds the run folders.")] = Path("runs"),
-    as_json: Json = False,
+    as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """List runs with their state, progress and job. Exit code 1: some folders are damaged and were skipped.
 
-    Examples:
+    **Examples**
 
-        pscl-hpc jobs list
+    `pscl-hpc jobs list`
 
-        pscl-hpc jobs list --runs /scratch/me/runs --json
+    `pscl-hpc jobs list --runs /scratch/me/runs --json`
     """
     from pscl_hpc.launch.status import list_statuses
 
     found, damaged = list_statuses(runs)
     if as_json:
-        _print_json([dataclasses.asdict(each) for each in found])
+        print_json([dataclasses.asdict(each) for each in found])
     else:
         _table(found)
         if not found and not damaged:
@@ -74,20 +73,20 @@ def list_runs(
         raise typer.Exit(EXIT_SKIPPED)
 
 
-def status(run: Run, as_json: Json = False) -> None:
+def status(run: Run, as_json: Annotated[bool, JSON] = False) -> None:
     """Show the state of a run: step, loss, images per second, time left, last checkpoint.
 
-    Examples:
+    **Examples**
 
-        pscl-hpc jobs status runs/my-run
+    `pscl-hpc jobs status runs/my-run`
 
-        pscl-hpc jobs status runs/my-run --json
+    `pscl-hpc jobs status runs/my-run --json`
     """
     from pscl_hpc.launch.status import run_status
 
     found = run_status(run)
     if as_json:
-        _print_json(dataclasses.asdict(found))
+        print_json(dataclasses.asdict(found))
         return
     lines = {
         "state": found.state + (f" ({found.detail})" if found.detail else ""),
@@ -117,15 +116,15 @@ def logs(
 ) -> None:
     """Print the log of the newest job of a run.
 
-    Examples:
+    **Examples**
 
-        pscl-hpc jobs logs runs/my-run
+    `pscl-hpc jobs logs runs/my-run`
 
-        pscl-hpc jobs logs -f runs/my-run
+    `pscl-hpc jobs logs -f runs/my-run`
 
-        pscl-hpc jobs logs runs/my-run --rank 3
+    `pscl-hpc jobs logs runs/my-run --rank 3`
 
-        pscl-hpc jobs logs runs/my-run --node n2
+    `pscl-hpc jobs logs runs/my-run --node n2`
     """
     from pscl_hpc.launch.control import follow_log, ranks_of_node
 
@@ -138,7 +137,7 @@ def logs(
             sys.stdout.flush()
 
 
-def requeue(run: Run, as_json: Json = False) -> None:
+def requeue(run: Run, as_json: Annotated[bool, JSON] = False) -> None:
     """Restart the job of a run.
 
     A running job is asked to save first, and is restarted in any case. A run that failed or was stopped is submitted
@@ -151,7 +150,7 @@ def requeue(run: Run, as_json: Json = False) -> None:
     _show_end(requeue_job(run), as_json)
 
 
-def cancel(run: Run, as_json: Json = False) -> None:
+def cancel(run: Run, as_json: Annotated[bool, JSON] = False) -> None:
     """Stop the newest job of a run. The checkpoints are kept, and submitting the run again resumes it.
 
     Example: pscl-hpc jobs cancel runs/my-run
@@ -161,13 +160,9 @@ def cancel(run: Run, as_json: Json = False) -> None:
     _show_end(cancel_job(run), as_json)
 
 
-def _print_json(value: object) -> None:
-    typer.echo(json.dumps(value, indent=2))
-
-
 def _show_end(found: RunStatus, as_json: bool) -> None:
     if as_json:
-        _print_json(dataclasses.asdict(found))
+        print_json(dataclasses.asdict(found))
     else:
         why = f" ({found.detail})" if found.state == "failed" else ""
         steps = _steps(found, " of ")

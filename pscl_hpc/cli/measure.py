@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ import typer
 
 from pscl_hpc.cli import inference, ingest
 from pscl_hpc.cli.inference import Tta
+from pscl_hpc.cli.options import JSON, print_json
 from pscl_hpc.errors import EXIT_SKIPPED, UserError
 
 
@@ -86,7 +86,7 @@ def measure_command(
     adapt: Annotated[float | None, inference.ADAPT] = None,
     correct_shading: Annotated[bool | None, inference.CORRECT_SHADING] = None,
     unweighted: Annotated[bool | None, inference.UNWEIGHTED] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print measurements.json, for programs.")] = False,
+    as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Measure phase fractions, particles, spacing and grain size, with 95% intervals from image to image.
 
@@ -159,7 +159,7 @@ def measure_command(
     for source, reason in record.skipped:
         print(f"skipped {source}: {reason}", file=sys.stderr)
     if as_json:
-        typer.echo(json.dumps(record.model_dump(mode="json"), indent=2, ensure_ascii=False))
+        print_json(record.model_dump(mode="json"))
     else:
         for line in record.lines():
             typer.echo(line)

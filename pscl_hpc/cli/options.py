@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import typer
 
 from pscl_hpc.errors import UserError
+from pscl_hpc.files import readable
 
 ARCHIVE = typer.Argument(metavar="FILE", help="Archive file, or folder of shards.")
 JSON = typer.Option("--json", help="Print one JSON object, for programs.")
@@ -23,8 +23,9 @@ def check_new_png(option: str, path: Path) -> None:
         raise UserError(f"{path} already exists; give another name or remove it")
 
 
-def print_json(value: dict[str, Any]) -> None:
-    typer.echo(json.dumps(value, indent=1))
+def print_json(value: object) -> None:
+    """Print the one JSON value of a command."""
+    typer.echo(readable(json.dumps(value, indent=2, ensure_ascii=False)))
 
 
 def counted(number: int, noun: str) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pscl_hpc.cli.options import OVERRIDES
+from pscl_hpc.cli.options import JSON, OVERRIDES, print_json
 from pscl_hpc.errors import UserError
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ def plan(
         float | None,
         typer.Option(min=0.0, max=1e9, help="Latency of a hop between nodes, microseconds; 25 by default."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON value instead of text.")] = False,
+    as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Predict step time, memory and scaling of a pretraining on more GPUs than are available.
 
@@ -72,11 +71,11 @@ def plan(
     number of images on each. The assumptions follow, with their sources. docs/scaling.md describes the model and how
     far it was validated.
 
-    Examples:
+    **Examples**
 
-        pscl-hpc plan --config my.yaml --measure rates.json
+    `pscl-hpc plan --config my.yaml --measure rates.json`
 
-        pscl-hpc plan --config my.yaml --rates rates.json --nodes 16 --gpus 8 --batch 8192 --intra 300 --inter 50
+    `pscl-hpc plan --config my.yaml --rates rates.json --nodes 16 --gpus 8 --batch 8192 --intra 300 --inter 50`
     """
     from pscl_hpc.config import load_config
     from pscl_hpc.pretraining.config import PretrainConfig
@@ -131,9 +130,7 @@ def plan(
         lines = [_values(line) for line in (asked, *sweep)]
         known = {"device": found.device, "references": found.references}
         rests = [dataclasses.asdict(each) for each in assumptions(found, links, given)]
-        typer.echo(
-            json.dumps({**known, "asked": lines[0], "sweep": lines[1:], "assumptions": rests}, indent=2)
-        )
+        print_json({**known, "asked": lines[0], "sweep": lines[1:], "assumptions": rests})
         return
     typer.echo(
         f"{total} images per step on {ranks} x {found.device} ({nodes} node{'s' if nodes > 1 else ''}): "
@@ -187,7 +184,7 @@ def _measure(config: PretrainConfig, path: Path, images: str | None, as_json: bo
     if as_json:
         each = {"step_per_image": rates.step_per_image, "memory_per_image": rates.memory_per_image}
         known = {"rates": str(path), "device": rates.device, "disturbed": disturbed or ""}
-        typer.echo(json.dumps({**known, **each}, indent=2))
+        print_json({**known, **each})
         return
     typer.echo(
         f"{rates.device}: {1000 * rates.step_per_image:.4g} ms and {rates.memory_per_image / GB:.3g} GB per image",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pscl_hpc.cli.options import JSON, OVERRIDES
+from pscl_hpc.cli.options import JSON, OVERRIDES, print_json
 
 
 def register(app: typer.Typer) -> None:
@@ -55,6 +54,6 @@ def pretrain_command(
         return
     if as_json:
         lines = folder.metrics()
-        typer.echo(json.dumps({"run": str(folder.path), "last": lines[-1] if lines else None}))
+        print_json({"run": str(folder.path), "last": lines[-1] if lines else None})
     else:
         typer.echo(folder.path)

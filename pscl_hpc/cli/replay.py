@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pscl_hpc.cli.options import JSON
+from pscl_hpc.cli.options import JSON, print_json
 from pscl_hpc.errors import UserError
 
 
@@ -54,7 +53,7 @@ def replay_command(
         terms = {
             name: value if abs(value) < float("inf") else str(value) for name, value in found.terms.items()
         }
-        typer.echo(json.dumps({**dataclasses.asdict(found), "terms": terms, "verdict": found.verdict}))
+        print_json({**dataclasses.asdict(found), "terms": terms, "verdict": found.verdict})
         return
     for line in found.lines():
         typer.echo(line)

@@ -34,11 +34,11 @@ def report(
     Runs may be unfinished, failed or not evaluated; the page says so. Files that cannot be read are named, with exit
     code 1.
 
-    Examples:
+    **Examples**
 
-        pscl-hpc report runs/demo
+    `pscl-hpc report runs/demo`
 
-        pscl-hpc report runs/finetune runs/from-scratch --out compare.html
+    `pscl-hpc report runs/finetune runs/from-scratch --out compare.html`
     """
     # Imported here: matplotlib takes a second.
     from pscl_hpc.report import write_report

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from pscl_hpc.cli import ingest
-from pscl_hpc.cli.options import JSON
+from pscl_hpc.cli.options import JSON, print_json
 from pscl_hpc.errors import EXIT_SKIPPED, UserError
 
 if TYPE_CHECKING:
@@ -141,7 +140,7 @@ def segment_command(
             gpus_per_node=gpus_per_node, say=say,
         )  # fmt: skip
         if as_json:
-            typer.echo(json.dumps({"folder": str(target), "run": str(sent.run), "job": sent.job.job}))
+            print_json({"folder": str(target), "run": str(sent.run), "job": sent.job.job})
         else:
             typer.echo(
                 f"job {sent.job.job} ({sent.job.cluster}); follow it with: pscl-hpc jobs logs -f {sent.run}"
@@ -158,8 +157,8 @@ def segment_command(
         if text not in said:  # packing told it before the training
             print(text, file=sys.stderr)
     if as_json:
-        typer.echo(json.dumps({"folder": str(target), "page": str(done.page),
-                               "results": [row.model_dump() for row in record.results]}))  # fmt: skip
+        print_json({"folder": str(target), "page": str(done.page),
+                               "results": [row.model_dump() for row in record.results]})  # fmt: skip
     else:
         for line in record.lines():
             typer.echo(line)
@@ -174,7 +173,7 @@ def _suggest(request: Request, target: Path, as_json: bool) -> None:
     found = suggest_annotation(request, target, progress=not as_json)
     if as_json:
         paths = {"id": found.id, "image": found.image, "template": found.template, "reason": found.reason}
-        typer.echo(json.dumps({name: str(path) for name, path in paths.items()}))
+        print_json({name: str(path) for name, path in paths.items()})
     else:
         for line in found.lines:
             typer.echo(line)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from pscl_hpc.cli import inference
 from pscl_hpc.cli.inference import Tta
-from pscl_hpc.cli.options import JSON, OVERRIDES
+from pscl_hpc.cli.options import JSON, OVERRIDES, print_json
 from pscl_hpc.errors import EXIT_SKIPPED
 
 _RUN = typer.Argument(metavar="RUN", help="Folder of a finished fine-tuning run or classifier.")
@@ -55,7 +54,7 @@ def finetune_command(
     if not read_place().first:
         return
     if as_json:
-        _print_json({"run": str(folder.path), "best": folder.record.get("best")})
+        print_json({"run": str(folder.path), "best": folder.record.get("best")})
     else:
         best = folder.record.get("best", {})
         if best.get("mean_dice") is not None:
@@ -92,7 +91,7 @@ def classifier_command(
     assert isinstance(loaded, ClassifierConfig)
     folder = train_classifier(loaded, progress=not as_json)
     if as_json:
-        _print_json(
+        print_json(
             {"run": str(folder.path), "pixels": folder.record["pixels"], "seconds": folder.record["seconds"]}
         )
     else:
@@ -140,7 +139,7 @@ def evaluate_command(
         progress=not as_json,
     )
     if as_json:
-        _print_json(content)
+        print_json(content)
         return
     for name, scores in content["splits"].items():
         count = f"{scores['images']} image{'' if scores['images'] == 1 else 's'}"
@@ -225,17 +224,11 @@ def predict_command(
         written = len({image.source for image in report.written})
         print(f"segmented: {written}, skipped: {len(report.skipped)}", file=sys.stderr)
     if as_json:
-        _print_json(report.to_json())
+        print_json(report.to_json())
     else:
         typer.echo(report.folder)
     if report.skipped:
         raise typer.Exit(EXIT_SKIPPED)
-
-
-def _print_json(content: dict[str, Any]) -> None:
-    from pscl_hpc.archive.ingest.folders import readable
-
-    typer.echo(readable(json.dumps(content, indent=2, ensure_ascii=False)))
 
 
 def _number(value: float | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pscl_hpc.cli.options import JSON, OVERRIDES
+from pscl_hpc.cli.options import JSON, OVERRIDES, print_json
 from pscl_hpc.errors import EXIT_SKIPPED, JobError, UserError
 
 if TYPE_CHECKING:
@@ -105,7 +104,7 @@ def study_command(
     failed = results.failed
     if as_json:
         found = {"folder": str(study.folder), "jobs_missing": len(state.missing)}
-        typer.echo(json.dumps({**found, **results.model_dump(mode="json")}))
+        print_json({**found, **results.model_dump(mode="json")})
     else:
         typer.echo(markdown(results))
         typer.echo(study.folder)
@@ -138,7 +137,7 @@ def _show_plan(state: StudyState, as_json: bool) -> None:
             }
             for job in state.missing
         ]
-        typer.echo(json.dumps({"cells": len(plan.cells), **counts, "jobs": missing}))
+        print_json({"cells": len(plan.cells), **counts, "jobs": missing})
         return
     for job in state.missing:
         source = state.elsewhere.get(job.key)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Literal, TextIO
 
 import typer
 
-from pscl_hpc.cli.jobs import Json
+from pscl_hpc.cli.options import JSON, print_json
 from pscl_hpc.cli.study import study_command
 from pscl_hpc.errors import EXIT_FAILED, UserError
 
@@ -64,7 +63,7 @@ def submit(
         bool, typer.Option("--dry-run", help="Print the Slurm batch script and submit nothing.")
     ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Show the log and wait until the job ends.")] = False,
-    as_json: Json = False,
+    as_json: Annotated[bool, JSON] = False,
 ) -> None:
     """Run pretrain, finetune, classifier or a study as jobs, on this machine or on Slurm.
 
@@ -77,15 +76,15 @@ def submit(
     A study is many jobs that depend on each other. 'submit study' is the same as 'pscl-hpc study FILE --cluster ...':
     it submits the jobs that can start, and waits. After an interruption the same command finds its jobs again.
 
-    Examples:
+    **Examples**
 
-        pscl-hpc submit pretrain --config my.yaml
+    `pscl-hpc submit pretrain --config my.yaml`
 
-        pscl-hpc submit pretrain --config my.yaml run=runs/a schedule.steps=500 --wait
+    `pscl-hpc submit pretrain --config my.yaml run=runs/a schedule.steps=500 --wait`
 
-        pscl-hpc submit pretrain --config my.yaml --cluster slurm --profile site --nodes 4 --gpus-per-node 8 --dry-run
+    `pscl-hpc submit pretrain --config my.yaml --cluster slurm --profile site --nodes 4 --gpus-per-node 8 --dry-run`
 
-        pscl-hpc submit finetune --config tune.yaml --cluster slurm --partition gpu --time 4:00:00 --gpus-per-node 1
+    `pscl-hpc submit finetune --config tune.yaml --cluster slurm --partition gpu --time 4:00:00 --gpus-per-node 1`
     """
     from pscl_hpc.config import load_cluster, load_config
     from pscl_hpc.launch.executors import default_cluster
@@ -133,7 +132,7 @@ def submit(
 
     if dry_run:
         script = show_script(loaded, cluster=where, profile=requested)
-        typer.echo(json.dumps({"script": script}) if as_json else script, nl=as_json)
+        print_json({"script": script}) if as_json else typer.echo(script, nl=False)
         return
     done = submit_run(loaded, cluster=where, profile=requested, any_commit=any_commit)
     if warning := signal_delay_warning(done.run, requested):
@@ -149,7 +148,7 @@ def submit(
         job, log = done.job, str(done.job.log(done.run))
         state = run_status(done.run).state
         answer = {"run": str(done.run), "job": job.job, "cluster": job.cluster, "log": log, "state": state}
-        typer.echo(json.dumps(answer, indent=2))
+        print_json(answer)
     else:
         typer.echo(done.run)
     if failed:

@@ -144,11 +144,19 @@ def test_the_csv_file_chooses_one_of_two_masks(two_masks: Path, tmp_path: Path) 
     np.testing.assert_array_equal(Archive(out).read_mask(1), labels((6, 8), 9))
 
 
-@pytest.mark.parametrize("values", [[0, 255, 255], [0, 127, 255], [0, 128, 255], [255, 255, 255]])
+@pytest.mark.parametrize("values", [[0, 255, 255], [0, 127, 255], [0, 128, 255]])
 def test_grey_levels_are_never_taken_for_not_annotated(tmp_path: Path, values: list[int]) -> None:
     picture(tmp_path / "a.png", np.array(values, np.uint8)[labels((20, 30)) % 3])
     with pytest.raises(Unreadable, match=r"a\.png.*--mask-values 0=matrix,.*255=\w+, .*255=ignore"):
         _read_mask(tmp_path / "a.png")
+
+
+def test_a_mask_in_which_nothing_is_painted(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", np.full((20, 30), 255, np.uint8))
+    with pytest.raises(
+        Unreadable, match=r"a\.png has only the value 255, so nothing.*--mask-values 255=CLASS"
+    ):
+        read_mask(tmp_path / "a.png", STEEL, 20, 30, 20)
 
 
 def test_the_meaning_of_values_can_be_given(tmp_path: Path) -> None:

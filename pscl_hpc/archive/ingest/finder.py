@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pscl_hpc.archive.format import Collection
-from pscl_hpc.archive.ingest.folders import IMAGE_FOLDERS, MASK_FOLDERS, Unread, readable, subfolder
+from pscl_hpc.archive.ingest.folders import IMAGE_FOLDERS, MASK_FOLDERS, Unread, subfolder
 from pscl_hpc.archive.ingest.items import Item, Skipped
 from pscl_hpc.archive.ingest.layout import Layout, find_layouts, layout_of
 from pscl_hpc.archive.ingest.mask_values import Key, classes_of_values, scribble_names
 from pscl_hpc.archive.ingest.splits import SPLITS_FILE, Listed, Splits, read_splits
 from pscl_hpc.errors import UserError
-from pscl_hpc.files import nfc
+from pscl_hpc.files import nfc, readable
 
 
 @dataclass(frozen=True)

@@ -68,11 +68,6 @@ def files_under(place: Path) -> list[Path]:
     return [place] if place.is_file() else sorted(_walk(place, frozenset(), Path.is_file))
 
 
-def readable(name: str) -> str:
-    """A file name as text: bytes that are not UTF-8, as on disks of other systems, become question marks."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
 def name_on_disk(path: Path) -> Path:
     """An existing path that equals ``path`` up to Unicode normalisation; ``path`` itself if there is none."""
     if os.path.lexists(path) or path.parent == path:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from pscl_hpc.archive.ingest.annotations import Drawing
 from pscl_hpc.archive.ingest.errors import Unreadable
-from pscl_hpc.archive.ingest.folders import readable
 from pscl_hpc.archive.ingest.images import open_pages
 from pscl_hpc.archive.ingest.mask_values import Key
 from pscl_hpc.archive.ingest.masks import check_equal
 from pscl_hpc.archive.ingest.pairing import is_mask_name, looks_like_mask
+from pscl_hpc.files import readable
 
 
 @dataclass(frozen=True)
