@@ -12,94 +12,35 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pscl_hpc.archive import Archive
-from pscl_hpc.archive.build import BuildOptions, build
+from pscl_hpc.archive.build import build
 from pscl_hpc.archive.ingest.sources import plan
-from pscl_hpc.archive.options import ALL_PAGES
 from pscl_hpc.config import load_config
-from pscl_hpc.config.packaged import packaged_config
 from pscl_hpc.errors import UserError
-from pscl_hpc.files import create_text, write_text
 from pscl_hpc.metallography.image import SMALLEST
-from pscl_hpc.metallography.measure import Wanted, measure
+from pscl_hpc.metallography.measure import measure
 from pscl_hpc.metallography.record import MEASUREMENTS
 from pscl_hpc.metallography.result import Measured
-from pscl_hpc.report import REPORT_FILE, SEGMENT_FILE, write_report
+from pscl_hpc.report import write_report
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.segmentation import finetune
 from pscl_hpc.segmentation.annotations import class_list
 from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.training import read_place
 from pscl_hpc.workflow.inputs import (
-    ANNOTATION,
-    ANNOTATION_FILE,
     ARCHIVE_FILE,
     Inputs,
     check_files,
     pack,
 )
+from pscl_hpc.workflow.request import PAGE, RUN, Request, keep_request, read_request
 from pscl_hpc.workflow.suggestion import Annotation, prepare_annotation
 
-RECIPE = "finetune/default.yaml"
-REQUEST_FILE = SEGMENT_FILE
-RUN, PAGE = "model", REPORT_FILE
 JOB_ENTRY = "pscl_hpc.workflow.segment:finish_job"
 """What a job runs."""
-_MEASURING = ("phases", "boundary", "smallest", "um_per_pixel")
-"""Fields of :class:`Request` that do not concern the training: a later call may change them."""
-_WRITTEN = (ARCHIVE_FILE, ANNOTATION_FILE, ANNOTATION, RUN, MEASUREMENTS, PAGE)
-"""What a call writes besides the request."""
 Say = Callable[[str], None]
 Training = Callable[[], AbstractContextManager[None]]
-
-
-class Request(BaseModel):
-    """What a call asks for; kept in ``segment.json``, so that an interrupted call is resumed by the same one only. What is
-    measured may change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    folder: str
-    masks: tuple[str, ...] = ()
-    images: tuple[str, ...] = ()
-    """Image of each mask, where the names do not tell."""
-    classes: tuple[str, ...] = ()
-    mask_values: dict[int | str, str] = {}
-    scribbles: bool = False
-    percentiles: tuple[float, float] = (0.5, 99.5)
-    luma: bool = False
-    crop_bottom: int = 0
-    page: int = ALL_PAGES
-    common_range: bool = False
-    config: str = ""
-    """Configuration file of the training; empty: the default recipe."""
-    minutes: float | None = None
-    """Time for training; None: the steps of the recipe."""
-    overrides: tuple[str, ...] = ()
-    """Overrides of the recipe."""
-    phases: tuple[str, ...] = ()
-    boundary: str = ""
-    smallest: int = SMALLEST
-    um_per_pixel: float | None = None
-
-    @property
-    def options(self) -> BuildOptions:
-        """How images are packed."""
-        return BuildOptions(self.percentiles, self.luma, self.crop_bottom, self.page, self.common_range)
-
-    @property
-    def recipe(self) -> Path:
-        """The configuration file of the training."""
-        return Path(self.config) if self.config else packaged_config(RECIPE)
-
-    @property
-    def wanted(self) -> Wanted:
-        """What is measured."""
-        return Wanted(self.phases, self.boundary, self.smallest, self.um_per_pixel)
 
 
 @dataclass(frozen=True)
@@ -147,7 +88,7 @@ def segment(
 def suggest_annotation(request: Request, out: Path, *, progress: bool = False) -> Annotation:
     """Pack the images, choose the one to annotate, and write a template to paint on; errors as of :func:`segment`."""
     images = plan([Path(request.folder)])
-    _keep_request(request, out)
+    keep_request(request, out)
     packed = build(images, out / ARCHIVE_FILE, request.options, progress=progress)
     found = prepare_annotation(out / ARCHIVE_FILE, out, progress=progress)
     skipped = tuple((one.path, one.reason) for one in packed.skipped)
@@ -160,7 +101,7 @@ def prepare(request: Request, out: Path, *, say: Say = lambda text: None, progre
         raise UserError(f"{request.folder}: a mask of one image is needed; give it with --mask")
     folder, masks = Path(request.folder), [Path(mask) for mask in request.masks]
     check_files(folder, masks)
-    _keep_request(request, out)
+    keep_request(request, out)
     inputs = pack(
         folder,
         masks,
@@ -237,54 +178,6 @@ def finish_job(config: FinetuneConfig) -> None:
         return
     prepared = prepare(request, out, say=print)
     finish(request, out, Prepared(prepared.inputs, config), say=print)
-
-
-def read_request(out: Path) -> Request:
-    """The request of a folder; UserError if it cannot be read."""
-    path = out / REQUEST_FILE
-    try:
-        return Request.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
-        raise UserError(f"{path}: cannot be read; restore it from a copy, or choose another --out") from None
-
-
-def _keep_request(request: Request, out: Path) -> None:
-    """Record the request, or check that it is the recorded one."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file; name a folder with --out")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        others = [name for name in _WRITTEN if (out / name).exists()]
-        if others and not (out / REQUEST_FILE).exists():
-            raise UserError(
-                f"{out / others[0]}: is not from 'segment', which would replace it; choose another --out"
-            )
-        if create_text(out / REQUEST_FILE, request.model_dump_json(indent=2) + "\n"):
-            return
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written to ({error.strerror}); choose another --out") from None
-    before: dict[str, Any] = read_request(out).model_dump()
-    now = request.model_dump()
-    changed = [key for key in now if now[key] != before[key] and key not in _MEASURING]
-    if changed and "folder" not in changed and not (out / RUN).exists():
-        # Nothing was trained yet: a corrected call begins again. The mask that was painted belongs to the same images.
-        (out / ARCHIVE_FILE).unlink(missing_ok=True)
-    elif changed:
-        key = changed[0]
-        raise UserError(
-            f"{out}: has the results of another call ({key}: {_shown(before[key])} there, {_shown(now[key])} here); choose "
-            "another --out"
-        )
-    if now != before:
-        write_text(out / REQUEST_FILE, request.model_dump_json(indent=2) + "\n")
-
-
-def _shown(value: Any) -> str:
-    """A value of a request as it is typed."""
-    if isinstance(value, dict):
-        value = [f"{key}={name}" for key, name in value.items()]
-    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    return "nothing" if value is None or not text else text
 
 
 def _length(config: FinetuneConfig) -> str:

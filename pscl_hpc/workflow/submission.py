@@ -7,7 +7,8 @@ from pathlib import Path
 from pscl_hpc.launch.executors import default_cluster
 from pscl_hpc.launch.profiles import Profile, load_profile
 from pscl_hpc.launch.submission import Submission, submit
-from pscl_hpc.workflow.segment import JOB_ENTRY, Request, Say, prepare
+from pscl_hpc.workflow.request import Request
+from pscl_hpc.workflow.segment import JOB_ENTRY, Say, prepare
 
 
 def submit_segment(

@@ -24,7 +24,8 @@ from pscl_hpc.metallography.measure import measure
 from pscl_hpc.metallography.record import read_measurements
 from pscl_hpc.runs import RunFolder
 from pscl_hpc.workflow import Request, segment
-from pscl_hpc.workflow.segment import PAGE, prepare
+from pscl_hpc.workflow.request import PAGE
+from pscl_hpc.workflow.segment import prepare
 
 from .material import SMALL, micrograph, request_of, words_of
 

@@ -26,7 +26,8 @@ from pscl_hpc.segmentation import finetune
 from pscl_hpc.segmentation.config import FinetuneConfig
 from pscl_hpc.training import StopRequested
 from pscl_hpc.workflow import segment, suggest_annotation
-from pscl_hpc.workflow.segment import PAGE, REQUEST_FILE, prepare, read_request
+from pscl_hpc.workflow.request import PAGE, REQUEST_FILE, read_request
+from pscl_hpc.workflow.segment import prepare
 
 from .material import SMALL, micrograph, request_of, words_of
 
