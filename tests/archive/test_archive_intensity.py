@@ -97,4 +97,4 @@ def test_types_are_counted_without_colour(tmp_path: Path) -> None:
         tifffile.imwrite(folder / f"{name}.tif", pixels(shape, dtype))
     types, colour = build(plan([folder]), tmp_path / "a.h5", BuildOptions()).warnings
     assert "1 of 16 bits, 2 of 8 bits" in types
-    assert "1 of its images in colour, 2 grey" in colour
+    assert "1 of its images are in colour and 2 are grey" in colour

@@ -135,7 +135,7 @@ def test_a_machine_without_timm_is_told_so(tmp_path: Path, monkeypatch: pytest.M
     save_trunk(tmp_path / "trunk.safetensors", make("conv"))
     _encoder_maps.cache_clear()
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(UserError, match="pip install timm"):
+    with pytest.raises(UserError, match=r"pip install 'pscl-hpc\[timm\]'"):
         load_trunk(tmp_path)
 
 
