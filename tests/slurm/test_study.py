@@ -28,9 +28,10 @@ def test_a_study_of_arrays_equals_one_on_this_machine(
         study_file(archive, place / name, methods=METHODS, datasets=DATASETS) for name in ("here", "there")
     )
     assert main(["study", str(here), "--jobs", "2", "--threads", "1"]) == EXIT_DONE
+    capsys.readouterr()
     command = ["submit", "study", "--config", str(there), "--cluster", "slurm", "--time", "10", "--cpus", "1"]
     assert main([*command, "--json"]) == EXIT_DONE
-    answer = json.loads(capsys.readouterr().out.splitlines()[-1])
+    answer = json.loads(capsys.readouterr().out)
     assert answer["jobs_missing"] == 0
     records = [
         record for run in sorted((place / "there" / "finetune").iterdir()) for record in job_records(run)
