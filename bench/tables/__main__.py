@@ -40,6 +40,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cpu-study-further-sets": lambda: study.study("cpu-study-further-sets"),
     "cpu-study-broad-pool": lambda: study.study("cpu-study-broad-pool"),
     "cpu-study-own-images": lambda: study.study("cpu-study-own-images"),
+    "cpu-study-data-efficiency": lambda: study.by_budget("cpu-study-data-efficiency"),
     "cpu-study-data-efficiency-first": lambda: study.by_budget("cpu-study-data-efficiency-first"),
     "cpu-study-neu-seg": lambda: study.by_budget("cpu-study-neu-seg"),
     "recipe-trials": lambda: recipe.trials("recipe-trials"),
